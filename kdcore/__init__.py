@@ -1,0 +1,87 @@
+"""kdcore: distillation and loss experiments on causal language models, as plugins and recipes.
+
+What `__all__` lists is the public API; all else is private. Names are loaded when they are first
+asked for.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kdcore.api import (
+        Batch,
+        Component,
+        Data,
+        Eval,
+        Logger,
+        LogitsAt,
+        Loss,
+        Patch,
+        Record,
+        Row,
+        Rows,
+        Selection,
+        Split,
+        Teacher,
+        Tokenizer,
+        component,
+        hookimpl,
+    )
+    from kdcore.errors import KdcoreError, PluginError, RecipeError, RunError, UsageError
+    from kdcore.language_model import LanguageModel
+    from kdcore.reading import read, read_nll
+    from kdcore.run import Run
+    from kdcore.tokens import Tokens
+
+_HOME = {
+    "api": "Batch Component Data Eval Logger LogitsAt Loss Patch Record Row Rows Selection Split "
+    "Teacher Tokenizer component hookimpl",
+    "errors": "KdcoreError PluginError RecipeError RunError UsageError",
+    "language_model": "LanguageModel",
+    "reading": "read read_nll",
+    "run": "Run",
+    "tokens": "Tokens",
+}
+_WHERE = {name: module for module, names in _HOME.items() for name in names.split()}
+
+__all__ = [
+    "Batch",
+    "Component",
+    "Data",
+    "Eval",
+    "KdcoreError",
+    "LanguageModel",
+    "Logger",
+    "LogitsAt",
+    "Loss",
+    "Patch",
+    "PluginError",
+    "RecipeError",
+    "Record",
+    "Row",
+    "Rows",
+    "Run",
+    "RunError",
+    "Selection",
+    "Split",
+    "Teacher",
+    "Tokenizer",
+    "Tokens",
+    "UsageError",
+    "component",
+    "hookimpl",
+    "read",
+    "read_nll",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'kdcore' has no attribute {name!r}")
+    return getattr(import_module(f"kdcore.{_WHERE[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,248 @@
+"""The contracts: what a plugin author writes, and what the engine hands over.
+
+A component is a small class with a name and options. `@component` makes it a keyword-only, strict
+pydantic dataclass; its fields are its options in a recipe. A component does no masking, reducing,
+chunking or moving of tensors between devices: that is the engine's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, cast, dataclass_transform
+
+import pluggy
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass as pydantic_dataclass
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from kdcore.run import Run
+    from kdcore.tokens import Tokens
+
+hookimpl = pluggy.HookimplMarker("kdcore")
+
+_Class = TypeVar("_Class")
+_STRICT = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True)
+
+
+@dataclass_transform(kw_only_default=True, eq_default=False)
+def component(cls: type[_Class]) -> type[_Class]:
+    """Turn a class into a component: keyword-only options, strictly typed, unknown ones refused.
+
+    Option types: bool, int, float, str, Literal, list, dict, a component kind, and unions of these.
+    """
+    # eq=False: two instances with equal options are two plugins to pluggy.
+    made = pydantic_dataclass(kw_only=True, eq=False, config=_STRICT)(cls)
+    return cast(type[_Class], made)
+
+
+LogitsAt = Callable[["Tensor"], "Tensor"]
+"""Flat positions [n] -> logits [n, V] of a batch that a teacher has read, without gradient."""
+
+Row = Mapping[str, Any]
+"""`input_ids`, and where the data knows them `labels` (unshifted, -100: not trained), `document`
+and `offset`."""
+
+Rows = Sequence[Row] | Iterable[Row]
+"""A sequence of rows, or an iterable of them where the data is streamed."""
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """What a batch was cut from."""
+
+    name: str
+    fingerprint: str  # of its tokens and their order
+    lengths: np.ndarray  # [documents] in tokens; empty where the data is streamed
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """One micro-batch on the device. The student and every teacher see exactly this.
+
+    All but `labels` are [rows, time]. `labels` is flat, [rows * time]: the id that the position
+    predicts, and -100 where it predicts nothing (padding, prompts, the end of a document). Flat
+    positions count through the rows.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    attention_mask: (
+        Tensor | None
+    )  # None where rows are packed: restarting position_ids isolate the documents
+    document: Tensor  # the token's document in the split, -1 on padding
+    offset: Tensor  # the token's index in its document, -1 on padding
+    labels: Tensor
+    vocabulary: int  # logits are cut to this many ids on all sides
+    split: Split
+
+
+@dataclass(frozen=True)
+class Record:
+    """What happened in the steps since the last record. Plain numbers, means over these steps."""
+
+    step: int
+    tokens: int  # valid tokens trained on so far, over all processes
+    loss: float
+    terms: Mapping[str, float]  # by the label of its `use` ("kl", "kl.2"), weight included
+    lr: float
+    kept: float  # share of the valid tokens that the selection kept; 1.0 without one
+    tokens_per_second: float  # valid tokens, over all processes
+    selection: Mapping[str, float]  # threshold, excess_kept, excess_dropped, where scores rank
+
+
+class Component:
+    """Anything that a recipe can name. Subclasses of one kind are told apart by `name`."""
+
+    name: ClassVar[str]
+
+    def fingerprint(self) -> str:
+        """What this component is, content included, as a short text; compared when a run is
+        continued.
+
+        By default its name and its options. A component that reads files adds what it read.
+        """
+        from kdcore.fingerprints import of_options
+
+        return of_options(self)
+
+
+@component
+class Data(Component):
+    """Text for training and validation, laid in rows of at most `block` tokens."""
+
+    block: int = 512
+    rows: Literal["pack", "chunk", "one"] = "pack"
+    cut: Literal["left", "right", "split"] = "right"
+    eos: bool = True
+    fresh_each_epoch: ClassVar[bool] = False
+
+    def texts(self, split: str) -> Iterable[str]:
+        """The documents of "train" or "validation", in order; also what tokenizers are trained on."""
+        raise NotImplementedError
+
+    def make_rows(
+        self, split: str, tokenizer: PreTrainedTokenizerBase, *, seed: int, epoch: int
+    ) -> Rows:
+        """The rows of a split: by default the texts tokenised (cached on disk) and laid as `rows`
+        says.
+
+        "pack" lays whole documents side by side, isolated; longer ones are cut into isolated
+        pieces. "chunk" cuts the whole split contiguously. "one" gives each document a row,
+        over-long ones cut at `cut`.
+        """
+        from kdcore.rows import lay_texts
+
+        return lay_texts(self, split, tokenizer)
+
+
+class Tokenizer(Component):
+    """Where the ids come from."""
+
+    def load(self, run: Run, data: Data) -> PreTrainedTokenizerBase:
+        """Load or train it. What is returned is kept in the run folder and not asked for again."""
+        raise NotImplementedError
+
+
+class Teacher(Component):
+    """A distribution over the next token, from one model or several, live or stored."""
+
+    def load(self, run: Run) -> None:
+        """Put the weights onto `run.device`, in evaluation mode. Called once, of nested ones too."""
+
+    def tokenizer(self) -> PreTrainedTokenizerBase | None:
+        """The tokenizer it was made with; None: the student's. Called before `load`."""
+        return None
+
+    def gives_logits(self) -> bool:
+        """Whether `read` works. False for a teacher that knows losses only."""
+        return True
+
+    def read(self, batch: Batch) -> LogitsAt:
+        """Run the trunk once over the batch and hand back a way to ask for logits at flat
+        positions.
+
+        Call `kdcore.read(teacher, batch)` instead, also from a nesting teacher: it checks and cuts
+        what comes back.
+        """
+        raise NotImplementedError
+
+    def nll(self, batch: Batch) -> Callable[[Tensor, Tensor], Tensor]:
+        """Flat positions [n] and labels [n] -> negative log-likelihoods [n]; default: from `read`."""
+        from kdcore.reading import nll_from_logits, read
+
+        return nll_from_logits(read(self, batch), batch)
+
+
+class Loss(Component):
+    """A divergence or likelihood at each token."""
+
+    needs_teacher: ClassVar[bool] = True
+
+    def per_token(self, student: Tensor, teacher: Tensor | None, labels: Tensor) -> Tensor:
+        """Student logits [n, V], teacher logits [n, V] (None if not needed) and labels [n] ->
+        values [n], in nats.
+
+        Float32 in and out. It must not write into its inputs. Gradients reach the student's logits
+        only.
+        """
+        raise NotImplementedError
+
+    def formula(self) -> str:
+        """What `per_token` computes, for `kdcore plan`: in p(T), q(T) and the label y."""
+        from kdcore.fingerprints import as_call
+
+        return as_call(self)
+
+
+class Selection(Component):
+    """Which tokens of an optimizer step are trained on."""
+
+    def keep(self, tokens: Tokens) -> Tensor:
+        """A bool for each of this process's valid tokens [n]. Called without gradient."""
+        raise NotImplementedError
+
+
+class Patch(Component):
+    """A change to a fresh student: initialisation, adapters, kernels."""
+
+    def apply(self, model: PreTrainedModel) -> PreTrainedModel:
+        """Called once, before training and before a checkpoint is read."""
+        raise NotImplementedError
+
+    def finish(self, model: PreTrainedModel) -> PreTrainedModel:
+        """Called before the final save, for example to merge adapters; by default nothing."""
+        return model
+
+
+class Eval(Component):
+    """Numbers or texts measured on the student during and after training."""
+
+    always: ClassVar[bool] = False  # used by every run, unless its plugin is blocked
+
+    def measure(self, run: Run) -> Mapping[str, float | str]:
+        """Scores by name, as in `eval/<name>`. Called on every process; all return the same."""
+        raise NotImplementedError
+
+
+class Logger(Component):
+    """Event hooks as methods, each with `@hookimpl`. One that raises is switched off; training goes on."""
+
+    always: ClassVar[bool] = False  # used by every run, unless its plugin is blocked
+
+
+KINDS: Mapping[str, type[Component]] = {
+    "data": Data,
+    "tokenizer": Tokenizer,
+    "teacher": Teacher,
+    "loss": Loss,
+    "selection": Selection,
+    "patch": Patch,
+    "eval": Eval,
+    "logger": Logger,
+}
+"""Every kind by the word that users read. The kind's hook is `kdcore_` and its plural."""

@@ -1,0 +1,74 @@
+"""What can go wrong, told to a person, and the exit code of each kind.
+
+KdcoreError
+├── UsageError         2   bad recipe or arguments; nothing was run
+│   └── RecipeError    2   the faults of a recipe, each with its place
+├── RunError           1   the run failed: non-finite loss, out of memory, hub out of reach
+├── PluginError        3   a plugin broke its contract; names plugin and component
+└── Interrupted        130 or 143, with a checkpoint
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+class KdcoreError(Exception):
+    """An error with a message for the user; never shown with a traceback."""
+
+    exit_code = 1
+
+
+class UsageError(KdcoreError):
+    """Bad arguments: nothing was run."""
+
+    exit_code = 2
+
+
+class RunError(KdcoreError):
+    """The run failed for a reason that lies outside kdcore's and the plugins' code."""
+
+
+class PluginError(KdcoreError):
+    """A plugin broke its contract. The message names plugin, component and fault."""
+
+    exit_code = 3
+
+
+class Interrupted(KdcoreError):
+    """A signal ended the run after a checkpoint."""
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One fault of a recipe: where it is, what it is and the way out.
+
+    `line` and `column` count from 1; `source` is the line of text; `file` is the recipe's path as
+    typed, or `--set K=V` where the fault lies on the command line.
+    """
+
+    message: str
+    file: str
+    line: int = 1
+    column: int = 1
+    source: str = ""
+    hint: str = ""
+
+    def __str__(self) -> str:
+        said = f"{self.file}:{self.line}:{self.column}: {self.message}"
+        if self.source:
+            said += f"\n    {self.source}\n    {' ' * (self.column - 1)}^"
+        return said + (f"\n    {self.hint}" if self.hint else "")
+
+
+class RecipeError(UsageError):
+    """Every fault of one recipe."""
+
+    def __init__(self, faults: Sequence[Fault]) -> None:
+        super().__init__("\n".join(map(str, faults)))
+        self.faults = tuple(faults)

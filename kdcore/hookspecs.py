@@ -1,0 +1,90 @@
+"""Every hook. A plugin is a module, or in a run a component, with these names under `@hookimpl`.
+
+Provider hooks take no arguments and return classes; the recipe chooses among them by name, so that
+load order does not matter. Event hooks may name any of their arguments and leave out the rest. The
+docstrings are the manual.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pluggy
+
+if TYPE_CHECKING:
+    from kdcore.api import Data, Eval, Logger, Loss, Patch, Record, Selection, Teacher, Tokenizer
+    from kdcore.run import Run
+
+hookspec = pluggy.HookspecMarker("kdcore")
+
+
+@hookspec
+def kdcore_data() -> Sequence[type[Data]]:  # type: ignore[empty-body]
+    """Kinds of text: `[data] use = "..."`."""
+
+
+@hookspec
+def kdcore_tokenizers() -> Sequence[type[Tokenizer]]:  # type: ignore[empty-body]
+    """Where ids come from: `[tokenizer] use = "..."`."""
+
+
+@hookspec
+def kdcore_teachers() -> Sequence[type[Teacher]]:  # type: ignore[empty-body]
+    """Teachers and reference models: `[teacher] use = "..."`, and nested in other components."""
+
+
+@hookspec
+def kdcore_losses() -> Sequence[type[Loss]]:  # type: ignore[empty-body]
+    """Per-token objectives: `[[loss]] use = "..."`."""
+
+
+@hookspec
+def kdcore_selections() -> Sequence[type[Selection]]:  # type: ignore[empty-body]
+    """Which tokens are trained on: `[selection] use = "..."`."""
+
+
+@hookspec
+def kdcore_patches() -> Sequence[type[Patch]]:  # type: ignore[empty-body]
+    """Changes to a fresh student: `[[student.patch]] use = "..."`."""
+
+
+@hookspec
+def kdcore_evals() -> Sequence[type[Eval]]:  # type: ignore[empty-body]
+    """Measurements: `[[eval]] use = "..."`."""
+
+
+@hookspec
+def kdcore_loggers() -> Sequence[type[Logger]]:  # type: ignore[empty-body]
+    """Where records go: `[[log]] use = "..."`."""
+
+
+@hookspec
+def kdcore_run_start(run: Run) -> None:
+    """A run begins or continues: models are loaded, `run.step` steps are done already."""
+
+
+@hookspec
+def kdcore_step_start(run: Run, step: int) -> None:
+    """Optimizer step `step` (from 1) begins. Every step: nothing may wait for the device."""
+
+
+@hookspec
+def kdcore_log(run: Run, record: Record) -> None:
+    """Every `train.log_every` steps, and after the last one."""
+
+
+@hookspec
+def kdcore_scores(run: Run, step: int, scores: Mapping[str, float | str]) -> None:
+    """An evaluation ended. Keys are what the evals returned, such as "nll" or "agreement"."""
+
+
+@hookspec
+def kdcore_checkpoint(run: Run, step: int, path: Path) -> None:
+    """A checkpoint was written whole at `path`."""
+
+
+@hookspec
+def kdcore_run_end(run: Run, error: BaseException | None) -> None:
+    """The run ended; with what, if not by its last step."""
