@@ -1,0 +1,187 @@
+"""A causal language model as a trunk and a head, proved to be what the model computes.
+
+Everything that runs a model goes through here: `use_cache=False` is passed always, because with a
+cache transformers lets packed documents see each other, without any error.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from kdcore.errors import RunError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from kdcore.api import Batch
+
+_log = logging.getLogger("kdcore")
+_BLOCK = 16_384  # rows of the head that are upcast at a time
+_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4}  # of the largest value
+_HALF_TOLERANCE = 1e-2
+
+
+class LanguageModel:
+    """A model's trunk and head.
+
+    Where the logits are not `states @ weight.T + bias` (soft-capped or scaled logits, an adapted
+    or quantised head), `weight` is None, the states are the logits themselves, and the log says so.
+    """
+
+    weight: nn.Parameter | None  # [rows, H]
+    bias: nn.Parameter | None  # [rows]
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        self._trunk = _trunk_of(model)
+        self._takes_positions = "position_ids" in inspect.signature(self._trunk.forward).parameters
+        head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        self.weight = self.bias = None
+        with _still(model):
+            ids = _random_ids(model, self.device)
+            if type(head) is nn.Linear and _head_is_all(model, self._trunk, head, ids):
+                self.weight, self.bias = cast(nn.Parameter, head.weight), head.bias
+                self.width = head.out_features
+            else:
+                self.width = int(model(input_ids=ids, use_cache=False).logits.shape[-1])
+                _log.info(
+                    "%s computes more than trunk and head: its full logits are used, "
+                    "which takes more memory",
+                    type(model).__name__,
+                )
+            self.isolates = self._takes_positions and self._keeps_documents_apart(ids)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's inputs belong."""
+        device: torch.device = self.model.device
+        return device
+
+    def states(self, batch: Batch) -> Tensor:
+        """The trunk's last hidden states, [rows * time, H]; gradient as the caller's mode says."""
+        if not self.isolates and batch.attention_mask is None:
+            self._refuse_packed(batch.position_ids)
+        return self._run(batch.input_ids, batch.position_ids, batch.attention_mask).flatten(0, 1)
+
+    def logits(self, states: Tensor) -> Tensor:
+        """Float32 logits [n, width] of chosen states [n, H], unrounded also from half weights."""
+        if self.weight is None:
+            return states.float()
+        return project(states, self.weight, self.bias)
+
+    def _run(self, input_ids: Tensor, position_ids: Tensor, mask: Tensor | None) -> Tensor:
+        shape = input_ids.shape
+        attention = getattr(self.model.config, "_attn_implementation", None) or ""
+        if mask is None and "flash" in attention:
+            # Flash attention looks for restarting positions only where there is a single row.
+            input_ids, position_ids = input_ids.reshape(1, -1), position_ids.reshape(1, -1)
+        arguments: dict[str, Any] = {"attention_mask": mask, "use_cache": False}
+        if self._takes_positions:
+            arguments["position_ids"] = position_ids
+        module = self.model if self.weight is None else self._trunk
+        out = module(input_ids=input_ids, **arguments)
+        states: Tensor = out.logits if self.weight is None else out[0]
+        return states.reshape(*shape, states.shape[-1])
+
+    def _keeps_documents_apart(self, ids: Tensor) -> bool:
+        """Whether the second document of a packed row is blind to what the first one says."""
+        half = ids.shape[1] // 2
+        positions = torch.arange(half, device=ids.device).repeat(2).expand_as(ids)
+        other = torch.cat([ids[:, half:], ids[:, half:]], dim=1)
+        seen = [self._run(either, positions, None)[:, half:] for either in (ids, other)]
+        return _same(*seen)
+
+    def _refuse_packed(self, position_ids: Tensor) -> None:
+        # This waits for the device, but only with models that cannot take packed rows anyway.
+        if bool((position_ids[:, 1:] <= position_ids[:, :-1]).any()):
+            raise RunError(
+                f"{type(self.model).__name__} lets packed documents see each other; "
+                'use rows = "one" or "chunk" in [data]'
+            )
+
+
+def project(states: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`states @ weight.T + bias` in float32, [n, rows]. Half products are not rounded to half."""
+    with torch.autocast(states.device.type, enabled=False):
+        product = _product(states, weight)
+        return product if bias is None else product + bias.float()
+
+
+def _product(states: Tensor, weight: Tensor) -> Tensor:
+    if weight.dtype not in (torch.bfloat16, torch.float16):
+        return states.to(weight.dtype) @ weight.t()
+    if states.is_cuda:
+        return torch.mm(states.to(weight.dtype), weight.t(), out_dtype=torch.float32)
+    # A CPU has no half product with float32 results, and without bf16 units a very slow one. Only
+    # a block of the weight is ever upcast.
+    states = states.float()
+    product = states.new_empty(len(states), len(weight))
+    for start in range(0, len(weight), _BLOCK):
+        rows = weight[start : start + _BLOCK].float()
+        product[:, start : start + _BLOCK] = states @ rows.t()
+    return product
+
+
+def _trunk_of(model: PreTrainedModel) -> nn.Module:
+    """The model without its head; of a PEFT model, that of the model it wraps."""
+    unwrap: Callable[[], PreTrainedModel] | None = getattr(model, "get_base_model", None)
+    trunk: nn.Module = (unwrap() if unwrap else model).base_model
+    return trunk
+
+
+@contextmanager
+def _still(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradient; every module's mode comes back."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _random_ids(model: PreTrainedModel, device: torch.device) -> Tensor:
+    """Two rows of sixteen ids, the same each time; no random state is touched."""
+    embedding = cast(Tensor, model.get_input_embeddings().weight)
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(len(embedding), (2, 16), generator=generator).to(device)
+
+
+def _head_is_all(model: PreTrainedModel, trunk: nn.Module, head: nn.Linear, ids: Tensor) -> bool:
+    """Whether the model's logits are its head applied to its trunk, and nothing else.
+
+    The head is fed enlarged states too: a fresh model's logits are so small that capping them
+    changes nothing yet.
+    """
+    seen: list[Tensor] = []
+
+    def enlarge(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
+        seen.append(inputs[0])
+        return (inputs[0] * (100 / (inputs[0] @ head.weight.t()).abs().max()),)
+
+    states: Tensor = trunk(input_ids=ids, use_cache=False)[0]
+    hook = head.register_forward_pre_hook(enlarge)
+    try:
+        logits = model(input_ids=ids, use_cache=False).logits
+    finally:
+        hook.remove()
+    if len(seen) != 1 or not _same(seen[0], states):
+        return False
+    return _same(logits, head(*enlarge(head, (seen[0],))))
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Equal shapes, and values equal up to the rounding of their type."""
+    if a.shape != b.shape:
+        return False
+    apart = (a.float() - b.float()).abs().max()
+    return bool(apart <= _TOLERANCE.get(a.dtype, _HALF_TOLERANCE) * b.float().abs().max())
