@@ -67,7 +67,7 @@ class LanguageModel:
     def states(self, batch: Batch) -> Tensor:
         """The trunk's last hidden states, [rows * time, H]; gradient as the caller's mode says."""
         if not self.isolates and batch.attention_mask is None:
-            self._refuse_packed(batch.position_ids)
+            self._refuse_packed(batch)
         return self._run(batch.input_ids, batch.position_ids, batch.attention_mask).flatten(0, 1)
 
     def logits(self, states: Tensor) -> Tensor:
@@ -98,9 +98,11 @@ class LanguageModel:
         seen = [self._run(either, positions, None)[:, half:] for either in (ids, other)]
         return _same(*seen)
 
-    def _refuse_packed(self, position_ids: Tensor) -> None:
+    def _refuse_packed(self, batch: Batch) -> None:
         # This waits for the device, but only with models that cannot take packed rows anyway.
-        if bool((position_ids[:, 1:] <= position_ids[:, :-1]).any()):
+        # Padding starts again too, at the right end, where nobody sees it.
+        positions, real = batch.position_ids, batch.document[:, 1:] >= 0
+        if bool(((positions[:, 1:] <= positions[:, :-1]) & real).any()):
             raise RunError(
                 f"{type(self.model).__name__} lets packed documents see each other; "
                 'use rows = "one" or "chunk" in [data]'
