@@ -1,0 +1,117 @@
+"""Where plugins come from: entry points of installed distributions, and files named with `-p`.
+
+Nothing is imported here before somebody calls `load`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from importlib.metadata import EntryPoint, entry_points
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+
+from kdcore.errors import UsageError
+
+OWN = "kdcore"  # this distribution; also the entry-point group, and the prefix of every hook
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A plugin that could be loaded. `version` is empty where `distribution` is a file's path."""
+
+    name: str
+    distribution: str
+    version: str
+    module_name: str
+    load: Callable[[], object]
+    entry_point: EntryPoint | None = None
+
+    @property
+    def origin(self) -> str:
+        """Distribution and version, or the file: where a person would look for it."""
+        return f"{self.distribution} {self.version}".strip()
+
+
+def candidates(files: Iterable[str | Path] = ()) -> Iterator[Candidate]:
+    """Every installed plugin, kdcore's own first, then the files; no two share a name."""
+    taken: set[str] = set()
+    installed = (_from_entry_point(point) for point in sorted_entry_points(OWN))
+    for candidate in (*installed, *_from_files(files)):
+        name = candidate.name
+        if name in taken:
+            name = f"{candidate.distribution}:{candidate.name}"
+        taken.add(name)
+        yield replace(candidate, name=name)
+
+
+def commands() -> Mapping[str, EntryPoint]:
+    """The verbs that installed distributions bring, by name; kdcore's own win over others."""
+    found: dict[str, EntryPoint] = {}
+    for point in sorted_entry_points("kdcore.commands"):
+        found.setdefault(point.name, point)
+    return found
+
+
+def sorted_entry_points(group: str) -> list[EntryPoint]:
+    """The group's entry points in an order that does not depend on `sys.path`: kdcore's first."""
+
+    def place(point: EntryPoint) -> tuple[bool, str, str]:
+        distribution = point.dist.name if point.dist else ""
+        return (distribution != OWN, distribution, point.name)
+
+    return sorted(entry_points(group=group), key=place)
+
+
+def _from_entry_point(point: EntryPoint) -> Candidate:
+    distribution, version = (point.dist.name, point.dist.version) if point.dist else ("?", "")
+    return Candidate(point.name, distribution, version, point.value, point.load, point)
+
+
+def _from_files(files: Iterable[str | Path]) -> Iterator[Candidate]:
+    seen: set[Path] = set()
+    for typed in files:
+        path = Path(typed).expanduser()
+        if not path.is_file():
+            raise UsageError(_no_such_file(str(typed), path))
+        path = path.resolve()
+        if path not in seen:
+            seen.add(path)
+            module_name = _module_name(path)
+            yield Candidate(path.stem, str(typed), "", module_name, _loader(path, module_name))
+
+
+def _no_such_file(typed: str, path: Path) -> str:
+    if path.is_dir():
+        return f"-p {typed}: this is a folder; give the Python file of the plugin"
+    beside = [other.name for other in path.parent.glob("*.py")] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, beside, n=1)
+    hint = f"; did you mean {path.parent / near[0]}?" if near else ""
+    return f"-p {typed}: there is no such file{hint}"
+
+
+def _module_name(path: Path) -> str:
+    """A name that no import finds by accident, so that a file named random.py harms nobody."""
+    return f"kdcore_plugin_file_{path.stem}_{sha256(str(path).encode()).hexdigest()[:8]}"
+
+
+def _loader(path: Path, module_name: str) -> Callable[[], ModuleType]:
+    def load() -> ModuleType:
+        spec = spec_from_file_location(module_name, path)
+        if spec is None or spec.loader is None:
+            raise ImportError(f"{path.name} is not a Python file: its name does not end in .py")
+        module = module_from_spec(spec)
+        # pydantic looks the annotations of a class up in the module that sys.modules holds.
+        sys.modules[module_name] = module
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[module_name]
+            raise
+        return module
+
+    return load

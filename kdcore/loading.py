@@ -1,0 +1,149 @@
+"""Load one plugin and see whether it keeps the contract; what is wrong never leaves this file."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+
+from kdcore import contract
+from kdcore.api import Component
+from kdcore.contract import EVENTS, PROVIDERS
+from kdcore.discovery import Candidate
+from kdcore.provenance import shadow_note
+from kdcore.requirements import own_version_note
+
+
+@dataclass(eq=False)
+class Plugin:
+    """What is known of one plugin. One that is blocked or broken takes part in nothing."""
+
+    name: str  # what `-p no:NAME` blocks
+    distribution: str  # or the file as typed
+    version: str  # empty for a file
+    module_name: str
+    hooks: tuple[str, ...] = ()
+    components: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # names by kind
+    broken: str | None = None  # the cause
+    note: str | None = None  # what its author or user should know
+    blocked: bool = False
+
+    @classmethod
+    def of(cls, candidate: Candidate, *, blocked: bool = False) -> Plugin:
+        """The plugin before it is loaded."""
+        place = (candidate.name, candidate.distribution, candidate.version, candidate.module_name)
+        return cls(*place, blocked=blocked)
+
+    def add_notes(self, notes: Iterable[str]) -> None:
+        """Append to the note."""
+        self.note = "; ".join([*([self.note] if self.note else []), *notes]) or None
+
+    @property
+    def status(self) -> str:
+        """ "on", "blocked" or "broken"."""
+        return "blocked" if self.blocked else "broken" if self.broken else "on"
+
+    def __str__(self) -> str:
+        return f"the plugin {self.name!r} ({f'{self.distribution} {self.version}'.strip()})"
+
+
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """A plugin, and where it is not broken its module and the classes that it brings, by kind."""
+
+    plugin: Plugin
+    module: ModuleType | None = None
+    classes: Mapping[str, Sequence[type[Component]]] = field(default_factory=dict)
+
+
+class _BrokenError(Exception):
+    """A plugin does not keep the contract; the text says how."""
+
+
+def load(candidate: Candidate) -> Loaded:
+    """Import a plugin and ask it for its components. Any failure becomes `plugin.broken`."""
+    plugin = Plugin.of(candidate)
+    try:
+        # What a plugin prints must not end up in the output of `--json`.
+        with redirect_stdout(sys.stderr):
+            plugin.add_notes(_installation_notes(candidate))
+            return _checked(candidate, plugin)
+    except (Exception, SystemExit) as error:
+        plugin.broken = _cause(error)
+        return Loaded(plugin)
+
+
+def _checked(candidate: Candidate, plugin: Plugin) -> Loaded:
+    module = candidate.load()
+    if not isinstance(module, ModuleType):
+        raise _BrokenError(f"its entry point {candidate.module_name!r} is not a module")
+    plugin.hooks = contract.hook_names(module)
+    plugin.add_notes(contract.forgotten_hooks(module))
+    _insist(contract.hook_faults(module, EVENTS | PROVIDERS.keys()))
+    asked = {kind: _ask(module, hook, kind) for hook, kind in PROVIDERS.items()}
+    classes = {kind: found for kind, found in asked.items() if found}
+    for found in classes.values():
+        for cls in found:
+            plugin.add_notes(contract.forgotten_hooks(cls))
+    plugin.components = {kind: _names(kind, found) for kind, found in classes.items()}
+    return Loaded(plugin, module, classes)
+
+
+def _ask(module: ModuleType, hook: str, kind: str) -> Sequence[type[Component]]:
+    """What the module's hook hands over, checked class by class."""
+    if hook not in contract.hook_names(module):
+        return ()
+    given = getattr(module, hook)()
+    if not isinstance(given, Sequence) or isinstance(given, str):
+        raise _BrokenError(f"{hook} returned {given!r}, not a sequence of classes")
+    _insist(fault for each in given for fault in contract.component_faults(kind, each))
+    return given
+
+
+def _names(kind: str, classes: Sequence[type[Component]]) -> tuple[str, ...]:
+    names = tuple(cls.name for cls in classes)
+    _insist(f"it brings two of the kind {kind} named {name!r}" for name in _repeated(names))
+    return names
+
+
+def _repeated(names: Sequence[str]) -> list[str]:
+    return [name for position, name in enumerate(names) if name in names[:position]]
+
+
+def _insist(faults: Iterable[str]) -> None:
+    found = list(faults)
+    if found:
+        raise _BrokenError("; ".join(found))
+
+
+def _installation_notes(candidate: Candidate) -> Iterator[str]:
+    """Told before the import, which may fail for just this reason."""
+    if candidate.entry_point is None or candidate.entry_point.dist is None:
+        return
+    top = candidate.entry_point.module.partition(".")[0]
+    spec = find_spec(top)
+    if spec is not None and spec.has_location and spec.origin is not None:
+        shadow = shadow_note(top, Path(spec.origin), candidate.entry_point.dist)
+        if shadow:
+            yield shadow
+    version = own_version_note(candidate.distribution)
+    if version:
+        yield version
+
+
+def _cause(error: BaseException) -> str:
+    """The error on one line, with the last place that is neither Python's nor this package's."""
+    if isinstance(error, _BrokenError):
+        return str(error)
+    said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    here = Path(__file__).parent
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        file = Path(frame.filename)
+        if file.parent != here and "importlib" not in frame.filename:
+            return f"{said} ({file.name}, line {frame.lineno})"
+    return said
