@@ -1,4 +1,5 @@
 import logging
+
 import pytest
 
 from kdcore import Logger, Loss, PluginError, RunError, component, hookimpl
