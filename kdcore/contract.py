@@ -95,12 +95,15 @@ def option_fields(component: type[Component]) -> Mapping[str, Any]:
 
 
 def _option_faults(kind: str, component: type[Component]) -> Iterator[str]:
+    shared = getattr(KINDS[kind], "__pydantic_fields__", {})
     for name, field in option_fields(component).items():
         option = f"the option {name!r} of {component.__name__}"
         if name == "name":
             yield f'{option}: write name = "..." without a type'
-        elif name in _TAKEN.get(kind, {"use"}):
-            yield f"{option} has a name that recipes use for something else"
+        elif hasattr(KINDS[kind], name) and name not in shared:
+            yield f"{option} hides {KINDS[kind].__name__}.{name}: use another name and an alias"
+        elif (field.alias or name) in _TAKEN.get(kind, {"use"}):
+            yield f"{option} is called {field.alias or name!r}, which recipes use themselves"
         elif isinstance(field.annotation, str | ForwardRef):
             yield f"{option} has a type that cannot be found; is it imported at the top?"
         elif not is_option_type(field.annotation):

@@ -90,7 +90,19 @@ BREAKAGES = {
     "typed name": (loss("x").replace("name =", "name: str ="), 'write name = "..." without a type'),
     "bad name": (loss("a.b"), "Made cannot be named 'a.b'"),
     "name of the recipe language": (loss("none"), "Made cannot be named 'none'"),
-    "reserved option": (loss("x").replace("temperature", "weight"), "the option 'weight' of Made"),
+    "reserved option": (loss("x").replace("temperature", "weight"), "is called 'weight', which"),
+    "reserved alias": (
+        loss("x").replace("= 1.0", "= __import__('pydantic').Field(1.0, alias='on')"),
+        "the option 'temperature' of Made is called 'on', which recipes use themselves",
+    ),
+    "hiding option": (
+        loss("x").replace("temperature", "per_token"),
+        "the option 'per_token' of Made hides Loss.per_token: use another name and an alias",
+    ),
+    "hiding statement": (
+        loss("x").replace("temperature: float", "needs_teacher: bool"),
+        "the option 'needs_teacher' of Made hides Loss.needs_teacher",
+    ),
     "option type": (
         loss("x").replace("float = 1.0", "tuple[int, int] = (1, 2)"),
         "the option 'temperature' of Made has the type tuple[int, int]; possible are bool,",
