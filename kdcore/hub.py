@@ -46,9 +46,10 @@ def load_model(
     with _explained(name, key):
         from transformers import AutoModelForCausalLM
 
-        loaded: tuple[PreTrainedModel, dict[str, Any]] = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             _place(name), output_loading_info=True, trust_remote_code=False, **arguments
         )
+    model: PreTrainedModel
     model, told = loaded
     if told["missing_keys"]:
         first = min(told["missing_keys"])
@@ -67,7 +68,7 @@ def load_tokenizer(name: str, *, key: str | None = None) -> PreTrainedTokenizerB
     return tokenizer
 
 
-def fingerprint(name: str) -> str:
+def model_fingerprint(name: str) -> str:
     """What the weights are: a hash of a folder's content, or the hub's revision."""
     place = Path(_place(name))
     if place.is_dir():

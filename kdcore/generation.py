@@ -1,0 +1,92 @@
+"""Text that a model writes, without disturbing a training that is under way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+
+def generate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int = 128,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int = 0,
+) -> list[str]:
+    """What the model writes after each prompt, the prompt not repeated.
+
+    Temperature 0 takes the likeliest token; top_k 0 and top_p 1 leave nothing out. All prompts run
+    as one batch, padded at the left. The mode of every module and all random states stay as they
+    were.
+    """
+    rows = [_ids(tokenizer, prompt) for prompt in prompts]
+    time = max(map(len, rows))
+    ids = torch.tensor([[0] * (time - len(row)) + row for row in rows], device=model.device)
+    # By length, not by id: where padding is eos, a mask by id would hide the real ones.
+    mask = torch.tensor([[0] * (time - len(row)) + [1] * len(row) for row in rows])
+    config = _config(model, tokenizer, max_new_tokens, temperature, top_k, top_p)
+    with _undisturbed(model, seed):
+        out: Any = model.generate(  # type: ignore[operator]
+            input_ids=ids, attention_mask=mask.to(model.device), generation_config=config
+        )
+    texts: list[str] = tokenizer.batch_decode(out[:, time:], skip_special_tokens=True)
+    return texts
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
+    """The prompt's ids; an empty one is the start of a text."""
+    ids: list[int] = tokenizer.encode(prompt)
+    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else _eos(tokenizer)
+    return ids or [start]
+
+
+def _eos(tokenizer: PreTrainedTokenizerBase) -> int:
+    return tokenizer.eos_token_id if isinstance(tokenizer.eos_token_id, int) else 0
+
+
+def _config(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    max_new_tokens: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+) -> GenerationConfig:
+    from transformers import GenerationConfig
+
+    own = model.generation_config.eos_token_id if model.generation_config else None
+    ends = {*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id} - {None}
+    sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    arguments: dict[str, Any] = sampling if temperature > 0 else {}
+    return GenerationConfig(  # type: ignore[no-untyped-call]
+        max_new_tokens=max_new_tokens,
+        do_sample=temperature > 0,
+        eos_token_id=sorted(ends) or None,
+        pad_token_id=_eos(tokenizer),
+        **arguments,
+    )
+
+
+@contextmanager
+def _undisturbed(model: PreTrainedModel, seed: int) -> Iterator[None]:
+    """Evaluation mode and a seeded random state; both put back afterwards."""
+    training = [module for module in model.modules() if module.training]
+    devices = [model.device] if model.device.type == "cuda" else []
+    model.eval()  # type: ignore[no-untyped-call]
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices):
+            torch.manual_seed(seed)
+            yield
+    finally:
+        for module in training:
+            module.training = True

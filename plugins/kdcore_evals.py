@@ -1,0 +1,109 @@
+"""Measurements on held-out rows, and samples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import field
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from kdcore import Eval, Loss, Run, RunError, component, generate, hookimpl
+
+
+@component
+class Perplexity(Eval):
+    """The student's likelihood of held-out text: nats per token, perplexity, bits per byte.
+
+    Bits per byte can be compared across tokenizers, the other two cannot.
+    """
+
+    name = "perplexity"
+    always = True
+
+    def measure(self, run: Run) -> Mapping[str, float | str]:
+        """`nll`, `perplexity` and `bits_per_byte`."""
+        sums = run.evaluate(run.rows("validation"), [])
+        nll = sums["nll"] / _tokens(sums)
+        return {
+            "nll": nll,
+            "perplexity": math.exp(nll) if nll < 700 else math.inf,
+            "bits_per_byte": sums["nll"] / math.log(2) / max(1, sums["bytes"]),
+        }
+
+
+@component
+class ForwardKL(Loss):
+    """KL(teacher || student) at temperature 1."""
+
+    name = "kl"
+
+    def per_token(self, student: Tensor, teacher: Tensor | None, labels: Tensor) -> Tensor:
+        """In nats [n]."""
+        assert teacher is not None
+        q, p = student.log_softmax(-1), teacher.log_softmax(-1)
+        return F.kl_div(q, p, log_target=True, reduction="none").sum(-1)
+
+
+@component
+class Agreement(Eval):
+    """How close the student is to its teacher on held-out text.
+
+    `agreement` is the share of tokens where both rank the same id first, `kl` the mean of
+    KL(teacher || student) in nats.
+    """
+
+    name = "agreement"
+    needs_teacher = True
+
+    def measure(self, run: Run) -> Mapping[str, float | str]:
+        """`agreement` and `kl`."""
+        if run.teacher is None or not run.teacher.gives_logits():
+            raise RunError('the eval "agreement" needs a teacher that gives logits')
+        sums = run.evaluate(run.rows("validation"), [ForwardKL()], run.teacher)
+        tokens = _tokens(sums)
+        return {"agreement": sums["agreement"] / tokens, "kl": sums[ForwardKL.name] / tokens}
+
+
+@component
+class Samples(Eval):
+    """What the student writes after each prompt, the same random numbers each time.
+
+    temperature 0 takes the likeliest token; top_k 0 and top_p 1.0 leave nothing out.
+    """
+
+    name = "samples"
+    prompts: list[str] = field(default_factory=lambda: ["Once upon a time"])
+    max_new_tokens: int = 128
+    temperature: float = 0.8
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def measure(self, run: Run) -> Mapping[str, float | str]:
+        """`sample/1`, `sample/2`, ...: prompt and continuation."""
+        texts = generate(
+            run.student,
+            run.tokenizer,
+            self.prompts,
+            max_new_tokens=self.max_new_tokens,
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            seed=self.seed,
+        )
+        pairs = zip(self.prompts, texts, strict=True)
+        return {f"sample/{n}": prompt + text for n, (prompt, text) in enumerate(pairs, 1)}
+
+
+def _tokens(sums: Mapping[str, float]) -> float:
+    if not sums["tokens"]:
+        raise RunError("the validation rows have no token to predict")
+    return sums["tokens"]
+
+
+@hookimpl
+def kdcore_evals() -> Sequence[type[Eval]]:
+    """The evals `perplexity`, `agreement` and `samples`."""
+    return [Perplexity, Agreement, Samples]
