@@ -1,0 +1,162 @@
+"""Which rows make a step, and how rows become a batch.
+
+A step takes exactly `batch` rows; epochs run into one another in orders drawn from (seed, epoch).
+Processes take contiguous shares of a step, so that a token's place in the step does not depend on
+how many processes there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from kdcore.api import Batch, Row, Split
+from kdcore.errors import RunError
+
+NOT_TRAINED = -100  # what Hugging Face's labels say where nothing is learned
+
+
+class Order:
+    """The rows of each optimizer step, by epoch and index."""
+
+    def __init__(self, rows: int, batch: int, seed: int) -> None:
+        self.rows, self.batch, self.seed = rows, batch, seed
+        self._drawn: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
+
+    def step(self, step: int) -> list[tuple[int, int]]:
+        """(epoch, row) of each row of a step; steps count from 1."""
+        return [self._at(n) for n in range((step - 1) * self.batch, step * self.batch)]
+
+    def _at(self, n: int) -> tuple[int, int]:
+        epoch, index = divmod(n, self.rows)
+        if self._drawn[0] != epoch:
+            order = np.random.default_rng([self.seed, epoch]).permutation(self.rows)
+            self._drawn = (epoch, order)
+        return epoch, int(self._drawn[1][index])
+
+
+def share(count: int, process: int, processes: int) -> range:
+    """The contiguous share of `count` things that a process takes."""
+    return range(count * process // processes, count * (process + 1) // processes)
+
+
+def drawn(rows: int, wanted: int, seed: int) -> np.ndarray:
+    """`wanted` of `rows` indices, drawn once by seed, in ascending order."""
+    if wanted >= rows:
+        return np.arange(rows)
+    return np.sort(np.random.default_rng([seed, 0x0E7A1]).choice(rows, wanted, replace=False))
+
+
+class Collate:
+    """Rows -> a batch on the device, padded at the right to its longest row."""
+
+    def __init__(self, split: Split, vocabulary: int, device: torch.device) -> None:
+        self.split, self.vocabulary, self.device = split, vocabulary, device
+
+    def __call__(self, rows: Sequence[Row]) -> Batch:
+        """One micro-batch. Without rows, one empty row that trains nothing."""
+        filled = rows or [{"input_ids": [0], "document": [-1], "offset": [-1]}]
+        time = max(len(row["input_ids"]) for row in filled)
+        arrays = _Arrays(len(filled), time)
+        for index, row in enumerate(filled):
+            arrays.lay(index, row)
+        labels = arrays.shifted_labels()
+        self._check(labels)
+        packed, padded = arrays.restarts(), bool((arrays.document < 0).any())
+        mask = arrays.document >= 0
+        if packed:
+            arrays.isolate_padding()
+        return Batch(
+            input_ids=self._move(arrays.ids),
+            position_ids=self._move(arrays.position),
+            attention_mask=self._move(mask.astype(np.int64)) if padded and not packed else None,
+            document=self._move(arrays.document),
+            offset=self._move(arrays.offset),
+            labels=self._move(labels.reshape(-1)),
+            valid=self._move(np.flatnonzero(labels != NOT_TRAINED)),
+            vocabulary=self.vocabulary,
+            split=self.split,
+        )
+
+    def _check(self, labels: np.ndarray) -> None:
+        if labels.max() >= self.vocabulary:
+            raise RunError(
+                f"the {self.split.name} data has the token id {labels.max()}, and student and "
+                f"teacher share the ids below {self.vocabulary} only; use the tokenizer of the model"
+            )
+
+    def _move(self, array: np.ndarray) -> torch.Tensor:
+        tensor = torch.from_numpy(np.ascontiguousarray(array))
+        if self.device.type == "cuda":
+            return tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor
+
+
+class _Arrays:
+    """The arrays [rows, time] of a batch while it is laid."""
+
+    def __init__(self, rows: int, time: int) -> None:
+        self.ids = np.zeros((rows, time), np.int64)
+        self.labels = np.full((rows, time), NOT_TRAINED, np.int64)
+        self.document = np.full((rows, time), -1, np.int64)
+        self.offset = np.full((rows, time), -1, np.int64)
+        self.position = np.tile(np.arange(time), (rows, 1))
+
+    def lay(self, index: int, row: Row) -> None:
+        """Write one row at the left."""
+        length = len(row["input_ids"])
+        self.ids[index, :length] = row["input_ids"]
+        self.labels[index, :length] = _of(row, "labels", row["input_ids"])
+        self.document[index, :length] = row["document"]
+        self.offset[index, :length] = row["offset"]
+        self.position[index, :length] = _of(row, "position", np.arange(length))
+
+    def shifted_labels(self) -> np.ndarray:
+        """The one shift: what each position predicts, -100 across the borders of documents."""
+        shifted = np.full_like(self.labels, NOT_TRAINED)
+        follows = self.position[:, 1:] == self.position[:, :-1] + 1
+        real = (self.document[:, 1:] >= 0) & (self.document[:, :-1] >= 0)
+        shifted[:, :-1] = np.where(follows & real, self.labels[:, 1:], NOT_TRAINED)
+        return shifted
+
+    def restarts(self) -> bool:
+        """Whether some row holds several isolated pieces."""
+        real = self.document[:, 1:] >= 0
+        return bool((real & (self.position[:, 1:] != self.position[:, :-1] + 1)).any())
+
+    def isolate_padding(self) -> None:
+        """Give the padding of packed rows positions of its own, so that it is one more piece."""
+        padding = self.document < 0
+        counted = np.cumsum(padding, axis=1) - 1
+        self.position = np.where(padding, counted, self.position)
+
+
+def _of(row: Row, key: str, default: Any) -> Any:
+    value = row.get(key)
+    return default if value is None else value
+
+
+class TrainingRows:
+    """The rows of this process in each step, whether the data is fresh each epoch or not."""
+
+    def __init__(
+        self, epoch_rows: Callable[[int], Sequence[Row]], order: Order, process: int, processes: int
+    ) -> None:
+        self._epoch_rows, self.order = epoch_rows, order
+        self.mine = share(order.batch, process, processes)
+        self._held: tuple[int, Sequence[Row]] | None = None
+
+    def step(self, step: int) -> list[Row]:
+        """This process's rows of a step, in their order in the step."""
+        places = self.order.step(step)
+        return [self._row(*places[n]) for n in self.mine]
+
+    def _row(self, epoch: int, index: int) -> Row:
+        if self._held is None or self._held[0] != epoch:
+            self._held = (epoch, self._epoch_rows(epoch))
+        rows = self._held[1]
+        # Data that is fresh each epoch may lay a row more or fewer.
+        return rows[index % len(rows)]

@@ -1,0 +1,188 @@
+"""Checkpoints: written beside, synced, renamed; tensors in safetensors, the rest in JSON.
+
+A checkpoint holds what is trained (never the teacher), the optimizer, the loss scaler and every
+process's random state. The data's order and the schedules are functions of the step, so the step
+says it all. `manifest.json` is written last and holds a checksum of every file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import random
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+_log = logging.getLogger("kdcore")
+_MANIFEST = "manifest.json"
+
+
+class Checkpoints:
+    """The checkpoints of one run folder."""
+
+    def __init__(
+        self,
+        folder: Path,
+        accelerator: Accelerator,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        keep: int,
+    ) -> None:
+        self.folder, self.accelerator, self.keep = folder, accelerator, keep
+        self.model, self.optimizer = model, optimizer
+
+    def save(self, step: int, state: Mapping[str, Any]) -> Path:
+        """Write the checkpoint of a step whole, or not at all; drop those beyond `keep`."""
+        target = self.folder / f"step-{step}"
+        beside = self.folder / f".step-{step}.partial"
+        main = self.accelerator.is_main_process
+        if main:
+            shutil.rmtree(beside, ignore_errors=True)
+            beside.mkdir(parents=True)
+        self.accelerator.wait_for_everyone()
+        rank = self.accelerator.process_index
+        save_file(_random_state(), beside / f"random-{rank}.safetensors")
+        self.accelerator.wait_for_everyone()
+        if main:
+            self._write(beside, {**state, "step": step})
+            if target.exists():
+                shutil.rmtree(target)
+            beside.rename(target)
+            _sync(self.folder)
+            self._drop_old()
+        self.accelerator.wait_for_everyone()
+        return target
+
+    def _write(self, folder: Path, state: dict[str, Any]) -> None:
+        tensors, scalars = _flat(self.optimizer.state_dict()["state"])
+        save_file(trained(self.model), folder / "student.safetensors")
+        save_file(tensors, folder / "optimizer.safetensors")
+        scaler = self.accelerator.scaler
+        state["optimizer"] = scalars
+        state["scaler"] = scaler.state_dict() if scaler is not None else None
+        (folder / "state.json").write_text(json.dumps(state, indent=1))
+        sums = {path.name: _checksum(path) for path in sorted(folder.iterdir())}
+        (folder / _MANIFEST).write_text(json.dumps(sums, indent=1))
+        for path in folder.iterdir():
+            _sync(path)
+        _sync(folder)
+
+    def newest(self) -> Path | None:
+        """The newest checkpoint that is whole; a damaged one is passed over with a message."""
+        for path in reversed(_in_order(self.folder)):
+            fault = _damage(path)
+            if fault is None:
+                return path
+            _log.warning("checkpoint %s is damaged (%s); the one before is used", path.name, fault)
+        return None
+
+    def load(self, path: Path) -> dict[str, Any]:
+        """Put everything back; returns what was given to `save`."""
+        state: dict[str, Any] = json.loads((path / "state.json").read_text())
+        saved = load_file(path / "student.safetensors", device="cpu")
+        with torch.no_grad():
+            for name, tensor in trained(self.model).items():
+                tensor.copy_(saved[name])
+        self._load_optimizer(path, state.pop("optimizer"))
+        scaler_state = state.pop("scaler")
+        if scaler_state and self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(scaler_state)
+        _set_random_state(path / f"random-{self.accelerator.process_index}.safetensors")
+        return state
+
+    def _load_optimizer(self, path: Path, scalars: dict[str, Any]) -> None:
+        whole = self.optimizer.state_dict()
+        state: dict[int, dict[str, Any]] = {}
+        for source in (load_file(path / "optimizer.safetensors"), scalars):
+            for key, value in source.items():
+                index, _, name = key.partition(".")
+                state.setdefault(int(index), {})[name] = value
+        whole["state"] = state
+        self.optimizer.load_state_dict(whole)
+
+    def _drop_old(self) -> None:
+        for path in _in_order(self.folder)[: -self.keep or None]:
+            shutil.rmtree(path)
+
+
+def trained(model: nn.Module) -> dict[str, Tensor]:
+    """What training changes: trained parameters, each once, and the buffers that models save."""
+    kept = set(model.state_dict())
+    buffers = {name: buffer for name, buffer in model.named_buffers() if name in kept}
+    parameters = {name: p.data for name, p in model.named_parameters() if p.requires_grad}
+    return {name: tensor.contiguous() for name, tensor in (parameters | buffers).items()}
+
+
+def _flat(state: Mapping[int, Mapping[str, Any]]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    tensors: dict[str, Tensor] = {}
+    scalars: dict[str, Any] = {}
+    for index, entries in state.items():
+        for name, value in entries.items():
+            (tensors if isinstance(value, Tensor) else scalars)[f"{index}.{name}"] = value
+    return tensors, scalars
+
+
+def _random_state() -> dict[str, Tensor]:
+    version, words, _ = random.getstate()
+    _, key, position, *_ = np.random.get_state()
+    state = {
+        "torch": torch.get_rng_state(),
+        "python": torch.tensor([version, *words], dtype=torch.int64),
+        "numpy": torch.tensor([*map(int, key), int(position)], dtype=torch.int64),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def _set_random_state(path: Path) -> None:
+    if not path.exists():  # continued on more processes than wrote it
+        return
+    state = load_file(path)
+    torch.set_rng_state(state["torch"])
+    version, *words = state["python"].tolist()
+    random.setstate((version, tuple(words), None))
+    *key, position = state["numpy"].tolist()
+    np.random.set_state(("MT19937", np.array(key, np.uint32), position))
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def _in_order(folder: Path) -> list[Path]:
+    found = [path for path in folder.glob("step-*") if path.name[5:].isdigit()]
+    return sorted(found, key=lambda path: int(path.name[5:]))
+
+
+def _damage(path: Path) -> str | None:
+    try:
+        sums = json.loads((path / _MANIFEST).read_text())
+        broken = [name for name, known in sums.items() if _checksum(path / name) != known]
+    except (OSError, ValueError) as error:
+        return str(error)
+    return f"{', '.join(broken)} changed" if broken else None
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,75 @@
+"""Run folders: one for each stage and identity, never overwritten, one process at a time."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from kdcore.errors import RunError, UsageError
+
+FINAL = "final"
+CHECKPOINTS = "checkpoints"
+
+
+def finished(folder: Path) -> bool:
+    """Whether the run in this folder reached its end."""
+    return (folder / FINAL).is_dir()
+
+
+def choose_folder(out: Path, run_name: str, identity: str, *, fresh: bool) -> Path:
+    """The folder of a run: the newest of its identity, or with `fresh` the next free one."""
+    first = out / f"{run_name}-{identity}"
+    taken = [first, *(out / f"{first.name}-{n}" for n in range(2, 10_000))]
+    free = next(n for n, path in enumerate(taken) if not path.exists())
+    return taken[free] if fresh else taken[max(0, free - 1)]
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep every other process off the folder; the lock goes with the process."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RunError(
+                f"another process is running in {folder}; wait for it, or type --fresh for a "
+                "second run beside it"
+            ) from None
+        yield
+
+
+def keep_texts(folder: Path, texts: Mapping[str, str]) -> None:
+    """Write what the run is made from, if it is not there yet."""
+    for name, text in texts.items():
+        if not (folder / name).exists():
+            (folder / name).write_text(text)
+
+
+def compare_fingerprints(folder: Path, now: Mapping[str, str], accepted: frozenset[str]) -> None:
+    """Refuse to continue a run with other data, tokenizer, teacher or versions than it began with.
+
+    What is accepted by name is taken over as the new state of things.
+    """
+    path = folder / "fingerprints.json"
+    before = json.loads(path.read_text()) if path.exists() else {}
+    changed = [name for name in now if name in before and before[name] != now[name]]
+    refused = [name for name in changed if name not in accepted]
+    if refused:
+        said = "; ".join(f"{name}: was {before[name]}, is {now[name]}" for name in refused)
+        raise UsageError(
+            f"{folder} was begun with something else: {said}. Type --accept "
+            f"{','.join(refused)} to go on all the same, or --fresh to begin again"
+        )
+    path.write_text(json.dumps(dict(now), indent=1) + "\n")
+
+
+def move_into_place(beside: Path, target: Path) -> None:
+    """Rename a folder that was written whole; what stood there goes first."""
+    if target.exists():
+        shutil.rmtree(target)
+    beside.rename(target)

@@ -1,0 +1,108 @@
+"""The head and the losses, a chunk of tokens at a time: [batch, time, vocabulary] never exists.
+
+One autograd function makes the student's and the teacher's logits of a chunk, lets autograd go
+from the per-token losses to that chunk's logits only, and does the matrix products of the head's
+backward itself. Gradients are made in the forward pass, so no logits are made twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from kdcore.api import LogitsAt
+from kdcore.products import add_weight_gradient, logits_of, states_gradient
+
+Values = Callable[[Tensor, Tensor | None, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Student and teacher logits [n, V], labels [n], weights [terms, n] -> each term's weighted sum
+[terms], and the gradient of their total in the student's logits [n, V]."""
+
+
+@dataclass(eq=False)
+class Work:
+    """One micro-batch's share of the objective."""
+
+    positions: Tensor  # [n]: the flat positions that some term sees
+    labels: Tensor  # [n]
+    weights: Tensor  # [terms, n]: weight over denominator where the term sees the token, else 0
+    values: Values
+    teacher: LogitsAt | None
+    vocabulary: int
+    chunk: int
+    sums: Tensor = field(init=False)  # [terms], left here by the function for the log
+
+    def chunks(self) -> Iterator[slice]:
+        """Where each chunk of tokens begins and ends."""
+        return (slice(at, at + self.chunk) for at in range(0, len(self.positions), self.chunk))
+
+
+class ChunkedLoss(torch.autograd.Function):
+    """States [rows * time, H], head weight and bias, work -> the weighted sum of all terms."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        states: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        computed: Tensor | None,
+        work: Work,
+    ) -> Tensor:
+        """`computed` is `weight` in the type that products are made in.
+
+        Without a weight the states are the logits themselves.
+        """
+        wanted = ctx.needs_input_grad
+        to_states = torch.zeros_like(states, dtype=torch.float32) if wanted[0] else None
+        to_weight = _zeros(weight) if wanted[1] else None
+        to_bias = _zeros(bias) if wanted[2] else None
+        used = None if computed is None else computed[: work.vocabulary]
+        used_bias = None if bias is None else bias[: work.vocabulary].float()
+        work.sums = states.new_zeros(len(work.weights), dtype=torch.float32)
+        for at in work.chunks():
+            rows = work.positions[at]
+            some = states[rows] if used is None else states[rows].to(used.dtype)
+            if used is None:
+                student = some[:, : work.vocabulary].float()
+            else:
+                student = logits_of(some, used, used_bias)
+            teacher = None if work.teacher is None else work.teacher(rows)
+            sums, gradient = work.values(student, teacher, work.labels[at], work.weights[:, at])
+            work.sums += sums
+            if to_states is not None:
+                to_logits = gradient if used is None else states_gradient(gradient, used)
+                to_states[rows, : to_logits.shape[1]] = to_logits
+            if to_weight is not None:
+                add_weight_gradient(to_weight[: work.vocabulary], gradient, some)
+            if to_bias is not None:
+                to_bias[: work.vocabulary] += gradient.sum(0)
+        ctx.gradients = (to_states, to_weight, to_bias)
+        ctx.types = tuple(None if x is None else x.dtype for x in (states, weight, bias))
+        return work.sums.sum()
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        """Scale the gradients made in `forward`. `grad_output` is never read on the host."""
+        gradients, ctx.gradients = ctx.gradients, None
+        assert gradients is not None, "the gradient of a chunked loss can be taken once"
+        scaled = [
+            None if gradient is None else gradient.mul_(grad_output).to(kind)
+            for gradient, kind in zip(gradients, ctx.types, strict=True)
+        ]
+        return (*scaled, None, None)
+
+
+def _zeros(parameter: Tensor | None) -> Tensor | None:
+    return None if parameter is None else torch.zeros_like(parameter, dtype=torch.float32)
+
+
+def chunk_size(vocabulary: int, device: torch.device) -> int:
+    """Tokens in a chunk so that one float32 copy of its logits stays near 64 MB, on a GPU 512 MB."""
+    logits = 2**27 if device.type == "cuda" else 2**24
+    return max(64, min(4096, logits // vocabulary))

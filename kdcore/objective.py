@@ -1,0 +1,152 @@
+"""What is trained: trunk, weights of every token in every term, chunked loss.
+
+The module is what DDP wraps. Every denominator is known before the first backward: a term's value is
+its weight times the mean over the tokens that it sees in the whole optimizer step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from kdcore.api import Batch, LogitsAt, Loss
+from kdcore.errors import PluginError
+from kdcore.head import ChunkedLoss, Values, Work, chunk_size
+
+if TYPE_CHECKING:
+    from kdcore.language_model import LanguageModel
+    from kdcore.options import Term
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """Which of a micro-batch's valid tokens the selection kept, and the step's counts."""
+
+    keep: Tensor | None  # bool [valid tokens]; None without a selection
+    valid: Tensor  # float scalars, over the whole optimizer step
+    kept: Tensor
+
+    def mask(self, on: str) -> Tensor | None:
+        """The tokens that a term with this `on` sees; None for all."""
+        if self.keep is None or on == "all":
+            return None
+        return self.keep if on == "kept" else ~self.keep
+
+    def count(self, on: str) -> Tensor:
+        """How many tokens that are in the whole step."""
+        return {"all": self.valid, "kept": self.kept, "dropped": self.valid - self.kept}[on]
+
+
+Choose = Callable[[Tensor], Seen]
+"""The micro-batch's states [rows * time, H] -> what its selection kept."""
+
+
+class Objective(nn.Module):
+    """The student and the weighted terms. `forward` gives one micro-batch's share of the loss."""
+
+    def __init__(self, student: LanguageModel, chunk: int | None = None) -> None:
+        super().__init__()
+        self.model = student.model
+        self.student = student
+        self.chunk = chunk
+
+    def forward(
+        self,
+        batch: Batch,
+        terms: Sequence[tuple[Term, float]],
+        values: Values,
+        teacher: LogitsAt | None,
+        choose: Choose,
+        sums: list[Tensor],
+    ) -> Tensor:
+        """One micro-batch's share of the loss; appends each term's share [terms] to `sums`.
+
+        `terms` come with their weights of this step and none is zero. The states go to `choose`
+        without gradient, so a step of one micro-batch is scored by its training forward.
+        """
+        states = self.student.states(batch)
+        with torch.no_grad():
+            seen = choose(states.detach())
+        work = self._work(batch, terms, values, teacher, seen)
+        head = self.student
+        with torch.autocast(states.device.type, enabled=False):
+            total: Tensor = ChunkedLoss.apply(
+                states, head.weight, head.bias, self._computed(head.weight), work
+            )
+        sums.append(work.sums)
+        return total
+
+    def _work(
+        self,
+        batch: Batch,
+        terms: Sequence[tuple[Term, float]],
+        values: Values,
+        teacher: LogitsAt | None,
+        seen: Seen,
+    ) -> Work:
+        valid = batch.valid
+        weights = torch.stack([self._weights(term, weight, seen, valid) for term, weight in terms])
+        if all(seen.mask(term.on) is not None for term, _ in terms):
+            some = (weights != 0).any(0)
+            valid, weights = valid[some], weights[:, some]
+        device = batch.labels.device
+        return Work(
+            positions=valid,
+            labels=batch.labels[valid],
+            weights=weights,
+            values=values,
+            teacher=teacher,
+            vocabulary=batch.vocabulary,
+            chunk=self.chunk or chunk_size(batch.vocabulary, device),
+        )
+
+    @staticmethod
+    def _weights(term: Term, weight: float, seen: Seen, valid: Tensor) -> Tensor:
+        """[valid]: weight over denominator where the term sees the token."""
+        each = weight / seen.count(term.on).clamp(min=1)
+        mask = seen.mask(term.on)
+        return each.expand(len(valid)) if mask is None else each * mask
+
+    @staticmethod
+    def _computed(weight: Tensor | None) -> Tensor | None:
+        """The head's weight in the type that the trunk computes in."""
+        if weight is None or not torch.is_autocast_enabled(weight.device.type):
+            return weight
+        return weight.detach().to(torch.get_autocast_dtype(weight.device.type))
+
+
+def values_of(losses: Sequence[Loss]) -> Values:
+    """The terms' weighted sums and their gradient in the student's logits, by autograd."""
+
+    def values(
+        student: Tensor, teacher: Tensor | None, labels: Tensor, weights: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            leaf = student.detach().requires_grad_()
+            each = [
+                (per_token(loss, leaf, teacher, labels) * weight).sum()
+                for loss, weight in zip(losses, weights, strict=True)
+            ]
+            sums = torch.stack(each)
+            (gradient,) = torch.autograd.grad(sums.sum(), leaf)
+        return sums.detach(), gradient
+
+    return values
+
+
+def per_token(loss: Loss, student: Tensor, teacher: Tensor | None, labels: Tensor) -> Tensor:
+    """A loss's values [n], its result checked."""
+    values = loss.per_token(student, teacher if loss.needs_teacher else None, labels)
+    if not isinstance(values, Tensor) or values.shape != labels.shape:
+        found = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+        raise PluginError(
+            f"loss {loss.name!r} returned {found} from per_token, expected one value for each of "
+            f"{len(labels)} tokens: a tensor of shape ({len(labels)},)"
+        )
+    if student.requires_grad and not values.requires_grad:
+        raise PluginError(f"loss {loss.name!r} returned values without a gradient to the student")
+    return values

@@ -1,0 +1,123 @@
+"""Which tokens of a step are kept, and when that is found out.
+
+With one micro-batch and one process the training forward itself is scored. Otherwise the step is
+scored first without gradient, ranked over all processes, then trained. With `scope =
+"micro_batch"` each micro-batch ranks its own tokens in its training forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from kdcore.api import Selection
+from kdcore.errors import PluginError
+from kdcore.gathering import Gather
+from kdcore.objective import Choose, Seen
+from kdcore.tokens import Reading, Scored, Tokens
+
+if TYPE_CHECKING:
+    from kdcore.run import Run
+
+Total = Callable[[Tensor], Tensor]
+"""A scalar of this process -> its sum over all processes, on the device."""
+
+
+@dataclass(eq=False)
+class Choices:
+    """One step's: how each micro-batch learns what was kept, and what the log wants to know."""
+
+    valid: Tensor  # over all processes
+    each: list[Choose] = field(default_factory=list)
+    kept: list[Tensor] = field(default_factory=list)  # this process's counts, as they are found
+    tokens: Tokens | None = None  # the last ones that were ranked
+
+
+def choose(
+    run: Run, readings: Sequence[Reading], step: int, gather: Gather, total: Total
+) -> Choices:
+    """The choices of a step. Selections run without gradient."""
+    here = sum(len(reading.batch.valid) for reading in readings)
+    choices = Choices(total(torch.tensor(float(here), device=run.device)))
+    selection = run.recipe.selection
+    if selection is None:
+        choices.each = [_all_of(choices.valid) for _ in readings]
+    elif run.recipe.scope == "micro_batch":
+        choices.each = [_in_forward(run, selection, r, step, choices, here) for r in readings]
+    elif run.processes == 1 and len(readings) == 1:
+        choices.each = [_in_forward(run, selection, readings[0], step, choices, here)]
+    else:
+        _ahead(run, selection, readings, step, gather, total, choices)
+    return choices
+
+
+def _all_of(valid: Tensor) -> Choose:
+    return lambda states: Seen(None, valid, valid)
+
+
+def _in_forward(
+    run: Run, selection: Selection, reading: Reading, step: int, choices: Choices, here: int
+) -> Choose:
+    """Score the states of the training forward. Ranking is within this micro-batch."""
+    from kdcore.gathering import alone
+
+    def found(states: Tensor) -> Seen:
+        tokens = _tokens(run, [Scored(reading, states)], step, alone)
+        keep = _keep(selection, tokens)
+        choices.tokens = tokens
+        choices.kept.append(keep.sum())
+        # A micro-batch counts as its share of the step's tokens, whatever it keeps of them.
+        scale = choices.valid / max(1, len(keep))
+        return Seen(keep, choices.valid, keep.sum() * scale)
+
+    return found
+
+
+def _ahead(
+    run: Run,
+    selection: Selection,
+    readings: Sequence[Reading],
+    step: int,
+    gather: Gather,
+    total: Total,
+    choices: Choices,
+) -> None:
+    """Score every micro-batch first; one more trunk forward of the student."""
+    with torch.no_grad():
+        with run.autocast():
+            parts = [Scored(r, run.language_model.states(r.batch)) for r in readings]
+        tokens = _tokens(run, parts, step, gather)
+        keep = _keep(selection, tokens)
+        choices.tokens = tokens
+        choices.kept.append(keep.sum())
+        kept = total(keep.sum().float())
+    pieces = keep.split([len(reading.batch.valid) for reading in readings])
+    choices.each = [_known(Seen(piece, choices.valid, kept)) for piece in pieces]
+
+
+def _known(seen: Seen) -> Choose:
+    return lambda states: seen
+
+
+def _tokens(run: Run, parts: Sequence[Scored], step: int, gather: Gather) -> Tokens:
+    return Tokens(parts, run.language_model, run.teacher, step=step, seed=run.seed, gather=gather)
+
+
+def _keep(selection: Selection, tokens: Tokens) -> Tensor:
+    keep = selection.keep(tokens)
+    wanted = (len(tokens.labels),)
+    if not isinstance(keep, Tensor) or keep.dtype != torch.bool or keep.shape != wanted:
+        found = (
+            f"{keep.dtype} of shape {tuple(keep.shape)}"
+            if isinstance(keep, Tensor)
+            else type(keep).__name__
+        )
+        raise PluginError(
+            f"selection {selection.name!r} returned {found} from keep, expected a bool tensor of "
+            f"shape {wanted}"
+        )
+    return keep

@@ -1,0 +1,193 @@
+"""From a checked stage to a trainer: tokenizer, student, teachers, rows, optimizer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import torch
+
+from kdcore.api import Component, Teacher
+from kdcore.batches import Order, TrainingRows
+from kdcore.build import walk
+from kdcore.checkpoint import Checkpoints
+from kdcore.compiled import compiled_values_of
+from kdcore.errors import RunError
+from kdcore.head import Values, chunk_size
+from kdcore.language_model import LanguageModel
+from kdcore.micro_batch import by_probe, on_cpu
+from kdcore.objective import Objective, values_of
+from kdcore.optimizers import make_optimizer
+from kdcore.schedule import learning_rate
+from kdcore.student import check_length, make_student
+from kdcore.train import Trainer
+from kdcore.vocabulary import cut_to, prove
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from transformers import PreTrainedTokenizerBase
+
+    from kdcore.options import Term, TrainOptions
+    from kdcore.plugins import Host
+    from kdcore.run import Run
+    from kdcore.signals import Signals
+
+
+def make_accelerator(options: TrainOptions) -> Accelerator:
+    """A fresh accelerator in the recipe's precision, whatever ran before in this process."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=False)
+    return Accelerator(mixed_precision=_precision(options.precision))
+
+
+def _precision(name: str) -> str:
+    if name != "auto":
+        return {"fp32": "no"}.get(name, name)
+    if not torch.cuda.is_available():
+        return "no"  # bf16 on a CPU without units for it is ten times slower
+    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+
+
+def prepare(
+    run: Run, host: Host, accelerator: Accelerator, signals: Signals, checkpoints_at: str
+) -> Trainer:
+    """Load and prove everything; the run has its tokenizer already."""
+    stage, options = run.recipe, run.recipe.train
+    with accelerator.main_process_first():
+        rows = run.laid("train")
+    run.steps = steps_of(options, len(rows), rows.lengths)
+    teachers = _teachers(stage.components())
+    student = make_student(
+        stage.student,
+        run.tokenizer,
+        stage.student.patches,
+        seed=run.seed,
+        device=run.device,
+    )
+    check_length(student, stage.data.block)
+    if options.checkpointing:
+        student.gradient_checkpointing_enable({"use_reentrant": False})
+    run.language_model = LanguageModel(student)
+    run.vocabulary = prove_vocabulary(run, teachers)
+    load_teachers(run, stage.components())
+    chunk = chunk_size(run.vocabulary, run.device) if options.chunk == "auto" else options.chunk
+    objective = Objective(run.language_model, chunk)
+    optimizer = make_optimizer(options, student)
+    run.autocast = accelerator.autocast
+    wrapped, optimizer = accelerator.prepare(objective, optimizer)
+    order = Order(len(rows), options.batch, run.seed)
+    trainer = Trainer(
+        run=run,
+        host=host,
+        accelerator=accelerator,
+        objective=objective,
+        wrapped=wrapped,
+        values=_values(options, chunk, run.device),
+        optimizer=optimizer,
+        rate=learning_rate(options, run.steps),
+        rows=TrainingRows(lambda e: run.laid("train", e), order, run.process, run.processes),
+        checkpoints=Checkpoints(
+            run.folder / checkpoints_at, accelerator, student, optimizer, keep=options.save_keep
+        ),
+        signals=signals,
+    )
+    run.micro_batch = _micro_batch(trainer)
+    return trainer
+
+
+def steps_of(options: TrainOptions, rows: int, lengths: Sequence[int]) -> int:
+    """How many optimizer steps the recipe asks for."""
+    if options.steps is not None:
+        return options.steps
+    if options.epochs is not None:
+        steps = math.floor(rows * options.epochs / options.batch + 1e-9)
+    else:
+        assert options.tokens is not None
+        steps = math.ceil(options.tokens * rows / (sum(lengths) * options.batch))
+    if steps < 1:
+        raise RunError(
+            f"{options.epochs} epochs of {rows} rows are less than one step of "
+            f"{options.batch} rows; type --set train.batch={max(1, rows)}"
+        )
+    return steps
+
+
+def _teachers(components: Iterable[Component]) -> list[Teacher]:
+    return [one for one in components if isinstance(one, Teacher)]
+
+
+def prove_vocabulary(run: Run, teachers: Sequence[Teacher]) -> int:
+    """The ids that the tokenizers of student and teachers agree on."""
+    others: dict[str, PreTrainedTokenizerBase] = {}
+    for number, teacher in enumerate(teachers, 1):
+        tokenizer = teacher.tokenizer()
+        if tokenizer is not None:
+            others[f"teacher {teacher.name!r} ({number})"] = tokenizer
+    shared = prove(run.tokenizer, others)
+    return cut_to(shared, {"student": run.language_model.width})
+
+
+def load_teachers(run: Run, components: Iterable[Component]) -> None:
+    """Load every teacher, nested ones too, but for those that a teacher loads itself if it must."""
+    teachers = _teachers(components)
+    theirs = {
+        id(nested)
+        for teacher in teachers
+        if teacher.loads_members
+        for nested in walk(teacher)
+        if nested is not teacher
+    }
+    for teacher in teachers:
+        if id(teacher) not in theirs:
+            teacher.load(run)
+
+
+def _micro_batch(trainer: Trainer) -> int:
+    run, options = trainer.run, trainer.run.recipe.train
+    largest = max(1, math.ceil(options.batch / run.processes))
+    if options.micro_batch != "auto":
+        return min(largest, options.micro_batch)
+    if run.device.type != "cuda":
+        return on_cpu(largest, run.recipe.data.block)
+    found = by_probe(largest, lambda rows: _attempt(trainer, rows))
+    return -int(trainer.gather(torch.tensor([-found], device=run.device))[0].max())
+
+
+def _attempt(trainer: Trainer, rows: int) -> None:
+    """A forward and backward of full rows, beside the memory that the optimizer will take."""
+    run = trainer.run
+    block = run.recipe.data.block
+    trained = sum(p.numel() for p in trainer.objective.parameters() if p.requires_grad)
+    moments = torch.empty(2 * trained, device=run.device)
+    ids = list(range(block))
+    row = {"input_ids": [0] * block, "document": [0] * block, "offset": ids, "position": ids}
+    trainer.rehearse([row] * rows)
+    del moments
+
+
+def _values(
+    options: TrainOptions, chunk: int, device: torch.device
+) -> Callable[[Sequence[Term]], Values]:
+    """The way to compute a set of terms, made once for each set."""
+    compiling = options.compile is True or (
+        options.compile == "auto" and device.type == "cuda" and _has_triton()
+    )
+
+    @lru_cache
+    def made(labels: tuple[str, ...], losses: tuple[object, ...]) -> Values:
+        return compiled_values_of(losses, chunk) if compiling else values_of(losses)  # type: ignore[arg-type]
+
+    def values(terms: Sequence[Term]) -> Values:
+        return made(tuple(t.label for t in terms), tuple(t.loss for t in terms))
+
+    return values
+
+
+def _has_triton() -> bool:
+    from importlib.util import find_spec
+
+    return find_spec("triton") is not None

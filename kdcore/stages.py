@@ -1,0 +1,183 @@
+"""The stages of a recipe, one after another: used again if finished, continued if begun."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from kdcore.environment import record
+from kdcore.errors import KdcoreError, RunError, UsageError
+from kdcore.final import save_final
+from kdcore.fingerprints import of_tokenizer
+from kdcore.folders import (
+    CHECKPOINTS,
+    FINAL,
+    choose_folder,
+    compare_fingerprints,
+    finished,
+    keep_texts,
+    locked,
+)
+from kdcore.formula import objective_formula
+from kdcore.run import Run
+from kdcore.setup import make_accelerator, prepare
+from kdcore.signals import Signals
+from kdcore.tokenizing import load_tokenizer_of
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from kdcore.plugins import Host
+    from kdcore.recipe import Recipe, Stage
+    from kdcore.train import Trainer
+
+_log = logging.getLogger("kdcore")
+_VERSIONS = ("torch", "transformers", "kdcore")  # what a result depends on
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `kdcore run` was asked for, besides the recipe."""
+
+    out: Path
+    fresh: bool = False
+    accept: frozenset[str] = frozenset()
+    only: str | None = None  # one stage, and those that it needs
+    folder: Path | None = None  # the run to go on with, whatever its recipe's identity
+
+
+def run_recipe(recipe: Recipe, host: Host, options: Options) -> list[Path]:
+    """Run every stage that is not finished; returns each stage's folder."""
+    done: dict[str, Path] = {}
+    for name in wanted_stages(recipe, options.only):
+        finals = {stage: folder / FINAL for stage, folder in done.items()}
+        stage = recipe.build(name, finals)
+        accelerator = make_accelerator(stage.train)
+        fresh = options.fresh and options.only in (None, name)
+        folder = options.folder or choose_folder(
+            options.out, stage.run_name, recipe.identity(name), fresh=fresh
+        )
+        folder = _agreed(accelerator, folder)
+        if finished(folder):
+            _log.info("%s is finished: %s is used", stage.run_name, folder)
+        else:
+            texts = {"recipe.toml": recipe.text, "resolved.toml": recipe.resolved(name, finals)}
+            _run_stage(stage, folder, accelerator, host, texts, list(done.values()), options)
+        done[name] = folder
+    return list(done.values())
+
+
+def wanted_stages(recipe: Recipe, only: str | None) -> list[str]:
+    """The stages to run, in order: all, or one with what it needs."""
+    by_name = {stage.name: stage for stage in recipe.stages}
+    if only is None:
+        return list(by_name)
+    if only not in by_name:
+        raise UsageError(f"recipe {recipe.name!r} has no stage {only!r}: {', '.join(by_name)}")
+    wanted, asked = set(), [only]
+    while asked:
+        wanted.add(name := asked.pop())
+        asked += by_name[name].needs
+    return [name for name in by_name if name in wanted]
+
+
+def _agreed(accelerator: Accelerator, folder: Path) -> Path:
+    """The first process's choice, as another may look when the folder is there already."""
+    from accelerate.utils import broadcast_object_list
+
+    chosen = [folder]
+    if accelerator.num_processes > 1:
+        broadcast_object_list(chosen)
+    return chosen[0]
+
+
+def _run_stage(
+    stage: Stage,
+    folder: Path,
+    accelerator: Accelerator,
+    host: Host,
+    texts: Mapping[str, str],
+    others: Sequence[Path],
+    options: Options,
+) -> None:
+    run = Run(
+        recipe=stage,
+        folder=folder,
+        device=accelerator.device,
+        process=accelerator.process_index,
+        processes=accelerator.num_processes,
+        objective=objective_formula(stage.terms, selects=stage.selection is not None),
+    )
+    with locked(folder) if run.main else nullcontext(), Signals() as signals, _explained(folder):
+        if run.main:
+            keep_texts(folder, {**texts, "env.json": record(host)})
+        run.tokenizer = load_tokenizer_of(run, others, accelerator)
+        trainer = prepare(run, host, accelerator, signals, CHECKPOINTS)
+        if run.main:
+            compare_fingerprints(folder, _fingerprints(run), options.accept)
+        _continue(trainer)
+        with host.listening(stage.components()):
+            _train(trainer)
+
+
+def _fingerprints(run: Run) -> dict[str, str]:
+    """What a run that is continued must find unchanged."""
+    from importlib.metadata import version
+
+    found = {
+        "data": run.laid("train").split.fingerprint,
+        "tokenizer": of_tokenizer(run.tokenizer),
+        "versions": ", ".join(f"{name} {version(name)}" for name in _VERSIONS),
+    }
+    if run.teacher is not None:
+        found["teacher"] = run.teacher.fingerprint()
+    return found
+
+
+def _continue(trainer: Trainer) -> None:
+    """Put back the newest whole checkpoint, if there is one."""
+    run = trainer.run
+    newest = trainer.checkpoints.newest()
+    if newest is None:
+        return
+    state = trainer.checkpoints.load(newest)
+    run.step, run.tokens, run.micro_batch = state["step"], state["tokens"], state["micro_batch"]
+    run.say(f"{run.recipe.run_name} continues after step {run.step} of {run.steps}: {run.folder}")
+
+
+def _train(trainer: Trainer) -> None:
+    run, host = trainer.run, trainer.host
+    try:
+        host.emit("kdcore_run_start", run=run)
+        trainer.train()
+        if run.main:
+            save_final(run)
+        trainer.accelerator.wait_for_everyone()
+    except BaseException as error:
+        host.emit("kdcore_run_end", run=run, error=error)
+        raise
+    host.emit("kdcore_run_end", run=run, error=None)
+
+
+@contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    """What a person can act on; for the rest the traceback is kept in the run folder."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise RunError(
+            f"the device is out of memory ({str(error).splitlines()[0]}); the same command with "
+            "--set train.micro_batch=1 or train.checkpointing=true needs less"
+        ) from error
+    except (KdcoreError, KeyboardInterrupt):
+        raise
+    except BaseException:
+        (folder / "traceback.txt").write_text(traceback.format_exc())
+        raise

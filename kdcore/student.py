@@ -1,0 +1,108 @@
+"""The student: made from a config or loaded, patched, in the types that training needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from kdcore.api import Patch
+from kdcore.errors import RunError, UsageError
+from kdcore.hub import dtype_of, load_model
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+    from kdcore.options import StudentOptions
+
+
+def make_student(
+    options: StudentOptions,
+    tokenizer: PreTrainedTokenizerBase,
+    patches: Iterable[Patch],
+    *,
+    seed: int,
+    device: torch.device,
+) -> PreTrainedModel:
+    """The student on the device, patched. What is trained has float32 master weights."""
+    torch.manual_seed(seed)
+    if options.model is not None:
+        model = load_model(
+            options.model,
+            dtype=dtype_of(options.dtype, device),
+            device=device,
+            attention=options.attention,
+            key="student.model",
+        )
+    else:
+        model = from_config(options, tokenizer).to(device)
+    for patch in patches:
+        model = patch.apply(model)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise UsageError("nothing of the student is trained: every parameter is frozen")
+    return model
+
+
+def from_config(options: StudentOptions, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """A fresh model in float32 on the CPU, so that the same seed gives the same weights anywhere."""
+    from transformers import AutoModelForCausalLM
+
+    config = config_of(options, tokenizer)
+    arguments = {"attn_implementation": options.attention} if options.attention else {}
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(
+        config, dtype=torch.float32, **arguments
+    )
+    return model
+
+
+def config_of(options: StudentOptions, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
+    """The fresh student's config: dropout 0 and the tokenizer's ids unless the recipe sets them."""
+    from transformers import AutoConfig
+
+    typed = dict(options.config or {})
+    model_type = typed.pop("model_type")
+    try:
+        plain = AutoConfig.for_model(model_type)
+    except ValueError:
+        raise UsageError(
+            f"[student.config] model_type = {model_type!r}: transformers knows no such model"
+        ) from None
+    _refuse_unknown(typed, plain, model_type)
+    ids = {
+        "vocab_size": len(tokenizer),
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    no_dropout = {
+        key: 0.0
+        for key, value in plain.to_dict().items()
+        if key.endswith(("dropout", "pdrop", "dropout_prob")) and isinstance(value, float)
+    }
+    config: PretrainedConfig = AutoConfig.for_model(model_type, **(ids | no_dropout | typed))
+    return config
+
+
+def _refuse_unknown(typed: dict[str, Any], plain: PretrainedConfig, model_type: str) -> None:
+    """Configs swallow what they do not know; a typing error must not train another model."""
+    from difflib import get_close_matches
+
+    known = {*plain.to_dict(), *plain.attribute_map, "rope_theta"}
+    for key in typed.keys() - known:
+        near = get_close_matches(key, known, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise UsageError(f"[student.config] {key!r} is no option of {model_type!r}{hint}")
+
+
+def check_length(model: PreTrainedModel, block: int) -> None:
+    """Refuse rows that are longer than the model's positions reach."""
+    reach = getattr(model.config, "max_position_embeddings", None)
+    if reach is not None and block > reach:
+        raise RunError(
+            f"data.block = {block} is longer than the student's {reach} positions; type "
+            f"--set data.block={reach}, or give the model more positions"
+        )

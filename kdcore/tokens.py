@@ -1,0 +1,164 @@
+"""The tokens of an optimizer step as a selection sees them: flat, lazy, ranked over all processes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kdcore.api import Batch, LogitsAt, Loss, Teacher
+from kdcore.gathering import Gather
+from kdcore.head import chunk_size
+from kdcore.language_model import LanguageModel
+from kdcore.objective import per_token
+from kdcore.reading import nll_from_logits, read, read_nll
+
+
+class Reading:
+    """One micro-batch with what was read of it, so that no teacher runs twice over it."""
+
+    def __init__(self, batch: Batch, first_row: int) -> None:
+        self.batch = batch
+        self.first_row = first_row  # index of its first row in the optimizer step
+        self._read: dict[int, LogitsAt] = {}
+
+    def logits_of(self, teacher: Teacher) -> LogitsAt:
+        """The teacher's logits by flat position; its trunk runs at the first call."""
+        if id(teacher) not in self._read:
+            self._read[id(teacher)] = read(teacher, self.batch)
+        return self._read[id(teacher)]
+
+    def nll_of(self, teacher: Teacher) -> Callable[[Tensor, Tensor], Tensor]:
+        """The teacher's negative log-likelihoods, from its logits if those were read already."""
+        if id(teacher) in self._read:
+            return nll_from_logits(self._read[id(teacher)], self.batch)
+        return read_nll(teacher, self.batch)
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """A micro-batch and the student's states [rows * time, H] on it, without gradient."""
+
+    reading: Reading
+    states: Tensor
+
+
+class Tokens:
+    """This process's valid tokens of the optimizer step [n]; what nobody asks for costs nothing."""
+
+    def __init__(
+        self,
+        parts: Sequence[Scored],
+        student: LanguageModel,
+        teacher: Teacher | None,
+        *,
+        step: int,
+        seed: int,
+        gather: Gather,
+    ) -> None:
+        self._parts, self._student, self._teacher = parts, student, teacher
+        self._seed, self._gather = seed, gather
+        self._student_nll: Tensor | None = None
+        self.step = step
+        self.ranked: tuple[Tensor, Tensor] | None = None  # the last scores ranked, and who was kept
+
+    @property
+    def labels(self) -> Tensor:
+        """The id that each token's position predicts [n]."""
+        return torch.cat(
+            [part.reading.batch.labels[part.reading.batch.valid] for part in self._parts]
+        )
+
+    @property
+    def row(self) -> Tensor:
+        """The index of its row in the optimizer step [n]."""
+        return torch.cat([self._place(part)[0] for part in self._parts])
+
+    @property
+    def position(self) -> Tensor:
+        """The index of the predicting token in its row [n]."""
+        return torch.cat([self._place(part)[1] for part in self._parts])
+
+    def student_nll(self) -> Tensor:
+        """The student's negative log-likelihood of each label, in nats [n]."""
+        if self._student_nll is None:
+            self._student_nll = self._each(
+                lambda part: nll_from_logits(self._logits(part), part.reading.batch)
+            )
+        return self._student_nll
+
+    def nll(self, teacher: Teacher | None = None) -> Tensor:
+        """A teacher's (by default the run's) negative log-likelihood of each label, in nats [n]."""
+        asked = self._asked(teacher)
+        return self._each(lambda part: part.reading.nll_of(asked))
+
+    def score(self, loss: Loss, teacher: Teacher | None = None) -> Tensor:
+        """Any loss as a score of each token, in chunks [n]."""
+        asked = self._asked(teacher) if loss.needs_teacher else None
+
+        def scores(part: Scored) -> Callable[[Tensor, Tensor], Tensor]:
+            student = self._logits(part)
+            other = part.reading.logits_of(asked) if asked is not None else None
+            size = chunk_size(part.reading.batch.vocabulary, part.states.device)
+
+            def at(positions: Tensor, labels: Tensor) -> Tensor:
+                pieces = [
+                    per_token(loss, student(some), other and other(some), label)
+                    for some, label in zip(positions.split(size), labels.split(size), strict=True)
+                ]
+                return torch.cat(pieces) if pieces else labels.new_zeros(0, dtype=torch.float32)
+
+            return at
+
+        return self._each(scores)
+
+    def top(self, scores: Tensor, share: float) -> Tensor:
+        """The ceil(share x N) highest scores over all processes as a bool [n].
+
+        N counts the valid tokens of the step. Ties go to the token that comes first; NaN is never
+        kept.
+        """
+        everyone, first = self._gather(scores.float())
+        # A share such as 0.55 times 100 is a hair above 55: that hair is rounding, not a token.
+        wanted = math.ceil(share * len(everyone) - 1e-9)
+        ranking = everyone.nan_to_num(nan=-math.inf).argsort(descending=True, stable=True)
+        kept = torch.zeros_like(everyone, dtype=torch.bool)
+        kept[ranking[:wanted]] = True
+        mine = kept[first : first + len(scores)] & ~scores.isnan()
+        self.ranked = (scores, mine)
+        return mine
+
+    def random(self) -> Tensor:
+        """A number in [0, 1) for each token, from seed, step and its place in the step [n]."""
+        labels = self.labels
+        everyone, first = self._gather(labels.float())
+        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + self.step)
+        drawn = torch.rand(len(everyone), generator=generator)
+        return drawn[first : first + len(labels)].to(labels.device)
+
+    def _asked(self, teacher: Teacher | None) -> Teacher:
+        asked = teacher or self._teacher
+        assert asked is not None, "a recipe whose selection needs a teacher has one"
+        return asked
+
+    def _logits(self, part: Scored) -> LogitsAt:
+        vocabulary = part.reading.batch.vocabulary
+        return lambda positions: self._student.logits(part.states[positions])[:, :vocabulary]
+
+    def _each(self, make: Callable[[Scored], Callable[[Tensor, Tensor], Tensor]]) -> Tensor:
+        values = [
+            make(part)(
+                part.reading.batch.valid, part.reading.batch.labels[part.reading.batch.valid]
+            )
+            for part in self._parts
+        ]
+        return torch.cat(values)
+
+    @staticmethod
+    def _place(part: Scored) -> tuple[Tensor, Tensor]:
+        time = part.reading.batch.input_ids.shape[1]
+        valid = part.reading.batch.valid
+        return valid // time + part.reading.first_row, valid % time

@@ -1,0 +1,185 @@
+"""The loop: one optimizer step after another, with what is due between them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor, nn
+
+from kdcore.api import Row
+from kdcore.batches import Collate, TrainingRows
+from kdcore.checkpoint import Checkpoints
+from kdcore.errors import Interrupted, RunError
+from kdcore.gathering import over
+from kdcore.head import Values
+from kdcore.objective import Choose, Objective, Seen
+from kdcore.recorder import Recorder
+from kdcore.selecting import choose
+from kdcore.tokens import Reading
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from kdcore.options import Term
+    from kdcore.plugins import Host
+    from kdcore.run import Run
+    from kdcore.signals import Signals
+
+
+@dataclass(eq=False)
+class Trainer:
+    """Everything that a run needs to take steps."""
+
+    run: Run
+    host: Host
+    accelerator: Accelerator
+    objective: Objective
+    wrapped: nn.Module  # the objective as DDP wraps it
+    values: Callable[[Sequence[Term]], Values]
+    optimizer: torch.optim.Optimizer
+    rate: Callable[[int], float]
+    rows: TrainingRows
+    checkpoints: Checkpoints
+    signals: Signals
+
+    def __post_init__(self) -> None:
+        self.gather = over(self.accelerator)
+        self.recorder = Recorder(self.run, self.accelerator)
+        split = self.run.laid("train").split
+        self.collate = Collate(split, self.run.vocabulary, self.run.device)
+
+    def train(self) -> None:
+        """From `run.step` to `run.steps`."""
+        run, options = self.run, self.run.recipe.train
+        if run.step == 0 and options.eval_first:
+            self._evaluate()
+        while run.step < run.steps:
+            self.host.emit("kdcore_step_start", run=run, step=run.step + 1)
+            self.step(run.step + 1)
+            run.step += 1
+            saving = self._due(options.save_every)
+            if run.step % options.log_every == 0 or run.step == run.steps or saving:
+                self._log()
+            if self._due(options.eval_every):
+                self._evaluate()
+            if stop := self.signals.agreed(self.accelerator):
+                self._stop(stop)
+            if saving:
+                self._save()
+
+    def step(self, step: int) -> None:
+        """One optimizer step on this process's rows."""
+        self.objective.train()
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate(step)
+        readings = self._readings(step)
+        choices = choose(self.run, readings, step, self.gather, self._total)
+        terms = self._terms(step)
+        shares: list[Tensor] = []
+        for n, reading in enumerate(readings):
+            synced = n == len(readings) - 1
+            with nullcontext() if synced else self.accelerator.no_sync(self.wrapped):
+                self._backward(reading, terms, choices.each[n], shares)
+        clip = self.run.recipe.train.clip
+        if clip:
+            self.accelerator.clip_grad_norm_(self.objective.parameters(), clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.recorder.add([term for term, _ in terms], shares, choices)
+
+    def rehearse(self, rows: Sequence[Row]) -> None:
+        """Forward and backward of one micro-batch as in a step, without taking the step."""
+        reading = Reading(self.collate(rows), 0)
+        valid = torch.tensor(float(len(reading.batch.valid)), device=self.run.device)
+        with self.accelerator.no_sync(self.wrapped):
+            seen = Seen(None, valid, valid)
+            self._backward(reading, self._terms(1), lambda states: seen, [])
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _readings(self, step: int) -> list[Reading]:
+        """This process's micro-batches of a step; one without tokens where it has no rows."""
+        rows, size = self.rows.step(step), self.run.micro_batch
+        first = self.rows.mine.start
+        return [
+            Reading(self.collate(rows[at : at + size]), first + at)
+            for at in range(0, max(1, len(rows)), size)
+        ]
+
+    def _terms(self, step: int) -> list[tuple[Term, float]]:
+        """The terms that count in this step, with their weights."""
+        done = (step - 1) / self.run.steps
+        weighted = [(term, term.weight_at(done)) for term in self.run.recipe.terms]
+        # A step in which every weight is zero still runs, so that processes stay together.
+        return [(term, weight) for term, weight in weighted if weight] or weighted[:1]
+
+    def _backward(
+        self,
+        reading: Reading,
+        terms: Sequence[tuple[Term, float]],
+        chosen: Choose,
+        shares: list[Tensor],
+    ) -> None:
+        teacher = self.run.teacher
+        asked = teacher is not None and any(term.loss.needs_teacher for term, _ in terms)
+        logits_at = reading.logits_of(teacher) if asked and teacher is not None else None
+        values = self.values([term for term, _ in terms])
+        with self.run.autocast():
+            loss = self.wrapped(reading.batch, terms, values, logits_at, chosen, shares)
+        # DDP averages the gradients of the processes; the loss is a sum over them.
+        self.accelerator.backward(loss * self.run.processes)
+
+    def _total(self, value: Tensor) -> Tensor:
+        return self.accelerator.reduce(value, "sum")  # type: ignore[no-any-return]
+
+    def _due(self, every: int | Literal["epoch"]) -> bool:
+        """Whether something with this cadence is due after the step just done."""
+        step, run = self.run.step, self.run
+        if step == run.steps:
+            return True
+        if every != "epoch":
+            return step % every == 0
+        rows = self.rows.order.rows
+        return step * run.batch // rows > (step - 1) * run.batch // rows
+
+    def _log(self) -> None:
+        if not self.recorder.steps:
+            return
+        record = self.recorder.record(self.rate(self.run.step))
+        self.host.emit("kdcore_log", run=self.run, record=record)
+        if not math.isfinite(record.loss):
+            terms = ", ".join(f"{name} {value}" for name, value in record.terms.items())
+            raise RunError(
+                f"the loss is not finite at step {record.step} ({terms}); the last checkpoint is "
+                "from before. A smaller train.lr or train.clip = 1.0 may help"
+            )
+
+    def _evaluate(self) -> None:
+        with self.recorder.paused():
+            scores: dict[str, float | str] = {}
+            for one in self.run.recipe.evals:
+                scores.update(one.measure(self.run))
+            if scores:
+                self.host.emit("kdcore_scores", run=self.run, step=self.run.step, scores=scores)
+
+    def _stop(self, signal_number: int) -> None:
+        if self.run.step == self.run.steps:
+            return
+        self._log()
+        self._save()
+        raise Interrupted(
+            f"interrupted after step {self.run.step} of {self.run.steps}; a checkpoint is "
+            "written, and the same command continues",
+            signal_number,
+        )
+
+    def _save(self) -> None:
+        run = self.run
+        with self.recorder.paused():
+            state = {"tokens": run.tokens, "micro_batch": run.micro_batch}
+            path = self.checkpoints.save(run.step, state)
+        self.host.emit("kdcore_checkpoint", run=run, step=run.step, path=path)
