@@ -30,18 +30,26 @@ if TYPE_CHECKING:
         hookimpl,
     )
     from kdcore.errors import KdcoreError, PluginError, RecipeError, RunError, UsageError
+    from kdcore.fingerprints import of_tokenizer
+    from kdcore.generation import generate
+    from kdcore.hub import dtype_of, load_model, load_tokenizer, model_fingerprint
     from kdcore.language_model import LanguageModel
     from kdcore.reading import read, read_nll
     from kdcore.run import Run
+    from kdcore.teachers import load_teacher
     from kdcore.tokens import Tokens
 
 _HOME = {
     "api": "Batch Component Data Eval Logger LogitsAt Loss Patch Record Row Rows Selection Split "
     "Teacher Tokenizer component hookimpl",
     "errors": "KdcoreError PluginError RecipeError RunError UsageError",
+    "fingerprints": "of_tokenizer",
+    "generation": "generate",
+    "hub": "dtype_of load_model load_tokenizer model_fingerprint",
     "language_model": "LanguageModel",
     "reading": "read read_nll",
     "run": "Run",
+    "teachers": "load_teacher",
     "tokens": "Tokens",
 }
 _WHERE = {name: module for module, names in _HOME.items() for name in names.split()}
@@ -71,7 +79,14 @@ __all__ = [
     "Tokens",
     "UsageError",
     "component",
+    "dtype_of",
+    "generate",
     "hookimpl",
+    "load_model",
+    "load_teacher",
+    "load_tokenizer",
+    "model_fingerprint",
+    "of_tokenizer",
     "read",
     "read_nll",
 ]

@@ -77,6 +77,7 @@ class Batch:
     document: Tensor  # the token's document in the split, -1 on padding
     offset: Tensor  # the token's index in its document, -1 on padding
     labels: Tensor
+    valid: Tensor  # [n]: the flat positions whose label is not -100, in order
     vocabulary: int  # logits are cut to this many ids on all sides
     split: Split
 
@@ -122,7 +123,7 @@ class Data(Component):
     fresh_each_epoch: ClassVar[bool] = False
 
     def texts(self, split: str) -> Iterable[str]:
-        """The documents of "train" or "validation", in order; also what tokenizers are trained on."""
+        """The documents of "train" or "validation", in order; tokenizers are trained on them too."""
         raise NotImplementedError
 
     def make_rows(
@@ -151,8 +152,10 @@ class Tokenizer(Component):
 class Teacher(Component):
     """A distribution over the next token, from one model or several, live or stored."""
 
+    loads_members: ClassVar[bool] = False  # True: it loads the teachers nested in it, if it must
+
     def load(self, run: Run) -> None:
-        """Put the weights onto `run.device`, in evaluation mode. Called once, of nested ones too."""
+        """Put the weights onto `run.device`, in evaluation mode. Called once, nested ones too."""
 
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
         """The tokenizer it was made with; None: the student's. Called before `load`."""
@@ -172,7 +175,7 @@ class Teacher(Component):
         raise NotImplementedError
 
     def nll(self, batch: Batch) -> Callable[[Tensor, Tensor], Tensor]:
-        """Flat positions [n] and labels [n] -> negative log-likelihoods [n]; default: from `read`."""
+        """Flat positions [n], labels [n] -> negative log-likelihoods [n]; by default from `read`."""
         from kdcore.reading import nll_from_logits, read
 
         return nll_from_logits(read(self, batch), batch)
@@ -206,6 +209,10 @@ class Selection(Component):
         """A bool for each of this process's valid tokens [n]. Called without gradient."""
         raise NotImplementedError
 
+    def needs_teacher(self) -> bool:
+        """Whether `keep` asks for the run's own teacher; a teacher among its options is no such."""
+        return False
+
 
 class Patch(Component):
     """A change to a fresh student: initialisation, adapters, kernels."""
@@ -223,6 +230,7 @@ class Eval(Component):
     """Numbers or texts measured on the student during and after training."""
 
     always: ClassVar[bool] = False  # used by every run, unless its plugin is blocked
+    needs_teacher: ClassVar[bool] = False
 
     def measure(self, run: Run) -> Mapping[str, float | str]:
         """Scores by name, as in `eval/<name>`. Called on every process; all return the same."""
@@ -230,7 +238,7 @@ class Eval(Component):
 
 
 class Logger(Component):
-    """Event hooks as methods, each with `@hookimpl`. One that raises is switched off; training goes on."""
+    """Event hooks as methods, each with `@hookimpl`. One that raises is switched off for the run."""
 
     always: ClassVar[bool] = False  # used by every run, unless its plugin is blocked
 
