@@ -1,0 +1,166 @@
+"""The run folder's record: metrics.jsonl, one JSON object a line, and log.txt.
+
+Every line has `stage`, `step`, `tokens`, `time` (seconds since 1970) and `elapsed` (seconds of
+running, over all continuations). Training lines add `loss`, `loss/<label>` for each term, `lr`,
+`kept`, `tokens_per_second` and `selection/...`; evaluation lines add `eval/<name>`. A value that is
+not finite is written as null, because JSON has no other word for it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TextIO
+
+from kdcore import Logger, Record, Run, component, hookimpl
+
+Line = dict[str, float | str | None]
+"""One line of metrics.jsonl."""
+
+METRICS = "metrics.jsonl"
+LOG = "log.txt"
+
+
+def training_line(record: Record) -> Line:
+    """A record under the keys of metrics.jsonl."""
+    return {
+        "step": record.step,
+        "tokens": record.tokens,
+        "loss": record.loss,
+        **{f"loss/{label}": value for label, value in record.terms.items()},
+        "lr": record.lr,
+        "kept": record.kept,
+        "tokens_per_second": record.tokens_per_second,
+        **{f"selection/{name}": value for name, value in record.selection.items()},
+    }
+
+
+def evaluation_line(step: int, scores: Mapping[str, float | str]) -> Line:
+    """Scores under the keys of metrics.jsonl; texts stay texts."""
+    said = {
+        name: value if isinstance(value, str) else float(value) for name, value in scores.items()
+    }
+    return {"step": step, **{f"eval/{name}": value for name, value in said.items()}}
+
+
+def to_json(line: Mapping[str, float | str | None]) -> str:
+    """The line as strict JSON: values that are not finite become null."""
+    return json.dumps({key: _finite(value) for key, value in line.items()}, allow_nan=False)
+
+
+def _finite(value: float | str | None) -> float | str | None:
+    return value if not isinstance(value, float) or math.isfinite(value) else None
+
+
+def read_metrics(folder: Path) -> list[Line]:
+    """The whole lines of a run's metrics.jsonl; none where the file is missing."""
+    return [line for _, line in _whole_lines(folder / METRICS)]
+
+
+def _whole_lines(path: Path) -> Iterator[tuple[str, Line]]:
+    """Text and content of each line, without those that a crash left torn."""
+    if not path.is_file():
+        return
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for text in file:
+            try:
+                line = json.loads(text)
+            except ValueError:
+                continue
+            if text.endswith("\n") and isinstance(line, dict) and isinstance(line.get("step"), int):
+                yield text, line
+
+
+def cut_after(path: Path, step: int) -> list[Line]:
+    """Drop torn lines and those of later steps, in one atomic replacement; what stays."""
+    if not path.is_file():
+        return []
+    kept = [(text, line) for text, line in _whole_lines(path) if _step(line) <= step]
+    whole = "".join(text for text, _ in kept).encode()
+    if whole != path.read_bytes():
+        temporary = path.with_name(path.name + ".cut")
+        with temporary.open("wb") as file:
+            file.write(whole)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    return [line for _, line in kept]
+
+
+def _step(line: Line) -> int:
+    step = line["step"]
+    assert isinstance(step, int)
+    return step
+
+
+@component
+class Files(Logger):
+    """Writes metrics.jsonl and log.txt into the run folder."""
+
+    name = "files"
+    always = True
+
+    def __post_init__(self) -> None:
+        self._metrics: TextIO | None = None
+        self._log: logging.FileHandler | None = None
+
+    @hookimpl
+    def kdcore_run_start(self, run: Run) -> None:
+        """Cut what a crash left beyond the checkpoint, and open the files."""
+        if not run.main:
+            return
+        before = cut_after(run.folder / METRICS, run.step)
+        self._resume(before, run.step)
+        self._metrics = (run.folder / METRICS).open("a", encoding="utf-8")
+        self._log = logging.FileHandler(run.folder / LOG, encoding="utf-8")
+        self._log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        logging.getLogger("kdcore").addHandler(self._log)
+
+    def _resume(self, before: Sequence[Line], step: int) -> None:
+        self._known = {key for line in before if line["step"] == step for key in line}
+        self._resumed_at = step
+        elapsed = max((float(line.get("elapsed") or 0) for line in before), default=0.0)
+        self._started = time.monotonic() - elapsed
+
+    @hookimpl
+    def kdcore_log(self, run: Run, record: Record) -> None:
+        """One training line."""
+        self._write(run, training_line(record))
+
+    @hookimpl
+    def kdcore_scores(self, run: Run, step: int, scores: Mapping[str, float | str]) -> None:
+        """One evaluation line; what the file has from before the continuation is not repeated."""
+        if step == self._resumed_at:
+            scores = {name: v for name, v in scores.items() if f"eval/{name}" not in self._known}
+        if scores:
+            self._write(run, evaluation_line(step, scores))
+
+    def _write(self, run: Run, line: Line) -> None:
+        if self._metrics is None:
+            return
+        about: Line = {"stage": run.recipe.name, "step": line["step"], "tokens": run.tokens}
+        about["time"] = round(time.time(), 3)
+        about["elapsed"] = round(time.monotonic() - self._started, 3)
+        self._metrics.write(to_json({**about, **line}) + "\n")
+        self._metrics.flush()
+
+    @hookimpl
+    def kdcore_run_end(self) -> None:
+        """Close the files."""
+        if self._log is not None:
+            logging.getLogger("kdcore").removeHandler(self._log)
+            self._log.close()
+        if self._metrics is not None:
+            self._metrics.close()
+        self._metrics, self._log = None, None
+
+
+@hookimpl
+def kdcore_loggers() -> Sequence[type[Logger]]:
+    """The one logger of this file."""
+    return [Files]

@@ -1,0 +1,137 @@
+"""What is trained by what, and with which objective: one line each, from a recipe's tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tomli
+
+if TYPE_CHECKING:
+    from kdcore import Run
+
+Table = Mapping[str, Any]
+_WIDTHS = ("hidden_size", "n_embd", "d_model", "dim")
+_LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """The head of the panel. An empty text is left out."""
+
+    name: str
+    student: str
+    teacher: str
+    objective: str
+    tokens: str  # which tokens are trained on
+    folder: Path
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Label and text of each fact that there is."""
+        labels = ("student", "teacher", "objective", "tokens")
+        return [(label, getattr(self, label)) for label in labels if getattr(self, label)]
+
+
+def facts_of_run(run: Run) -> Facts:
+    """The facts of a running stage."""
+    facts = _facts(run.recipe.table, run.recipe.run_name, run.folder)
+    parameters = _parameters(run)
+    return replace(
+        facts,
+        student=f"{facts.student}, {parameters}" if parameters else facts.student,
+        objective=spelt(run.objective) or facts.objective,
+    )
+
+
+def facts_of_folder(folder: Path) -> Facts:
+    """The facts of a run from its folder alone."""
+    table = read_settings(folder)
+    return _facts(table, str(table.get("name") or folder.name.rpartition("-")[0]), folder)
+
+
+def read_settings(folder: Path) -> Table:
+    """resolved.toml, or nothing where it is missing or torn."""
+    try:
+        return tomli.loads((folder / "resolved.toml").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def _facts(table: Table, name: str, folder: Path) -> Facts:
+    return Facts(
+        name=name,
+        student=student(table.get("student", {})),
+        teacher=component(table["teacher"]) if table.get("teacher") else "",
+        objective=objective(table.get("loss", [])),
+        tokens=component(table["selection"]) if table.get("selection") else "",
+        folder=folder,
+    )
+
+
+def student(table: Table) -> str:
+    """A student's model, or the shape of a fresh one, and its patches."""
+    config = table.get("config")
+    said = _shape(config) if config else _model(str(table.get("model", "?")))
+    patches = [str(patch.get("use", "")) for patch in table.get("patch", [])]
+    return " + ".join([said, *patches])
+
+
+def _model(name: str) -> str:
+    """A model's name; of another run's final weights that run's."""
+    path = Path(name)
+    return path.parent.name if path.name == "final" and path.parent.name else name
+
+
+def _shape(config: Table) -> str:
+    width = next((config[key] for key in _WIDTHS if key in config), None)
+    layers = next((config[key] for key in _LAYERS if key in config), None)
+    kind = str(config.get("model_type", "fresh model"))
+    return f"{kind} {width} x {layers}" if width and layers else kind
+
+
+def component(table: Table) -> str:
+    """A component and what it is made of: "Qwen/Qwen2.5-1.5B", "rho(keep 0.3, ...)"."""
+    nested = [component(part) for value in table.values() for part in _tables(value)]
+    if isinstance(table.get("model"), str) and not nested:
+        return _model(table["model"])
+    numbers = [f"{key} {value:g}" for key, value in table.items() if _is_number(value)]
+    inside = ", ".join([*numbers, *nested])
+    return f"{table.get('use', '?')}({inside})" if inside else str(table.get("use", "?"))
+
+
+def _tables(value: object) -> list[Table]:
+    values = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+    return [part for part in values if isinstance(part, Mapping) and "use" in part]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def objective(losses: Sequence[Table]) -> str:
+    """The sum of the terms, where nothing better is known than the recipe: "0.5 ce + 0.5 kl"."""
+    return " + ".join(_term(loss) for loss in losses)
+
+
+def _term(loss: Table) -> str:
+    weight = loss.get("weight", 1.0)
+    options = {key: value for key, value in loss.items() if key not in ("weight", "on")}
+    said = component(options)
+    return said if weight == 1 else f"{weight:g} {said}" if _is_number(weight) else f"w {said}"
+
+
+def spelt(formula: str) -> str:
+    """The objective's formula without its left side, a term a line."""
+    lines = [line.strip() for line in formula.removeprefix("loss = ").splitlines()]
+    return "\n".join(lines)
+
+
+def _parameters(run: Run) -> str:
+    from kdcore_panel.numbers import count
+
+    try:
+        return f"{count(run.student.num_parameters())} parameters"
+    except AttributeError:  # a model that is not from transformers
+        return ""

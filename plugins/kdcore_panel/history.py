@@ -1,0 +1,109 @@
+"""What a run measured so far, as the panel needs it: bounded, whatever the run's length."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from kdcore_panel.numbers import plain
+
+POINTS = 256  # more than any terminal has columns
+_FALLING = {"loss", "nll", "ce", "kl", "perplexity", "bits", "error", "divergence"}
+_BLOCKS = "▁▂▃▄▅▆▇█"
+
+
+def lower_is_better(name: str) -> bool:
+    """Whether a score of this name is best where it is lowest; a guess from its words."""
+    words = set(name.replace("/", "_").replace("-", "_").replace(".", "_").split("_"))
+    return not words.isdisjoint(_FALLING) or name.startswith("loss")
+
+
+@dataclass
+class Series:
+    """One curve: its first, best and last value exactly, the rest thinned to a few points."""
+
+    name: str
+    first: float = math.nan
+    now: float = math.nan
+    best: float = math.nan
+    best_step: int = 0
+    points: list[tuple[int, float]] = field(default_factory=list)
+
+    def add(self, step: int, value: float) -> None:
+        """Take in the value at a step."""
+        if not self.points:
+            self.first = value
+        self.now = value
+        self.points.append((step, value))
+        if len(self.points) > POINTS:
+            self.points = _halved(self.points)
+        if math.isfinite(value) and (math.isnan(self.best) or self._beats(value)):
+            self.best, self.best_step = value, step
+
+    def _beats(self, value: float) -> bool:
+        return value < self.best if lower_is_better(self.name) else value > self.best
+
+    def course(self, width: int, until: int) -> list[str]:
+        """The curve from the first step to `until`, a character for each of `width` equal spans.
+
+        Spans without a value are empty texts.
+        """
+        spans: list[list[float]] = [[] for _ in range(width)]
+        for step, value in self.points:
+            place = math.ceil(step * width / max(until, 1)) - 1
+            spans[min(max(0, place), width - 1)].append(value)
+        finite = [value for _, value in self.points if math.isfinite(value)]
+        low, high = (min(finite), max(finite)) if finite else (0.0, 0.0)
+        return [_block(sum(v) / len(v), low, high) if v else "" for v in spans]
+
+
+def _halved(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
+    pairs = zip(points[0::2], points[1::2], strict=False)
+    merged = [(step, (one + other) / 2) for (_, one), (step, other) in pairs]
+    return merged + points[len(merged) * 2 :]
+
+
+def _block(value: float, low: float, high: float) -> str:
+    if not math.isfinite(value):
+        return "!"
+    share = (value - low) / (high - low) if high > low else 0.0
+    return _BLOCKS[min(int(share * len(_BLOCKS)), len(_BLOCKS) - 1)]
+
+
+class History:
+    """Lines of metrics.jsonl, taken in one by one, as curves, latest numbers and texts.
+
+    One thread may read while another adds: readers copy what they walk through.
+    """
+
+    def __init__(self, lines: Iterable[Mapping[str, object]] = ()) -> None:
+        self.series: dict[str, Series] = {}
+        self.latest: dict[str, float] = {}  # lr, kept, tokens, tokens_per_second, elapsed
+        self.texts: dict[str, str] = {}
+        self.step = 0
+        self.records = 0
+        for line in lines:
+            self.add(line)
+
+    def add(self, line: Mapping[str, object]) -> None:
+        """Take in one line; null stands for a value that was not finite."""
+        step = line.get("step")
+        self.step = max(self.step, step if isinstance(step, int) else 0)
+        self.records += "loss" in line
+        for key, value in line.items():
+            if key == "loss" or "/" in key:
+                self._take(key, value)
+            elif isinstance(value, int | float):
+                self.latest[key] = value
+
+    def _take(self, key: str, value: object) -> None:
+        if isinstance(value, str):
+            self.texts[key.removeprefix("eval/")] = plain(value)
+        elif value is None or isinstance(value, int | float):
+            curve = self.series.setdefault(key, Series(key))
+            curve.add(self.step, math.nan if value is None else float(value))
+
+    def group(self, prefix: str) -> list[Series]:
+        """The curves under a prefix such as "eval/", in the order of their first value."""
+        return [curve for key, curve in list(self.series.items()) if key.startswith(prefix)]

@@ -1,0 +1,57 @@
+"""Numbers for people: short, and of constant width where they change under the eye."""
+
+from __future__ import annotations
+
+import math
+
+
+def value(number: float | None) -> str:
+    """A loss or score in about six characters; a dash where there is none."""
+    if number is None:
+        return "-"
+    if not math.isfinite(number):
+        return str(number)
+    size = abs(number)
+    if 0 < size < 1e-3 or size >= 1e6:
+        return f"{number:.1e}"
+    decimals = 4 if size < 9.99995 else 3 if size < 99.9995 else 2 if size < 999.995 else 1
+    return f"{number:,.{decimals}f}" if size < 9999.95 else f"{number:,.0f}"
+
+
+def count(number: float) -> str:
+    """A count: 950, 12,345, 1.23M, 4.56B."""
+    if not math.isfinite(number):
+        return str(number)
+    for size, letter in ((1e9, "B"), (1e6, "M")):
+        if abs(number) >= size:
+            return f"{number / size:.2f}{letter}"
+    return f"{number:,.0f}"
+
+
+def duration(seconds: float | None) -> str:
+    """A span of time: 0:42, 12:05, 3:04:05, 2d 03:04."""
+    if seconds is None or not math.isfinite(seconds):
+        return "-"
+    minutes, rest = divmod(int(max(seconds, 0)), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days}d {hours:02}:{minutes:02}"
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def size(number_of_bytes: float) -> str:
+    """Memory: 512 MiB, 12.3 GiB."""
+    if number_of_bytes >= 2**30:
+        return f"{number_of_bytes / 2**30:.1f} GiB"
+    return f"{number_of_bytes / 2**20:.0f} MiB"
+
+
+def percent(share: float) -> str:
+    """A share: 30 %."""
+    return f"{share:.0%}".replace("%", " %")
+
+
+def plain(text: str) -> str:
+    """One line of printable characters: what a model says may hold anything."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())

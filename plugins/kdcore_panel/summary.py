@@ -1,0 +1,73 @@
+"""What a run came to: first, best and last of each curve, its texts, and where things are."""
+
+from __future__ import annotations
+
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.table import Table
+from rich.text import Text
+
+from kdcore_panel import numbers
+from kdcore_panel.facts import Facts
+from kdcore_panel.frame import number, rows
+from kdcore_panel.history import History
+
+
+class Summary:
+    """Printed at the end of a run, and by `kdcore show RUN`."""
+
+    def __init__(self, facts: Facts, history: History, *, with_facts: bool = False) -> None:
+        self.facts, self.history, self.with_facts = facts, history, with_facts
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield self._title()
+        if self.with_facts and self.facts.rows():
+            yield Text()
+            yield _pairs(self.facts.rows())
+        if self.history.series:
+            yield Text()
+            yield _curves(self.history, options.max_width)
+        if self.history.texts:
+            yield Text()
+            yield _pairs(list(self.history.texts.items()))
+        yield Text()
+        yield _pairs(self._places())
+
+    def _title(self) -> Text:
+        latest = self.history.latest
+        done = f"{self.history.step:,} steps, {numbers.count(latest.get('tokens', 0))} tokens"
+        taken = f" in {numbers.duration(latest['elapsed'])}" if "elapsed" in latest else ""
+        return Text.assemble((self.facts.name, "bold"), "  ", done, taken)
+
+    def _places(self) -> list[tuple[str, str]]:
+        folder = self.facts.folder
+        model = [("model", str(folder / "final"))] if (folder / "final").is_dir() else []
+        return [*model, ("run", str(folder))]
+
+
+def _pairs(pairs: list[tuple[str, str]]) -> Table:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for label, text in pairs:
+        grid.add_row(label, Text(text))
+    return grid
+
+
+def _curves(history: History, width: int) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+    table.add_column("", no_wrap=True, overflow="ellipsis")
+    columns = ["first", "best", "at step", "last"]
+    if width < 60:
+        columns = ["best", "last"]
+    for name in columns:
+        table.add_column(name, justify="right", no_wrap=True, min_width=8)
+    for label, series in rows(history):
+        has_best = not series.name.startswith("selection/")
+        cells = {
+            "first": number(series.first),
+            "best": number(series.best, "bold") if has_best else Text(),
+            "at step": Text(f"{series.best_step:,}" if has_best else "", "dim"),
+            "last": number(series.now),
+        }
+        table.add_row(Text(label), *(cells[name] for name in columns))
+    return table

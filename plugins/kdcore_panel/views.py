@@ -1,0 +1,188 @@
+"""How a run is told: a live frame on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kdcore_files import Line, evaluation_line, read_metrics, training_line
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from kdcore_panel import numbers
+from kdcore_panel.facts import facts_of_run
+from kdcore_panel.frame import WIDEST, Frame
+from kdcore_panel.history import History
+from kdcore_panel.pace import Pace
+from kdcore_panel.summary import Summary
+from kdcore_panel.terminal import handlers_of, memory_in_use
+
+if TYPE_CHECKING:
+    from kdcore import Record, Run
+
+Clock = Callable[[], float]
+
+
+class View:
+    """Keeps what the run said. Subclasses show it."""
+
+    def __init__(self, console: Console, run: Run, clock: Clock = time.monotonic) -> None:
+        self.console, self.run, self.clock = console, run, clock
+        history = History(_earlier(run.folder, run.step))
+        elapsed = history.latest.get("elapsed", 0.0)
+        pace = Pace.of(run.steps, run.epochs, run.step, elapsed, clock())
+        self.frame = Frame(facts_of_run(run), history, pace, clock())
+
+    def start(self) -> None:
+        """The run begins."""
+
+    def step(self, step: int) -> None:
+        """Step `step` begins."""
+        self.frame.pace.begin(step, self.clock())
+
+    def record(self, record: Record) -> None:
+        """Training numbers came."""
+        self.frame.history.add(training_line(record))
+        self.frame.pace.reach(record.step, self.clock())
+
+    def scores(self, step: int, scores: Mapping[str, float | str]) -> None:
+        """An evaluation ended."""
+        self.frame.history.add(evaluation_line(step, scores))
+        self.frame.pace.reach(step, self.clock())
+
+    def end(self, error: BaseException | None) -> None:
+        """The run ended."""
+        self.frame.now = self.clock()
+        self.frame.history.latest["elapsed"] = self.frame.pace.elapsed(self.frame.now)
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+
+    def _say(self, text: str) -> None:
+        self.console.print(Text(text), soft_wrap=True)
+
+
+def _earlier(folder: Path, step: int) -> Iterator[Line]:
+    for line in read_metrics(folder):
+        at = line["step"]
+        if isinstance(at, int) and at <= step:
+            yield line
+
+
+class Lines(View):
+    """One plain line for each record and each evaluation."""
+
+    def start(self) -> None:
+        """Say what is trained."""
+        facts = self.frame.facts
+        self._say(facts.name)
+        for label, text in facts.rows():
+            self._say(f"  {label:<9}  {' '.join(text.splitlines())}")
+
+    def record(self, record: Record) -> None:
+        """A line of numbers."""
+        super().record(record)
+        pace, now = self.frame.pace, self.clock()
+        losses = {"loss": record.loss, **(record.terms if len(record.terms) > 1 else {})}
+        said = [f"{name} {numbers.value(value)}" for name, value in losses.items()]
+        said += [f"lr {record.lr:.2e}", f"{numbers.count(record.tokens_per_second)} tokens/s"]
+        if record.kept != 1:
+            said.append(f"kept {numbers.percent(record.kept)}")
+        said.append(f"left {numbers.duration(pace.remaining(now))}")
+        self._say("  ".join([self._place(record.step), *said]))
+
+    def scores(self, step: int, scores: Mapping[str, float | str]) -> None:
+        """A line of scores, and one for each text."""
+        super().scores(step, scores)
+        texts = {name: text for name, text in scores.items() if isinstance(text, str)}
+        values = {n: float(v) for n, v in scores.items() if not isinstance(v, str)}
+        if values:
+            said = [f"{name} {numbers.value(value)}" for name, value in values.items()]
+            self._say("  ".join([self._place(step), "evaluation", *said]))
+        for name, text in texts.items():
+            self._say(f"{self._place(step)}  {name}: {numbers.plain(text)[:200]}")
+
+    def end(self, error: BaseException | None) -> None:
+        """One line: done or stopped, and where things are."""
+        super().end(error)
+        pace, folder = self.frame.pace, self.run.folder
+        state = "stopped" if error else "done"
+        where = folder / "final" if (folder / "final").is_dir() else folder
+        taken = numbers.duration(pace.elapsed(self.frame.now))
+        self._say(f"{self._place(pace.step)}  {state} after {taken}  {where}")
+
+    def _place(self, step: int) -> str:
+        steps = f"{self.run.steps}"
+        return f"{self.frame.facts.name}  step {step:>{len(steps)}}/{steps}"
+
+
+class Frames(View):
+    """The live frame, four times a second, log messages and a line for each epoch above it."""
+
+    def start(self) -> None:
+        """Draw, and let whatever writes to the terminal write above the frame."""
+        self._losses: list[float] = []
+        self._live = Live(
+            get_renderable=self._drawn,
+            console=self.console,
+            refresh_per_second=4,
+            transient=True,
+            redirect_stdout=sys.stdout.isatty(),
+        )
+        self.frame.memory = memory_in_use(self.run.device)
+        handlers = handlers_of(sys.stderr)
+        self._live.start(refresh=True)
+        self._handlers = [(handler, handler.setStream(sys.stderr)) for handler in handlers]
+
+    def _drawn(self) -> Frame:
+        self.frame.now = self.clock()
+        return self.frame
+
+    def step(self, step: int) -> None:
+        """Count; where an epoch ended with the step before, say so."""
+        super().step(step)
+        pace = self.frame.pace
+        if pace.per_epoch and step > 1 and pace.epoch(step) > pace.epoch(step - 1):
+            self._tell_epoch()
+
+    def record(self, record: Record) -> None:
+        """Take the numbers in; the refresh shows them."""
+        super().record(record)
+        self._losses.append(record.loss)
+        self.frame.memory = memory_in_use(self.run.device)
+
+    def _tell_epoch(self) -> None:
+        pace, history = self.frame.pace, self.frame.history
+        if not self._losses:  # epochs shorter than log_every: a line for each would say nothing new
+            return
+        loss = sum(self._losses) / len(self._losses)
+        said = [("loss", loss)]
+        said += [(c.name.removeprefix("eval/"), c.now) for c in history.group("eval/")]
+        line = f"epoch {pace.epoch():>{len(str(pace.epochs()))}}/{pace.epochs()}"
+        line += f"  {numbers.duration(pace.elapsed(self.clock())):>7}"
+        for part in (f"  {name} {numbers.value(value)}" for name, value in said):
+            if len(line + part) > min(self.console.width, WIDEST):
+                break
+            line += part
+        self._say(line)
+        self._losses = []
+
+    def end(self, error: BaseException | None) -> None:
+        """Replace the frame by the summary, or leave its last state where the run failed."""
+        super().end(error)
+        if self.frame.pace.per_epoch and self.frame.pace.epochs() > 1:
+            self._tell_epoch()
+        self.close()
+        facts, history = self.frame.facts, self.frame.history
+        self.console.print(self.frame if error else Summary(facts, history))
+
+    def close(self) -> None:
+        """Take the frame away and give the log handlers their stream back."""
+        self._live.stop()
+        for handler, stream in self._handlers:
+            handler.setStream(stream)
+        self._handlers = []
