@@ -1,0 +1,107 @@
+"""Asking a teacher, whoever wrote it: without gradient, in float32, cut to the shared ids, checked.
+
+Nesting teachers ask their members through here too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdcore.api import Batch, LogitsAt, Teacher
+from kdcore.errors import PluginError, UsageError
+
+_LOGITS = 2**26  # made at a time to get likelihoods: 256 MB
+
+
+def read(teacher: Teacher, batch: Batch) -> LogitsAt:
+    """Let a teacher read a batch, and check and cut all that it says of it.
+
+    What comes back gives float32 logits [n, batch.vocabulary] at flat positions [n].
+    """
+    if not teacher.gives_logits():
+        raise UsageError(
+            f"teacher {teacher.name!r} knows losses only and gives no logits: it can be the "
+            "reference of a selection, but no loss can learn from its distribution"
+        )
+    _still(teacher)
+    with torch.no_grad():
+        at = teacher.read(batch)
+    if not callable(at):
+        raise _broken(teacher, "read", type(at).__name__, "a function of flat positions")
+
+    def logits(positions: Tensor) -> Tensor:
+        with torch.no_grad():
+            found = at(positions)
+        checked = _checked(teacher, "read", found, (len(positions), batch.vocabulary), batch)
+        return checked[:, : batch.vocabulary].float()
+
+    return logits
+
+
+def read_nll(teacher: Teacher, batch: Batch) -> Callable[[Tensor, Tensor], Tensor]:
+    """A teacher's negative log-likelihoods: flat positions [n], labels [n] -> float32 [n]."""
+    _still(teacher)
+    with torch.no_grad():
+        at = teacher.nll(batch)
+    if not callable(at):
+        expected = "a function of flat positions and labels"
+        raise _broken(teacher, "nll", type(at).__name__, expected)
+
+    def nll(positions: Tensor, labels: Tensor) -> Tensor:
+        with torch.no_grad():
+            found = at(positions, labels)
+        return _checked(teacher, "nll", found, (len(positions),), batch).float()
+
+    return nll
+
+
+def nll_from_logits(logits_at: LogitsAt, batch: Batch) -> Callable[[Tensor, Tensor], Tensor]:
+    """Negative log-likelihoods from logits that are made a chunk of positions at a time."""
+    size = max(1, _LOGITS // batch.vocabulary)
+
+    def nll(positions: Tensor, labels: Tensor) -> Tensor:
+        values = positions.new_empty(len(positions), dtype=torch.float32)
+        for start in range(0, len(positions), size):
+            some = slice(start, start + size)
+            logits = logits_at(positions[some])
+            values[some] = F.cross_entropy(logits, labels[some], reduction="none")
+        return values
+
+    return torch.no_grad()(nll)
+
+
+def _still(teacher: Teacher) -> None:
+    """Put the models that a teacher holds into evaluation mode, where it forgot to."""
+    for held in vars(teacher).values():
+        module = held if isinstance(held, nn.Module) else getattr(held, "model", None)
+        if isinstance(module, nn.Module) and module.training:
+            module.eval()
+
+
+def _checked(
+    teacher: Teacher, method: str, found: object, shape: tuple[int, ...], batch: Batch
+) -> Tensor:
+    """What a teacher gave, detached. A head may have more rows than there are shared ids."""
+    more = " or more" if len(shape) > 1 else ""
+    expected = f"floating-point numbers of shape [{', '.join(map(str, shape))}{more}]"
+    if not isinstance(found, Tensor):
+        raise _broken(teacher, method, type(found).__name__, expected)
+    fits = found.ndim == len(shape) and len(found) == shape[0] and found.shape[-1] >= shape[-1]
+    if not fits or not found.is_floating_point():
+        raise _broken(teacher, method, f"{found.dtype} of shape {list(found.shape)}", expected)
+    wanted = batch.input_ids.device
+    if found.device != wanted:
+        raise _broken(teacher, method, f"a tensor on {found.device}", f"one on {wanted}")
+    return found.detach()
+
+
+def _broken(teacher: Teacher, method: str, found: str, expected: str) -> PluginError:
+    made = type(teacher)
+    return PluginError(
+        f"teacher {teacher.name!r} ({made.__module__}.{made.__qualname__}) gave {found} from "
+        f"{method}, expected {expected}"
+    )

@@ -1,0 +1,71 @@
+"""A teacher made of several: the average of their logits or of their probabilities."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from functools import reduce
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from kdcore import Batch, LogitsAt, Teacher, UsageError, component, hookimpl, read
+
+Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+@component
+class Ensemble(Teacher):
+    """Several teachers over the student's vocabulary, as one.
+
+    "logits" averages their logits before any temperature, so a confident member counts for more;
+    "probs" mixes their probabilities at temperature 1. Weights are divided by their sum; without
+    any, members count alike.
+    """
+
+    name = "ensemble"
+    members: Annotated[list[Teacher], Field(min_length=1)]
+    weights: list[Weight] | None = None
+    average: Literal["logits", "probs"] = "logits"
+
+    def __post_init__(self) -> None:
+        if self.weights is not None and len(self.weights) != len(self.members):
+            raise UsageError(
+                f"the ensemble has {len(self.weights)} weights for {len(self.members)} members; "
+                "give one for each, or none"
+            )
+
+    def gives_logits(self) -> bool:
+        """Whether every member does."""
+        return all(member.gives_logits() for member in self.members)
+
+    def read(self, batch: Batch) -> LogitsAt:
+        """Every member reads the batch. At no time are the logits of all members in memory."""
+        members = [read(member, batch) for member in self.members]
+        average = _mean if self.average == "logits" else _mixture
+        shares = self._shares()
+        return lambda positions: average((member(positions) for member in members), shares)
+
+    def _shares(self) -> list[float]:
+        weights = self.weights or [1.0] * len(self.members)
+        return [weight / sum(weights) for weight in weights]
+
+
+@hookimpl
+def kdcore_teachers() -> Sequence[type[Teacher]]:
+    """The one above."""
+    return [Ensemble]
+
+
+def _mean(logits: Iterable[Tensor], shares: Iterable[float]) -> Tensor:
+    return reduce(torch.add, (each * share for each, share in zip(logits, shares, strict=True)))
+
+
+def _mixture(logits: Iterable[Tensor], shares: Iterable[float]) -> Tensor:
+    """The log-probabilities of the mixture, which are logits of it."""
+    weighted = (
+        each.log_softmax(-1) + math.log(share) for each, share in zip(logits, shares, strict=True)
+    )
+    return reduce(torch.logaddexp, weighted)

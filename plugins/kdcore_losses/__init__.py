@@ -1,0 +1,39 @@
+"""Losses: cross-entropy, and divergences between the teacher p and the student q.
+
+Every divergence is taken in log space between distributions at the loss's temperature T. An id that
+the teacher excludes (a logit of -inf) counts as one of log-probability -10,000, so that values and
+gradients stay finite where a divergence is infinite.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from kdcore import Loss, hookimpl
+from kdcore_losses.kullback_leibler import (
+    AdaptiveKL,
+    ForwardKL,
+    ReverseKL,
+    SkewKL,
+    SkewReverseKL,
+    SymmetricKL,
+)
+from kdcore_losses.likelihood import CrossEntropy
+from kdcore_losses.others import AlphaBeta, JensenShannon, TotalVariation
+
+
+@hookimpl
+def kdcore_losses() -> Sequence[type[Loss]]:
+    """All of the above."""
+    return [
+        CrossEntropy,
+        ForwardKL,
+        ReverseKL,
+        SkewKL,
+        SkewReverseKL,
+        JensenShannon,
+        TotalVariation,
+        SymmetricKL,
+        AdaptiveKL,
+        AlphaBeta,
+    ]

@@ -1,0 +1,145 @@
+"""Kullback-Leibler divergences: forward, reverse, skewed, symmetric and adaptive."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from kdcore import component
+from kdcore_losses.base import (
+    BelowOne,
+    Inside,
+    ScaledDivergence,
+    Share,
+    kl,
+    log_mixture,
+    mixture,
+    number,
+    weighted_sum,
+)
+
+
+@component
+class ForwardKL(ScaledDivergence):
+    """KL(p || q): the student covers all that the teacher finds likely.
+
+    Hinton et al. 2015, arXiv:1503.02531. The teacher's entropy is kept in: 0 means equality.
+    """
+
+    name = "kl"
+
+    def between(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        """Sum of p (log p - log q)."""
+        return kl(log_p, log_q)
+
+    def written(self, p: str, q: str) -> str:
+        """KL(p, q)."""
+        return f"KL({p}, {q})"
+
+
+@component
+class ReverseKL(ScaledDivergence):
+    """KL(q || p): the student avoids all that the teacher finds unlikely.
+
+    Gu et al. 2023 (MiniLLM), arXiv:2306.08543; here exact at each token, without sampling.
+    """
+
+    name = "reverse-kl"
+
+    def between(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        """Sum of q (log q - log p)."""
+        return kl(log_q, log_p)
+
+    def written(self, p: str, q: str) -> str:
+        """KL(q, p)."""
+        return f"KL({q}, {p})"
+
+
+@component
+class SkewKL(ScaledDivergence):
+    """KL(p || skew p + (1 - skew) q): `skew` is the teacher's weight in the mixture.
+
+    Ko et al. 2024 (DistiLLM), arXiv:2402.03898. At skew 0 it is `kl`.
+    """
+
+    name = "skew-kl"
+    skew: BelowOne = 0.1
+
+    def between(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        """The KL divergence from p to the mixture."""
+        return kl(log_p, log_mixture(log_p, log_q, self.skew))
+
+    def written(self, p: str, q: str) -> str:
+        """KL(p, skew * p + (1 - skew) * q)."""
+        return f"KL({p}, {mixture(p, q, self.skew)})"
+
+
+@component
+class SkewReverseKL(ScaledDivergence):
+    """KL(q || (1 - skew) p + skew q): `skew` is the student's weight in the mixture.
+
+    Ko et al. 2024 (DistiLLM), arXiv:2402.03898. At skew 0 it is `reverse-kl`.
+    """
+
+    name = "skew-reverse-kl"
+    skew: BelowOne = 0.1
+
+    def between(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        """The KL divergence from q to the mixture."""
+        return kl(log_q, log_mixture(log_q, log_p, self.skew))
+
+    def written(self, p: str, q: str) -> str:
+        """KL(q, skew * q + (1 - skew) * p)."""
+        return f"KL({q}, {mixture(q, p, self.skew)})"
+
+
+@component
+class SymmetricKL(ScaledDivergence):
+    """forward KL(p || q) + (1 - forward) KL(q || p): half of Jeffreys' divergence at 0.5."""
+
+    name = "symmetric-kl"
+    forward: Share = 0.5
+
+    def between(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        """Both divergences in one sum."""
+        weights = self.forward * log_p.exp() - (1 - self.forward) * log_q.exp()
+        return (weights * (log_p - log_q)).sum(-1)
+
+    def written(self, p: str, q: str) -> str:
+        """The weighted sum."""
+        return weighted_sum(self.forward, f"KL({p}, {q})", 1 - self.forward, f"KL({q}, {p})")
+
+
+@component
+class AdaptiveKL(ScaledDivergence):
+    """w KL(p || q) + (1 - w) KL(q || p): w is the head's share of the distance between p and q.
+
+    An id is in the tail where all ids no likelier than it hold at most 1 - `head` of the teacher's
+    mass. w is the sum of |p - q| over the head, divided by that over all ids; no gradient goes
+    through it. Finding the head sorts the vocabulary, which costs more than the rest of the loss.
+
+    Wu et al. 2024, arXiv:2404.02657.
+    """
+
+    name = "adaptive-kl"
+    head: Inside = 0.5
+
+    def between(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        """Both divergences, weighted token by token."""
+        forward = self._share_of_head(log_p.exp(), log_q.detach().exp())
+        return forward * kl(log_p, log_q) + (1 - forward) * kl(log_q, log_p)
+
+    def written(self, p: str, q: str) -> str:
+        """AKL(p, q, head)."""
+        return f"AKL({p}, {q}, {number(self.head)})"
+
+    def _share_of_head(self, p: Tensor, q: Tensor) -> Tensor:
+        ascending = p.sort(-1).values
+        in_tail = ascending.cumsum(-1) <= 1 - self.head
+        least = ascending.masked_fill(in_tail, math.inf).amin(-1, keepdim=True)
+        apart = (p - q).abs()
+        of_head = apart.masked_fill(p < least, 0).sum(-1)
+        # At equality this is 0 / 0, and then both divergences are 0 whatever their weights.
+        return of_head / apart.sum(-1).clamp(min=torch.finfo(p.dtype).tiny)

@@ -1,0 +1,110 @@
+"""Further divergences: Jensen-Shannon, total variation, alpha-beta."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from kdcore import component
+from kdcore_losses.base import (
+    Divergence,
+    NotNegative,
+    ScaledDivergence,
+    Share,
+    kl,
+    log_mixture,
+    mixture,
+    number,
+    weighted_sum,
+)
+
+
+@component
+class JensenShannon(ScaledDivergence):
+    """beta KL(p || m) + (1 - beta) KL(q || m), where m = beta p + (1 - beta) q.
+
+    Agarwal et al. 2023 (GKD), arXiv:2306.13649; by its convention beta 0 is `kl` and beta 1 is
+    `reverse-kl`. Close to these ends the values shrink like beta (1 - beta): `normalise` divides by
+    that, which makes the ends continuous, and a sweep over beta one of shape and not of size. In
+    float32, a beta within 0.001 of an end other than the end itself loses digits.
+    """
+
+    name = "jsd"
+    beta: Share = 0.5
+    normalise: bool = False
+
+    def between(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        """Both divergences to the mixture, or at the ends the limit."""
+        if self.beta in (0, 1):
+            return kl(log_p, log_q) if self.beta == 0 else kl(log_q, log_p)
+        # m sums to one, so what would reach the student through log m cancels: leave it out.
+        log_m = log_mixture(log_p, log_q.detach(), self.beta)
+        both = self.beta * kl(log_p, log_m) + (1 - self.beta) * kl(log_q, log_m)
+        return both / (self.beta * (1 - self.beta)) if self.normalise else both
+
+    def written(self, p: str, q: str) -> str:
+        """The weighted sum, or at the ends the limit."""
+        if self.beta in (0, 1):
+            return f"KL({p}, {q})" if self.beta == 0 else f"KL({q}, {p})"
+        m = mixture(p, q, self.beta)
+        both = weighted_sum(self.beta, f"KL({p}, {m})", 1 - self.beta, f"KL({q}, {m})")
+        return f"{both} / {number(self.beta * (1 - self.beta))}" if self.normalise else both
+
+
+@component
+class TotalVariation(Divergence):
+    """Half the sum of |p - q|: between 0 and 1. Its gradient does not shrink like 1/T^2: no factor.
+
+    Wen et al. 2023 (f-distill), arXiv:2307.15190.
+    """
+
+    name = "tvd"
+
+    def between(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        """Half the L1 distance."""
+        return (log_p.exp() - log_q.exp()).abs().sum(-1) / 2
+
+    def written(self, p: str, q: str) -> str:
+        """TV(p, q)."""
+        return f"TV({p}, {q})"
+
+
+@component
+class AlphaBeta(ScaledDivergence):
+    """The alpha-beta divergence of Cichocki et al.: (1, 0) is `kl`, (0, 1) is `reverse-kl`.
+
+    -1 / (alpha beta) times the sum of p^alpha q^beta - alpha/s p^s - beta/s q^s, s = alpha + beta;
+    where alpha or beta is 0, the limit. Values below 0.001 other than 0 lose digits in float32.
+
+    Wang et al. 2025 (ABKD), arXiv:2505.04560.
+    """
+
+    name = "alpha-beta"
+    alpha: NotNegative = 0.2
+    beta: NotNegative = 0.7
+
+    def between(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        """The divergence by powers, or its limit."""
+        alpha, beta = self.alpha, self.beta
+        if alpha == 0 or beta == 0:
+            return self._limit(log_p, log_q)
+        whole = alpha + beta
+        mixed = (alpha * log_p + beta * log_q).exp()
+        gaps = alpha * ((whole * log_p).exp() - mixed) + beta * ((whole * log_q).exp() - mixed)
+        return gaps.sum(-1) / (alpha * beta * whole)
+
+    def written(self, p: str, q: str) -> str:
+        """AB(p, q, alpha, beta)."""
+        return f"AB({p}, {q}, {number(self.alpha)}, {number(self.beta)})"
+
+    def _limit(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        if self.alpha == self.beta == 0:
+            return (log_p - log_q).square().sum(-1) / 2
+        if self.beta == 0:
+            return _power_kl(log_p, log_q, self.alpha)
+        return _power_kl(log_q, log_p, self.beta)
+
+
+def _power_kl(log_a: Tensor, log_b: Tensor, power: float) -> Tensor:
+    """The KL divergence of a^power and b^power, unnormalised, over power^2."""
+    log_a, log_b = power * log_a, power * log_b
+    return (log_a.exp() * (log_a - log_b - 1) + log_b.exp()).sum(-1) / power**2

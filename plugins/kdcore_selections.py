@@ -1,0 +1,109 @@
+"""Selections: rho, hardest and entropy keep the tokens that score highest, random any."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from kdcore import Loss, Selection, Teacher, Tokens, component, hookimpl
+
+
+@component
+class Top(Selection):
+    """What the selections share: ceil(keep x N) of the step's N valid tokens are kept."""
+
+    # `keep` in recipes; as an attribute it would hide the method.
+    share: Annotated[float, Field(alias="keep", gt=0, le=1)]
+
+    def keep(self, tokens: Tokens) -> Tensor:
+        """The tokens with the highest scores."""
+        return tokens.top(self.scores(tokens), self.share)
+
+    def scores(self, tokens: Tokens) -> Tensor:
+        """What ranks the tokens [n]."""
+        raise NotImplementedError
+
+
+@component
+class Rho(Top):
+    """Tokens where the student is furthest behind a reference: its loss minus the reference's.
+
+    Lin et al. 2024 (RHO-1), arXiv:2404.07965. The reference is a teacher of the selection's own.
+    """
+
+    name = "rho"
+    reference: Teacher
+
+    def scores(self, tokens: Tokens) -> Tensor:
+        """The excess loss."""
+        return tokens.student_nll() - tokens.nll(self.reference)
+
+
+@component
+class Random(Top):
+    """Tokens drawn at random, anew at each step: the control of every other selection."""
+
+    name = "random"
+
+    def scores(self, tokens: Tokens) -> Tensor:
+        """A random number for each token."""
+        return tokens.random()
+
+
+@component
+class Hardest(Top):
+    """Tokens that the student predicts worst: those of the highest loss."""
+
+    name = "hardest"
+
+    def scores(self, tokens: Tokens) -> Tensor:
+        """The student's loss."""
+        return tokens.student_nll()
+
+
+@component
+class Entropy(Top):
+    """Tokens where the student, or the run's teacher, is least certain what follows."""
+
+    name = "entropy"
+    of: Literal["student", "teacher"] = "student"
+
+    def needs_teacher(self) -> bool:
+        """Whether the teacher's entropy is asked for."""
+        return self.of == "teacher"
+
+    def scores(self, tokens: Tokens) -> Tensor:
+        """The entropy of the next token, in nats."""
+        return tokens.score(_TeacherEntropy() if self.of == "teacher" else _StudentEntropy())
+
+
+@hookimpl
+def kdcore_selections() -> Sequence[type[Selection]]:
+    """All of the above."""
+    return [Rho, Random, Hardest, Entropy]
+
+
+class _StudentEntropy(Loss):
+    name = "student-entropy"
+    needs_teacher = False
+
+    def per_token(self, student: Tensor, teacher: Tensor | None, labels: Tensor) -> Tensor:
+        return _entropy(student)
+
+
+class _TeacherEntropy(Loss):
+    name = "teacher-entropy"
+
+    def per_token(self, student: Tensor, teacher: Tensor | None, labels: Tensor) -> Tensor:
+        assert teacher is not None, "the engine hands a teacher to a loss that needs one"
+        return _entropy(teacher)
+
+
+def _entropy(logits: Tensor) -> Tensor:
+    # entr(0) is 0, also for ids that a model excludes.
+    each: Tensor = torch.special.entr(logits.softmax(-1))
+    return each.sum(-1)
