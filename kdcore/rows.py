@@ -1,0 +1,146 @@
+"""Rows of tokens: how texts become them, and what data may hand over ready made."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, overload
+
+import numpy as np
+
+from kdcore import layouts
+from kdcore.api import Row, Split
+from kdcore.errors import RunError, UsageError
+from kdcore.layouts import Pieces
+from kdcore.token_store import TokenStore, tokenise
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from kdcore.api import Data, Rows
+
+_log = logging.getLogger("kdcore")
+
+
+class LaidRows(Sequence[Row]):
+    """The rows of a split, each made when it is asked for.
+
+    A row has `input_ids`, `document`, `offset` and `position`, int32 arrays of one length, and
+    `labels` where the data knows them.
+    """
+
+    split: Split
+    lengths: np.ndarray  # [rows] in tokens
+    cut = 0  # documents that were longer than a row
+    dropped = 0  # documents that could train nothing
+
+    def row(self, index: int) -> Row:
+        """The row at an index from 0 on."""
+        raise NotImplementedError
+
+    def subset(self, indices: Sequence[int] | np.ndarray) -> LaidRows:
+        """Some of the rows, in that order."""
+        return _Subset(self, np.asarray(indices, np.int64))
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+    @overload
+    def __getitem__(self, index: slice) -> LaidRows: ...
+    def __getitem__(self, index: int | slice) -> Row | LaidRows:
+        if isinstance(index, slice):
+            return self.subset(range(*index.indices(len(self))))
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        return self.row(index % len(self))
+
+
+class _Subset(LaidRows):
+    def __init__(self, rows: LaidRows, indices: np.ndarray) -> None:
+        self._rows, self._indices = rows, indices
+        self.split, self.lengths = rows.split, rows.lengths[indices]
+
+    def row(self, index: int) -> Row:
+        return self._rows.row(int(self._indices[index]))
+
+
+class _PieceRows(LaidRows):
+    """Rows made of pieces of documents."""
+
+    def __init__(self, split: Split, store: TokenStore, pieces: Pieces) -> None:
+        self.split, self._store, self._pieces = split, store, pieces
+        self.lengths = pieces.row_lengths()
+
+    def row(self, index: int) -> Row:
+        pieces = self._pieces
+        some = slice(pieces.starts[index], pieces.starts[index + 1])
+        document, offset, length = pieces.document[some], pieces.offset[some], pieces.length[some]
+        # Where in the row each token's piece begins.
+        begin = np.repeat(np.cumsum(length, dtype=np.int32) - length, length)
+        place = np.arange(len(begin), dtype=np.int32)
+        return {
+            "input_ids": self._store.take(document, offset, length),
+            "document": np.repeat(document, length),
+            "offset": np.repeat(offset, length) + (place - begin),
+            "position": place - begin if pieces.isolated else place,
+        }
+
+
+def lay_texts(data: Data, split: str, tokenizer: PreTrainedTokenizerBase) -> LaidRows:
+    """The texts of a split, tokenised and laid in rows as `data` says."""
+    if data.block < 2:
+        raise UsageError(f"[data] block = {data.block}: a row needs at least 2 tokens")
+    store = tokenise(data, split, tokenizer)
+    pieces = _laid(data, store.lengths)
+    rows = _PieceRows(Split(split, store.fingerprint(), store.lengths), store, pieces)
+    if data.rows != "chunk":
+        rows.cut = int((store.lengths > data.block).sum())
+    rows.dropped = store.dropped + len(store.lengths) - len(np.unique(pieces.document))
+    if not len(rows):
+        raise RunError(f"the {split} texts of data {data.name!r} are too short to train on")
+    _tell(data, rows)
+    return rows
+
+
+def _laid(data: Data, lengths: np.ndarray) -> Pieces:
+    if data.rows == "pack":
+        return layouts.pack(lengths, data.block)
+    if data.rows == "chunk":
+        return layouts.chunk(lengths, data.block)
+    return layouts.one(lengths, data.block, data.cut)
+
+
+def as_rows(
+    rows: Rows, split: str, *, given_by: str = "the data", at_most: int | None = None
+) -> LaidRows:
+    """What `make_rows` gave, as rows that can be relied on: checked, hashed, complete.
+
+    Without `document`, each row is a document. Without `position`, a row is one piece, with
+    positions from 0 on. Streamed rows are read to their end, or `at_most` so many.
+    """
+    from kdcore.given_rows import GivenRows
+
+    if isinstance(rows, LaidRows):
+        return rows
+    if not hasattr(rows, "__len__") or not hasattr(rows, "__getitem__"):
+        rows = list(islice(rows, at_most))
+    return GivenRows(rows, split, given_by)
+
+
+def _tell(data: Data, rows: LaidRows) -> None:
+    """One line on what became of the texts."""
+    tokens = int(rows.lengths.sum())
+    said = (
+        f"{rows.split.name}: {len(rows.split.lengths):,} documents, {tokens:,} tokens in "
+        f"{len(rows):,} rows of at most {data.block}, {tokens / len(rows) / data.block:.1%} full"
+    )
+    if rows.cut:
+        lossy = data.rows == "one" and data.cut != "split"
+        how = f"at the {data.cut}" if lossy else "into pieces"
+        said += f"; {rows.cut:,} longer ones were cut {how}"
+    if rows.dropped:
+        said += f"; {rows.dropped:,} empty ones were left out"
+    _log.info(said)

@@ -1,0 +1,171 @@
+"""The tokens of a split: made once, kept on disk by `datasets`, read from there without copying."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kdcore.errors import KdcoreError, PluginError, RunError
+from kdcore.fingerprints import as_typed, digest, of_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from kdcore.api import Data
+
+_CALL = 1 << 16  # characters that are handed to a tokenizer at once
+_WRITE = 64  # so many of these portions are written at once: what bounds the memory
+
+
+class TokenStore:
+    """Documents as ids, one after another, in memory-mapped Arrow. Those without are left out."""
+
+    def __init__(self, dataset: Any, documents: int) -> None:
+        table = dataset.data.table
+        self._parts = [_array(part) for part in table["ids"].chunks]
+        self._begins = np.cumsum([0, *map(len, self._parts)])[:-1]
+        lengths = [_array(part) for part in table["lengths"].chunks]
+        self.lengths: np.ndarray = np.concatenate(lengths).astype(np.int64)  # [documents]
+        self.dropped = documents - len(self.lengths)
+        self._ends = np.cumsum(self.lengths)
+
+    def fingerprint(self) -> str:
+        """Of all tokens, their order, and where documents begin."""
+        hashed = digest()
+        for part in (*self._parts, self.lengths):
+            hashed.update(part.data)
+        return hashed.hexdigest()
+
+    def take(self, document: np.ndarray, offset: np.ndarray, length: np.ndarray) -> np.ndarray:
+        """Pieces of documents, side by side, int32."""
+        begin = self._ends[document] - self.lengths[document] + offset
+        part = np.searchsorted(self._begins, begin, side="right") - 1
+        within = begin - self._begins[part]
+        places = zip(part.tolist(), within.tolist(), length.tolist(), strict=True)
+        # A document never crosses from one part into the next: portions are written whole.
+        return np.concatenate([self._parts[p][at : at + n] for p, at, n in places])
+
+
+def tokenise(data: Data, split: str, tokenizer: PreTrainedTokenizerBase) -> TokenStore:
+    """The texts of a split as ids, from the cache if these very texts were tokenised before."""
+    from datasets import Dataset, Features, List, Value
+    from datasets.exceptions import DatasetGenerationError
+
+    eos = _eos(data, tokenizer)
+    salt = f"1 {of_tokenizer(tokenizer)} {eos}"
+    texts = _Texts(data, split, salt)
+    key = texts.read()
+    if not texts.filled:
+        raise RunError(f"data {as_typed(data)} has no text in its {split!r} split")
+
+    def portions() -> Iterator[dict[str, np.ndarray]]:
+        again = _Texts(data, split, salt)
+        for portion in _portions(again):
+            yield _encode(portion, tokenizer, eos)
+        if again.key() != key:
+            raise PluginError(
+                f"data {data.name!r} gave other texts when it was asked for its {split!r} split "
+                "again; texts() must give the same ones each time"
+            )
+
+    ids = List(Value("int32"))
+    try:
+        dataset = Dataset.from_generator(
+            portions,
+            features=Features({"ids": ids, "lengths": ids}),
+            fingerprint=f"kdcore-{key}",
+            writer_batch_size=_WRITE,
+        )
+    except DatasetGenerationError as error:
+        raise error.__cause__ if isinstance(error.__cause__, KdcoreError) else error from None
+    return TokenStore(dataset, texts.documents)
+
+
+class _Texts:
+    """The texts of a split, hashed as they pass. What was read is known at the end."""
+
+    def __init__(self, data: Data, split: str, salt: str) -> None:
+        self._data, self._split = data, split
+        self._hashed = digest()
+        self._hashed.update(salt.encode())
+        self.documents = self.filled = 0
+
+    def __iter__(self) -> Iterator[str]:
+        for text in self._data.texts(self._split):
+            if not isinstance(text, str):
+                raise PluginError(
+                    f"data {self._data.name!r}: texts({self._split!r}) gave "
+                    f"a {type(text).__name__}, and must give str"
+                )
+            self.documents += 1
+            if text:
+                self.filled += 1
+                encoded = text.encode("utf-8", "surrogatepass")
+                self._hashed.update(b"%d " % len(encoded))
+                self._hashed.update(encoded)
+                yield text
+
+    def read(self) -> str:
+        """Read all of them for their key."""
+        for _ in self:
+            pass
+        return self.key()
+
+    def key(self) -> str:
+        """What stands for the texts that were read, and the salt."""
+        return self._hashed.hexdigest()
+
+
+def _eos(data: Data, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    if not data.eos:
+        return []
+    if tokenizer.eos_token_id is None:
+        raise RunError(
+            f"the tokenizer {tokenizer.name_or_path!r} has no end-of-sequence token to end the "
+            "documents with; set eos = false in [data]"
+        )
+    return [int(tokenizer.eos_token_id)]
+
+
+def _portions(texts: Iterable[str]) -> Iterator[list[str]]:
+    """At least one, also when there are no texts: a file without portions has no columns."""
+    portion, size = list[str](), 0
+    for text in texts:
+        portion.append(text)
+        size += len(text)
+        if size >= _CALL:
+            yield portion
+            portion, size = [], 0
+    yield portion
+
+
+def _encode(
+    texts: list[str], tokenizer: PreTrainedTokenizerBase, eos: list[int]
+) -> dict[str, np.ndarray]:
+    encoded = _ids(texts, tokenizer) if texts else []
+    documents = [ids + eos for ids in encoded if ids]
+    lengths = np.array([len(ids) for ids in documents], np.int32)
+    flat = np.fromiter(chain.from_iterable(documents), np.int32, int(lengths.sum()))
+    return {"ids": flat, "lengths": lengths}
+
+
+def _ids(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """No special tokens: a bos would stand in the middle of packed and cut rows."""
+    encoded = tokenizer(
+        texts,
+        add_special_tokens=False,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,
+    )
+    ids: list[list[int]] = encoded["input_ids"]
+    return ids
+
+
+def _array(part: Any) -> np.ndarray:
+    """Arrow's lists of ints, flat, where they lie."""
+    flat: np.ndarray = part.flatten().to_numpy(zero_copy_only=True)
+    return flat
