@@ -1,0 +1,104 @@
+"""What a run ran in: versions, machine, plugins; never a token, a key or a user's name.
+
+Of the environment's variables only those of a short list are read, which say how fast or exact a
+run was.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kdcore.plugins import Host
+
+_PACKAGES = (
+    "kdcore torch transformers tokenizers datasets accelerate safetensors huggingface-hub numpy "
+    "pydantic pluggy peft liger-kernel bitsandbytes triton"
+).split()
+_VARIABLES = (
+    "CUDA_VISIBLE_DEVICES OMP_NUM_THREADS MKL_NUM_THREADS PYTORCH_CUDA_ALLOC_CONF "
+    "CUBLAS_WORKSPACE_CONFIG NVIDIA_TF32_OVERRIDE HF_HUB_OFFLINE KDCORE_PLUGINS_OFF "
+    "TOKENIZERS_PARALLELISM WORLD_SIZE"
+).split()
+
+
+def record(host: Host | None = None) -> str:
+    """The text of env.json."""
+    return json.dumps(environment_of(host), indent=1) + "\n"
+
+
+def environment_of(host: Host | None = None) -> dict[str, Any]:
+    """Versions, machine, devices and plugins; with a host its plugins, else the installed ones."""
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: found for name in _PACKAGES if (found := _version(name))},
+        "processor": _processor(),
+        "devices": _devices(),
+        "plugins": _installed() if host is None else _loaded(host),
+        "variables": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
+
+
+def _processor() -> dict[str, Any]:
+    import torch
+
+    return {
+        "name": _processor_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+    }
+
+
+def _processor_name() -> str:
+    if sys.platform == "linux":
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _devices() -> list[dict[str, Any]]:
+    import torch
+
+    if not torch.cuda.is_available():
+        return []
+    found = [torch.cuda.get_device_properties(n) for n in range(torch.cuda.device_count())]
+    return [
+        {
+            "name": each.name,
+            "memory": each.total_memory,
+            "capability": f"{each.major}.{each.minor}",
+            "cuda": torch.version.cuda,
+        }
+        for each in found
+    ]
+
+
+def _installed() -> dict[str, str]:
+    from kdcore.discovery import candidates
+
+    return {each.name: each.origin for each in candidates()}
+
+
+def _loaded(host: Host) -> dict[str, str]:
+    said = {}
+    for plugin in host.plugins:
+        origin = f"{plugin.distribution} {plugin.version}".strip()
+        state = "blocked" if plugin.blocked else "broken" if plugin.broken else ""
+        said[plugin.name] = f"{origin}, {state}" if state else origin
+    return said
