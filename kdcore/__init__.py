@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kdcore.api import (
+        KINDS,
         Batch,
         Component,
         Data,
@@ -29,24 +30,34 @@ if TYPE_CHECKING:
         component,
         hookimpl,
     )
+    from kdcore.build import options_of
+    from kdcore.cli import host_of
+    from kdcore.environment import environment_of
     from kdcore.errors import KdcoreError, PluginError, RecipeError, RunError, UsageError
+    from kdcore.finding import find_recipe, find_run, recipe_name, runs_in, shipped_recipes
     from kdcore.fingerprints import of_tokenizer
     from kdcore.generation import generate
     from kdcore.hub import dtype_of, load_model, load_tokenizer, model_fingerprint
     from kdcore.language_model import LanguageModel
+    from kdcore.plugins import Host
     from kdcore.reading import read, read_nll
     from kdcore.run import Run
     from kdcore.teachers import load_teacher
     from kdcore.tokens import Tokens
 
 _HOME = {
-    "api": "Batch Component Data Eval Logger LogitsAt Loss Patch Record Row Rows Selection Split "
-    "Teacher Tokenizer component hookimpl",
+    "api": "KINDS Batch Component Data Eval Logger LogitsAt Loss Patch Record Row Rows Selection "
+    "Split Teacher Tokenizer component hookimpl",
+    "build": "options_of",
+    "cli": "host_of",
+    "environment": "environment_of",
     "errors": "KdcoreError PluginError RecipeError RunError UsageError",
     "fingerprints": "of_tokenizer",
+    "finding": "find_recipe find_run recipe_name runs_in shipped_recipes",
     "generation": "generate",
     "hub": "dtype_of load_model load_tokenizer model_fingerprint",
     "language_model": "LanguageModel",
+    "plugins": "Host",
     "reading": "read read_nll",
     "run": "Run",
     "teachers": "load_teacher",
@@ -55,10 +66,12 @@ _HOME = {
 _WHERE = {name: module for module, names in _HOME.items() for name in names.split()}
 
 __all__ = [
+    "KINDS",
     "Batch",
     "Component",
     "Data",
     "Eval",
+    "Host",
     "KdcoreError",
     "LanguageModel",
     "Logger",
@@ -80,15 +93,23 @@ __all__ = [
     "UsageError",
     "component",
     "dtype_of",
+    "environment_of",
+    "find_recipe",
+    "find_run",
     "generate",
     "hookimpl",
+    "host_of",
     "load_model",
     "load_teacher",
     "load_tokenizer",
     "model_fingerprint",
     "of_tokenizer",
+    "options_of",
     "read",
     "read_nll",
+    "recipe_name",
+    "runs_in",
+    "shipped_recipes",
 ]
 
 
