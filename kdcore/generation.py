@@ -22,14 +22,15 @@ def generate(
     top_k: int = 0,
     top_p: float = 1.0,
     seed: int = 0,
+    special_tokens: bool = False,
 ) -> list[str]:
     """What the model writes after each prompt, the prompt not repeated.
 
     Temperature 0 takes the likeliest token; top_k 0 and top_p 1 leave nothing out. All prompts run
-    as one batch, padded at the left. The mode of every module and all random states stay as they
-    were.
+    as one batch, padded at the left. `special_tokens`: as the tokenizer would begin a text; rows
+    are trained on without. The mode of every module and all random states stay as they were.
     """
-    rows = [_ids(tokenizer, prompt) for prompt in prompts]
+    rows = [_ids(tokenizer, prompt, special_tokens) for prompt in prompts]
     time = max(map(len, rows))
     ids = torch.tensor([[0] * (time - len(row)) + row for row in rows], device=model.device)
     # By length, not by id: where padding is eos, a mask by id would hide the real ones.
@@ -43,9 +44,9 @@ def generate(
     return texts
 
 
-def _ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
+def _ids(tokenizer: PreTrainedTokenizerBase, prompt: str, special_tokens: bool) -> list[int]:
     """The prompt's ids; an empty one is the start of a text."""
-    ids: list[int] = tokenizer.encode(prompt)
+    ids: list[int] = tokenizer.encode(prompt, add_special_tokens=special_tokens)
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else _eos(tokenizer)
     return ids or [start]
 
