@@ -28,12 +28,10 @@ from kdcore import (
     hookimpl,
 )
 
-WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-
 
 @component
 class Counting(Data):
-    """Sentences that count upwards, such as "three, four, five and then six."."""
+    """Sentences that count upwards, such as "3, 4, 5, 6, 7 and then 8."."""
 
     name = "counting"
     documents: int = 400
@@ -44,10 +42,9 @@ class Counting(Data):
         return (text for i, text in enumerate(self._sentences()) if (i % 10 == 0) == wanted)
 
     def _sentences(self) -> Iterator[str]:
-        for i in range(self.documents):
-            first, length = i % 7, 3 + i // 7 % 9
-            counted = [WORDS[(first + step) % 10] for step in range(length)]
-            yield f"{', '.join(counted[:-1])} and then {counted[-1]}."
+        for first in range(self.documents):
+            *most, last = range(first, first + 3 + first % 5)
+            yield f"{', '.join(map(str, most))} and then {last}."
 
 
 @component
@@ -98,6 +95,10 @@ class Teachable(Selection):
 
     name = "teachable"
     share: float = 0.8  # of the valid tokens; not `keep`, which would hide the method
+
+    def needs_teacher(self) -> bool:
+        """So that `kdcore check` asks for a `[teacher]`."""
+        return True
 
     def keep(self, tokens: Tokens) -> Tensor:
         """Those of the lowest loss of the teacher."""
