@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from kdcore.hub import dtype_of, load_model, load_tokenizer, model_fingerprint
     from kdcore.language_model import LanguageModel
     from kdcore.plugins import Host
+    from kdcore.provenance import reserved_modules
     from kdcore.reading import read, read_nll
     from kdcore.run import Run
     from kdcore.teachers import load_teacher
@@ -58,6 +59,7 @@ _HOME = {
     "hub": "dtype_of load_model load_tokenizer model_fingerprint",
     "language_model": "LanguageModel",
     "plugins": "Host",
+    "provenance": "reserved_modules",
     "reading": "read read_nll",
     "run": "Run",
     "teachers": "load_teacher",
@@ -108,6 +110,7 @@ __all__ = [
     "read",
     "read_nll",
     "recipe_name",
+    "reserved_modules",
     "runs_in",
     "shipped_recipes",
 ]
