@@ -1,0 +1,35 @@
+"""Results: to standard output, as wide as its terminal, untruncated into a pipe."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console, RenderableType
+
+AsJson = Annotated[bool, typer.Option("--json", help="As JSON.")]
+Plugins = Annotated[
+    list[str] | None,
+    typer.Option("-p", metavar="PLUGIN", help="no:NAME blocks a plugin, ./FILE.py adds one."),
+]
+
+_PIPE = 160  # columns, where nobody says how wide the reader is
+
+
+def tell(*parts: RenderableType) -> None:
+    """Print results. Into a pipe without colours, padding or truncation to a guessed width."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = shutil.get_terminal_size((_PIPE, 24)).columns
+        with console.capture() as capture:
+            console.print(*parts, sep="\n")
+        print("\n".join(line.rstrip() for line in capture.get().splitlines()))
+    else:
+        console.print(*parts, sep="\n")
+
+
+def print_json(value: Any) -> None:
+    """Machine-readable results."""
+    print(json.dumps(value, indent=1, default=str, ensure_ascii=False))

@@ -1,0 +1,56 @@
+"""`kdcore recipes`: what can be run as it is. Needs no torch."""
+
+from __future__ import annotations
+
+from itertools import takewhile
+from pathlib import Path
+
+from rich.table import Table
+from rich.text import Text
+
+from kdcore import recipe_name, shipped_recipes
+from kdcore_verbs.output import AsJson, print_json, tell
+
+_NEEDS = "Needs:"
+
+
+def recipes(as_json: AsJson = False) -> None:
+    """List the shipped recipes: what each shows, and what it needs."""
+    found = [_described(path) for path in shipped_recipes()]
+    if as_json:
+        print_json(found)
+        return
+    table = Table(box=None, padding=(0, 2, 1, 0), pad_edge=False, show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column()
+    for recipe in found:
+        table.add_row(recipe["name"], Text.assemble(recipe["shows"], _needs(recipe["needs"])))
+    tell(table, Text("kdcore run NAME runs one; kdcore new recipe NAME begins your own.", "dim"))
+
+
+def _needs(needs: str) -> tuple[str, str]:
+    return (f"\nNeeds {needs}" if needs else "", "dim")
+
+
+def _described(path: Path) -> dict[str, str]:
+    """A recipe by the comment at its head: a sentence on what it shows, a line `# Needs: ...`."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    head = [line[1:].strip() for line in takewhile(lambda line: line.startswith("#"), lines)]
+    needs = [line.removeprefix(_NEEDS).strip() for line in head if line.startswith(_NEEDS)]
+    shows = [line for line in head if not line.startswith(_NEEDS)]
+    return {
+        "name": recipe_name(path),
+        "shows": _first_sentence(shows),
+        "needs": " ".join(needs),
+        "path": str(path),
+    }
+
+
+def _first_sentence(lines: list[str]) -> str:
+    """Lines up to the first that ends a sentence."""
+    sentence: list[str] = []
+    for line in lines:
+        sentence.append(line)
+        if line.endswith((".", "!", "?")):
+            break
+    return " ".join(sentence)
