@@ -9,11 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 from uuid import uuid4
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from kdcore import (
@@ -40,17 +41,20 @@ _FILL = 1 << 20  # values written at a time when a file is made
 class CachedTeacher(Teacher):
     """Another teacher, written down: what was asked once is read from disk from then on.
 
-    kind "nll" stores the loss of every trained token, four bytes each; it serves selections, not
-    losses on logits. context "row" stores what the teacher says of exactly the run's rows, so the
-    values are those of the live teacher. The wrapped teacher is loaded only when something is
-    missing. Runs share the stores, which lie beside them in `caches/`.
+    The wrapped teacher is loaded only when something is missing. Runs share the stores, which lie
+    beside them in `caches/`.
     """
 
     name = "cached"
     loads_members = True
-    teacher: Teacher
-    kind: Literal["nll"] = "nll"
-    context: Literal["row"] = "row"
+    teacher: Annotated[Teacher, Field(description="whose answers are stored")]
+    kind: Annotated[
+        Literal["nll"],
+        Field(description="the loss of each trained token: for selections, not for logits"),
+    ] = "nll"
+    context: Annotated[
+        Literal["row"], Field(description="what the teacher sees: just the run's rows")
+    ] = "row"
 
     def load(self, run: Run) -> None:
         """Find out what the stores are bound to; the wrapped teacher stays where it is."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import field
+from typing import Annotated
 
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -70,16 +72,18 @@ class Agreement(Eval):
 class Samples(Eval):
     """What the student writes after each prompt, the same random numbers each time.
 
-    temperature 0 takes the likeliest token; top_k 0 and top_p 1.0 leave nothing out.
+    Prompts begin a text as the training rows do.
     """
 
     name = "samples"
-    prompts: list[str] = field(default_factory=lambda: ["Once upon a time"])
-    max_new_tokens: int = 128
-    temperature: float = 0.8
-    top_k: int = 0
-    top_p: float = 1.0
-    seed: int = 0
+    prompts: Annotated[list[str], Field(min_length=1)] = field(
+        default_factory=lambda: ["Once upon a time"]
+    )
+    max_new_tokens: Annotated[int, Field(ge=1)] = 128
+    temperature: Annotated[float, Field(ge=0, description="0: the likeliest token")] = 0.8
+    top_k: Annotated[int, Field(ge=0, description="0: all")] = 0
+    top_p: Annotated[float, Field(gt=0, le=1, description="1.0: all")] = 1.0
+    seed: Annotated[int, Field(description="the same at every evaluation")] = 0
 
     def measure(self, run: Run) -> Mapping[str, float | str]:
         """`sample/1`, `sample/2`, ...: prompt and continuation."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import torch
+from pydantic import Field
 
 from kdcore import (
     Batch,
@@ -34,15 +35,20 @@ if TYPE_CHECKING:
 class ModelTeacher(Teacher):
     """A causal language model in evaluation mode, none of it trained.
 
-    dtype: "auto" is a half type on a GPU and fp32 on a CPU. device: by default the run's.
-    quantise: needs CUDA and bitsandbytes. adapter: a PEFT adapter's folder or name on the hub.
     Subclasses say in `source` which model.
     """
 
-    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    device: str | None = None
-    quantise: Literal["8bit", "4bit"] | None = None
-    adapter: str | None = None
+    dtype: Annotated[
+        Literal["auto", "fp32", "bf16", "fp16"],
+        Field(description="auto: a half type on a GPU, fp32 on a CPU"),
+    ] = "auto"
+    device: Annotated[str | None, Field(description="by default the run's")] = None
+    quantise: Annotated[
+        Literal["8bit", "4bit"] | None, Field(description="needs CUDA and bitsandbytes")
+    ] = None
+    adapter: Annotated[
+        str | None, Field(description="a PEFT adapter on the model: a folder or a name on the hub")
+    ] = None
 
     def __post_init__(self) -> None:
         self._model: LanguageModel | None = None
@@ -89,7 +95,7 @@ class HfTeacher(ModelTeacher):
     """A model from a folder, from the hub, or a stage's final weights ("@stage")."""
 
     name = "hf"
-    model: str
+    model: Annotated[str, Field(description='a folder, a name on the hub, or "@stage"')]
 
     def source(self) -> str:
         """The option `model`."""
@@ -101,7 +107,7 @@ class HfTokenizer(Tokenizer):
     """The tokenizer of a model: a folder or a name on the hub."""
 
     name = "hf"
-    model: str
+    model: Annotated[str, Field(description="a folder or a name on the hub")]
 
     def load(self, run: Run, data: Data) -> PreTrainedTokenizerBase:
         """Load it. A tokenizer that cannot end a text is refused."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 from kdcore_hf import ModelTeacher
+from pydantic import Field
 
 from kdcore import Teacher, component, hookimpl
 
@@ -15,9 +16,16 @@ class QwenTeacher(ModelTeacher):
     """A Qwen2.5 model: by `size` and `variant` from the hub, or `model` as a folder or name."""
 
     name = "qwen"
-    model: str | None = None
-    size: Literal["0.5B", "1.5B", "3B", "7B", "14B", "32B", "72B"] | None = None
-    variant: Literal["base", "instruct"] | None = None  # with a size; base by default
+    model: Annotated[
+        str | None, Field(description='a folder, a name on the hub, or "@stage"; or give size')
+    ] = None
+    size: Annotated[
+        Literal["0.5B", "1.5B", "3B", "7B", "14B", "32B", "72B"] | None,
+        Field(description="of the model on the hub; or give model"),
+    ] = None
+    variant: Annotated[
+        Literal["base", "instruct"] | None, Field(description="with size; base by default")
+    ] = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -6,7 +6,6 @@ import torch
 from torch import nn
 
 from kdcore import LanguageModel, RunError
-from kdcore.language_model import project
 
 LENGTHS = (7, 5, 9, 4)
 LAYOUT = [[(0, 0, 7), (1, 0, 5)], [(2, 0, 9)], [(3, 0, 4), (1, 0, 3), (1, 3, 5)]]
@@ -197,19 +196,17 @@ def test_modes_and_random_state_stay():
     assert not model.lm_head._forward_pre_hooks
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_products_are_not_rounded(dtype, monkeypatch):
-    monkeypatch.setattr("kdcore.language_model._BLOCK", 10)
-    states, weight = torch.randn(5, 8).to(dtype), torch.randn(33, 8).to(dtype)
-    bias = torch.randn(33).to(dtype)
-    made = project(states, weight, bias)
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("kind", tiny.KINDS)
+def test_on_a_gpu_in_bf16(kind):
+    model = tiny.model(kind, dtype=torch.bfloat16).cuda()
+    language_model = LanguageModel(model)
+    assert language_model.isolates and language_model.weight is not None
+    states = torch.randn(9, language_model.weight.shape[1], device="cuda").bfloat16()
+    made = language_model.logits(states)
+    exact = states.double() @ language_model.weight.double().t()
     assert made.dtype == torch.float32
-    exact = states.double() @ weight.double().t() + bias.double()
-    torch.testing.assert_close(made.double(), exact, rtol=1e-6, atol=1e-5)
-
-
-def test_autocast_does_not_reach_the_product():
-    states, weight = torch.randn(5, 8), torch.randn(33, 8)
-    with torch.autocast("cpu", torch.bfloat16):
-        made = project(states, weight)
-    assert torch.equal(made, states @ weight.t())
+    torch.testing.assert_close(made.double(), exact, rtol=1e-4, atol=1e-4)
+    with torch.autocast("cuda", torch.bfloat16):
+        assert torch.equal(language_model.logits(states), made)

@@ -100,10 +100,10 @@ def split_of(some, name="train"):
     return Split(name, f"{hash(whole):x}", np.array([len(each) for each in some]))
 
 
-def batch(some, layout, vocabulary=64, split=None):
+def batch(some, layout, vocabulary=64, split=None, device=CPU):
     """A batch of packed rows: `layout` lists, for each row, (document, start, end) pieces."""
     rows = [_row(some, pieces) for pieces in layout]
-    return Collate(split or split_of(some), vocabulary, CPU)(rows)
+    return Collate(split or split_of(some), vocabulary, device)(rows)
 
 
 def _row(some, pieces):

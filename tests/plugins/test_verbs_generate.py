@@ -1,0 +1,92 @@
+import pytest
+import tiny
+import typer
+from kdcore_verbs.generate import generate
+from typer.testing import CliRunner
+
+from kdcore import UsageError
+
+app = typer.Typer()
+app.command()(generate)
+
+
+def typed(*arguments):
+    return CliRunner().invoke(app, [*map(str, arguments)], catch_exceptions=False)
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Two finished runs and one that is not."""
+    for name, seed in (("fox-1111", 0), ("owl-2222", 1)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "recipe.toml").write_text("")
+        tiny.save(tmp_path / name / "final", seed=seed)
+    (tmp_path / "unfinished-3333").mkdir()
+    (tmp_path / "unfinished-3333" / "recipe.toml").write_text("")
+    return tmp_path
+
+
+SHORT = ("--max-new-tokens", 6)
+
+
+def test_a_run(runs):
+    said = typed("fox", "--prompt", "Once upon", "--out", runs, *SHORT)
+    assert said.exit_code == 0
+    assert said.stdout.startswith("Once upon") and len(said.stdout) > len("Once upon\n")
+    assert typed("fox", "--prompt", "Once upon", "--out", runs, *SHORT).stdout == said.stdout
+    assert (
+        typed("fox", "--prompt", "Once upon", "--out", runs, "--seed", 1, *SHORT).stdout
+        != said.stdout
+    )
+
+
+def test_several_models_and_prompts(runs):
+    folder = runs / "owl-2222" / "final"
+    prompts = ("--prompt", "Once", "--prompt", "She had")
+    said = typed("fox", folder, *prompts, "--out", runs, "--temperature", 0, *SHORT).stdout
+    first, second = said.split("--- ")[1:]
+    assert first.startswith("fox\nOnce") and "\n\nShe had" in first
+    assert second.startswith(f"{folder}\nOnce")
+    assert first.split("\n", 1)[1] != second.split("\n", 1)[1]
+
+
+def test_an_unfinished_run(runs):
+    with pytest.raises(UsageError, match="unfinished-3333 is not finished and has no final model"):
+        typed("unfinished", "--prompt", "a", "--out", runs)
+
+
+def test_nothing_of_that_name(runs):
+    with pytest.raises(UsageError, match="there is no run 'foy'"):
+        typed("foy", "--prompt", "a", "--out", runs)
+
+
+def test_all_models_are_looked_for_before_one_is_loaded(runs):
+    with pytest.raises(UsageError):
+        typed("fox", "gone", "--prompt", "a", "--out", runs)
+
+
+def test_the_hub(runs, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        "kdcore_verbs.generate._written", lambda place, *_: asked.append(place) or []
+    )
+    typed("Qwen/Qwen2.5-0.5B", "--prompt", "a", "--out", runs)
+    assert asked == ["Qwen/Qwen2.5-0.5B"]
+
+
+def test_chat(tmp_path):
+    tokenizer = tiny.byte_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant:{% endif %}"
+    )
+    tiny.save(tmp_path, tokenizer=tokenizer)
+    greedy = ("--temperature", 0, *SHORT)
+    answer = typed(tmp_path, "--prompt", "Hello", "--chat", *greedy).stdout
+    whole = typed(tmp_path, "--prompt", "user: Hello\nassistant:", *greedy).stdout
+    assert "user: Hello\nassistant:" + answer == whole
+
+
+def test_chat_without_a_template(runs):
+    with pytest.raises(UsageError, match="has no chat template; leave out --chat"):
+        typed("fox", "--prompt", "a", "--chat", "--out", runs)
