@@ -86,7 +86,7 @@ def component_faults(kind: str, component: object) -> Iterator[str]:
     yield from hook_faults(component, EVENTS)
 
 
-def option_fields(component: type[Component]) -> Mapping[str, Any]:
+def _fields(component: type[Component]) -> Mapping[str, Any]:
     """pydantic's fields of a component: its options, by name."""
     made = cast(Any, component)  # `component` adds what the type checker cannot see
     rebuild_dataclass(made, raise_errors=False)  # a type may stand below the class in its module
@@ -96,7 +96,7 @@ def option_fields(component: type[Component]) -> Mapping[str, Any]:
 
 def _option_faults(kind: str, component: type[Component]) -> Iterator[str]:
     shared = getattr(KINDS[kind], "__pydantic_fields__", {})
-    for name, field in option_fields(component).items():
+    for name, field in _fields(component).items():
         option = f"the option {name!r} of {component.__name__}"
         if name == "name":
             yield f'{option}: write name = "..." without a type'
