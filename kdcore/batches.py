@@ -85,7 +85,7 @@ class Collate:
         if labels.max() >= self.vocabulary:
             raise RunError(
                 f"the {self.split.name} data has the token id {labels.max()}, and student and "
-                f"teacher share the ids below {self.vocabulary} only; use the tokenizer of the model"
+                f"teacher share the ids below {self.vocabulary} only; use the model's tokenizer"
             )
 
     def _move(self, array: np.ndarray) -> torch.Tensor:

@@ -62,9 +62,9 @@ class _Sums:
         model = self.run.language_model
         with self.run.autocast():
             states = model.states(batch)
-        other = read(self.teacher, batch) if self.teacher else None
+        other, head = read(self.teacher, batch) if self.teacher else None, model.head()
         for at in batch.valid.split(chunk_size(batch.vocabulary, self.run.device)):
-            student = model.logits(states[at])[:, : batch.vocabulary]
+            student = head(states[at])[:, : batch.vocabulary]
             self.total += self._chunk(student, other and other(at), batch.labels[at])
 
     def _chunk(self, student: Tensor, teacher: Tensor | None, labels: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ def alone(values: Tensor) -> tuple[Tensor, int]:
 
 
 def over(accelerator: Accelerator) -> Gather:
-    """The gathering of an accelerator's processes, which may each bring another number of values."""
+    """The gathering of an accelerator's processes, each of which may bring another number."""
     if accelerator.num_processes == 1:
         return alone
 

@@ -16,7 +16,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from kdcore.api import LogitsAt
-from kdcore.products import add_weight_gradient, logits_of, states_gradient
+from kdcore.products import (
+    add_weight_gradient,
+    logits_of,
+    states_gradient,
+    unrounded,
+    unrounded_type,
+)
 
 Values = Callable[[Tensor, Tensor | None, Tensor, Tensor], tuple[Tensor, Tensor]]
 """Student and teacher logits [n, V], labels [n], weights [terms, n] -> each term's weighted sum
@@ -58,17 +64,17 @@ class ChunkedLoss(torch.autograd.Function):
         Without a weight the states are the logits themselves.
         """
         wanted = ctx.needs_input_grad
-        to_states = torch.zeros_like(states, dtype=torch.float32) if wanted[0] else None
+        to_states = _zeros(states) if wanted[0] else None
         to_weight = _zeros(weight) if wanted[1] else None
         to_bias = _zeros(bias) if wanted[2] else None
         used = None if computed is None else computed[: work.vocabulary]
-        used_bias = None if bias is None else bias[: work.vocabulary].float()
-        work.sums = states.new_zeros(len(work.weights), dtype=torch.float32)
+        used_bias = None if bias is None else unrounded(bias[: work.vocabulary])
+        work.sums = states.new_zeros(len(work.weights), dtype=unrounded_type(states.dtype))
         for at in work.chunks():
             rows = work.positions[at]
             some = states[rows] if used is None else states[rows].to(used.dtype)
             if used is None:
-                student = some[:, : work.vocabulary].float()
+                student = unrounded(some[:, : work.vocabulary])
             else:
                 student = logits_of(some, used, used_bias)
             teacher = None if work.teacher is None else work.teacher(rows)
@@ -98,11 +104,11 @@ class ChunkedLoss(torch.autograd.Function):
         return (*scaled, None, None)
 
 
-def _zeros(parameter: Tensor | None) -> Tensor | None:
-    return None if parameter is None else torch.zeros_like(parameter, dtype=torch.float32)
+def _zeros(like: Tensor | None) -> Tensor | None:
+    return None if like is None else torch.zeros_like(like, dtype=unrounded_type(like.dtype))
 
 
 def chunk_size(vocabulary: int, device: torch.device) -> int:
-    """Tokens in a chunk so that one float32 copy of its logits stays near 64 MB, on a GPU 512 MB."""
+    """Tokens in a chunk, so that one float32 copy of its logits is near 64 MB, on a GPU 512 MB."""
     logits = 2**27 if device.type == "cuda" else 2**24
     return max(64, min(4096, logits // vocabulary))

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from kdcore.errors import RunError
+from kdcore.products import logits_of, unrounded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from kdcore.api import Batch
 
 _log = logging.getLogger("kdcore")
-_BLOCK = 16_384  # rows of the head that are upcast at a time
 _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4}  # of the largest value
 _HALF_TOLERANCE = 1e-2
 
@@ -37,6 +37,7 @@ class LanguageModel:
 
     weight: nn.Parameter | None  # [rows, H]
     bias: nn.Parameter | None  # [rows]
+    precision: torch.dtype | None = None  # what autocast computes in; None: the weight's own type
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
@@ -72,9 +73,20 @@ class LanguageModel:
 
     def logits(self, states: Tensor) -> Tensor:
         """Float32 logits [n, width] of chosen states [n, H], unrounded also from half weights."""
-        if self.weight is None:
-            return states.float()
-        return project(states, self.weight, self.bias)
+        return self.head()(states)
+
+    def head(self) -> Callable[[Tensor], Tensor]:
+        """What `logits` does, for many calls: the weight is cast to `precision` once."""
+        weight, bias = self.computed_weight(), self.bias
+        if weight is None:
+            return unrounded
+        return lambda states: logits_of(states, weight, bias)
+
+    def computed_weight(self) -> Tensor | None:
+        """The head's weight in the type that the trunk computes in."""
+        if self.weight is None or self.precision is None:
+            return self.weight
+        return self.weight.detach().to(self.precision)
 
     def _run(self, input_ids: Tensor, position_ids: Tensor, mask: Tensor | None) -> Tensor:
         shape = input_ids.shape
@@ -107,28 +119,6 @@ class LanguageModel:
                 f"{type(self.model).__name__} lets packed documents see each other; "
                 'use rows = "one" or "chunk" in [data]'
             )
-
-
-def project(states: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`states @ weight.T + bias` in float32, [n, rows]. Half products are not rounded to half."""
-    with torch.autocast(states.device.type, enabled=False):
-        product = _product(states, weight)
-        return product if bias is None else product + bias.float()
-
-
-def _product(states: Tensor, weight: Tensor) -> Tensor:
-    if weight.dtype not in (torch.bfloat16, torch.float16):
-        return states.to(weight.dtype) @ weight.t()
-    if states.is_cuda:
-        return torch.mm(states.to(weight.dtype), weight.t(), out_dtype=torch.float32)
-    # A CPU has no half product with float32 results, and without bf16 units a very slow one. Only
-    # a block of the weight is ever upcast.
-    states = states.float()
-    product = states.new_empty(len(states), len(weight))
-    for start in range(0, len(weight), _BLOCK):
-        rows = weight[start : start + _BLOCK].float()
-        product[:, start : start + _BLOCK] = states @ rows.t()
-    return product
 
 
 def _trunk_of(model: PreTrainedModel) -> nn.Module:

@@ -1,7 +1,7 @@
 """What is trained: trunk, weights of every token in every term, chunked loss.
 
-The module is what DDP wraps. Every denominator is known before the first backward: a term's value is
-its weight times the mean over the tokens that it sees in the whole optimizer step.
+The module is what DDP wraps. Every denominator is known before the first backward: a term's value
+is its weight times the mean over the tokens that it sees in the whole optimizer step.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from kdcore.api import Batch, LogitsAt, Loss
 from kdcore.errors import PluginError
 from kdcore.head import ChunkedLoss, Values, Work, chunk_size
+from kdcore.products import unrounded_type
 
 if TYPE_CHECKING:
     from kdcore.language_model import LanguageModel
@@ -68,14 +69,14 @@ class Objective(nn.Module):
         `terms` come with their weights of this step and none is zero. The states go to `choose`
         without gradient, so a step of one micro-batch is scored by its training forward.
         """
-        states = self.student.states(batch)
-        with torch.no_grad():
-            seen = choose(states.detach())
-        work = self._work(batch, terms, values, teacher, seen)
         head = self.student
+        states = head.states(batch)
         with torch.autocast(states.device.type, enabled=False):
+            with torch.no_grad():
+                seen = choose(states.detach())
+            work = self._work(batch, terms, values, teacher, seen, unrounded_type(states.dtype))
             total: Tensor = ChunkedLoss.apply(
-                states, head.weight, head.bias, self._computed(head.weight), work
+                states, head.weight, head.bias, head.computed_weight(), work
             )
         sums.append(work.sums)
         return total
@@ -87,10 +88,13 @@ class Objective(nn.Module):
         values: Values,
         teacher: LogitsAt | None,
         seen: Seen,
+        dtype: torch.dtype,
     ) -> Work:
         valid = batch.valid
-        weights = torch.stack([self._weights(term, weight, seen, valid) for term, weight in terms])
-        if all(seen.mask(term.on) is not None for term, _ in terms):
+        each = [weight / seen.count(term.on).to(dtype).clamp(min=1) for term, weight in terms]
+        masks = [seen.mask(term.on) for term, _ in terms]
+        weights = torch.stack([_laid(*both, len(valid)) for both in zip(each, masks, strict=True)])
+        if all(mask is not None for mask in masks):
             some = (weights != 0).any(0)
             valid, weights = valid[some], weights[:, some]
         device = batch.labels.device
@@ -104,19 +108,10 @@ class Objective(nn.Module):
             chunk=self.chunk or chunk_size(batch.vocabulary, device),
         )
 
-    @staticmethod
-    def _weights(term: Term, weight: float, seen: Seen, valid: Tensor) -> Tensor:
-        """[valid]: weight over denominator where the term sees the token."""
-        each = weight / seen.count(term.on).clamp(min=1)
-        mask = seen.mask(term.on)
-        return each.expand(len(valid)) if mask is None else each * mask
 
-    @staticmethod
-    def _computed(weight: Tensor | None) -> Tensor | None:
-        """The head's weight in the type that the trunk computes in."""
-        if weight is None or not torch.is_autocast_enabled(weight.device.type):
-            return weight
-        return weight.detach().to(torch.get_autocast_dtype(weight.device.type))
+def _laid(each: Tensor, mask: Tensor | None, tokens: int) -> Tensor:
+    """[tokens]: a token's share in a term where the term sees it, else 0."""
+    return each.expand(tokens) if mask is None else each * mask
 
 
 def values_of(losses: Sequence[Loss]) -> Values:

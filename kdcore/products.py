@@ -1,8 +1,8 @@
-"""The three matrix products of a language model's head, in float32 whatever the weights are.
+"""The three matrix products of a language model's head, unrounded whatever the weights are.
 
-Half-precision weights on a CUDA device are multiplied on tensor cores and come out in float32,
-never rounded to half. A CPU without half-precision units emulates such products very slowly; there the
-weight is upcast block by block instead.
+Results are float32, and float64 where the weights are. Half weights on a CUDA device are multiplied
+on tensor cores and come out in float32, never rounded to half. A CPU has no such product, and
+without half-precision units a very slow one; there the weight is upcast block by block instead.
 """
 
 from __future__ import annotations
@@ -12,30 +12,42 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-_BLOCK = 16384  # rows of the weight upcast at a time
+_BLOCK = 16_384  # rows of the weight upcast at a time
+_HALF = (torch.bfloat16, torch.float16)
 
 
-def _blocks(weight: Tensor) -> Iterator[slice]:
-    return (slice(at, at + _BLOCK) for at in range(0, weight.shape[0], _BLOCK))
+def unrounded(tensor: Tensor) -> Tensor:
+    """The same numbers in float32, or in float64 where they are."""
+    return tensor.to(unrounded_type(tensor.dtype))
+
+
+def unrounded_type(dtype: torch.dtype) -> torch.dtype:
+    """Float32, or float64 for float64."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 def logits_of(states: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """States [n, H] and weight [V, H] -> float32 logits [n, V]."""
-    if weight.dtype == torch.float32:
-        logits = states.float() @ weight.t()
-    elif weight.is_cuda:
-        logits = torch.mm(states.to(weight.dtype), weight.t(), out_dtype=torch.float32)
-    else:
-        states = states.float()
-        logits = states.new_empty(states.shape[0], weight.shape[0])
-        for rows in _blocks(weight):
-            torch.mm(states, weight[rows].float().t(), out=logits[:, rows])
-    return logits if bias is None else logits.add_(bias)
+    """States [n, H], weight [V, H] and bias [V] -> logits [n, V]."""
+    with torch.autocast(states.device.type, enabled=False):
+        logits = _product(states, weight)
+        return logits if bias is None else logits.add_(bias)
+
+
+def _product(states: Tensor, weight: Tensor) -> Tensor:
+    if weight.dtype not in _HALF:
+        return states.to(weight.dtype) @ weight.t()
+    if weight.is_cuda:
+        return torch.mm(states.to(weight.dtype), weight.t(), out_dtype=torch.float32)
+    states = states.float()
+    logits = states.new_empty(states.shape[0], weight.shape[0])
+    for rows in _blocks(weight):
+        logits[:, rows] = states @ weight[rows].float().t()
+    return logits
 
 
 def states_gradient(gradient: Tensor, weight: Tensor) -> Tensor:
-    """Gradient of the logits [n, V] and weight [V, H] -> float32 gradient of the states [n, H]."""
-    if weight.dtype == torch.float32:
+    """Gradient of the logits [n, V] and weight [V, H] -> gradient of the states [n, H]."""
+    if weight.dtype not in _HALF:
         return gradient @ weight
     if weight.is_cuda:
         return torch.mm(gradient.to(weight.dtype), weight, out_dtype=torch.float32)
@@ -46,9 +58,13 @@ def states_gradient(gradient: Tensor, weight: Tensor) -> Tensor:
 
 
 def add_weight_gradient(total: Tensor, gradient: Tensor, states: Tensor) -> None:
-    """Add a chunk's share to the float32 `total` [V, H]: gradient [n, V]^T times states [n, H]."""
-    if states.is_cuda and states.dtype != torch.float32:
+    """Add a chunk's share to `total` [V, H]: gradient [n, V]^T times states [n, H]."""
+    if states.is_cuda and states.dtype in _HALF:
         half = gradient.to(states.dtype)
         torch.addmm(total, half.t(), states, out_dtype=torch.float32, out=total)
     else:
-        total.addmm_(gradient.t(), states.float())
+        total.addmm_(gradient.t(), states.to(total.dtype))
+
+
+def _blocks(weight: Tensor) -> Iterator[slice]:
+    return (slice(at, at + _BLOCK) for at in range(0, weight.shape[0], _BLOCK))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from kdcore.api import Batch, LogitsAt, Teacher
 from kdcore.errors import PluginError, UsageError
+from kdcore.products import unrounded
 
 _LOGITS = 2**26  # made at a time to get likelihoods: 256 MB
 
@@ -37,7 +38,7 @@ def read(teacher: Teacher, batch: Batch) -> LogitsAt:
         with torch.no_grad():
             found = at(positions)
         checked = _checked(teacher, "read", found, (len(positions), batch.vocabulary), batch)
-        return checked[:, : batch.vocabulary].float()
+        return unrounded(checked[:, : batch.vocabulary])
 
     return logits
 
@@ -54,7 +55,7 @@ def read_nll(teacher: Teacher, batch: Batch) -> Callable[[Tensor, Tensor], Tenso
     def nll(positions: Tensor, labels: Tensor) -> Tensor:
         with torch.no_grad():
             found = at(positions, labels)
-        return _checked(teacher, "nll", found, (len(positions),), batch).float()
+        return unrounded(_checked(teacher, "nll", found, (len(positions),), batch))
 
     return nll
 
@@ -64,12 +65,11 @@ def nll_from_logits(logits_at: LogitsAt, batch: Batch) -> Callable[[Tensor, Tens
     size = max(1, _LOGITS // batch.vocabulary)
 
     def nll(positions: Tensor, labels: Tensor) -> Tensor:
-        values = positions.new_empty(len(positions), dtype=torch.float32)
-        for start in range(0, len(positions), size):
-            some = slice(start, start + size)
-            logits = logits_at(positions[some])
-            values[some] = F.cross_entropy(logits, labels[some], reduction="none")
-        return values
+        pieces = [
+            F.cross_entropy(logits_at(some), label, reduction="none")
+            for some, label in zip(positions.split(size), labels.split(size), strict=True)
+        ]
+        return torch.cat(pieces)
 
     return torch.no_grad()(nll)
 

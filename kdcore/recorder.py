@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from kdcore.options import Term
     from kdcore.run import Run
     from kdcore.selecting import Choices
-    from kdcore.tokens import Tokens
+    from kdcore.tokens import Ranked
 
 
 class Recorder:
@@ -33,7 +33,7 @@ class Recorder:
         self._terms = torch.zeros(len(self.labels), device=self.run.device)
         self._valid: list[Tensor] = []
         self._kept: list[Tensor] = []
-        self._tokens: Tokens | None = None
+        self._ranked: Ranked | None = None
         self._since = time.perf_counter()
 
     @property
@@ -48,7 +48,7 @@ class Recorder:
                 self._terms[self.labels.index(term.label)] += value
         self._valid.append(choices.valid)
         self._kept += choices.kept
-        self._tokens = choices.tokens
+        self._ranked = choices.ranked
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -73,7 +73,7 @@ class Recorder:
             lr=lr,
             kept=self._kept_share(valid),
             tokens_per_second=valid / taken,
-            selection=_ranking(self._tokens),
+            selection=_ranking(self._ranked),
         )
         self._begin()
         return record
@@ -85,11 +85,11 @@ class Recorder:
         return float(self.accelerator.reduce(kept, "sum")) / max(1.0, valid)
 
 
-def _ranking(tokens: Tokens | None) -> dict[str, float]:
+def _ranking(ranked: Ranked | None) -> dict[str, float]:
     """The threshold and the mean scores of what the last step's ranking kept and dropped."""
-    if tokens is None or tokens.ranked is None:
+    if ranked is None:
         return {}
-    scores, keep = tokens.ranked
+    scores, keep = ranked.scores, ranked.kept
     kept, dropped = scores[keep], scores[~keep & ~scores.isnan()]
     found = {}
     if len(kept):

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from kdcore.api import Selection
 from kdcore.errors import PluginError
-from kdcore.gathering import Gather
+from kdcore.gathering import Gather, alone
 from kdcore.objective import Choose, Seen
-from kdcore.tokens import Reading, Scored, Tokens
+from kdcore.tokens import Ranked, Reading, Scored, Tokens
 
 if TYPE_CHECKING:
     from kdcore.run import Run
@@ -34,7 +34,7 @@ class Choices:
     valid: Tensor  # over all processes
     each: list[Choose] = field(default_factory=list)
     kept: list[Tensor] = field(default_factory=list)  # this process's counts, as they are found
-    tokens: Tokens | None = None  # the last ones that were ranked
+    ranked: Ranked | None = None  # the last scores, where a selection ranks by scores
 
 
 def choose(
@@ -63,12 +63,10 @@ def _in_forward(
     run: Run, selection: Selection, reading: Reading, step: int, choices: Choices, here: int
 ) -> Choose:
     """Score the states of the training forward. Ranking is within this micro-batch."""
-    from kdcore.gathering import alone
-
     def found(states: Tensor) -> Seen:
         tokens = _tokens(run, [Scored(reading, states)], step, alone)
         keep = _keep(selection, tokens)
-        choices.tokens = tokens
+        choices.ranked = tokens.ranked
         choices.kept.append(keep.sum())
         # A micro-batch counts as its share of the step's tokens, whatever it keeps of them.
         scale = choices.valid / max(1, len(keep))
@@ -92,7 +90,7 @@ def _ahead(
             parts = [Scored(r, run.language_model.states(r.batch)) for r in readings]
         tokens = _tokens(run, parts, step, gather)
         keep = _keep(selection, tokens)
-        choices.tokens = tokens
+        choices.ranked = tokens.ranked
         choices.kept.append(keep.sum())
         kept = total(keep.sum().float())
     pieces = keep.split([len(reading.batch.valid) for reading in readings])

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from kdcore.run import Run
     from kdcore.signals import Signals
 
+_HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
 
 def make_accelerator(options: TrainOptions) -> Accelerator:
     """A fresh accelerator in the recipe's precision, whatever ran before in this process."""
@@ -78,6 +80,7 @@ def prepare(
     objective = Objective(run.language_model, chunk)
     optimizer = make_optimizer(options, student)
     run.autocast = accelerator.autocast
+    run.language_model.precision = _HALF.get(accelerator.mixed_precision)
     wrapped, optimizer = accelerator.prepare(objective, optimizer)
     order = Order(len(rows), options.batch, run.seed)
     trainer = Trainer(

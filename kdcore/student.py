@@ -48,7 +48,7 @@ def make_student(
 
 
 def from_config(options: StudentOptions, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """A fresh model in float32 on the CPU, so that the same seed gives the same weights anywhere."""
+    """A fresh model in float32 on the CPU: the same seed gives the same weights anywhere."""
     from transformers import AutoModelForCausalLM
 
     config = config_of(options, tokenizer)

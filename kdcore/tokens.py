@@ -1,4 +1,4 @@
-"""The tokens of an optimizer step as a selection sees them: flat, lazy, ranked over all processes."""
+"""The tokens of an optimizer step as a selection sees them: flat, lazy, ranked over processes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,6 +15,7 @@ from kdcore.gathering import Gather
 from kdcore.head import chunk_size
 from kdcore.language_model import LanguageModel
 from kdcore.objective import per_token
+from kdcore.products import unrounded
 from kdcore.reading import nll_from_logits, read, read_nll
 
 
@@ -31,6 +33,10 @@ class Reading:
             self._read[id(teacher)] = read(teacher, self.batch)
         return self._read[id(teacher)]
 
+    def forget(self) -> None:
+        """Let go of what teachers keep for it."""
+        self._read.clear()
+
     def nll_of(self, teacher: Teacher) -> Callable[[Tensor, Tensor], Tensor]:
         """The teacher's negative log-likelihoods, from its logits if those were read already."""
         if id(teacher) in self._read:
@@ -44,6 +50,14 @@ class Scored:
 
     reading: Reading
     states: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Ranked:
+    """The scores of all processes' tokens [N], and which were kept."""
+
+    scores: Tensor
+    kept: Tensor
 
 
 class Tokens:
@@ -62,8 +76,9 @@ class Tokens:
         self._parts, self._student, self._teacher = parts, student, teacher
         self._seed, self._gather = seed, gather
         self._student_nll: Tensor | None = None
+        self._head: Callable[[Tensor], Tensor] | None = None
         self.step = step
-        self.ranked: tuple[Tensor, Tensor] | None = None  # the last scores ranked, and who was kept
+        self.ranked: Ranked | None = None  # by the last `top`
 
     @property
     def labels(self) -> Tensor:
@@ -109,7 +124,7 @@ class Tokens:
                     per_token(loss, student(some), other and other(some), label)
                     for some, label in zip(positions.split(size), labels.split(size), strict=True)
                 ]
-                return torch.cat(pieces) if pieces else labels.new_zeros(0, dtype=torch.float32)
+                return torch.cat(pieces)
 
             return at
 
@@ -121,23 +136,30 @@ class Tokens:
         N counts the valid tokens of the step. Ties go to the token that comes first; NaN is never
         kept.
         """
-        everyone, first = self._gather(scores.float())
+        everyone, first = self._gather(unrounded(scores))
         # A share such as 0.55 times 100 is a hair above 55: that hair is rounding, not a token.
         wanted = math.ceil(share * len(everyone) - 1e-9)
+        # NaN becomes -inf, and a true -inf the lowest finite number.
         ranking = everyone.nan_to_num(nan=-math.inf).argsort(descending=True, stable=True)
         kept = torch.zeros_like(everyone, dtype=torch.bool)
         kept[ranking[:wanted]] = True
-        mine = kept[first : first + len(scores)] & ~scores.isnan()
-        self.ranked = (scores, mine)
-        return mine
+        kept &= ~everyone.isnan()
+        self.ranked = Ranked(everyone, kept)
+        return kept[first : first + len(scores)]
 
     def random(self) -> Tensor:
         """A number in [0, 1) for each token, from seed, step and its place in the step [n]."""
-        labels = self.labels
-        everyone, first = self._gather(labels.float())
-        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + self.step)
-        drawn = torch.rand(len(everyone), generator=generator)
-        return drawn[first : first + len(labels)].to(labels.device)
+        return torch.cat([self._drawn(part.reading) for part in self._parts])
+
+    def _drawn(self, reading: Reading) -> Tensor:
+        rows, time = reading.batch.input_ids.shape
+        # A generator for each row: what it draws for a position hangs on nothing else in the step.
+        generators = [
+            np.random.default_rng([self._seed, self.step, reading.first_row + row])
+            for row in range(rows)
+        ]
+        flat = np.concatenate([one.random(time, dtype=np.float32) for one in generators])
+        return torch.from_numpy(flat).to(reading.batch.valid.device)[reading.batch.valid]
 
     def _asked(self, teacher: Teacher | None) -> Teacher:
         asked = teacher or self._teacher
@@ -146,7 +168,8 @@ class Tokens:
 
     def _logits(self, part: Scored) -> LogitsAt:
         vocabulary = part.reading.batch.vocabulary
-        return lambda positions: self._student.logits(part.states[positions])[:, :vocabulary]
+        head = self._head = self._head or self._student.head()
+        return lambda positions: head(part.states[positions])[:, :vocabulary]
 
     def _each(self, make: Callable[[Scored], Callable[[Tensor, Tensor], Tensor]]) -> Tensor:
         values = [

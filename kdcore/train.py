@@ -85,6 +85,7 @@ class Trainer:
             synced = n == len(readings) - 1
             with nullcontext() if synced else self.accelerator.no_sync(self.wrapped):
                 self._backward(reading, terms, choices.each[n], shares)
+            reading.forget()
         clip = self.run.recipe.train.clip
         if clip:
             self.accelerator.clip_grad_norm_(self.objective.parameters(), clip)
