@@ -118,11 +118,7 @@ def hear_everything(host: Host, components: list[Component], folder) -> list[str
     run = SimpleNamespace(
         folder=folder / "run", main=True, step=2, steps=9, device="cpu", say=said.append
     )
-    run.objective, run.tokenizer, checkpoint = (
-        "CE(q(1), y)",
-        tiny_tokenizer(),
-        run.folder / "step-2",
-    )
+    run.objective, checkpoint = "CE(q(1), y)", run.folder / "step-2"
     checkpoint.mkdir(parents=True)
     terms = {"ce": 2.0, "kl": 0.001}
     record = Record(2, 100, 2.001, terms, 1e-3, 1.0, 50.0, {})
