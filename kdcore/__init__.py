@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from kdcore.finding import find_recipe, find_run, recipe_name, runs_in, shipped_recipes
     from kdcore.fingerprints import of_tokenizer
     from kdcore.generation import generate
-    from kdcore.hub import dtype_of, load_model, load_tokenizer, model_fingerprint
+    from kdcore.hub import dtype_of, load_config, load_model, load_tokenizer, model_fingerprint
     from kdcore.language_model import LanguageModel
     from kdcore.plugins import Host
     from kdcore.provenance import reserved_modules
@@ -56,7 +56,7 @@ _HOME = {
     "fingerprints": "of_tokenizer",
     "finding": "find_recipe find_run recipe_name runs_in shipped_recipes",
     "generation": "generate",
-    "hub": "dtype_of load_model load_tokenizer model_fingerprint",
+    "hub": "dtype_of load_config load_model load_tokenizer model_fingerprint",
     "language_model": "LanguageModel",
     "plugins": "Host",
     "provenance": "reserved_modules",
@@ -101,6 +101,7 @@ __all__ = [
     "generate",
     "hookimpl",
     "host_of",
+    "load_config",
     "load_model",
     "load_teacher",
     "load_tokenizer",

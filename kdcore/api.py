@@ -17,10 +17,12 @@ from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
     from torch import Tensor
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from kdcore.run import Run
+    from kdcore.stage import Stage
     from kdcore.tokens import Tokens
 
 hookimpl = pluggy.HookimplMarker("kdcore")
@@ -111,6 +113,10 @@ class Component:
 
         return of_options(self)
 
+    def faults(self, recipe: Stage) -> Iterable[str]:
+        """What is wrong between this component and the rest of its recipe, one sentence each."""
+        return ()
+
 
 @component
 class Data(Component):
@@ -164,6 +170,18 @@ class Teacher(Component):
     def gives_logits(self) -> bool:
         """Whether `read` works. False for a teacher that knows losses only."""
         return True
+
+    def architecture(self, device: torch.device) -> PretrainedConfig | None:
+        """The config of its model, without weights, for `kdcore plan`; None where it has none.
+
+        Its `dtype` is what the weights are held in on the device. Teachers nested in it are asked
+        for themselves.
+        """
+        return None
+
+    def bytes_per_token(self) -> float:
+        """What it keeps on disk for each token of the training data, for `kdcore plan`."""
+        return 0
 
     def read(self, batch: Batch) -> LogitsAt:
         """Run the trunk once over the batch and hand back a way to ask for logits at flat

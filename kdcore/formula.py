@@ -8,7 +8,9 @@ that is not in the formula.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import ast
+import inspect
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from kdcore.options import Schedule
@@ -16,20 +18,72 @@ from kdcore.options import Schedule
 if TYPE_CHECKING:
     from kdcore.options import Term
 
+_START, _NEXT = "loss = ", "\n     + "
+
+_SYMBOLS: Mapping[str, tuple[str, str]] = {
+    "mean_all": ("mean_all", "the mean over all tokens of the optimizer step that are predicted"),
+    "mean_kept": ("mean_kept", "the mean over those of them that the selection keeps"),
+    "mean_dropped": ("mean_dropped", "the mean over those of them that the selection drops"),
+    "done": ("done", "the share of the run's steps that are done"),
+    "p": ("p(T)", "the teacher's distribution over the next token, softmax(logits / T)"),
+    "q": ("q(T)", "the student's distribution over the next token, softmax(logits / T)"),
+    "y": ("y", "the next token in the text"),
+    "CE": ("CE(q, y)", "-log of the probability that q gives to y, in nats"),
+    "KL": ("KL(a, b)", "the sum of a * log(a / b) over the vocabulary, in nats"),
+    "TV": ("TV(a, b)", "half the sum of abs(a - b) over the vocabulary"),
+    "sum": ("sum", "the sum over the vocabulary"),
+}
+"""Name in a formula -> how it is written, and what it stands for."""
+
+_PLAIN = ("min", "max", "abs", "log", "exp")  # what needs no explanation
+
 
 def objective_formula(terms: Sequence[Term], *, selects: bool) -> str:
     """The whole objective, one term a line."""
-    lines = [f"{_weight(term.weight)} * {_mean(term, selects)}" for term in terms]
-    return "loss = " + "\n     + ".join(lines)
+    return _START + _NEXT.join(f"{_weight(term.weight)} * {_mean(term, selects)}" for term in terms)
+
+
+def symbols_of(terms: Sequence[Term], *, selects: bool) -> list[tuple[str, str]]:
+    """The symbols of the objective in order of appearance, each with its meaning in words.
+
+    A function that only some loss knows is explained by the first line of the loss's docstring.
+    """
+    found: dict[str, tuple[str, str]] = {}
+    for term in terms:
+        alone = objective_formula([term], selects=selects).removeprefix(_START)
+        for name in _names(alone):
+            if name not in _PLAIN:
+                found.setdefault(name, _SYMBOLS.get(name, (name, _about(term))))
+    return list(found.values())
 
 
 def _weight(weight: float | Schedule) -> str:
     if not isinstance(weight, Schedule):
-        return f"{weight:g}"
-    start, end, until = weight.start, weight.end, weight.until
-    return f"({start:g} + ({end:g} - {start:g}) * min(done / {until:g}, 1))"
+        return _number(weight)
+    start, end, until = map(_number, (weight.start, weight.end, weight.until))
+    return f"({start} + ({end} - {start}) * min(done / {until}, 1))"
+
+
+def _number(value: float) -> str:
+    """Enough digits to compute with, without the rounding of 1 - 0.7."""
+    return f"{value:.12g}"
 
 
 def _mean(term: Term, selects: bool) -> str:
     tokens = term.on if selects else "all"
     return f"mean_{tokens}({term.loss.formula()})"
+
+
+def _about(term: Term) -> str:
+    said = (inspect.getdoc(type(term.loss)) or "").split("\n")[0]
+    return f"of the loss {term.use!r}" + (f": {said}" if said else "")
+
+
+def _names(formula: str) -> list[str]:
+    """The names in an expression from left to right; none where it is not Python's syntax."""
+    try:
+        tree = ast.parse(formula, mode="eval")
+    except SyntaxError:
+        return []
+    names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
+    return [node.id for node in sorted(names, key=lambda node: (node.lineno, node.col_offset))]

@@ -16,7 +16,7 @@ import torch
 from kdcore.errors import RunError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -55,6 +55,17 @@ def load_model(
         first = min(told["missing_keys"])
         raise RunError(f"cannot use {name!r}: its files lack {first!r}, which would stay random")
     return model
+
+
+def load_config(name: str, *, key: str | None = None) -> PretrainedConfig:
+    """The config of a model, without its weights."""
+    with _explained(name, key):
+        from transformers import AutoConfig
+
+        config: PretrainedConfig = AutoConfig.from_pretrained(
+            _place(name), trust_remote_code=False
+        )
+    return config
 
 
 def load_tokenizer(name: str, *, key: str | None = None) -> PreTrainedTokenizerBase:

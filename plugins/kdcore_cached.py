@@ -81,6 +81,10 @@ class CachedTeacher(Teacher):
         """Losses only."""
         return False
 
+    def bytes_per_token(self) -> float:
+        """A float32 for each."""
+        return 4
+
     def nll(self, batch: Batch) -> Callable[[Tensor, Tensor], Tensor]:
         """The stored losses of the batch, scored and stored first where they are missing."""
         store = self._store(batch)

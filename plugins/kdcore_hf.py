@@ -22,13 +22,14 @@ from kdcore import (
     component,
     dtype_of,
     hookimpl,
+    load_config,
     load_model,
     load_tokenizer,
     model_fingerprint,
 )
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 @component
@@ -73,6 +74,14 @@ class ModelTeacher(Teacher):
         if self._tokenizer is None:
             self._tokenizer = load_tokenizer(self.source())
         return self._tokenizer
+
+    def architecture(self, device: torch.device) -> PretrainedConfig:
+        """The model's, with the type and the quantisation that its weights are held in."""
+        config = load_config(self.source())
+        config.dtype = dtype_of(self.dtype, torch.device(self.device or device))
+        if self.quantise is not None:
+            config.quantization_config = {f"load_in_{self.quantise}": True}
+        return config
 
     def read(self, batch: Batch) -> LogitsAt:
         """Run the trunk once; logits are made where they are asked for."""
