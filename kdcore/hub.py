@@ -6,6 +6,7 @@ repository is never run.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,7 +44,7 @@ def load_model(
         arguments["quantization_config"] = _quantisation(quantise, dtype, device)
     if device.type != "cpu":
         arguments["device_map"] = {"": device}
-    with _explained(name, key):
+    with _explained(name, key), _bars_on_terminals_only():
         from transformers import AutoModelForCausalLM
 
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -62,9 +63,7 @@ def load_config(name: str, *, key: str | None = None) -> PretrainedConfig:
     with _explained(name, key):
         from transformers import AutoConfig
 
-        config: PretrainedConfig = AutoConfig.from_pretrained(
-            _place(name), trust_remote_code=False
-        )
+        config: PretrainedConfig = AutoConfig.from_pretrained(_place(name), trust_remote_code=False)
     return config
 
 
@@ -148,6 +147,21 @@ def _explained(name: str, key: str | None) -> Iterator[None]:
         if type(error).__name__ != "SafetensorError":
             raise
         raise RunError(f"cannot load {name!r}: {_folder_fault(error)}") from error
+
+
+@contextmanager
+def _bars_on_terminals_only() -> Iterator[None]:
+    """No progress bars of transformers' in a file that holds what was logged."""
+    from transformers.utils import logging as told
+
+    if sys.stderr.isatty() or not told.is_progress_bar_enabled():
+        yield
+        return
+    told.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        told.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def _folder_fault(error: Exception) -> str:

@@ -141,3 +141,12 @@ def test_nothing_is_warned_about(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         load_model(str(tmp_path), dtype=torch.float32)
     assert not caplog.messages
+
+
+def test_no_progress_bar_ends_up_in_a_log(tmp_path, capsys):
+    from transformers.utils import logging as told
+
+    tiny.save(tmp_path)
+    capsys.readouterr()
+    load_model(str(tmp_path), dtype=torch.float32)
+    assert capsys.readouterr().err == "" and told.is_progress_bar_enabled()

@@ -23,7 +23,7 @@ def generate(
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 128,
     temperature: Annotated[float, typer.Option(min=0, help="0: the likeliest token.")] = 0.8,
     top_k: Annotated[int, typer.Option(min=0, help="0: all.")] = 0,
-    top_p: Annotated[float, typer.Option(min=0, max=1, help="1: all.")] = 1.0,
+    top_p: Annotated[float, typer.Option(min=0.001, max=1, help="1: all.")] = 1.0,
     seed: int = 0,
     chat: Annotated[bool, typer.Option("--chat", help="As a user's turn of a dialogue.")] = False,
     out: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),
