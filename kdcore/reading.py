@@ -1,4 +1,4 @@
-"""Asking a teacher, whoever wrote it: without gradient, in float32, cut to the shared ids, checked.
+"""Asking a teacher, whoever wrote it: without gradient, unrounded, cut to the shared ids, checked.
 
 Nesting teachers ask their members through here too.
 """
@@ -21,7 +21,7 @@ _LOGITS = 2**26  # made at a time to get likelihoods: 256 MB
 def read(teacher: Teacher, batch: Batch) -> LogitsAt:
     """Let a teacher read a batch, and check and cut all that it says of it.
 
-    What comes back gives float32 logits [n, batch.vocabulary] at flat positions [n].
+    What comes back gives logits [n, batch.vocabulary] at flat positions [n], in float32 or above.
     """
     if not teacher.gives_logits():
         raise UsageError(
@@ -44,7 +44,7 @@ def read(teacher: Teacher, batch: Batch) -> LogitsAt:
 
 
 def read_nll(teacher: Teacher, batch: Batch) -> Callable[[Tensor, Tensor], Tensor]:
-    """A teacher's negative log-likelihoods: flat positions [n], labels [n] -> float32 [n]."""
+    """A teacher's negative log-likelihoods: flat positions [n], labels [n] -> [n]."""
     _still(teacher)
     with torch.no_grad():
         at = teacher.nll(batch)
@@ -65,11 +65,10 @@ def nll_from_logits(logits_at: LogitsAt, batch: Batch) -> Callable[[Tensor, Tens
     size = max(1, _LOGITS // batch.vocabulary)
 
     def nll(positions: Tensor, labels: Tensor) -> Tensor:
-        pieces = [
-            F.cross_entropy(logits_at(some), label, reduction="none")
-            for some, label in zip(positions.split(size), labels.split(size), strict=True)
-        ]
-        return torch.cat(pieces)
+        pieces = zip(torch.split(positions, size), torch.split(labels, size), strict=True)
+        return torch.cat(
+            [F.cross_entropy(logits_at(some), label, reduction="none") for some, label in pieces]
+        )
 
     return torch.no_grad()(nll)
 
