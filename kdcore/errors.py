@@ -49,7 +49,7 @@ class Fault:
     """One fault of a recipe: where it is, what it is and the way out.
 
     `line` and `column` count from 1; `source` is the line of text; `file` is the recipe's path as
-    typed, or `--set K=V` where the fault lies on the command line.
+    typed, or `--set K=V` where the fault lies on the command line (which has no lines to show).
     """
 
     message: str
@@ -60,7 +60,8 @@ class Fault:
     hint: str = ""
 
     def __str__(self) -> str:
-        said = f"{self.file}:{self.line}:{self.column}: {self.message}"
+        place = "" if self.file.startswith("--") else f":{self.line}:{self.column}"
+        said = f"{self.file}{place}: {self.message}"
         if self.source:
             said += f"\n    {self.source}\n    {' ' * (self.column - 1)}^"
         return said + (f"\n    {self.hint}" if self.hint else "")

@@ -1,0 +1,160 @@
+"""From a stage's merged table to a Stage: every table is built, and all faults are gathered."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection
+from typing import TYPE_CHECKING, TypeVar
+
+from kdcore.api import Component, Data, Eval, Logger, Loss, Selection, Teacher, Tokenizer
+from kdcore.build import Builder
+from kdcore.complaints import shown
+from kdcore.errors import Fault
+from kdcore.options import SelectionOptions, StudentOptions, Term, TermOptions, TrainOptions
+from kdcore.rules import needs_teacher, rules_between, shape_faults
+from kdcore.stage import Stage
+from kdcore.tables import ENGINE_KEYS, KINDS_OF_TABLES, LISTS, TABLES
+from kdcore.written import Source, Written
+
+if TYPE_CHECKING:
+    from kdcore.plugins import Host
+
+_Kind = TypeVar("_Kind", bound=Component)
+_Options = TypeVar("_Options")
+
+_LARGEST_SEED = 2**32 - 1  # NumPy takes no larger one
+
+
+class Assembly:
+    """One stage being put together. What could not be built is None, and told in `faults`."""
+
+    def __init__(self, table: Written, title: str, host: Host) -> None:
+        self.table = table
+        self.title = title  # "this recipe", or "the stage 'student'"
+        self.host = host
+        self.faults: list[Fault] = list(shape_faults(table, title))
+        self.builder = Builder(host, self.faults)
+        inner = table.table
+        self.tables = {key: inner[key] for key in TABLES if key in inner and inner[key].is_table}
+        self.lists = {key: inner[key].items for key in LISTS if key in inner}
+        self.seed = self._seed()
+        self.student = self._options(StudentOptions, "student")
+        self.train = self._options(TrainOptions, "train")
+        self.data = self._component(Data, "data")
+        self.tokenizer = self._component(Tokenizer, "tokenizer")
+        self.teacher = self._component(Teacher, "teacher")
+        self.selection = self._component(Selection, "selection")
+        self.scope = self._engine_keys(SelectionOptions, "selection", self.tables.get("selection"))
+        self.terms = self._terms()
+        self.evals = self._list(Eval, "eval")
+        self.loggers = self._list(Logger, "log")
+        self.faults += rules_between(self)
+
+    def stage(self, name: str, run_name: str, tokenizer_data: Written) -> Stage | None:
+        """The stage, if there are no faults. A tokenizer is trained on `tokenizer_data`."""
+        if self.faults:
+            return None
+        assert self.student and self.train and self.data and self.scope, "no faults were found"
+        stage = Stage(
+            name=name,
+            run_name=run_name,
+            table=self.table.plain_table(),
+            seed=self.seed,
+            student=self.student,
+            tokenizer=self.tokenizer,
+            tokenizer_data=self._tokenizer_data(tokenizer_data, self.data),
+            data=self.data,
+            teacher=self.teacher,
+            terms=self.terms,
+            selection=self.selection,
+            scope=self.scope.scope,
+            evals=[*self._always(Eval, "eval"), *self.evals],
+            loggers=[*self._always(Logger, "logger"), *self.loggers],
+            train=self.train,
+        )
+        self._ask_components(stage)
+        return None if self.faults else stage
+
+    def _seed(self) -> int:
+        seed = self.table.table.get("seed")
+        if seed is None:
+            return 0
+        value = seed.plain()
+        if type(value) is int and 0 <= value <= _LARGEST_SEED:
+            return value
+        said = f"seed should be a whole number from 0 to {_LARGEST_SEED}, not {shown(value)}"
+        self.faults.append(seed.fault(said))
+        return 0
+
+    def _options(self, cls: type[_Options], key: str) -> _Options | None:
+        table = self.tables.get(key)
+        return None if table is None else self.builder.options(cls, table, f"[{key}]")
+
+    def _component(self, base: type[_Kind], key: str) -> _Kind | None:
+        table = self.tables.get(key)
+        return None if table is None else self._built(base, key, table)
+
+    def _built(self, base: type[_Kind], key: str, table: Written) -> _Kind | None:
+        kind = KINDS_OF_TABLES[key]
+        made = self.builder.component(kind, table, ENGINE_KEYS.get(kind, ()))
+        return made if isinstance(made, base) else None
+
+    def _list(self, base: type[_Kind], key: str) -> list[_Kind]:
+        """What could be built of a list."""
+        built = [self._built(base, key, item) for item in self.lists.get(key, ())]
+        return [made for made in built if made is not None]
+
+    def _engine_keys(
+        self, cls: type[_Options], kind: str, table: Written | None
+    ) -> _Options | None:
+        """The engine's options in a component's table, or its defaults without one."""
+        given = table.table if table is not None else {}
+        own = {key: value for key, value in given.items() if key in ENGINE_KEYS[kind]}
+        return self.builder.options(cls, (table or self.table).with_children(own), f"the {kind}")
+
+    def _terms(self) -> list[Term]:
+        terms, seen = [], Counter[str]()
+        for item in self.lists.get("loss", ()):
+            loss = self._built(Loss, "loss", item)
+            options = self._engine_keys(TermOptions, "loss", item)
+            if loss is not None and options is not None:
+                use = str(item.use)
+                seen[use] += 1
+                label = use if seen[use] == 1 else f"{use}.{seen[use]}"
+                terms.append(Term(label, use, loss, options.weight, options.on))
+        return terms
+
+    def _always(self, base: type[_Kind], kind: str) -> list[_Kind]:
+        """Those of a kind that every run has, where the recipe does not name them itself."""
+        key = next(key for key, each in KINDS_OF_TABLES.items() if each == kind)
+        named = {item.use for item in self.lists.get(key, ())}
+        wanted = [
+            name
+            for name, provided in self.host.provided(kind).items()
+            if getattr(provided.cls, "always", False) and name not in named
+        ]
+        tables = (Written.of({"use": name}, Source(f"the {kind} {name!r}")) for name in wanted)
+        built = (self._built(base, key, table) for table in tables)
+        able = (made for made in built if made is not None)
+        return [made for made in able if self.teacher is not None or not needs_teacher(made)]
+
+    def _tokenizer_data(self, table: Written, own: Data) -> Data:
+        if table.plain() == self.tables["data"].plain():
+            return own
+        made = self._built(Data, "data", table)
+        return own if made is None else made
+
+    def _ask_components(self, stage: Stage) -> None:
+        """Components may object to the recipe that they find themselves in."""
+        for component, table in self.builder.places:
+            self.faults += [table.fault(said) for said in component.faults(stage)]
+
+
+def assemble(
+    table: Written, names: tuple[str, str], tokenizer_data: Written | None, host: Host
+) -> tuple[Stage | None, Collection[Fault]]:
+    """The stage of these names (of the stage, and of its run), or every fault of its table."""
+    name, run_name = names
+    assembly = Assembly(table, f"the stage {name!r}" if name else "this recipe", host)
+    stage = assembly.stage(name, run_name, tokenizer_data or assembly.tables.get("data", table))
+    return stage, assembly.faults
