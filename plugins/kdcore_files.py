@@ -13,7 +13,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -62,18 +62,35 @@ def read_metrics(folder: Path) -> list[Line]:
     return [line for _, line in _whole_lines(folder / METRICS)]
 
 
+def latest_values(folder: Path, wanted: Collection[str]) -> Line:
+    """The last value of each key, read from the end until all that is wanted was met."""
+    path, found = folder / METRICS, Line()
+    for text in reversed(path.read_text("utf-8", "replace").splitlines() if path.is_file() else []):
+        line = _parsed(text)
+        found = {**line, **found}
+        if line and found.keys() >= set(wanted):
+            break
+    return found
+
+
 def _whole_lines(path: Path) -> Iterator[tuple[str, Line]]:
     """Text and content of each line, without those that a crash left torn."""
     if not path.is_file():
         return
     with path.open(encoding="utf-8", errors="replace") as file:
         for text in file:
-            try:
-                line = json.loads(text)
-            except ValueError:
-                continue
-            if text.endswith("\n") and isinstance(line, dict) and isinstance(line.get("step"), int):
+            line = _parsed(text)
+            if line and text.endswith("\n"):
                 yield text, line
+
+
+def _parsed(text: str) -> Line:
+    """The line's content; nothing where it is torn."""
+    try:
+        line = json.loads(text)
+    except ValueError:
+        return {}
+    return line if isinstance(line, dict) and isinstance(line.get("step"), int) else {}
 
 
 def cut_after(path: Path, step: int) -> list[Line]:

@@ -52,11 +52,17 @@ def facts_of_folder(folder: Path) -> Facts:
 
 
 def read_settings(folder: Path) -> Table:
-    """resolved.toml, or nothing where it is missing or torn."""
+    """resolved.toml as the tables of one stage; nothing where it is missing or torn."""
     try:
-        return tomli.loads((folder / "resolved.toml").read_text(encoding="utf-8"))
+        table = tomli.loads((folder / "resolved.toml").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
+    # Where the tokenizer has other data than the stage, the stage is a table of its own.
+    [(stage, own)] = table.pop("stage").items() if "stage" in table else [("", {})]
+    if not stage:
+        return {"tokenizer_data": table.get("data", {}), **table} if "tokenizer" in table else table
+    top = {"tokenizer_data": table.pop("data", {}), **table, "name": f"{table['name']}.{stage}"}
+    return {**top, **own}
 
 
 def _facts(table: Table, name: str, folder: Path) -> Facts:

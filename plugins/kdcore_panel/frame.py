@@ -87,15 +87,19 @@ class Frame:
         return grid
 
     def _values(self) -> list[tuple[str, str]]:
-        latest, (batch, batches) = self.history.latest, self.pace.in_epoch()
+        latest, pace = self.history.latest, self.pace
+        batch, batches = pace.in_epoch()
         kept = latest.get("kept", 1.0)
+        epochs = [("epoch", f"{pace.epoch()}/{pace.epochs()}"), ("batch", f"{batch:,}/{batches:,}")]
         values = [
-            ("epoch", f"{self.pace.epoch()}/{self.pace.epochs()}"),
-            ("batch", f"{batch:,}/{batches:,}"),
-            ("elapsed", numbers.duration(self.pace.elapsed(self.now))),
-            ("left", numbers.duration(self.pace.remaining(self.now))),
-            ("tokens/s", numbers.count(latest.get("tokens_per_second", math.nan))),
-            ("memory", numbers.size(self.memory) if self.memory else "-"),
+            *(epochs if pace.per_epoch else []),
+            ("elapsed", numbers.duration(pace.elapsed(self.now))),
+            ("left", numbers.duration(pace.remaining(self.now))),
+            (
+                "tokens/s",
+                numbers.count(latest["tokens_per_second"]) if self.history.records else "-",
+            ),
+            *([("memory", numbers.size(self.memory))] if self.memory else []),
             ("lr", f"{latest['lr']:.2e}" if "lr" in latest else "-"),
         ]
         if self.facts.tokens or kept != 1:
@@ -104,7 +108,7 @@ class Frame:
 
 
 def _columns(width: int) -> int:
-    return 8 if width >= 130 else 4 if width >= 68 else 2
+    return 4 if width >= 68 else 2
 
 
 def curves(history: History, width: int, room: int) -> Table:
@@ -114,7 +118,8 @@ def curves(history: History, width: int, room: int) -> Table:
     names = max([len(label) for label, _ in shown], default=4)
     curve = width - names - 2 * 8 - 3 * 2
     until = max(history.step, 1)
-    grid = _grid(with_curve=curve >= _NARROWEST_CURVE)
+    grid = _grid(with_best=curve >= -2, with_curve=curve >= _NARROWEST_CURVE)
+    grid.show_header = bool(shown)
     for label, series in shown:
         best = Text() if series.name.startswith("selection/") else number(series.best, "dim")
         line = _curve(series, min(curve, max(history.records, 1)), until)
@@ -133,11 +138,12 @@ def _curve(series: Series, width: int, until: int) -> Text:
     return line
 
 
-def _grid(with_curve: bool) -> Table:
+def _grid(with_best: bool, with_curve: bool) -> Table:
     grid = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
     grid.add_column("", no_wrap=True, overflow="ellipsis")
     grid.add_column("now", justify="right", no_wrap=True, min_width=8)
-    grid.add_column("best", justify="right", no_wrap=True, min_width=8)
+    if with_best:
+        grid.add_column("best", justify="right", no_wrap=True, min_width=8)
     if with_curve:
         grid.add_column("", no_wrap=True, overflow="crop")
     return grid
@@ -146,7 +152,7 @@ def _grid(with_curve: bool) -> Table:
 def rows(history: History) -> list[tuple[str, Series]]:
     """Loss, its terms where there are several, evaluations, then what the selection says."""
     terms = history.group("loss/")
-    losses = _named(history.group("loss")[:1], "")
+    losses = _named([curve for curve in history.group("loss") if curve.name == "loss"], "")
     losses += _named(terms, "loss/", "  ") if len(terms) > 1 else []
     return [
         *losses,

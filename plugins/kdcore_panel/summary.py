@@ -11,6 +11,8 @@ from kdcore_panel.facts import Facts
 from kdcore_panel.frame import number, rows
 from kdcore_panel.history import History
 
+_TEXT = 240  # letters of a text that an evaluation returned; `kdcore show` has all
+
 
 class Summary:
     """Printed at the end of a run, and by `kdcore show RUN`."""
@@ -28,13 +30,16 @@ class Summary:
             yield _curves(self.history, options.max_width)
         if self.history.texts:
             yield Text()
-            yield _pairs(list(self.history.texts.items()))
+            most = None if self.with_facts else _TEXT
+            yield _pairs([(name, text[:most]) for name, text in self.history.texts.items()])
         yield Text()
         yield _pairs(self._places())
 
     def _title(self) -> Text:
         latest = self.history.latest
         done = f"{self.history.step:,} steps, {numbers.count(latest.get('tokens', 0))} tokens"
+        unfinished = self.with_facts and not (self.facts.folder / "final").is_dir()
+        done += ", unfinished" if unfinished else ""
         taken = f" in {numbers.duration(latest['elapsed'])}" if "elapsed" in latest else ""
         return Text.assemble((self.facts.name, "bold"), "  ", done, taken)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -24,6 +25,7 @@ from kdcore_panel.terminal import handlers_of, memory_in_use
 if TYPE_CHECKING:
     from kdcore import Record, Run
 
+_MOST_LINES = 20  # for epochs, in a whole run
 Clock = Callable[[], float]
 
 
@@ -125,7 +127,8 @@ class Frames(View):
 
     def start(self) -> None:
         """Draw, and let whatever writes to the terminal write above the frame."""
-        self._losses: list[float] = []
+        self._told = self.frame.pace.step  # the step of the last line above the frame
+        self._losses: list[float] = []  # since then
         self._live = Live(
             get_renderable=self._drawn,
             console=self.console,
@@ -157,11 +160,17 @@ class Frames(View):
 
     def _tell_epoch(self) -> None:
         pace, history = self.frame.pace, self.frame.history
-        if not self._losses:  # epochs shorter than log_every: a line for each would say nothing new
+        rare = pace.epoch() % max(1, math.ceil(pace.epochs() / _MOST_LINES)) == 0
+        if not self._losses or not (rare or pace.step == pace.steps):
             return
         loss = sum(self._losses) / len(self._losses)
         said = [("loss", loss)]
-        said += [(c.name.removeprefix("eval/"), c.now) for c in history.group("eval/")]
+        said += [
+            (curve.name.removeprefix("eval/"), curve.now)
+            for curve in history.group("eval/")
+            if curve.points[-1][0] > self._told
+        ]
+        self._told = pace.step
         line = f"epoch {pace.epoch():>{len(str(pace.epochs()))}}/{pace.epochs()}"
         line += f"  {numbers.duration(pace.elapsed(self.clock())):>7}"
         for part in (f"  {name} {numbers.value(value)}" for name, value in said):

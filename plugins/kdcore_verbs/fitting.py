@@ -1,0 +1,53 @@
+"""A table that leaves out its least important columns where the terminal is narrow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.table import Table
+from rich.text import Text
+
+_GAP = 2
+
+
+@dataclass
+class Column:
+    """Cells under a title; the column of the lowest importance goes first."""
+
+    title: str
+    cells: list[str]
+    importance: int
+    is_number: bool = True
+
+    @property
+    def width(self) -> int:
+        """Of its widest cell."""
+        return max(cell_len(text) for text in (self.title, *self.cells))
+
+
+@dataclass
+class Fitting:
+    """Columns as a table of the width there is."""
+
+    columns: Sequence[Column]
+    left_out: list[str] = field(default_factory=list)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        shown = list(self.columns)
+        while (
+            len(shown) > 1 and sum(each.width + _GAP for each in shown) - _GAP > options.max_width
+        ):
+            shown.remove(min(shown, key=lambda each: each.importance))
+        table = Table(box=None, padding=(0, _GAP, 0, 0), pad_edge=False, header_style="dim")
+        for column in shown:
+            justify = "right" if column.is_number else "left"
+            table.add_column(column.title, justify=justify, overflow="fold")  # type: ignore[arg-type]
+        for cells in zip(*(column.cells for column in shown), strict=True):
+            table.add_row(*(Text(cell) for cell in cells))
+        yield table
+        left_out = [column.title for column in self.columns if column not in shown]
+        if left_out:
+            yield Text(f"without {', '.join(left_out)}: too narrow, --csv has all", "dim")
