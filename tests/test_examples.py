@@ -102,7 +102,7 @@ def test_an_installed_example_is_used_by_a_recipe(environment, here):
     (run,) = (here / "runs").glob("alpha-*")
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     trained = [line for line in lines if "loss/hellinger" in line]
-    assert [line["step"] for line in trained] == [5, 10, 15, 20]
+    assert {line["step"] for line in trained} >= {5, 10, 15, 20}
     assert all(0.79 < line["kept"] < 0.82 for line in trained)
     assert trained[-1]["loss"] < trained[0]["loss"]
     assert len((run / "curve.csv").read_text().splitlines()) == 1 + len(trained)
