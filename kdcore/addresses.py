@@ -15,7 +15,7 @@ from kdcore.build import option_types
 from kdcore.complaints import shown
 from kdcore.contract import suggestion
 from kdcore.locate import KeyPath
-from kdcore.tables import KINDS_OF_TABLES, in_stage, shape
+from kdcore.tables import KINDS_OF_TABLES, in_stage, shape, stages_of
 from kdcore.written import Source, Written
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def _index(items: Sequence[Written], part: str, path: KeyPath) -> int:
 
 def _refuse_to_make(root: Written, path: KeyPath) -> None:
     """Stages and items of lists are not made on the way to something in them."""
-    stages = root.table["stage"].table if "stage" in root.table else {}
+    stages = stages_of(root)
     if path[0] == "stage" and len(path) <= 2:
         near = suggestion(str(path[-1]), stages) if len(path) == 2 else ""
         hint = f"there are: {', '.join(stages)}" if stages else "this recipe has no stages"
@@ -112,7 +112,7 @@ def _in_stages(root: Written, path: KeyPath) -> str:
     """A hint at the stages that have what was looked for at the top level."""
     *outer, last = path
     ways = []
-    for name, stage in (root.table["stage"].table if "stage" in root.table else {}).items():
+    for name, stage in stages_of(root).items():
         parent, reached = stage.reach(tuple(outer))
         names = [item.use for item in parent.items] if parent.is_list else parent.table
         if path[0] != "stage" and len(reached) == len(outer) and last in names:

@@ -71,7 +71,7 @@ def choices(annotation: Any) -> list[str]:
 def _words(member: Any) -> str:
     kind = kind_of(member)
     if kind:
-        return f'a table of the kind {kind}, {{use = "..."}}'
+        return f'a {kind} table, {{use = "..."}}'
     if get_origin(member) is Literal:
         *most, last = map(json.dumps, get_args(member))
         return f"{', '.join(most)} or {last}" if most else last

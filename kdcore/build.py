@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin
 
 from pydantic import ValidationError
@@ -129,7 +130,9 @@ class Builder:
         try:
             made = cls(**{key: value for key, value in given.items() if value is not _UNBUILT})
         except ValidationError as error:
-            self.faults += complaints(error, table, types, what, unbuilt)
+            # Told of already: the one that is missing is the one that was spelt wrongly.
+            misspelt = [near for key in unknown for near in get_close_matches(key, types, n=1)]
+            self.faults += complaints(error, table, types, what, [*unbuilt, *misspelt])
             return None
         except UsageError as error:  # from a component that checks its options together
             self.faults.append(table.fault(str(error)))

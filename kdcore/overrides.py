@@ -15,7 +15,7 @@ from kdcore.errors import Fault
 from kdcore.locate import KeyPath
 from kdcore.merging import NONE, merge
 from kdcore.options import RIVALS
-from kdcore.tables import ENGINE_KEYS, in_stage
+from kdcore.tables import ENGINE_KEYS, in_stage, stages_of
 from kdcore.written import Source, Written
 
 if TYPE_CHECKING:
@@ -24,10 +24,9 @@ if TYPE_CHECKING:
 
 def add_logger(root: Written, name: str) -> None:
     """`--log NAME`: a logger with its defaults, in every stage, unless it is named there."""
-    stages = root.table["stage"].table.values() if "stage" in root.table else ()
     source = Source(f"--log {name}")
     root.table.setdefault("log", Written.of([], source))
-    for table in (root, *stages):
+    for table in (root, *stages_of(root).values()):
         log = table.table.get("log")
         if log is not None and all(item.use != name for item in log.items):
             log.items.append(Written.of({"use": name}, source))
@@ -35,14 +34,19 @@ def add_logger(root: Written, name: str) -> None:
 
 @dataclass
 class Overrides:
-    """Applies `--set` to a recipe, in the order typed; faults and notes are gathered."""
+    """Applies `--set` to a recipe; faults and notes are gathered."""
 
     root: Written
     host: Host
     faults: list[Fault]
     notes: list[str]
 
-    def set(self, text: str) -> None:
+    def apply(self, sets: Sequence[str]) -> None:
+        """In the order typed, but the top level first: stages inherit from it."""
+        for text in sorted(sets, key=lambda text: text.lstrip().startswith("stage.")):
+            self._set(text)
+
+    def _set(self, text: str) -> None:
         """`K=V`: V is TOML, else a text; `K=` removes."""
         source = Source(f"--set {text}")
         address, equals, value = text.partition("=")
@@ -50,6 +54,8 @@ class Overrides:
             if not equals:
                 raise NoSuchPlaceError(f"{text!r} is not KEY=VALUE", "KEY= removes a key")
             parts = parts_of(address.strip())
+            if parts[0] in ("extends", "requires"):
+                raise NoSuchPlaceError(f"{parts[0]} is for files only")
             self._own(parts)
             parent, path = find(self.root, parts[:-1], source)
             key = key_of(parent, parts[-1], path)
@@ -62,15 +68,13 @@ class Overrides:
 
     def _own(self, parts: Sequence[str]) -> None:
         """Before a stage's table is changed, it takes over what it inherits from the top level."""
-        if parts[0] != "stage" or len(parts) < 4 or parts[2] not in self.root.table:
-            return
-        stage, inherited = self.root.reach(("stage", parts[1])), self.root.table[parts[2]]
-        if stage[1] != ("stage", parts[1]):
-            return
-        own = stage[0].table.get(parts[2])
-        merged = merge(inherited, own, RIVALS.get(parts[2], ())) if own else inherited
-        stage[0].table[parts[2]] = merged.copy()
-        stage[0].table[parts[2]].whole = True
+        stages = stages_of(self.root) if parts[0] == "stage" and len(parts) >= 4 else {}
+        if stages and parts[1] in stages and parts[2] in self.root.table:
+            stage, inherited = stages[parts[1]], self.root.table[parts[2]]
+            own = stage.table.get(parts[2])
+            merged = merge(inherited, own, RIVALS.get(parts[2], ())) if own else inherited
+            stage.table[parts[2]] = merged.copy()
+            stage.table[parts[2]].whole = True
 
     def _put(self, parent: Written, path: KeyPath, value: Written) -> None:
         key = path[-1]
@@ -120,11 +124,10 @@ class Overrides:
 
     def _note_stages(self, path: KeyPath) -> None:
         """A stage that says the same thing itself does not hear of the top level."""
-        stages = self.root.table["stage"].table if "stage" in self.root.table else {}
         said = [path, *((*path[:-1], rival) for rival in _rivals(path))]
         others = [
             f"stage.{name}.{spelled(other)}"
-            for name, stage in stages.items()
+            for name, stage in stages_of(self.root).items()
             for other in said
             if stage.reach(other)[1] == other
         ]

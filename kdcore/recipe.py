@@ -99,9 +99,7 @@ def read_recipe(
     notes = [] if here or Path(name).suffix != ".toml" else [f"{name} is not here: {path} is used"]
     typed = read_files(path, name if Path(name).is_file() else str(path))
     faults: list[Fault] = []
-    overrides = Overrides(typed.root, host, faults, notes)
-    for text in sets:
-        overrides.set(text)
+    Overrides(typed.root, host, faults, notes).apply(sets)
     for logger in logs:
         add_logger(typed.root, logger)
     recipe_name = _name(typed.root, path.stem, faults)

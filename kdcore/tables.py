@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kdcore.locate import KeyPath
+from kdcore.written import Written
 
 TABLES = ("student", "tokenizer", "data", "teacher", "selection", "train")
 LISTS = ("loss", "eval", "log")
@@ -33,3 +34,8 @@ def shape(path: KeyPath) -> type | None:
     if key == ("student", "patch") or (len(key) == 1 and key[0] in LISTS):
         return list
     return dict if len(key) == 1 and key[0] in TABLES else None
+
+
+def stages_of(root: Written) -> dict[str, Written]:
+    """The stages of a recipe by name; none where it is a single run."""
+    return root.table["stage"].table if "stage" in root.table else {}

@@ -7,6 +7,7 @@ import tomli
 import tomli_w
 from hypothesis import given
 from hypothesis import strategies as st
+
 from kdcore.locate import locate, places
 
 EXAMPLE = textwrap.dedent(
@@ -29,11 +30,11 @@ EXAMPLE = textwrap.dedent(
     [[loss]]
     use = "ce"
     [[loss]]
-    	use = "kl"
+    TABuse = "kl"
     [loss.inner]
     key = 1979-05-27 07:32:00
     \""""
-)[:-1]
+)[:-1].replace("TAB", "\t")
 
 
 @pytest.mark.parametrize(
