@@ -28,8 +28,9 @@ class Seen:
     """Which of a micro-batch's valid tokens the selection kept, and the step's counts."""
 
     keep: Tensor | None  # bool [valid tokens]; None without a selection
-    valid: Tensor  # float scalars, over the whole optimizer step
-    kept: Tensor
+    valid: Tensor  # scalars: tokens of the whole optimizer step,
+    ranked: Tensor  # of these, those that were ranked against each other,
+    kept: Tensor  # and of these those that were kept
 
     def mask(self, on: str) -> Tensor | None:
         """The tokens that a term with this `on` sees; None for all."""
@@ -37,9 +38,15 @@ class Seen:
             return None
         return self.keep if on == "kept" else ~self.keep
 
-    def count(self, on: str) -> Tensor:
-        """How many tokens that are in the whole step."""
-        return {"all": self.valid, "kept": self.kept, "dropped": self.valid - self.kept}[on]
+    def count(self, on: str, dtype: torch.dtype) -> Tensor:
+        """How many tokens that are in the whole step, at least 1.
+
+        A micro-batch that ranks its own tokens counts as its share of the step's, whatever it
+        keeps of them.
+        """
+        valid, ranked, kept = (n.to(dtype) for n in (self.valid, self.ranked, self.kept))
+        shares = {"all": ranked, "kept": kept, "dropped": ranked - kept}
+        return (shares[on] * (valid / ranked.clamp(min=1))).clamp(min=1)
 
 
 Choose = Callable[[Tensor], Seen]
@@ -91,7 +98,7 @@ class Objective(nn.Module):
         dtype: torch.dtype,
     ) -> Work:
         valid = batch.valid
-        each = [weight / seen.count(term.on).to(dtype).clamp(min=1) for term, weight in terms]
+        each = [weight / seen.count(term.on, dtype) for term, weight in terms]
         masks = [seen.mask(term.on) for term, _ in terms]
         weights = torch.stack([_laid(*both, len(valid)) for both in zip(each, masks, strict=True)])
         if all(mask is not None for mask in masks):

@@ -47,30 +47,30 @@ def choose(
     if selection is None:
         choices.each = [_all_of(choices.valid) for _ in readings]
     elif run.recipe.scope == "micro_batch":
-        choices.each = [_in_forward(run, selection, r, step, choices, here) for r in readings]
+        choices.each = [_in_forward(run, selection, r, step, choices) for r in readings]
     elif run.processes == 1 and len(readings) == 1:
-        choices.each = [_in_forward(run, selection, readings[0], step, choices, here)]
+        choices.each = [_in_forward(run, selection, readings[0], step, choices)]
     else:
         _ahead(run, selection, readings, step, gather, total, choices)
     return choices
 
 
 def _all_of(valid: Tensor) -> Choose:
-    return lambda states: Seen(None, valid, valid)
+    return lambda states: Seen(None, valid, valid, valid)
 
 
 def _in_forward(
-    run: Run, selection: Selection, reading: Reading, step: int, choices: Choices, here: int
+    run: Run, selection: Selection, reading: Reading, step: int, choices: Choices
 ) -> Choose:
     """Score the states of the training forward. Ranking is within this micro-batch."""
+
     def found(states: Tensor) -> Seen:
         tokens = _tokens(run, [Scored(reading, states)], step, alone)
         keep = _keep(selection, tokens)
         choices.ranked = tokens.ranked
         choices.kept.append(keep.sum())
-        # A micro-batch counts as its share of the step's tokens, whatever it keeps of them.
-        scale = choices.valid / max(1, len(keep))
-        return Seen(keep, choices.valid, keep.sum() * scale)
+        ranked = torch.tensor(len(keep), device=keep.device)
+        return Seen(keep, choices.valid, ranked, keep.sum())
 
     return found
 
@@ -94,7 +94,7 @@ def _ahead(
         choices.kept.append(keep.sum())
         kept = total(keep.sum().float())
     pieces = keep.split([len(reading.batch.valid) for reading in readings])
-    choices.each = [_known(Seen(piece, choices.valid, kept)) for piece in pieces]
+    choices.each = [_known(Seen(piece, choices.valid, choices.valid, kept)) for piece in pieces]
 
 
 def _known(seen: Seen) -> Choose:

@@ -108,6 +108,9 @@ class Tokens:
     def nll(self, teacher: Teacher | None = None) -> Tensor:
         """A teacher's (by default the run's) negative log-likelihood of each label, in nats [n]."""
         asked = self._asked(teacher)
+        if asked is self._teacher and asked.gives_logits():
+            for part in self._parts:
+                part.reading.logits_of(asked)  # kept for the losses, which would read it again
         return self._each(lambda part: part.reading.nll_of(asked))
 
     def score(self, loss: Loss, teacher: Teacher | None = None) -> Tensor:

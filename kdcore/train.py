@@ -98,7 +98,7 @@ class Trainer:
         reading = Reading(self.collate(rows), 0)
         valid = torch.tensor(float(len(reading.batch.valid)), device=self.run.device)
         with self.accelerator.no_sync(self.wrapped):
-            seen = Seen(None, valid, valid)
+            seen = Seen(None, valid, valid, valid)
             self._backward(reading, self._terms(1), lambda states: seen, [])
         self.optimizer.zero_grad(set_to_none=True)
 

@@ -1,0 +1,288 @@
+"""The engine as tests drive it: the real trainer on tiny models, with rows made by hand."""
+
+import copy
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import tiny
+import torch
+from kdcore_losses import CrossEntropy
+from torch import nn
+
+from kdcore import LanguageModel, Run, Selection, Teacher
+from kdcore.batches import Order, TrainingRows
+from kdcore.checkpoint import Checkpoints
+from kdcore.objective import Objective, values_of
+from kdcore.options import Term, TrainOptions
+from kdcore.rows import as_rows
+from kdcore.train import Trainer
+
+VOCABULARY = 37
+NOT_TRAINED = -100
+NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+
+
+def model(kind="llama", *, seed=0, double=False, vocabulary=VOCABULARY, **options):
+    """A model of hidden size 16 in evaluation mode."""
+    size = {"n_embd": 16, **NO_DROPOUT} if kind == "gpt2" else {"hidden_size": 16}
+    made = tiny.model(kind, vocabulary, seed, **(size | options)).eval()
+    return in_double(made) if double else made
+
+
+def in_double(model):
+    """A copy in float64 throughout: Llama's own norms round to float32."""
+    made = copy.deepcopy(model).double()
+    for module in list(made.modules()):
+        for name, child in module.named_children():
+            if hasattr(child, "variance_epsilon"):
+                plain = nn.RMSNorm(len(child.weight), child.variance_epsilon, dtype=torch.float64)
+                plain.weight = child.weight
+                setattr(module, name, plain)
+    return made
+
+
+@cache
+def proved(model):
+    """The model's trunk and head; finding them takes as long as a step."""
+    return LanguageModel(model)
+
+
+def row(*lengths, seed=0, prompt=0, labels=None, document=0, offset=0, vocabulary=VOCABULARY):
+    """A row of isolated documents. The first `prompt` tokens of each are not trained."""
+    ids = np.random.default_rng([seed, sum(lengths)]).integers(0, vocabulary, sum(lengths))
+    position = np.concatenate([np.arange(length) for length in lengths])
+    made = {
+        "input_ids": ids,
+        "document": np.repeat(np.arange(document, document + len(lengths)), lengths),
+        "offset": position + offset,
+        "position": position,
+    }
+    if prompt or labels is not None:
+        trained = position >= prompt if labels is None else np.array(labels)
+        made["labels"] = np.where(trained, ids, NOT_TRAINED)
+    return made
+
+
+def packed_rows():
+    """Eight rows of every kind there is: several documents, prompts, nothing to train, a token."""
+    return [
+        row(5, 1, 7, seed=1, document=0),
+        row(9, seed=2, prompt=4, document=3),
+        row(3, 6, seed=3, labels=[False] * 3 + [True] * 6, document=4),
+        row(8, seed=4, prompt=8, document=6),
+        row(1, seed=5, document=7),
+        row(6, seed=6, document=8, offset=4),
+        row(4, 4, 4, seed=7, document=9),
+        row(2, 11, seed=8, prompt=2, document=12),
+    ]
+
+
+def single_rows():
+    """Eight rows of one document each, of unequal lengths: padded, with an attention mask."""
+    lengths = (9, 3, 12, 1, 7, 7, 2, 10)
+    return [row(length, seed=n, prompt=3 * (n % 2), document=n) for n, length in enumerate(lengths)]
+
+
+def term(loss=None, weight=1.0, on="kept", label=None):
+    loss = loss or CrossEntropy()
+    return Term(label=label or loss.name, use=loss.name, loss=loss, weight=weight, on=on)
+
+
+class Held(Teacher):
+    """A teacher that is given its model, and does not even put it into evaluation mode."""
+
+    name = "held"
+
+    def __init__(self, model):
+        self.model = proved(model)
+        self.reads = 0
+
+    def read(self, batch):
+        self.reads += 1
+        states = self.model.states(batch)
+        return lambda positions: self.model.logits(states[positions])
+
+
+class Watched(Selection):
+    """A selection that is looked at: which places of the step it kept."""
+
+    name = "watched"
+
+    def __init__(self, selection):
+        self.selection, self.kept = selection, set()
+
+    def keep(self, tokens):
+        keep = self.selection.keep(tokens)
+        places = torch.stack([tokens.row, tokens.position], dim=1)[keep]
+        self.kept |= {tuple(place) for place in places.tolist()}
+        return keep
+
+
+class InOrder(Order):
+    """The rows as they come."""
+
+    def step(self, step):
+        places = range((step - 1) * self.batch, step * self.batch)
+        return [divmod(n, self.rows) for n in places]
+
+
+class Noting(torch.optim.SGD):
+    """Notes each step's gradients, and leaves the weights alone."""
+
+    def step(self, closure=None):
+        self.seen = [
+            None if p.grad is None else p.grad.clone()
+            for group in self.param_groups
+            for p in group["params"]
+        ]
+
+
+class Events:
+    """In the host's place: what was emitted, in order."""
+
+    def __init__(self):
+        self.seen = []
+
+    def emit(self, hook, **arguments):
+        self.seen.append((hook, arguments))
+
+    def of(self, hook):
+        return [arguments for name, arguments in self.seen if name == hook]
+
+
+@dataclass
+class Alone:
+    """In the accelerator's place: one process, float32."""
+
+    num_processes = 1
+    process_index = 0
+    is_main_process = True
+    scaler = None
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    def no_sync(self, model):
+        return nullcontext()
+
+    def backward(self, loss):
+        loss.backward()
+
+    def reduce(self, tensor, how):
+        return tensor
+
+    def wait_for_everyone(self):
+        pass
+
+    def clip_grad_norm_(self, parameters, clip):
+        torch.nn.utils.clip_grad_norm_(parameters, clip)
+
+    def prepare(self, *objects):
+        return objects[0] if len(objects) == 1 else objects
+
+
+def trainer(
+    student,
+    rows,
+    terms,
+    *,
+    teacher=None,
+    selection=None,
+    scope="step",
+    micro_batch=8,
+    batch=8,
+    vocabulary=VOCABULARY,
+    chunk=11,
+    steps=1,
+    seed=0,
+    folder=Path("."),
+    accelerator=None,
+    optimizer=None,
+    order=InOrder,
+    evals=(),
+    signals=None,
+    values=None,
+    rate=lambda step: 0.1,
+    **options,
+):
+    """A trainer of these parts, all others as in a run."""
+    accelerator = accelerator or Alone()
+    data = SimpleNamespace(fresh_each_epoch=False, make_rows=lambda *_, **__: rows, block=16)
+    options = {"lr": 0.1, "clip": 0.0, "eval_first": False} | options
+    stage = SimpleNamespace(
+        run_name="test",
+        seed=seed,
+        data=data,
+        teacher=teacher,
+        terms=terms,
+        selection=selection,
+        scope=scope,
+        evals=evals,
+        train=TrainOptions(batch=batch, **options),
+    )
+    run = Run(
+        recipe=stage,
+        folder=folder,
+        device=accelerator.device,
+        process=accelerator.process_index,
+        processes=accelerator.num_processes,
+        steps=steps,
+        micro_batch=micro_batch,
+        vocabulary=vocabulary,
+    )
+    run.tokenizer = None
+    run.language_model = proved(student)
+    objective = Objective(run.language_model, chunk)
+    optimizer = optimizer or Noting(student.parameters(), lr=0.1)
+    return Trainer(
+        run=run,
+        host=Events(),
+        accelerator=accelerator,
+        objective=objective,
+        wrapped=accelerator.prepare(objective),
+        values=values or (lambda some: values_of([term.loss for term in some])),
+        optimizer=optimizer,
+        rate=rate,
+        rows=TrainingRows(
+            lambda epoch: as_rows(rows, "train"),
+            order(len(rows), batch, seed),
+            run.process,
+            run.processes,
+        ),
+        checkpoints=Checkpoints(
+            folder / "checkpoints", accelerator, student, optimizer, keep=run.recipe.train.save_keep
+        ),
+        signals=signals or SimpleNamespace(agreed=lambda accelerator: 0),
+    )
+
+
+@dataclass
+class Result:
+    terms: dict[str, float]
+    gradients: dict[str, torch.Tensor]
+    kept: set[tuple[int, int]]
+    valid: int
+
+
+def step(student, rows, terms, *, selection=None, at=1, **options):
+    """What one optimizer step of the engine gives; this process's share of what is kept."""
+    watched = Watched(selection) if selection else None
+    made = trainer(student, rows, terms, selection=watched, batch=len(rows), **options)
+    noted = SimpleNamespace()
+
+    def add(terms, shares, choices):
+        noted.terms, noted.shares, noted.choices = terms, shares, choices
+
+    made.recorder.add = add
+    made.step(at)
+    summed = made.accelerator.reduce(torch.stack(noted.shares).sum(0), "sum")
+    labels = [term.label for term in noted.terms]
+    names = [name for name, _ in student.named_parameters()]
+    return Result(
+        terms=dict(zip(labels, summed.tolist(), strict=True)),
+        gradients=dict(zip(names, made.optimizer.seen, strict=True)),
+        kept=watched.kept if watched else set(),
+        valid=int(noted.choices.valid),
+    )

@@ -1,0 +1,288 @@
+"""The objective written out: what one optimizer step is worth, and its gradient.
+
+Nothing here is fast, chunked or shared with the engine. Every document runs through the whole
+model by itself, all logits are kept, losses are the formulas of textbooks between probabilities,
+tokens are ranked by `sorted`, means are sums divided by counts, and autograd does the rest. In
+float64 this is the judge of the engine.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+NOT_TRAINED = -100
+
+
+@dataclass
+class Token:
+    """One prediction: at `position` of `row`, `label` comes next."""
+
+    row: int
+    position: int
+    label: int
+    student: torch.Tensor  # logits [V]
+    teacher: torch.Tensor | None  # logits [V]
+
+    @property
+    def place(self):
+        return self.row, self.position
+
+
+@dataclass
+class Answer:
+    terms: dict[str, float]
+    gradients: dict[str, torch.Tensor]
+    kept: set[tuple[int, int]]  # (row, position)
+    tokens: int
+
+
+# Rows: what is predicted, and by which logits
+
+
+def pieces(row):
+    """A row's isolated documents: where positions do not go on, another one begins."""
+    position = row.get("position", range(len(row["input_ids"])))
+    begins = [n for n in range(len(position)) if n == 0 or position[n] != position[n - 1] + 1]
+    return list(zip(begins, [*begins[1:], len(position)], strict=True))
+
+
+def logits_of(model, row, vocabulary):
+    """[time, vocabulary]: every document alone, through the whole model."""
+    ids = torch.tensor(row["input_ids"])
+    alone = [
+        model(input_ids=ids[None, begin:end], use_cache=False).logits[0, :, :vocabulary]
+        for begin, end in pieces(row)
+    ]
+    return torch.cat(alone)
+
+
+def predicted(row):
+    """(position, label) of each token to learn: the next one of the same document, if trained."""
+    labels = row.get("labels", row["input_ids"])
+    for begin, end in pieces(row):
+        for position in range(begin, end - 1):
+            if labels[position + 1] != NOT_TRAINED:
+                yield position, int(labels[position + 1])
+
+
+def tokens_of(rows, student, teacher, vocabulary):
+    """All tokens of the step, in order. `teacher` gives logits [time, vocabulary] of a row."""
+    for number, row in enumerate(rows):
+        ours = logits_of(student, row, vocabulary)
+        with torch.no_grad():
+            theirs = teacher(row) if teacher else None
+        for position, label in predicted(row):
+            other = None if theirs is None else theirs[position]
+            yield Token(number, position, label, ours[position], other)
+
+
+# Teachers: functions of a row
+
+
+def model_teacher(model, vocabulary):
+    """Never with dropout."""
+    return lambda row: logits_of(model.eval(), row, vocabulary)
+
+
+def mean_of_logits(teachers, weights):
+    """The normalised geometric mean of the teachers' distributions."""
+    share = [weight / sum(weights) for weight in weights]
+    return lambda row: sum(w * each(row) for w, each in zip(share, teachers, strict=True))
+
+
+def mixture(teachers, weights):
+    """The logits of the weighted mean of the teachers' probabilities."""
+    share = [weight / sum(weights) for weight in weights]
+    return lambda row: sum(
+        w * torch.softmax(each(row), -1) for w, each in zip(share, teachers, strict=True)
+    ).log()
+
+
+# Losses: p the teacher's probabilities, q the student's
+
+
+def kl(p, q):
+    return (p * (p / q).log()).sum()
+
+
+def nll(logits, label):
+    return -torch.softmax(logits, -1)[label].log()
+
+
+def entropy(logits):
+    p = torch.softmax(logits, -1)
+    return -(p * p.log()).sum()
+
+
+def value(loss, token):
+    """What a token is worth in a loss."""
+    if loss.name == "ce":
+        return nll(token.student, token.label)
+    p = torch.softmax(token.teacher / loss.temperature, -1)
+    q = torch.softmax(token.student / loss.temperature, -1)
+    scaled = loss.temperature**2 if getattr(loss, "scale_by_t2", False) else 1
+    return scaled * divergence(loss, p, q)
+
+
+def divergence(loss, p, q):
+    match loss.name:
+        case "kl":
+            return kl(p, q)
+        case "reverse-kl":
+            return kl(q, p)
+        case "skew-kl":
+            return kl(p, loss.skew * p + (1 - loss.skew) * q)
+        case "skew-reverse-kl":
+            return kl(q, (1 - loss.skew) * p + loss.skew * q)
+        case "jsd":
+            return jensen_shannon(p, q, loss.beta, loss.normalise)
+        case "tvd":
+            return (p - q).abs().sum() / 2
+        case "symmetric-kl":
+            return loss.forward * kl(p, q) + (1 - loss.forward) * kl(q, p)
+        case "adaptive-kl":
+            weight = share_of_head(p, q.detach(), loss.head)
+            return weight * kl(p, q) + (1 - weight) * kl(q, p)
+        case "alpha-beta":
+            return alpha_beta(p, q, loss.alpha, loss.beta)
+
+
+def jensen_shannon(p, q, beta, normalise):
+    if beta in (0, 1):
+        return kl(p, q) if beta == 0 else kl(q, p)
+    m = beta * p + (1 - beta) * q
+    both = beta * kl(p, m) + (1 - beta) * kl(q, m)
+    return both / (beta * (1 - beta)) if normalise else both
+
+
+def share_of_head(p, q, head):
+    """The tail: the least likely ids, as many as together hold at most 1 - head of the mass."""
+    order = sorted(range(len(p)), key=lambda n: p[n])
+    mass, tail = 0.0, set()
+    for n in order:
+        mass += float(p[n])
+        if mass <= 1 - head:
+            tail.add(n)
+    gaps = [float((p[n] - q[n]).abs()) for n in range(len(p))]
+    return sum(gap for n, gap in enumerate(gaps) if n not in tail) / sum(gaps)
+
+
+def alpha_beta(p, q, alpha, beta):
+    if beta == 0:
+        return (p**alpha * (alpha * (p / q).log() - 1) + q**alpha).sum() / alpha**2
+    if alpha == 0:
+        return alpha_beta(q, p, beta, 0)
+    whole = alpha + beta
+    inner = p**alpha * q**beta - alpha / whole * p**whole - beta / whole * q**whole
+    return -inner.sum() / (alpha * beta)
+
+
+# Selections: scores, ranked over the whole step
+
+
+def top(scores, share):
+    """The ceil(share x N) highest; of equal ones the first; never one that is not a number."""
+    order = sorted(range(len(scores)), key=lambda n: (-scores[n], n))
+    wanted = math.ceil(share * len(scores) - 1e-9)
+    return {n for n in order[:wanted] if not math.isnan(scores[n])}
+
+
+def rho(reference):
+    """How far the student is behind a reference, which is a function of a row."""
+
+    def scores(tokens, rows):
+        known = {n: reference(rows[n]) for n in {token.row for token in tokens}}
+        return [
+            float(nll(t.student, t.label) - nll(known[t.row][t.position], t.label)) for t in tokens
+        ]
+
+    return scores
+
+
+def hardest(tokens, rows):
+    return [float(nll(token.student, token.label)) for token in tokens]
+
+
+def entropy_of(which):
+    return lambda tokens, rows: [float(entropy(getattr(token, which))) for token in tokens]
+
+
+def random(seed, step):
+    """One stream of numbers a row, from (seed, step, row)."""
+
+    def scores(tokens, rows):
+        streams = [np.random.default_rng([seed, step, n]) for n in range(len(rows))]
+        drawn = [stream.random(1000, dtype=np.float32) for stream in streams]
+        return [float(drawn[token.row][token.position]) for token in tokens]
+
+    return scores
+
+
+# The step
+
+
+def step(
+    student, rows, terms, *, vocabulary, teacher=None, scores=None, share=1.0, done=0.0, groups=None
+):
+    """The weighted terms, their gradient, and who was kept.
+
+    `groups` (numbers of rows) rank by themselves instead of the whole step, each counting as its
+    share of the tokens.
+    """
+    tokens = list(tokens_of(rows, student, teacher, vocabulary))
+    groups = groups or [list(range(len(rows)))]
+    totals, kept = {}, set()
+    for group in groups:
+        members = [token for token in tokens if token.row in group]
+        chosen = choose(members, rows, scores, share)
+        kept |= {token.place for token in chosen}
+        for term in terms:
+            counted = weight_at(term.weight, done) * len(members) / max(1, len(tokens))
+            mean = counted * mean_of(term.loss, seen(members, chosen, term.on))
+            totals[term.label] = totals.get(term.label, 0.0) + mean
+    gradients = gradients_of(student, sum(totals.values()))
+    values = {label: float(torch.as_tensor(total).detach()) for label, total in totals.items()}
+    return Answer(values, gradients, kept, len(tokens))
+
+
+def choose(tokens, rows, scores, share):
+    if scores is None:
+        return tokens
+    with torch.no_grad():
+        ranked = top(scores(tokens, rows), share)
+    return [tokens[n] for n in sorted(ranked)]
+
+
+def seen(tokens, kept, on):
+    places = {token.place for token in kept}
+    match on:
+        case "kept":
+            return kept
+        case "all":
+            return tokens
+        case "dropped":
+            return [token for token in tokens if token.place not in places]
+
+
+def weight_at(weight, done):
+    """A number, or a straight line from start to end, which is reached at `until`."""
+    if isinstance(weight, float | int):
+        return weight
+    way = min(1.0, done / weight.until)
+    return weight.start + (weight.end - weight.start) * way
+
+
+def mean_of(loss, tokens):
+    """The plain mean over tokens: 0 where there are none."""
+    return sum(value(loss, token) for token in tokens) / max(1, len(tokens))
+
+
+def gradients_of(model, total):
+    """By name, of what is trained."""
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if not isinstance(total, torch.Tensor) or not total.requires_grad:
+        return {name: torch.zeros_like(parameter) for name, parameter in trained.items()}
+    found = torch.autograd.grad(total, tuple(trained.values()), materialize_grads=True)
+    return dict(zip(trained, found, strict=True))
