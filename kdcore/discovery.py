@@ -31,11 +31,6 @@ class Candidate:
     load: Callable[[], object]
     entry_point: EntryPoint | None = None
 
-    @property
-    def origin(self) -> str:
-        """Distribution and version, or the file: where a person would look for it."""
-        return f"{self.distribution} {self.version}".strip()
-
 
 def candidates(files: Iterable[str | Path] = ()) -> Iterator[Candidate]:
     """Every installed plugin, kdcore's own first, then the files; no two share a name."""
@@ -61,15 +56,23 @@ def sorted_entry_points(group: str) -> list[EntryPoint]:
     """The group's entry points in an order that does not depend on `sys.path`: kdcore's first."""
 
     def place(point: EntryPoint) -> tuple[bool, str, str]:
-        distribution = point.dist.name if point.dist else ""
+        distribution, _ = _owner(point)
         return (distribution != OWN, distribution, point.name)
 
     return sorted(entry_points(group=group), key=place)
 
 
 def _from_entry_point(point: EntryPoint) -> Candidate:
-    distribution, version = (point.dist.name, point.dist.version) if point.dist else ("?", "")
-    return Candidate(point.name, distribution, version, point.value, point.load, point)
+    return Candidate(point.name, *_owner(point), point.value, point.load, point)
+
+
+def _owner(point: EntryPoint) -> tuple[str, str]:
+    """Distribution and version; of a half removed one, whose metadata is gone, nothing."""
+    try:
+        name, version = (point.dist.name, point.dist.version) if point.dist else (None, None)
+    except Exception:  # newer Pythons raise; one such must not hide the others
+        name, version = None, None
+    return name or "?", version or ""
 
 
 def _from_files(files: Iterable[str | Path]) -> Iterator[Candidate]:

@@ -14,9 +14,9 @@ from types import ModuleType
 from kdcore import contract
 from kdcore.api import Component
 from kdcore.contract import EVENTS, PROVIDERS
-from kdcore.discovery import Candidate
+from kdcore.discovery import OWN, Candidate
 from kdcore.provenance import shadow_note
-from kdcore.requirements import own_version_note
+from kdcore.requirements import own_version_notes
 
 
 @dataclass(eq=False)
@@ -48,8 +48,18 @@ class Plugin:
         """ "on", "blocked" or "broken"."""
         return "blocked" if self.blocked else "broken" if self.broken else "on"
 
+    @property
+    def events(self) -> tuple[str, ...]:
+        """The event hooks among its hooks."""
+        return tuple(hook for hook in self.hooks if hook in EVENTS)
+
+    @property
+    def origin(self) -> str:
+        """Distribution and version, or the file: where a person would look for it."""
+        return f"{self.distribution} {self.version}".strip()
+
     def __str__(self) -> str:
-        return f"the plugin {self.name!r} ({f'{self.distribution} {self.version}'.strip()})"
+        return f"the plugin {self.name!r} ({self.origin})"
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,19 +95,17 @@ def _checked(candidate: Candidate, plugin: Plugin) -> Loaded:
     plugin.hooks = contract.hook_names(module)
     plugin.add_notes(contract.forgotten_hooks(module))
     _insist(contract.hook_faults(module, EVENTS | PROVIDERS.keys()))
-    asked = {kind: _ask(module, hook, kind) for hook, kind in PROVIDERS.items()}
-    classes = {kind: found for kind, found in asked.items() if found}
+    brought = {kind: hook for hook, kind in PROVIDERS.items() if hook in plugin.hooks}
+    classes = {kind: _ask(module, hook, kind) for kind, hook in brought.items()}
     for found in classes.values():
         for cls in found:
             plugin.add_notes(contract.forgotten_hooks(cls))
-    plugin.components = {kind: _names(kind, found) for kind, found in classes.items()}
+    plugin.components = {kind: _names(kind, found) for kind, found in classes.items() if found}
     return Loaded(plugin, module, classes)
 
 
 def _ask(module: ModuleType, hook: str, kind: str) -> Sequence[type[Component]]:
     """What the module's hook hands over, checked class by class."""
-    if hook not in contract.hook_names(module):
-        return ()
     given = getattr(module, hook)()
     if not isinstance(given, Sequence) or isinstance(given, str):
         raise _BrokenError(f"{hook} returned {given!r}, not a sequence of classes")
@@ -131,9 +139,8 @@ def _installation_notes(candidate: Candidate) -> Iterator[str]:
         shadow = shadow_note(top, Path(spec.origin), candidate.entry_point.dist)
         if shadow:
             yield shadow
-    version = own_version_note(candidate.distribution)
-    if version:
-        yield version
+    if candidate.distribution != OWN:
+        yield from own_version_notes(candidate.entry_point.dist)
 
 
 def _cause(error: BaseException) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from importlib.metadata import PackageNotFoundError, distribution
+from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from importlib.metadata import requires as requires_of
 
 from packaging.requirements import InvalidRequirement, Requirement
@@ -26,14 +26,14 @@ def check_requirements(requires: Iterable[str]) -> list[str]:
     return messages
 
 
-def own_version_note(distribution_name: str) -> str | None:
+def own_version_notes(plugin: Distribution) -> Sequence[str]:
     """What to tell about a plugin whose distribution asks for another version of kdcore."""
     try:
-        requirements = [Requirement(text) for text in requires_of(distribution_name) or ()]
-    except (InvalidRequirement, PackageNotFoundError):
-        return None
+        requirements = [Requirement(text) for text in plugin.requires or ()]
+    except InvalidRequirement:
+        return []
     mine = [each for each in requirements if canonicalize_name(each.name) == OWN]
-    return "; ".join(message for each in mine for message in _unmet(each)) or None
+    return [message for each in mine for message in _unmet(each)]
 
 
 def _unmet(requirement: Requirement, extra: str = "") -> Sequence[str]:

@@ -44,7 +44,7 @@ def test_a_plugin_is_found_and_listed(installed):
     assert (plugin.module_name, plugin.status) == ("alpha_found", "on")
     assert plugin.hooks == ("kdcore_losses",)
     assert plugin.components == {"loss": ("found",)}
-    assert plugin.broken is None and plugin.note is None
+    assert plugin.broken is None and plugin.note is None and plugin.events == ()
     provided = host.provided("loss")["found"]
     assert provided.cls.name == "found" and provided.plugin is plugin
 
