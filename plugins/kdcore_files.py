@@ -125,6 +125,7 @@ class Files(Logger):
     def __post_init__(self) -> None:
         self._metrics: TextIO | None = None
         self._log: logging.FileHandler | None = None
+        self._resumed_at, self._known = -1, frozenset[str]()
 
     @hookimpl
     def kdcore_run_start(self, run: Run) -> None:
@@ -139,8 +140,8 @@ class Files(Logger):
         logging.getLogger("kdcore").addHandler(self._log)
 
     def _resume(self, before: Sequence[Line], step: int) -> None:
-        self._known = {key for line in before if line["step"] == step for key in line}
         self._resumed_at = step
+        self._known = frozenset(key for line in before if line["step"] == step for key in line)
         elapsed = max((float(line.get("elapsed") or 0) for line in before), default=0.0)
         self._started = time.monotonic() - elapsed
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
@@ -39,8 +39,8 @@ class Frame:
         facts = sum(1 + text.count("\n") for _, text in self.facts.rows())
         taken = facts + len(texts) + 8 // _columns(inside) + 8
         table = curves(self.history, inside, max(console.height - taken, 3))
-        bottom: list[RenderableType] = [Text(), self._bar(), Text(), self._status(inside)]
-        parts: list[RenderableType] = [*head, table, *texts, *bottom]
+        middle: list[RenderableType] = [table, *texts, Text()] if table.row_count else texts
+        parts = [*head, *middle, self._bar(), Text(), self._status(inside)]
         title = Text(self.facts.name, "bold")
         yield Panel(Group(*parts), title=title, title_align="left", border_style="dim", width=width)
 
@@ -89,22 +89,21 @@ class Frame:
     def _values(self) -> list[tuple[str, str]]:
         latest, pace = self.history.latest, self.pace
         batch, batches = pace.in_epoch()
-        kept = latest.get("kept", 1.0)
-        epochs = [("epoch", f"{pace.epoch()}/{pace.epochs()}"), ("batch", f"{batch:,}/{batches:,}")]
-        values = [
-            *(epochs if pace.per_epoch else []),
-            ("elapsed", numbers.duration(pace.elapsed(self.now))),
-            ("left", numbers.duration(pace.remaining(self.now))),
-            (
-                "tokens/s",
-                numbers.count(latest["tokens_per_second"]) if self.history.records else "-",
-            ),
-            *([("memory", numbers.size(self.memory))] if self.memory else []),
-            ("lr", f"{latest['lr']:.2e}" if "lr" in latest else "-"),
-        ]
-        if self.facts.tokens or kept != 1:
-            values.append(("kept", numbers.percent(kept)))
-        return values
+
+        def last(key: str, shown: Callable[[float], str]) -> str:
+            return shown(latest[key]) if key in latest else "-"
+
+        values = {
+            "epoch": f"{pace.epoch()}/{pace.epochs()}" if pace.per_epoch else "",
+            "batch": f"{batch:,}/{batches:,}" if pace.per_epoch else "",
+            "elapsed": numbers.duration(pace.elapsed(self.now)),
+            "left": numbers.duration(pace.remaining(self.now)),
+            "tokens/s": last("tokens_per_second", numbers.count),
+            "memory": numbers.size(self.memory) if self.memory else "",
+            "lr": last("lr", "{:.2e}".format),
+            "kept": last("kept", numbers.percent) if self.facts.tokens else "",
+        }
+        return [(label, said) for label, said in values.items() if said]
 
 
 def _columns(width: int) -> int:

@@ -20,6 +20,19 @@ def lower_is_better(name: str) -> bool:
 
 
 @dataclass
+class Point:
+    """The mean of some values that follow one another."""
+
+    step: int  # of the last one
+    sum: float
+    count: int
+
+    def joined(self, later: Point) -> Point:
+        """One point for both."""
+        return Point(later.step, self.sum + later.sum, self.count + later.count)
+
+
+@dataclass
 class Series:
     """One curve: its first, best and last value exactly, the rest thinned to a few points."""
 
@@ -28,18 +41,25 @@ class Series:
     now: float = math.nan
     best: float = math.nan
     best_step: int = 0
-    points: list[tuple[int, float]] = field(default_factory=list)
+    points: list[Point] = field(default_factory=list)
+    _stride: int = 1  # values in a point that is full
 
     def add(self, step: int, value: float) -> None:
         """Take in the value at a step."""
         if not self.points:
             self.first = value
         self.now = value
-        self.points.append((step, value))
-        if len(self.points) > POINTS:
-            self.points = _halved(self.points)
+        self._extend(Point(step, value, 1))
         if math.isfinite(value) and (math.isnan(self.best) or self._beats(value)):
             self.best, self.best_step = value, step
+
+    def _extend(self, point: Point) -> None:
+        if self.points and self.points[-1].count < self._stride:
+            point = self.points.pop().joined(point)
+        self.points.append(point)
+        if len(self.points) > POINTS:
+            self.points = _halved(self.points)
+            self._stride *= 2
 
     def _beats(self, value: float) -> bool:
         return value < self.best if lower_is_better(self.name) else value > self.best
@@ -50,18 +70,18 @@ class Series:
         Spans without a value are empty texts.
         """
         spans: list[list[float]] = [[] for _ in range(width)]
-        for step, value in self.points:
+        means = [(point.step, point.sum / point.count) for point in list(self.points)]
+        for step, value in means:
             place = math.ceil(step * width / max(until, 1)) - 1
             spans[min(max(0, place), width - 1)].append(value)
-        finite = [value for _, value in self.points if math.isfinite(value)]
+        finite = [value for _, value in means if math.isfinite(value)]
         low, high = (min(finite), max(finite)) if finite else (0.0, 0.0)
         return [_block(sum(v) / len(v), low, high) if v else "" for v in spans]
 
 
-def _halved(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
-    pairs = zip(points[0::2], points[1::2], strict=False)
-    merged = [(step, (one + other) / 2) for (_, one), (step, other) in pairs]
-    return merged + points[len(merged) * 2 :]
+def _halved(points: list[Point]) -> list[Point]:
+    joined = [one.joined(next_) for one, next_ in zip(points[0::2], points[1::2], strict=False)]
+    return joined + points[len(joined) * 2 :]
 
 
 def _block(value: float, low: float, high: float) -> str:

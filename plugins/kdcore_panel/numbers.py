@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
+
+_COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 
 def value(number: float | None) -> str:
@@ -54,4 +57,5 @@ def percent(share: float) -> str:
 
 def plain(text: str) -> str:
     """One line of printable characters: what a model says may hold anything."""
+    text = _COLOUR.sub("", text)
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())

@@ -168,7 +168,7 @@ class Frames(View):
         said += [
             (curve.name.removeprefix("eval/"), curve.now)
             for curve in history.group("eval/")
-            if curve.points[-1][0] > self._told
+            if curve.points[-1].step > self._told
         ]
         self._told = pace.step
         line = f"epoch {pace.epoch():>{len(str(pace.epochs()))}}/{pace.epochs()}"

@@ -1,0 +1,147 @@
+"""metrics.jsonl and log.txt: what is written, and what a continuation leaves of it."""
+
+import json
+import logging
+import math
+
+import pytest
+from kdcore_files import METRICS, Files, cut_after, kdcore_loggers, latest_values, read_metrics
+from told import a_record, fake_run, keep_run, some_scores
+
+from kdcore.events import Events
+
+
+@pytest.fixture
+def files():
+    made = Files()
+    yield made
+    made.kdcore_run_end()
+
+
+def steps_and_kinds(folder):
+    return [(line["step"], "loss" in line) for line in read_metrics(folder)]
+
+
+def test_every_line_says_where_it_stands_and_what_was_measured(tmp_path, files):
+    run = fake_run(tmp_path)
+    files.kdcore_run_start(run)
+    files.kdcore_scores(run, 0, some_scores(0))
+    run.tokens = 9000
+    files.kdcore_log(run, a_record(10))
+    evaluation, training = (json.loads(t) for t in (tmp_path / METRICS).read_text().splitlines())
+    for line, tokens in ((evaluation, 0), (training, 9000)):
+        assert (line["stage"], line["tokens"]) == ("kd", tokens)
+        assert line["time"] > 1.7e9 and line["elapsed"] >= 0
+    assert evaluation["eval/story"] == some_scores(0)["story"]
+    assert {key for key in evaluation if key.startswith("eval/")} == {
+        f"eval/{name}" for name in some_scores(0)
+    }
+    record = a_record(10)
+    assert training["loss"] == record.loss
+    assert training["loss/ce"] + training["loss/kl"] == pytest.approx(record.loss)
+    assert training["selection/threshold"] == 0.4
+    assert {"lr", "kept", "tokens_per_second"} <= training.keys()
+
+
+def test_what_is_not_finite_becomes_null(tmp_path, files):
+    run = fake_run(tmp_path)
+    files.kdcore_run_start(run)
+    files.kdcore_log(run, a_record(10, loss=math.nan, terms={"ce": math.inf}))
+    text = (tmp_path / METRICS).read_text()
+    line = json.loads(text, parse_constant=pytest.fail)
+    assert (line["loss"], line["loss/ce"]) == (None, None)
+
+
+def test_a_line_is_whole_on_disk_at_once(tmp_path, files):
+    run = fake_run(tmp_path)
+    files.kdcore_run_start(run)
+    files.kdcore_log(run, a_record(10))
+    assert (tmp_path / METRICS).read_text().endswith("}\n")
+
+
+def test_continuing_cuts_later_and_torn_lines(tmp_path, files):
+    folder = keep_run(tmp_path, "a-1")
+    with (folder / METRICS).open("a") as file:
+        file.write('{"step": 100, "lo')
+    files.kdcore_run_start(fake_run(folder, step=100))
+    assert max(step for step, _ in steps_and_kinds(folder)) == 100
+    files.kdcore_log(fake_run(folder), a_record(110))
+    assert steps_and_kinds(folder)[-3:] == [(100, True), (100, False), (110, True)]
+
+
+def test_an_evaluation_at_the_checkpoint_is_not_kept_twice(tmp_path, files):
+    folder = keep_run(tmp_path, "a-1")
+    run = fake_run(folder, step=100)
+    files.kdcore_run_start(run)
+    before = read_metrics(folder)
+    files.kdcore_scores(run, 100, some_scores(100))
+    assert read_metrics(folder) == before
+    files.kdcore_scores(run, 100, {**some_scores(100), "blimp": 0.6})
+    assert read_metrics(folder)[-1].keys() >= {"eval/blimp"}
+    assert "eval/nll" not in read_metrics(folder)[-1]
+
+
+def test_a_run_without_a_checkpoint_begins_its_metrics_anew(tmp_path, files):
+    folder = keep_run(tmp_path, "a-1")
+    files.kdcore_run_start(fake_run(folder))
+    assert steps_and_kinds(folder) == [(0, False)]
+
+
+def test_elapsed_goes_on_where_it_was(tmp_path, files):
+    folder = keep_run(tmp_path, "a-1")
+    run = fake_run(folder, step=200)
+    files.kdcore_run_start(run)
+    files.kdcore_log(run, a_record(210))
+    assert 50 <= read_metrics(folder)[-1]["elapsed"] < 60
+
+
+def test_cutting_what_needs_no_cut_touches_nothing(tmp_path):
+    path = keep_run(tmp_path, "a-1") / METRICS
+    before = path.stat().st_mtime_ns, path.stat().st_ino
+    cut_after(path, 300)
+    assert (path.stat().st_mtime_ns, path.stat().st_ino) == before
+    assert [each.name for each in path.parent.iterdir() if each.suffix == ".cut"] == []
+
+
+def test_messages_go_to_log_txt_while_the_run_lasts(tmp_path, files):
+    logger = logging.getLogger("kdcore")
+    before = list(logger.handlers)
+    files.kdcore_run_start(fake_run(tmp_path))
+    logger.warning("the teacher is slow")
+    files.kdcore_run_end()
+    logger.warning("after the run")
+    said = (tmp_path / "log.txt").read_text()
+    assert "WARNING the teacher is slow" in said and "after the run" not in said
+    assert logger.handlers == before
+
+
+def test_other_processes_write_nothing(tmp_path, files):
+    run = fake_run(tmp_path, main=False)
+    files.kdcore_run_start(run)
+    files.kdcore_log(run, a_record(10))
+    files.kdcore_scores(run, 10, some_scores(10))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_engine_can_call_it(tmp_path, files):
+    events = Events(str)
+    run = fake_run(tmp_path)
+    with events.listening([files]):
+        events.emit("kdcore_run_start", {"run": run})
+        events.emit("kdcore_log", {"run": run, "record": a_record(10)})
+        events.emit("kdcore_scores", {"run": run, "step": 10, "scores": some_scores(10)})
+        events.emit("kdcore_run_end", {"run": run, "error": None})
+    assert steps_and_kinds(tmp_path) == [(10, True), (10, False)]
+
+
+def test_latest_values_reads_from_the_end(tmp_path):
+    folder = keep_run(tmp_path, "a-1")
+    found = latest_values(folder, ("loss", "eval/nll"))
+    assert (found["step"], found["loss"]) == (300, a_record(300).loss)
+    assert found["eval/nll"] == some_scores(300)["nll"]
+    assert latest_values(tmp_path, ("loss",)) == {}
+
+
+def test_hook_kdcore_loggers():
+    assert kdcore_loggers() == [Files]
+    assert Files.always
