@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from kdcore.api import LogitsAt
 from kdcore.products import (
@@ -92,9 +91,10 @@ class ChunkedLoss(torch.autograd.Function):
         return work.sums.sum()
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         """Scale the gradients made in `forward`. `grad_output` is never read on the host."""
+        if torch.is_grad_enabled():
+            raise NotImplementedError("a chunked loss has no gradient of its gradient")
         gradients, ctx.gradients = ctx.gradients, None
         assert gradients is not None, "the gradient of a chunked loss can be taken once"
         scaled = [

@@ -123,6 +123,8 @@ def _laid(each: Tensor, mask: Tensor | None, tokens: int) -> Tensor:
 
 def values_of(losses: Sequence[Loss]) -> Values:
     """The terms' weighted sums and their gradient in the student's logits, by autograd."""
+    for loss in losses:
+        _refuse_learnable(loss)
 
     def values(
         student: Tensor, teacher: Tensor | None, labels: Tensor, weights: Tensor
@@ -138,6 +140,16 @@ def values_of(losses: Sequence[Loss]) -> Values:
         return sums.detach(), gradient
 
     return values
+
+
+def _refuse_learnable(loss: Loss) -> None:
+    for name, held in vars(loss).items():
+        parameters = held.parameters() if isinstance(held, nn.Module) else [held]
+        if any(isinstance(p, Tensor) and p.requires_grad for p in parameters):
+            raise PluginError(
+                f"loss {loss.name!r} has something to learn in {name!r}, and gradients reach the "
+                "student only; freeze it with requires_grad_(False)"
+            )
 
 
 def per_token(loss: Loss, student: Tensor, teacher: Tensor | None, labels: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ from kdcore_selections import Entropy, Hardest, Random, Rho
 from torch import nn
 
 from kdcore import Loss, PluginError
-from kdcore.objective import per_token
+from kdcore.objective import per_token, values_of
 from kdcore.options import Schedule
 
 ROWS = {"packed": engine.packed_rows(), "single": engine.single_rows()}
@@ -396,6 +396,15 @@ def test_a_loss_that_breaks_its_contract_is_named(values, said):
         per_token(Broken(values), student, None, torch.zeros(4, dtype=torch.long))
     assert said in str(caught.value)
     assert "'broken'" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "held", [nn.Linear(2, 2), nn.Parameter(torch.ones(1)), torch.ones(1, requires_grad=True)]
+)
+def test_a_loss_that_wants_to_learn_is_refused(held):
+    with pytest.raises(PluginError, match="'broken' has something to learn in 'values'"):
+        values_of([Broken(held)])
+    values_of([Broken(held.requires_grad_(False))])
 
 
 @pytest.mark.parametrize("keep", [torch.ones(3), torch.ones(2, dtype=torch.bool), [True] * 3])
