@@ -60,7 +60,7 @@ def runs_in(out: Path) -> list[Path]:
 
 def find_run(name: str, out: Path) -> Path:
     """The folder of a run: a path, a folder's name, a unique prefix of one, or `last`."""
-    if _is_run(Path(name)):
+    if name and _is_run(Path(name)):
         return Path(name)
     runs = runs_in(out)
     if name == "last" and runs:
@@ -78,7 +78,7 @@ def find_run(name: str, out: Path) -> Path:
 def _no_run(name: str, out: Path, names: list[str]) -> str:
     if not names:
         return f"there is no run {name!r}: {out} holds no runs"
-    if Path(name).is_dir():
+    if name and Path(name).is_dir():
         return f"{name} is no run: it has no {_RECIPE}"
     near = difflib.get_close_matches(name, names, 3, 0.3) or names
     return f"there is no run {name!r} in {out}; the nearest are {_some(near)}"

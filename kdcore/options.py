@@ -50,7 +50,7 @@ class TrainOptions:
     micro_batch: Literal["auto"] | Count = "auto"
     schedule: Schedules = "cosine"
     min_lr: Share = 0.0
-    warmup: NotNegative = 0
+    warmup: NotNegative = 0.0
     optimizer: str = "adamw"
     weight_decay: NotNegative = 0.0
     betas: Annotated[list[BelowOne], Field(min_length=2, max_length=2)] = Field(

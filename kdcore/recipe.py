@@ -13,14 +13,14 @@ from kdcore.each import expand
 from kdcore.errors import Fault, RecipeError
 from kdcore.finding import find_recipe, is_shipped
 from kdcore.identity import identity
-from kdcore.merging import merge_recipes, without_none
+from kdcore.merging import NONE, merge_recipes, without_none
 from kdcore.overrides import Overrides, add_logger
 from kdcore.recipe_files import Typed, read_files
 from kdcore.references import in_order, replace_references
 from kdcore.requirements import check_requirements
 from kdcore.resolved import resolved
 from kdcore.stage import Stage
-from kdcore.tables import AT_TOP
+from kdcore.tables import AT_TOP, stages_of
 from kdcore.written import Written
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ def _stages(root: Written, faults: list[Fault]) -> list[StageTable]:
         table = without_none(top)
         in_order({"": table}, faults)
         return [StageTable("", (), table, None)]
-    own = without_none(root.table["stage"]).table
+    own = {name: stage for name, stage in stages_of(root).items() if stage.use != NONE}
     faults += _stage_faults(root.table["stage"])
     merged = {n: without_none(merge_recipes(top, own[n])) for n in own if own[n].is_table}
     order = in_order(merged, faults)
