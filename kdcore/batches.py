@@ -64,9 +64,10 @@ class Collate:
         for index, row in enumerate(filled):
             arrays.lay(index, row)
         labels = arrays.shifted_labels()
-        self._check(labels)
-        packed, padded = arrays.restarts(), bool((arrays.document < 0).any())
+        self._check(max(arrays.ids.max(), labels.max()))
         mask = arrays.document >= 0
+        # Without rows nothing is masked: attention that sees nothing at all may give NaN.
+        packed, padded = arrays.restarts(), bool(rows) and not mask.all()
         if packed:
             arrays.isolate_padding()
         return Batch(
@@ -81,10 +82,10 @@ class Collate:
             split=self.split,
         )
 
-    def _check(self, labels: np.ndarray) -> None:
-        if labels.max() >= self.vocabulary:
+    def _check(self, largest: int) -> None:
+        if largest >= self.vocabulary:
             raise RunError(
-                f"the {self.split.name} data has the token id {labels.max()}, and student and "
+                f"the {self.split.name} data has the token id {largest}, and student and "
                 f"teacher share the ids below {self.vocabulary} only; use the model's tokenizer"
             )
 
