@@ -40,11 +40,6 @@ def recipe_name(path: Path) -> str:
     return path.relative_to(_shipped_folder()).with_suffix("").as_posix()
 
 
-def is_shipped(path: Path) -> bool:
-    """Whether a recipe is one of those that come with kdcore."""
-    return path.resolve().is_relative_to(_shipped_folder().resolve())
-
-
 def _shipped_folder() -> Path:
     """In a wheel they lie in the package; an editable install finds them beside it."""
     package = Path(__file__).parent

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from kdcore.assembling import assemble
 from kdcore.each import expand
 from kdcore.errors import Fault, RecipeError
-from kdcore.finding import find_recipe, is_shipped
+from kdcore.finding import find_recipe
 from kdcore.identity import identity
 from kdcore.merging import NONE, merge_recipes, without_none
 from kdcore.overrides import Overrides, add_logger
@@ -95,9 +95,9 @@ def read_recipe(
     Raises RecipeError with every fault; nothing is loaded here.
     """
     path = find_recipe(name)
-    here = Path(name).exists() and not is_shipped(path)
-    notes = [] if here or Path(name).suffix != ".toml" else [f"{name} is not here: {path} is used"]
-    typed = read_files(path, name if Path(name).is_file() else str(path))
+    is_elsewhere = path != Path(name) and Path(name).suffix == ".toml"
+    notes = [f"{name} is not here: {path} is used"] if is_elsewhere else []
+    typed = read_files(path, name if path == Path(name) else str(path))
     faults: list[Fault] = []
     Overrides(typed.root, host, faults, notes).apply(sets)
     for logger in logs:
@@ -110,8 +110,14 @@ def read_recipe(
         _, found = assemble(stage.written, (stage.name, ""), stage.tokenizer_data, host)
         faults += found
     if faults:
-        raise RecipeError([*dict.fromkeys(faults)])
+        raise RecipeError(_in_reading_order(faults))
     return Recipe(recipe_name, path, text, notes, stages, requires, host)
+
+
+def _in_reading_order(faults: Sequence[Fault]) -> list[Fault]:
+    """Each fault once, file by file; stages share the faults of the top level."""
+    files = [fault.file for fault in faults]
+    return sorted(dict.fromkeys(faults), key=lambda f: (files.index(f.file), f.line, f.column))
 
 
 def _name(root: Written, stem: str, faults: list[Fault]) -> str:

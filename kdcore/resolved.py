@@ -26,9 +26,10 @@ def resolved(stage: Stage, name: str, requires: Sequence[str] = ()) -> str:
 
 
 def _tables(stage: Stage) -> dict[str, object]:
-    tables = {
+    student = {key: _plain(value) for key, value in option_values(stage.student).items()}
+    tables: dict[str, object] = {
         "seed": stage.seed,
-        "student": _plain(option_values(stage.student)),
+        "student": {key: each for key, each in student.items() if each not in (None, [])},
         "tokenizer": _plain(stage.tokenizer),
         "data": table_of(stage.data),
         "teacher": _plain(stage.teacher),

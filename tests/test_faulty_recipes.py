@@ -328,9 +328,9 @@ def test_all_faults_at_once_each_in_its_file():
     found = faults_of(variant, base=changed("epochs = 1", "epochs = 0\nbatch = 0"))
     assert [(f.file, f.line, f.column) for f in found] == [
         ("r.toml", 3, 1),
+        ("r.toml", 5, 1),
         ("base.toml", 13, 1),
         ("base.toml", 14, 1),
-        ("r.toml", 5, 1),
     ]
 
 

@@ -452,6 +452,7 @@ def test_a_shipped_recipe_is_found_from_anywhere_and_says_so(monkeypatch, here):
     (shipped / "cpu" / "small.toml").write_text('extends = "../simple.toml"\n')
     monkeypatch.setattr(finding, "_shipped_folder", lambda: shipped)
     assert read_recipe("simple", FakeHost()).notes == []
+    assert read_recipe("package/recipes/simple.toml", FakeHost()).notes == []
     assert read_recipe("cpu/small", FakeHost()).name == "small"
     (note,) = read_recipe("recipes/simple.toml", FakeHost()).notes
     assert note == f"recipes/simple.toml is not here: {shipped / 'simple.toml'} is used"
