@@ -175,13 +175,12 @@ class Tokens:
         return lambda positions: head(part.states[positions])[:, :vocabulary]
 
     def _each(self, make: Callable[[Scored], Callable[[Tensor, Tensor], Tensor]]) -> Tensor:
-        values = [
-            make(part)(
-                part.reading.batch.valid, part.reading.batch.labels[part.reading.batch.valid]
-            )
-            for part in self._parts
-        ]
-        return torch.cat(values)
+        def values(part: Scored) -> Tensor:
+            batch = part.reading.batch
+            return make(part)(batch.valid, batch.labels[batch.valid])
+
+        with torch.no_grad():
+            return torch.cat([values(part) for part in self._parts])
 
     @staticmethod
     def _place(part: Scored) -> tuple[Tensor, Tensor]:
