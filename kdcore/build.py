@@ -111,7 +111,7 @@ class Builder:
             return None
         cls = self.host.provided(kind)[str(table.use)].cls
         what = f"the {kind} {table.use!r}"
-        made = self.options(cls, table, what, {"use", *engine_keys})
+        made = self.options(cls, table, what, ("use", *engine_keys))
         if made is not None:
             self.places.append((made, table))
         return made
