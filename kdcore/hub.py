@@ -67,6 +67,24 @@ def load_config(name: str, *, key: str | None = None) -> PretrainedConfig:
     return config
 
 
+@contextmanager
+def without_downloads() -> Iterator[None]:
+    """While this lasts, the hub's libraries use what is on this machine already."""
+    import datasets.config
+    import huggingface_hub.constants
+
+    # Both read the environment when they are imported, and these names from then on.
+    places = (datasets.config, huggingface_hub.constants)
+    before = [place.HF_HUB_OFFLINE for place in places]
+    try:
+        for place in places:
+            place.HF_HUB_OFFLINE = True
+        yield
+    finally:
+        for place, value in zip(places, before, strict=True):
+            place.HF_HUB_OFFLINE = value
+
+
 def load_tokenizer(name: str, *, key: str | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder or of a model on the hub."""
     with _explained(name, key):

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from kdcore.run import Run
     from kdcore.signals import Signals
 
-_HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def make_accelerator(options: TrainOptions) -> Accelerator:
@@ -43,10 +43,11 @@ def make_accelerator(options: TrainOptions) -> Accelerator:
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state(reset_partial_state=False)
-    return Accelerator(mixed_precision=_precision(options.precision))
+    return Accelerator(mixed_precision=precision_of(options.precision))
 
 
-def _precision(name: str) -> str:
+def precision_of(name: str) -> str:
+    """Accelerate's name of the precision that a recipe asks for, on this machine."""
     if name != "auto":
         return {"fp32": "no"}.get(name, name)
     if not torch.cuda.is_available():
@@ -80,7 +81,7 @@ def prepare(
     objective = Objective(run.language_model, chunk)
     optimizer = make_optimizer(options, student)
     run.autocast = accelerator.autocast
-    run.language_model.precision = _HALF.get(accelerator.mixed_precision)
+    run.language_model.precision = HALF.get(accelerator.mixed_precision)
     wrapped, optimizer = accelerator.prepare(objective, optimizer)
     order = Order(len(rows), options.batch, run.seed)
     trainer = Trainer(

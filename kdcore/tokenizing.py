@@ -28,17 +28,23 @@ def load_tokenizer_of(
 
     What is used is always what was kept, so that a continued run has just the same.
     """
-    kept = run.folder / _FOLDER
-    key = _key(run.recipe)
-    if run.main and not kept.exists():
+    if run.main:
+        keep_tokenizer(run, others)
+    accelerator.wait_for_everyone()
+    return load_tokenizer(str(run.folder / _FOLDER))
+
+
+def keep_tokenizer(run: Run, others: Sequence[Path]) -> Path:
+    """Lay the tokenizer of a run into its folder, if it is not there; where it lies."""
+    kept, key = run.folder / _FOLDER, _key(run.recipe)
+    if not kept.exists():
         same = (path / _FOLDER for path in others)
         found = next((path for path in same if _key_of(path) == key), None)
         if found is not None:
             shutil.copytree(found, kept)
         else:
             _keep(_made(run), kept, key)
-    accelerator.wait_for_everyone()
-    return load_tokenizer(str(kept))
+    return kept
 
 
 def _made(run: Run) -> PreTrainedTokenizerBase:
