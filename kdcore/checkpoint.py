@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import random
 import shutil
@@ -68,8 +69,8 @@ class Checkpoints:
 
     def _write(self, folder: Path, state: dict[str, Any]) -> None:
         tensors, scalars = _flat(self.optimizer.state_dict()["state"])
-        save_file(trained(self.model), folder / "student.safetensors")
-        save_file(tensors, folder / "optimizer.safetensors")
+        _save(trained(self.model), folder / "student.safetensors")
+        _save(tensors, folder / "optimizer.safetensors")
         scaler = self.accelerator.scaler
         state["optimizer"] = scalars
         state["scaler"] = scaler.state_dict() if scaler is not None else None
@@ -114,7 +115,8 @@ class Checkpoints:
         self.optimizer.load_state_dict(whole)
 
     def _drop_old(self) -> None:
-        for path in _in_order(self.folder)[: -self.keep or None]:
+        unfinished = self.folder.glob(".step-*.partial")
+        for path in [*_in_order(self.folder)[: -self.keep], *unfinished]:
             shutil.rmtree(path)
 
 
@@ -123,7 +125,11 @@ def trained(model: nn.Module) -> dict[str, Tensor]:
     kept = set(model.state_dict())
     buffers = {name: buffer for name, buffer in model.named_buffers() if name in kept}
     parameters = {name: p.data for name, p in model.named_parameters() if p.requires_grad}
-    return {name: tensor.contiguous() for name, tensor in (parameters | buffers).items()}
+    return parameters | buffers
+
+
+def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
 
 
 def _flat(state: Mapping[int, Mapping[str, Any]]) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -136,12 +142,14 @@ def _flat(state: Mapping[int, Mapping[str, Any]]) -> tuple[dict[str, Tensor], di
 
 
 def _random_state() -> dict[str, Tensor]:
-    version, words, _ = random.getstate()
-    _, key, position, *_ = np.random.get_state()
+    version, words, gauss = random.getstate()
+    _, key, position, has_gauss, numpy_gauss = np.random.get_state()
+    pending = [math.nan if gauss is None else gauss, numpy_gauss]  # each second normal number
     state = {
         "torch": torch.get_rng_state(),
         "python": torch.tensor([version, *words], dtype=torch.int64),
-        "numpy": torch.tensor([*map(int, key), int(position)], dtype=torch.int64),
+        "numpy": torch.tensor([*map(int, key), position, has_gauss], dtype=torch.int64),
+        "pending": torch.tensor(pending, dtype=torch.float64),
     }
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state()
@@ -153,10 +161,11 @@ def _set_random_state(path: Path) -> None:
         return
     state = load_file(path)
     torch.set_rng_state(state["torch"])
+    gauss, numpy_gauss = state["pending"].tolist()
     version, *words = state["python"].tolist()
-    random.setstate((version, tuple(words), None))
-    *key, position = state["numpy"].tolist()
-    np.random.set_state(("MT19937", np.array(key, np.uint32), position))
+    random.setstate((version, tuple(words), None if math.isnan(gauss) else gauss))
+    *key, position, has_gauss = state["numpy"].tolist()
+    np.random.set_state(("MT19937", np.array(key, np.uint32), position, has_gauss, numpy_gauss))
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
 

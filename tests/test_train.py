@@ -1,0 +1,285 @@
+import math
+import signal
+from types import SimpleNamespace
+
+import engine
+import pytest
+import torch
+from engine import Held, term
+from kdcore_losses import CrossEntropy, ForwardKL
+from kdcore_selections import Hardest
+
+from kdcore import Loss, RunError
+from kdcore.errors import Interrupted
+from kdcore.optimizers import make_optimizer
+from kdcore.schedule import learning_rate
+from kdcore.signals import Signals
+
+ROWS = engine.packed_rows()
+TEACHER = engine.model(seed=1)
+
+
+class Eval:
+    """Notes when it was asked, and in which mode the student was left."""
+
+    def __init__(self):
+        self.steps = []
+
+    def measure(self, run):
+        self.steps.append(run.step)
+        return {"eval/asked": float(run.step)}
+
+
+def trainer(folder, *, steps=6, batch=4, selection=None, terms=None, micro_batch=3, **options):
+    """Steps that really learn."""
+    student = engine.model()
+    made = engine.trainer(
+        student,
+        ROWS,
+        terms or [term(ForwardKL(temperature=2.0)), term(weight=0.5)],
+        teacher=Held(TEACHER),
+        selection=selection,
+        batch=batch,
+        micro_batch=micro_batch,
+        steps=steps,
+        folder=folder,
+        order=engine.Order,
+        optimizer=SimpleNamespace(param_groups=[]),
+        **{"lr": 0.01, "clip": 1.0, "log_every": 2, "save_every": 100, "eval_every": 100} | options,
+    )
+    made.optimizer = make_optimizer(made.run.recipe.train, student)
+    made.checkpoints.optimizer = made.optimizer
+    made.rate = learning_rate(made.run.recipe.train, steps)
+    return made
+
+
+def weights(made):
+    return [p.detach().clone() for p in made.run.student.parameters()]
+
+
+def assert_equal(one, other):
+    assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def records(made):
+    return [event["record"] for event in made.host.of("kdcore_log")]
+
+
+def test_training_learns(tmp_path):
+    made = trainer(tmp_path, steps=30)
+    made.train()
+    losses = [record.loss for record in records(made)]
+    assert losses[-1] < 0.6 * losses[0]
+    assert made.run.step == 30
+
+
+def test_it_is_the_same_again(tmp_path):
+    one, other = trainer(tmp_path / "one"), trainer(tmp_path / "other")
+    one.train(), other.train()
+    assert_equal(weights(one), weights(other))
+
+
+@pytest.mark.parametrize("micro_batch", [1, 2, 4])
+@pytest.mark.parametrize("selection", [None, Hardest(keep=0.5)])
+def test_micro_batches_change_nothing_but_rounding(tmp_path, micro_batch, selection):
+    one = trainer(tmp_path, micro_batch=4, selection=selection)
+    other = trainer(tmp_path, micro_batch=micro_batch, selection=selection)
+    one.train(), other.train()
+    for a, b in zip(weights(one), weights(other), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_records_are_means_over_their_steps(tmp_path):
+    """Two trainers on the same seed: one logs every step, the other every third."""
+    fine, coarse = trainer(tmp_path, log_every=1), trainer(tmp_path, log_every=3)
+    fine.train(), coarse.train()
+    each = records(fine)
+    assert [record.step for record in each] == [1, 2, 3, 4, 5, 6]
+    assert [record.step for record in records(coarse)] == [3, 6]
+    for n, record in enumerate(records(coarse)):
+        some = each[3 * n : 3 * n + 3]
+        assert record.tokens == some[-1].tokens
+        assert record.lr == some[-1].lr
+        assert record.loss == pytest.approx(sum(r.loss for r in some) / 3, rel=1e-6)
+        assert record.loss == pytest.approx(sum(record.terms.values()))
+        for label in ("kl", "ce"):
+            mean = sum(r.terms[label] for r in some) / 3
+            assert record.terms[label] == pytest.approx(mean, rel=1e-6)
+    assert each[-1].tokens == 3 * 43  # 24 rows of 8: three epochs
+
+
+def test_events_come_in_order(tmp_path):
+    asked = Eval()
+    options = {"eval_first": True, "eval_every": 2, "save_every": 3, "log_every": 2}
+    made = trainer(tmp_path, steps=4, evals=[asked], **options)
+    made.train()
+    names = {
+        "kdcore_step_start": "start",
+        "kdcore_log": "log",
+        "kdcore_scores": "scores",
+        "kdcore_checkpoint": "checkpoint",
+    }
+    seen = [names[hook] for hook, _ in made.host.seen]
+    assert seen == [
+        "scores",
+        *["start"],
+        *["start", "log", "scores"],
+        *["start", "log", "checkpoint"],
+        *["start", "log", "scores", "checkpoint"],
+    ]
+    assert asked.steps == [0, 2, 4]
+    assert [event["step"] for event in made.host.of("kdcore_step_start")] == [1, 2, 3, 4]
+    assert [event["step"] for event in made.host.of("kdcore_checkpoint")] == [3, 4]
+    assert made.host.of("kdcore_checkpoint")[0]["path"] == tmp_path / "checkpoints" / "step-3"
+    assert made.host.of("kdcore_scores")[1]["scores"] == {"eval/asked": 2.0}
+
+
+@pytest.mark.parametrize(("batch", "due"), [(4, [2, 4, 6]), (3, [3, 6]), (8, [1, 2, 3, 4, 5, 6])])
+def test_what_is_due_each_epoch(tmp_path, batch, due):
+    """After the step that takes the epoch's last row: 8 rows in an epoch."""
+    asked = Eval()
+    made = trainer(tmp_path, batch=batch, evals=[asked], eval_every="epoch")
+    made.train()
+    assert asked.steps == due
+
+
+# Interrupted and continued
+
+
+@pytest.mark.parametrize("selection", [None, Hardest(keep=0.5)])
+def test_a_continued_run_ends_at_the_same_weights_to_the_last_bit(tmp_path, selection):
+    options = {"selection": selection, "save_every": 3, "log_every": 1}
+    whole = trainer(tmp_path / "whole", **options)
+    whole.train()
+    first = trainer(tmp_path / "parts", **options)
+    first.signals = SimpleNamespace(agreed=lambda _: signal.SIGTERM * (first.run.step == 4))
+    with pytest.raises(Interrupted, match="after step 4 of 6") as caught:
+        first.train()
+    assert caught.value.exit_code == 143
+    second = trainer(tmp_path / "parts", **options)
+    newest = second.checkpoints.newest()
+    assert newest.name == "step-4"
+    state = second.checkpoints.load(newest)
+    second.run.step, second.run.tokens = state["step"], state["tokens"]
+    second.train()
+    assert_equal(weights(whole), weights(second))
+    ended = [records(first)[:4] + records(second), records(whole)]
+    for one, other in zip(*ended, strict=True):
+        assert (one.step, one.tokens, one.terms, one.kept) == (
+            other.step,
+            other.tokens,
+            other.terms,
+            other.kept,
+        )
+
+
+def test_a_signal_after_the_last_step_changes_nothing(tmp_path):
+    made = trainer(tmp_path, steps=2, signals=SimpleNamespace(agreed=lambda _: signal.SIGINT))
+    with pytest.raises(Interrupted):
+        made.train()
+    made.run.step = 1
+    made.train()
+    assert made.run.step == 2
+
+
+def test_a_real_signal_ends_the_run_after_its_step(tmp_path):
+    with Signals() as signals:
+        made = trainer(tmp_path, signals=signals)
+        emit = made.host.emit
+
+        def interrupt(hook, **arguments):
+            emit(hook, **arguments)
+            if hook == "kdcore_step_start" and arguments["step"] == 3:
+                signal.raise_signal(signal.SIGINT)
+
+        made.host.emit = interrupt
+        with pytest.raises(Interrupted) as caught:
+            made.train()
+    assert caught.value.exit_code == 130
+    assert made.run.step == 3
+    assert made.checkpoints.newest().name == "step-3"
+
+
+# What goes wrong
+
+
+class Explodes(Loss):
+    name = "explodes"
+    needs_teacher = False
+
+    def per_token(self, student, teacher, labels):
+        return student.sum(-1) * math.inf
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(tmp_path):
+    terms = [term(), term(Explodes())]
+    made = trainer(tmp_path, terms=terms, log_every=2, save_every=2)
+    with pytest.raises(RunError, match=r"not finite at step 2 \(ce .*, explodes .*\)"):
+        made.train()
+    assert made.checkpoints.newest() is None
+
+
+def test_a_teacher_is_never_in_training_mode(tmp_path):
+    """With dropout of one half, two readings agree only if it is off."""
+    dropout = dict.fromkeys(engine.NO_DROPOUT, 0.5)
+    other = engine.model("gpt2", seed=3, **dropout).train()
+    teacher = Held(other)
+
+    def loss():
+        other.train()
+        made = trainer(tmp_path, terms=[term(ForwardKL())])
+        made.run.recipe.teacher = teacher
+        made.step(1)
+        return made.recorder.record(0.0).loss
+
+    assert loss() == loss()
+    assert not other.training
+
+
+def test_the_student_is_in_training_mode_after_an_evaluation(tmp_path):
+    modes = []
+
+    class Looks(CrossEntropy):
+        def per_token(self, student, teacher, labels):
+            modes.append(made.run.student.training)
+            return super().per_token(student, teacher, labels)
+
+    made = trainer(tmp_path, terms=[term(Looks())], steps=2)
+    made.step(1)
+    made.run.student.eval()
+    made.step(2)
+    assert set(modes) == {True}
+
+
+def test_clipping(tmp_path):
+    norms = []
+    for clip in (0.0, 1e-3):
+        made = trainer(tmp_path, clip=clip)
+        inner = made.optimizer.step
+
+        def step(inner=inner, made=made):
+            grads = [p.grad for p in made.run.student.parameters()]
+            norms.append(float(torch.stack([g.norm() for g in grads]).norm()))
+            inner()
+
+        made.optimizer.step = step
+        made.step(1)
+    assert norms[0] > 0.1
+    assert norms[1] == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_a_rehearsal_leaves_nothing_behind(tmp_path):
+    made = trainer(tmp_path)
+    before = weights(made)
+    made.rehearse(ROWS[:3])
+    assert all(p.grad is None for p in made.run.student.parameters())
+    assert_equal(before, weights(made))
+    assert made.recorder.steps == 0
+
+
+def test_a_step_in_which_every_weight_is_zero_still_runs(tmp_path):
+    made = trainer(tmp_path, terms=[term(weight=0.0), term(ForwardKL(), weight=0.0)])
+    before = weights(made)
+    made.step(1)
+    assert made.recorder.record(0.1).terms == {"ce": 0.0, "kl": 0.0}
+    assert_equal(before, weights(made))
