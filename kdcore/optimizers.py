@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -22,9 +22,11 @@ def make_optimizer(options: TrainOptions, model: nn.Module) -> torch.optim.Optim
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
     made = _class(options.optimizer)
-    arguments = {"betas": tuple(options.betas), "eps": options.eps, "fused": True}
-    known = _accepted(made, arguments)
-    return made([g for g in groups if g["params"]], lr=options.lr, **known)  # type: ignore[call-arg]
+    return made(
+        [group for group in groups if group["params"]],
+        lr=options.lr,  # type: ignore[call-arg]
+        **_accepted(made, options),
+    )
 
 
 def _class(name: str) -> type[torch.optim.Optimizer]:
@@ -41,8 +43,19 @@ def _all_optimizers() -> Iterable[type[torch.optim.Optimizer]]:
     return [getattr(torch.optim, name) for name in wanted]
 
 
-def _accepted(made: type[torch.optim.Optimizer], arguments: dict[str, object]) -> dict[str, object]:
+def _accepted(made: type[torch.optim.Optimizer], options: TrainOptions) -> dict[str, Any]:
+    """The options that this optimizer has; that it lacks one which was changed is an error."""
     from inspect import signature
 
-    accepted = signature(made).parameters
-    return {key: value for key, value in arguments.items() if key in accepted}
+    defaults = {name: one.default for name, one in signature(made).parameters.items()}
+    arguments = {"betas": tuple(options.betas), "eps": options.eps, "fused": True}
+    known = {
+        key: value
+        for key, value in arguments.items()
+        # Adafactor's eps is two numbers, and another thing.
+        if key in defaults and isinstance(defaults[key], type(value) | None)
+    }
+    for key, usual in (("betas", (0.9, 0.999)), ("eps", 1e-8)):
+        if key not in known and arguments[key] != usual:
+            raise UsageError(f"train.{key}: the optimizer {made.__name__} has no such option")
+    return known
