@@ -107,20 +107,20 @@ class Overrides:
 
     def _drop_options(self, table: Written, path: KeyPath, use: Written) -> None:
         """Another component keeps the options that it also has."""
-        kind = kind_at(self.root, path, self.host)
-        provided = self.host.provided(kind) if kind else {}
-        if kind is None or table.use in (None, use.value) or use.value not in provided:
+        kind, new = kind_at(self.root, path, self.host), use.plain()
+        if kind is None or not isinstance(new, str) or table.use in (None, new):
             return
-        known = {"use", *option_types(provided[str(use.value)].cls), *ENGINE_KEYS.get(kind, ())}
+        provided = self.host.provided(kind)
+        if new not in provided:
+            return
+        known = {"use", *option_types(provided[new].cls), *ENGINE_KEYS.get(kind, ())}
         dropped = [key for key in table.table if key not in known]
         table.before = str(table.use)
         for key in dropped:
             del table.table[key]
         if dropped:
             options = ", ".join(dropped)
-            self.notes.append(
-                f"{spelled(path)} is now {use.value!r}, which has no {options}: dropped"
-            )
+            self.notes.append(f"{spelled(path)} is now {new!r}, which has no {options}: dropped")
 
     def _note_stages(self, path: KeyPath) -> None:
         """A stage that says the same thing itself does not hear of the top level."""

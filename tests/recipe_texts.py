@@ -1,4 +1,12 @@
-"""Recipe texts that tests of the recipe language start from."""
+"""Recipe texts that tests of the recipe language start from, and ways to read them."""
+
+from pathlib import Path
+
+import pytest
+from fake_host import FakeHost
+
+from kdcore.errors import RecipeError
+from kdcore.recipe import read_recipe
 
 SIMPLE = """\
 [student]
@@ -85,3 +93,26 @@ use = "ce"
 [stage.two.train]
 lr = 2e-4
 """
+
+
+def read(text, *, sets=(), logs=(), host=None, **files):
+    """The recipe `r.toml` of this text in the current folder, with other files beside it."""
+    for name, content in {"r": text, **files}.items():
+        Path(f"{name}.toml").write_bytes(
+            content if isinstance(content, bytes) else content.encode()
+        )
+    return read_recipe("r.toml", host or FakeHost(), sets=sets, logs=logs)
+
+
+def table(text, *sets, stage="", **files):
+    """The merged table of a stage."""
+    recipe = read(text, sets=sets, **files)
+    return next(each.table for each in recipe.stages if each.name == stage)
+
+
+def faults_of(text, **options):
+    """The faults of a recipe, as a user who stands beside it reads them."""
+    with pytest.raises(RecipeError) as raised:
+        read(text, **options)
+    assert raised.value.exit_code == 2
+    return raised.value.faults

@@ -2,9 +2,9 @@
 
 import pytest
 from fake_host import FakeHost
-from recipe_texts import SIMPLE, STAGED, TAUGHT
+from recipe_texts import SIMPLE, STAGED, TAUGHT, faults_of
 
-from kdcore.errors import RecipeError, UsageError
+from kdcore.errors import UsageError
 from kdcore.recipe import read_recipe
 
 
@@ -14,20 +14,6 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
-def faults_of(text, *, sets=(), logs=(), host=None, **files):
-    """The faults of `r.toml` with this text, as a user who stands beside it reads them."""
-    from pathlib import Path
-
-    for name, content in {"r": text, **files}.items():
-        path = Path(f"{name}.toml")
-        path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(RecipeError) as raised:
-        read_recipe("r.toml", host or FakeHost(), sets=sets, logs=logs)
-    assert raised.value.exit_code == 2
-    assert isinstance(raised.value, UsageError)
-    return raised.value.faults
-
-
 def changed(old, new, text=SIMPLE):
     assert text.count(old) == 1, f"{old!r} is not once in the text"
     return text.replace(old, new)
@@ -35,9 +21,19 @@ def changed(old, new, text=SIMPLE):
 
 TEACHER = '[teacher]\nuse = "hf"\nmodel = "t"\n'
 KL = changed('use = "ce"', 'use = "kl"') + TEACHER
+STORED = 'use = "stored"\nteacher = {use = "hf", model = "t"}\n'
+ENSEMBLE = """\
+[teacher]
+use = "ensemble"
+members = [
+  {use = "hf", model = "a"},
+  {use = "hf", modle = "b"},
+]
+"""
 AFTER = 14  # the first line after SIMPLE
 
 # Text, line, column, and what the message says.
+# fmt: off
 FAULTS = {
     # not a recipe at all
     "unquoted text": (changed('"ce"', "ce"), 9, 7, "a text stands in quotes"),
@@ -55,12 +51,8 @@ FAULTS = {
     "no data": (changed('[data]\nuse = "text"\npath = "p"', ""), 1, 1, "add [data] with use"),
     "no loss": (changed('[[loss]]\nuse = "ce"', ""), 1, 1, "add [[loss]] with use"),
     "no train": (changed("[train]\nlr = 1e-4\nepochs = 1", ""), 1, 1, "add [train] with lr"),
-    "no losses in the list": (
-        "loss = []\n" + changed('[[loss]]\nuse = "ce"', ""),
-        1,
-        1,
-        "[[loss]]",
-    ),
+    "no losses in the list": ("loss = []\n" + changed('[[loss]]\nuse = "ce"', ""), 1, 1,
+        "[[loss]]"),
     "unknown table": (SIMPLE + "[teachr]\n", AFTER, 2, "did you mean 'teacher'?"),
     "unknown key at the top": ("sed = 1\n" + SIMPLE, 1, 1, "did you mean 'seed'?"),
     "table in place of a list": (changed("[[loss]]", "[loss]"), 8, 2, "write [[loss]]"),
@@ -103,134 +95,57 @@ FAULTS = {
     "temperature": (KL + "[[loss]]\nuse='kl'\ntemperature=0\n", 19, 1, "greater than 0, not 0"),
     "skew": (KL + "[[loss]]\nuse='skew-kl'\nskew=1\n", 19, 1, "skew lies in [0, 1)"),
     "seed below 0": ("seed = -1\n" + SIMPLE, 1, 1, "from 0 to 4294967295, not -1"),
-    "seed is a text": (
-        'seed = "1"\n' + SIMPLE,
-        1,
-        1,
-        'a whole number from 0 to 4294967295, not "1"',
-    ),
+    "seed is a text": ('seed = "1"\n' + SIMPLE, 1, 1,
+        'a whole number from 0 to 4294967295, not "1"'),
     # weights
     "weight": (changed('"ce"', '"ce"\nweight = "1"'), 10, 1, "without quotes: 1"),
     "endless weight": (changed('"ce"', '"ce"\nweight = inf'), 10, 1, "finite"),
-    "weight schedule": (
-        changed('"ce"', '"ce"\nweight = {start = 1, end = 0, util = 0.5}'),
-        10,
-        31,
-        "'until'?",
-    ),
-    "half a weight schedule": (
-        changed('"ce"', '"ce"\nweight = {start = 1}'),
-        10,
-        1,
-        "a schedule needs end: a number",
-    ),
-    "weight schedule until": (
-        changed('"ce"', '"ce"\nweight = {start = 1, end = 0, until = 2}'),
-        10,
-        31,
-        "at most 1, not 2",
-    ),
+    "weight schedule": (changed('"ce"', '"ce"\nweight = {start = 1, end = 0, util = 0.5}'), 10, 31,
+        "'until'?"),
+    "half a weight schedule": (changed('"ce"', '"ce"\nweight = {start = 1}'), 10, 1,
+        "a schedule needs end: a number"),
+    "weight schedule until": (changed('"ce"', '"ce"\nweight = {start = 1, end = 0, until = 2}'), 10,
+        31, "at most 1, not 2"),
     # exactly one of several
     "no duration": (changed("epochs = 1\n", ""), 11, 2, "one of epochs, steps and tokens"),
     "two durations": (SIMPLE + "steps = 1\n", AFTER, 1, "leave out epochs or steps"),
     "no model": (changed('model = "m"', 'dtype = "auto"'), 1, 2, "one of model and config"),
-    "model and config": (
-        changed('"m"', '"m"\nconfig = {model_type = "x"}\n[tokenizer]\nuse="bpe"'),
-        3,
-        1,
-        "leave out model or config",
-    ),
-    "no model_type": (
-        changed('model = "m"', 'config = {size = 3}\n[tokenizer]\nuse = "bpe"'),
-        2,
-        1,
-        'such as model_type = "llama"',
-    ),
-    "no tokenizer": (
-        changed('model = "m"', 'config = {model_type = "x"}'),
-        2,
-        1,
-        "add [tokenizer] with use",
-    ),
+    "model and config": (changed('"m"', '"m"\nconfig = {model_type = "x"}\n[tokenizer]\nuse="bpe"'),
+        3, 1, "leave out model or config"),
+    "no model_type": (changed('model = "m"', 'config = {size = 3}\n[tokenizer]\nuse = "bpe"'), 2, 1,
+        'such as model_type = "llama"'),
+    "no tokenizer": (changed('model = "m"', 'config = {model_type = "x"}'), 2, 1,
+        "add [tokenizer] with use"),
     # selections and teachers
-    "dropped without selection": (
-        changed('"ce"', '"ce"\non = "dropped"'),
-        10,
-        1,
-        "this recipe has no [selection]",
-    ),
-    "all without selection": (
-        changed('"ce"', '"ce"\non = "all"'),
-        10,
-        1,
-        "every token is kept: leave `on` out",
-    ),
+    "dropped without selection": (changed('"ce"', '"ce"\non = "dropped"'), 10, 1,
+        "this recipe has no [selection]"),
+    "all without selection": (changed('"ce"', '"ce"\non = "all"'), 10, 1,
+        "every token is kept: leave `on` out"),
     "on something else": (changed('"ce"', '"ce"\non = "keep"'), 10, 1, "did you mean 'kept'?"),
-    "scope": (
-        SIMPLE + '[selection]\nuse = "random"\nkeep = 1\nscope = "batch"\n',
-        17,
-        1,
-        '"step" or "micro_batch", not "batch"',
-    ),
+    "scope": (SIMPLE + '[selection]\nuse = "random"\nkeep = 1\nscope = "batch"\n', 17, 1,
+        '"step" or "micro_batch", not "batch"'),
     "keep 0": (SIMPLE + '[selection]\nuse = "random"\nkeep = 0\n', 16, 1, "keep should be greater"),
     "no teacher": (changed('"ce"', '"kl"'), 9, 1, "add [teacher] with use"),
     "no teacher for an eval": (SIMPLE + '[[eval]]\nuse="agreement"\n', 15, 1, "has no [teacher]"),
-    "no teacher for a selection": (
-        SIMPLE + '[selection]\nuse = "top"\nkeep = 1\n',
-        15,
-        1,
-        "'top' needs a teacher",
-    ),
+    "no teacher for a selection": (SIMPLE + '[selection]\nuse = "top"\nkeep = 1\n', 15, 1,
+        "'top' needs a teacher"),
     "unused teacher": (SIMPLE + TEACHER, AFTER, 2, "leave [teacher] out"),
-    "teacher without logits": (
-        changed('"ce"', '"kl"')
-        + '[teacher]\nuse = "stored"\nteacher = {use = "hf", model = "t"}\n',
-        9,
-        1,
-        "the teacher 'stored' gives no logits",
-    ),
-    "nested component": (
-        changed('"ce"', '"kl"') + '[teacher]\nuse = "ensemble"\nmembers = [\n'
-        '  {use = "hf", model = "a"},\n  {use = "hf", modle = "b"},\n]\n',
-        18,
-        16,
-        "did you mean 'model'?",
-    ),
-    "a component that does not fit": (
-        changed('use = "text"\npath = "p"', 'use = "fresh"')
-        + '[selection]\nuse = "top"\nkeep = 1\n'
-        '[selection.reference]\nuse = "stored"\nteacher = {use = "hf", model = "t"}\n',
-        16,
-        12,
-        "cannot be stored",
-    ),
+    "teacher without logits": (changed('"ce"', '"kl"') + "[teacher]\n" + STORED, 9, 1,
+        "the teacher 'stored' gives no logits"),
+    "nested component": (changed('"ce"', '"kl"') + ENSEMBLE, 18, 16, "did you mean 'model'?"),
+    "a component that does not fit": (changed('use = "text"\npath = "p"', 'use = "fresh"')
+        + '[selection]\nuse = "top"\nkeep = 1\n[selection.reference]\n' + STORED, 16, 12,
+        "cannot be stored"),
     # stages
     "reference without stages": (changed('"m"', '"@teacher"'), 2, 1, "this recipe has no stages"),
     "unknown stage": (changed('"@two"', '"@too"', STAGED), 20, 18, "no stage is called 'too'"),
-    "stage that names itself": (
-        changed(
-            '[stage.two.student]\nmodel = "@one"', '[stage.two.student]\nmodel = "@two"', STAGED
-        ),
-        42,
-        1,
-        "'two' names itself",
-    ),
-    "stages in a circle": (
-        changed(
-            '[stage.one.student.config]\nmodel_type = "gpt2"',
-            '[stage.one.student]\nmodel = "@two"',
-            STAGED,
-        ),
-        42,
-        1,
-        "one needs two needs one",
-    ),
+    "stage that names itself": (changed('two.student]\nmodel = "@one"',
+        'two.student]\nmodel = "@two"', STAGED), 42, 1, "'two' names itself"),
+    "stages in a circle": (changed('one.student.config]\nmodel_type = "gpt2"',
+        'one.student]\nmodel = "@two"', STAGED), 42, 1, "one needs two needs one"),
     "top-level key in a stage": (
-        changed("[stage.two.student]", '[stage.two]\nname = "x"\n[stage.two.student]', STAGED),
-        42,
-        1,
-        "at the top level",
-    ),
+        changed("[stage.two.student]", '[stage.two]\nname = "x"\n[stage.two.student]', STAGED), 42,
+        1, "at the top level"),
     "no stages": ("stage = {}\n" + SIMPLE, 1, 1, "write [stage.NAME.train]"),
     "a stage that is no table": ("stage.lr = 1\n" + SIMPLE, 1, 7, "[stage.lr.train]"),
     "a stage named like a path": (SIMPLE + '[stage."../x"]\n', AFTER, 8, "use letters"),
@@ -238,24 +153,17 @@ FAULTS = {
     "a name like a path": ('name = "../up"\n' + SIMPLE, 1, 1, 'name = "my_recipe"'),
     "a name with a space": ('name = "a b"\n' + SIMPLE, 1, 1, "letters, digits"),
     "a hidden name": ('name = ".x"\n' + SIMPLE, 1, 1, "letters, digits"),
-    "unmet requirement": (
-        'requires = ["kdcore>=99"]\n' + SIMPLE,
-        1,
-        13,
-        "pip install 'kdcore>=99'",
-    ),
-    "missing requirement": (
-        'requires = ["kdcore", "kdcore-nobody"]\n' + SIMPLE,
-        1,
-        23,
-        "pip install 'kdcore-nobody'",
-    ),
+    "unmet requirement": ('requires = ["kdcore>=99"]\n' + SIMPLE, 1, 13,
+        "pip install 'kdcore>=99'"),
+    "missing requirement": ('requires = ["kdcore", "kdcore-nobody"]\n' + SIMPLE, 1, 23,
+        "pip install 'kdcore-nobody'"),
     "no requirement": ("requires = [3]\n" + SIMPLE, 1, 13, '["kdcore>=0.1"]'),
     "requires is no list": ('requires = "kdcore"\n' + SIMPLE, 1, 1, '["kdcore>=0.1"]'),
     "extends nothing": ('extends = "s.toml"\n' + SIMPLE, 1, 1, "there is no recipe 's.toml'"),
     "extends is no text": ("extends = 1\n" + SIMPLE, 1, 1, 'one path: "other.toml"'),
     "extends itself": ('extends = "r.toml"\n' + SIMPLE, 1, 1, "r.toml extends r.toml"),
 }
+# fmt: on
 
 
 @pytest.mark.parametrize(("text", "line", "column", "said"), FAULTS.values(), ids=FAULTS)
@@ -263,57 +171,6 @@ def test_fault(text, line, column, said):
     found = faults_of(text)
     assert [(fault.file, fault.line, fault.column) for fault in found] == [("r.toml", line, column)]
     assert said in str(found[0])
-
-
-# The change, and what the message says; the text is TAUGHT or STAGED.
-SETS = {
-    "no equals sign": ("train.lr", "KEY= removes a key"),
-    "no key": ("=3", "names no key"),
-    "an empty part": ("train..lr=3", "names no key"),
-    "wrong type": ("train.lr=fast", 'a number, not "fast"'),
-    "out of range": ("train.lr=-1", "greater than 0, not -1"),
-    "unknown option": ("train.lrr=1", "did you mean 'lr'?"),
-    "unknown table": ("trian.lr=1", "did you mean 'train'?"),
-    "unknown item": ("loss.kll.temperature=4", "did you mean 'kl'?"),
-    "item 0": ("loss.0.temperature=4", "there are: loss.1 (ce), loss.2 (kl)"),
-    "item out of range": ("loss.3.temperature=4", "loss.1 (ce), loss.2 (kl)"),
-    "items without names": ("train.betas.x=1", "a list, each item a number, not a table"),
-    "no such list": ("eval.agreement.x=1", "the recipe has no eval"),
-    "in a number": ("train.lr.x=1", "train.lr is 0.0001, which holds no 'x'"),
-    "in a stage that is not": ("stage.studnet.seed=1", "this recipe has no stages"),
-    "removing what is not there": ("train.lrr=", "did you mean 'lr'?"),
-    "broken TOML": ("train={lr=", "is not TOML"),
-    "unknown component": ("loss.kl.use=kk", "no loss is named 'kk'"),
-    "extends": ("extends=x.toml", "extends is for files only"),
-}
-
-
-@pytest.mark.parametrize(("change", "said"), SETS.values(), ids=SETS)
-def test_fault_on_the_command_line(change, said):
-    found = faults_of(TAUGHT, sets=[change])
-    assert [(fault.file, fault.line, fault.column) for fault in found] == [
-        (f"--set {change}", 1, 1)
-    ]
-    assert said in str(found[0])
-
-
-def test_a_set_that_leads_to_a_stage_points_at_it():
-    (fault,) = faults_of(STAGED, sets=["loss.kl.temperature=4"])
-    assert "the recipe has no loss" in fault.message
-    assert fault.hint == "there is stage.student.loss, stage.one.loss, stage.two.loss"
-    (fault,) = faults_of(STAGED, sets=["stage.studnet.seed=1"])
-    assert fault.message == "there is no stage.studnet; did you mean 'student'?"
-
-
-def test_an_ambiguous_item():
-    (fault,) = faults_of(TAUGHT + '[[loss]]\nuse = "kl"\n', sets=["loss.kl.weight=1"])
-    assert fault.message == "2 items of loss are 'kl': say loss.2 or loss.3"
-
-
-def test_an_unknown_logger_on_the_command_line():
-    (fault,) = faults_of(SIMPLE, logs=["trackr"])
-    assert (fault.file, fault.line) == ("--log trackr", 1)
-    assert "did you mean 'tracker'?" in fault.message
 
 
 def test_a_broken_plugin_is_told_with_its_cause():
