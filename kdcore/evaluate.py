@@ -63,7 +63,7 @@ class _Sums:
         with self.run.autocast():
             states = model.states(batch)
         other, head = read(self.teacher, batch) if self.teacher else None, model.head()
-        for at in batch.valid.split(chunk_size(batch.vocabulary, self.run.device)):
+        for at in torch.split(batch.valid, chunk_size(batch.vocabulary, self.run.device)):
             student = head(states[at])[:, : batch.vocabulary]
             self.total += self._chunk(student, other and other(at), batch.labels[at])
 

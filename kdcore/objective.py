@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from kdcore.api import Batch, LogitsAt, Loss
+from kdcore.blame import blame, described
 from kdcore.errors import PluginError
 from kdcore.head import ChunkedLoss, Values, Work, chunk_size
 from kdcore.products import unrounded_type
@@ -82,7 +83,7 @@ class Objective(nn.Module):
             with torch.no_grad():
                 seen = choose(states.detach())
             work = self._work(batch, terms, values, teacher, seen, unrounded_type(states.dtype))
-            total: Tensor = ChunkedLoss.apply(
+            total: Tensor = ChunkedLoss.apply(  # type: ignore[no-untyped-call]
                 states, head.weight, head.bias, head.computed_weight(), work
             )
         sums.append(work.sums)
@@ -153,14 +154,20 @@ def _refuse_learnable(loss: Loss) -> None:
 
 
 def per_token(loss: Loss, student: Tensor, teacher: Tensor | None, labels: Tensor) -> Tensor:
-    """A loss's values [n], its result checked."""
+    """A loss's values [n], its result checked; what it raises names it."""
+    with blame(loss, "per_token"):
+        return checked_values(loss, student, teacher, labels)
+
+
+def checked_values(loss: Loss, student: Tensor, teacher: Tensor | None, labels: Tensor) -> Tensor:
+    """`per_token` as a compiler can trace it."""
     values = loss.per_token(student, teacher if loss.needs_teacher else None, labels)
     if not isinstance(values, Tensor) or values.shape != labels.shape:
         found = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
         raise PluginError(
-            f"loss {loss.name!r} returned {found} from per_token, expected one value for each of "
+            f"{described(loss)} returned {found} from per_token, expected one value for each of "
             f"{len(labels)} tokens: a tensor of shape ({len(labels)},)"
         )
     if student.requires_grad and not values.requires_grad:
-        raise PluginError(f"loss {loss.name!r} returned values without a gradient to the student")
+        raise PluginError(f"{described(loss)} returned values without a gradient")
     return values

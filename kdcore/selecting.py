@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from kdcore.api import Selection
+from kdcore.blame import blame, described
 from kdcore.errors import PluginError
 from kdcore.gathering import Gather, alone
 from kdcore.objective import Choose, Seen
@@ -93,7 +94,7 @@ def _ahead(
         choices.ranked = tokens.ranked
         choices.kept.append(keep.sum())
         kept = total(keep.sum().float())
-    pieces = keep.split([len(reading.batch.valid) for reading in readings])
+    pieces = torch.split(keep, [len(reading.batch.valid) for reading in readings])
     choices.each = [_known(Seen(piece, choices.valid, choices.valid, kept)) for piece in pieces]
 
 
@@ -106,7 +107,8 @@ def _tokens(run: Run, parts: Sequence[Scored], step: int, gather: Gather) -> Tok
 
 
 def _keep(selection: Selection, tokens: Tokens) -> Tensor:
-    keep = selection.keep(tokens)
+    with blame(selection, "keep"):
+        keep = selection.keep(tokens)
     wanted = (len(tokens.labels),)
     if not isinstance(keep, Tensor) or keep.dtype != torch.bool or keep.shape != wanted:
         found = (
@@ -115,7 +117,7 @@ def _keep(selection: Selection, tokens: Tokens) -> Tensor:
             else type(keep).__name__
         )
         raise PluginError(
-            f"selection {selection.name!r} returned {found} from keep, expected a bool tensor of "
+            f"{described(selection)} returned {found} from keep, expected a bool tensor of "
             f"shape {wanted}"
         )
     return keep

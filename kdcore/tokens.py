@@ -125,7 +125,9 @@ class Tokens:
             def at(positions: Tensor, labels: Tensor) -> Tensor:
                 pieces = [
                     per_token(loss, student(some), other and other(some), label)
-                    for some, label in zip(positions.split(size), labels.split(size), strict=True)
+                    for some, label in zip(
+                        torch.split(positions, size), torch.split(labels, size), strict=True
+                    )
                 ]
                 return torch.cat(pieces)
 
