@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from importlib.metadata import EntryPoint, entry_points
+from collections.abc import Mapping
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -139,7 +140,7 @@ def host_of(plugins: list[str] | None) -> Any:
 
     asked = plugins or []
     off = [name[3:] for name in asked if name.startswith("no:")]
-    off += filter(None, os.environ.get("KDCORE_PLUGINS_OFF", "").split(","))
+    off += filter(None, map(str.strip, os.environ.get("KDCORE_PLUGINS_OFF", "").split(",")))
     return Host(off=off, files=[name for name in asked if not name.startswith("no:")])
 
 
@@ -191,8 +192,10 @@ def _tell(quiet: bool) -> None:
     log.propagate = False
 
 
-def _verbs() -> dict[str, EntryPoint]:
-    return {verb.name: verb for verb in entry_points(group="kdcore.commands")}
+def _verbs() -> Mapping[str, EntryPoint]:
+    from kdcore.discovery import commands
+
+    return commands()
 
 
 def _loaded(verb: EntryPoint) -> Any:

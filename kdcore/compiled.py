@@ -1,8 +1,9 @@
 """Loss and gradient of a chunk, compiled once: a plugin's few lines as fast as a kernel.
 
-Every chunk has one shape, as the last one is filled up and the surplus thrown away; weights enter as
-tensors. Losses whose options change during a run are not compiled again and again (dynamo would give
-up silently after eight variants): from the first change on they run uncompiled, and the log says so.
+Every chunk has one shape, as the last one is filled up and the surplus thrown away; weights enter
+as tensors. Losses whose options change during a run are not compiled again and again (dynamo would
+give up silently after eight variants): from the first change on they run uncompiled, and the log
+says so.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch.nn import functional as F
 
 from kdcore.api import Loss
 from kdcore.head import Values
-from kdcore.objective import per_token, values_of
+from kdcore.objective import checked_values, values_of
 
 _log = logging.getLogger("kdcore")
 
@@ -54,7 +55,7 @@ def _functional(losses: Sequence[Loss]) -> Values:
     ) -> tuple[Tensor, Tensor]:
         def total(logits: Tensor) -> tuple[Tensor, Tensor]:
             each = [
-                (per_token(loss, logits, teacher, labels) * weight).sum()
+                (checked_values(loss, logits, teacher, labels) * weight).sum()
                 for loss, weight in zip(losses, weights, strict=True)
             ]
             sums = torch.stack(each)

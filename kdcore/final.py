@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kdcore.blame import blame
 from kdcore.folders import FINAL, move_into_place
 
 if TYPE_CHECKING:
@@ -18,7 +19,8 @@ def save_final(run: Run) -> Path:
     target, beside = run.folder / FINAL, run.folder / f".{FINAL}.partial"
     model = run.student
     for patch in run.recipe.student.patches:
-        model = patch.finish(model)
+        with blame(patch, "finish"):
+            model = patch.finish(model)
     shutil.rmtree(beside, ignore_errors=True)
     model.save_pretrained(beside)
     run.tokenizer.save_pretrained(beside)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdcore.api import Batch, LogitsAt, Teacher
+from kdcore.blame import blame, described
 from kdcore.errors import PluginError, UsageError
 from kdcore.products import unrounded
 
@@ -29,13 +30,13 @@ def read(teacher: Teacher, batch: Batch) -> LogitsAt:
             "reference of a selection, but no loss can learn from its distribution"
         )
     _still(teacher)
-    with torch.no_grad():
+    with torch.no_grad(), blame(teacher, "read"):
         at = teacher.read(batch)
     if not callable(at):
         raise _broken(teacher, "read", type(at).__name__, "a function of flat positions")
 
     def logits(positions: Tensor) -> Tensor:
-        with torch.no_grad():
+        with torch.no_grad(), blame(teacher, "read"):
             found = at(positions)
         checked = _checked(teacher, "read", found, (len(positions), batch.vocabulary), batch)
         return unrounded(checked[:, : batch.vocabulary])
@@ -46,14 +47,14 @@ def read(teacher: Teacher, batch: Batch) -> LogitsAt:
 def read_nll(teacher: Teacher, batch: Batch) -> Callable[[Tensor, Tensor], Tensor]:
     """A teacher's negative log-likelihoods: flat positions [n], labels [n] -> [n]."""
     _still(teacher)
-    with torch.no_grad():
+    with torch.no_grad(), blame(teacher, "nll"):
         at = teacher.nll(batch)
     if not callable(at):
         expected = "a function of flat positions and labels"
         raise _broken(teacher, "nll", type(at).__name__, expected)
 
     def nll(positions: Tensor, labels: Tensor) -> Tensor:
-        with torch.no_grad():
+        with torch.no_grad(), blame(teacher, "nll"):
             found = at(positions, labels)
         return unrounded(_checked(teacher, "nll", found, (len(positions),), batch))
 
@@ -99,8 +100,4 @@ def _checked(
 
 
 def _broken(teacher: Teacher, method: str, found: str, expected: str) -> PluginError:
-    made = type(teacher)
-    return PluginError(
-        f"teacher {teacher.name!r} ({made.__module__}.{made.__qualname__}) gave {found} from "
-        f"{method}, expected {expected}"
-    )
+    return PluginError(f"{described(teacher)} gave {found} from {method}, expected {expected}")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from kdcore.api import Data, Loss, Row, Teacher
+from kdcore.blame import blame
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -102,7 +103,8 @@ class Run:
         key = (split, epoch if self.data.fresh_each_epoch else 0)
         if key not in self._rows:
             self._rows = {k: v for k, v in self._rows.items() if k[1] == 0}
-            made = self.data.make_rows(split, self.tokenizer, seed=self.seed, epoch=key[1])
+            with blame(self.data, "make_rows"):
+                made = self.data.make_rows(split, self.tokenizer, seed=self.seed, epoch=key[1])
             self._rows[key] = as_rows(made, split)
         return self._rows[key]
 

@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from kdcore.api import Component, Teacher
 from kdcore.batches import Order, TrainingRows
+from kdcore.blame import blame
 from kdcore.build import walk
 from kdcore.checkpoint import Checkpoints
 from kdcore.compiled import compiled_values_of
@@ -27,7 +29,7 @@ from kdcore.vocabulary import cut_to, prove
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from kdcore.options import Term, TrainOptions
     from kdcore.plugins import Host
@@ -73,7 +75,7 @@ def prepare(
     )
     check_length(student, stage.data.block)
     if options.checkpointing:
-        student.gradient_checkpointing_enable({"use_reentrant": False})
+        enable_checkpointing(student)
     run.language_model = LanguageModel(student)
     run.vocabulary = prove_vocabulary(run, teachers)
     load_teachers(run, stage.components())
@@ -103,7 +105,12 @@ def prepare(
     return trainer
 
 
-def steps_of(options: TrainOptions, rows: int, lengths: Sequence[int]) -> int:
+def enable_checkpointing(student: PreTrainedModel) -> None:
+    """Make the trunk's activations again in the backward pass instead of keeping them."""
+    student.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[no-untyped-call]
+
+
+def steps_of(options: TrainOptions, rows: int, lengths: np.ndarray) -> int:
     """How many optimizer steps the recipe asks for."""
     if options.steps is not None:
         return options.steps
@@ -111,7 +118,7 @@ def steps_of(options: TrainOptions, rows: int, lengths: Sequence[int]) -> int:
         steps = math.floor(rows * options.epochs / options.batch + 1e-9)
     else:
         assert options.tokens is not None
-        steps = math.ceil(options.tokens * rows / (sum(lengths) * options.batch))
+        steps = math.ceil(options.tokens * rows / (int(lengths.sum()) * options.batch))
     if steps < 1:
         raise RunError(
             f"{options.epochs} epochs of {rows} rows are less than one step of "
@@ -128,7 +135,8 @@ def prove_vocabulary(run: Run, teachers: Sequence[Teacher]) -> int:
     """The ids that the tokenizers of student and teachers agree on."""
     others: dict[str, PreTrainedTokenizerBase] = {}
     for number, teacher in enumerate(teachers, 1):
-        tokenizer = teacher.tokenizer()
+        with blame(teacher, "tokenizer"):
+            tokenizer = teacher.tokenizer()
         if tokenizer is not None:
             others[f"teacher {teacher.name!r} ({number})"] = tokenizer
     shared = prove(run.tokenizer, others)
@@ -147,7 +155,8 @@ def load_teachers(run: Run, components: Iterable[Component]) -> None:
     }
     for teacher in teachers:
         if id(teacher) not in theirs:
-            teacher.load(run)
+            with blame(teacher, "load"):
+                teacher.load(run)
 
 
 def _micro_batch(trainer: Trainer) -> int:

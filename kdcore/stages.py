@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from kdcore.environment import record
-from kdcore.errors import KdcoreError, RunError, UsageError
+from kdcore.errors import KdcoreError, PluginError, RunError, UsageError
 from kdcore.final import save_final
 from kdcore.fingerprints import of_tokenizer
 from kdcore.folders import (
@@ -161,9 +161,17 @@ def _train(trainer: Trainer) -> None:
             save_final(run)
         trainer.accelerator.wait_for_everyone()
     except BaseException as error:
-        host.emit("kdcore_run_end", run=run, error=error)
+        _end(trainer, error)
         raise
     host.emit("kdcore_run_end", run=run, error=None)
+
+
+def _end(trainer: Trainer, error: BaseException) -> None:
+    """Tell everybody that the run failed; what they raise must not hide why."""
+    try:
+        trainer.host.emit("kdcore_run_end", run=trainer.run, error=error)
+    except KdcoreError as another:
+        _log.warning("%s", another)
 
 
 @contextmanager
@@ -176,8 +184,9 @@ def _explained(folder: Path) -> Iterator[None]:
             f"the device is out of memory ({str(error).splitlines()[0]}); the same command with "
             "--set train.micro_batch=1 or train.checkpointing=true needs less"
         ) from error
-    except (KdcoreError, KeyboardInterrupt):
+    except KeyboardInterrupt:
         raise
-    except BaseException:
-        (folder / "traceback.txt").write_text(traceback.format_exc())
+    except BaseException as error:
+        if isinstance(error, PluginError) or not isinstance(error, KdcoreError):
+            (folder / "traceback.txt").write_text(traceback.format_exc())
         raise

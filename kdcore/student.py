@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from kdcore.api import Patch
+from kdcore.blame import blame
 from kdcore.errors import RunError, UsageError
 from kdcore.hub import dtype_of, load_model
 
@@ -36,9 +37,16 @@ def make_student(
             key="student.model",
         )
     else:
-        model = from_config(options, tokenizer).to(device)
+        model = from_config(options, tokenizer)
+        model.to(device)  # type: ignore[arg-type]  # transformers' stub lacks devices
+    return patched(model, patches)
+
+
+def patched(model: PreTrainedModel, patches: Iterable[Patch]) -> PreTrainedModel:
+    """The model with its patches, and float32 masters for what is trained."""
     for patch in patches:
-        model = patch.apply(model)
+        with blame(patch, "apply"):
+            model = patch.apply(model)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
@@ -53,7 +61,7 @@ def from_config(options: StudentOptions, tokenizer: PreTrainedTokenizerBase) -> 
 
     config = config_of(options, tokenizer)
     arguments = {"attn_implementation": options.attention} if options.attention else {}
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
         config, dtype=torch.float32, **arguments
     )
     return model
@@ -64,7 +72,7 @@ def config_of(options: StudentOptions, tokenizer: PreTrainedTokenizerBase) -> Pr
     from transformers import AutoConfig
 
     typed = dict(options.config or {})
-    model_type = typed.pop("model_type")
+    model_type = str(typed.pop("model_type"))
     try:
         plain = AutoConfig.for_model(model_type)
     except ValueError:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kdcore.blame import blame
 from kdcore.hub import load_tokenizer
 
 if TYPE_CHECKING:
@@ -50,7 +51,8 @@ def keep_tokenizer(run: Run, others: Sequence[Path]) -> Path:
 def _made(run: Run) -> PreTrainedTokenizerBase:
     stage = run.recipe
     if stage.tokenizer is not None:
-        return stage.tokenizer.load(run, stage.tokenizer_data)
+        with blame(stage.tokenizer, "load"):
+            return stage.tokenizer.load(run, stage.tokenizer_data)
     assert stage.student.model is not None, "the recipe's check asks for a tokenizer otherwise"
     return load_tokenizer(stage.student.model, key="student.model")
 

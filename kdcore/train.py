@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from kdcore.api import Row
 from kdcore.batches import Collate, TrainingRows
+from kdcore.blame import blame
 from kdcore.checkpoint import Checkpoints
 from kdcore.errors import Interrupted, RunError
 from kdcore.gathering import over
@@ -163,7 +164,8 @@ class Trainer:
         with self.recorder.paused():
             scores: dict[str, float | str] = {}
             for one in self.run.recipe.evals:
-                scores.update(one.measure(self.run))
+                with blame(one, "measure"):
+                    scores.update(one.measure(self.run))
             if scores:
                 self.host.emit("kdcore_scores", run=self.run, step=self.run.step, scores=scores)
 
