@@ -16,15 +16,35 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from kdcore.plugins import Host
 
-_PACKAGES = (
-    "kdcore torch transformers tokenizers datasets accelerate safetensors huggingface-hub numpy "
-    "pydantic pluggy peft liger-kernel bitsandbytes triton"
-).split()
-_VARIABLES = (
-    "CUDA_VISIBLE_DEVICES OMP_NUM_THREADS MKL_NUM_THREADS PYTORCH_CUDA_ALLOC_CONF "
-    "CUBLAS_WORKSPACE_CONFIG NVIDIA_TF32_OVERRIDE HF_HUB_OFFLINE KDCORE_PLUGINS_OFF "
-    "TOKENIZERS_PARALLELISM WORLD_SIZE"
-).split()
+_PACKAGES = [
+    "kdcore",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "datasets",
+    "accelerate",
+    "safetensors",
+    "huggingface-hub",
+    "numpy",
+    "pydantic",
+    "pluggy",
+    "peft",
+    "liger-kernel",
+    "bitsandbytes",
+    "triton",
+]
+_VARIABLES = [
+    "CUDA_VISIBLE_DEVICES",
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "PYTORCH_CUDA_ALLOC_CONF",
+    "CUBLAS_WORKSPACE_CONFIG",
+    "NVIDIA_TF32_OVERRIDE",
+    "HF_HUB_OFFLINE",
+    "KDCORE_PLUGINS_OFF",
+    "TOKENIZERS_PARALLELISM",
+    "WORLD_SIZE",
+]
 
 
 def record(host: Host | None = None) -> str:
@@ -92,7 +112,7 @@ def _devices() -> list[dict[str, Any]]:
 def _installed() -> dict[str, str]:
     from kdcore.discovery import candidates
 
-    return {each.name: each.origin for each in candidates()}
+    return {each.name: f"{each.distribution} {each.version}".strip() for each in candidates()}
 
 
 def _loaded(host: Host) -> dict[str, str]:

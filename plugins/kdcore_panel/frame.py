@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
+from rich.segment import Segments
 from rich.table import Table
 from rich.text import Text
 
@@ -31,18 +32,29 @@ class Frame:
     pace: Pace
     now: float = 0.0
     memory: float = 0.0
+    _drawn: tuple[tuple[int, int, int], Segments] | None = None
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         width = min(options.max_width, WIDEST)
         inside = width - _BORDER
-        head, texts = self._head(inside), self._texts(inside)
-        facts = sum(1 + text.count("\n") for _, text in self.facts.rows())
-        taken = facts + len(texts) + 8 // _columns(inside) + 8
-        table = curves(self.history, inside, max(console.height - taken, 3))
-        middle: list[RenderableType] = [table, *texts, Text()] if table.row_count else texts
-        parts = [*head, *middle, self._bar(), Text(), self._status(inside)]
+        upper = self._upper(console, options.update(width=inside, height=None))
+        parts: list[RenderableType] = [upper, self._bar(), Text(), self._status(inside)]
         title = Text(self.facts.name, "bold")
         yield Panel(Group(*parts), title=title, title_align="left", border_style="dim", width=width)
+
+    def _upper(self, console: Console, options: ConsoleOptions) -> Segments:
+        """All but what moves with the clock: drawn anew only when a line came."""
+        key = (self.history.version, options.max_width, console.height)
+        if self._drawn is None or self._drawn[0] != key:
+            width = options.max_width
+            head, texts = self._head(width), self._texts(width)
+            facts = sum(1 + text.count("\n") for _, text in self.facts.rows())
+            taken = facts + len(texts) + 8 // _columns(width) + 8
+            table = curves(self.history, width, max(console.height - taken, 3))
+            middle: list[RenderableType] = [table, *texts, Text()] if table.row_count else texts
+            lines = console.render_lines(Group(*head, *middle), options, new_lines=True)
+            self._drawn = key, Segments([segment for line in lines for segment in line])
+        return self._drawn[1]
 
     def _head(self, width: int) -> list[RenderableType]:
         facts = self.facts.rows()

@@ -103,6 +103,7 @@ class History:
         self.texts: dict[str, str] = {}
         self.step = 0
         self.records = 0
+        self.version = 0  # changes with every line
         for line in lines:
             self.add(line)
 
@@ -111,6 +112,7 @@ class History:
         step = line.get("step")
         self.step = max(self.step, step if isinstance(step, int) else 0)
         self.records += "loss" in line
+        self.version += 1
         for key, value in line.items():
             if key == "loss" or "/" in key:
                 self._take(key, value)

@@ -52,7 +52,8 @@ def _with_spread(group: Group, score: str) -> str:
         return "-"
     spread = group.spread(score)
     mean = value(group.mean(score))
-    return mean if spread is None else f"{mean} ± {value(spread)}"
+    decimals = len(mean.partition(".")[2])  # the spread has as many, so that columns stay aligned
+    return mean if spread is None else f"{mean} ± {spread:.{decimals}f}"
 
 
 def labels(groups: Sequence[Group]) -> list[str]:

@@ -30,9 +30,8 @@ def recipe(
     target = (target or Path(path.name)).with_suffix(".toml")
     if target.exists():
         raise UsageError(f"{target} exists already: kdcore new recipe {source} OTHER_NAME")
-    text = _same_base(path.read_text(encoding="utf-8"), path, target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    _write_new(target, text)
+    _write_new(target, _same_base(path.read_text(encoding="utf-8"), path, target))
     print(f"{target}\nkdcore check {target}\nkdcore run {target}")
 
 

@@ -3,6 +3,7 @@
 import io
 import math
 import os
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ from rich.console import Console
 
 from kdcore import Record
 
+_CLOCK = count()  # so that no two runs were busy at the same time
 _EXPECTED = Path(__file__).parent / "expected"
 _TABLE = {
     "student": {
@@ -109,6 +111,9 @@ def keep_run(out, name, *, lines=None, finished=True, **table):
     (folder / "metrics.jsonl").write_text(text)
     if finished:
         (folder / "final").mkdir()
+    when = 1e9 + next(_CLOCK)
+    for file in folder.glob("*.*"):
+        os.utime(file, (when, when))
     return folder
 
 

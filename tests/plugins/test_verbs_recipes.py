@@ -1,0 +1,50 @@
+"""`kdcore recipes`: what each recipe shows and needs, without loading torch."""
+
+import json
+import subprocess
+import sys
+
+from kdcore_verbs import recipes as verb
+from kdcore_verbs.recipes import recipes
+
+from kdcore import shipped_recipes
+
+
+def test_a_recipe_says_what_it_shows_and_needs(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        "# Two lines that\n# make a sentence.\n# More.\n# Needs: the hub\nseed = 1\n# Needs: no\n"
+    )
+    monkeypatch.setattr(verb, "shipped_recipes", lambda: [path])
+    monkeypatch.setattr(verb, "recipe_name", lambda path: path.stem)
+    recipes(as_json=True)
+    assert json.loads(capsys.readouterr().out) == [
+        {
+            "name": "mine",
+            "shows": "Two lines that make a sentence.",
+            "needs": "the hub",
+            "path": str(path),
+        }
+    ]
+    recipes()
+    assert capsys.readouterr().out.splitlines()[:2] == [
+        "mine  Two lines that make a sentence.",
+        "      Needs the hub",
+    ]
+
+
+def test_every_shipped_recipe_says_both(capsys):
+    recipes(as_json=True)
+    found = json.loads(capsys.readouterr().out)
+    assert len(found) == len(shipped_recipes()) > 0
+    for recipe in found:
+        assert recipe["shows"].endswith((".", "!", "?")), recipe["name"]
+        assert recipe["needs"], recipe["name"]
+
+
+def test_it_loads_no_torch():
+    code = (
+        "import sys; from kdcore_verbs.recipes import recipes; recipes(); "
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
