@@ -177,6 +177,7 @@ class Builder:
 
 def _unknown(key: str, what: str, known: Collection[str]) -> tuple[str, str]:
     """Message and hint for a key that nobody knows."""
-    message = f"{what} has no option {key!r}{suggestion(key, known)}"
+    near = suggestion(key, known)
     own = ", ".join(name for name in known if name != "use")
-    return message, f"it has: {own}" if own else "it has no options"
+    hint = f"it has: {own}" if own else "it has no options"
+    return f"{what} has no option {key!r}{near}", "" if near else hint

@@ -30,8 +30,9 @@ def shape_faults(table: Written, title: str) -> Iterator[Fault]:
         if key in AT_TOP:
             yield value.fault(f"{key} stands at the top level of the recipe, not in a stage")
         elif key not in IN_STAGE:
-            said = f"a recipe has no {key!r}{suggestion(key, IN_STAGE)}"
-            yield value.fault(said, f"it has: {', '.join((*AT_TOP, *IN_STAGE))}")
+            near = suggestion(key, (*AT_TOP, *IN_STAGE))
+            hint = "" if near else f"it has: {', '.join((*AT_TOP, *IN_STAGE))}"
+            yield value.fault(f"a recipe has no {key!r}{near}", hint)
         elif key in TABLES and not value.is_table:
             yield value.fault(f"{key} should be one table, not {_what(value)}", f"write [{key}]")
         elif key in LISTS and not value.is_list:

@@ -53,6 +53,7 @@ FAULTS = {
     "no train": (changed("[train]\nlr = 1e-4\nepochs = 1", ""), 1, 1, "add [train] with lr"),
     "no losses in the list": ("loss = []\n" + changed('[[loss]]\nuse = "ce"', ""), 1, 1,
         "[[loss]]"),
+    "a table like no other": (SIMPLE + "[zzz]\n", AFTER, 2, "it has: name, extends"),
     "unknown table": (SIMPLE + "[teachr]\n", AFTER, 2, "did you mean 'teacher'?"),
     "unknown key at the top": ("sed = 1\n" + SIMPLE, 1, 1, "did you mean 'seed'?"),
     "table in place of a list": (changed("[[loss]]", "[loss]"), 8, 2, "write [[loss]]"),
@@ -66,7 +67,7 @@ FAULTS = {
     "unknown eval": (SIMPLE + '[[eval]]\nuse = "agrement"\n', 15, 1, "'agreement'"),
     "unknown logger": (SIMPLE + '[[log]]\nuse = "trackr"\n', 15, 1, "did you mean 'tracker'?"),
     # options
-    "unknown option": (KL + "[[loss]]\nuse='kl'\ntemp = 1\n", 19, 1, "it has: temperature"),
+    "unknown option": (KL + "[[loss]]\nuse='kl'\nheat = 1\n", 19, 1, "it has: temperature"),
     "unknown engine key": (changed('"ce"', '"ce"\nwieght = 1'), 10, 1, "did you mean 'weight'?"),
     "unknown train key": (SIMPLE + "warm_up = 3\n", AFTER, 1, "did you mean 'warmup'?"),
     "unknown student key": (changed('"m"', '"m"\nmodle = 1'), 3, 1, "did you mean 'model'?"),
