@@ -74,7 +74,7 @@ def without_downloads() -> Iterator[None]:
     import huggingface_hub.constants
 
     # Both read the environment when they are imported, and these names from then on.
-    places = (datasets.config, huggingface_hub.constants)
+    places: tuple[Any, ...] = (datasets.config, huggingface_hub.constants)
     before = [place.HF_HUB_OFFLINE for place in places]
     try:
         for place in places:

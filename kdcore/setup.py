@@ -107,7 +107,10 @@ def prepare(
 
 def enable_checkpointing(student: PreTrainedModel) -> None:
     """Make the trunk's activations again in the backward pass instead of keeping them."""
-    student.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[no-untyped-call]
+    # The older name goes with transformers 6, and the first releases of 5 have no other.
+    newer = getattr(student, "activation_checkpointing_enable", None)
+    enable = newer or student.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
 
 
 def steps_of(options: TrainOptions, rows: int, lengths: np.ndarray) -> int:

@@ -1,0 +1,85 @@
+"""A model's parameters, part by part: embeddings, each kind of block, norms, head."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Part:
+    """Equal pieces of a model, and the parameters of each."""
+
+    name: str
+    count: int
+    each: int
+    trained: int  # of the parameters of all pieces
+    note: str = ""
+
+    @property
+    def total(self) -> int:
+        """The parameters of all pieces."""
+        return self.count * self.each
+
+
+def parts_of(model: PreTrainedModel) -> list[Part]:
+    """Every parameter, counted once, in the order of the forward pass; a tied head is named."""
+    pieces: dict[tuple[str, str], list[Tensor]] = {}
+    for name, index, parameter in _named(model):
+        pieces.setdefault((name, index), []).append(parameter)
+    kinds: dict[tuple[str, int], list[int]] = {}
+    for (name, _), parameters in pieces.items():
+        size = sum(p.numel() for p in parameters)
+        trained = sum(p.numel() for p in parameters if p.requires_grad)
+        kinds.setdefault((name, size), []).append(trained)
+    parts = [Part(name, len(each), size, sum(each)) for (name, size), each in kinds.items()]
+    if _is_tied(model):
+        parts.append(Part("head", 1, 0, 0, "tied: the embeddings are used"))
+    return parts
+
+
+def parameters_of(model: nn.Module) -> tuple[int, int]:
+    """All parameters, and those that are trained."""
+    counts: Counter[bool] = Counter()
+    for parameter in model.parameters():
+        counts[parameter.requires_grad] += parameter.numel()
+    return counts.total(), counts[True]
+
+
+def _named(model: PreTrainedModel) -> Iterator[tuple[str, str, Tensor]]:
+    """Each parameter with its part's name and which of the equal pieces it belongs to."""
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    seen: set[int] = set()
+    for path, module in model.named_modules():
+        for parameter in module.parameters(recurse=False):
+            if id(parameter) not in seen:
+                seen.add(id(parameter))
+                yield *_place(path, module, is_head=module is head), parameter
+
+
+def _place(path: str, module: nn.Module, *, is_head: bool) -> tuple[str, str]:
+    steps = path.split(".")
+    at = next((n for n, step in enumerate(steps) if step.isdigit()), None)
+    if is_head:
+        return "head", ""
+    name = "norm" if "norm" in type(module).__name__.lower() else ""
+    if at is None:
+        kind = "embeddings" if isinstance(module, nn.Embedding) else steps[-1]
+        return name or kind, ""
+    # "model.layers.3.mlp.gate_proj" is a piece of "layers: mlp", in layer 3.
+    inner = "norms" if name else ".".join(steps[at + 1 : at + 2])
+    return f"{steps[at - 1]}: {inner}", steps[at]
+
+
+def _is_tied(model: PreTrainedModel) -> bool:
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    embeddings = model.get_input_embeddings()
+    return getattr(head, "weight", None) is embeddings.weight
