@@ -39,9 +39,11 @@ if TYPE_CHECKING:
     from kdcore.generation import generate
     from kdcore.hub import dtype_of, load_config, load_model, load_tokenizer, model_fingerprint
     from kdcore.language_model import LanguageModel
+    from kdcore.planning import StagePlan, plans_of
     from kdcore.plugins import Host
     from kdcore.provenance import reserved_modules
     from kdcore.reading import read, read_nll
+    from kdcore.recipe import read_recipe
     from kdcore.run import Run
     from kdcore.teachers import load_teacher
     from kdcore.tokens import Tokens
@@ -58,9 +60,11 @@ _HOME = {
     "generation": "generate",
     "hub": "dtype_of load_config load_model load_tokenizer model_fingerprint",
     "language_model": "LanguageModel",
+    "planning": "StagePlan plans_of",
     "plugins": "Host",
     "provenance": "reserved_modules",
     "reading": "read read_nll",
+    "recipe": "read_recipe",
     "run": "Run",
     "teachers": "load_teacher",
     "tokens": "Tokens",
@@ -89,6 +93,7 @@ __all__ = [
     "RunError",
     "Selection",
     "Split",
+    "StagePlan",
     "Teacher",
     "Tokenizer",
     "Tokens",
@@ -108,8 +113,10 @@ __all__ = [
     "model_fingerprint",
     "of_tokenizer",
     "options_of",
+    "plans_of",
     "read",
     "read_nll",
+    "read_recipe",
     "recipe_name",
     "reserved_modules",
     "runs_in",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields
 from hashlib import blake2b
 from pathlib import Path
@@ -42,8 +42,11 @@ def as_typed(component: Component) -> str:
 def _call(
     name: str, component: Component, show: Callable[[Component], str], without: Iterable[str] = ()
 ) -> str:
+    types: Mapping[str, Any] = type(component).__pydantic_fields__  # type: ignore[attr-defined]
     options = [f.name for f in fields(component) if f.name not in without]  # type: ignore[arg-type]
-    given = ", ".join(f"{key}={_shown(getattr(component, key), show)}" for key in options)
+    given = ", ".join(
+        f"{types[key].alias or key}={_shown(getattr(component, key), show)}" for key in options
+    )
     return f"{name}({given})"
 
 

@@ -6,7 +6,7 @@ cannot be known here is named, with the reason, and everything else is still tol
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,6 +18,7 @@ import torch
 from kdcore.api import Data, Rows, Teacher
 from kdcore.errors import KdcoreError
 from kdcore.estimate import Estimate, estimate
+from kdcore.fingerprints import as_typed
 from kdcore.formula import objective_formula, symbols_of
 from kdcore.hub import load_config, load_tokenizer, without_downloads
 from kdcore.run import Run
@@ -40,6 +41,7 @@ class StagePlan:
     """What one stage will do. None stands for what is not known."""
 
     stage: Stage  # as typed: other stages are "@NAME"
+    components: Mapping[str, str]  # "data", "teacher", ... -> as a call, without defaults
     objective: str
     symbols: Sequence[tuple[str, str]]  # of the objective, with their meaning
     ids: int | None  # of the tokenizer
@@ -91,6 +93,7 @@ class _Planning:
         selects = typed.selection is not None
         return StagePlan(
             stage=typed,
+            components=_as_calls(typed),
             objective=objective_formula(typed.terms, selects=selects),
             symbols=symbols_of(typed.terms, selects=selects),
             ids=ids,
@@ -141,6 +144,15 @@ class _Planning:
         for name in self.table.needs:
             text = text.replace(str(self._folder(name) / "final"), f"@{name}")
         return text
+
+
+def _as_calls(stage: Stage) -> dict[str, str]:
+    fresh = (stage.student.config or {}).get("model_type")
+    student = [stage.student.model or f"fresh {fresh}", *map(as_typed, stage.student.patches)]
+    kinds = ("tokenizer", "data", "teacher", "selection")
+    found = {kind: getattr(stage, kind) for kind in kinds}
+    said = {kind: as_typed(one) for kind, one in found.items() if one is not None}
+    return {"student": " + ".join(student), **said}
 
 
 def _config(stage: Stage, tokenizer: PreTrainedTokenizerBase | None) -> PretrainedConfig | None:
