@@ -138,6 +138,7 @@ class Files(Logger):
         self._log = logging.FileHandler(run.folder / LOG, encoding="utf-8")
         self._log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logging.getLogger("kdcore").addHandler(self._log)
+        self._note(f"begins after step {run.step} of {run.steps}")
 
     def _resume(self, before: Sequence[Line], step: int) -> None:
         self._resumed_at = step
@@ -167,9 +168,17 @@ class Files(Logger):
         self._metrics.write(to_json({**about, **line}) + "\n")
         self._metrics.flush()
 
+    def _note(self, text: str) -> None:
+        """A line in log.txt alone."""
+        if self._log is not None:
+            about = {"msg": text, "levelno": logging.INFO, "levelname": "INFO"}
+            self._log.handle(logging.makeLogRecord(about))
+
     @hookimpl
-    def kdcore_run_end(self) -> None:
+    def kdcore_run_end(self, run: Run, error: BaseException | None) -> None:
         """Close the files."""
+        why = f": {type(error).__name__}: {error}" if error else ""
+        self._note(f"ends after step {run.step} of {run.steps}{why}")
         if self._log is not None:
             logging.getLogger("kdcore").removeHandler(self._log)
             self._log.close()

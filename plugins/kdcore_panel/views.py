@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from kdcore_files import Line, evaluation_line, read_metrics, training_line
 from rich.console import Console
+from rich.constrain import Constrain
 from rich.live import Live
 from rich.text import Text
 
@@ -141,9 +142,10 @@ class Frames(View):
         self._live.start(refresh=True)
         self._handlers = [(handler, handler.setStream(sys.stderr)) for handler in handlers]
 
-    def _drawn(self) -> Frame:
+    def _drawn(self) -> Constrain:
         self.frame.now = self.clock()
-        return self.frame
+        # The terminal echoes ^C behind the frame; without room for it the frame would slip a line.
+        return Constrain(self.frame, self.console.width - 2)
 
     def step(self, step: int) -> None:
         """Count; where an epoch ended with the step before, say so."""

@@ -26,7 +26,7 @@ AsCsv = Annotated[bool, typer.Option("--csv", help="As CSV.")]
 def show(
     runs: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[RUN...]", help="Paths, names, prefixes, 'patterns.*' or last."),
+        typer.Argument(metavar="RUN", help="Paths, names, prefixes, 'patterns.*' or last."),
     ] = None,
     out: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),
     as_csv: AsCsv = False,

@@ -15,7 +15,7 @@ from kdcore.events import Events
 def files():
     made = Files()
     yield made
-    made.kdcore_run_end()
+    made.kdcore_run_end(fake_run("."), None)
 
 
 def steps_and_kinds(folder):
@@ -108,9 +108,11 @@ def test_messages_go_to_log_txt_while_the_run_lasts(tmp_path, files):
     before = list(logger.handlers)
     files.kdcore_run_start(fake_run(tmp_path))
     logger.warning("the teacher is slow")
-    files.kdcore_run_end()
+    files.kdcore_run_end(fake_run(tmp_path, step=7), RuntimeError("out of memory"))
     logger.warning("after the run")
     said = (tmp_path / "log.txt").read_text()
+    assert "INFO begins after step 0 of 300\n" in said
+    assert "INFO ends after step 7 of 300: RuntimeError: out of memory\n" in said
     assert "WARNING the teacher is slow" in said and "after the run" not in said
     assert logger.handlers == before
 
