@@ -71,6 +71,15 @@ def teacher_of(kind="llama", **options):
     return Held(made), oracle.model_teacher(made, VOCABULARY)
 
 
+def ensemble(average, weights):
+    """Two teachers in one, as the engine and as the oracle know it."""
+    members = [model("gpt2", seed=1), model("llama", seed=2)]
+    made = Ensemble(members=[Held(m) for m in members], average=average, weights=weights)
+    form = oracle.mean_of_logits if average == "logits" else oracle.mixture
+    known = [oracle.model_teacher(m, VOCABULARY) for m in members]
+    return made, form(known, weights or [1.0, 1.0])
+
+
 def selections(kind="llama"):
     """Every selection, and the scores that it is to rank by."""
     reference, known = Held(model(kind, seed=2)), oracle.model_teacher(model(kind, 2), VOCABULARY)
@@ -161,12 +170,9 @@ def test_schedules(step):
 @pytest.mark.parametrize("average", ["logits", "probs"])
 @pytest.mark.parametrize("weights", [None, [0.5, 1.5]])
 def test_ensembles(average, weights):
-    members = [model("gpt2", seed=1), model("llama", seed=2)]
-    ensemble = Ensemble(members=[Held(m) for m in members], average=average, weights=weights)
-    form = oracle.mean_of_logits if average == "logits" else oracle.mixture
-    known = form([oracle.model_teacher(m, VOCABULARY) for m in members], weights or [1.0, 1.0])
+    teacher, known = ensemble(average, weights)
     terms = [term(ForwardKL(temperature=2.0)), term(weight=0.5)]
-    found = engine.step(model(), ROWS["packed"], terms, teacher=ensemble, micro_batch=3)
+    found = engine.step(model(), ROWS["packed"], terms, teacher=teacher, micro_batch=3)
     expected = oracle.step(model(), ROWS["packed"], terms, vocabulary=VOCABULARY, teacher=known)
     assert_equal(found, expected)
 
@@ -255,6 +261,24 @@ def test_float32(kind, micro_batch):
         micro_batch=micro_batch,
     )
     assert_equal(found, judged(kind, "packed", "hardest"), selected=True, **FLOAT32)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", LOSSES)
+def test_float32_of_every_loss(kind, name):
+    teacher, (_, known) = teacher_of(kind, double=False)[0], teacher_of(kind)
+    terms = [term(LOSSES[name])]
+    expected = oracle.step(model(kind), ROWS["packed"], terms, vocabulary=VOCABULARY, teacher=known)
+    for micro_batch in MICRO_BATCHES:
+        found = engine.step(
+            model(kind, double=False),
+            ROWS["packed"],
+            terms,
+            teacher=teacher,
+            micro_batch=micro_batch,
+        )
+        assert_equal(found, expected, **FLOAT32)
 
 
 def test_bf16_autocast_is_roughly_equal():

@@ -13,22 +13,15 @@ import oracle
 import pytest
 import test_objective
 import torch
-from engine import VOCABULARY, Held, term
-from kdcore_losses import CrossEntropy, ForwardKL, TotalVariation
-from kdcore_selections import Hardest, Random, Rho
+from engine import VOCABULARY, term
+from kdcore_losses import CrossEntropy, ForwardKL
+from kdcore_selections import Hardest, Random
+from test_objective import SHARE
 
 pytestmark = pytest.mark.slow
 
 PROCESSES = 2
-SHARE = 0.3
-TERMS = {
-    "plain": [term(ForwardKL(temperature=2.0)), term(CrossEntropy(), 0.5)],
-    "selected": [
-        term(ForwardKL(temperature=2.0)),
-        term(CrossEntropy(), 0.3, on="all"),
-        term(TotalVariation(), on="dropped"),
-    ],
-}
+PLAIN = [term(ForwardKL(temperature=2.0)), term(CrossEntropy(), 0.5)]
 ROWS = {
     "packed": engine.packed_rows(),
     "single": engine.single_rows(),
@@ -47,16 +40,34 @@ class Case:
     selection: str | None = None
     scope: str = "step"
     tied: bool = False
+    loss: str | None = None
+    average: str | None = None  # of an ensemble
+    step: int = 1  # of 10
 
     def __str__(self):
         return "-".join(str(each) for each in vars(self).values() if each)
 
     @property
     def terms(self):
-        return TERMS["selected" if self.selection else "plain"]
+        if self.loss:
+            return [term(test_objective.LOSSES[self.loss])]
+        return test_objective.MIXED if self.selection else PLAIN
 
     def student(self):
         return engine.model(self.kind, double=True, tie_word_embeddings=self.tied)
+
+    def selection_and_scores(self):
+        """For the engine, and for the oracle."""
+        known = test_objective.selections()
+        known["everything"] = (Hardest(keep=1.0), oracle.hardest)
+        known["random"] = (Random(keep=SHARE), oracle.random(seed=0, step=self.step))
+        return known.get(self.selection, (None, None))
+
+    def teachers(self):
+        """For the engine, and for the oracle."""
+        if self.average:
+            return test_objective.ensemble(self.average, [0.5, 1.5])
+        return test_objective.teacher_of("gpt2")
 
 
 CASES = [
@@ -66,7 +77,10 @@ CASES = [
         for micro_batch in (1, 3, 8)
         for selection in (None, "rho")
     ),
-    *(Case(selection=name) for name in ("hardest", "random", "everything")),
+    *(Case(selection=name) for name in (*test_objective.selections(), "everything")),
+    *(Case(loss=name) for name in test_objective.LOSSES),
+    *(Case(average=average) for average in ("logits", "probs")),
+    *(Case(selection="random", step=step) for step in (4, 10)),
     *(Case(rows, selection=name) for rows in ROWS for name in (None, "rho")),
     *(Case(micro_batch=n, selection="rho", scope="micro_batch") for n in (1, 3, 4)),
     Case(tied=True),
@@ -75,23 +89,11 @@ CASES = [
 CASES = list(dict.fromkeys(CASES))
 
 
-def model(seed):
-    return engine.model("gpt2", seed=seed, double=True)
+class Repeated(engine.InOrder):
+    """The same rows at every step."""
 
-
-def selection_of(name):
-    """A selection, and the scores that it is to rank by."""
-    match name:
-        case "rho":
-            known = oracle.model_teacher(model(2), VOCABULARY)
-            return Rho(keep=SHARE, reference=Held(model(2))), oracle.rho(known)
-        case "hardest":
-            return Hardest(keep=SHARE), oracle.hardest
-        case "everything":
-            return Hardest(keep=1.0), oracle.hardest
-        case "random":
-            return Random(keep=SHARE), oracle.random(seed=0, step=1)
-    return None, None
+    def step(self, step):
+        return super().step(1)
 
 
 # In each process
@@ -102,11 +104,14 @@ def run_case(case, accelerator):
         case.student(),
         ROWS[case.rows],
         case.terms,
-        teacher=Held(model(1)),
-        selection=selection_of(case.selection)[0],
+        teacher=case.teachers()[0],
+        selection=case.selection_and_scores()[0],
         micro_batch=case.micro_batch,
         scope=case.scope,
         accelerator=accelerator,
+        order=Repeated,
+        at=case.step,
+        steps=10,
     )
 
 
@@ -118,9 +123,9 @@ def train(accelerator, folder, steps=4):
     made = engine.trainer(
         student,
         ROWS["packed"],
-        TERMS["selected"],
-        teacher=Held(model(1)),
-        selection=selection_of("rho")[0],
+        test_objective.MIXED,
+        teacher=test_objective.teacher_of()[0],
+        selection=test_objective.selections()["rho"][0],
         batch=5,
         micro_batch=2,
         steps=steps,
@@ -217,9 +222,10 @@ def test_two_processes_are_one(seen, case):
         ROWS[case.rows],
         case.terms,
         vocabulary=VOCABULARY,
-        teacher=oracle.model_teacher(model(1), VOCABULARY),
-        scores=selection_of(case.selection)[1],
+        teacher=case.teachers()[1],
+        scores=case.selection_and_scores()[1],
         share=1.0 if case.selection == "everything" else SHARE,
+        done=(case.step - 1) / 10,
         groups=groups_of(case),
     )
     results = [each["cases"][CASES.index(case)] for each in seen]
