@@ -58,7 +58,7 @@ class Estimate:
 class _Teacher:
     """A teacher's model without weights, and the bytes that its weights would take."""
 
-    name: str
+    name: str  # with its parameters
     model: PreTrainedModel
     size: int
 
@@ -117,8 +117,9 @@ class _Estimating:
         model = _fresh(config, cast(torch.dtype, config.dtype), None)
         how = getattr(config, "quantization_config", None) or {}
         bits = 4 if how.get("load_in_4bit") else 8
-        size = _bytes(model) if not how else parameters_of(model)[0] * bits // 8
-        return _Teacher(name, model, size)
+        parameters = parameters_of(model)[0]
+        size = parameters * bits // 8 if how else _bytes(model)
+        return _Teacher(f"teacher: {name}, {parameters:,} parameters", model, size)
 
     def done(self, state: float) -> Estimate:
         """`state` is the optimizer's, in numbers for each that is trained."""
@@ -128,7 +129,7 @@ class _Estimating:
             ("libraries" if self.device.type == "cpu" else "CUDA", _LIBRARIES[self.device.type]),
             ("student: weights", weights),
             ("student: optimizer", round(state * trained)),
-            *((f"teacher {one.name}: weights", one.size) for one in self._all_teachers()),
+            *((one.name, one.size) for one in self._all_teachers()),
         ]
         held = sum(size for _, size in fixed)
         rows = self._micro_batch(held)

@@ -147,12 +147,19 @@ class _Planning:
 
 
 def _as_calls(stage: Stage) -> dict[str, str]:
-    fresh = (stage.student.config or {}).get("model_type")
-    student = [stage.student.model or f"fresh {fresh}", *map(as_typed, stage.student.patches)]
+    student = [_student_of(stage), *map(as_typed, stage.student.patches)]
     kinds = ("tokenizer", "data", "teacher", "selection")
     found = {kind: getattr(stage, kind) for kind in kinds}
     said = {kind: as_typed(one) for kind, one in found.items() if one is not None}
     return {"student": " + ".join(student), **said}
+
+
+def _student_of(stage: Stage) -> str:
+    if stage.student.config is None:
+        return str(stage.student.model)
+    options = dict(stage.student.config)
+    kind = options.pop("model_type")
+    return f"{kind}({', '.join(f'{key}={value!r}' for key, value in options.items())}), fresh"
 
 
 def _config(stage: Stage, tokenizer: PreTrainedTokenizerBase | None) -> PretrainedConfig | None:

@@ -52,7 +52,7 @@ def _tell_stage(plan: StagePlan) -> None:
         tell(_parameters(plan.estimate), "", _memory(plan.estimate), "")
         tell(_disk(plan), "")
     if plan.unknown:
-        tell(Text("  not known", "yellow"), _grid(_split(plan.unknown)), "")
+        tell(Text("  not known", "yellow"), _grid(_by_cause(plan.unknown)), "")
 
 
 def _grid(rows: Iterable[tuple[str, str]]) -> Padding:
@@ -64,11 +64,14 @@ def _grid(rows: Iterable[tuple[str, str]]) -> Padding:
     return Padding(table, _MARGIN)
 
 
-def _split(unknown: Sequence[str]) -> Facts:
-    """What is not known, and why."""
+def _by_cause(unknown: Sequence[str]) -> Facts:
+    """What is not known, and why: each cause once."""
+    causes: dict[str, list[str]] = {}
     for line in unknown:
         what, _, why = line.partition(": ")
-        yield what, why
+        causes.setdefault(why, []).append(what)
+    for why, what in causes.items():
+        yield "\n".join(what), why
 
 
 def _facts(plan: StagePlan) -> Facts:
