@@ -129,7 +129,7 @@ class Data(Component):
     fresh_each_epoch: ClassVar[bool] = False
 
     def texts(self, split: str) -> Iterable[str]:
-        """The documents of "train" or "validation", in order; tokenizers are trained on them too."""
+        """The documents of "train" or "validation", in order; tokenizers train on them too."""
         raise NotImplementedError
 
     def make_rows(
@@ -193,7 +193,7 @@ class Teacher(Component):
         raise NotImplementedError
 
     def nll(self, batch: Batch) -> Callable[[Tensor, Tensor], Tensor]:
-        """Flat positions [n], labels [n] -> negative log-likelihoods [n]; by default from `read`."""
+        """Flat positions, labels [n] -> negative log-likelihoods [n]; by default from `read`."""
         from kdcore.reading import nll_from_logits, read
 
         return nll_from_logits(read(self, batch), batch)
@@ -256,7 +256,7 @@ class Eval(Component):
 
 
 class Logger(Component):
-    """Event hooks as methods, each with `@hookimpl`. One that raises is switched off for the run."""
+    """Event hooks as methods, each with `@hookimpl`. One that raises is switched off."""
 
     always: ClassVar[bool] = False  # used by every run, unless its plugin is blocked
 

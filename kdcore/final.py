@@ -31,7 +31,7 @@ def save_final(run: Run) -> Path:
 
 def model_card(run: Run) -> str:
     """What this model is: recipe, objective, versions, last evaluation."""
-    versions = json.loads((run.folder / "env.json").read_text()).get("versions", {})
+    versions = json.loads((run.folder / "env.json").read_text())["packages"]
     said = ", ".join(f"{name} {version}" for name, version in versions.items())
     return f"""---
 library_name: transformers
@@ -39,7 +39,7 @@ tags: [kdcore, distillation]
 ---
 # {run.recipe.run_name}
 
-Trained with [kdcore]({"https://pypi.org/project/kdcore/"}) for {run.steps} steps of {run.batch}
+Trained with kdcore for {run.steps} steps of {run.batch}
 rows, {run.tokens:,} tokens.
 
 ## Objective

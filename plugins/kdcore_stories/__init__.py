@@ -1,0 +1,72 @@
+"""Children's stories from a grammar: endless, small, and of known truth.
+
+Each story has a hero, a friend, a place, and a thing of some colour, and comes back to them later.
+So a model has to learn more than the order of words, and whether it did can be checked exactly.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import cycle, islice
+from typing import Annotated
+
+from pydantic import Field
+
+from kdcore import Data, Eval, Run, component, generate, hookimpl
+from kdcore_stories.grammar import OPENINGS, facts, keeps_facts, tell
+
+__all__ = ["OPENINGS", "Facts", "Stories", "facts", "keeps_facts", "tell"]
+
+
+@component
+class Stories(Data):
+    """Stories of a grammar. Story n of a seed is the same however many are asked for."""
+
+    name = "stories"
+    stories: Annotated[int, Field(ge=1)] = 2400
+    validation: Annotated[int, Field(ge=1)] = 200
+    seed: int = 0
+
+    def texts(self, split: str) -> Iterator[str]:
+        """The stories of "train", or other ones of "validation"."""
+        count = self.stories if split == "train" else self.validation
+        for index in range(count):
+            yield tell(random.Random(f"{self.seed} {split} {index}"))
+
+
+@component
+class Facts(Eval):
+    """How many of the student's own stories keep their facts, from 0 to 1, and one story."""
+
+    name = "facts"
+    samples: Annotated[int, Field(ge=1)] = 100
+    temperature: Annotated[float, Field(ge=0)] = 0.8
+    max_new_tokens: Annotated[int, Field(ge=1)] = 240
+    seed: int = 0
+
+    def measure(self, run: Run) -> Mapping[str, float | str]:
+        """Let the student go on from the openings of the grammar, and check what it wrote."""
+        prompts = list(islice(cycle(OPENINGS), self.samples))
+        endings = generate(
+            run.student,
+            run.tokenizer,
+            prompts,
+            max_new_tokens=self.max_new_tokens,
+            temperature=self.temperature,
+            seed=self.seed,
+        )
+        stories = [prompt + ending for prompt, ending in zip(prompts, endings, strict=True)]
+        return {"facts": sum(map(keeps_facts, stories)) / len(stories), "story": stories[0]}
+
+
+@hookimpl
+def kdcore_data() -> Sequence[type[Data]]:
+    """The data that this plugin brings."""
+    return [Stories]
+
+
+@hookimpl
+def kdcore_evals() -> Sequence[type[Eval]]:
+    """The evals that this plugin brings."""
+    return [Facts]
