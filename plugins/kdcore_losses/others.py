@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from kdcore import component
@@ -73,7 +74,7 @@ class AlphaBeta(ScaledDivergence):
     """The alpha-beta divergence of Cichocki et al.: (1, 0) is `kl`, (0, 1) is `reverse-kl`.
 
     -1 / (alpha beta) times the sum of p^alpha q^beta - alpha/s p^s - beta/s q^s, s = alpha + beta;
-    where alpha or beta is 0, the limit. Values below 0.001 other than 0 lose digits in float32.
+    where alpha or beta is 0, the limit.
 
     Wang et al. 2025 (ABKD), arXiv:2505.04560.
     """
@@ -87,10 +88,16 @@ class AlphaBeta(ScaledDivergence):
         alpha, beta = self.alpha, self.beta
         if alpha == 0 or beta == 0:
             return self._limit(log_p, log_q)
+        # With the larger of p and q before the bracket, no difference of powers loses digits.
+        gap, p_is_larger = -(log_p - log_q).abs(), log_p > log_q
+        of_p, of_q = log_p.new_full((), alpha), log_p.new_full((), beta)
+        of_larger = torch.where(p_is_larger, of_p, of_q)
+        of_smaller = torch.where(p_is_larger, of_q, of_p)
+        one, other = torch.expm1(of_larger * gap), torch.expm1(of_smaller * gap)
+        bracket = of_smaller * (other + 1) * one - of_larger * other
+        larger = torch.maximum(log_p, log_q)
         whole = alpha + beta
-        mixed = (alpha * log_p + beta * log_q).exp()
-        gaps = alpha * ((whole * log_p).exp() - mixed) + beta * ((whole * log_q).exp() - mixed)
-        return gaps.sum(-1) / (alpha * beta * whole)
+        return (bracket * (whole * larger).exp()).sum(-1) / (alpha * beta * whole)
 
     def written(self, p: str, q: str) -> str:
         """AB(p, q, alpha, beta)."""
