@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from types import FunctionType
 
 import torch
 from torch import Tensor
@@ -24,29 +25,42 @@ _log = logging.getLogger("kdcore")
 
 def compiled_values_of(losses: Sequence[Loss], chunk: int) -> Values:
     """The same values as `values_of(losses)`, compiled for chunks of exactly `chunk` tokens."""
+    from torch._dynamo.exc import TorchDynamoException  # takes a second, and few runs compile
+
     plain, fast = values_of(losses), torch.compile(_functional(losses), dynamic=False)
     options = _options(losses)
-    changed = False
+    compiled = True
 
     def values(
         student: Tensor, teacher: Tensor | None, labels: Tensor, weights: Tensor
     ) -> tuple[Tensor, Tensor]:
-        nonlocal changed
-        if not changed and _options(losses) != options:
-            changed = True
+        nonlocal compiled
+        if compiled and not _same(_options(losses), options):
+            compiled = False
             _log.warning("a loss changes its options during the run, so losses run uncompiled")
-        if changed:
-            return plain(student, teacher, labels, weights)
-        missing = chunk - len(labels)
-        sums, gradient = fast(
-            F.pad(student, (0, 0, 0, missing)),
-            None if teacher is None else F.pad(teacher, (0, 0, 0, missing)),
-            F.pad(labels, (0, missing)),
-            F.pad(weights, (0, missing)),
-        )
-        return sums, gradient[: len(labels)]
+        if compiled:
+            missing = chunk - len(labels)
+            other = None if teacher is None else _filled(teacher, missing)
+            some = F.pad(weights, (0, missing)).contiguous()
+            try:
+                sums, gradient = fast(
+                    _filled(student, missing), other, _filled(labels, missing), some
+                )
+                return sums, gradient[: len(labels)]
+            except TorchDynamoException as error:
+                compiled = False
+                first = str(error).strip().split("\n")[0]
+                _log.warning("losses run uncompiled, as compiling them failed: %s", first)
+        return plain(student, teacher, labels, weights)
 
     return values
+
+
+def _filled(tensor: Tensor, missing: int) -> Tensor:
+    """With the last row repeated. Rows of zeros could make a loss divide by zero."""
+    if not missing:
+        return tensor
+    return torch.cat([tensor, tensor[-1:].expand(missing, *tensor.shape[1:])])
 
 
 def _functional(losses: Sequence[Loss]) -> Values:
@@ -64,8 +78,23 @@ def _functional(losses: Sequence[Loss]) -> Values:
         gradient, sums = torch.func.grad(total, has_aux=True)(student)
         return sums, gradient
 
+    # Dynamo counts variants by code object, over all runs of a process: each set of losses has one
+    # of its own. With torch 2.13 and later this is `torch.compile(isolate_recompiles=True)`.
+    assert isinstance(values, FunctionType)
+    values.__code__ = values.__code__.replace()
     return values
 
 
-def _options(losses: Sequence[Loss]) -> list[dict[str, object]]:
-    return [dict(vars(loss)) for loss in losses]
+def _options(losses: Sequence[Loss]) -> list[tuple[str, object]]:
+    return [item for loss in losses for item in vars(loss).items()]
+
+
+def _same(some: list[tuple[str, object]], others: list[tuple[str, object]]) -> bool:
+    return len(some) == len(others) and all(
+        name == other_name and (value is other or _equal(value, other))
+        for (name, value), (other_name, other) in zip(some, others, strict=True)
+    )
+
+
+def _equal(value: object, other: object) -> bool:
+    return not isinstance(value, Tensor) and bool(value == other)
