@@ -88,3 +88,8 @@ def kdcore_checkpoint(run: Run, step: int, path: Path) -> None:
 @hookspec
 def kdcore_run_end(run: Run, error: BaseException | None) -> None:
     """The run ended; with what, if not by its last step."""
+
+
+@hookspec
+def kdcore_runs_end(folders: Sequence[Path]) -> None:
+    """All runs that a command asked for are finished: their folders, in the order they ran."""

@@ -35,6 +35,15 @@ class Asked:
 
 def run_all(asked: Asked, host: Host) -> list[Path]:
     """Everything that was asked for; each run's folder, once."""
+    from accelerate import PartialState
+
+    folders = _runs(asked, host)
+    if PartialState().is_main_process:
+        host.emit("kdcore_runs_end", folders=folders)
+    return folders
+
+
+def _runs(asked: Asked, host: Host) -> list[Path]:
     folder = _folder(asked)
     options = Options(asked.out, asked.fresh, asked.accept, asked.stage, folder)
     if folder is not None:

@@ -130,6 +130,7 @@ def hear_everything(host: Host, components: list[Component], folder) -> list[str
         host.emit("kdcore_scores", run=run, step=3, scores={"nll": 3.5, "sample": "text"})
         host.emit("kdcore_checkpoint", run=run, step=2, path=checkpoint)
         host.emit("kdcore_run_end", run=run, error=ValueError("why"))
+    host.emit("kdcore_runs_end", folders=[run.folder])
     return said
 
 
@@ -145,6 +146,7 @@ def left_behind(hook: str, said: list[str], folder) -> None:
         "kdcore_loggers": "run/latest.json",
         "kdcore_checkpoint": "mirrored/run/step-2",
         "kdcore_run_end": "run/end.txt",
+        "kdcore_runs_end": "runs.txt",
     }
     if hook in written:
         assert (folder / written[hook]).exists()

@@ -99,6 +99,10 @@ class Everything(Logger):
     def kdcore_run_end(self, run, error):
         self.heard = {"run": run, "error": error}
 
+    @hookimpl
+    def kdcore_runs_end(self, folders):
+        self.heard = {"folders": folders}
+
 
 def hears(host: Host, hook: str, **arguments: object) -> bool:
     logger = Everything()
@@ -129,6 +133,10 @@ def test_hook_kdcore_checkpoint(host):
 
 def test_hook_kdcore_run_end(host):
     assert hears(host, "kdcore_run_end", run="run", error=None)
+
+
+def test_hook_kdcore_runs_end(host):
+    assert hears(host, "kdcore_runs_end", folders=[Path("runs/one")])
 
 
 def test_every_hook_has_a_test():
