@@ -60,10 +60,10 @@ class Recorder:
     def record(self, lr: float) -> Record:
         """The record of the steps added; begins anew."""
         steps = self.steps
-        valid = float(torch.stack(self._valid).sum())
+        valid = int(torch.stack(self._valid).long().sum())
         sums = self.accelerator.reduce(self._terms, "sum") / steps
         terms = dict(zip(self.labels, sums.tolist(), strict=True))
-        self.run.tokens += round(valid)
+        self.run.tokens += valid
         taken = time.perf_counter() - self._since
         record = Record(
             step=self.run.step,
@@ -78,11 +78,11 @@ class Recorder:
         self._begin()
         return record
 
-    def _kept_share(self, valid: float) -> float:
+    def _kept_share(self, valid: int) -> float:
         if self.run.recipe.selection is None:
             return 1.0
         kept = torch.stack(self._kept).sum().float()
-        return float(self.accelerator.reduce(kept, "sum")) / max(1.0, valid)
+        return float(self.accelerator.reduce(kept, "sum")) / max(1, valid)
 
 
 def _ranking(ranked: Ranked | None) -> dict[str, float]:

@@ -117,17 +117,17 @@ def steps_of(options: TrainOptions, rows: int, lengths: np.ndarray) -> int:
     """How many optimizer steps the recipe asks for."""
     if options.steps is not None:
         return options.steps
-    if options.epochs is not None:
-        steps = math.floor(rows * options.epochs / options.batch + 1e-9)
-    else:
+    if options.epochs is None:
         assert options.tokens is not None
-        steps = math.ceil(options.tokens * rows / (int(lengths.sum()) * options.batch))
-    if steps < 1:
+        return math.ceil(options.tokens * rows / (int(lengths.sum()) * options.batch))
+    taken = math.floor(rows * options.epochs * (1 + 1e-12))  # 0.29 x 100 is 28.999999999999996
+    if taken < options.batch:
+        instead = f"train.batch={taken}" if taken else "train.steps=1"
         raise RunError(
             f"{options.epochs} epochs of {rows} rows are less than one step of "
-            f"{options.batch} rows; type --set train.batch={max(1, rows)}"
+            f"{options.batch} rows; type --set {instead}"
         )
-    return steps
+    return taken // options.batch
 
 
 def _teachers(components: Iterable[Component]) -> list[Teacher]:
