@@ -1,8 +1,8 @@
 """The memory that a micro-batch takes, found by running it on fake tensors: nothing is computed
 and nothing allocated, but every tensor that would be is counted while it would live.
 
-Trunk, chunked loss and losses are those of a run. What kernels and allocators need for themselves
-is not seen.
+Trunk, chunked loss and losses are those of a run, always as on a CPU: a GPU keeps the same tensors.
+What kernels and allocators need for themselves is not seen.
 """
 
 from __future__ import annotations
@@ -50,7 +50,6 @@ class Pass:
     vocabulary: int
     chunk: int
     losses: Sequence[Loss]
-    device: torch.device
     precision: torch.dtype | None  # of autocast
     selects: bool = False
     repeats: bool = False  # the step has more than one, so gradients are there already
@@ -70,6 +69,7 @@ def footprint(
 
     `teachers` are averaged for the losses; a selection asks `references` for their likelihoods.
     """
+    student.zero_grad()
     meter = _Meter()
     with meter:
         if asked.repeats:
@@ -82,9 +82,9 @@ def footprint(
 
 def activations(student: PreTrainedModel, asked: Pass) -> int:
     """What the trunk keeps for the backward pass of a micro-batch, alone."""
-    meter = _Meter()
+    batch, meter = _batch(asked), _Meter()
     with meter:
-        model = _Model(student.train(), _batch(asked), asked.precision)
+        model = _Model(student.train(), batch, asked.precision)
         kept = meter.live
     del model
     return kept
@@ -134,7 +134,7 @@ class _Model:
             self.computed = cast(nn.Parameter, self.weight.detach().to(precision))
         base = getattr(model, "get_base_model", lambda: model)()
         module = base.base_model if plain else model
-        with _autocast(batch.input_ids.device, precision):
+        with _autocast(precision):
             out = module(**_inputs(module, batch))
         self.states: Tensor = (out[0] if plain else out.logits).flatten(0, 1)
         self._vocabulary = batch.vocabulary
@@ -148,10 +148,8 @@ class _Model:
         return made[:, : self._vocabulary]
 
 
-def _autocast(
-    device: torch.device, precision: torch.dtype | None
-) -> AbstractContextManager[object]:
-    return nullcontext() if precision is None else torch.autocast(device.type, precision)
+def _autocast(precision: torch.dtype | None) -> AbstractContextManager[object]:
+    return nullcontext() if precision is None else torch.autocast("cpu", precision)
 
 
 def _inputs(module: nn.Module, batch: Batch) -> dict[str, Any]:
@@ -162,10 +160,10 @@ def _inputs(module: nn.Module, batch: Batch) -> dict[str, Any]:
 
 
 def _batch(asked: Pass) -> Batch:
-    ids = torch.zeros(asked.rows, asked.time, dtype=torch.int64, device=asked.device)
-    flat = torch.arange(ids.numel(), device=asked.device)
+    ids = torch.zeros(asked.rows, asked.time, dtype=torch.int64)
+    flat, positions = torch.arange(ids.numel()), torch.arange(asked.time).expand_as(ids)
     split = Split("train", "", np.empty(0, np.int64))
-    return Batch(ids, flat.view_as(ids), None, ids, ids, flat, flat, asked.vocabulary, split)
+    return Batch(ids, positions, None, ids, ids, flat, flat, asked.vocabulary, split)
 
 
 def _work(asked: Pass, batch: Batch, teachers: Sequence[_Model]) -> Work:
@@ -173,7 +171,7 @@ def _work(asked: Pass, batch: Batch, teachers: Sequence[_Model]) -> Work:
     return Work(
         positions=batch.valid,
         labels=batch.labels,
-        weights=torch.ones(len(asked.losses), len(batch.valid), device=asked.device),
+        weights=torch.ones(len(asked.losses), len(batch.valid)),
         values=values_of(asked.losses),
         teacher=_together(teachers, batch) if needed else None,
         vocabulary=asked.vocabulary,
@@ -184,7 +182,7 @@ def _work(asked: Pass, batch: Batch, teachers: Sequence[_Model]) -> Work:
 def _together(teachers: Sequence[_Model], batch: Batch) -> LogitsAt:
     def logits(positions: Tensor) -> Tensor:
         if not teachers:  # it has no model, but its logits are there
-            return torch.empty(len(positions), batch.vocabulary, device=positions.device)
+            return torch.empty(len(positions), batch.vocabulary)
         return reduce(torch.add, (each.logits(positions) for each in teachers))
 
     return logits

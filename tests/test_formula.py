@@ -1,10 +1,8 @@
-"""The formula that `kdcore plan` prints is what the engine computes: each is evaluated by itself."""
+"""The formula that `kdcore plan` prints is what the engine computes: both, on the same numbers."""
 
-import random
 import re
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 
@@ -22,15 +20,15 @@ DONE = (0.0, 0.25, 0.5, 0.8, 1.0)
 # ---- the vocabulary of formulas, as docs/losses.md describes it ---------------------------------
 
 
-def KL(a, b):  # noqa: N802 - named as in formulas
+def KL(a, b):
     return (a * (a.log() - b.log())).sum(-1)
 
 
-def CE(q, y):  # noqa: N802
+def CE(q, y):
     return -q.gather(-1, y[:, None])[:, 0].log()
 
 
-def TV(a, b):  # noqa: N802
+def TV(a, b):
     return (a - b).abs().sum(-1) / 2
 
 
