@@ -12,24 +12,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from kdcore.api import (
         KINDS,
-        Batch,
         Component,
         Data,
         Eval,
         Logger,
-        LogitsAt,
         Loss,
         Patch,
         Record,
-        Row,
-        Rows,
         Selection,
-        Split,
         Teacher,
         Tokenizer,
         component,
         hookimpl,
     )
+    from kdcore.batch import Batch, LogitsAt, Row, Rows, Split
     from kdcore.build import options_of
     from kdcore.cli import host_of
     from kdcore.environment import environment_of
@@ -49,8 +45,9 @@ if TYPE_CHECKING:
     from kdcore.tokens import Tokens
 
 _HOME = {
-    "api": "KINDS Batch Component Data Eval Logger LogitsAt Loss Patch Record Row Rows Selection "
-    "Split Teacher Tokenizer component hookimpl",
+    "api": "KINDS Component Data Eval Logger Loss Patch Record Selection Teacher Tokenizer "
+    "component hookimpl",
+    "batch": "Batch LogitsAt Row Rows Split",
     "build": "options_of",
     "cli": "host_of",
     "environment": "environment_of",

@@ -7,20 +7,20 @@ chunking or moving of tensors between devices: that is the engine's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, cast, dataclass_transform
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar, cast, dataclass_transform
 
 import pluggy
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
     from torch import Tensor
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+    from kdcore.batch import Batch, LogitsAt, Rows
     from kdcore.run import Run
     from kdcore.stage import Stage
     from kdcore.tokens import Tokens
@@ -40,48 +40,6 @@ def component(cls: type[_Class]) -> type[_Class]:
     # eq=False: two instances with equal options are two plugins to pluggy.
     made = pydantic_dataclass(kw_only=True, eq=False, config=_STRICT)(cls)
     return cast(type[_Class], made)
-
-
-LogitsAt = Callable[["Tensor"], "Tensor"]
-"""Flat positions [n] -> logits [n, V] of a batch that a teacher has read, without gradient."""
-
-Row = Mapping[str, Any]
-"""`input_ids`, and where the data knows them `labels` (unshifted, -100: not trained), `document`
-and `offset`."""
-
-Rows = Sequence[Row] | Iterable[Row]
-"""A sequence of rows, or an iterable of them where the data is streamed."""
-
-
-@dataclass(frozen=True, eq=False)
-class Split:
-    """What a batch was cut from."""
-
-    name: str
-    fingerprint: str  # of its tokens and their order
-    lengths: np.ndarray  # [documents] in tokens; empty where the data is streamed
-
-
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """One micro-batch on the device. The student and every teacher see exactly this.
-
-    All but `labels` are [rows, time]. `labels` is flat, [rows * time]: the id that the position
-    predicts, and -100 where it predicts nothing (padding, prompts, the end of a document). Flat
-    positions count through the rows.
-    """
-
-    input_ids: Tensor
-    position_ids: Tensor
-    attention_mask: (
-        Tensor | None
-    )  # None where rows are packed: restarting position_ids isolate the documents
-    document: Tensor  # the token's document in the split, -1 on padding
-    offset: Tensor  # the token's index in its document, -1 on padding
-    labels: Tensor
-    valid: Tensor  # [n]: the flat positions whose label is not -100, in order
-    vocabulary: int  # logits are cut to this many ids on all sides
-    split: Split
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from kdcore.api import Batch, Row, Split
+from kdcore.batch import Batch, Row, Split
 from kdcore.errors import RunError
 
 NOT_TRAINED = -100  # what Hugging Face's labels say where nothing is learned

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdcore.api import Batch, Loss, Row, Teacher
+from kdcore.api import Loss, Teacher
+from kdcore.batch import Batch, Row
 from kdcore.batches import Collate
 from kdcore.head import chunk_size
 from kdcore.objective import per_token

@@ -22,7 +22,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from kdcore.api import Batch, LogitsAt, Loss, Split
+from kdcore.api import Loss
+from kdcore.batch import Batch, LogitsAt, Split
 from kdcore.head import ChunkedLoss, Work
 from kdcore.objective import values_of
 from kdcore.products import logits_of, unrounded

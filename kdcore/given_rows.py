@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from kdcore.api import Row, Split
+from kdcore.batch import Row, Split
 from kdcore.errors import PluginError, RunError
 from kdcore.fingerprints import digest
 from kdcore.rows import LaidRows

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdcore.api import LogitsAt
+from kdcore.batch import LogitsAt
 from kdcore.products import (
     add_weight_gradient,
     logits_of,

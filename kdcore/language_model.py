@@ -21,7 +21,7 @@ from kdcore.products import logits_of, unrounded
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from kdcore.api import Batch
+    from kdcore.batch import Batch
 
 _log = logging.getLogger("kdcore")
 _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4}  # of the largest value

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from kdcore.api import Batch, LogitsAt, Loss
+from kdcore.api import Loss
+from kdcore.batch import Batch, LogitsAt
 from kdcore.blame import blame, described
 from kdcore.errors import PluginError
 from kdcore.head import ChunkedLoss, Values, Work, chunk_size

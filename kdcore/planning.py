@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from kdcore.api import Data, Rows, Teacher
+from kdcore.api import Data, Teacher
+from kdcore.batch import Rows
 from kdcore.errors import KdcoreError
 from kdcore.estimate import Estimate, estimate
 from kdcore.fingerprints import as_typed
@@ -76,6 +77,10 @@ class _Planning:
         stage = self._stage()
         run = Run(recipe=stage, folder=self._folder(self.table.name), device=torch.device("cpu"))
         tokenizer = self._try("the tokenizer", lambda: self._tokenizer(run))
+        if tokenizer is None:
+            why = self.unknown[-1].partition(": ")[2]
+            hang_on_it = ["rows and tokens", *(["the student"] if stage.student.config else [])]
+            self.unknown += [f"{what}: {why}" for what in hang_on_it]
         rows = self._try("rows and tokens", lambda: run.laid("train")) if tokenizer else None
         config = self._try("the student", lambda: _config(stage, tokenizer))
         if config is not None and tokenizer is not None:

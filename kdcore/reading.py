@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdcore.api import Batch, LogitsAt, Teacher
+from kdcore.api import Teacher
+from kdcore.batch import Batch, LogitsAt
 from kdcore.blame import blame, described
 from kdcore.errors import PluginError, UsageError
 from kdcore.products import unrounded

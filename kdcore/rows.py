@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, overload
 import numpy as np
 
 from kdcore import layouts
-from kdcore.api import Row, Split
+from kdcore.batch import Row, Split
 from kdcore.errors import RunError, UsageError
 from kdcore.layouts import Pieces
 from kdcore.token_store import TokenStore, tokenise
@@ -18,7 +18,8 @@ from kdcore.token_store import TokenStore, tokenise
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from kdcore.api import Data, Rows
+    from kdcore.api import Data
+    from kdcore.batch import Rows
 
 _log = logging.getLogger("kdcore")
 

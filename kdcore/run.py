@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from kdcore.api import Data, Loss, Row, Teacher
+from kdcore.api import Data, Loss, Teacher
+from kdcore.batch import Row
 from kdcore.blame import blame
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from kdcore.api import Batch, LogitsAt, Split, Teacher, component
+from kdcore.api import Teacher, component
+from kdcore.batch import Batch, LogitsAt, Split
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

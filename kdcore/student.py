@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -61,9 +62,10 @@ def from_config(options: StudentOptions, tokenizer: PreTrainedTokenizerBase) -> 
 
     config = config_of(options, tokenizer)
     arguments = {"attn_implementation": options.attention} if options.attention else {}
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-        config, dtype=torch.float32, **arguments
-    )
+    with _explained(config.model_type):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+            config, dtype=torch.float32, **arguments
+        )
     return model
 
 
@@ -91,15 +93,34 @@ def config_of(options: StudentOptions, tokenizer: PreTrainedTokenizerBase) -> Pr
         for key, value in plain.to_dict().items()
         if key.endswith(("dropout", "pdrop", "dropout_prob")) and isinstance(value, float)
     }
-    config: PretrainedConfig = AutoConfig.for_model(model_type, **(ids | no_dropout | typed))
+    with _explained(model_type):
+        config: PretrainedConfig = AutoConfig.for_model(model_type, **(ids | no_dropout | typed))
     return config
+
+
+@contextmanager
+def _explained(model_type: str) -> Iterator[None]:
+    """What transformers has against a config, in a sentence."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    try:
+        yield
+    except (StrictDataclassError, ValueError, KeyError, ImportError) as error:
+        # Validators say where in their first lines, and what in the last one.
+        first, last = str(error).strip().split("\n")[0], str(error).strip().split("\n")[-1].strip()
+        said = last.partition("Error: ")[2] if isinstance(error, StrictDataclassError) else first
+        raise UsageError(
+            f"[student.config] makes no {model_type!r} model: {said or repr(error)}"
+        ) from error
 
 
 def _refuse_unknown(typed: dict[str, Any], plain: PretrainedConfig, model_type: str) -> None:
     """Configs swallow what they do not know; a typing error must not train another model."""
     from difflib import get_close_matches
 
-    known = {*plain.to_dict(), *plain.attribute_map, "rope_theta"}
+    known = {*plain.to_dict(), *plain.attribute_map}
+    if hasattr(plain, "rope_parameters"):
+        known.add("rope_theta")  # which goes into rope_parameters
     for key in typed.keys() - known:
         near = get_close_matches(key, known, 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""

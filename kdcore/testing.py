@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdcore.api import Batch, Loss, Selection, Teacher
+from kdcore.api import Loss, Selection, Teacher
+from kdcore.batch import Batch
 from kdcore.reading import nll_from_logits, read, read_nll
 from kdcore.stand_ins import TableTeacher, make_batch, make_tokens, tiny_llama, tiny_tokenizer
 from kdcore.tokens import Tokens

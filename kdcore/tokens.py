@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdcore.api import Batch, LogitsAt, Loss, Teacher
+from kdcore.api import Loss, Teacher
+from kdcore.batch import Batch, LogitsAt
 from kdcore.gathering import Gather
 from kdcore.head import chunk_size
 from kdcore.language_model import LanguageModel

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor, nn
 
-from kdcore.api import Row
+from kdcore.batch import Row
 from kdcore.batches import Collate, TrainingRows
 from kdcore.blame import blame
 from kdcore.checkpoint import Checkpoints

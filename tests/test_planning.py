@@ -140,8 +140,9 @@ def test_without_a_tokenizer_steps_are_still_told(tmp_path):
     plan = plans(tmp_path, STAGES, *sets)["teacher"]
     assert (plan.ids, plan.rows, plan.estimate, plan.steps) == (None, None, None, 7)
     assert plan.objective == "loss = 1 * mean_all(CE(q(1), y))"
-    [why] = plan.unknown
-    assert why.startswith("the tokenizer: cannot load 'nobody/nothing'")
+    what, causes = zip(*(why.split(": ", 1) for why in plan.unknown), strict=True)
+    assert what == ("the tokenizer", "rows and tokens", "the student")
+    assert len({*causes}) == 1 and causes[0].startswith("cannot load 'nobody/nothing'")
 
 
 def test_data_is_not_downloaded(tmp_path, monkeypatch):

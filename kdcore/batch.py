@@ -1,0 +1,52 @@
+"""What the student and every teacher see: rows, batches, and the split that they are cut from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+LogitsAt = Callable[["Tensor"], "Tensor"]
+"""Flat positions [n] -> logits [n, V] of a batch that a teacher has read, without gradient."""
+
+Row = Mapping[str, Any]
+"""`input_ids`, and where the data knows them `labels` (unshifted, -100: not trained), `document`
+and `offset`."""
+
+Rows = Sequence[Row] | Iterable[Row]
+"""A sequence of rows, or an iterable of them where the data is streamed."""
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """What a batch was cut from."""
+
+    name: str
+    fingerprint: str  # of its tokens and their order
+    lengths: np.ndarray  # [documents] in tokens; empty where the data is streamed
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """One micro-batch on the device. The student and every teacher see exactly this.
+
+    All but `labels` are [rows, time]. `labels` is flat, [rows * time]: the id that the position
+    predicts, and -100 where it predicts nothing (padding, prompts, the end of a document). Flat
+    positions count through the rows.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    attention_mask: (
+        Tensor | None
+    )  # None where rows are packed: restarting position_ids isolate the documents
+    document: Tensor  # the token's document in the split, -1 on padding
+    offset: Tensor  # the token's index in its document, -1 on padding
+    labels: Tensor
+    valid: Tensor  # [n]: the flat positions whose label is not -100, in order
+    vocabulary: int  # logits are cut to this many ids on all sides
+    split: Split
