@@ -106,12 +106,11 @@ def _explained(model_type: str) -> Iterator[None]:
     try:
         yield
     except (StrictDataclassError, ValueError, KeyError, ImportError) as error:
-        # Validators say where in their first lines, and what in the last one.
-        first, last = str(error).strip().split("\n")[0], str(error).strip().split("\n")[-1].strip()
-        said = last.partition("Error: ")[2] if isinstance(error, StrictDataclassError) else first
-        raise UsageError(
-            f"[student.config] makes no {model_type!r} model: {said or repr(error)}"
-        ) from error
+        lines = str(error).strip().split("\n")
+        said = f"there is no {lines[0]}" if isinstance(error, KeyError) else lines[0]
+        if isinstance(error, StrictDataclassError):
+            said = lines[-1].partition("Error: ")[2] or lines[-1]  # the first ones say where
+        raise UsageError(f"[student.config] makes no {model_type!r} model: {said}") from error
 
 
 def _refuse_unknown(typed: dict[str, Any], plain: PretrainedConfig, model_type: str) -> None:
