@@ -20,6 +20,7 @@ Train = Any  # the recipe's [train]
 Facts = Iterator[tuple[str, str]]
 
 _DEVICES = {"cpu": "memory of the process", "cuda": "memory of the GPU"}
+_UNKNOWN = "not known (plan downloads no data and loads no weights)"
 _TOKEN = 4  # bytes of a token on disk
 _MARGIN = (0, 0, 0, 2)
 
@@ -52,7 +53,7 @@ def _tell_stage(plan: StagePlan) -> None:
         tell(_parameters(plan.estimate), "", _memory(plan.estimate), "")
         tell(_disk(plan), "")
     if plan.unknown:
-        tell(Text("  not known", "yellow"), _grid(_by_cause(plan.unknown)), "")
+        tell(Padding(Text(_UNKNOWN, "yellow"), _MARGIN), _grid(_by_cause(plan.unknown)), "")
 
 
 def _grid(rows: Iterable[tuple[str, str]]) -> Padding:
@@ -70,8 +71,8 @@ def _by_cause(unknown: Sequence[str]) -> Facts:
     for line in unknown:
         what, _, why = line.partition(": ")
         causes.setdefault(why, []).append(what)
-    for why, what in causes.items():
-        yield "\n".join(what), why
+    for why, all_of_it in causes.items():
+        yield "\n".join(all_of_it), why
 
 
 def _facts(plan: StagePlan) -> Facts:
@@ -114,8 +115,9 @@ def _ranked(plan: StagePlan) -> str:
 def _length(plan: StagePlan) -> str:
     train: Train = plan.stage.train
     if plan.steps is None:
-        asked = next(k for k in ("epochs", "steps", "tokens") if getattr(train, k) is not None)
-        return f"{getattr(train, asked):g} {asked}: steps are not known"
+        if train.epochs is not None:
+            return f"{train.epochs:g} epochs: steps are not known"
+        return f"{count(train.tokens)} tokens: steps are not known"
     said = f"{plan.steps:,} steps"
     if plan.rows and plan.tokens:
         rows = plan.steps * train.batch
@@ -189,23 +191,28 @@ def _disk(plan: StagePlan) -> Padding:
     table = _numbers("disk", "")
     amounts = dict(_on_disk(plan))
     for name, amount in amounts.items():
-        table.add_row(name, size(amount))
-    table.add_row("in all", size(sum(amounts.values())), style="bold")
+        table.add_row(name, "not known" if amount is None else size(amount))
+    known = [amount for amount in amounts.values() if amount is not None]
+    label = "in all" if len(known) == len(amounts) else "at least"
+    table.add_row(label, size(sum(known)), style="bold")
     return Padding(table, _MARGIN)
 
 
-def _on_disk(plan: StagePlan) -> Iterator[tuple[str, float]]:
+def _on_disk(plan: StagePlan) -> Iterator[tuple[str, float | None]]:
     estimate = plan.estimate
     assert estimate is not None
-    kept = _kept(plan)
-    yield f"{kept} checkpoints of {size(estimate.checkpoint)}", kept * estimate.checkpoint
+    kept, one = _kept(plan), size(estimate.checkpoint)
+    label = f"{kept} checkpoints of {one}" if kept > 1 else "a checkpoint"
+    yield label, kept * estimate.checkpoint
     yield "the finished student", estimate.final
-    if plan.tokens:
-        yield "tokens, in the cache of datasets", plan.tokens * _TOKEN
-        if plan.cached:
-            yield "teachers' caches", plan.tokens * plan.cached
-    elif plan.cached:
-        yield f"teachers' caches: {plan.cached:g} bytes for each token", 0
+    yield "tokens, in the cache of datasets", _of_tokens(plan, _TOKEN)
+    if plan.cached:
+        label = f"teachers' caches, {plan.cached:g} bytes a token"
+        yield label, _of_tokens(plan, plan.cached)
+
+
+def _of_tokens(plan: StagePlan, each: float) -> float | None:
+    return None if plan.tokens is None else plan.tokens * each
 
 
 def _kept(plan: StagePlan) -> int:
