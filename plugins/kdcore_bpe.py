@@ -38,7 +38,7 @@ class Bpe(Tokenizer):
             show_progress=False,
         )
         backend.train_from_iterator(data.texts("train"), trainer)
-        return PreTrainedTokenizerFast(
+        return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
             tokenizer_object=backend,
             eos_token=_EOS,
             pad_token=_EOS,

@@ -11,22 +11,21 @@ def _words(several: str) -> list[str]:
     return several.split()
 
 
-_GIRLS = _words("Ada Cleo Greta Isla Lotte")
-_BOYS = _words("Bruno Emil Felix Ivo Jonas")
-_FRIENDS = _words("badger crow donkey goose hare mole")
-_THINGS = _words("ring spoon whistle wheel lantern button")
+_GIRLS = _words("Ada Cleo Elsa Greta Isla Lotte")
+_BOYS = _words("Bruno Cyril Emil Felix Ivo Jonas")
+_FRIENDS = _words("badger beaver crow donkey goose hare mole snail")
+_THINGS = _words("button lantern ring scarf shell spoon wheel whistle")
 _COLOURS = _words("black gold green pink red silver")
 _PLACES = (
+    "at the mill",
+    "behind the stable",
     "by the brook",
     "in the orchard",
     "on the dune",
-    "at the mill",
-    "behind the stable",
     "under the bridge",
 )
 
-OPENINGS = ("One morning", "Long ago", "Last summer", "On a rainy day", "Before breakfast")
-"""Every story begins with one of these, and so does every sample."""
+_OPENINGS = ("One morning", "Long ago", "Last summer", "On a rainy day", "Before breakfast")
 
 _BEGINNINGS = (
     "{opening}, {hero} met a {friend} {place} and showed it a {colour} {thing}.",
@@ -144,7 +143,7 @@ def tell(rng: random.Random) -> str:
     """A story in three paragraphs, about 150 tokens long."""
     girl = rng.random() < 0.5
     words = {
-        "opening": rng.choice(OPENINGS),
+        "opening": rng.choice(_OPENINGS),
         "hero": rng.choice(_GIRLS if girl else _BOYS),
         "he": "she" if girl else "he",
         "He": "She" if girl else "He",
