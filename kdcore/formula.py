@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 _START, _NEXT = "loss = ", "\n     + "
 
 _SYMBOLS: Mapping[str, tuple[str, str]] = {
-    "mean_all": ("mean_all", "the mean over all predicted tokens of the optimizer step"),
-    "mean_kept": ("mean_kept", "the mean over those that the selection keeps; 0 if it keeps none"),
-    "mean_dropped": ("mean_dropped", "the mean over those that the selection drops"),
+    "mean_all": ("mean_all", "the mean over the tokens that the optimizer step predicts"),
+    "mean_kept": ("mean_kept", "the mean over those tokens that the selection keeps"),
+    "mean_dropped": ("mean_dropped", "the mean over those tokens that the selection drops"),
     "done": ("done", "the share of the run's steps that are done"),
     "p": ("p(T)", "the teacher's distribution over the next token, softmax(logits / T)"),
     "q": ("q(T)", "the student's distribution over the next token, softmax(logits / T)"),

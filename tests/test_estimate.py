@@ -129,6 +129,15 @@ def test_every_teacher_is_counted(tmp_path):
     assert [amount for _, amount in found] == [4 * numbers[0], 4 * numbers[1], 2 * numbers[2]]
 
 
+@pytest.mark.parametrize("how, bits", [("8bit", 8), ("4bit", 4)])
+def test_quantised_weights_take_less(tmp_path, how, bits):
+    tiny.save(tmp_path / "one")
+    teacher = f"teacher={{use = 'hf', model = '{tmp_path}/one', quantise = '{how}'}}"
+    taken = estimated(tmp_path, teacher, "loss=[{use = 'kl'}]")
+    [(name, amount)] = [pair for pair in taken.memory if pair[0].startswith("teacher: hf")]
+    assert amount == int(re.sub(r"\D", "", name)) * bits // 8
+
+
 def test_a_loss_that_looks_at_values_is_named(tmp_path):
     stage = stage_of(tmp_path)
 

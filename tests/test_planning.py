@@ -110,6 +110,12 @@ def test_components_are_as_they_were_typed(tmp_path):
     )
 
 
+def test_options_have_the_names_that_recipes_give_them(tmp_path):
+    plan = plans(tmp_path, STAGES, "selection={use = 'random', keep = 0.5}")["teacher"]
+    assert plan.components["selection"] == "random(keep=0.5)"
+    assert "mean_kept" in plan.objective
+
+
 def test_rows_are_those_of_a_run(tmp_path):
     plan = plans(tmp_path, STAGES)["teacher"]
     stage = recipe_of(tmp_path, STAGES).build("teacher")
