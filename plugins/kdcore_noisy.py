@@ -1,8 +1,9 @@
-"""Other data with some of its training documents damaged, to see what a selection is worth."""
+"""Data of which a part is damaged: what selections of tokens are made for."""
 
 from __future__ import annotations
 
 import random
+import re
 import string
 from collections.abc import Iterator, Sequence
 from typing import Annotated
@@ -11,15 +12,17 @@ from pydantic import Field
 
 from kdcore import Data, component, hookimpl
 
-_LETTERS_LOST = 0.35
+_SHARED = ("block", "rows", "cut", "eos")
+_LETTERS = 0.35  # of a line's letters that are replaced
 
 
 @component
 class Noisy(Data):
-    """Each line of the source's training texts is damaged with probability `share`.
+    """Another data's documents, some lines of its train split damaged; validation stays clean.
 
-    Half of these have their words shuffled, the others a third of their letters made random. The
-    validation split stays clean. What is damaged depends on the seed and the line's place only.
+    Each line is damaged with the probability `share`: half of these have their words shuffled, the
+    others about a third of their letters replaced by random ones. How rows are laid is set here,
+    not in `source`.
     """
 
     name = "noisy"
@@ -27,34 +30,38 @@ class Noisy(Data):
     share: Annotated[float, Field(ge=0, le=1)] = 0.5
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        for option in _SHARED:
+            value = getattr(self.source, option)
+            if value not in (getattr(Data, option), getattr(self, option)):
+                raise ValueError(f"{option} belongs beside source, not in it")
+
     def texts(self, split: str) -> Iterator[str]:
-        """The source's documents, damaged in "train"."""
+        """The documents of the source, in its order."""
         for index, text in enumerate(self.source.texts(split)):
             yield self._damaged(text, index) if split == "train" else text
 
     def _damaged(self, text: str, index: int) -> str:
-        draw = random.Random(f"{self.seed} {index}")
-        return "\n".join(self._line(line, draw) for line in text.split("\n"))
+        rng = random.Random(f"{self.seed} {index}")
+        return "\n".join(self._line(line, rng) for line in text.split("\n"))
 
-    def _line(self, line: str, draw: random.Random) -> str:
-        if draw.random() >= self.share:
+    def _line(self, line: str, rng: random.Random) -> str:
+        if rng.random() >= self.share:
             return line
-        return _shuffled(line, draw) if draw.random() < 0.5 else _scrambled(line, draw)
+        return _shuffled(line, rng) if rng.random() < 0.5 else _mistyped(line, rng)
 
 
-def _shuffled(line: str, draw: random.Random) -> str:
-    words = line.split(" ")
-    draw.shuffle(words)
+def _shuffled(line: str, rng: random.Random) -> str:
+    words = line.split()
+    rng.shuffle(words)
     return " ".join(words)
 
 
-def _scrambled(line: str, draw: random.Random) -> str:
-    return "".join(
-        draw.choice(string.ascii_lowercase)
-        if letter.isalpha() and draw.random() < _LETTERS_LOST
-        else letter
-        for letter in line
-    )
+def _mistyped(line: str, rng: random.Random) -> str:
+    def perhaps(letter: re.Match[str]) -> str:
+        return rng.choice(string.ascii_lowercase) if rng.random() < _LETTERS else letter[0]
+
+    return re.sub(r"[^\W\d_]", perhaps, line)
 
 
 @hookimpl

@@ -1,8 +1,9 @@
-"""TinyStories: short stories in the words of a small child (Eldan and Li, arXiv 2305.07759)."""
+"""TinyStories: what a small child understands, written by large models."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import Annotated, Literal
 
 from kdcore_text import Text
@@ -15,27 +16,43 @@ _HUB = {1: "roneneldan/TinyStories", 2: "noanabeshima/TinyStoriesV2"}
 
 @component
 class TinyStories(Data):
-    """The stories from the hub, or from files whose stories end at `<|endoftext|>` lines."""
+    """TinyStories from the hub, or from files with `<|endoftext|>` lines between the stories.
+
+    `version` 2 was written by GPT-4 alone. `path` is read in place of the hub; then `validation`
+    is a path too, or `validation_share` the share of the stories that are kept for it. `fraction`
+    is the share of the stories to train on, `skip` the share to leave out before them.
+    """
 
     name = "tinystories"
     version: Literal[1, 2] = 2
-    path: str | None = None  # a file or folder in place of the hub
-    validation: str | None = None  # the same for validation
-    fraction: Annotated[float, Field(gt=0, le=1)] = 1.0  # the first share of the training stories
+    path: str | list[str] | None = None
+    validation: str | None = None
+    validation_share: Annotated[float, Field(gt=0, lt=1)] | None = None
+    fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
+    skip: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
-    def faults(self, recipe: object) -> Iterator[str]:
-        """Both files are needed, or none."""
-        if (self.path is None) != (self.validation is None):
-            yield "path and validation go together: files for both, or the hub for both"
+    def __post_init__(self) -> None:
+        if self.validation is not None and self.validation_share is not None:
+            raise ValueError("validation and validation_share exclude each other")
 
     def texts(self, split: str) -> Iterator[str]:
         """The stories of "train" or "validation"."""
+        return self._text.texts(split)
+
+    def fingerprint(self) -> str:
+        """The options, and the content of files."""
+        return f"{super().fingerprint()} {self._text.fingerprint()}"
+
+    @cached_property
+    def _text(self) -> Text:
         return Text(
             path=self.path or _HUB[self.version],
-            validation=self.validation,
             separator="<|endoftext|>",
+            validation=self.validation,
+            validation_share=self.validation_share,
             fraction=self.fraction,
-        ).texts(split)
+            skip=self.skip,
+        )
 
 
 @hookimpl

@@ -1,0 +1,137 @@
+"""Data sets of the `datasets` library: from files, folders and the Hugging Face hub."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from kdcore import RunError
+from kdcore_text.plain import check_utf8
+
+_ADVICE = {
+    "Unknown split": "set split, validation or validation_share",
+    "BuilderConfig": "set config",
+    "Config name is missing": "set config",
+}
+
+
+class Table:
+    """A column of text. `place` names the data set in messages."""
+
+    def __init__(self, dataset: Any, column: str, place: str) -> None:
+        self._dataset, self._column, self._place = dataset, column, place
+        if column not in dataset.column_names:
+            there = ", ".join(dataset.column_names)
+            raise RunError(
+                f"{place} has no column {column!r}; set column in [data]: it has {there}"
+            )
+
+    def count(self) -> int:
+        """How many rows there are."""
+        return len(self._dataset)
+
+    def read(self) -> Iterator[str]:
+        """The text of every row; nothing is an empty text."""
+        for rows in self._dataset.select_columns(self._column).iter(1000):
+            for text in rows[self._column]:
+                if text is not None and not isinstance(text, str):
+                    raise RunError(
+                        f"{self._place}: the column {self._column!r} holds "
+                        f"{type(text).__name__}, and must hold text"
+                    )
+                yield text or ""
+
+
+def of_file(path: Path, form: str, column: str) -> Table:
+    """A JSON or parquet file."""
+    from datasets import load_dataset
+
+    if form == "json":
+        check_utf8(path)
+    loaded = _loaded(lambda: load_dataset(form, data_files=str(path), split="train"), str(path))
+    return Table(loaded, column, str(path))
+
+
+def of_folder(path: Path, config: str | None, split: str | None, column: str) -> Table:
+    """A folder that `datasets` saved, or that it understands: parquet and JSON files, a clone.
+
+    Split None is "validation", or the only one there is.
+    """
+    from datasets import load_dataset, load_from_disk
+
+    place = f"the data set in {path}"
+    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+        loaded = _loaded(lambda: load_from_disk(str(path)), place)
+    elif split is None:
+        loaded = _loaded(lambda: load_dataset(str(path), config), place)
+    else:
+        loaded = {split: _loaded(lambda: load_dataset(str(path), config, split=split), place)}
+    return Table(_split(loaded, split, place), column, place)
+
+
+def of_hub(name: str, config: str | None, split: str, column: str) -> Table:
+    """A data set on the hub, downloaded once."""
+    from datasets import load_dataset
+
+    place = f"the data set {name!r}"
+    loaded = _loaded(lambda: load_dataset(name, config, split=split), place)
+    return Table(loaded, column, place)
+
+
+def _split(loaded: Any, split: str | None, place: str) -> Any:
+    """A split of what was loaded; what was saved without splits is "train"."""
+    from datasets import Dataset
+
+    splits = {"train": loaded} if isinstance(loaded, Dataset) else loaded
+    if split is None and len(splits) == 1:
+        return next(iter(splits.values()))
+    wanted = split or "validation"
+    if wanted not in splits:
+        raise RunError(f"{place} has no split {wanted!r}; it has {', '.join(splits)}")
+    return splits[wanted]
+
+
+def _loaded(load: Callable[[], Any], place: str) -> Any:
+    """What was loaded, or why not, in one sentence."""
+    from datasets.exceptions import DatasetsError
+
+    try:
+        return load()
+    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
+        raise RunError(f"cannot load {place}: {_fault(error)}") from error
+
+
+def _fault(error: BaseException) -> str:
+    names = {type(cause).__name__ for cause in _chain(error)}
+    if "GatedRepoError" in names:
+        return "the hub lets nobody in unasked; ask there, then type `hf auth login`"
+    if isinstance(error, ConnectionError) or names & {"ConnectError", "LocalEntryNotFoundError"}:
+        return (
+            "there is no such file or folder here, and the hub cannot be reached; connect, "
+            "or set path in [data] to a file or folder"
+        )
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if names & {"DatasetNotFoundError", "RepositoryNotFoundError"} or status == 404:
+        return (
+            "neither a file or folder here nor a data set on the hub (or a private one: "
+            "type `hf auth login`); set path in [data]"
+        )
+    return _said(error)
+
+
+def _said(error: BaseException) -> str:
+    """What the library says, in one line, and what can be set about it."""
+    wrapped = type(error).__name__ == "DatasetGenerationError"
+    said = str((error.__cause__ if wrapped else None) or error).strip().split("\n")
+    beginning = next((each for each in _ADVICE if said[0].startswith(each)), None)
+    if beginning is None:
+        return said[0] or type(error).__name__
+    # The second line may say what there is.
+    return f"{' '.join(said[:2]).rstrip('.')}; {_ADVICE[beginning]} in [data]"
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
