@@ -190,6 +190,9 @@ def _tell(quiet: bool) -> None:
     if not log.handlers:
         log.addHandler(logging.StreamHandler(sys.stderr))
     log.propagate = False
+    if not first or not sys.stderr.isatty():
+        for library in ("HF_DATASETS", "HF_HUB"):
+            os.environ.setdefault(f"{library}_DISABLE_PROGRESS_BARS", "1")
 
 
 def _verbs() -> Mapping[str, EntryPoint]:

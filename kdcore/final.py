@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from kdcore.blame import blame
 from kdcore.folders import FINAL, move_into_place
+from kdcore.hub import progress_bars
 
 if TYPE_CHECKING:
     from kdcore.run import Run
@@ -22,7 +23,8 @@ def save_final(run: Run) -> Path:
         with blame(patch, "finish"):
             model = patch.finish(model)
     shutil.rmtree(beside, ignore_errors=True)
-    model.save_pretrained(beside)
+    with progress_bars(shown=False):
+        model.save_pretrained(beside)
     run.tokenizer.save_pretrained(beside)
     (beside / "README.md").write_text(model_card(run))
     move_into_place(beside, target)

@@ -44,7 +44,7 @@ def load_model(
         arguments["quantization_config"] = _quantisation(quantise, dtype, device)
     if device.type != "cpu":
         arguments["device_map"] = {"": device}
-    with _explained(name, key), _bars_on_terminals_only():
+    with _explained(name, key), progress_bars(shown=sys.stderr.isatty()):
         from transformers import AutoModelForCausalLM
 
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -168,11 +168,11 @@ def _explained(name: str, key: str | None) -> Iterator[None]:
 
 
 @contextmanager
-def _bars_on_terminals_only() -> Iterator[None]:
-    """No progress bars of transformers' in a file that holds what was logged."""
+def progress_bars(*, shown: bool) -> Iterator[None]:
+    """Whether transformers draws its progress bars in a block: not into logs, not over a panel."""
     from transformers.utils import logging as told
 
-    if sys.stderr.isatty() or not told.is_progress_bar_enabled():
+    if shown or not told.is_progress_bar_enabled():
         yield
         return
     told.disable_progress_bar()  # type: ignore[no-untyped-call]

@@ -9,27 +9,46 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
+from tempfile import TemporaryFile
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 
 def launch(arguments: Sequence[str], processes: int) -> int:
     """Run `python -m kdcore ARGUMENTS` in N processes; the first failure ends all of them.
 
+    The first process speaks for all; what another one said is shown where it failed otherwise.
     Returns the exit code of the first that failed, or 0.
     """
     port = str(_free_port())
-    children = [
-        subprocess.Popen(
-            [sys.executable, "-m", "kdcore", *arguments], env=_environment(rank, processes, port)
-        )
-        for rank in range(processes)
-    ]
-    return _wait(children)
+    with ExitStack() as stack:
+        said = [stack.enter_context(TemporaryFile("w+")) for _ in range(processes)]
+        children = [
+            subprocess.Popen(
+                [sys.executable, "-m", "kdcore", *arguments],
+                env=_environment(rank, processes, port),
+                stderr=said[rank] if rank else None,
+                process_group=0,  # a terminal's ^C is for us to pass on, else they get it twice
+            )
+            for rank in range(processes)
+        ]
+        failed = _wait(children)
+        if failed is None:
+            return 0
+        code = children[failed].returncode
+        if code != children[0].returncode:
+            said[failed].seek(0)
+            print(f"process {failed} ended with {code}\n{said[failed].read()}", file=sys.stderr)
+        return code if code > 0 else 128 - code
 
 
 def _environment(rank: int, processes: int, port: str) -> dict[str, str]:
     import torch
 
+    threads = max(1, (os.cpu_count() or 1) // processes)
     found = {
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(processes),
@@ -49,21 +68,23 @@ def _free_port() -> int:
         return port
 
 
-def _wait(children: Sequence[subprocess.Popen[bytes]]) -> int:
+def _wait(children: Sequence[subprocess.Popen[bytes]]) -> int | None:
+    """The number of the child that failed first; None where all end well."""
+
     def pass_on(number: int, frame: object) -> None:
         for child in children:
-            child.send_signal(number)
+            child.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
 
-    before = {n: signal.signal(n, pass_on) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    before = {number: signal.signal(number, pass_on) for number in _SIGNALS}
     try:
         while True:
             codes = [child.poll() for child in children]
-            failed = [code for code in codes if code]
+            failed = [rank for rank, code in enumerate(codes) if code]
             if failed:
                 _end(children)
-                return failed[0] if failed[0] > 0 else 128 - failed[0]
+                return failed[0]
             if all(code == 0 for code in codes):
-                return 0
+                return None
             time.sleep(0.1)
     finally:
         for number, handler in before.items():
