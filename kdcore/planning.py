@@ -51,7 +51,7 @@ class StagePlan:
     tokens: int | None  # in the rows
     steps: int | None
     estimate: Estimate | None
-    cached: float  # bytes that teachers keep on disk for each token
+    bytes_per_token: float  # that teachers keep on disk
     unknown: Sequence[str]  # what is not known, and why
 
 
@@ -107,7 +107,9 @@ class _Planning:
             tokens=int(rows.lengths.sum()) if rows else None,
             steps=self._steps(typed, rows),
             estimate=taken,
-            cached=sum(t.bytes_per_token() for t in typed.components() if isinstance(t, Teacher)),
+            bytes_per_token=sum(
+                t.bytes_per_token() for t in typed.components() if isinstance(t, Teacher)
+            ),
             unknown=self.unknown,
         )
 

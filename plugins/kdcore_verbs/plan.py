@@ -206,9 +206,9 @@ def _on_disk(plan: StagePlan) -> Iterator[tuple[str, float | None]]:
     yield label, kept * estimate.checkpoint
     yield "the finished student", estimate.final
     yield "tokens, in the cache of datasets", _of_tokens(plan, _TOKEN)
-    if plan.cached:
-        label = f"teachers' caches, {plan.cached:g} bytes a token"
-        yield label, _of_tokens(plan, plan.cached)
+    if plan.bytes_per_token:
+        label = f"teachers' caches, {plan.bytes_per_token:g} bytes a token"
+        yield label, _of_tokens(plan, plan.bytes_per_token)
 
 
 def _of_tokens(plan: StagePlan, each: float) -> float | None:

@@ -64,7 +64,7 @@ def plan_of(selection=None, scope="step", block=128, **changes):
         tokens=6_000,
         steps=150,
         estimate=estimate(),
-        cached=0,
+        bytes_per_token=0,
         unknown=[],
     )
     return StagePlan(**{**about, **changes})
