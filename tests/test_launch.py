@@ -1,0 +1,169 @@
+"""`kdcore run` in two processes: the same run as in one, interrupted and continued as in one."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+pytestmark = pytest.mark.slow
+
+RECIPE = """
+[student.config]
+model_type = "llama"
+hidden_size = 16
+intermediate_size = 24
+num_hidden_layers = 2
+num_attention_heads = 4
+num_key_value_heads = 2
+
+[tokenizer]
+use = "bpe"
+vocab_size = 270
+
+[data]
+use = "owls"
+block = 32
+
+[[loss]]
+use = "ce"
+
+[selection]
+use = "hardest"
+keep = 0.5
+
+[train]
+lr = 1e-2
+steps = 6
+batch = 5
+micro_batch = 2
+log_every = 2
+save_every = 3
+"""
+
+PLUGIN = """
+import os, signal
+from kdcore import Data, Logger, component, hookimpl
+
+@component
+class Owls(Data):
+    name = "owls"
+
+    def texts(self, split):
+        for many in range(40 if split == "train" else 8):
+            yield f"The {'red' if many % 2 else 'old'} fox saw {many} owls near the river."
+
+@component
+class Meddles(Logger):
+    name = "meddles"
+
+    @hookimpl
+    def kdcore_step_start(self, run, step):
+        deed = os.environ.get("MEDDLE", "")
+        if step == 4 and deed.startswith(f"{run.process} "):
+            exec(deed.partition(" ")[2])
+
+@hookimpl
+def kdcore_data():
+    return [Owls]
+
+@hookimpl
+def kdcore_loggers():
+    return [Meddles]
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    made = tmp_path_factory.mktemp("launch")
+    (made / "plugin.py").write_text(PLUGIN)
+    (made / "recipe.toml").write_text(RECIPE)
+    return made
+
+
+def kdcore(folder, *arguments, meddle=""):
+    """The command, run as a user runs it. `meddle`: what which process does at step 4."""
+    command = [sys.executable, "-m", "kdcore", "run", "recipe.toml", "-p", "./plugin.py"]
+    command += ["--log", "meddles", *arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MEDDLE": meddle}
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def run_of(folder, out):
+    (found,) = [path for path in Path(folder, out).iterdir() if (path / "recipe.toml").exists()]
+    return found
+
+
+def weights(run):
+    return load_file(run / "final" / "model.safetensors")
+
+
+def records(run):
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [
+        {k: line[k] for k in ("step", "tokens", "loss", "kept")} for line in lines if "lr" in line
+    ]
+
+
+@pytest.fixture(scope="module")
+def alone(folder):
+    done = kdcore(folder, "--out", "alone")
+    assert done.returncode == 0, done.stderr
+    return run_of(folder, "alone")
+
+
+def assert_same_run(run, alone):
+    theirs = weights(alone)
+    for name, tensor in weights(run).items():
+        torch.testing.assert_close(tensor, theirs[name], rtol=1e-4, atol=1e-5)
+    for one, other in zip(records(run), records(alone), strict=True):
+        assert one == pytest.approx(other, rel=1e-5)
+
+
+def test_two_processes_make_the_same_run(folder, alone):
+    done = kdcore(folder, "--out", "two", "--processes", "2")
+    assert done.returncode == 0, done.stderr
+    assert_same_run(run_of(folder, "two"), alone)
+    assert done.stderr.count("done after") == 1
+
+
+def test_an_interrupt_of_the_launcher_leaves_a_checkpoint(folder, alone):
+    arguments = ("--out", "interrupted", "--processes", "2")
+    done = kdcore(folder, *arguments, meddle="0 os.kill(os.getppid(), signal.SIGINT)")
+    assert done.returncode == 130, done.stderr
+    run = run_of(folder, "interrupted")
+    assert not (run / "final").exists()
+    newest = max(int(path.name[5:]) for path in (run / "checkpoints").iterdir())
+    assert newest in (4, 5)  # it may arrive while a step is under way
+    assert kdcore(folder, *arguments).returncode == 0
+    for one, other in zip(weights(run).values(), weights(alone).values(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_a_lost_terminal_leaves_a_checkpoint(folder):
+    arguments = ("--out", "lost", "--processes", "2")
+    done = kdcore(folder, *arguments, meddle="1 os.kill(os.getppid(), signal.SIGHUP)")
+    assert done.returncode == 143, done.stderr
+    assert (run_of(folder, "lost") / "checkpoints").is_dir()
+
+
+def test_a_process_that_dies_ends_the_others(folder):
+    deed = "1 os.kill(os.getpid(), signal.SIGKILL)"
+    done = kdcore(folder, "--out", "dies", "--processes", "2", meddle=deed)
+    assert done.returncode != 0
+    run = run_of(folder, "dies")
+    assert not (run / "final").exists()
+    assert (run / "checkpoints" / "step-3").is_dir()
+    assert "process 1 ended with -9" in done.stderr
+
+
+def test_a_fault_of_the_recipe_is_said_once(folder):
+    done = kdcore(folder, "--out", "fault", "--processes", "2", "--set", "train.lr=fast")
+    assert done.returncode == 2
+    assert done.stderr.count("train.lr=fast") == 1, done.stderr
