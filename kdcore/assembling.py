@@ -133,6 +133,11 @@ class Assembly:
             for name, provided in self.host.provided(kind).items()
             if getattr(provided.cls, "always", False) and name not in named
         ]
+        self.faults += [
+            self.table.fault(self.host.why_missing(kind, name))
+            for name, rivals in self.host.conflicts(kind).items()
+            if name not in named and any(getattr(each.cls, "always", False) for each in rivals)
+        ]
         tables = (Written.of({"use": name}, Source(f"the {kind} {name!r}")) for name in wanted)
         built = (self._built(base, key, table) for table in tables)
         able = (made for made in built if made is not None)

@@ -171,8 +171,9 @@ CLASSES = (
 class FakeHost:
     """What the recipe reader asks of `kdcore.plugins.Host`."""
 
-    def __init__(self, off=(), broken=()):
+    def __init__(self, off=(), broken=(), twice=()):
         self.broken = dict(broken)
+        self.twice = dict(twice)  # a kind to the class that two plugins bring
         self.found = {
             kind: {
                 cls.name: SimpleNamespace(cls=cls)
@@ -185,7 +186,13 @@ class FakeHost:
     def provided(self, kind):
         return self.found[kind]
 
+    def conflicts(self, kind):
+        cls = self.twice.get(kind)
+        return {cls.name: [SimpleNamespace(cls=cls)] * 2} if cls else {}
+
     def why_missing(self, kind, name):
+        if name in {cls.name for cls in self.twice.values()}:
+            return f"the {kind} {name!r} comes from two plugins"
         if name in self.broken:
             return f"the plugin that brings {name!r} is broken: {self.broken[name]}"
         return f"no {kind} is named {name!r}{suggestion(name, self.found[kind])}"

@@ -5,9 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from fake_host import Ensemble, FakeHost, Fresh, Loaded, Text
+from fake_host import Ensemble, FakeHost, Files, Fresh, Loaded, Text
 from recipe_texts import SIMPLE, STAGED, TAUGHT, read
 
+from kdcore.errors import RecipeError
 from kdcore.options import Schedule
 from kdcore.recipe import read_recipe
 
@@ -75,6 +76,12 @@ def test_every_run_has_the_evals_and_loggers_that_are_always_on():
     assert (stage.evals, stage.loggers) == ([], [])
     stage = read(SIMPLE + '[[log]]\nuse = "files"\nfolder = "x"\n').build()
     assert [(one.name, one.folder) for one in stage.loggers] == [("files", "x")]
+
+
+def test_what_is_always_on_does_not_vanish_where_two_plugins_bring_it():
+    twice = FakeHost(off=["files"], twice={"logger": Files})
+    with pytest.raises(RecipeError, match="the logger 'files' comes from two plugins"):
+        read(SIMPLE, host=twice)
 
 
 def test_loggers_of_the_command_line():
