@@ -107,6 +107,18 @@ class Held(Teacher):
         return lambda positions: self.model.logits(states[positions])
 
 
+class Keeps(Selection):
+    """A selection made of a function."""
+
+    name = "keeps"
+
+    def __init__(self, keep):
+        self.function = keep
+
+    def keep(self, tokens):
+        return self.function(tokens)
+
+
 class Watched(Selection):
     """A selection that is looked at: which places of the step it kept."""
 

@@ -1,5 +1,3 @@
-from types import SimpleNamespace
-
 import engine
 import pytest
 import torch
@@ -59,7 +57,7 @@ def test_selections_run_without_gradient():
         return tokens.student_nll() > 0
 
     for micro_batch in (8, 3):
-        trainer(SimpleNamespace(name="looks", keep=keep), micro_batch=micro_batch).step(1)
+        trainer(engine.Keeps(keep), micro_batch=micro_batch).step(1)
     assert seen == [(False, False)] * 2
 
 
@@ -72,7 +70,7 @@ def test_selections_run_in_full_precision(micro_batch):
         seen.append(torch.is_autocast_enabled("cpu"))
         return tokens.labels > 0
 
-    made = trainer(SimpleNamespace(name="looks", keep=keep), micro_batch=micro_batch)
+    made = trainer(engine.Keeps(keep), micro_batch=micro_batch)
     made.run.autocast = lambda: torch.autocast("cpu", torch.bfloat16)
     made.step(1)
     assert seen == [False]
@@ -93,7 +91,7 @@ def test_the_record_says_what_was_kept(micro_batch, scope):
 
 
 def test_a_selection_that_ranks_nothing_logs_no_threshold():
-    made = trainer(SimpleNamespace(name="odd", keep=lambda tokens: tokens.labels % 2 == 1))
+    made = trainer(engine.Keeps(lambda tokens: tokens.labels % 2 == 1))
     made.step(1)
     record = made.recorder.record(0.1)
     assert record.selection == {}
@@ -128,7 +126,7 @@ class Repeated(engine.InOrder):
 
 
 def test_a_selection_that_keeps_nothing_trains_nothing():
-    nothing = SimpleNamespace(name="nothing", keep=lambda tokens: tokens.labels < 0)
+    nothing = engine.Keeps(lambda tokens: tokens.labels < 0)
     for micro_batch in (8, 3):
         found = engine.step(STUDENT, ROWS, [term()], selection=nothing, micro_batch=micro_batch)
         assert found.terms == {"ce": 0.0}

@@ -66,24 +66,24 @@ def records(made):
 
 
 def test_training_learns(tmp_path):
-    made = trainer(tmp_path, steps=30)
+    made = trainer(tmp_path, steps=16)
     made.train()
     losses = [record.loss for record in records(made)]
-    assert losses[-1] < 0.6 * losses[0]
-    assert made.run.step == 30
+    assert losses[-1] < 0.8 * losses[0]
+    assert made.run.step == 16
 
 
 def test_it_is_the_same_again(tmp_path):
-    one, other = trainer(tmp_path / "one"), trainer(tmp_path / "other")
+    one, other = (trainer(tmp_path / name, steps=3) for name in ("one", "other"))
     one.train(), other.train()
     assert_equal(weights(one), weights(other))
 
 
-@pytest.mark.parametrize("micro_batch", [1, 2, 4])
+@pytest.mark.parametrize("micro_batch", [1, 3])
 @pytest.mark.parametrize("selection", [None, Hardest(keep=0.5)])
 def test_micro_batches_change_nothing_but_rounding(tmp_path, micro_batch, selection):
-    one = trainer(tmp_path, micro_batch=4, selection=selection)
-    other = trainer(tmp_path, micro_batch=micro_batch, selection=selection)
+    one = trainer(tmp_path, steps=3, micro_batch=4, selection=selection)
+    other = trainer(tmp_path, steps=3, micro_batch=micro_batch, selection=selection)
     one.train(), other.train()
     for a, b in zip(weights(one), weights(other), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
