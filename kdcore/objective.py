@@ -71,9 +71,8 @@ class Objective(nn.Module):
         values: Values,
         teacher: LogitsAt | None,
         choose: Choose,
-        sums: list[Tensor],
-    ) -> Tensor:
-        """One micro-batch's share of the loss; appends each term's share [terms] to `sums`.
+    ) -> tuple[Tensor, Tensor]:
+        """One micro-batch's share of the loss, and for the log each term's share of it [terms].
 
         `terms` come with their weights of this step and none is zero. The states go to `choose`
         without gradient, so a step of one micro-batch is scored by its training forward.
@@ -87,8 +86,7 @@ class Objective(nn.Module):
             total: Tensor = ChunkedLoss.apply(  # type: ignore[no-untyped-call]
                 states, head.weight, head.bias, head.computed_weight(), work
             )
-        sums.append(work.sums)
-        return total
+        return total, work.sums
 
     def _work(
         self,

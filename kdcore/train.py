@@ -85,7 +85,7 @@ class Trainer:
         for n, reading in enumerate(readings):
             synced = n == len(readings) - 1
             with nullcontext() if synced else self.accelerator.no_sync(self.wrapped):
-                self._backward(reading, terms, choices.each[n], shares)
+                shares.append(self._backward(reading, terms, choices.each[n]))
             reading.forget()
         clip = self.run.recipe.train.clip
         if clip:
@@ -100,7 +100,7 @@ class Trainer:
         valid = torch.tensor(float(len(reading.batch.valid)), device=self.run.device)
         with self.accelerator.no_sync(self.wrapped):
             seen = Seen(None, valid, valid, valid)
-            self._backward(reading, self._terms(1), lambda states: seen, [])
+            self._backward(reading, self._terms(1), lambda states: seen)
         self.optimizer.zero_grad(set_to_none=True)
 
     def _readings(self, step: int) -> list[Reading]:
@@ -124,16 +124,17 @@ class Trainer:
         reading: Reading,
         terms: Sequence[tuple[Term, float]],
         chosen: Choose,
-        shares: list[Tensor],
-    ) -> None:
+    ) -> Tensor:
+        """Adds a micro-batch's gradients; returns each term's share of the loss [terms]."""
         teacher = self.run.teacher
         asked = teacher is not None and any(term.loss.needs_teacher for term, _ in terms)
         logits_at = reading.logits_of(teacher) if asked and teacher is not None else None
         values = self.values([term for term, _ in terms])
         with self.run.autocast():
-            loss = self.wrapped(reading.batch, terms, values, logits_at, chosen, shares)
+            loss, share = self.wrapped(reading.batch, terms, values, logits_at, chosen)
         # DDP averages the gradients of the processes; the loss is a sum over them.
         self.accelerator.backward(loss * self.run.processes)
+        return share  # type: ignore[no-any-return]
 
     def _total(self, value: Tensor) -> Tensor:
         return self.accelerator.reduce(value, "sum")  # type: ignore[no-any-return]

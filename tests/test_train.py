@@ -268,6 +268,28 @@ def test_clipping(tmp_path):
     assert norms[1] == pytest.approx(1e-3, rel=1e-3)
 
 
+class Moving(torch.nn.Module):
+    """Does to arguments what DDP does on GPUs: lists and tuples arrive as copies."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, *arguments):
+        from torch.distributed.utils import _to_kwargs
+
+        (moved,), _ = _to_kwargs(arguments, {}, torch.device("cpu"), False)
+        return self.module(*moved)
+
+
+def test_the_record_does_not_hang_on_what_ddp_does_to_arguments(tmp_path):
+    plain, moving = trainer(tmp_path, micro_batch=1), trainer(tmp_path, micro_batch=1)
+    moving.wrapped = Moving(moving.objective)
+    plain.step(1), moving.step(1)
+    one, other = (made.recorder.record(0.1) for made in (plain, moving))
+    assert (one.terms, one.kept, one.tokens) == (other.terms, other.kept, other.tokens)
+
+
 def test_a_rehearsal_leaves_nothing_behind(tmp_path):
     made = trainer(tmp_path)
     before = weights(made)
