@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -51,18 +51,15 @@ class TokenStore:
 
 def tokenise(data: Data, split: str, tokenizer: PreTrainedTokenizerBase) -> TokenStore:
     """The texts of a split as ids, from the cache if these very texts were tokenised before."""
-    from datasets import Dataset, Features, List, Value
-    from datasets.exceptions import DatasetGenerationError
-
     eos = _eos(data, tokenizer)
-    salt = f"1 {of_tokenizer(tokenizer)} {eos}"
-    texts = _Texts(data, split, salt)
+    made_with = f"1 {of_tokenizer(tokenizer)} {eos}"
+    texts = _Texts(data, split, made_with)
     key = texts.read()
     if not texts.filled:
         raise RunError(f"data {as_typed(data)} has no text in its {split!r} split")
 
     def portions() -> Iterator[dict[str, np.ndarray]]:
-        again = _Texts(data, split, salt)
+        again = _Texts(data, split, made_with)
         for portion in _portions(again):
             yield _encode(portion, tokenizer, eos)
         if again.key() != key:
@@ -71,9 +68,17 @@ def tokenise(data: Data, split: str, tokenizer: PreTrainedTokenizerBase) -> Toke
                 "again; texts() must give the same ones each time"
             )
 
+    return TokenStore(_stored(portions, key), texts.documents)
+
+
+def _stored(portions: Callable[[], Iterator[dict[str, np.ndarray]]], key: str) -> Any:
+    """The portions on disk, written if there are none under the key. Processes may ask at once."""
+    from datasets import Dataset, Features, List, Value
+    from datasets.exceptions import DatasetGenerationError
+
     ids = List(Value("int32"))
     try:
-        dataset = Dataset.from_generator(
+        return Dataset.from_generator(
             portions,
             features=Features({"ids": ids, "lengths": ids}),
             fingerprint=f"kdcore-{key}",
@@ -81,16 +86,15 @@ def tokenise(data: Data, split: str, tokenizer: PreTrainedTokenizerBase) -> Toke
         )
     except DatasetGenerationError as error:
         raise error.__cause__ if isinstance(error.__cause__, KdcoreError) else error from None
-    return TokenStore(dataset, texts.documents)
 
 
 class _Texts:
     """The texts of a split, hashed as they pass. What was read is known at the end."""
 
-    def __init__(self, data: Data, split: str, salt: str) -> None:
+    def __init__(self, data: Data, split: str, made_with: str) -> None:
         self._data, self._split = data, split
         self._hashed = digest()
-        self._hashed.update(salt.encode())
+        self._hashed.update(made_with.encode())
         self.documents = self.filled = 0
 
     def __iter__(self) -> Iterator[str]:
@@ -115,7 +119,7 @@ class _Texts:
         return self.key()
 
     def key(self) -> str:
-        """What stands for the texts that were read, and the salt."""
+        """What stands for the texts that were read, and for what makes ids of them."""
         return self._hashed.hexdigest()
 
 
