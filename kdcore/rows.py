@@ -74,19 +74,20 @@ class _PieceRows(LaidRows):
     def __init__(self, split: Split, store: TokenStore, pieces: Pieces) -> None:
         self.split, self._store, self._pieces = split, store, pieces
         self.lengths = pieces.row_lengths()
+        self._part, self._at = store.locate(pieces.document, pieces.offset)
 
     def row(self, index: int) -> Row:
         pieces = self._pieces
         some = slice(pieces.starts[index], pieces.starts[index + 1])
-        document, offset, length = pieces.document[some], pieces.offset[some], pieces.length[some]
-        # Where in the row each token's piece begins.
-        begin = np.repeat(np.cumsum(length, dtype=np.int32) - length, length)
-        place = np.arange(len(begin), dtype=np.int32)
+        length = pieces.length[some]
+        place = np.arange(self.lengths[index], dtype=np.int32)
+        begin = length.cumsum(dtype=np.int32) - length  # of each piece in the row
+        within = place - begin.repeat(length)
         return {
-            "input_ids": self._store.take(document, offset, length),
-            "document": np.repeat(document, length),
-            "offset": np.repeat(offset, length) + (place - begin),
-            "position": place - begin if pieces.isolated else place,
+            "input_ids": self._store.take((self._part[some], self._at[some]), length),
+            "document": pieces.document[some].repeat(length),
+            "offset": pieces.offset[some].repeat(length) + within,
+            "position": within if pieces.isolated else place,
         }
 
 

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 _CALL = 1 << 16  # characters that are handed to a tokenizer at once
 _WRITE = 64  # so many of these portions are written at once: what bounds the memory
 
+Places = tuple[np.ndarray, np.ndarray]
+"""The part that each token lies in, and its index there."""
+
 
 class TokenStore:
     """Documents as ids, one after another, in memory-mapped Arrow. Those without are left out."""
@@ -39,14 +42,17 @@ class TokenStore:
             hashed.update(part.data)
         return hashed.hexdigest()
 
-    def take(self, document: np.ndarray, offset: np.ndarray, length: np.ndarray) -> np.ndarray:
-        """Pieces of documents, side by side, int32."""
+    def locate(self, document: np.ndarray, offset: np.ndarray) -> Places:
+        """Where tokens of documents lie, for `take`."""
         begin = self._ends[document] - self.lengths[document] + offset
         part = np.searchsorted(self._begins, begin, side="right") - 1
-        within = begin - self._begins[part]
-        places = zip(part.tolist(), within.tolist(), length.tolist(), strict=True)
+        return part.astype(np.int32), (begin - self._begins[part]).astype(np.int32)
+
+    def take(self, places: Places, length: np.ndarray) -> np.ndarray:
+        """What lies at each of the places, so long, side by side, int32."""
+        found = zip(places[0].tolist(), places[1].tolist(), length.tolist(), strict=True)
         # A document never crosses from one part into the next: portions are written whole.
-        return np.concatenate([self._parts[p][at : at + n] for p, at, n in places])
+        return np.concatenate([self._parts[part][at : at + n] for part, at, n in found])
 
 
 def tokenise(data: Data, split: str, tokenizer: PreTrainedTokenizerBase) -> TokenStore:

@@ -33,7 +33,8 @@ def test_pieces_are_taken_from_all_parts(byte_tokenizer, small_parts, tmp_path, 
     ids = [byte_tokenizer(word)["input_ids"] + [0] for word in WORDS]
     assert store.lengths.tolist() == [len(each) for each in ids]
     chosen = np.array([299, 0, 17, 18, 150])
-    taken = store.take(chosen, np.ones(5, np.int32), store.lengths[chosen] - 1)
+    places = store.locate(chosen, np.ones(5, np.int32))
+    taken = store.take(places, store.lengths[chosen] - 1)
     assert taken.tolist() == [token for n in chosen for token in ids[n][1:]]
     text = byte_tokenizer.decode(
         lay_texts(Words(rows="chunk"), "train", byte_tokenizer)[0]["input_ids"]
