@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from engine import VOCABULARY, row
+from given import VOCABULARY, row
 
 from kdcore import RunError, Split
 from kdcore.batches import Collate, Order, TrainingRows, drawn, share

@@ -2,6 +2,7 @@ import json
 import random
 
 import engine
+import given
 import numpy as np
 import pytest
 import torch
@@ -13,7 +14,7 @@ from kdcore.checkpoint import Checkpoints, trained
 
 def parts(folder, seed=0, keep=2, optimizer=torch.optim.AdamW, accelerator=None):
     """Checkpoints of a model that has taken two steps."""
-    model = engine.model(seed=seed)
+    model = given.model(seed=seed)
     made = optimizer(model.parameters(), lr=0.1)
     generator = torch.Generator().manual_seed(seed)
     for _ in range(2):
@@ -77,7 +78,7 @@ def test_the_learning_rate_is_not_kept(tmp_path):
 
 def test_tied_weights_are_written_once_and_frozen_ones_not_at_all(tmp_path):
     made = parts(tmp_path)
-    model = made.model = engine.model(tie_word_embeddings=True)
+    model = made.model = given.model(tie_word_embeddings=True)
     model.model.norm.weight.requires_grad_(False)
     names = set(trained(model))
     assert "model.embed_tokens.weight" in names

@@ -2,14 +2,14 @@
 
 import shutil
 
+import cases
 import engine
 import pytest
-import test_objective
 import torch
+from cases import LOSSES
 from engine import Held, term
 from kdcore_losses import CrossEntropy, ForwardKL
 from kdcore_selections import Hardest
-from test_objective import LOSSES
 
 from kdcore import Loss
 from kdcore.compiled import compiled_values_of
@@ -133,13 +133,13 @@ def test_a_step_of_the_engine():
 
     terms = [term(ForwardKL(temperature=2.0)), term(CrossEntropy(), 0.3, on="all")]
     options = {
-        "teacher": Held(test_objective.model(seed=1, double=False)),
+        "teacher": Held(cases.model(seed=1, double=False)),
         "selection": Hardest(keep=0.3),
         "micro_batch": 3,
     }
-    student = test_objective.model(double=False)
-    fast = engine.step(student, test_objective.ROWS["packed"], terms, values=values, **options)
-    plain = engine.step(student, test_objective.ROWS["packed"], terms, **options)
+    student = cases.model(double=False)
+    fast = engine.step(student, cases.ROWS["packed"], terms, values=values, **options)
+    plain = engine.step(student, cases.ROWS["packed"], terms, **options)
     assert fast.terms == pytest.approx(plain.terms, rel=1e-6)
     for name, exact in plain.gradients.items():
         torch.testing.assert_close(fast.gradients[name], exact, rtol=1e-5, atol=1e-5)

@@ -1,15 +1,18 @@
 import engine
+import given
 import oracle
 import pytest
 import torch
-from engine import VOCABULARY, Held
+from engine import Held
+from given import VOCABULARY
 from kdcore_losses import ForwardKL, TotalVariation
 
+from kdcore import LanguageModel
 from kdcore.evaluate import evaluate
 from kdcore.rows import as_rows
 
-ROWS = engine.packed_rows() + engine.single_rows()
-STUDENT, TEACHER = engine.model(double=True), engine.model(double=True, seed=1)
+ROWS = given.packed_rows() + given.single_rows()
+STUDENT, TEACHER = given.model(double=True), given.model(double=True, seed=1)
 
 
 def run(process=0, processes=1, micro_batch=3):
@@ -68,12 +71,12 @@ def test_processes_share_the_rows_without_repeats(known, processes, monkeypatch)
 
 
 def test_every_module_keeps_its_mode():
-    student = engine.model()
+    student = given.model()
     student.train()
     student.model.layers[0].eval()
     modes = [module.training for module in student.modules()]
     made = run()
-    made.language_model = engine.LanguageModel(student)
+    made.language_model = LanguageModel(student)
     seen = []
     student.model.register_forward_hook(lambda module, *_: seen.append(module.training))
     evaluate(made, as_rows(ROWS, "validation"), [], None)

@@ -6,27 +6,29 @@ What the engine does instead has its tests in the files of the parts; here the n
 from types import SimpleNamespace
 
 import engine
+import given
 import numpy as np
 import oracle
 import pytest
 import torch
-from engine import VOCABULARY, Held, term
+from cases import SHARE, assert_equal
+from engine import Held, term
+from given import VOCABULARY
 from kdcore_losses import CrossEntropy, ForwardKL
 from kdcore_selections import Rho
-from test_objective import SHARE, assert_equal
 
 from kdcore import objective, reading, tokens
 from kdcore.batches import NOT_TRAINED, Collate, _Arrays
 from kdcore.objective import Seen
 
 KL = ForwardKL(temperature=2.0)
-DROPOUT = dict.fromkeys(engine.NO_DROPOUT, 0.5)
-REFERENCE = engine.model("gpt2", seed=2, double=True)
+DROPOUT = dict.fromkeys(given.NO_DROPOUT, 0.5)
+REFERENCE = given.model("gpt2", seed=2, double=True)
 
 
 def rows():
     """Packed rows in which id 0 ends documents, as eos does, also where it pads."""
-    made = engine.packed_rows()
+    made = given.packed_rows()
     for row in made:
         ends = np.append(row["position"][1:] == 0, True)
         row["input_ids"] = np.where(ends, 0, row["input_ids"])
@@ -180,8 +182,8 @@ FAULTS = [
 @pytest.fixture(scope="module")
 def case():
     """One step in which every fault shows, and what it is worth."""
-    student, other = engine.model(double=True), engine.model("gpt2", seed=1, **DROPOUT)
-    other = engine.in_double(other)
+    student, other = given.model(double=True), given.model("gpt2", seed=1, **DROPOUT)
+    other = given.in_double(other)
     terms = [term(KL), term(CrossEntropy(), 0.5)]
     expected = oracle.step(
         student,

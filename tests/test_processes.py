@@ -8,27 +8,30 @@ import socket
 from dataclasses import dataclass
 from types import SimpleNamespace
 
+import cases
 import engine
+import given
 import oracle
 import pytest
-import test_objective
+import tiny
 import torch
-from engine import VOCABULARY, term
+from cases import SHARE
+from engine import term
+from given import VOCABULARY
 from kdcore_losses import CrossEntropy, ForwardKL
 from kdcore_selections import Hardest, Random
-from test_objective import SHARE
 
 pytestmark = pytest.mark.slow
 
 PROCESSES = 2
 PLAIN = [term(ForwardKL(temperature=2.0)), term(CrossEntropy(), 0.5)]
 ROWS = {
-    "packed": engine.packed_rows(),
-    "single": engine.single_rows(),
-    "seven": engine.packed_rows()[:7],  # three and four: one more micro-batch here than there
-    "one": engine.packed_rows()[:1],  # a process has no rows
-    "lopsided": [engine.row(6, seed=1, prompt=6), *engine.packed_rows()[:1]],  # and none to train
-    "masked": [engine.row(6, seed=1, prompt=6), engine.row(1, seed=2)],
+    "packed": given.packed_rows(),
+    "single": given.single_rows(),
+    "seven": given.packed_rows()[:7],  # three and four: one more micro-batch here than there
+    "one": given.packed_rows()[:1],  # a process has no rows
+    "lopsided": [given.row(6, seed=1, prompt=6), *given.packed_rows()[:1]],  # and none to train
+    "masked": [given.row(6, seed=1, prompt=6), given.row(1, seed=2)],
 }
 
 
@@ -50,15 +53,15 @@ class Case:
     @property
     def terms(self):
         if self.loss:
-            return [term(test_objective.LOSSES[self.loss])]
-        return test_objective.MIXED if self.selection else PLAIN
+            return [term(cases.LOSSES[self.loss])]
+        return cases.MIXED if self.selection else PLAIN
 
     def student(self):
-        return engine.model(self.kind, double=True, tie_word_embeddings=self.tied)
+        return given.model(self.kind, double=True, tie_word_embeddings=self.tied)
 
     def selection_and_scores(self):
         """For the engine, and for the oracle."""
-        known = test_objective.selections()
+        known = cases.selections()
         known["everything"] = (Hardest(keep=1.0), oracle.hardest)
         known["random"] = (Random(keep=SHARE), oracle.random(seed=0, step=self.step))
         return known.get(self.selection, (None, None))
@@ -66,19 +69,19 @@ class Case:
     def teachers(self):
         """For the engine, and for the oracle."""
         if self.average:
-            return test_objective.ensemble(self.average, [0.5, 1.5])
-        return test_objective.teacher_of("gpt2")
+            return cases.ensemble(self.average, [0.5, 1.5])
+        return cases.teacher_of("gpt2")
 
 
 CASES = [
     *(
         Case(kind=kind, micro_batch=micro_batch, selection=selection)
-        for kind in engine.tiny.KINDS
+        for kind in tiny.KINDS
         for micro_batch in (1, 3, 8)
         for selection in (None, "rho")
     ),
-    *(Case(selection=name) for name in (*test_objective.selections(), "everything")),
-    *(Case(loss=name) for name in test_objective.LOSSES),
+    *(Case(selection=name) for name in (*cases.selections(), "everything")),
+    *(Case(loss=name) for name in cases.LOSSES),
     *(Case(average=average) for average in ("logits", "probs")),
     *(Case(selection="random", step=step) for step in (4, 10)),
     *(Case(rows, selection=name) for rows in ROWS for name in (None, "rho")),
@@ -119,13 +122,13 @@ def train(accelerator, folder, steps=4):
     """Steps that learn, a checkpoint, and what was logged."""
     from kdcore.optimizers import make_optimizer
 
-    student = engine.model(double=True)
+    student = given.model(double=True)
     made = engine.trainer(
         student,
         ROWS["packed"],
-        test_objective.MIXED,
-        teacher=test_objective.teacher_of()[0],
-        selection=test_objective.selections()["rho"][0],
+        cases.MIXED,
+        teacher=cases.teacher_of()[0],
+        selection=cases.selections()["rho"][0],
         batch=5,
         micro_batch=2,
         steps=steps,
@@ -233,7 +236,7 @@ def test_two_processes_are_one(seen, case):
     assert not one & other
     assert not case.selection or one | other == expected.kept
     for result in results:
-        test_objective.assert_equal(result, expected)
+        cases.assert_equal(result, expected)
 
 
 def test_training_is_that_of_one_process(seen, tmp_path):

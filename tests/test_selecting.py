@@ -1,4 +1,5 @@
 import engine
+import given
 import pytest
 import torch
 from engine import Held, term
@@ -7,8 +8,8 @@ from kdcore_selections import Entropy, Hardest, Random, Rho
 
 from kdcore import Selection
 
-ROWS = engine.packed_rows()
-STUDENT, TEACHER, REFERENCE = (engine.model(seed=seed) for seed in range(3))
+ROWS = given.packed_rows()
+STUDENT, TEACHER, REFERENCE = (given.model(seed=seed) for seed in range(3))
 VALID = 43
 
 
@@ -17,7 +18,7 @@ class Trunks:
 
     def __init__(self, monkeypatch):
         self.gradients = []
-        student = engine.proved(STUDENT)
+        student = given.proved(STUDENT)
         inner = type(student).states
 
         def states(this, batch):

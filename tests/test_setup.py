@@ -1,8 +1,10 @@
 from types import SimpleNamespace
 
 import engine
+import given
 import numpy as np
 import pytest
+import tiny
 import torch
 from engine import Held, term
 from kdcore_ensemble import Ensemble
@@ -55,15 +57,15 @@ def test_precision():
         assert precision_of("auto") == "no"
 
 
-@pytest.mark.parametrize("kind", engine.tiny.KINDS)
+@pytest.mark.parametrize("kind", tiny.KINDS)
 def test_checkpointed_activations_change_nothing(kind):
     def step(student):
         terms = [term(ForwardKL())]
-        teacher = Held(engine.model(seed=1))
-        return engine.step(student, engine.packed_rows(), terms, teacher=teacher, micro_batch=3)
+        teacher = Held(given.model(seed=1))
+        return engine.step(student, given.packed_rows(), terms, teacher=teacher, micro_batch=3)
 
-    plain = step(engine.model(kind))
-    student = engine.model(kind)
+    plain = step(given.model(kind))
+    student = given.model(kind)
     enable_checkpointing(student)
     again = step(student)
     assert any(getattr(module, "gradient_checkpointing", False) for module in student.modules())

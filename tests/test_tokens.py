@@ -1,10 +1,11 @@
 import math
 
-import engine
+import given
 import oracle
 import pytest
 import torch
-from engine import VOCABULARY, Held, row
+from engine import Held
+from given import VOCABULARY, row
 from kdcore_losses import CrossEntropy, ForwardKL
 
 from kdcore import Split
@@ -12,13 +13,13 @@ from kdcore.batches import Collate
 from kdcore.gathering import alone
 from kdcore.tokens import Reading, Scored, Tokens
 
-STUDENT, TEACHER = engine.model(double=True), engine.model(double=True, seed=1)
-ROWS = engine.packed_rows()
+STUDENT, TEACHER = given.model(double=True), given.model(double=True, seed=1)
+ROWS = given.packed_rows()
 
 
 def tokens(*groups, teacher=None, gather=alone, step=1, seed=0, first=0):
     """The tokens of these micro-batches of rows, the first of which has that number."""
-    student, parts = engine.proved(STUDENT), []
+    student, parts = given.proved(STUDENT), []
     for rows in groups:
         batch = Collate(Split("train", "", []), VOCABULARY, torch.device("cpu"))(rows)
         with torch.no_grad():

@@ -1,68 +1,17 @@
 import math
-import signal
-from types import SimpleNamespace
 
-import engine
+import given
 import pytest
 import torch
 from engine import Held, term
 from kdcore_losses import CrossEntropy, ForwardKL
 from kdcore_selections import Hardest
+from training import Eval, assert_equal, records, trainer, weights
 
 from kdcore import Loss, RunError
-from kdcore.errors import Interrupted
-from kdcore.optimizers import make_optimizer
-from kdcore.schedule import learning_rate
-from kdcore.signals import Signals
 
-ROWS = engine.packed_rows()
-TEACHER = engine.model(seed=1)
-
-
-class Eval:
-    """Notes when it was asked, and in which mode the student was left."""
-
-    def __init__(self):
-        self.steps = []
-
-    def measure(self, run):
-        self.steps.append(run.step)
-        return {"eval/asked": float(run.step)}
-
-
-def trainer(folder, *, steps=6, batch=4, selection=None, terms=None, micro_batch=3, **options):
-    """Steps that really learn."""
-    student = engine.model()
-    made = engine.trainer(
-        student,
-        ROWS,
-        terms or [term(ForwardKL(temperature=2.0)), term(weight=0.5)],
-        teacher=Held(TEACHER),
-        selection=selection,
-        batch=batch,
-        micro_batch=micro_batch,
-        steps=steps,
-        folder=folder,
-        order=engine.Order,
-        optimizer=SimpleNamespace(param_groups=[]),
-        **{"lr": 0.01, "clip": 1.0, "log_every": 2, "save_every": 100, "eval_every": 100} | options,
-    )
-    made.optimizer = make_optimizer(made.run.recipe.train, student)
-    made.checkpoints.optimizer = made.optimizer
-    made.rate = learning_rate(made.run.recipe.train, steps)
-    return made
-
-
-def weights(made):
-    return [p.detach().clone() for p in made.run.student.parameters()]
-
-
-def assert_equal(one, other):
-    assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
-
-
-def records(made):
-    return [event["record"] for event in made.host.of("kdcore_log")]
+ROWS = given.packed_rows()
+TEACHER = given.model(seed=1)
 
 
 def test_training_learns(tmp_path):
@@ -143,63 +92,6 @@ def test_what_is_due_each_epoch(tmp_path, batch, due):
     assert asked.steps == due
 
 
-# Interrupted and continued
-
-
-@pytest.mark.parametrize("selection", [None, Hardest(keep=0.5)])
-def test_a_continued_run_ends_at_the_same_weights_to_the_last_bit(tmp_path, selection):
-    options = {"selection": selection, "save_every": 3, "log_every": 1}
-    whole = trainer(tmp_path / "whole", **options)
-    whole.train()
-    first = trainer(tmp_path / "parts", **options)
-    first.signals = SimpleNamespace(agreed=lambda _: signal.SIGTERM * (first.run.step == 4))
-    with pytest.raises(Interrupted, match="after step 4 of 6") as caught:
-        first.train()
-    assert caught.value.exit_code == 143
-    second = trainer(tmp_path / "parts", **options)
-    newest = second.checkpoints.newest()
-    assert newest.name == "step-4"
-    state = second.checkpoints.load(newest)
-    second.run.step, second.run.tokens = state["step"], state["tokens"]
-    second.train()
-    assert_equal(weights(whole), weights(second))
-    ended = [records(first)[:4] + records(second), records(whole)]
-    for one, other in zip(*ended, strict=True):
-        assert (one.step, one.tokens, one.terms, one.kept) == (
-            other.step,
-            other.tokens,
-            other.terms,
-            other.kept,
-        )
-
-
-def test_a_signal_after_the_last_step_changes_nothing(tmp_path):
-    made = trainer(tmp_path, steps=2, signals=SimpleNamespace(agreed=lambda _: signal.SIGINT))
-    with pytest.raises(Interrupted):
-        made.train()
-    made.run.step = 1
-    made.train()
-    assert made.run.step == 2
-
-
-def test_a_real_signal_ends_the_run_after_its_step(tmp_path):
-    with Signals() as signals:
-        made = trainer(tmp_path, signals=signals)
-        emit = made.host.emit
-
-        def interrupt(hook, **arguments):
-            emit(hook, **arguments)
-            if hook == "kdcore_step_start" and arguments["step"] == 3:
-                signal.raise_signal(signal.SIGINT)
-
-        made.host.emit = interrupt
-        with pytest.raises(Interrupted) as caught:
-            made.train()
-    assert caught.value.exit_code == 130
-    assert made.run.step == 3
-    assert made.checkpoints.newest().name == "step-3"
-
-
 # What goes wrong
 
 
@@ -221,8 +113,8 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(tmp_path):
 
 def test_a_teacher_is_never_in_training_mode(tmp_path):
     """With dropout of one half, two readings agree only if it is off."""
-    dropout = dict.fromkeys(engine.NO_DROPOUT, 0.5)
-    other = engine.model("gpt2", seed=3, **dropout).train()
+    dropout = dict.fromkeys(given.NO_DROPOUT, 0.5)
+    other = given.model("gpt2", seed=3, **dropout).train()
     teacher = Held(other)
 
     def loss():

@@ -1,0 +1,79 @@
+"""What a token is worth, by the formulas of textbooks: p is the teacher's, q the student's."""
+
+import torch
+
+
+def kl(p, q):
+    return (p * (p / q).log()).sum()
+
+
+def nll(logits, label):
+    return -torch.softmax(logits, -1)[label].log()
+
+
+def entropy(logits):
+    p = torch.softmax(logits, -1)
+    return -(p * p.log()).sum()
+
+
+def value(loss, token):
+    """What a token is worth in a loss."""
+    if loss.name == "ce":
+        return nll(token.student, token.label)
+    p = torch.softmax(token.teacher / loss.temperature, -1)
+    q = torch.softmax(token.student / loss.temperature, -1)
+    scaled = loss.temperature**2 if getattr(loss, "scale_by_t2", False) else 1
+    return scaled * divergence(loss, p, q)
+
+
+def divergence(loss, p, q):
+    match loss.name:
+        case "kl":
+            return kl(p, q)
+        case "reverse-kl":
+            return kl(q, p)
+        case "skew-kl":
+            return kl(p, loss.skew * p + (1 - loss.skew) * q)
+        case "skew-reverse-kl":
+            return kl(q, (1 - loss.skew) * p + loss.skew * q)
+        case "jsd":
+            return jensen_shannon(p, q, loss.beta, loss.normalise)
+        case "tvd":
+            return (p - q).abs().sum() / 2
+        case "symmetric-kl":
+            return loss.forward * kl(p, q) + (1 - loss.forward) * kl(q, p)
+        case "adaptive-kl":
+            weight = share_of_head(p, q.detach(), loss.head)
+            return weight * kl(p, q) + (1 - weight) * kl(q, p)
+        case "alpha-beta":
+            return alpha_beta(p, q, loss.alpha, loss.beta)
+
+
+def jensen_shannon(p, q, beta, normalise):
+    if beta in (0, 1):
+        return kl(p, q) if beta == 0 else kl(q, p)
+    m = beta * p + (1 - beta) * q
+    both = beta * kl(p, m) + (1 - beta) * kl(q, m)
+    return both / (beta * (1 - beta)) if normalise else both
+
+
+def share_of_head(p, q, head):
+    """The tail: the least likely ids, as many as together hold at most 1 - head of the mass."""
+    order = sorted(range(len(p)), key=lambda n: p[n])
+    mass, tail = 0.0, set()
+    for n in order:
+        mass += float(p[n])
+        if mass <= 1 - head:
+            tail.add(n)
+    gaps = [float((p[n] - q[n]).abs()) for n in range(len(p))]
+    return sum(gap for n, gap in enumerate(gaps) if n not in tail) / sum(gaps)
+
+
+def alpha_beta(p, q, alpha, beta):
+    if beta == 0:
+        return (p**alpha * (alpha * (p / q).log() - 1) + q**alpha).sum() / alpha**2
+    if alpha == 0:
+        return alpha_beta(q, p, beta, 0)
+    whole = alpha + beta
+    inner = p**alpha * q**beta - alpha / whole * p**whole - beta / whole * q**whole
+    return -inner.sum() / (alpha * beta)

@@ -1,0 +1,67 @@
+import signal
+from types import SimpleNamespace
+
+import given
+import pytest
+from kdcore_selections import Hardest
+from training import assert_equal, records, trainer, weights
+
+from kdcore.errors import Interrupted
+from kdcore.signals import Signals
+
+ROWS = given.packed_rows()
+TEACHER = given.model(seed=1)
+
+
+@pytest.mark.parametrize("selection", [None, Hardest(keep=0.5)])
+def test_a_continued_run_ends_at_the_same_weights_to_the_last_bit(tmp_path, selection):
+    options = {"selection": selection, "save_every": 3, "log_every": 1}
+    whole = trainer(tmp_path / "whole", **options)
+    whole.train()
+    first = trainer(tmp_path / "parts", **options)
+    first.signals = SimpleNamespace(agreed=lambda _: signal.SIGTERM * (first.run.step == 4))
+    with pytest.raises(Interrupted, match="after step 4 of 6") as caught:
+        first.train()
+    assert caught.value.exit_code == 143
+    second = trainer(tmp_path / "parts", **options)
+    newest = second.checkpoints.newest()
+    assert newest.name == "step-4"
+    state = second.checkpoints.load(newest)
+    second.run.step, second.run.tokens = state["step"], state["tokens"]
+    second.train()
+    assert_equal(weights(whole), weights(second))
+    ended = [records(first)[:4] + records(second), records(whole)]
+    for one, other in zip(*ended, strict=True):
+        assert (one.step, one.tokens, one.terms, one.kept) == (
+            other.step,
+            other.tokens,
+            other.terms,
+            other.kept,
+        )
+
+
+def test_a_signal_after_the_last_step_changes_nothing(tmp_path):
+    made = trainer(tmp_path, steps=2, signals=SimpleNamespace(agreed=lambda _: signal.SIGINT))
+    with pytest.raises(Interrupted):
+        made.train()
+    made.run.step = 1
+    made.train()
+    assert made.run.step == 2
+
+
+def test_a_real_signal_ends_the_run_after_its_step(tmp_path):
+    with Signals() as signals:
+        made = trainer(tmp_path, signals=signals)
+        emit = made.host.emit
+
+        def interrupt(hook, **arguments):
+            emit(hook, **arguments)
+            if hook == "kdcore_step_start" and arguments["step"] == 3:
+                signal.raise_signal(signal.SIGINT)
+
+        made.host.emit = interrupt
+        with pytest.raises(Interrupted) as caught:
+            made.train()
+    assert caught.value.exit_code == 130
+    assert made.run.step == 3
+    assert made.checkpoints.newest().name == "step-3"
