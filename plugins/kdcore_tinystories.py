@@ -35,6 +35,10 @@ class TinyStories(Data):
         if self.validation is not None and self.validation_share is not None:
             raise ValueError("validation and validation_share exclude each other")
 
+    def faults(self, recipe: object) -> Iterator[str]:
+        """Files have no validation split of their own."""
+        return self._text.faults(recipe)
+
     def texts(self, split: str) -> Iterator[str]:
         """The stories of "train" or "validation"."""
         return self._text.texts(split)

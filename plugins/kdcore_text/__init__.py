@@ -43,6 +43,12 @@ class Text(Data):
         if self.validation is not None and self.validation_share is not None:
             raise ValueError("validation and validation_share exclude each other")
 
+    def faults(self, recipe: object) -> Iterator[str]:
+        """Files have no validation split of their own."""
+        files = [path for path in self._paths if local(path).is_file()]
+        if files and self.validation is None and self.validation_share is None:
+            yield _nothing_beside(files[0])
+
     def texts(self, split: str) -> Iterator[str]:
         """The documents of "train" or "validation" that are more than blanks, in order."""
         if split == "train":
@@ -85,10 +91,7 @@ class Text(Data):
                 f"cannot read validation: there is no file or folder {self.validation!r}"
             )
         if files:
-            raise RunError(
-                f"nothing to validate on beside {files[0]}; set validation = PATH "
-                "or validation_share = 0.05 in [data]"
-            )
+            raise RunError(_nothing_beside(files[0]))
         return self._how.source(self._paths, self.validation or "validation")
 
     @cached_property
@@ -99,6 +102,10 @@ class Text(Data):
         count = self._train.count()
         wanted = max(1, round(count * self.validation_share))
         return frozenset(random.Random(0).sample(range(count), min(wanted, count)))
+
+
+def _nothing_beside(file: str) -> str:
+    return f"nothing to validate on beside {file}; set validation = PATH or validation_share = 0.05"
 
 
 def _filled(

@@ -47,6 +47,8 @@ def of_file(path: Path, form: str, column: str) -> Table:
     """A JSON or parquet file."""
     from datasets import load_dataset
 
+    if not path.stat().st_size:
+        raise RunError(f"{path} is empty")
     if form == "json":
         check_utf8(path)
     loaded = _loaded(lambda: load_dataset(form, data_files=str(path), split="train"), str(path))

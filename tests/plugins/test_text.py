@@ -89,6 +89,11 @@ def test_a_column_must_hold_text(tmp_path):
         train(rows(tmp_path / "a.jsonl", ["one"]), column="n")
 
 
+def test_an_empty_file_of_rows_is_told(tmp_path):
+    with pytest.raises(RunError, match=r"a\.jsonl is empty"):
+        train(write(tmp_path / "a.jsonl", ""))
+
+
 def test_broken_json_is_told_in_one_line(tmp_path):
     path = write(tmp_path / "a.jsonl", '{"text": "one"}\n{"text": \n')
     with pytest.raises(RunError, match=r"cannot load .*a\.jsonl: ") as refused:
@@ -145,8 +150,11 @@ def test_validation_may_be_another_path(tmp_path, numbers):
 
 
 def test_validation_must_come_from_somewhere(numbers):
-    with pytest.raises(RunError, match="set validation = PATH or validation_share"):
+    with pytest.raises(RunError, match="set validation = PATH or validation_share") as refused:
         validation(numbers)
+    assert list(Text(path=numbers).faults(None)) == [str(refused.value)]
+    for given in ({"path": "owner/name"}, {"path": numbers, "validation_share": 0.1}):
+        assert not list(Text(**given).faults(None))
     with pytest.raises(RunError, match=r"there is no file or folder 'absent\.txt'"):
         validation(numbers, validation="absent.txt")
     with pytest.raises(ValidationError, match="exclude each other"):
