@@ -102,7 +102,7 @@ def engines_loss(terms, step, done, selects):
     objective = Objective(student, chunk=7)
     needed = any(term.loss.needs_teacher for term, _ in weighted)
     teacher = (lambda positions: step.all_teacher[positions]) if needed else None
-    loss = objective(batch, weighted, values, teacher, lambda states: seen, [])
+    loss, _ = objective(batch, weighted, values, teacher, lambda states: seen)
     return float(loss.detach())
 
 
