@@ -106,8 +106,16 @@ class Run:
             self._rows = {k: v for k, v in self._rows.items() if k[1] == 0}
             with blame(self.data, "make_rows"):
                 made = self.data.make_rows(split, self.tokenizer, seed=self.seed, epoch=key[1])
-            self._rows[key] = as_rows(made, split)
+            given_by = f"data {self.data.name!r}"
+            self._rows[key] = as_rows(made, split, given_by=given_by, at_most=self._wanted(split))
         return self._rows[key]
+
+    def _wanted(self, split: str) -> int | None:
+        """How many rows are read of a stream; None for all."""
+        options = self.recipe.train
+        if split == "train":
+            return options.steps and options.steps * options.batch
+        return None if options.eval_rows == "all" else options.eval_rows
 
     def evaluate(
         self, rows: Sequence[Row], losses: Sequence[Loss], teacher: Teacher | None = None

@@ -53,6 +53,7 @@ def test_the_plugins_load_and_their_losses_keep_the_contract(written):
     check_loss(clipped(inner=hellinger(), how="drop"))
 
 
+@pytest.mark.slow
 def test_the_tests_in_it_pass(written):
     environment = {**os.environ, "PYTHONPATH": str(written)}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_hellinger.py"]

@@ -15,6 +15,8 @@ from kdcore.cli import host_of
 from kdcore.estimate import estimate
 from kdcore.recipe import read_recipe
 
+pytestmark = pytest.mark.slow
+
 RECIPE = """
 [tokenizer]
 use = "bpe"

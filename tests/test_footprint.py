@@ -11,6 +11,8 @@ from kdcore import Loss, component
 from kdcore.footprint import FakeModels, Pass, activations, footprint
 from kdcore.setup import enable_checkpointing
 
+pytestmark = pytest.mark.slow
+
 VOCABULARY = 512
 
 

@@ -12,6 +12,8 @@ from kdcore.recipe import read_recipe
 from kdcore.run import Run
 from kdcore.tokenizing import keep_tokenizer
 
+pytestmark = pytest.mark.slow
+
 STAGES = """
 [tokenizer]
 use = "bpe"

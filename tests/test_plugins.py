@@ -338,6 +338,7 @@ def test_own_plugins_are_all_on():
 HEAVY = ("transformers", "datasets", "accelerate", "peft", "pandas", "pyarrow", "tokenizers")
 
 
+@pytest.mark.slow
 def test_loading_plugins_imports_nothing_heavy():
     script = (
         "import sys; from kdcore.plugins import Host; host = Host()\n"

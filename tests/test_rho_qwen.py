@@ -130,9 +130,7 @@ def test_the_shipped_recipes_run(hub):
     assert len(evaluated) == 2
     # Every token of a piece but its first can be selected, and nothing else: no pad, no border.
     pieces = [
-        len(ids.encode(line, add_special_tokens=False))
-        for line in lines(300, 0)
-        if line.strip()
+        len(ids.encode(line, add_special_tokens=False)) for line in lines(300, 0) if line.strip()
     ]
     every = sum(n - -(-n // 128) for n in pieces)
     assert 0 < trained[-1]["tokens"] < every
