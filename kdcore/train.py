@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor, nn
 
+from kdcore.ahead import Ahead
 from kdcore.batch import Row
 from kdcore.batches import Collate, TrainingRows
 from kdcore.blame import blame
@@ -53,6 +54,7 @@ class Trainer:
         self.recorder = Recorder(self.run, self.accelerator)
         split = self.run.laid("train").split
         self.collate = Collate(split, self.run.vocabulary, self.run.device)
+        self.ahead = Ahead(self._readings, self.run.steps, workers=self._workers())
 
     def train(self) -> None:
         """From `run.step` to `run.steps`."""
@@ -78,7 +80,7 @@ class Trainer:
         self.objective.train()
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate(step)
-        readings = self._readings(step)
+        readings = self.ahead.take(step)
         choices = choose(self.run, readings, step, self.gather, self._total)
         terms = self._terms(step)
         shares: list[Tensor] = []
@@ -111,6 +113,11 @@ class Trainer:
             Reading(self.collate(rows[at : at + size]), first + at)
             for at in range(0, max(1, len(rows)), size)
         ]
+
+    def _workers(self) -> int:
+        """On a CPU, whoever prepares rows takes a core from who trains."""
+        wanted = self.run.recipe.train.workers
+        return int(self.run.device.type == "cuda") if wanted == "auto" else wanted
 
     def _terms(self, step: int) -> list[tuple[Term, float]]:
         """The terms that count in this step, with their weights."""

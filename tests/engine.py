@@ -152,7 +152,9 @@ def trainer(
 ):
     """A trainer of these parts, all others as in a run."""
     accelerator = accelerator or Alone()
-    data = SimpleNamespace(fresh_each_epoch=False, make_rows=lambda *_, **__: rows, block=16)
+    data = SimpleNamespace(
+        name="given", fresh_each_epoch=False, make_rows=lambda *_, **__: rows, block=16
+    )
     options = {"lr": 0.1, "clip": 0.0, "eval_first": False} | options
     stage = SimpleNamespace(
         run_name="test",
