@@ -146,6 +146,10 @@ def host_of(plugins: list[str] | None) -> Any:
 
 def main() -> None:
     """The console script. Every way out has one of the documented exit codes."""
+    if os.environ.get("RANK", "0") != "0" or not sys.stderr.isatty():
+        # Before the libraries are imported: no progress bars in logs.
+        for library in ("HF_DATASETS", "HF_HUB"):
+            os.environ.setdefault(f"{library}_DISABLE_PROGRESS_BARS", "1")
     raise SystemExit(_exit_code())
 
 
@@ -190,9 +194,6 @@ def _tell(quiet: bool) -> None:
     if not log.handlers:
         log.addHandler(logging.StreamHandler(sys.stderr))
     log.propagate = False
-    if not first or not sys.stderr.isatty():
-        for library in ("HF_DATASETS", "HF_HUB"):
-            os.environ.setdefault(f"{library}_DISABLE_PROGRESS_BARS", "1")
 
 
 def _verbs() -> Mapping[str, EntryPoint]:
