@@ -74,8 +74,8 @@ def _place(path: str, module: nn.Module, *, is_head: bool) -> tuple[str, str]:
     if at is None:
         kind = "embeddings" if isinstance(module, nn.Embedding) else steps[-1]
         return name or kind, ""
-    # "model.layers.3.mlp.gate_proj" is a piece of "layers: mlp", in layer 3.
-    inner = "norms" if name else ".".join(steps[at + 1 : at + 2])
+    # "model.layers.3.mlp.gate_proj" is a piece of "layers: mlp.gate_proj", in layer 3.
+    inner = "norms" if name else ".".join(steps[at + 1 : at + 3])
     return f"{steps[at - 1]}: {inner}", steps[at]
 
 

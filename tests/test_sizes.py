@@ -2,6 +2,7 @@
 
 import pytest
 import tiny
+from torch import nn
 
 from kdcore.sizes import Part, parameters_of, parts_of
 
@@ -22,8 +23,13 @@ def test_the_parts_are_all_of_the_model(kind, tied):
 def test_a_llama_by_hand():
     assert parts_of(tiny.model("llama", vocabulary=64, tie_word_embeddings=False)) == [
         Part("embeddings", 1, 64 * 32, 64 * 32),
-        Part("layers: self_attn", 2, 2 * 32 * 32 + 2 * 16 * 32, 2 * (2 * 32 * 32 + 2 * 16 * 32)),
-        Part("layers: mlp", 2, 3 * 32 * 48, 2 * 3 * 32 * 48),
+        Part("layers: self_attn.q_proj", 2, 32 * 32, 2 * 32 * 32),
+        Part("layers: self_attn.k_proj", 2, 32 * 16, 2 * 32 * 16),
+        Part("layers: self_attn.v_proj", 2, 32 * 16, 2 * 32 * 16),
+        Part("layers: self_attn.o_proj", 2, 32 * 32, 2 * 32 * 32),
+        Part("layers: mlp.gate_proj", 2, 32 * 48, 2 * 32 * 48),
+        Part("layers: mlp.up_proj", 2, 32 * 48, 2 * 32 * 48),
+        Part("layers: mlp.down_proj", 2, 48 * 32, 2 * 48 * 32),
         Part("layers: norms", 2, 2 * 32, 2 * 2 * 32),
         Part("norm", 1, 32, 32),
         Part("head", 1, 64 * 32, 64 * 32),
@@ -42,12 +48,13 @@ def test_frozen_parameters_are_not_trained():
     model.model.layers[1].mlp.requires_grad_(False)
     parts = by_name(model)
     assert parts["embeddings"].trained == 0
-    assert parts["layers: mlp"].trained == parts["layers: mlp"].each  # one of two
+    down = parts["layers: mlp.down_proj"]
+    assert down.trained == down.each  # one of two
     assert parameters_of(model)[1] == sum(part.trained for part in parts.values())
 
 
 def test_blocks_of_another_size_are_a_part_of_their_own():
     model = tiny.model("llama", tie_word_embeddings=False)
-    model.model.layers[1].mlp.down_proj = None
-    found = [part for part in parts_of(model) if part.name == "layers: mlp"]
-    assert [(part.count, part.each) for part in found] == [(1, 3 * 32 * 48), (1, 2 * 32 * 48)]
+    model.model.layers[1].mlp.down_proj = nn.Linear(48, 16, bias=False)
+    found = [part for part in parts_of(model) if part.name == "layers: mlp.down_proj"]
+    assert [(part.count, part.each) for part in found] == [(1, 48 * 32), (1, 48 * 16)]
