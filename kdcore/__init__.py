@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from kdcore.provenance import reserved_modules
     from kdcore.reading import read, read_nll
     from kdcore.recipe import read_recipe
+    from kdcore.rows import lay_documents, lay_texts
     from kdcore.run import Run
     from kdcore.teachers import load_teacher
     from kdcore.tokens import Tokens
@@ -62,6 +63,7 @@ _HOME = {
     "provenance": "reserved_modules",
     "reading": "read read_nll",
     "recipe": "read_recipe",
+    "rows": "lay_documents lay_texts",
     "run": "Run",
     "teachers": "load_teacher",
     "tokens": "Tokens",
@@ -103,6 +105,8 @@ __all__ = [
     "generate",
     "hookimpl",
     "host_of",
+    "lay_documents",
+    "lay_texts",
     "load_config",
     "load_model",
     "load_teacher",

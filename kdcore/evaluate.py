@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -16,6 +17,7 @@ from kdcore.batches import Collate
 from kdcore.head import chunk_size
 from kdcore.objective import per_token
 from kdcore.reading import read
+from kdcore.rows import as_rows
 from kdcore.vocabulary import bytes_per_id
 
 if TYPE_CHECKING:
@@ -34,6 +36,36 @@ def evaluate(
             some = [rows[n] for n in range(start, min(start + run.micro_batch, len(rows)))]
             sums.add(collate(some))
     return sums.everywhere()
+
+
+def log_likelihoods(run: Run, rows: Sequence[Row], batch: int) -> list[float]:
+    """See `Run.log_likelihoods`."""
+    laid = as_rows(rows, "given")
+    longest_first = np.argsort(-laid.lengths, kind="stable")
+    groups = [longest_first[at : at + batch] for at in range(0, len(laid), batch)]
+    collate = Collate(laid.split, run.vocabulary, run.device)
+    totals = torch.zeros(len(laid), dtype=torch.float64, device=run.device)
+    with torch.no_grad(), evaluating(run.student):
+        for group in groups[run.process :: run.processes]:
+            made = collate([laid[int(index)] for index in group])
+            whose = torch.from_numpy(group).to(run.device)
+            for at, student in _chunks(run, made):
+                nll = F.cross_entropy(student, made.labels[at], reduction="none")
+                totals.index_add_(0, whose[at // made.input_ids.shape[1]], -nll.double())
+    if run.processes > 1:
+        torch.distributed.all_reduce(totals)
+    found: list[float] = totals.tolist()
+    return found
+
+
+def _chunks(run: Run, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
+    """The valid positions of a batch, some at a time, and the student's logits there [n, V]."""
+    model = run.language_model
+    with run.autocast():
+        states = model.states(batch)
+    head = model.head()
+    for at in torch.split(batch.valid, chunk_size(batch.vocabulary, run.device)):
+        yield at, head(states[at])[:, : batch.vocabulary]
 
 
 @contextmanager
@@ -60,12 +92,8 @@ class _Sums:
 
     def add(self, batch: Batch) -> None:
         """One batch's sums."""
-        model = self.run.language_model
-        with self.run.autocast():
-            states = model.states(batch)
-        other, head = read(self.teacher, batch) if self.teacher else None, model.head()
-        for at in torch.split(batch.valid, chunk_size(batch.vocabulary, self.run.device)):
-            student = head(states[at])[:, : batch.vocabulary]
+        other = read(self.teacher, batch) if self.teacher else None
+        for at, student in _chunks(self.run, batch):
             self.total += self._chunk(student, other and other(at), batch.labels[at])
 
     def _chunk(self, student: Tensor, teacher: Tensor | None, labels: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def generate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str],
+    prompts: Sequence[str | Sequence[int]],
     *,
     max_new_tokens: int = 128,
     temperature: float = 1.0,
@@ -24,7 +24,7 @@ def generate(
     seed: int = 0,
     special_tokens: bool = False,
 ) -> list[str]:
-    """What the model writes after each prompt, the prompt not repeated.
+    """What the model writes after each prompt, a text or ids; the prompt is not repeated.
 
     Temperature 0 takes the likeliest token; top_k 0 and top_p 1 leave nothing out. All prompts run
     as one batch, padded at the left. `special_tokens`: as the tokenizer would begin a text; rows
@@ -44,9 +44,14 @@ def generate(
     return texts
 
 
-def _ids(tokenizer: PreTrainedTokenizerBase, prompt: str, special_tokens: bool) -> list[int]:
+def _ids(
+    tokenizer: PreTrainedTokenizerBase, prompt: str | Sequence[int], special_tokens: bool
+) -> list[int]:
     """The prompt's ids; an empty one is the start of a text."""
-    ids: list[int] = tokenizer.encode(prompt, add_special_tokens=special_tokens)
+    if isinstance(prompt, str):
+        ids: list[int] = tokenizer.encode(prompt, add_special_tokens=special_tokens)
+    else:
+        ids = [int(each) for each in prompt]
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else _eos(tokenizer)
     return ids or [start]
 

@@ -37,17 +37,23 @@ def pack(lengths: np.ndarray, block: int) -> Pieces:
     return Pieces(document[order], offset[order], length[order], _starts(row[order]), True)
 
 
-def chunk(lengths: np.ndarray, block: int) -> Pieces:
-    """Contiguous cuts of everything, one document following another."""
+def chunk(lengths: np.ndarray, block: int, start: int = 0) -> Pieces:
+    """Contiguous cuts of everything, one document following another.
+
+    The first cut is at `start`, after a short row of what lies before.
+    """
     ends = np.cumsum(lengths, dtype=np.int64)
     begins, total = ends - lengths, int(ends[-1]) if len(ends) else 0
-    if total % block < _LEAST:
-        total -= total % block
-    begin = np.union1d(begins[begins < total], np.arange(0, total, block))
+    first = start if start >= _LEAST else 0
+    if (total - first) % block < _LEAST:
+        total -= (total - first) % block
+    cuts = np.union1d([0], np.arange(first, total, block))
+    begin = np.union1d(begins[begins < total], cuts[cuts < total])
     document = np.searchsorted(begins, begin, side="right") - 1
     length = np.diff(np.append(begin, total))
     offset = begin - begins[document]
-    return Pieces(*_small(document, offset, length), _starts(begin // block), False)
+    row = np.searchsorted(cuts, begin, side="right") - 1
+    return Pieces(*_small(document, offset, length), _starts(row), False)
 
 
 def one(lengths: np.ndarray, block: int, cut: Literal["left", "right", "split"]) -> Pieces:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, overload
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -83,35 +84,75 @@ class _PieceRows(LaidRows):
         place = np.arange(self.lengths[index], dtype=np.int32)
         begin = length.cumsum(dtype=np.int32) - length  # of each piece in the row
         within = place - begin.repeat(length)
-        return {
-            "input_ids": self._store.take((self._part[some], self._at[some]), length),
+        places = (self._part[some], self._at[some])
+        row = {
+            "input_ids": self._store.take(places, length),
             "document": pieces.document[some].repeat(length),
             "offset": pieces.offset[some].repeat(length) + within,
             "position": within if pieces.isolated else place,
         }
+        labels = self._store.take_labels(places, length)
+        return row if labels is None else row | {"labels": labels}
 
 
-def lay_texts(data: Data, split: str, tokenizer: PreTrainedTokenizerBase) -> LaidRows:
-    """The texts of a split, tokenised and laid in rows as `data` says."""
+def lay_texts(
+    data: Data, split: str, tokenizer: PreTrainedTokenizerBase, *, start: int = 0
+) -> LaidRows:
+    """The texts of a split, tokenised and laid in rows as `data` says.
+
+    With `rows = "chunk"` the first cut is at the token `start`, after a short row of what lies
+    before. Data that is fresh each epoch has its tokens held after the first call.
+    """
+    _check_block(data)
+    held = _held.setdefault(data, {}) if data.fresh_each_epoch else {}
+    known = held.get(split)
+    if known is None or known[0] is not tokenizer:
+        known = held[split] = (tokenizer, tokenise(data, split, tokenizer))
+        return _rows_of(data, split, known[1], start, told=True)
+    return _rows_of(data, split, known[1], start, told=False)
+
+
+def lay_documents(
+    data: Data, split: str, documents: Callable[[], Iterable[Row]], *, key: str
+) -> LaidRows:
+    """Rows of documents that are ids already, laid as `data` says.
+
+    A document has `input_ids`, and `labels` (unshifted, -100: not trained) unless all of it is
+    trained. They are kept on disk under `key`, which says everything that they were made of, and
+    asked for only where there are none.
+    """
+    from kdcore.documents import keep_documents
+
+    _check_block(data)
+    return _rows_of(data, split, keep_documents(data, split, documents, key), 0, told=True)
+
+
+_held: WeakKeyDictionary[Data, dict[str, tuple[object, TokenStore]]] = WeakKeyDictionary()
+
+
+def _check_block(data: Data) -> None:
     if data.block < 2:
         raise UsageError(f"[data] block = {data.block}: a row needs at least 2 tokens")
-    store = tokenise(data, split, tokenizer)
-    pieces = _laid(data, store.lengths)
+
+
+def _rows_of(data: Data, split: str, store: TokenStore, start: int, *, told: bool) -> LaidRows:
+    pieces = _laid(data, store.lengths, start)
     rows = _PieceRows(Split(split, store.fingerprint(), store.lengths), store, pieces)
     if data.rows != "chunk":
         rows.cut = int((store.lengths > data.block).sum())
     rows.dropped = store.dropped + len(store.lengths) - len(np.unique(pieces.document))
     if not len(rows):
         raise RunError(f"the {split} texts of data {data.name!r} are too short to train on")
-    _tell(data, rows)
+    if told:
+        _tell(data, rows)
     return rows
 
 
-def _laid(data: Data, lengths: np.ndarray) -> Pieces:
+def _laid(data: Data, lengths: np.ndarray, start: int) -> Pieces:
     if data.rows == "pack":
         return layouts.pack(lengths, data.block)
     if data.rows == "chunk":
-        return layouts.chunk(lengths, data.block)
+        return layouts.chunk(lengths, data.block, start)
     return layouts.one(lengths, data.block, data.cut)
 
 

@@ -129,6 +129,15 @@ class Run:
 
         return evaluate(self, rows, losses, teacher)
 
+    def log_likelihoods(self, rows: Sequence[Row], *, batch: int = 64) -> list[float]:
+        """The log-probability that the student gives to each row's trained tokens, in nats.
+
+        `batch` rows run at a time, of like lengths; every process gets all results.
+        """
+        from kdcore.evaluate import log_likelihoods
+
+        return log_likelihoods(self, rows, batch)
+
     def say(self, message: str) -> None:
         """Tell the user something, once: on the terminal and in log.txt."""
         if self.main:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
     from kdcore.api import Data
 
-_CALL = 1 << 16  # characters that are handed to a tokenizer at once
+_CALL = 1 << 16  # characters that are handed to a tokenizer at once, and ids that are written
+_Item = TypeVar("_Item")
 _WRITE = 64  # so many of these portions are written at once: what bounds the memory
 
 Places = tuple[np.ndarray, np.ndarray]
@@ -26,19 +27,24 @@ Places = tuple[np.ndarray, np.ndarray]
 class TokenStore:
     """Documents as ids, one after another, in memory-mapped Arrow. Those without are left out."""
 
-    def __init__(self, dataset: Any, documents: int) -> None:
+    def __init__(self, dataset: Any, documents: int | None = None) -> None:
         table = dataset.data.table
         self._parts = [_array(part) for part in table["ids"].chunks]
+        self._labels = (
+            [_array(part) for part in table["labels"].chunks]
+            if "labels" in table.column_names
+            else None
+        )
         self._begins = np.cumsum([0, *map(len, self._parts)])[:-1]
         lengths = [_array(part) for part in table["lengths"].chunks]
         self.lengths: np.ndarray = np.concatenate(lengths).astype(np.int64)  # [documents]
-        self.dropped = documents - len(self.lengths)
+        self.dropped = 0 if documents is None else documents - len(self.lengths)
         self._ends = np.cumsum(self.lengths)
 
     def fingerprint(self) -> str:
-        """Of all tokens, their order, and where documents begin."""
+        """Of all tokens, their order, their labels, and where documents begin."""
         hashed = digest()
-        for part in (*self._parts, self.lengths):
+        for part in (*self._parts, *(self._labels or ()), self.lengths):
             hashed.update(part.data)
         return hashed.hexdigest()
 
@@ -49,10 +55,18 @@ class TokenStore:
         return part.astype(np.int32), (begin - self._begins[part]).astype(np.int32)
 
     def take(self, places: Places, length: np.ndarray) -> np.ndarray:
-        """What lies at each of the places, so long, side by side, int32."""
-        found = zip(places[0].tolist(), places[1].tolist(), length.tolist(), strict=True)
-        # A document never crosses from one part into the next: portions are written whole.
-        return np.concatenate([self._parts[part][at : at + n] for part, at, n in found])
+        """The ids at each of the places, so long, side by side, int32."""
+        return _taken(self._parts, places, length)
+
+    def take_labels(self, places: Places, length: np.ndarray) -> np.ndarray | None:
+        """The labels there; None where every token is trained."""
+        return None if self._labels is None else _taken(self._labels, places, length)
+
+
+def _taken(parts: Sequence[np.ndarray], places: Places, length: np.ndarray) -> np.ndarray:
+    found = zip(places[0].tolist(), places[1].tolist(), length.tolist(), strict=True)
+    # A document never crosses from one part into the next: portions are written whole.
+    return np.concatenate([parts[part][at : at + n] for part, at, n in found])
 
 
 def tokenise(data: Data, split: str, tokenizer: PreTrainedTokenizerBase) -> TokenStore:
@@ -66,7 +80,7 @@ def tokenise(data: Data, split: str, tokenizer: PreTrainedTokenizerBase) -> Toke
 
     def portions() -> Iterator[dict[str, np.ndarray]]:
         again = _Texts(data, split, made_with)
-        for portion in _portions(again):
+        for portion in by_size(again, len):
             yield _encode(portion, tokenizer, eos)
         if again.key() != key:
             raise PluginError(
@@ -74,10 +88,12 @@ def tokenise(data: Data, split: str, tokenizer: PreTrainedTokenizerBase) -> Toke
                 "again; texts() must give the same ones each time"
             )
 
-    return TokenStore(_stored(portions, key), texts.documents)
+    return TokenStore(stored(portions, key, ("ids", "lengths")), texts.documents)
 
 
-def _stored(portions: Callable[[], Iterator[dict[str, np.ndarray]]], key: str) -> Any:
+def stored(
+    portions: Callable[[], Iterator[dict[str, np.ndarray]]], key: str, columns: Sequence[str]
+) -> Any:
     """The portions on disk, written if there are none under the key. Processes may ask at once."""
     from datasets import Dataset, Features, List, Value
     from datasets.exceptions import DatasetGenerationError
@@ -86,7 +102,7 @@ def _stored(portions: Callable[[], Iterator[dict[str, np.ndarray]]], key: str) -
     try:
         return Dataset.from_generator(
             portions,
-            features=Features({"ids": ids, "lengths": ids}),
+            features=Features(dict.fromkeys(columns, ids)),
             fingerprint=f"kdcore-{key}",
             writer_batch_size=_WRITE,
         )
@@ -140,15 +156,15 @@ def _eos(data: Data, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return [int(tokenizer.eos_token_id)]
 
 
-def _portions(texts: Iterable[str]) -> Iterator[list[str]]:
-    """At least one, also when there are no texts: a file without portions has no columns."""
-    portion, size = list[str](), 0
-    for text in texts:
-        portion.append(text)
-        size += len(text)
-        if size >= _CALL:
+def by_size(items: Iterable[_Item], size: Callable[[_Item], int]) -> Iterator[list[_Item]]:
+    """At least one portion, also when there is nothing: a file without any has no columns."""
+    portion, held = list[_Item](), 0
+    for item in items:
+        portion.append(item)
+        held += size(item)
+        if held >= _CALL:
             yield portion
-            portion, size = [], 0
+            portion, held = [], 0
     yield portion
 
 

@@ -82,3 +82,29 @@ def test_every_module_keeps_its_mode():
     evaluate(made, as_rows(ROWS, "validation"), [], None)
     assert seen == [False] * 6
     assert modes == [module.training for module in student.modules()]
+
+
+def whole_logits(row):
+    """The log-probability of a row's trained tokens, the row alone."""
+    alone = as_rows([row], "given")
+    with torch.no_grad():
+        tokens = oracle.tokens_of([alone[0]], STUDENT, None, VOCABULARY)
+        return -sum(float(oracle.nll(token.student, token.label)) for token in tokens)
+
+
+@pytest.mark.parametrize("batch", [1, 4, 100])
+def test_log_likelihoods_are_those_of_each_row_alone(batch, monkeypatch):
+    monkeypatch.setattr("kdcore.evaluate.chunk_size", lambda vocabulary, device: 7)
+    rows = [{"input_ids": row["input_ids"]} for row in given.single_rows()]
+    rows.append({"input_ids": [3, 4, 5, 6], "labels": [-100, -100, 5, 6]})
+    found = run().log_likelihoods(rows, batch=batch)
+    assert found == pytest.approx([whole_logits(row) for row in rows], rel=1e-10)
+
+
+def test_processes_share_log_likelihoods(monkeypatch):
+    rows = [{"input_ids": row["input_ids"]} for row in given.single_rows()]
+    whole, parts = run().log_likelihoods(rows, batch=2), []
+    monkeypatch.setattr("torch.distributed.all_reduce", lambda total: parts.append(total.clone()))
+    for process in range(3):
+        run(process, 3).log_likelihoods(rows, batch=2)
+    assert sum(parts).tolist() == pytest.approx(whole, rel=1e-10)

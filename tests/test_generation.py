@@ -20,6 +20,16 @@ def test_a_batch_writes_what_each_prompt_would_alone():
     assert not together[0].startswith("Once")
 
 
+def test_a_prompt_may_be_ids():
+    tokenizer = tiny.byte_tokenizer()
+    model = tiny.model(vocabulary=len(tokenizer))
+    prompts = ["Once", "Once upon a time there was"]
+    ids = [tokenizer.encode(prompts[0]), prompts[1]]
+    assert written(model, tokenizer, ids, temperature=0.0) == written(
+        model, tokenizer, prompts, temperature=0.0
+    )
+
+
 def test_padding_goes_by_position_where_the_prompt_holds_eos():
     tokenizer = tiny.byte_tokenizer()
     model = tiny.model(vocabulary=len(tokenizer))

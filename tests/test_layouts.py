@@ -71,6 +71,15 @@ def test_chunk_is_everything_in_order_in_full_rows(lengths, block):
     assert not pieces.isolated
 
 
+@given(lengths, blocks, st.integers(0, 16))
+def test_chunk_may_begin_to_cut_later(lengths, block, start):
+    rows, wanted = tokens(layouts.chunk(lengths, block, start)), everything(lengths)
+    first = wanted[:start] if start >= 2 else []
+    rest = wanted[len(first) :]
+    cuts = [first, *(rest[at : at + block] for at in range(0, len(rest), block))]
+    assert rows == [row for row in cuts if len(row) >= 2]
+
+
 @given(lengths, blocks)
 def test_one_keeps_the_beginning_or_the_end(lengths, block):
     kept = [d for d, length in enumerate(lengths.tolist()) if length >= 2]

@@ -225,3 +225,26 @@ def test_faulty_rows_are_refused(row, fault):
 def test_no_given_rows_are_refused():
     with pytest.raises(RunError, match="data 'mine' has no rows in its 'train' split"):
         as_rows([], "train", given_by="data 'mine'")
+
+
+@component
+class Fresh(Given):
+    name = "fresh"
+    fresh_each_epoch = True
+    asked = 0
+
+    def texts(self, split):
+        self.asked += 1
+        return iter(self.documents)
+
+
+def test_fresh_chunks_need_no_second_look_at_the_texts(byte_tokenizer, cache, caplog):
+    caplog.set_level(logging.INFO, "kdcore")
+    data = Fresh(documents=["abcdefghij"], rows="chunk", block=4, eos=False)
+    first = lay_texts(data, "train", byte_tokenizer)
+    asked, said = data.asked, len(caplog.records)
+    second = lay_texts(data, "train", byte_tokenizer, start=3)
+    assert [row["input_ids"].size for row in first] == [4, 4, 2]
+    assert [row["input_ids"].size for row in second] == [3, 4, 3]
+    assert data.asked == asked and len(caplog.records) == said
+    assert first.split.fingerprint == second.split.fingerprint
