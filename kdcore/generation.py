@@ -40,8 +40,19 @@ def generate(
         out: Any = model.generate(  # type: ignore[operator]
             input_ids=ids, attention_mask=mask.to(model.device), generation_config=config
         )
-    texts: list[str] = tokenizer.batch_decode(out[:, time:], skip_special_tokens=True)
-    return texts
+    return [
+        _written(tokenizer, row, new) for row, new in zip(rows, out[:, time:].tolist(), strict=True)
+    ]
+
+
+def _written(tokenizer: PreTrainedTokenizerBase, given: list[int], new: list[int]) -> str:
+    """What was added. Some tokenizers take the space before a word off where a text begins."""
+    begin, whole = (
+        str(tokenizer.decode(ids, skip_special_tokens=True)) for ids in (given, given + new)
+    )
+    if whole.startswith(begin):
+        return whole[len(begin) :]
+    return str(tokenizer.decode(new, skip_special_tokens=True))
 
 
 def _ids(
