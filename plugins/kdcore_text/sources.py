@@ -1,4 +1,4 @@
-"""Where a path leads: plain files, data sets here, or the hub."""
+"""Where a path leads: a file, a folder, or the hub. What is read there is the reader's business."""
 
 from __future__ import annotations
 
@@ -6,70 +6,100 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 from kdcore import RunError
 from kdcore_text import tables
 from kdcore_text.plain import PlainFiles
 
-_FORMATS = {".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+FORMATS = {".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 _WORDS = {"train": ("train",), "validation": ("valid", "dev"), "test": ("test",)}
 
+_Item = TypeVar("_Item")
+_Given = TypeVar("_Given", covariant=True)
 
-class Source(Protocol):
+
+class Source(Protocol[_Given]):
     """Documents that can be read again and again."""
 
     def count(self) -> int:
         """How many there are."""
 
-    def read(self) -> Iterator[str]:
+    def read(self) -> Iterator[_Given]:
         """All of them, in order."""
 
 
+class Reader(Protocol[_Given]):
+    """Makes documents of what a path leads to."""
+
+    def file(self, path: Path) -> Source[_Given]:
+        """A file that is here."""
+
+    def folder(self, path: Path, split: str | None) -> Source[_Given]:
+        """A split of a folder that is here. None: of what was named for validation."""
+
+    def hub(self, name: str, split: str) -> Source[_Given]:
+        """A split of a data set on the hub."""
+
+
+def source(paths: Sequence[str], split: str | None, reader: Reader[_Item]) -> Source[_Item]:
+    """The documents of a split. None: of what was named for validation."""
+    return _Several([_one(path, split, reader) for path in paths])
+
+
+def _one(path: str, split: str | None, reader: Reader[_Item]) -> Source[_Item]:
+    place = local(path)
+    if place.is_file():
+        return reader.file(place)
+    if place.is_dir():
+        return reader.folder(place, split)
+    if _cannot_be_a_name(path):
+        raise RunError(f"cannot read {path!r}: there is no such file or folder")
+    return reader.hub(path, split or "validation")
+
+
 @dataclass(frozen=True)
-class How:
-    """How to read what a path leads to."""
+class Texts:
+    """Reads text: plain files, and a column of tables."""
 
     config: str | None
     column: str
     separator: str | None
 
-    def source(self, paths: Sequence[str], split: str | None) -> Source:
-        """The documents of a split. None: of what was named for validation."""
-        return _Several([self._one(path, split) for path in paths])
+    def file(self, path: Path) -> Source[str]:
+        """What is no table is plain text."""
+        form = FORMATS.get(path.suffix)
+        if form is not None:
+            return tables.of_file(path, form).texts(self.column)
+        return PlainFiles([path], self.separator)
 
-    def _one(self, path: str, split: str | None) -> Source:
-        place = local(path)
-        if place.is_file():
-            form = _FORMATS.get(place.suffix)
-            if form is not None:
-                return tables.of_file(place, form, self.column)
-            return PlainFiles([place], self.separator)
-        if place.is_dir():
-            plain = sorted(place.glob("*.txt"))
-            if plain and not any(each for form in _FORMATS for each in place.rglob(f"*{form}")):
-                return PlainFiles(_of_split(plain, split, place), self.separator)
-            return tables.of_folder(place, self.config, split, self.column)
-        if _cannot_be_a_name(path):
-            raise RunError(f"cannot read {path!r}: there is no such file or folder")
-        return tables.of_hub(path, self.config, split or "validation", self.column)
+    def folder(self, path: Path, split: str | None) -> Source[str]:
+        """Plain files, where there are no tables anywhere in it."""
+        plain = sorted(path.glob("*.txt"))
+        if plain and not any(each for form in FORMATS for each in path.rglob(f"*{form}")):
+            return PlainFiles(_of_split(plain, split, path), self.separator)
+        return tables.of_folder(path, self.config, split).texts(self.column)
+
+    def hub(self, name: str, split: str) -> Source[str]:
+        """A column of a data set."""
+        return tables.of_hub(name, self.config, split).texts(self.column)
 
 
-class _Several:
-    def __init__(self, sources: Sequence[Source]) -> None:
+class _Several(Generic[_Item]):
+    def __init__(self, sources: Sequence[Source[_Item]]) -> None:
         self._sources = sources
 
     def count(self) -> int:
         return sum(source.count() for source in self._sources)
 
-    def read(self) -> Iterator[str]:
+    def read(self) -> Iterator[_Item]:
         for source in self._sources:
             yield from source.read()
 
 
 def _cannot_be_a_name(path: str) -> bool:
     """Whether this is no name on the hub: those have one slash at most, and no such endings."""
-    ending = Path(path).suffix in {".txt", *_FORMATS}
+    ending = Path(path).suffix in {".txt", *FORMATS}
     return ending or path.startswith(("/", ".", "~")) or path.count("/") > 1
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,28 @@ _ADVICE = {
 
 
 class Table:
-    """A column of text. `place` names the data set in messages."""
+    """Rows of named columns. `place` names the data set in messages."""
+
+    def __init__(self, dataset: Any, place: str) -> None:
+        self._dataset, self.place = dataset, place
+
+    def count(self) -> int:
+        """How many rows there are."""
+        return len(self._dataset)
+
+    def texts(self, column: str) -> Column:
+        """One column, of text."""
+        return Column(self._dataset, column, self.place)
+
+    def rows(self) -> Iterator[Mapping[str, Any]]:
+        """Every row with all its columns."""
+        for rows in self._dataset.iter(1000):
+            for values in zip(*rows.values(), strict=True):
+                yield dict(zip(rows, values, strict=True))
+
+
+class Column:
+    """A column of text."""
 
     def __init__(self, dataset: Any, column: str, place: str) -> None:
         self._dataset, self._column, self._place = dataset, column, place
@@ -43,7 +64,7 @@ class Table:
                 yield text or ""
 
 
-def of_file(path: Path, form: str, column: str) -> Table:
+def of_file(path: Path, form: str) -> Table:
     """A JSON or parquet file."""
     from datasets import load_dataset
 
@@ -52,10 +73,10 @@ def of_file(path: Path, form: str, column: str) -> Table:
     if form == "json":
         check_utf8(path)
     loaded = _loaded(lambda: load_dataset(form, data_files=str(path), split="train"), str(path))
-    return Table(loaded, column, str(path))
+    return Table(loaded, str(path))
 
 
-def of_folder(path: Path, config: str | None, split: str | None, column: str) -> Table:
+def of_folder(path: Path, config: str | None, split: str | None) -> Table:
     """A folder that `datasets` saved, or that it understands: parquet and JSON files, a clone.
 
     Split None is "validation", or the only one there is.
@@ -69,16 +90,16 @@ def of_folder(path: Path, config: str | None, split: str | None, column: str) ->
         loaded = _loaded(lambda: load_dataset(str(path), config), place)
     else:
         loaded = {split: _loaded(lambda: load_dataset(str(path), config, split=split), place)}
-    return Table(_split(loaded, split, place), column, place)
+    return Table(_split(loaded, split, place), place)
 
 
-def of_hub(name: str, config: str | None, split: str, column: str) -> Table:
+def of_hub(name: str, config: str | None, split: str) -> Table:
     """A data set on the hub, downloaded once."""
     from datasets import load_dataset
 
     place = f"the data set {name!r}"
     loaded = _loaded(lambda: load_dataset(name, config, split=split), place)
-    return Table(loaded, column, place)
+    return Table(loaded, place)
 
 
 def _split(loaded: Any, split: str | None, place: str) -> Any:
