@@ -27,9 +27,11 @@ if TYPE_CHECKING:
     )
     from kdcore.batch import Batch, LogitsAt, Row, Rows, Split
     from kdcore.build import options_of
+    from kdcore.choosing import ChosenRow, chosen_rows
     from kdcore.cli import host_of
     from kdcore.environment import environment_of
     from kdcore.errors import KdcoreError, PluginError, RecipeError, RunError, UsageError
+    from kdcore.evaluate import measured
     from kdcore.finding import find_recipe, find_run, recipe_name, runs_in, shipped_recipes
     from kdcore.fingerprints import of_tokenizer
     from kdcore.generation import generate
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from kdcore.provenance import reserved_modules
     from kdcore.reading import read, read_nll
     from kdcore.recipe import read_recipe
+    from kdcore.reopening import open_model, open_run
     from kdcore.rows import lay_documents, lay_texts
     from kdcore.run import Run
     from kdcore.teachers import load_teacher
@@ -50,8 +53,10 @@ _HOME = {
     "component hookimpl",
     "batch": "Batch LogitsAt Row Rows Split",
     "build": "options_of",
+    "choosing": "ChosenRow chosen_rows",
     "cli": "host_of",
     "environment": "environment_of",
+    "evaluate": "measured",
     "errors": "KdcoreError PluginError RecipeError RunError UsageError",
     "fingerprints": "of_tokenizer",
     "finding": "find_recipe find_run recipe_name runs_in shipped_recipes",
@@ -63,6 +68,7 @@ _HOME = {
     "provenance": "reserved_modules",
     "reading": "read read_nll",
     "recipe": "read_recipe",
+    "reopening": "open_model open_run",
     "rows": "lay_documents lay_texts",
     "run": "Run",
     "teachers": "load_teacher",
@@ -73,6 +79,7 @@ _WHERE = {name: module for module, names in _HOME.items() for name in names.spli
 __all__ = [
     "KINDS",
     "Batch",
+    "ChosenRow",
     "Component",
     "Data",
     "Eval",
@@ -97,6 +104,7 @@ __all__ = [
     "Tokenizer",
     "Tokens",
     "UsageError",
+    "chosen_rows",
     "component",
     "dtype_of",
     "environment_of",
@@ -111,8 +119,11 @@ __all__ = [
     "load_model",
     "load_teacher",
     "load_tokenizer",
+    "measured",
     "model_fingerprint",
     "of_tokenizer",
+    "open_model",
+    "open_run",
     "options_of",
     "plans_of",
     "read",

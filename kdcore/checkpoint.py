@@ -83,20 +83,12 @@ class Checkpoints:
 
     def newest(self) -> Path | None:
         """The newest checkpoint that is whole; a damaged one is passed over with a message."""
-        for path in reversed(_in_order(self.folder)):
-            fault = _damage(path)
-            if fault is None:
-                return path
-            _log.warning("checkpoint %s is damaged (%s); the one before is used", path.name, fault)
-        return None
+        return newest(self.folder)
 
     def load(self, path: Path) -> dict[str, Any]:
         """Put everything back; returns what was given to `save`."""
         state: dict[str, Any] = json.loads((path / "state.json").read_text())
-        saved = load_file(path / "student.safetensors", device="cpu")
-        with torch.no_grad():
-            for name, tensor in trained(self.model).items():
-                tensor.copy_(saved[name])
+        load_weights(path, self.model)
         self._load_optimizer(path, state.pop("optimizer"))
         scaler_state = state.pop("scaler")
         if scaler_state and self.accelerator.scaler is not None:
@@ -116,8 +108,26 @@ class Checkpoints:
 
     def _drop_old(self) -> None:
         unfinished = self.folder.glob(".step-*.partial")
-        for path in [*_in_order(self.folder)[: -self.keep], *unfinished]:
+        for path in [*in_order(self.folder)[: -self.keep], *unfinished]:
             shutil.rmtree(path)
+
+
+def newest(folder: Path) -> Path | None:
+    """The newest checkpoint there that is whole; a damaged one is passed over with a message."""
+    for path in reversed(in_order(folder)):
+        fault = damage(path)
+        if fault is None:
+            return path
+        _log.warning("checkpoint %s is damaged (%s); the one before is used", path.name, fault)
+    return None
+
+
+def load_weights(path: Path, model: nn.Module) -> None:
+    """Put a checkpoint's weights into the model."""
+    saved = load_file(path / "student.safetensors", device="cpu")
+    with torch.no_grad():
+        for name, tensor in trained(model).items():
+            tensor.copy_(saved[name])
 
 
 def trained(model: nn.Module) -> dict[str, Tensor]:
@@ -170,12 +180,14 @@ def _set_random_state(path: Path) -> None:
         torch.cuda.set_rng_state(state["cuda"])
 
 
-def _in_order(folder: Path) -> list[Path]:
+def in_order(folder: Path) -> list[Path]:
+    """The checkpoints there, by step."""
     found = [path for path in folder.glob("step-*") if path.name[5:].isdigit()]
     return sorted(found, key=lambda path: int(path.name[5:]))
 
 
-def _damage(path: Path) -> str | None:
+def damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint; None where it is whole."""
     try:
         sums = json.loads((path / _MANIFEST).read_text())
         broken = [name for name, known in sums.items() if _checksum(path / name) != known]

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from kdcore.api import Loss, Teacher
 from kdcore.batch import Batch, Row
 from kdcore.batches import Collate
+from kdcore.blame import blame
 from kdcore.head import chunk_size
 from kdcore.objective import per_token
 from kdcore.reading import read
@@ -22,6 +23,15 @@ from kdcore.vocabulary import bytes_per_id
 
 if TYPE_CHECKING:
     from kdcore.run import Run
+
+
+def measured(run: Run) -> dict[str, float | str]:
+    """What all evals of the run's recipe measure."""
+    scores: dict[str, float | str] = {}
+    for one in run.recipe.evals:
+        with blame(one, "measure"):
+            scores.update(one.measure(run))
+    return scores
 
 
 def evaluate(

@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from kdcore.plugins import Host
 
 
-def add_logger(root: Written, name: str) -> None:
-    """`--log NAME`: a logger with its defaults, in every stage, unless it is named there."""
-    source = Source(f"--log {name}")
-    root.table.setdefault("log", Written.of([], source))
+def add_to_list(root: Written, key: str, name: str, flag: str) -> None:
+    """`--log NAME`, `--use NAME`: one with its defaults, in every stage that does not name it."""
+    source = Source(f"{flag} {name}")
+    root.table.setdefault(key, Written.of([], source))
     for table in (root, *stages_of(root).values()):
-        log = table.table.get("log")
-        if log is not None and all(item.use != name for item in log.items):
-            log.items.append(Written.of({"use": name}, source))
+        found = table.table.get(key)
+        if found is not None and all(item.use != name for item in found.items):
+            found.items.append(Written.of({"use": name}, source))
 
 
 @dataclass

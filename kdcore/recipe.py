@@ -14,7 +14,7 @@ from kdcore.errors import Fault, RecipeError
 from kdcore.finding import find_recipe
 from kdcore.identity import identity
 from kdcore.merging import NONE, merge_recipes, without_none
-from kdcore.overrides import Overrides, add_logger
+from kdcore.overrides import Overrides, add_to_list
 from kdcore.recipe_files import Typed, read_files
 from kdcore.references import in_order, replace_references
 from kdcore.requirements import check_requirements
@@ -88,9 +88,16 @@ class Recipe:
 
 
 def read_recipe(
-    name: str, host: Host, *, sets: Sequence[str] = (), logs: Sequence[str] = ()
+    name: str,
+    host: Host,
+    *,
+    sets: Sequence[str] = (),
+    logs: Sequence[str] = (),
+    evals: Sequence[str] = (),
 ) -> Recipe:
     """The recipe of a path or shipped name, changed as the command line says.
+
+    `logs` and `evals` are names of what is added to its lists with default options.
 
     Raises RecipeError with every fault; nothing is loaded here.
     """
@@ -99,12 +106,14 @@ def read_recipe(
     notes = [f"{name} is not here: {path} is used"] if is_elsewhere else []
     typed = read_files(path, name if path == Path(name) else str(path))
     faults: list[Fault] = []
+    for name_of_eval in evals:
+        add_to_list(typed.root, "eval", name_of_eval, "--use")
     Overrides(typed.root, host, faults, notes).apply(sets)
     for logger in logs:
-        add_logger(typed.root, logger)
+        add_to_list(typed.root, "log", logger, "--log")
     recipe_name = _name(typed.root, path.stem, faults)
     requires = _requires(typed, faults)
-    text = _text(typed, recipe_name, changed=bool(sets or logs))
+    text = _text(typed, recipe_name, changed=bool(sets or logs or evals))
     stages = _stages(typed.root, faults)
     for stage in stages:
         _, found = assemble(stage.written, (stage.name, ""), stage.tokenizer_data, host)

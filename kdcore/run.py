@@ -138,6 +138,11 @@ class Run:
 
         return log_likelihoods(self, rows, batch)
 
+    def state(self) -> dict[str, int]:
+        """What its checkpoints hold of it, besides weights and random states."""
+        kept = ("tokens", "micro_batch", "vocabulary", "steps")
+        return {key: getattr(self, key) for key in kept}
+
     def say(self, message: str) -> None:
         """Tell the user something, once: on the terminal and in log.txt."""
         if self.main:

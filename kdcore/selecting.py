@@ -67,7 +67,7 @@ def _in_forward(
 
     def found(states: Tensor) -> Seen:
         tokens = _tokens(run, [Scored(reading, states)], step, alone)
-        keep = _keep(selection, tokens)
+        keep = keep_of(selection, tokens)
         choices.ranked = tokens.ranked
         choices.kept.append(keep.sum())
         ranked = torch.tensor(len(keep), device=keep.device)
@@ -87,15 +87,20 @@ def _ahead(
 ) -> None:
     """Score every micro-batch first; one more trunk forward of the student."""
     with torch.no_grad():
-        with run.autocast():
-            parts = [Scored(r, run.language_model.states(r.batch)) for r in readings]
-        tokens = _tokens(run, parts, step, gather)
-        keep = _keep(selection, tokens)
+        tokens = tokens_of(run, readings, step, gather)
+        keep = keep_of(selection, tokens)
         choices.ranked = tokens.ranked
         choices.kept.append(keep.sum())
         kept = total(keep.sum().float())
     pieces = torch.split(keep, [len(reading.batch.valid) for reading in readings])
     choices.each = [_known(Seen(piece, choices.valid, choices.valid, kept)) for piece in pieces]
+
+
+def tokens_of(run: Run, readings: Sequence[Reading], step: int, gather: Gather) -> Tokens:
+    """The tokens of a step; runs the student's trunk over them. Called without gradient."""
+    with run.autocast():
+        parts = [Scored(r, run.language_model.states(r.batch)) for r in readings]
+    return _tokens(run, parts, step, gather)
 
 
 def _known(seen: Seen) -> Choose:
@@ -106,7 +111,8 @@ def _tokens(run: Run, parts: Sequence[Scored], step: int, gather: Gather) -> Tok
     return Tokens(parts, run.language_model, run.teacher, step=step, seed=run.seed, gather=gather)
 
 
-def _keep(selection: Selection, tokens: Tokens) -> Tensor:
+def keep_of(selection: Selection, tokens: Tokens) -> Tensor:
+    """What a selection keeps of the tokens [n], checked."""
     with blame(selection, "keep"):
         keep = selection.keep(tokens)
     wanted = (len(tokens.labels),)

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from kdcore.ahead import Ahead
 from kdcore.batch import Row
 from kdcore.batches import Collate, TrainingRows
-from kdcore.blame import blame
 from kdcore.checkpoint import Checkpoints
 from kdcore.errors import Interrupted, RunError
+from kdcore.evaluate import measured
 from kdcore.gathering import over
 from kdcore.head import Values
 from kdcore.objective import Choose, Objective, Seen
@@ -170,10 +170,7 @@ class Trainer:
 
     def _evaluate(self) -> None:
         with self.recorder.paused():
-            scores: dict[str, float | str] = {}
-            for one in self.run.recipe.evals:
-                with blame(one, "measure"):
-                    scores.update(one.measure(self.run))
+            scores = measured(self.run)
             if scores:
                 self.host.emit("kdcore_scores", run=self.run, step=self.run.step, scores=scores)
 
@@ -191,6 +188,5 @@ class Trainer:
     def _save(self) -> None:
         run = self.run
         with self.recorder.paused():
-            state = {"tokens": run.tokens, "micro_batch": run.micro_batch}
-            path = self.checkpoints.save(run.step, state)
+            path = self.checkpoints.save(run.step, run.state())
         self.host.emit("kdcore_checkpoint", run=run, step=run.step, path=path)
