@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from kdcore.reopening import open_model, open_run
     from kdcore.rows import lay_documents, lay_texts
     from kdcore.run import Run
+    from kdcore.stage import Stage
     from kdcore.teachers import load_teacher
     from kdcore.tokens import Tokens
 
@@ -71,6 +72,7 @@ _HOME = {
     "reopening": "open_model open_run",
     "rows": "lay_documents lay_texts",
     "run": "Run",
+    "stage": "Stage",
     "teachers": "load_teacher",
     "tokens": "Tokens",
 }
@@ -99,6 +101,7 @@ __all__ = [
     "RunError",
     "Selection",
     "Split",
+    "Stage",
     "StagePlan",
     "Teacher",
     "Tokenizer",
