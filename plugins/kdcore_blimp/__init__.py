@@ -1,0 +1,90 @@
+"""BLiMP: does the student find the grammatical sentence of a pair likelier than the other one?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from statistics import fmean
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
+
+from kdcore import Eval, Row, Run, RunError, component, hookimpl
+from kdcore_blimp.pairs import Pair, files_of, read_pairs
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["Blimp"]
+
+
+@component
+class Blimp(Eval):
+    """Minimal pairs: the share in which the grammatical sentence gets the higher log-probability.
+
+    `path` is a folder of JSONL files with `sentence_good` and `sentence_bad`, each file a paradigm,
+    or one such file, or a data set on the hub, each config a paradigm. `paradigms` chooses among
+    them, `pairs` takes the first so many of each. A sentence's log-probability is the sum over all
+    its tokens after one start token (bos, else eos); a tie is wrong. `prefix` is put before each
+    sentence and scored with it; lm-eval has a space there.
+    """
+
+    name = "blimp"
+    path: str = "nyu-mll/blimp"
+    paradigms: Annotated[list[str], Field(min_length=1)] | None = None
+    pairs: Annotated[int, Field(ge=1)] | None = None
+    prefix: str = ""
+
+    def __post_init__(self) -> None:
+        self._held: Mapping[str, Sequence[Pair]] | None = None
+
+    def faults(self, recipe: object) -> Iterator[str]:
+        """What can be told without reading: a path to nowhere, a paradigm without a file."""
+        try:
+            files_of(self.path, self.paradigms)
+        except RunError as error:
+            yield str(error)
+
+    @hookimpl
+    def kdcore_run_start(self) -> None:
+        """Read the pairs: what is wrong with them is told before the training."""
+        self._paradigms()
+
+    def measure(self, run: Run) -> Mapping[str, float | str]:
+        """`blimp`, the mean over the paradigms whatever their sizes, and `blimp/PARADIGM`."""
+        paradigms = self._paradigms()
+        pairs = [pair for some in paradigms.values() for pair in some]
+        sums = run.log_likelihoods(rows_of(pairs, run.tokenizer, self.prefix))
+        right = iter([good > bad for good, bad in zip(sums[::2], sums[1::2], strict=True)])
+        shares = {name: fmean(islice(right, len(some))) for name, some in paradigms.items()}
+        each = {f"{self.name}/{paradigm}": share for paradigm, share in shares.items()}
+        return {self.name: fmean(shares.values()), **each}
+
+    def _paradigms(self) -> Mapping[str, Sequence[Pair]]:
+        """The pairs of each paradigm, read once."""
+        if self._held is None:
+            self._held = read_pairs(self.path, self.paradigms, self.pairs)
+        return self._held
+
+
+def rows_of(
+    pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase, prefix: str = ""
+) -> Sequence[Row]:
+    """A row for each sentence, good and bad in turn: a start token, then the tokens to score."""
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    start = eos if bos is None else bos
+    if start is None:
+        raise RunError("the eval 'blimp' needs a tokenizer with a bos or an eos token")
+    sentences = [prefix + sentence for pair in pairs for sentence in pair]
+    rows = []
+    for index, ids in enumerate(tokenizer(sentences, add_special_tokens=False)["input_ids"]):
+        if not ids:
+            raise RunError(f"the tokenizer makes no token of {sentences[index]!r}: no likelihood")
+        rows.append({"input_ids": [start, *ids], "labels": [-100, *ids]})
+    return rows
+
+
+@hookimpl
+def kdcore_evals() -> Sequence[type[Eval]]:
+    """The eval `blimp`."""
+    return [Blimp]
