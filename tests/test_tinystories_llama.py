@@ -1,4 +1,4 @@
-"""The shipped `tinystories_llama`: its model, its start, its rows, and what it lets a model write."""
+"""The shipped `tinystories_llama`: its model, start and rows, and what it lets a model write."""
 
 import itertools
 import math
