@@ -1,0 +1,76 @@
+"""Instructions and dialogues: what is asked is read, what is answered is learned."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import Annotated
+
+from kdcore_text.records import Record, Records
+from kdcore_text.splits import Splits
+from pydantic import Field
+
+from kdcore import Data, component, hookimpl
+from kdcore_sft.dialogues import Dialogues
+from kdcore_sft.formats import Dialogue, dialogue_of
+
+__all__ = ["Dialogue", "Dialogues", "Sft", "dialogue_of"]
+
+
+@component
+class Sft(Dialogues):
+    """Records of instruction, input and output, of prompt and completion, or of chat messages.
+
+    They are read from JSON, JSONL and parquet files, folders, or a data set on the Hugging Face
+    hub; which kind they are is told by their names. `path`, `config`, `split`, `validation`,
+    `validation_share`, `fraction` and `skip` are as those of the data "text".
+
+    `template` is the tokenizer's own chat template, "plain", "chatml" or a Jinja text. `system` is
+    put before dialogues without a system turn. `train_on` "last" learns the last answer only. Each
+    answer is learned with the token that ends its turn; where the template writes none after the
+    last one, `eos` appends the tokenizer's. Dialogues longer than `block` lose text of the prompt
+    first, at its `cut` side ("right" or "left").
+    """
+
+    name = "sft"
+    path: str | list[str]
+    config: str | None = None
+    split: str = "train"
+    validation: str | None = None
+    validation_share: Annotated[float, Field(gt=0, lt=1)] | None = None
+    fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
+    skip: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+    def __post_init__(self) -> None:
+        if self.validation is not None and self.validation_share is not None:
+            raise ValueError("validation and validation_share exclude each other")
+
+    def faults(self, recipe: object) -> Iterator[str]:
+        """Files have no validation split of their own."""
+        return self._splits.faults()
+
+    def dialogues(self, split: str) -> Iterator[Dialogue]:
+        """The records of "train" or "validation" as dialogues."""
+        return (dialogue_of(record, self.system) for record in self._splits.of(split))
+
+    def fingerprint(self) -> str:
+        """The options, and the content of the files that are here."""
+        return f"{super().fingerprint()} {self._splits.content()}"
+
+    @cached_property
+    def _splits(self) -> Splits[Record]:
+        return Splits(
+            Records(self.config),
+            path=self.path,
+            split=self.split,
+            validation=self.validation,
+            validation_share=self.validation_share,
+            fraction=self.fraction,
+            skip=self.skip,
+        )
+
+
+@hookimpl
+def kdcore_data() -> Sequence[type[Data]]:
+    """The data that this plugin brings."""
+    return [Sft]

@@ -1,0 +1,125 @@
+"""Dialogues that are longer than a row: what is cut, and what is kept.
+
+The answer comes first. As long as it fits beside the template's own marks, only the texts of the
+prompt (system and user) are shortened, the longest first, and the dialogue is rendered again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from kdcore_sft.answers import answered, prompts, rendered
+from kdcore_sft.formats import Dialogue, Message
+from kdcore_sft.masking import Document
+from kdcore_sft.templates import Template
+
+_LEAST = 8  # the share of a row that a text keeps while there are exchanges to leave out
+_PROMPT = 4  # the share of a row that the prompt keeps where the answer does not fit
+
+
+@dataclass(frozen=True)
+class _Text:
+    """Where the text of a turn lies: its characters, and the tokens that are wholly its own."""
+
+    characters: tuple[int, int]
+    tokens: tuple[int, int]
+
+    def __len__(self) -> int:
+        return self.tokens[1] - self.tokens[0]
+
+
+@dataclass(frozen=True)
+class Cutter:
+    """Shortens dialogues to `block` tokens."""
+
+    template: Template
+    encode: Callable[[Dialogue], Document]
+    block: int
+    side: Literal["left", "right"]
+    train_on: Literal["all", "last"]
+
+    def cut(self, dialogue: Dialogue) -> Document:
+        """The dialogue in at most `block` tokens. Something of its answer is always learned."""
+        *longer, single = self._shorter(dialogue)
+        for some in longer:
+            cut = self._shortened(some, self.block, self.block // _LEAST)
+            if cut is not None:
+                return cut
+        return self._shortened(single, self.block, 0) or self._squeezed(single)
+
+    def _shorter(self, dialogue: Dialogue) -> Iterator[Dialogue]:
+        """The dialogue with ever fewer exchanges; the last one has one."""
+        turns = answered(dialogue.messages)
+        opening = [each for each in dialogue.messages[:1] if each["role"] == "system"]
+        for left_out in range(len(turns)):
+            if self.train_on == "all" or not left_out:
+                some = dialogue.messages[: turns[len(turns) - 1 - left_out] + 1]
+            else:
+                some = [*opening, *dialogue.messages[turns[left_out - 1] + 1 :]]
+            yield replace(dialogue, messages=some)
+
+    def _shortened(self, dialogue: Dialogue, room: int, least: int) -> Document | None:
+        """With its prompt's texts cut so that it fits the room; None if they would be too short."""
+        while True:
+            document = self.encode(dialogue).without_rest()
+            excess = len(document) - room
+            if excess <= 0:
+                return document
+            text = rendered(dialogue, self.template, self.train_on).text
+            texts = self._texts(dialogue, text, document)
+            cap = _cap([len(each) for each in texts.values()], excess)
+            if cap is None or cap < least:
+                return None
+            messages = list[Message](dialogue.messages)
+            for turn, each in texts.items():
+                if len(each) > cap:
+                    kept = slice(*self._kept(document, each, cap))
+                    messages[turn] = {**messages[turn], "content": text[kept]}
+            dialogue = replace(dialogue, messages=messages)
+
+    def _texts(self, dialogue: Dialogue, text: str, document: Document) -> dict[int, _Text]:
+        found = dict[int, _Text]()
+        for turn, characters in prompts(dialogue, text, self.template).items():
+            tokens = document.within(*characters)
+            if len(tokens):
+                found[turn] = _Text(characters, (int(tokens[0]), int(tokens[-1]) + 1))
+        return found
+
+    def _kept(self, document: Document, text: _Text, cap: int) -> tuple[int, int]:
+        """The characters of a text that `cap` of its tokens stand for, none of them in part."""
+        if self.side == "right":
+            at = text.tokens[0] + cap
+            while at > text.tokens[0] and document.begin[at] < document.end[at - 1]:
+                at -= 1
+            begin = text.characters[0]
+            return begin, int(document.end[at - 1]) if at > text.tokens[0] else begin
+        at = text.tokens[1] - cap
+        while at < text.tokens[1] and document.begin[at] < document.end[at - 1]:
+            at += 1
+        end = text.characters[1]
+        return int(document.begin[at]) if at < text.tokens[1] else end, end
+
+    def _squeezed(self, dialogue: Dialogue) -> Document:
+        """Of one exchange that does not fit beside the template's marks."""
+        whole = self.encode(dialogue).without_rest()
+        text = rendered(dialogue, self.template, self.train_on).text
+        texts = self._texts(dialogue, text, whole)
+        header = whole.first - max((each.tokens[1] for each in texts.values()), default=0)
+        answer = len(whole) - whole.first
+        if header + answer <= self.block:
+            return whole.part(len(whole) - self.block, len(whole))
+        prompt = min(max(header, self.block // _PROMPT), self.block - 1)
+        cut = self._shortened(dialogue, prompt + answer, 0)
+        if cut is None:
+            cut = whole.part(len(whole) - answer - prompt, len(whole))
+        return cut.part(0, self.block)
+
+
+def _cap(lengths: Sequence[int], excess: int) -> int | None:
+    """The length to cut texts to, so that together they lose `excess` tokens or more."""
+    if sum(lengths) < excess:
+        return None
+    caps = range(max(lengths, default=0), -1, -1)
+    return next(cap for cap in caps if sum(max(0, n - cap) for n in lengths) >= excess)

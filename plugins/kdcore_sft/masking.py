@@ -1,0 +1,119 @@
+"""Dialogues as ids, with labels where answers are.
+
+A whole dialogue is tokenised at once, so the ids are those that the model sees elsewhere; which of
+them are learned is told by the characters that they stand for, never by what ids they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kdcore import Row, RunError
+from kdcore_sft.answers import Rendered
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+NOT_TRAINED = -100
+
+
+@dataclass(frozen=True, eq=False)
+class Document:
+    """A tokenised dialogue. Token n stands for the characters `begin[n]` to `end[n]`."""
+
+    ids: np.ndarray  # [tokens]
+    begin: np.ndarray
+    end: np.ndarray
+    trained: np.ndarray  # bool
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def first(self) -> int:
+        """The first token that is learned."""
+        return int(np.argmax(self.trained))
+
+    def part(self, begin: int, end: int) -> Document:
+        """Some of the tokens."""
+        some = slice(begin, end)
+        return Document(self.ids[some], self.begin[some], self.end[some], self.trained[some])
+
+    def without_rest(self) -> Document:
+        """Up to the last token that is learned."""
+        return self.part(0, len(self) - int(self.trained[::-1].argmax()))
+
+    def within(self, begin: int, end: int) -> np.ndarray:
+        """The tokens that stand for nothing but these characters."""
+        return np.flatnonzero((self.begin >= begin) & (self.end <= end) & (self.end > begin))
+
+    def row(self) -> Row:
+        """Ids and labels."""
+        return {
+            "input_ids": self.ids,
+            "labels": np.where(self.trained, self.ids, NOT_TRAINED),
+        }
+
+
+def documents(
+    dialogues: Sequence[Rendered], tokenizer: PreTrainedTokenizerBase, *, eos: bool
+) -> list[Document]:
+    """Each dialogue as ids; where its template does not end it, with the tokenizer's eos."""
+    encoded = tokenizer(
+        [each.text for each in dialogues],
+        add_special_tokens=False,  # the template has written them
+        return_offsets_mapping=True,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,
+    )
+    pairs = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+    return [
+        _document(each, *pair, _eos(each, tokenizer, eos))
+        for each, pair in zip(dialogues, pairs, strict=True)
+    ]
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a tokenizer that cannot say which characters its tokens stand for."""
+    if not tokenizer.is_fast:
+        raise RunError(
+            f"the tokenizer {tokenizer.name_or_path!r} cannot tell where its tokens begin and end "
+            "in the text, and prompts cannot be masked; use one with a tokenizer.json"
+        )
+
+
+def _eos(dialogue: Rendered, tokenizer: PreTrainedTokenizerBase, wanted: bool) -> list[int]:
+    if dialogue.ended or not wanted:
+        return []
+    if tokenizer.eos_token_id is None:
+        raise RunError(
+            f"the chat template does not end the answers, and the tokenizer "
+            f"{tokenizer.name_or_path!r} has no end-of-sequence token; set eos = false in [data]"
+        )
+    return [int(tokenizer.eos_token_id)]
+
+
+def _document(
+    dialogue: Rendered, ids: Sequence[int], offsets: Sequence[Sequence[int]], eos: Sequence[int]
+) -> Document:
+    raw = np.array(offsets, np.int64).reshape(-1, 2)
+    end = np.maximum.accumulate(raw[:, 1]) if len(raw) else raw[:, 1]
+    # Some tokenizers leave blanks out of their offsets: a token begins where the last one ended.
+    # Those that share a character all begin with it.
+    begin = np.minimum(raw[:, 0], np.concatenate([[0], end[:-1]]))
+    trained = np.zeros(len(ids), bool)
+    for answer in dialogue.answers:
+        # A token of no characters that stands where the answer begins is one of its tokens too.
+        trained |= (begin < answer.stop) & ((end > answer.start) | (begin == answer.start))
+    at = np.full(len(eos), len(dialogue.text))
+    return Document(
+        np.array([*ids, *eos], np.int64),
+        np.concatenate([begin, at]),
+        np.concatenate([end, at]),
+        np.concatenate([trained, np.ones(len(eos), bool)]),
+    )
