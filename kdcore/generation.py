@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -23,19 +23,21 @@ def generate(
     top_p: float = 1.0,
     seed: int = 0,
     special_tokens: bool = False,
+    ends: Collection[int] = (),
 ) -> list[str]:
     """What the model writes after each prompt, a text or ids; the prompt is not repeated.
 
     Temperature 0 takes the likeliest token; top_k 0 and top_p 1 leave nothing out. All prompts run
     as one batch, padded at the left. `special_tokens`: as the tokenizer would begin a text; rows
-    are trained on without. The mode of every module and all random states stay as they were.
+    are trained on without. `ends` are ids that end a text beside the model's and the tokenizer's
+    own. The mode of every module and all random states stay as they were.
     """
     rows = [_ids(tokenizer, prompt, special_tokens) for prompt in prompts]
     time = max(map(len, rows))
     ids = torch.tensor([[0] * (time - len(row)) + row for row in rows], device=model.device)
     # By length, not by id: where padding is eos, a mask by id would hide the real ones.
     mask = torch.tensor([[0] * (time - len(row)) + [1] * len(row) for row in rows])
-    config = _config(model, tokenizer, max_new_tokens, temperature, top_k, top_p)
+    config = _config(model, tokenizer, max_new_tokens, temperature, top_k, top_p, ends)
     with _undisturbed(model, seed):
         out: Any = model.generate(  # type: ignore[operator]
             input_ids=ids, attention_mask=mask.to(model.device), generation_config=config
@@ -78,11 +80,13 @@ def _config(
     temperature: float,
     top_k: int,
     top_p: float,
+    more_ends: Collection[int],
 ) -> GenerationConfig:
     from transformers import GenerationConfig
 
     own = model.generation_config.eos_token_id if model.generation_config else None
-    ends = {*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id} - {None}
+    own = own if isinstance(own, list) else [own]
+    ends = {*own, tokenizer.eos_token_id, *more_ends} - {None}
     sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     arguments: dict[str, Any] = sampling if temperature > 0 else {}
     return GenerationConfig(  # type: ignore[no-untyped-call]

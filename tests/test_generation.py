@@ -83,6 +83,15 @@ def test_the_model_stops_at_the_end():
     assert written(model, tokenizer, ["Once", "She had a"]) == ["", ""]
 
 
+def test_other_ids_may_end_it_too():
+    tokenizer = tiny.byte_tokenizer()
+    model = tiny.model(vocabulary=len(tokenizer), seed=1)
+    (whole,) = written(model, tokenizer, ["Once"], max_new_tokens=8, temperature=0)
+    first = tokenizer.encode(whole)[0]
+    (ended,) = written(model, tokenizer, ["Once"], max_new_tokens=8, temperature=0, ends=[first])
+    assert ended == tokenizer.decode([first]) != whole
+
+
 def test_prompts_begin_like_rows_unless_asked_otherwise():
     tokenizer = tiny.byte_tokenizer()
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(

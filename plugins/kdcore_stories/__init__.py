@@ -14,8 +14,9 @@ from pydantic import Field
 
 from kdcore import Data, Eval, Run, component, generate, hookimpl
 from kdcore_stories.grammar import facts, keeps_facts, tell
+from kdcore_stories.tasks import StoryTasks
 
-__all__ = ["Facts", "Stories", "facts", "keeps_facts", "tell"]
+__all__ = ["Facts", "Stories", "StoryTasks", "facts", "keeps_facts", "tell"]
 
 
 @component
@@ -66,7 +67,7 @@ class Facts(Eval):
 @hookimpl
 def kdcore_data() -> Sequence[type[Data]]:
     """The data that this plugin brings."""
-    return [Stories]
+    return [Stories, StoryTasks]
 
 
 @hookimpl

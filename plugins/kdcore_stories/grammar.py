@@ -15,7 +15,7 @@ _GIRLS = _words("Ada Cleo Elsa Greta Isla Lotte")
 _BOYS = _words("Bruno Cyril Emil Felix Ivo Jonas")
 _FRIENDS = _words("badger beaver crow donkey goose hare mole snail")
 _THINGS = _words("button lantern ring scarf shell spoon wheel whistle")
-_COLOURS = _words("black gold green pink red silver")
+COLOURS = _words("black gold green pink red silver")
 _PLACES = (
     "at the mill",
     "behind the stable",
@@ -134,7 +134,7 @@ _FACTS: Mapping[str, Sequence[str]] = {
     "hero": _GIRLS + _BOYS,
     "friend": _FRIENDS,
     "thing": _THINGS,
-    "colour": _COLOURS,
+    "colour": COLOURS,
     "place": [place.split()[-1] for place in _PLACES],
 }
 
@@ -150,7 +150,7 @@ def tell(rng: random.Random) -> str:
         "his": "her" if girl else "his",
         "friend": rng.choice(_FRIENDS),
         "thing": rng.choice(_THINGS),
-        "colour": rng.choice(_COLOURS),
+        "colour": rng.choice(COLOURS),
         "place": rng.choice(_PLACES),
     }
     plot = " ".join(map(rng.choice, rng.choice(_PLOTS)))
