@@ -17,14 +17,15 @@ from torch._subclasses.fake_tensor import UnsupportedFakeTensorException
 from kdcore.api import Component, Teacher
 from kdcore.build import walk
 from kdcore.errors import PluginError, RunError
-from kdcore.footprint import FakeModels, Footprint, Pass, activations, footprint
+from kdcore.footprint import FakeModels, Footprint, Pass, activations, footprint, on_device
 from kdcore.head import chunk_size
 from kdcore.hub import dtype_of
 from kdcore.micro_batch import by_probe, on_cpu
+from kdcore.offload import bytes_on_device
 from kdcore.optimizers import make_optimizer
 from kdcore.setup import HALF, enable_checkpointing, precision_of
 from kdcore.sizes import Part, parameters_of, parts_of
-from kdcore.student import patched
+from kdcore.student import finished, patched
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -99,7 +100,10 @@ class _Estimating:
         options = self.stage.student
         loaded = options.model is not None
         dtype = dtype_of(options.dtype, self.device) if loaded else torch.float32
-        return patched(_fresh(config, dtype, options.attention), options.patches)
+        # Patches may move what they make, which fake tensors cannot do before they lie somewhere.
+        with torch.device("meta"):
+            student = patched(_fresh(config, dtype, options.attention), options.patches)
+        return on_device(student, torch.device("cpu"))
 
     def _teachers_in(self, component: Component | None) -> list[_Teacher]:
         found = []
@@ -120,6 +124,8 @@ class _Estimating:
         bits = 4 if how.get("load_in_4bit") else 8
         parameters = parameters_of(model)[0]
         size = parameters * bits // 8 if how else _bytes(model)
+        if getattr(config, "offload", False):
+            size = bytes_on_device(model)
         return _Teacher(f"teacher: {name}, {parameters:,} parameters", model, size)
 
     def done(self, state: float) -> Estimate:
@@ -148,7 +154,7 @@ class _Estimating:
             peak=self._peak(held, taken),
             checkpointed=None if self.options.checkpointing else self._checkpointed(rows),
             checkpoint=round(trained * (1 + state)),
-            final=weights,
+            final=_saved(finished(self.student, self.stage.student.patches)),
             unknown=self.unknown,
         )
 
@@ -225,6 +231,13 @@ def _fresh(config: PretrainedConfig, dtype: torch.dtype, attention: str | None) 
 
 def _bytes(model: nn.Module) -> int:
     return sum(p.numel() * p.element_size() for p in model.parameters())
+
+
+def _saved(model: PreTrainedModel) -> int:
+    """The weights of `final/`: of an adapter that was not merged, that alone."""
+    alone = hasattr(model, "get_base_model")
+    kept = (p for p in model.parameters() if p.requires_grad or not alone)
+    return sum(p.numel() * p.element_size() for p in kept)
 
 
 def _state_of(options: TrainOptions) -> float:

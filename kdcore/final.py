@@ -2,61 +2,35 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdcore.blame import blame
 from kdcore.folders import FINAL, move_into_place
 from kdcore.hub import progress_bars
+from kdcore.language_model import LanguageModel
+from kdcore.student import finished
 
 if TYPE_CHECKING:
     from kdcore.run import Run
 
 
+def finish_student(run: Run) -> None:
+    """On every process, so that whoever asks the run afterwards asks the same student."""
+    model = finished(run.student, run.recipe.student.patches)
+    if model is not run.student:
+        precision = run.language_model.precision
+        run.language_model = LanguageModel(model)
+        run.language_model.precision = precision
+
+
 def save_final(run: Run) -> Path:
-    """Write the finished student beside, then rename; patches have their last word first."""
+    """Write the finished student beside, then rename."""
     target, beside = run.folder / FINAL, run.folder / f".{FINAL}.partial"
-    model = run.student
-    for patch in run.recipe.student.patches:
-        with blame(patch, "finish"):
-            model = patch.finish(model)
     shutil.rmtree(beside, ignore_errors=True)
     with progress_bars(shown=False):
-        model.save_pretrained(beside)
+        run.student.save_pretrained(beside)
     run.tokenizer.save_pretrained(beside)
     (beside / "README.md").write_text(model_card(run))
     move_into_place(beside, target)
     return target
-
-
-def model_card(run: Run) -> str:
-    """What this model is: recipe, objective, versions, last evaluation."""
-    versions = json.loads((run.folder / "env.json").read_text())["packages"]
-    said = ", ".join(f"{name} {version}" for name, version in versions.items())
-    return f"""---
-library_name: transformers
-tags: [kdcore, distillation]
----
-# {run.recipe.run_name}
-
-Trained with kdcore for {run.steps} steps of {run.batch}
-rows, {run.tokens:,} tokens.
-
-## Objective
-
-```
-{run.objective}
-```
-
-## Recipe
-
-```toml
-{(run.folder / "resolved.toml").read_text().strip()}
-```
-
-## Versions
-
-{said}
-"""

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _BLOCK = 1 << 12  # bytes read of a tensor, at its beginning and in its middle
-_NOT_CONTENT = ("transformers_version", "_name_or_path")  # of a config: how and where it was saved
+# Of a config: how and where it was saved.
+_NOT_CONTENT = ("transformers_version", "_name_or_path", "base_model_name_or_path")
 
 
 def digest() -> blake2b:

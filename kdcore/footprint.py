@@ -60,6 +60,25 @@ FakeModels: Callable[[], AbstractContextManager[object]] = FakeTensorMode
 """While this lasts, models are made without memory for their weights."""
 
 
+def on_device(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+    """A model that was made on the meta device, moved among `FakeModels`; tied weights stay so."""
+    moved: dict[int, Tensor] = {}
+    for module in model.modules():
+        both: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        for held in both:
+            for name, tensor in held.items():
+                if tensor is not None:
+                    if id(tensor) not in moved:
+                        moved[id(tensor)] = _empty(tensor, device)
+                    held[name] = moved[id(tensor)]
+    return model
+
+
+def _empty(like: Tensor, device: torch.device) -> Tensor:
+    made = torch.empty_like(like, device=device, requires_grad=False)
+    return nn.Parameter(made, like.requires_grad) if isinstance(like, nn.Parameter) else made
+
+
 def footprint(
     student: PreTrainedModel,
     teachers: Sequence[PreTrainedModel],

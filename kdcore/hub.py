@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from kdcore.errors import RunError
+from kdcore.places import explained, is_path, place_of
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -29,14 +30,68 @@ def load_model(
     device: torch.device | str = "cpu",
     attention: str | None = None,
     quantise: Literal["8bit", "4bit"] | None = None,
+    adapter: str | None = None,
+    offload: bool = False,
     key: str | None = None,
 ) -> PreTrainedModel:
     """A causal language model from a folder or the hub, on the device.
 
+    `adapter` is a PEFT adapter to put onto it; where `name` is one itself, it comes on the base
+    that it names. Adapters stay unmerged. `offload` leaves the layers on the CPU until they run.
     `attention` is transformers' `attn_implementation`. `key` is the recipe key that names the
     model, for the advice in an error.
     """
     device = torch.device(device)
+    if offload and device.type == "cpu":
+        raise RunError(
+            f"offload = true keeps the layers of {name!r} out of a GPU's memory, and it runs on "
+            "the CPU; leave offload out"
+        )
+    base, own = _parts(name)
+    if own is not None and adapter is not None:
+        raise RunError(f"{name!r} is an adapter; leave {adapter!r} out, or name the base as model")
+    place = torch.device("cpu") if offload else device
+    known = key if own is None else None
+    model = _load(base, dtype, place, attention, quantise, key=known)
+    if adapter is not None or own is not None:
+        from kdcore.adapters import with_adapter
+
+        model = with_adapter(model, adapter or name, base)
+    if offload:
+        from kdcore.offload import offload_layers
+
+        offload_layers(model, device)
+    return model
+
+
+def _parts(name: str) -> tuple[str, str | None]:
+    """A model's name, and that of the adapter on it where `name` is an adapter."""
+    base = _base_of(name)
+    if base == "":
+        raise RunError(
+            f"the adapter {name!r} does not say which model it is for; name that one as the model "
+            "and the adapter as `adapter`"
+        )
+    return (name, None) if base is None else (base, name)
+
+
+def _base_of(name: str) -> str | None:
+    from kdcore.adapters import adapter_base
+
+    gone = is_path(name) and not Path(place_of(name)).is_dir()
+    return None if gone else adapter_base(name)
+
+
+def _load(
+    name: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    attention: str | None,
+    quantise: Literal["8bit", "4bit"] | None,
+    *,
+    key: str | None,
+) -> PreTrainedModel:
+    """A whole model."""
     arguments: dict[str, Any] = {"dtype": dtype}
     if attention is not None:
         arguments["attn_implementation"] = attention
@@ -44,11 +99,11 @@ def load_model(
         arguments["quantization_config"] = _quantisation(quantise, dtype, device)
     if device.type != "cpu":
         arguments["device_map"] = {"": device}
-    with _explained(name, key), progress_bars(shown=sys.stderr.isatty()):
+    with explained(name, key), progress_bars(shown=sys.stderr.isatty()):
         from transformers import AutoModelForCausalLM
 
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            _place(name), output_loading_info=True, trust_remote_code=False, **arguments
+            place_of(name), output_loading_info=True, trust_remote_code=False, **arguments
         )
     model: PreTrainedModel
     model, told = loaded
@@ -59,11 +114,14 @@ def load_model(
 
 
 def load_config(name: str, *, key: str | None = None) -> PretrainedConfig:
-    """The config of a model, without its weights."""
-    with _explained(name, key):
+    """The config of a model, without its weights; of an adapter's base."""
+    name = _parts(name)[0]
+    with explained(name, key):
         from transformers import AutoConfig
 
-        config: PretrainedConfig = AutoConfig.from_pretrained(_place(name), trust_remote_code=False)
+        config: PretrainedConfig = AutoConfig.from_pretrained(
+            place_of(name), trust_remote_code=False
+        )
     return config
 
 
@@ -86,27 +144,41 @@ def without_downloads() -> Iterator[None]:
 
 
 def load_tokenizer(name: str, *, key: str | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder or of a model on the hub."""
-    with _explained(name, key):
+    """The tokenizer of a folder or of a model on the hub; an adapter without has its base's."""
+    base, adapter = _parts(name)
+    if adapter is not None and not _has_tokenizer(adapter):
+        name = base
+    with explained(name, key):
         from transformers import AutoTokenizer
 
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            _place(name), trust_remote_code=False
+            place_of(name), trust_remote_code=False
         )
     return tokenizer
 
 
-def model_fingerprint(name: str) -> str:
-    """What the weights are: a hash of a folder's content, or the hub's revision."""
-    place = Path(_place(name))
+def _has_tokenizer(adapter: str) -> bool:
+    place = Path(place_of(adapter))
+    return not place.is_dir() or (place / "tokenizer_config.json").is_file()
+
+
+def model_fingerprint(name: str, *, base: bool = True) -> str:
+    """What the weights are: a hash of a folder's content, or the hub's revision.
+
+    That of an adapter goes on with that of its base; without `base` it is the adapter alone.
+    """
+    model = _base_of(name)
+    if model and base:
+        return f"{model_fingerprint(name, base=False)} on {model_fingerprint(model)}"
+    place = Path(place_of(name))
     if place.is_dir():
         from kdcore.fingerprints import of_folder
 
         return of_folder(place)
-    with _explained(name, None):
+    with explained(name, None):
         from transformers.utils.hub import cached_file
 
-        config = cached_file(name, "config.json")
+        config = cached_file(name, "config.json" if model is None else "adapter_config.json")
     return f"{name}@{Path(config).parent.name}" if config else name
 
 
@@ -139,34 +211,6 @@ def _quantisation(
     return BitsAndBytesConfig(**options)  # type: ignore[no-untyped-call]
 
 
-def _place(name: str) -> str:
-    """A folder's path with `~` filled in, or the name on the hub."""
-    return str(Path(name).expanduser()) if name.startswith("~") else name
-
-
-def _is_path(name: str) -> bool:
-    """Whether this cannot be a name on the hub, which has one slash at most."""
-    return name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
-
-
-@contextmanager
-def _explained(name: str, key: str | None) -> Iterator[None]:
-    """What goes wrong in loading `name`, in one sentence."""
-    place = Path(_place(name))
-    if _is_path(name) and not place.is_dir():
-        raise RunError(f"cannot load {name!r}: there is no such folder")
-    try:
-        yield
-    except (OSError, ValueError, ImportError, RuntimeError) as error:
-        why = _folder_fault(error) if place.is_dir() else _hub_fault(error, key)
-        raise RunError(f"cannot load {name!r}: {why}") from error
-    except Exception as error:
-        # safetensors has an error class of its own, straight from Exception.
-        if type(error).__name__ != "SafetensorError":
-            raise
-        raise RunError(f"cannot load {name!r}: {_folder_fault(error)}") from error
-
-
 @contextmanager
 def progress_bars(*, shown: bool) -> Iterator[None]:
     """Whether transformers draws its progress bars in a block: not into logs, not over a panel."""
@@ -180,40 +224,3 @@ def progress_bars(*, shown: bool) -> Iterator[None]:
         yield
     finally:
         told.enable_progress_bar()  # type: ignore[no-untyped-call]
-
-
-def _folder_fault(error: Exception) -> str:
-    return f"the folder is there, but {_first_line(error)}"
-
-
-def _hub_fault(error: Exception, key: str | None) -> str:
-    instead = f"give a local folder with --set {key}=PATH" if key else "name a local folder"
-    causes = {type(cause).__name__ for cause in _chain(error)}
-    if "GatedRepoError" in causes:
-        return (
-            "not a folder here, and the hub lets nobody in unasked; ask there, then hf auth login"
-        )
-    if "RepositoryNotFoundError" in causes:
-        return f"not a folder here, and the hub has no such model (or a private one); {instead}"
-    if isinstance(error, OSError) and causes & _UNREACHABLE:
-        return f"not a folder here and the hub cannot be reached; download it, or {instead}"
-    return _first_line(error)
-
-
-_UNREACHABLE = {
-    "LocalEntryNotFoundError",
-    "OfflineModeIsEnabled",
-    "ConnectError",
-    "ConnectTimeout",
-    "ConnectionError",
-}
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0] or type(error).__name__

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
+from kdcore import packed_attention
+from kdcore.batch import Packing
 from kdcore.errors import RunError
 from kdcore.products import logits_of, unrounded
 
@@ -57,19 +59,21 @@ class LanguageModel:
                     "which takes more memory",
                     type(model).__name__,
                 )
+            self._packs = self._takes_positions and self._packs_exactly(ids)
             self.isolates = self._takes_positions and self._keeps_documents_apart(ids)
 
     @property
     def device(self) -> torch.device:
         """Where the model's inputs belong."""
-        device: torch.device = self.model.device
-        return device
+        # The first parameter's, which transformers means, is none where layers are offloaded.
+        return cast(Tensor, self.model.get_input_embeddings().weight).device
 
     def states(self, batch: Batch) -> Tensor:
         """The trunk's last hidden states, [rows * time, H]; gradient as the caller's mode says."""
         if not self.isolates and batch.attention_mask is None:
             self._refuse_packed(batch)
-        return self._run(batch.input_ids, batch.position_ids, batch.attention_mask).flatten(0, 1)
+        run = self._run(batch.input_ids, batch.position_ids, batch.attention_mask, batch.packing)
+        return run.flatten(0, 1)
 
     def logits(self, states: Tensor) -> Tensor:
         """Float32 logits [n, width] of chosen states [n, H], unrounded also from half weights."""
@@ -88,7 +92,13 @@ class LanguageModel:
             return self.weight
         return self.weight.detach().to(self.precision)
 
-    def _run(self, input_ids: Tensor, position_ids: Tensor, mask: Tensor | None) -> Tensor:
+    def _run(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        mask: Tensor | None,
+        packing: Packing | None = None,
+    ) -> Tensor:
         shape = input_ids.shape
         attention = getattr(self.model.config, "_attn_implementation", None) or ""
         if mask is None and "flash" in attention:
@@ -97,10 +107,31 @@ class LanguageModel:
         arguments: dict[str, Any] = {"attention_mask": mask, "use_cache": False}
         if self._takes_positions:
             arguments["position_ids"] = position_ids
+        if packing is not None and self._packs:
+            arguments |= packed_attention.arguments(packing, input_ids.device)
         module = self.model if self.weight is None else self._trunk
         out = module(input_ids=input_ids, **arguments)
         states: Tensor = out.logits if self.weight is None else out[0]
         return states.reshape(*shape, states.shape[-1])
+
+    def _packs_exactly(self, ids: Tensor) -> bool:
+        """Whether pieces that attend by themselves are what they are alone."""
+        if not packed_attention.install(self.model):
+            return False
+        self._packs = True  # for the trial
+        half, time = ids.shape[1] // 2, ids.shape[1]
+        positions = torch.arange(half, device=ids.device).repeat(2).expand_as(ids)
+        starts = torch.arange(0, ids.numel() + 1, half, dtype=torch.int32, device=ids.device)
+        packing = Packing(((half, time),) * len(ids), starts, half)
+        try:
+            packed = self._run(ids, positions, None, packing)
+        except (TypeError, RuntimeError):
+            packed = ids[..., None]
+        alone = self._run(ids[:, half:], positions[:, :half], None)
+        if _same(packed[:, half:], alone):
+            return True
+        packed_attention.uninstall(self.model)
+        return False
 
     def _keeps_documents_apart(self, ids: Tensor) -> bool:
         """Whether the second document of a packed row is blind to what the first one says."""

@@ -24,6 +24,7 @@ from kdcore.objective import Objective, values_of
 from kdcore.optimizers import make_optimizer
 from kdcore.schedule import learning_rate
 from kdcore.student import check_length, make_student
+from kdcore.suitable import check_positions, numbered, widths_of
 from kdcore.train import Trainer
 from kdcore.vocabulary import cut_to, prove
 
@@ -54,7 +55,8 @@ def precision_of(name: str) -> str:
         return {"fp32": "no"}.get(name, name)
     if not torch.cuda.is_available():
         return "no"  # bf16 on a CPU without units for it is ten times slower
-    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    has_units = torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16" if has_units else "fp16"
 
 
 def prepare(
@@ -66,6 +68,7 @@ def prepare(
         rows = run.laid("train")
     run.steps = steps_of(options, len(rows), rows.lengths)
     teachers = _teachers(stage.components())
+    check_positions(teachers, run.device, stage.data.block)
     student = make_student(
         stage.student,
         run.tokenizer,
@@ -135,15 +138,17 @@ def _teachers(components: Iterable[Component]) -> list[Teacher]:
 
 
 def prove_vocabulary(run: Run, teachers: Sequence[Teacher]) -> int:
-    """The ids that the tokenizers of student and teachers agree on."""
+    """The ids that the tokenizers of student and teachers agree on, and every head has."""
     others: dict[str, PreTrainedTokenizerBase] = {}
-    for number, teacher in enumerate(teachers, 1):
+    for name, teacher in numbered(teachers).items():
         with blame(teacher, "tokenizer"):
             tokenizer = teacher.tokenizer()
         if tokenizer is not None:
-            others[f"teacher {teacher.name!r} ({number})"] = tokenizer
+            others[name] = tokenizer
     shared = prove(run.tokenizer, others)
-    return cut_to(shared, {"student": run.language_model.width})
+    widths = {"student": run.language_model.width, **widths_of(teachers, run.device)}
+    eos = run.tokenizer.eos_token_id
+    return cut_to(shared, widths, eos if isinstance(eos, int) else None)
 
 
 def load_teachers(run: Run, components: Iterable[Component]) -> None:

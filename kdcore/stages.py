@@ -14,7 +14,7 @@ import torch
 
 from kdcore.environment import record
 from kdcore.errors import KdcoreError, PluginError, RunError, UsageError
-from kdcore.final import save_final
+from kdcore.final import finish_student, save_final
 from kdcore.fingerprints import of_tokenizer
 from kdcore.folders import (
     CHECKPOINTS,
@@ -149,6 +149,7 @@ def _continue(trainer: Trainer) -> None:
         return
     state = trainer.checkpoints.load(newest)
     run.step, run.tokens, run.micro_batch = state["step"], state["tokens"], state["micro_batch"]
+    run.scores = state.get("scores", {})
     run.say(f"{run.recipe.run_name} continues after step {run.step} of {run.steps}: {run.folder}")
 
 
@@ -157,6 +158,7 @@ def _train(trainer: Trainer) -> None:
     try:
         host.emit("kdcore_run_start", run=run)
         trainer.train()
+        finish_student(run)
         if run.main:
             save_final(run)
         trainer.accelerator.wait_for_everyone()

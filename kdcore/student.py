@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from kdcore.adapters import merged
 from kdcore.api import Patch
 from kdcore.blame import blame
 from kdcore.errors import RunError, UsageError
@@ -27,16 +28,20 @@ def make_student(
     seed: int,
     device: torch.device,
 ) -> PreTrainedModel:
-    """The student on the device, patched. What is trained has float32 master weights."""
+    """The student on the device, patched. What is trained has float32 master weights.
+
+    One that is loaded as an adapter begins as its base with the adapter merged.
+    """
     torch.manual_seed(seed)
     if options.model is not None:
-        model = load_model(
+        loaded = load_model(
             options.model,
             dtype=dtype_of(options.dtype, device),
             device=device,
             attention=options.attention,
             key="student.model",
         )
+        model = merged(loaded)
     else:
         model = from_config(options, tokenizer)
         model.to(device)  # type: ignore[arg-type]  # transformers' stub lacks devices
@@ -53,6 +58,14 @@ def patched(model: PreTrainedModel, patches: Iterable[Patch]) -> PreTrainedModel
             parameter.data = parameter.data.float()
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UsageError("nothing of the student is trained: every parameter is frozen")
+    return model
+
+
+def finished(model: PreTrainedModel, patches: Iterable[Patch]) -> PreTrainedModel:
+    """The model as it is saved: patches have their last word."""
+    for patch in patches:
+        with blame(patch, "finish"):
+            model = patch.finish(model)
     return model
 
 

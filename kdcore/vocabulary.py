@@ -38,9 +38,18 @@ def prove(student: PreTrainedTokenizerBase, others: Mapping[str, PreTrainedToken
     return shared
 
 
-def cut_to(shared: int, widths: Mapping[str, int]) -> int:
-    """The ids that all logits are cut to: the shared ones that every head has a row for."""
+def cut_to(shared: int, widths: Mapping[str, int], eos: int | None = None) -> int:
+    """The ids that all logits are cut to: the shared ones that every head has a row for.
+
+    `eos` ends the student's texts, and must be one of them.
+    """
     vocabulary = min(shared, *widths.values())
+    if eos is not None and eos >= vocabulary:
+        narrow = min(widths, key=lambda name: widths[name])
+        raise RunError(
+            f"the head of the {narrow} has {widths[narrow]:,} rows, and texts end with the id "
+            f"{eos}; its model does not fit the student's tokenizer"
+        )
     rows = ", ".join(f"{name} {width:,}" for name, width in widths.items())
     _log.info("vocabulary: %s rows; logits are cut to %s shared ids", rows, f"{vocabulary:,}")
     return vocabulary

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import field
 from typing import Annotated
 
@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdcore import Eval, Loss, Run, RunError, component, generate, hookimpl
+from kdcore import Eval, Loss, Run, RunError, Stage, component, generate, hookimpl
 
 
 @component
@@ -58,6 +58,12 @@ class Agreement(Eval):
 
     name = "agreement"
     needs_teacher = True
+
+    def faults(self, recipe: Stage) -> Iterable[str]:
+        """A teacher that knows losses only has no distribution to compare with."""
+        if recipe.teacher is not None and not recipe.teacher.gives_logits():
+            said = f'the eval "agreement" needs logits, and the teacher {recipe.teacher.name!r}'
+            yield f"{said} gives none"
 
     def measure(self, run: Run) -> Mapping[str, float | str]:
         """`agreement` and `kl`."""

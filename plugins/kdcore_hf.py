@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -29,13 +30,16 @@ from kdcore import (
 )
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+    from kdcore import Stage
 
 
 @component
 class ModelTeacher(Teacher):
     """A causal language model in evaluation mode, none of it trained.
 
+    Where what is named is a PEFT adapter, its base is loaded and the adapter put onto it.
     Subclasses say in `source` which model.
     """
 
@@ -50,22 +54,44 @@ class ModelTeacher(Teacher):
     adapter: Annotated[
         str | None, Field(description="a PEFT adapter on the model: a folder or a name on the hub")
     ] = None
+    offload: Annotated[
+        bool, Field(description="layers stay on the CPU and move to the GPU as they run")
+    ] = False
 
     def __post_init__(self) -> None:
+        if self.offload and self.quantise is not None:
+            raise ValueError("offload and quantise exclude each other; leave out one of them")
+        if self.device == "cpu" and (self.offload or self.quantise is not None):
+            key = "offload" if self.offload else "quantise"
+            raise ValueError(f'{key} is for a GPU, and device is "cpu"; leave out one of them')
         self._model: LanguageModel | None = None
         self._tokenizer: PreTrainedTokenizerBase | None = None
 
     def source(self) -> str:
-        """The model's folder or its name on the hub."""
+        """The folder or the name on the hub of the model, or of an adapter with its base."""
         raise NotImplementedError
+
+    def faults(self, recipe: Stage) -> Iterable[str]:
+        """Libraries that are not here. Whether there is a GPU is for the run to see."""
+        own = (Path(self.source()).expanduser() / "adapter_config.json").is_file()
+        if (own or self.adapter is not None) and find_spec("peft") is None:
+            adapter = self.source() if own else self.adapter
+            yield f'the adapter {adapter!r} needs peft: pip install "kdcore[lora]"'
+        if self.quantise and torch.cuda.is_available() and find_spec("bitsandbytes") is None:
+            yield f'quantise = "{self.quantise}" needs bitsandbytes: pip install "kdcore[gpu]"'
 
     def load(self, run: Run) -> None:
         """Put the weights, and an adapter's, onto the device."""
         device = torch.device(self.device or run.device)
         dtype = dtype_of(self.dtype, device)
-        model = load_model(self.source(), dtype=dtype, device=device, quantise=self.quantise)
-        if self.adapter is not None:
-            model = _adapted(model, self.adapter)
+        model = load_model(
+            self.source(),
+            dtype=dtype,
+            device=device,
+            quantise=self.quantise,
+            adapter=self.adapter,
+            offload=self.offload,
+        )
         model.eval().requires_grad_(False)  # type: ignore[no-untyped-call]
         self._model = LanguageModel(model)
 
@@ -76,9 +102,11 @@ class ModelTeacher(Teacher):
         return self._tokenizer
 
     def architecture(self, device: torch.device) -> PretrainedConfig:
-        """The model's, with the type and the quantisation that its weights are held in."""
+        """The model's, with the way in which its weights are held."""
         config = load_config(self.source())
-        config.dtype = dtype_of(self.dtype, torch.device(self.device or device))
+        place = torch.device(self.device or device)
+        config.dtype = dtype_of(self.dtype, place)
+        config.offload = self.offload and place.type != "cpu"
         if self.quantise is not None:
             config.quantization_config = {f"load_in_{self.quantise}": True}
         return config
@@ -94,7 +122,8 @@ class ModelTeacher(Teacher):
 
     def fingerprint(self) -> str:
         """What the weights are and how they are held; not where they lie."""
-        adapter = model_fingerprint(self.adapter) if self.adapter is not None else None
+        # The base that the adapter names is another one's business: `source` is what it is on.
+        adapter = self.adapter and model_fingerprint(self.adapter, base=False)
         weights = model_fingerprint(self.source())
         return f"model({weights=}, {adapter=}, dtype={self.dtype!r}, quantise={self.quantise!r})"
 
@@ -137,21 +166,6 @@ def _moved(batch: Batch, device: torch.device) -> Batch:
         attention_mask=None if mask is None else mask.to(device),
         document=batch.document.to(device),
     )
-
-
-def _adapted(model: PreTrainedModel, adapter: str) -> PreTrainedModel:
-    """The model with a PEFT adapter, unmerged: half weights would round most of it away."""
-    try:
-        from peft import PeftModel
-    except ImportError as error:
-        raise RunError('an adapter needs peft: pip install "kdcore[lora]"') from error
-    path = str(Path(adapter).expanduser())
-    try:
-        adapted = PeftModel.from_pretrained(model, path)
-    except (OSError, ValueError, RuntimeError) as error:
-        first = str(error).strip().split("\n")[0]
-        raise RunError(f"cannot load the adapter {adapter!r}: {first}") from error
-    return cast("PreTrainedModel", adapted)
 
 
 @hookimpl

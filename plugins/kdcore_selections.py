@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from kdcore import Loss, Selection, Teacher, Tokens, component, hookimpl
+from kdcore import Loss, Selection, Stage, Teacher, Tokens, component, hookimpl
 
 
 @component
@@ -71,6 +71,11 @@ class Entropy(Top):
 
     name = "entropy"
     of: Literal["student", "teacher"] = "student"
+
+    def faults(self, recipe: Stage) -> Iterable[str]:
+        """A teacher that knows losses only has no entropy."""
+        if self.needs_teacher() and recipe.teacher and not recipe.teacher.gives_logits():
+            yield f"the teacher's entropy needs logits, and {recipe.teacher.name!r} gives none"
 
     def needs_teacher(self) -> bool:
         """Whether the teacher's entropy is asked for."""

@@ -127,7 +127,11 @@ def test_fingerprint_of_a_hub_model_is_its_revision(monkeypatch, tmp_path):
     import transformers.utils.hub
 
     config = tmp_path / "snapshots" / "abc123" / "config.json"
-    monkeypatch.setattr(transformers.utils.hub, "cached_file", lambda name, file: str(config))
+
+    def cached_file(name, file, **options):
+        return str(config) if file == "config.json" else None
+
+    monkeypatch.setattr(transformers.utils.hub, "cached_file", cached_file)
     assert model_fingerprint("some/model") == "some/model@abc123"
 
 

@@ -129,7 +129,7 @@ def test_an_adapter_that_is_not_there(folder, tmp_path):
 
 def test_an_adapter_without_peft(folder, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "peft", None)
-    with pytest.raises(RunError, match="an adapter needs peft"):
+    with pytest.raises(RunError, match="the adapter 'x' needs peft"):
         loaded(folder, adapter="x")
 
 

@@ -1,0 +1,74 @@
+"""Where models and tokenizers are, and in one sentence what to say where they are not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from kdcore.errors import RunError
+
+
+def place_of(name: str) -> str:
+    """A folder's path with `~` filled in, or the name on the hub."""
+    return str(Path(name).expanduser()) if name.startswith("~") else name
+
+
+def is_path(name: str) -> bool:
+    """Whether this cannot be a name on the hub, which has one slash at most."""
+    return name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
+
+
+@contextmanager
+def explained(name: str, key: str | None) -> Iterator[None]:
+    """What goes wrong in loading `name`, in one sentence."""
+    place = Path(place_of(name))
+    if is_path(name) and not place.is_dir():
+        raise RunError(f"cannot load {name!r}: there is no such folder")
+    try:
+        yield
+    except (OSError, ValueError, ImportError, RuntimeError) as error:
+        why = _folder_fault(error) if place.is_dir() else _hub_fault(error, key)
+        raise RunError(f"cannot load {name!r}: {why}") from error
+    except Exception as error:
+        # safetensors has an error class of its own, straight from Exception.
+        if type(error).__name__ != "SafetensorError":
+            raise
+        raise RunError(f"cannot load {name!r}: {_folder_fault(error)}") from error
+
+
+def _folder_fault(error: Exception) -> str:
+    return f"the folder is there, but {_first_line(error)}"
+
+
+def _hub_fault(error: Exception, key: str | None) -> str:
+    instead = f"give a local folder with --set {key}=PATH" if key else "name a local folder"
+    causes = {type(cause).__name__ for cause in _chain(error)}
+    if "GatedRepoError" in causes:
+        return (
+            "not a folder here, and the hub lets nobody in unasked; ask there, then hf auth login"
+        )
+    if "RepositoryNotFoundError" in causes:
+        return f"not a folder here, and the hub has no such model (or a private one); {instead}"
+    if isinstance(error, OSError) and causes & _UNREACHABLE:
+        return f"not a folder here and the hub cannot be reached; download it, or {instead}"
+    return _first_line(error)
+
+
+_UNREACHABLE = {
+    "LocalEntryNotFoundError",
+    "OfflineModeIsEnabled",
+    "ConnectError",
+    "ConnectTimeout",
+    "ConnectionError",
+}
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0] or type(error).__name__
