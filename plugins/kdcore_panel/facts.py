@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,6 +63,18 @@ def read_settings(folder: Path) -> Table:
         return {"tokenizer_data": table.get("data", {}), **table} if "tokenizer" in table else table
     top = {"tokenizer_data": table.pop("data", {}), **table, "name": f"{table['name']}.{stage}"}
     return {**top, **own}
+
+
+def flat(table: object, key: str = "") -> Iterator[tuple[str, object]]:
+    """Values by dotted key; lists of tables count from 1, as in `--set loss.1.weight=0.5`."""
+    if isinstance(table, Mapping):
+        for name, each in table.items():
+            yield from flat(each, f"{key}.{name}" if key else name)
+    elif isinstance(table, list) and any(isinstance(each, Mapping) for each in table):
+        for number, each in enumerate(table, 1):
+            yield from flat(each, f"{key}.{number}")
+    else:
+        yield key, table
 
 
 def _facts(table: Table, name: str, folder: Path) -> Facts:

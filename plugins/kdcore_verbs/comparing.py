@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 from kdcore_files import read_metrics
-from kdcore_panel.facts import read_settings
+from kdcore_panel.facts import flat, read_settings
 from kdcore_panel.history import History
 
 Settings = Mapping[str, object]
@@ -65,19 +65,7 @@ def settings_of(table: Mapping[str, Any]) -> Settings:
     kept = {key: value for key, value in table.items() if key not in _NO_RESULT}
     train = kept.get("train", {})
     kept["train"] = {k: v for k, v in train.items() if k not in _NO_RESULT_IN_TRAIN}
-    return dict(_flat(kept, ""))
-
-
-def _flat(value: object, key: str) -> Iterator[tuple[str, object]]:
-    """Lists of tables count from 1, as in `--set loss.1.weight=0.5`."""
-    if isinstance(value, Mapping):
-        for name, each in value.items():
-            yield from _flat(each, f"{key}.{name}" if key else name)
-    elif isinstance(value, list) and any(isinstance(each, Mapping) for each in value):
-        for number, each in enumerate(value, 1):
-            yield from _flat(each, f"{key}.{number}")
-    else:
-        yield key, _referred(value)
+    return {key: _referred(value) for key, value in flat(kept)}
 
 
 def _referred(value: object) -> object:

@@ -1,0 +1,117 @@
+"""Numbers to an experiment tracker, as the run goes: TensorBoard, trackio or Weights & Biases."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, Literal
+
+from kdcore_files import Line, evaluation_line, training_line
+
+from kdcore import Logger, Record, Run, component, hookimpl
+from kdcore_tracker.settings import settings_of
+from kdcore_tracker.told import Told
+
+if TYPE_CHECKING:
+    from accelerate.tracking import GeneralTracker
+
+__all__ = ["Tracker"]
+
+_PIP = {
+    "tensorboard": '"kdcore[trackers]"',
+    "trackio": '"kdcore[trackers]"',
+    "wandb": "wandb",
+}
+
+
+@component
+class Tracker(Logger):
+    """Tells a tracker what metrics.jsonl is told, under the same names, and the recipe as config.
+
+    TensorBoard's files are in the run folder: `tensorboard --logdir runs` shows all runs. trackio
+    and Weights & Biases (wandb) keep the run under `project`, by the name of its folder.
+    """
+
+    name = "tracker"
+    to: Literal["tensorboard", "trackio", "wandb"] = "tensorboard"
+    project: str = "kdcore"
+
+    def __post_init__(self) -> None:
+        self._tracker: GeneralTracker | None = None
+
+    def faults(self, recipe: object) -> Iterator[str]:
+        """The tracker's library has to be there."""
+        found = find_spec(self.to)
+        # A folder of that name is found too: wandb writes one where it runs.
+        if found is None or found.origin is None:
+            yield f"the logger 'tracker' needs {self.to}: pip install {_PIP[self.to]}"
+
+    @hookimpl
+    def kdcore_run_start(self, run: Run) -> None:
+        """Begin, or go on where the run does."""
+        if not run.main:
+            return
+        from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+        self._told = Told(run.folder, f"{self.to} {self.project}")
+        tracker = LOGGER_TYPE_TO_CLASS[self.to](**self._arguments(run))
+        with redirect_stdout(sys.stderr):
+            tracker.start()
+            if not self._told.begun:
+                tracker.store_init_configuration(settings_of(run.folder))
+        self._told.begin()
+        self._tracker = tracker
+
+    def _arguments(self, run: Run) -> Mapping[str, Any]:
+        """What a tracker is made with. `run_name` is accelerate's word for trackers' projects."""
+        if self.to == "tensorboard":
+            # What a crash left beyond the checkpoint is not shown.
+            purge = {"purge_step": run.step + 1 if run.step else 0}
+            return {"run_name": "tensorboard", "logging_dir": run.folder, **purge}
+        about = {"run_name": self.project, "name": run.folder.name}
+        if self.to == "trackio":
+            return {**about, "resume": "allow" if self._told.begun else "never"}
+        return {**about, "id": self._told.id, "resume": "allow", "dir": str(run.folder)}
+
+    @hookimpl
+    def kdcore_log(self, record: Record) -> None:
+        """The training numbers."""
+        self._tell("log", record.step, training_line(record))
+
+    @hookimpl
+    def kdcore_scores(self, step: int, scores: Mapping[str, float | str]) -> None:
+        """The scores, texts included."""
+        self._tell("scores", step, evaluation_line(step, scores))
+
+    def _tell(self, kind: str, step: int, line: Line) -> None:
+        if self._tracker is None or (self.to != "tensorboard" and self._told.knows(kind, step)):
+            return
+        with self._forgotten():
+            values = {key: value for key, value in line.items() if key != "step"}
+            self._tracker.log(values, step=step)
+            self._told.note(kind, step)
+
+    @contextmanager
+    def _forgotten(self) -> Iterator[None]:
+        """A tracker that fails once is not asked again."""
+        try:
+            yield
+        except BaseException:
+            self._tracker = None
+            raise
+
+    @hookimpl
+    def kdcore_run_end(self) -> None:
+        """Finish."""
+        tracker, self._tracker = self._tracker, None
+        if tracker is not None:
+            with redirect_stdout(sys.stderr):
+                tracker.finish()
+
+
+@hookimpl
+def kdcore_loggers() -> Sequence[type[Logger]]:
+    """The logger `tracker`."""
+    return [Tracker]

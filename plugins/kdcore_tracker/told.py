@@ -1,0 +1,48 @@
+"""How far a tracker was told of a run: trackers keep their steps when a run is continued."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from pathlib import Path
+from typing import Any
+
+
+class Told:
+    """One tracker's part of tracker.json in the run folder."""
+
+    def __init__(self, folder: Path, tracker: str) -> None:
+        self._path, self._tracker = folder / "tracker.json", tracker
+        self._state: dict[str, Any] = self._all().get(tracker, {})
+        self.begun = bool(self._state)  # by an earlier process
+
+    @property
+    def id(self) -> str:
+        """A name for the run that no other run has."""
+        return str(self._state.setdefault("id", secrets.token_hex(4)))
+
+    def begin(self) -> None:
+        """The tracker has started."""
+        assert self.id
+        self._keep()
+
+    def knows(self, kind: str, step: int) -> bool:
+        """Whether it was told of this step, or a later one."""
+        return step <= int(self._state.get(kind, -1))
+
+    def note(self, kind: str, step: int) -> None:
+        """It was told of this step."""
+        self._state[kind] = step
+        self._keep()
+
+    def _all(self) -> dict[str, dict[str, Any]]:
+        try:
+            found = json.loads(self._path.read_text())
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def _keep(self) -> None:
+        beside = self._path.with_name(f".{self._path.name}")
+        beside.write_text(json.dumps({**self._all(), self._tracker: self._state}))
+        beside.replace(self._path)
