@@ -1,0 +1,67 @@
+"""What can be stored of a teacher at each token: a kind is a few arrays, and how they are made."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from kdcore import Batch, Teacher, read_nll
+
+
+@dataclass(frozen=True)
+class Array:
+    """A flat file of a store: `width` numbers of a type for each token."""
+
+    file: str
+    dtype: np.dtype
+    width: int = 1
+    fill: float = 0  # what stands where nothing was stored
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Of one token."""
+        return self.dtype.itemsize * self.width
+
+
+class Kind(ABC):
+    """What is stored of each token. The last array is written last, and tells what is there."""
+
+    name: str
+    arrays: Sequence[Array]
+
+    @property
+    def bytes_per_token(self) -> int:
+        """On disk."""
+        return sum(array.bytes_per_token for array in self.arrays)
+
+    def bound(self) -> dict[str, object]:
+        """What else `meta.json` says of it."""
+        return {}
+
+    @abstractmethod
+    def missing(self, marks: np.ndarray) -> np.ndarray:
+        """What the last array says of some tokens [n] -> whether nothing is stored there."""
+
+    @abstractmethod
+    def scored(self, teacher: Teacher, batch: Batch) -> Sequence[np.ndarray]:
+        """What each array holds of what the batch's valid positions predict, by the teacher."""
+
+
+class Losses(Kind):
+    """The teacher's negative log-likelihood of the token, as float32. NaN: missing."""
+
+    name = "nll"
+    arrays = (Array("nll.f32", np.dtype(np.float32), fill=np.nan),)
+
+    def missing(self, marks: np.ndarray) -> np.ndarray:
+        """NaN."""
+        found: np.ndarray = np.isnan(marks)
+        return found
+
+    def scored(self, teacher: Teacher, batch: Batch) -> Sequence[np.ndarray]:
+        """The losses of the labels."""
+        values = read_nll(teacher, batch)(batch.valid, batch.labels[batch.valid])
+        return (values.float().cpu().numpy(),)

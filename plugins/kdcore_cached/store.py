@@ -1,0 +1,138 @@
+"""A folder of flat, memory-mapped arrays, indexed by the token's document and its place there."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from hashlib import blake2b
+from pathlib import Path
+from uuid import uuid4
+
+import numpy as np
+import torch
+
+from kdcore import Batch, RunError, Split
+from kdcore_cached.kinds import Array, Kind
+
+META = "meta.json"
+_FILL = 1 << 20  # numbers written at a time when a file is made
+
+
+class Store:
+    """A folder with `meta.json`, which says what the values are of, and the files of a kind.
+
+    A token's slot is its document's start and its index there. The folder's name is a hash of what
+    the values are bound to, so nothing else can be read from it. Several processes and runs may
+    write at once: all write the same, and what tells that a slot is filled comes last.
+    """
+
+    def __init__(
+        self,
+        caches: Path,
+        prefix: str,
+        meta: Mapping[str, object],
+        split: Split,
+        kind: Kind,
+        say: Callable[[str], None],
+    ) -> None:
+        self.kind = kind
+        self._starts = np.concatenate([[0], np.cumsum(split.lengths, dtype=np.int64)])
+        self._meta = json.dumps(dict(meta), sort_keys=True, indent=1)
+        key = blake2b(self._meta.encode(), digest_size=6).hexdigest()
+        self.folder = caches / f"{prefix}-{key}"
+        if self.folder.exists() and not self._is_whole():
+            say(f"{self.folder} is damaged: it is made anew")
+            remove(self.folder)
+        if not self.folder.exists():
+            self._make()
+        self.arrays = [mapped(self.folder, array, self.tokens) for array in kind.arrays]
+
+    @property
+    def tokens(self) -> int:
+        """Slots: all tokens of the split."""
+        return int(self._starts[-1])
+
+    def slots(self, batch: Batch) -> np.ndarray:
+        """Where the tokens that the batch's valid positions predict are stored [valid]."""
+        document, offset = places(batch)
+        slots: np.ndarray = self._starts[document] + offset
+        return slots
+
+    def missing(self, slots: np.ndarray) -> np.ndarray:
+        """Whether nothing is stored there [n]."""
+        return self.kind.missing(self.arrays[-1][slots])
+
+    def take(self, slots: np.ndarray) -> list[np.ndarray]:
+        """What each array holds there [n] or [n, width]."""
+        return [np.take(array, slots, axis=0) for array in self.arrays]
+
+    def put(self, slots: np.ndarray, values: Iterable[np.ndarray]) -> None:
+        """Store what each array is to hold there."""
+        for array, some in zip(self.arrays, values, strict=True):
+            array[slots] = some
+
+    def _is_whole(self) -> bool:
+        meta = self.folder / META
+        sizes_fit = all(_fits(self.folder, each, self.tokens) for each in self.kind.arrays)
+        return sizes_fit and meta.is_file() and meta.read_text(encoding="utf-8") == self._meta
+
+    def _make(self) -> None:
+        """Everything missing, in one move: no process ever sees half a store."""
+        beside = self.folder.with_name(f".{self.folder.name}-{uuid4().hex}")
+        beside.mkdir(parents=True)
+        (beside / META).write_text(self._meta, encoding="utf-8")
+        try:
+            for array in self.kind.arrays:
+                _reserve(beside / array.file, array, self.tokens)
+            beside.rename(self.folder)
+        except OSError as error:
+            shutil.rmtree(beside)
+            if not self.folder.exists():  # else another process was faster
+                size = self.kind.bytes_per_token * self.tokens
+                raise RunError(f"cannot make {self.folder} ({size:,} bytes): {error}") from error
+
+
+def places(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+    """Document and offset of the tokens that the batch's valid positions predict [valid]."""
+    # The predicted token is the next one in the row.
+    both = torch.stack([batch.document.flatten(), batch.offset.flatten()])
+    document, offset = both[:, batch.valid + 1].cpu().numpy()
+    return document, offset
+
+
+def mapped(folder: Path, array: Array, tokens: int, mode: str = "r+") -> np.memmap:
+    """A file of a store in memory, [tokens] or [tokens, width]."""
+    shape: Sequence[int] = (tokens,) if array.width == 1 else (tokens, array.width)
+    return np.memmap(folder / array.file, array.dtype, mode, shape=tuple(shape))  # type: ignore[call-overload, no-any-return]
+
+
+def remove(folder: Path) -> None:
+    """Out of the way at once, also where another process does the same."""
+    aside = folder.with_name(f".{folder.name}-{uuid4().hex}")
+    with suppress(FileNotFoundError):
+        folder.rename(aside)
+        shutil.rmtree(aside)
+
+
+def _fits(folder: Path, array: Array, tokens: int) -> bool:
+    path = folder / array.file
+    return path.is_file() and path.stat().st_size == array.bytes_per_token * tokens
+
+
+def _reserve(path: Path, array: Array, tokens: int) -> None:
+    """A file of what stands for nothing. Its disk space is taken now: a full disk would otherwise
+    end a process that writes to the map, without a word.
+    """
+    with path.open("wb") as file:
+        if array.fill == 0 and hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, array.bytes_per_token * tokens)
+        else:
+            numbers = array.width * tokens
+            for start in range(0, numbers, _FILL):
+                some = np.full(min(_FILL, numbers - start), array.fill, array.dtype)
+                file.write(some.tobytes())
+        file.flush()
+        os.fsync(file.fileno())
