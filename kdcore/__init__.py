@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         component,
         hookimpl,
     )
+    from kdcore.bare import bare_stage
     from kdcore.batch import Batch, LogitsAt, Row, Rows, Split
     from kdcore.build import options_of
     from kdcore.choosing import ChosenRow, chosen_rows
@@ -42,9 +43,10 @@ if TYPE_CHECKING:
     from kdcore.provenance import reserved_modules
     from kdcore.reading import read, read_nll
     from kdcore.recipe import read_recipe
-    from kdcore.reopening import open_model, open_run
+    from kdcore.reopening import finals_of, folder_of, open_model, open_run
     from kdcore.rows import lay_documents, lay_texts
     from kdcore.run import Run
+    from kdcore.sampling import RowSample, SampledRow, sample_rows
     from kdcore.stage import Stage
     from kdcore.teachers import load_teacher
     from kdcore.tokens import Tokens
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
 _HOME = {
     "api": "KINDS Component Data Eval Logger Loss Patch Record Selection Teacher Tokenizer "
     "component hookimpl",
+    "bare": "bare_stage",
     "batch": "Batch LogitsAt Row Rows Split",
     "build": "options_of",
     "choosing": "ChosenRow chosen_rows",
@@ -69,10 +72,11 @@ _HOME = {
     "provenance": "reserved_modules",
     "reading": "read read_nll",
     "recipe": "read_recipe",
-    "reopening": "open_model open_run",
+    "reopening": "finals_of folder_of open_model open_run",
     "rows": "lay_documents lay_texts",
     "run": "Run",
     "stage": "Stage",
+    "sampling": "RowSample SampledRow sample_rows",
     "teachers": "load_teacher",
     "tokens": "Tokens",
 }
@@ -96,9 +100,11 @@ __all__ = [
     "RecipeError",
     "Record",
     "Row",
+    "RowSample",
     "Rows",
     "Run",
     "RunError",
+    "SampledRow",
     "Selection",
     "Split",
     "Stage",
@@ -107,12 +113,15 @@ __all__ = [
     "Tokenizer",
     "Tokens",
     "UsageError",
+    "bare_stage",
     "chosen_rows",
     "component",
     "dtype_of",
     "environment_of",
+    "finals_of",
     "find_recipe",
     "find_run",
+    "folder_of",
     "generate",
     "hookimpl",
     "host_of",
@@ -135,6 +144,7 @@ __all__ = [
     "recipe_name",
     "reserved_modules",
     "runs_in",
+    "sample_rows",
     "shipped_recipes",
 ]
 
