@@ -104,6 +104,12 @@ class Data(Component):
 
         return lay_texts(self, split, tokenizer)
 
+    def names_on_hub(self) -> Iterable[str]:
+        """The data sets on the hub that it reads, for the model card; by default options say so."""
+        from kdcore.card import names_on_hub
+
+        return names_on_hub(self)
+
 
 class Tokenizer(Component):
     """Where the ids come from."""

@@ -31,7 +31,7 @@ def measured(run: Run) -> dict[str, float | str]:
     for one in run.recipe.evals:
         with blame(one, "measure"):
             scores.update(one.measure(run))
-    return scores
+    return {name: each if isinstance(each, str) else float(each) for name, each in scores.items()}
 
 
 def evaluate(

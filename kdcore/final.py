@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kdcore.card import model_card
 from kdcore.folders import FINAL, move_into_place
 from kdcore.hub import progress_bars
 from kdcore.language_model import LanguageModel

@@ -17,14 +17,15 @@ from kdcore.api import Component, Teacher
 from kdcore.build import walk
 from kdcore.checkpoint import damage, in_order, load_weights, newest
 from kdcore.errors import UsageError
-from kdcore.folders import CHECKPOINTS, FINAL, finished
+from kdcore.folders import CHECKPOINTS, FINAL, choose_folder, finished
 from kdcore.formula import objective_formula
 from kdcore.hub import dtype_of, load_config, load_model, load_tokenizer
 from kdcore.language_model import LanguageModel
+from kdcore.micro_batch import on_cpu
 from kdcore.recipe import read_recipe
 from kdcore.rules import needs_teacher
 from kdcore.run import Run
-from kdcore.setup import HALF, make_accelerator, precision_of, prove_vocabulary
+from kdcore.setup import HALF, make_accelerator, precision_of, prove_vocabulary, steps_of
 from kdcore.student import make_student
 from kdcore.teachers import load_teacher
 
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from kdcore.plugins import Host
-    from kdcore.recipe import Stage
+    from kdcore.recipe import Recipe, Stage
 
 
 def open_run(
@@ -58,6 +59,8 @@ def open_run(
     run = _run(stage, folder, _state(checkpoint))
     run.tokenizer = load_tokenizer(str(folder / "tokenizer"))
     if done:
+        run.steps = run.steps or _steps(run)
+        run.step = run.steps
         student = _as_saved(str(folder / FINAL), stage, run.device)
     else:
         student = make_student(
@@ -83,6 +86,18 @@ def open_model(model: str, stage: Stage, folder: Path, evals: Sequence[str] | No
     read = [stage.teacher] if stage.teacher is not None and _asks_teacher(stage) else []
     others = [nested for teacher in read for nested in walk(teacher)]
     return _ready(run, _as_saved(model, stage, run.device), others)
+
+
+def finals_of(recipe: Recipe, stage: str, out: Path) -> dict[str, Path]:
+    """Where the final weights of the stages that a stage names are, or would be, in `out`."""
+    (needs,) = (each.needs for each in recipe.stages if each.name == stage)
+    return {need: folder_of(recipe, need, out) / FINAL for need in needs}
+
+
+def folder_of(recipe: Recipe, stage: str, out: Path) -> Path:
+    """The folder of a stage's run, which may not be there."""
+    run_name = recipe.build(stage).run_name
+    return choose_folder(out, run_name, recipe.identity(stage), fresh=False)
 
 
 def _with_evals(stage: Stage, names: Sequence[str] | None) -> Stage:
@@ -117,15 +132,38 @@ def _state(checkpoint: Path | None) -> dict[str, Any]:
 
 def _run(stage: Stage, folder: Path, state: Mapping[str, Any]) -> Run:
     accelerator = make_accelerator(stage.train)
-    known = ("step", "steps", "tokens", "micro_batch", "vocabulary")
+    known = ("step", "steps", "tokens", "vocabulary")
     return Run(
         recipe=stage,
         folder=folder,
         device=accelerator.device,
-        objective=objective_formula(stage.terms, selects=stage.selection is not None),
+        objective=objective_formula(
+            stage.terms, selects=stage.selection is not None, teacher=stage.teacher
+        ),
         autocast=accelerator.autocast,
+        micro_batch=_micro_batch(stage, accelerator.device, state),
         **{key: state[key] for key in known if key in state},
     )
+
+
+def _micro_batch(stage: Stage, device: torch.device, state: Mapping[str, Any]) -> int:
+    """As the recipe or the run's checkpoint says; else small, and on a CPU as a run has it."""
+    options = stage.train
+    if options.micro_batch != "auto":
+        return min(options.batch, options.micro_batch)
+    if "micro_batch" in state:
+        return int(state["micro_batch"])
+    largest = options.batch if device.type == "cpu" else min(options.batch, Run.micro_batch)
+    return on_cpu(largest, stage.data.block)
+
+
+def _steps(run: Run) -> int:
+    """How many steps a run took whose checkpoints are gone."""
+    options = run.recipe.train
+    if options.steps is not None:
+        return options.steps
+    rows = run.laid("train")
+    return steps_of(options, len(rows), rows.lengths)
 
 
 def _as_saved(name: str, stage: Stage, device: torch.device) -> PreTrainedModel:

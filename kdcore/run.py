@@ -40,6 +40,7 @@ class Run:
     micro_batch: int = 8
     vocabulary: int = 0  # ids that student and teachers share; logits are cut to these
     objective: str = ""  # the effective objective as a formula, as `kdcore plan` prints it
+    scores: Mapping[str, float | str] = field(default_factory=dict)  # of the last evaluation
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
     tokenizer: PreTrainedTokenizerBase = field(init=False)
     language_model: LanguageModel = field(init=False)
@@ -138,9 +139,9 @@ class Run:
 
         return log_likelihoods(self, rows, batch)
 
-    def state(self) -> dict[str, int]:
+    def state(self) -> dict[str, object]:
         """What its checkpoints hold of it, besides weights and random states."""
-        kept = ("tokens", "micro_batch", "vocabulary", "steps")
+        kept = ("tokens", "micro_batch", "vocabulary", "steps", "scores")
         return {key: getattr(self, key) for key in kept}
 
     def say(self, message: str) -> None:

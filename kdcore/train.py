@@ -170,7 +170,7 @@ class Trainer:
 
     def _evaluate(self) -> None:
         with self.recorder.paused():
-            scores = measured(self.run)
+            scores = self.run.scores = measured(self.run)
             if scores:
                 self.host.emit("kdcore_scores", run=self.run, step=self.run.step, scores=scores)
 

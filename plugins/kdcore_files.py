@@ -3,7 +3,8 @@
 Every line has `stage`, `step`, `tokens`, `time` (seconds since 1970) and `elapsed` (seconds of
 running, over all continuations). Training lines add `loss`, `loss/<label>` for each term, `lr`,
 `kept`, `tokens_per_second` and `selection/...`; evaluation lines add `eval/<name>`. A value that is
-not finite is written as null, because JSON has no other word for it.
+not finite is written as null, because JSON has no other word for it. Lines of `kdcore eval` have
+`again` (true) and stand at the end; what a run measured itself is not changed by them.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from kdcore import Logger, Record, Run, component, hookimpl
 
 Line = dict[str, float | str | None]
 """One line of metrics.jsonl."""
+AGAIN = "again"
+"""The key of lines that were measured after the run."""
 
 METRICS = "metrics.jsonl"
 LOG = "log.txt"
@@ -58,19 +61,54 @@ def _finite(value: float | str | None) -> float | str | None:
 
 
 def read_metrics(folder: Path) -> list[Line]:
-    """The whole lines of a run's metrics.jsonl; none where the file is missing."""
-    return [line for _, line in _whole_lines(folder / METRICS)]
+    """The whole lines of a run's metrics.jsonl; none where the file is missing.
+
+    What was measured again after the run is left out, unless the run had not measured it itself.
+    """
+    lines = [line for _, line in _whole_lines(folder / METRICS)]
+    own = {key for line in lines if AGAIN not in line for key in line}
+    return [
+        {key: each for key, each in line.items() if "/" not in key or key not in own}
+        if AGAIN in line
+        else line
+        for line in lines
+    ]
 
 
 def latest_values(folder: Path, wanted: Collection[str]) -> Line:
-    """The last value of each key, read from the end until all that is wanted was met."""
-    path, found = folder / METRICS, Line()
+    """The last value of each key, read from the end until all that is wanted was met.
+
+    What was measured again after the run stands back behind the run's own.
+    """
+    path, found, again = folder / METRICS, Line(), Line()
     for text in reversed(path.read_text("utf-8", "replace").splitlines() if path.is_file() else []):
         line = _parsed(text)
+        if AGAIN in line:
+            again = {**line, **again}
+            continue
         found = {**line, **found}
         if line and found.keys() >= set(wanted):
             break
-    return found
+    return {**again, **found}
+
+
+def append_again(folder: Path, step: int, scores: Mapping[str, float | str], sets: str) -> bool:
+    """Add what was measured after a run to its record; False where it keeps none.
+
+    `sets` is what the command line changed, as typed. The file keeps its time of change: the run
+    was not busy.
+    """
+    path = folder / METRICS
+    if not path.is_file():
+        return False
+    before, last = path.stat(), latest_values(folder, ("stage", "tokens"))
+    about: Line = {"stage": last.get("stage"), "step": step, "tokens": last.get("tokens")}
+    about |= {"time": round(time.time(), 3), AGAIN: True, **({"set": sets} if sets else {})}
+    text = to_json({**about, **evaluation_line(step, scores)}) + "\n"
+    with path.open("a", encoding="utf-8") as file:
+        file.write(text)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    return True
 
 
 def _whole_lines(path: Path) -> Iterator[tuple[str, Line]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Annotated, Literal
 
@@ -42,6 +42,10 @@ class TinyStories(Data):
     def texts(self, split: str) -> Iterator[str]:
         """The stories of "train" or "validation"."""
         return self._text.texts(split)
+
+    def names_on_hub(self) -> Iterable[str]:
+        """The version's name, where no path stands in its place."""
+        return self._text.names_on_hub()
 
     def fingerprint(self) -> str:
         """The options, and the content of files."""

@@ -34,6 +34,7 @@ class Fitting:
 
     columns: Sequence[Column]
     left_out: list[str] = field(default_factory=list)
+    whole: str = "--csv has all"  # where what is left out can be seen
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         shown = list(self.columns)
@@ -50,4 +51,4 @@ class Fitting:
         yield table
         left_out = [column.title for column in self.columns if column not in shown]
         if left_out:
-            yield Text(f"without {', '.join(left_out)}: too narrow, --csv has all", "dim")
+            yield Text(f"without {', '.join(left_out)}: too narrow, {self.whole}", "dim")

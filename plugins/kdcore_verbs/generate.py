@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kdcore import UsageError, find_run
+from kdcore import UsageError
+from kdcore_verbs.models import named
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -30,10 +31,12 @@ def generate(
 ) -> None:
     """Write text after a prompt, with one model or several to compare."""
     sampling = _Sampling(max_new_tokens, temperature, top_k, top_p, seed)
-    found = [(name, *_place(name, out)) for name in models]
-    for name, place, is_run in found:
+    found = [named(name, out) for name in models]
+    places = [each.model() for each in found]
+    for each, place in zip(found, places, strict=True):
         if len(found) > 1:
-            print(f"--- {name}")
+            print(f"--- {each.name}")
+        is_run = each.run is not None
         print("\n\n".join(_written(place, prompts, chat, is_run, sampling)))
         if len(found) > 1:
             print()
@@ -46,22 +49,6 @@ class _Sampling:
     top_k: int
     top_p: float
     seed: int
-
-
-def _place(name: str, out: Path) -> tuple[str, bool]:
-    """The model's folder or its name on the hub, and whether it is a run's."""
-    if (Path(name).expanduser() / "config.json").is_file():
-        return name, False
-    on_hub = name.count("/") == 1 and not name.startswith((".", "/", "~"))
-    try:
-        run = find_run(name, out)
-    except UsageError:
-        if on_hub and not Path(name).exists():
-            return name, False
-        raise
-    if not (run / "final").is_dir():
-        raise UsageError(f"{run} is not finished and has no final model; kdcore run {run} goes on")
-    return str(run / "final"), True
 
 
 def _written(

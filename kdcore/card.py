@@ -1,0 +1,154 @@
+"""The model card of a finished run: what the model is, how it was made, and how to load it."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kdcore.build import option_values, walk
+from kdcore.confidential import without_places, without_secrets
+from kdcore.folders import FINAL
+from kdcore.formula import symbols_of
+from kdcore.places import is_path
+
+if TYPE_CHECKING:
+    from kdcore.api import Component
+    from kdcore.run import Run
+
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_FILES = {".txt", ".json", ".jsonl", ".parquet", ".csv", ".toml"}
+
+_CARD = """\
+---
+{front}
+---
+
+# {name}
+
+{about}
+
+## How to load it
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+name = "OWNER/NAME"  # where this card lies: a name on the hub, or a folder
+tokenizer = AutoTokenizer.from_pretrained(name)
+model = AutoModelForCausalLM.from_pretrained(name)
+```
+
+## Objective
+
+```
+{objective}
+```
+
+{symbols}
+
+## Evaluations
+
+{scores}
+
+## Recipe
+
+```toml
+{recipe}
+```
+
+## Versions
+
+{versions}
+"""
+
+
+def model_card(run: Run) -> str:
+    """The card, without secrets, user names and places of this machine."""
+    versions = json.loads((run.folder / "env.json").read_text(encoding="utf-8"))["packages"]
+    stage = run.recipe
+    symbols = symbols_of(stage.terms, selects=stage.selection is not None)
+    card = _CARD.format(
+        front=_front(run).strip(),
+        name=stage.run_name,
+        about=_about(run),
+        objective=run.objective,
+        symbols="\n".join(f"- `{symbol}`: {meaning}" for symbol, meaning in symbols),
+        scores=_table(run.scores),
+        recipe=without_places((run.folder / "recipe.toml").read_text(encoding="utf-8").strip()),
+        versions=", ".join(f"{name} {version}" for name, version in versions.items()),
+    )
+    return without_secrets(card)
+
+
+def _about(run: Run) -> str:
+    done = f"{run.steps:,} steps of {run.batch} rows, {run.tokens:,} tokens"
+    stage = f", as the stage `{run.recipe.name}` of the recipe below" if run.recipe.name else ""
+    return f"A causal language model that kdcore trained for {done}{stage}."
+
+
+def names_on_hub(component: Component) -> list[str]:
+    """The options of a component, and of those nested in it, that can only be names on the hub."""
+    found = [name for each in walk(component) for name in _texts(option_values(each).values())]
+    return [name for name in dict.fromkeys(found) if _is_on_hub(name)]
+
+
+def _front(run: Run) -> str:
+    """The YAML that the hub reads."""
+    from huggingface_hub import ModelCardData
+
+    tags = ["kdcore", *(["distillation"] if run.teacher is not None else [])]
+    base = _base(run.recipe.student.model)
+    datasets = list(dict.fromkeys(run.recipe.data.names_on_hub()))
+    data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=tags,
+        base_model=base,
+        datasets=datasets or None,
+    )
+    return data.to_yaml()
+
+
+def _base(model: str | None) -> str | None:
+    """The model on the hub that a student began as, be it by way of another run."""
+    if model is None or _is_on_hub(model):
+        return model
+    card = Path(model) / "README.md"
+    if Path(model).name != FINAL or not card.is_file():
+        return None
+    from huggingface_hub import ModelCard
+
+    found = ModelCard.load(card).data.get("base_model")
+    return found if isinstance(found, str) else None
+
+
+def _is_on_hub(name: str) -> bool:
+    if is_path(name) or Path(name).exists() or Path(name).suffix in _FILES:
+        return False
+    return _NAME.fullmatch(name) is not None
+
+
+def _texts(values: Iterable[object]) -> Iterable[str]:
+    for value in values:
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, list):
+            yield from _texts(value)
+
+
+def _table(scores: Mapping[str, float | str]) -> str:
+    """The numbers of the last evaluation."""
+    numbers = {name: each for name, each in scores.items() if not isinstance(each, str)}
+    if not numbers:
+        return "None were made."
+    rows = [f"| {name} | {_said(each)} |" for name, each in numbers.items()]
+    return "\n".join(
+        ["On held-out text, after the last step:", "", "| eval | |", "|---|---|", *rows]
+    )
+
+
+def _said(number: float) -> str:
+    return f"{number:.6g}" if math.isfinite(number) else str(number)
