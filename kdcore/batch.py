@@ -10,8 +10,13 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
+    from kdcore.coarse import Coarse
+
 LogitsAt = Callable[["Tensor"], "Tensor"]
 """Flat positions [n] -> logits [n, V] of a batch that a teacher has read, without gradient."""
+
+AnswersAt = Callable[["Tensor"], "Tensor | Coarse"]
+"""The same of any teacher: of one that knows some ids only, a `Coarse`."""
 
 Row = Mapping[str, Any]
 """`input_ids`, and where the data knows them `labels` (unshifted, -100: not trained), `document`
@@ -28,6 +33,15 @@ class Split:
     name: str
     fingerprint: str  # of its tokens and their order
     lengths: np.ndarray  # [documents] in tokens; empty where the data is streamed
+
+
+@dataclass(frozen=True, eq=False)
+class Packing:
+    """Where the isolated pieces of packed rows end; padding is a piece too."""
+
+    ends: tuple[tuple[int, ...], ...]  # of each row, the last one being its length
+    starts: Tensor  # int32 [pieces + 1], flat over all rows, with the end of the last
+    longest: int  # tokens of the longest piece
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,3 +64,4 @@ class Batch:
     valid: Tensor  # [n]: the flat positions whose label is not -100, in order
     vocabulary: int  # logits are cut to this many ids on all sides
     split: Split
+    packing: Packing | None = None  # None where each row is one piece

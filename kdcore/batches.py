@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from kdcore.batch import Batch, Row, Split
+from kdcore.batch import Batch, Packing, Row, Split
 from kdcore.errors import RunError
 
 NOT_TRAINED = -100  # what Hugging Face's labels say where nothing is learned
@@ -80,6 +80,16 @@ class Collate:
             valid=self._move(np.flatnonzero(labels != NOT_TRAINED)),
             vocabulary=self.vocabulary,
             split=self.split,
+            packing=self._packing(arrays.ends()) if packed else None,
+        )
+
+    def _packing(self, ends: list[list[int]]) -> Packing:
+        time = ends[0][-1]
+        flat = [row * time + end for row, some in enumerate(ends) for end in some]
+        return Packing(
+            ends=tuple(map(tuple, ends)),
+            starts=self._move(np.array([0, *flat], np.int32)),
+            longest=int(np.diff([0, *flat]).max()),
         )
 
     def _check(self, largest: int) -> None:
@@ -127,6 +137,11 @@ class _Arrays:
         """Whether some row holds several isolated pieces."""
         real = self.document[:, 1:] >= 0
         return bool((real & (self.position[:, 1:] != self.position[:, :-1] + 1)).any())
+
+    def ends(self) -> list[list[int]]:
+        """Where the pieces of each row end, padding included."""
+        breaks = self.position[:, 1:] != self.position[:, :-1] + 1
+        return [[*(np.flatnonzero(row) + 1).tolist(), self.ids.shape[1]] for row in breaks]
 
     def isolate_padding(self) -> None:
         """Give the padding of packed rows positions of its own, so that it is one more piece."""

@@ -1,0 +1,137 @@
+"""Causal attention within each piece of packed rows, without a mask: for transformers' models.
+
+Registered with transformers as an attention implementation. Where a call says how its rows are
+packed, each piece attends by itself: on a CPU one causal call for each, on a GPU torch's
+variable-length flash attention. Everything else goes the way of "sdpa".
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from kdcore.batch import Packing
+
+NAME = "kdcore_packed"
+_TAKES_THE_PLACE_OF = "sdpa"
+_HALF = (torch.bfloat16, torch.float16)
+
+
+def install(model: PreTrainedModel) -> bool:
+    """Let the model attend so, if it would use "sdpa"; whether it does now."""
+    if getattr(model.config, "_attn_implementation", None) != _TAKES_THE_PLACE_OF:
+        return False
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register(NAME, attend)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+    model.config._attn_implementation = NAME
+    return True
+
+
+def uninstall(model: PreTrainedModel) -> None:
+    """Back to what the model would use."""
+    model.config._attn_implementation = _TAKES_THE_PLACE_OF
+
+
+def arguments(packing: Packing, device: torch.device) -> dict[str, Any]:
+    """What a trunk is called with so that its attention knows how rows are packed.
+
+    The mask has four dimensions, which transformers hands on as it is, and is not looked at.
+    """
+    return {
+        "attention_mask": torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=device),
+        "packing": packing,
+    }
+
+
+def attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    packing: Packing | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """Queries [rows, heads, time, D], keys and values -> [rows, time, heads, D]."""
+    if packing is None:
+        return _plain(module, query, key, value, attention_mask, **options)
+    window = options.get("sliding_window")
+    if query.is_cuda and query.dtype in _HALF and not options.get("dropout"):
+        return _at_once(query, key, value, packing, options.get("scaling"), window), None
+    pieces = zip(*(_pieces(each, packing) for each in (query, key, value)), strict=True)
+    found = [_piece(module, some, window, options) for some in pieces]
+    return torch.cat(found, dim=1).view(query.shape[0], query.shape[2], query.shape[1], -1), None
+
+
+def _pieces(tensor: Tensor, packing: Packing) -> list[Tensor]:
+    """[rows, heads, time, D] -> [1, heads, length, D] of each piece.
+
+    Split, not sliced: a slice's gradient is as large as what it was cut from.
+    """
+    rows = zip(torch.split(tensor, 1), packing.ends, strict=True)
+    return [piece for row, ends in rows for piece in torch.split(row, _lengths(ends), dim=2)]
+
+
+def _lengths(ends: tuple[int, ...]) -> list[int]:
+    return [end - begin for begin, end in zip((0, *ends[:-1]), ends, strict=True)]
+
+
+def _piece(
+    module: nn.Module, some: tuple[Tensor, ...], window: int | None, options: dict[str, Any]
+) -> Tensor:
+    query, key, value = some
+    mask = _band(query.shape[2], window, query.device)
+    return _plain(module, query, key, value, mask, **options)[0]
+
+
+def _band(length: int, window: int | None, device: torch.device) -> Tensor | None:
+    """The mask of a piece that is longer than the window; None where causality is enough."""
+    if window is None or length <= window:
+        return None
+    place = torch.arange(length, device=device)
+    back = place[:, None] - place[None, :]
+    return ((back >= 0) & (back < window))[None, None]
+
+
+def _plain(module: nn.Module, *arguments: Any, **options: Any) -> tuple[Tensor, None]:
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    return sdpa_attention_forward(module, *arguments, **options)
+
+
+def _at_once(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    packing: Packing,
+    scale: float | None,
+    window: int | None,
+) -> Tensor:
+    """All pieces of all rows in one call."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    rows, heads, time, _ = query.shape
+    queries, keys, values = (each.transpose(1, 2).flatten(0, 1) for each in (query, key, value))
+    found = varlen_attn(
+        queries,
+        keys,
+        values,
+        packing.starts,
+        packing.starts,
+        packing.longest,
+        packing.longest,
+        scale=scale,
+        window_size=(-1 if window is None else window - 1, 0),
+        enable_gqa=heads != key.shape[1],
+    )
+    assert isinstance(found, Tensor)
+    return found.view(rows, time, heads, -1)

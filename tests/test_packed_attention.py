@@ -1,0 +1,144 @@
+"""Attention within the pieces of packed rows equals attention over each document alone."""
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from peft import LoraConfig, get_peft_model
+
+from kdcore import LanguageModel, generate, packed_attention
+from kdcore.batches import Collate
+from kdcore.setup import enable_checkpointing
+
+LENGTHS = [(5, 9, 2), (16,), (1, 15), (7,)]
+WINDOWED = {"sliding_window": 4, "use_sliding_window": True, "max_window_layers": 0}
+KINDS = {
+    "llama": {},
+    "qwen2": {},
+    "gpt2": {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
+    "mistral": {"sliding_window": 4},
+    "qwen2 with windows": WINDOWED,
+}
+
+
+def model_of(name):
+    return tiny.model(name.split()[0], **KINDS[name])
+
+
+def rows():
+    drawn, documents, made = np.random.default_rng(0), iter(range(100)), []
+    for lengths in LENGTHS:
+        position = np.concatenate([np.arange(n) for n in lengths])
+        document = np.repeat([next(documents) for _ in lengths], lengths)
+        ids = drawn.integers(0, 64, len(position))
+        places = {"document": document, "offset": position, "position": position}
+        made.append({"input_ids": ids, **places})
+    return made
+
+
+def batch():
+    return Collate(tiny.split_of([np.zeros(9)]), 64, tiny.CPU)(rows())
+
+
+def alone(model, row):
+    """States of a row's documents, each run by itself."""
+    found = []
+    for document in np.unique(row["document"]):
+        ids = torch.tensor(row["input_ids"][row["document"] == document])[None]
+        found.append(model.base_model(input_ids=ids, use_cache=False)[0][0])
+    return torch.cat(found)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_each_piece_is_what_it_is_alone(name):
+    model = model_of(name)
+    language_model = LanguageModel(model)
+    assert model.config._attn_implementation == packed_attention.NAME
+    made = batch()
+    states = language_model.states(made).view(*made.input_ids.shape, -1)
+    for n, row in enumerate(rows()):
+        expected = alone(model, row)
+        torch.testing.assert_close(states[n, : len(expected)], expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("adapted", [False, True])
+def test_so_is_the_gradient(checkpointing, adapted):
+    model = tiny.model()
+    if adapted:
+        model = get_peft_model(
+            model, LoraConfig(target_modules=["q_proj"], init_lora_weights=False)
+        )
+    language_model = LanguageModel(model.train())
+    if checkpointing:
+        enable_checkpointing(model)
+        model.enable_input_require_grads()
+    made = batch()
+    mine = language_model.states(made).view(*made.input_ids.shape, -1)
+    sum((mine[n, : len(r["input_ids"])] ** 2).sum() for n, r in enumerate(rows())).backward()
+    found = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    model.zero_grad()
+    plain = model.get_base_model() if adapted else model
+    sum((alone(plain, row) ** 2).sum() for row in rows()).backward()
+    expected = [p.grad for p in model.parameters() if p.grad is not None]
+    assert len(found) == len(expected) > 0
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_no_mask_is_made(monkeypatch):
+    seen = []
+
+    def noted(module, query, key, value, mask, **options):
+        seen.append((query.shape[2], mask))
+        return query.transpose(1, 2), None
+
+    language_model = LanguageModel(tiny.model())
+    monkeypatch.setattr(packed_attention, "_plain", noted)
+    language_model.states(batch())
+    lengths = [n for some in LENGTHS for n in (*some, *([16 - sum(some)] * (sum(some) < 16)))]
+    assert seen == [(n, None) for n in lengths] * 2  # of each layer
+
+
+def test_padded_rows_and_generation_stay_as_they_were():
+    tokenizer = tiny.byte_tokenizer()
+    options = {"max_new_tokens": 6, "temperature": 0.0}
+    prompts = ["Once upon a time", "S"]
+    plain = tiny.model(vocabulary=len(tokenizer))
+    before = generate(plain, tokenizer, prompts, **options)
+    model = tiny.model(vocabulary=len(tokenizer))
+    assert LanguageModel(model).isolates
+    assert generate(model, tokenizer, prompts, **options) == before
+    ids, mask = torch.arange(12).view(2, 6), torch.tensor([[1] * 6, [1] * 4 + [0] * 2])
+    found = model(input_ids=ids, attention_mask=mask).logits
+    torch.testing.assert_close(found, plain(input_ids=ids, attention_mask=mask).logits)
+
+
+def test_the_saved_config_does_not_know(tmp_path):
+    model = tiny.model()
+    LanguageModel(model)
+    model.save_pretrained(tmp_path)
+    assert packed_attention.NAME not in (tmp_path / "config.json").read_text()
+
+
+@pytest.mark.parametrize("attention", ["eager"])
+def test_another_way_that_was_asked_for_is_kept(attention):
+    model = tiny.model()
+    model.set_attn_implementation(attention)
+    language_model = LanguageModel(model)
+    assert model.config._attn_implementation == attention
+    assert language_model.isolates
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", KINDS)
+def test_on_a_gpu_in_half(name):
+    model = model_of(name).to("cuda", torch.bfloat16)
+    language_model = LanguageModel(model)
+    made = Collate(tiny.split_of([np.zeros(9)]), 64, torch.device("cuda"))(rows())
+    states = language_model.states(made).view(*made.input_ids.shape, -1)
+    slow = model_of(name)
+    for n, row in enumerate(rows()):
+        expected = alone(slow, row)
+        found = states[n, : len(expected)].float().cpu()
+        torch.testing.assert_close(found, expected, atol=0.1, rtol=0.1)
