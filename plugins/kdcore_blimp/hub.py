@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from kdcore import RunError
+
+_Loaded = TypeVar("_Loaded")
 
 _UNREACHABLE = {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectError"}
 
@@ -19,7 +21,9 @@ def rows_of(name: str, config: str) -> Iterable[Mapping[str, object]]:
     """The rows of a config. What has pairs to test with has one split, "train"."""
     from datasets import load_dataset
 
-    return _loaded(lambda: load_dataset(name, config, split="train"), f"{name}, {config}")
+    table: Any = _loaded(lambda: load_dataset(name, config, split="train"), f"{name}, {config}")
+    rows: Iterable[Mapping[str, object]] = table
+    return rows
 
 
 def _in_card(name: str) -> Sequence[str]:
@@ -42,7 +46,7 @@ def _asked(name: str) -> Sequence[str]:
     return list(get_dataset_config_names(name))
 
 
-def _loaded(load: Callable[[], Any], place: str) -> Any:
+def _loaded(load: Callable[[], _Loaded], place: str) -> _Loaded:
     """What was loaded, or why not, in one sentence."""
     from datasets.exceptions import DatasetsError
 

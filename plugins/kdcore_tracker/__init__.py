@@ -59,7 +59,8 @@ class Tracker(Logger):
         tracker = LOGGER_TYPE_TO_CLASS[self.to](**self._arguments(run))
         with redirect_stdout(sys.stderr):
             tracker.start()
-            if not self._told.begun:
+            # TensorBoard makes a run of each config; trackio forgets it where it goes on.
+            if self.to != "tensorboard" or not self._told.begun:
                 tracker.store_init_configuration(settings_of(run.folder))
         self._told.begin()
         self._tracker = tracker

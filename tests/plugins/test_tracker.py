@@ -184,7 +184,7 @@ def test_services_are_told_each_step_once(tmp_path, services, to, capsys):
     after.kdcore_run_end()
     first, second = services
     assert first.arguments["project"] == "stories" and first.arguments["name"] == "a-1"
-    assert first.config == settings_of(folder) and second.config is None
+    assert first.config == second.config == settings_of(folder)
     assert [step for step, _ in first.lines] == [0, 50, 100, 100, 150]
     assert [step for step, _ in second.lines] == [200, 200]
     assert second.lines[1][1]["eval/story"] == STORY
