@@ -12,10 +12,11 @@ from kdcore import recipe_name, shipped_recipes
 from kdcore_verbs.output import AsJson, print_json, tell
 
 _NEEDS = "Needs:"
+_SMALLER = "A 24 GB card:"
 
 
 def recipes(as_json: AsJson = False) -> None:
-    """List the shipped recipes: what each shows, and what it needs."""
+    """List the shipped recipes: what each shows, what it needs, and how it fits 24 GB."""
     found = [_described(path) for path in shipped_recipes()]
     if as_json:
         print_json(found)
@@ -24,32 +25,41 @@ def recipes(as_json: AsJson = False) -> None:
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
     for recipe in found:
-        table.add_row(recipe["name"], Text.assemble(recipe["shows"], _needs(recipe["needs"])))
+        table.add_row(recipe["name"], Text.assemble(recipe["shows"], _needs(recipe)))
     tell(table, Text("kdcore run NAME runs one; kdcore new recipe NAME begins your own.", "dim"))
 
 
-def _needs(needs: str) -> tuple[str, str]:
-    return (f"\nNeeds {needs}" if needs else "", "dim")
+def _needs(recipe: dict[str, str]) -> tuple[str, str]:
+    said = f"\nNeeds {recipe['needs']}" if recipe["needs"] else ""
+    if recipe["on_24_gb"]:
+        said += f"\n{_SMALLER} {recipe['on_24_gb']}"
+    return said, "dim"
 
 
 def _described(path: Path) -> dict[str, str]:
-    """A recipe by the comment at its head: a sentence on what it shows, a line `# Needs: ...`."""
+    """A recipe by the comment at its head: a sentence on what it shows, a line `# Needs: ...`, and
+    perhaps a line `# A 24 GB card: ...` with what to set."""
     lines = path.read_text(encoding="utf-8").splitlines()
     head = [line[1:].strip() for line in takewhile(lambda line: line.startswith("#"), lines)]
-    needs = [line.removeprefix(_NEEDS).strip() for line in head if line.startswith(_NEEDS)]
-    shows = [line for line in head if not line.startswith(_NEEDS)]
     return {
         "name": recipe_name(path),
-        "shows": _first_sentence(shows),
-        "needs": " ".join(needs),
+        "shows": _first_sentence(head),
+        "needs": _marked(_NEEDS, head),
+        "on_24_gb": _marked(_SMALLER, head),
         "path": str(path),
     }
 
 
-def _first_sentence(lines: list[str]) -> str:
+def _marked(mark: str, head: list[str]) -> str:
+    return " ".join(line.removeprefix(mark).strip() for line in head if line.startswith(mark))
+
+
+def _first_sentence(head: list[str]) -> str:
     """Lines up to the first that ends a sentence."""
     sentence: list[str] = []
-    for line in lines:
+    for line in head:
+        if line.startswith((_NEEDS, _SMALLER)):
+            continue
         sentence.append(line)
         if line.endswith((".", "!", "?")):
             break

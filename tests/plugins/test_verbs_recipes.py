@@ -13,7 +13,8 @@ from kdcore import shipped_recipes
 def test_a_recipe_says_what_it_shows_and_needs(tmp_path, monkeypatch, capsys):
     path = tmp_path / "mine.toml"
     path.write_text(
-        "# Two lines that\n# make a sentence.\n# More.\n# Needs: the hub\nseed = 1\n# Needs: no\n"
+        "# Two lines that\n# make a sentence.\n# More.\n# A 24 GB card:   --set train.batch=1\n"
+        "# Needs: the hub\nseed = 1\n# Needs: no\n"
     )
     monkeypatch.setattr(verb, "shipped_recipes", lambda: [path])
     monkeypatch.setattr(verb, "recipe_name", lambda path: path.stem)
@@ -23,13 +24,15 @@ def test_a_recipe_says_what_it_shows_and_needs(tmp_path, monkeypatch, capsys):
             "name": "mine",
             "shows": "Two lines that make a sentence.",
             "needs": "the hub",
+            "on_24_gb": "--set train.batch=1",
             "path": str(path),
         }
     ]
     recipes()
-    assert capsys.readouterr().out.splitlines()[:2] == [
+    assert [line.rstrip() for line in capsys.readouterr().out.splitlines()[:3]] == [
         "mine  Two lines that make a sentence.",
         "      Needs the hub",
+        "      A 24 GB card: --set train.batch=1",
     ]
 
 
@@ -40,6 +43,9 @@ def test_every_shipped_recipe_says_both(capsys):
     for recipe in found:
         assert recipe["shows"].endswith((".", "!", "?")), recipe["name"]
         assert recipe["needs"], recipe["name"]
+        if "GPU" in recipe["needs"]:
+            said = recipe["on_24_gb"]
+            assert said == "as it is" or said.startswith("--set "), recipe["name"]
 
 
 def test_it_loads_no_torch():
