@@ -85,11 +85,13 @@ def test_the_model_stops_at_the_end():
 
 def test_other_ids_may_end_it_too():
     tokenizer = tiny.byte_tokenizer()
-    model = tiny.model(vocabulary=len(tokenizer), seed=1)
-    (whole,) = written(model, tokenizer, ["Once"], max_new_tokens=8, temperature=0)
-    first = tokenizer.encode(whole)[0]
-    (ended,) = written(model, tokenizer, ["Once"], max_new_tokens=8, temperature=0, ends=[first])
-    assert ended == tokenizer.decode([first]) != whole
+    model = tiny.model("phi", vocabulary=len(tokenizer), num_key_value_heads=4)
+    nn.init.zeros_(model.lm_head.weight)
+    nn.init.zeros_(model.lm_head.bias)
+    letter = tokenizer.encode("a")[0]
+    model.lm_head.bias.data[letter] = 50.0
+    assert written(model, tokenizer, ["Once", "She had a"]) == ["a" * 8] * 2
+    assert written(model, tokenizer, ["Once", "She had a"], ends=[letter]) == ["a"] * 2
 
 
 def test_prompts_begin_like_rows_unless_asked_otherwise():

@@ -112,8 +112,9 @@ def _stop(text: str, end: int, template: Template) -> int:
     return end if mark is None else begin + len(mark)
 
 
-def prompts(dialogue: Dialogue, text: str, template: Template) -> dict[int, tuple[int, int]]:
+def prompts(dialogue: Dialogue, template: Template) -> dict[int, tuple[int, int]]:
     """The characters of each turn that is not the assistant's, where they can be told."""
+    text = template.render(dialogue.messages, dialogue.where)
     found = dict[int, tuple[int, int]]()
     for turn, message in enumerate(dialogue.messages):
         if message["role"] != "assistant":

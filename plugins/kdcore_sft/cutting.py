@@ -68,7 +68,7 @@ class Cutter:
             if excess <= 0:
                 return document
             text = rendered(dialogue, self.template, self.train_on).text
-            texts = self._texts(dialogue, text, document)
+            texts = self._texts(dialogue, document)
             cap = _cap([len(each) for each in texts.values()], excess)
             if cap is None or cap < least:
                 return None
@@ -79,9 +79,9 @@ class Cutter:
                     messages[turn] = {**messages[turn], "content": text[kept]}
             dialogue = replace(dialogue, messages=messages)
 
-    def _texts(self, dialogue: Dialogue, text: str, document: Document) -> dict[int, _Text]:
+    def _texts(self, dialogue: Dialogue, document: Document) -> dict[int, _Text]:
         found = dict[int, _Text]()
-        for turn, characters in prompts(dialogue, text, self.template).items():
+        for turn, characters in prompts(dialogue, self.template).items():
             tokens = document.within(*characters)
             if len(tokens):
                 found[turn] = _Text(characters, (int(tokens[0]), int(tokens[-1]) + 1))
@@ -104,13 +104,12 @@ class Cutter:
     def _squeezed(self, dialogue: Dialogue) -> Document:
         """Of one exchange that does not fit beside the template's marks."""
         whole = self.encode(dialogue).without_rest()
-        text = rendered(dialogue, self.template, self.train_on).text
-        texts = self._texts(dialogue, text, whole)
+        texts = self._texts(dialogue, whole)
+        prompt = max(1, self.block // _PROMPT)
         header = whole.first - max((each.tokens[1] for each in texts.values()), default=0)
         answer = len(whole) - whole.first
-        if header + answer <= self.block:
+        if min(header, prompt) + answer <= self.block:
             return whole.part(len(whole) - self.block, len(whole))
-        prompt = min(max(header, self.block // _PROMPT), self.block - 1)
         cut = self._shortened(dialogue, prompt + answer, 0)
         if cut is None:
             cut = whole.part(len(whole) - answer - prompt, len(whole))

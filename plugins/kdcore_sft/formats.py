@@ -60,14 +60,14 @@ def _needed(values: Mapping[str, Any], key: str, record: Record) -> str:
 def _text(values: Mapping[str, Any], key: str, record: Record) -> str:
     value = values[key]
     if not isinstance(value, str):
-        raise RunError(f"{record.where}: {key} is a {type(value).__name__}, and must be text")
+        _refuse(record.where, f"has {key} of the type {type(value).__name__}, and must have text")
     return value
 
 
 def _messages(given: Any, where: str) -> list[Message]:
     """The turns up to the last of the assistant's: what follows has no answer."""
     if not isinstance(given, Sequence) or isinstance(given, str):
-        raise RunError(f"{where}: messages is a {type(given).__name__}, and must be a list")
+        _refuse(where, f"has messages of the type {type(given).__name__}, and must have a list")
     messages = [_message(each, f"{where}: message {n}") for n, each in enumerate(given, 1)]
     if not messages:
         raise RunError(f"{where} has no messages")
@@ -80,12 +80,14 @@ def _messages(given: Any, where: str) -> list[Message]:
 
 def _message(given: Any, where: str) -> Message:
     if not isinstance(given, Mapping):
-        _refuse(where, f"is a {type(given).__name__}, and must have role and content")
+        _refuse(where, f"has the type {type(given).__name__}, and must have role and content")
     for key in ("role", "content"):
         if given.get(key) is None:
             _refuse(where, f"has no {key}")
         if not isinstance(given[key], str):
-            _refuse(where, f"has a {key} that is a {type(given[key]).__name__}, and must be text")
+            _refuse(
+                where, f"has a {key} of the type {type(given[key]).__name__}, and must have text"
+            )
     if given["role"] not in ROLES:
         _refuse(where, f"has the role {given['role']!r}; possible are {', '.join(ROLES)}")
     return {key: given[key] for key in ("role", "content")}

@@ -76,7 +76,7 @@ class _Json:
         values = self._listed() if first.lstrip().startswith("[") else self._by_line()
         for value, where in values:
             if not isinstance(value, Mapping):
-                raise RunError(f"{where} is a {type(value).__name__}; {_SHAPE}")
+                raise RunError(f"{where} has the type {type(value).__name__}; {_SHAPE}")
             yield Record(value, where)
 
     def _listed(self) -> Iterator[tuple[Any, str]]:
