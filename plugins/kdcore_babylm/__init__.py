@@ -1,0 +1,120 @@
+"""The BabyLM corpora: ten million words, or a hundred, such as a child may hear and read."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kdcore_text.plain import lines
+from kdcore_text.sources import content
+
+from kdcore import Data, Rows, RunError, component, hookimpl, lay_texts
+from kdcore_babylm.corpora import files_of, source_of
+from kdcore_babylm.sources import SOURCES, UNKNOWN
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["BabyLM"]
+
+_log = logging.getLogger("kdcore")
+_HELD_OUT = ("dev", "test")
+
+
+@component
+class BabyLM(Data):
+    """A folder of the BabyLM challenge: a file for each source, such as childes.train.
+
+    `path` may be a data set on the hub too, as OWNER/NAME or OWNER/NAME/FOLDER. `validation` is
+    another one, or the ending of other files in it, "dev" or "test" (without it, the .dev files in
+    `path`). `clean` has each source's own noise taken away. A document, with an eos behind it, is
+    an article, book or talk where the file says where they begin (a title = = = X = = =, or a
+    blank line in bnc_spoken and simple_wiki), else the file, in parts of a million characters.
+    `random_offset` has each epoch cut elsewhere, with rows = "chunk".
+    """
+
+    name = "babylm"
+    path: str
+    validation: str | None = None
+    clean: bool = True
+    random_offset: bool = False
+
+    def __post_init__(self) -> None:
+        if self.random_offset and self.rows != "chunk":
+            raise ValueError('random_offset is for rows = "chunk"')
+        self._told = set[str]()
+
+    @property
+    def fresh_each_epoch(self) -> bool:  # type: ignore[override]  # a constant of other data
+        """Whether the rows of each epoch are others."""
+        return self.random_offset
+
+    def texts(self, split: str) -> Iterator[str]:
+        """The documents of "train" or "validation", file after file in the order of their names."""
+        sizes = dict[str, tuple[int, int]]()
+        for file in self._files(split):
+            name = source_of(file)
+            source = SOURCES.get(name, UNKNOWN)
+            before = after = 0
+            for document in source.documents(lines(file)):
+                text = source.cleaned(document) if self.clean else document
+                before, after = before + len(document), after + len(text)
+                if text:
+                    yield text
+            sizes[name] = (before, after)
+        self._tell(split, sizes)
+
+    def make_rows(
+        self, split: str, tokenizer: PreTrainedTokenizerBase, *, seed: int, epoch: int
+    ) -> Rows:
+        """Rows that begin at a token drawn from seed and epoch; those of validation never do."""
+        start = 0
+        if self.random_offset and split == "train":
+            start = random.Random(f"{seed} {epoch}").randrange(self.block)
+        return lay_texts(self, split, tokenizer, start=start)
+
+    def fingerprint(self) -> str:
+        """The options, and the content of all files."""
+        files = [str(file) for split in ("train", "validation") for file in self._files(split)]
+        return f"{super().fingerprint()} {content(files)}"
+
+    def _files(self, split: str) -> Sequence[Path]:
+        training = files_of(self.path, ["train"])
+        if split == "train":
+            return training
+        found = files_of(*self._where_to_validate())
+        if found == training:
+            raise RunError(
+                f"{self.path} has nothing to validate on beside what is trained on; set "
+                "data.validation to the folder of the *.dev files"
+            )
+        return found
+
+    def _where_to_validate(self) -> tuple[str, Sequence[str]]:
+        if self.validation is None:
+            return self.path, _HELD_OUT
+        if self.validation in _HELD_OUT and not Path(self.validation).exists():
+            return self.path, [self.validation]
+        return self.validation, _HELD_OUT
+
+    def _tell(self, split: str, sizes: dict[str, tuple[int, int]]) -> None:
+        """Once for each split: what cleaning took away, and which sources nobody knows."""
+        if not self.clean or split in self._told:
+            return
+        self._told.add(split)
+        each = ", ".join(f"{name} {a:,} -> {b:,}" for name, (a, b) in sizes.items())
+        _log.info(f"{split}: characters before and after cleaning: {each}")
+        for name in sizes.keys() - SOURCES.keys():
+            _log.info(
+                f"{split}: no rules are known for {name!r} (they are for {', '.join(SOURCES)}): "
+                "only its spaces, quotes and blank lines were cleaned"
+            )
+
+
+@hookimpl
+def kdcore_data() -> Sequence[type[Data]]:
+    """The data that this plugin brings."""
+    return [BabyLM]

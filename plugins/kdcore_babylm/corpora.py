@@ -1,0 +1,94 @@
+"""Which files are a split of a corpus: in a folder here, or in one of a data set on the hub."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from kdcore import RunError
+
+_ENDINGS = {"train": "train", "dev": "dev", "valid": "dev", "validation": "dev", "test": "test"}
+_WHERE = (
+    "fetch the BabyLM corpora from babylm.github.io (they lie on osf.io), or type `git clone "
+    "https://huggingface.co/datasets/KylinC/babylm`; then type --set data.path=FOLDER "
+    "--set data.validation=FOLDER with the folders of the *.train and the *.dev files"
+)
+
+
+def files_of(path: str, wanted: Sequence[str]) -> list[Path]:
+    """The files of the first of the wanted endings (train, dev, test) that there is, by name.
+
+    Files without such an ending are of any split. `path` is a folder, a file, or OWNER/NAME of a
+    data set on the hub, with a folder in it as in OWNER/NAME/FOLDER.
+    """
+    place = Path(path).expanduser()
+    if not place.exists():
+        place = _from_hub(path)
+    if place.is_file():
+        return [place]
+    there = _corpus_files(place)
+    if not there:
+        raise RunError(_nothing_in(path, place))
+    marked = {file: ending_of(file) for file in there}
+    for ending in wanted:
+        found = [file for file in there if marked[file] == ending]
+        if found:
+            return found
+    if any(marked.values()):
+        raise RunError(
+            f"{path} has no .{wanted[0]} files: it has {', '.join(file.name for file in there)}"
+        )
+    return there
+
+
+def source_of(file: Path) -> str:
+    """The name of a file without its endings: of simple_wiki.train.txt, simple_wiki."""
+    return file.name.partition(".")[0].lower().replace("-", "_")
+
+
+def ending_of(file: Path) -> str | None:
+    """ "train", "dev" or "test" where the name says so."""
+    return next(
+        (_ENDINGS[part] for part in file.name.lower().split(".")[1:] if part in _ENDINGS), None
+    )
+
+
+def _corpus_files(folder: Path) -> list[Path]:
+    return sorted(
+        file
+        for file in folder.iterdir()
+        if file.is_file()
+        and file.suffix.lower() in {".txt", *(f".{ending}" for ending in _ENDINGS)}
+        and not file.name.lower().startswith((".", "readme", "license"))
+    )
+
+
+def _nothing_in(path: str, place: Path) -> str:
+    below = sorted(each.name for each in place.iterdir() if each.is_dir() and _corpus_files(each))
+    if below:
+        each = ", ".join(f"{path}/{name}" for name in below)
+        return f"{path} has its files in folders; name one of them: {each}"
+    return f"there are no .train, .dev, .test or .txt files in {path}; {_WHERE}"
+
+
+def _from_hub(path: str) -> Path:
+    """Where the files of a data set lie after they were downloaded, once."""
+    parts = re.fullmatch(r"([\w.-]+/[\w.-]+)((?:/[\w.-]+)*)/?", path)
+    if parts is None or path.startswith((".", "~")):
+        raise RunError(f"there is no folder {path!r}; {_WHERE}")
+    from huggingface_hub import snapshot_download
+
+    under = parts[2].strip("/")
+    patterns = [f"{under}{'/' if under else ''}*.{end}" for end in ("txt", *_ENDINGS)]
+    try:
+        whole = snapshot_download(parts[1], repo_type="dataset", allow_patterns=patterns)
+    except (OSError, ValueError) as error:
+        raise RunError(
+            f"there is no folder {path!r} here, and the hub gives no data set {parts[1]!r} "
+            f"({str(error).strip().splitlines()[0]}); {_WHERE}"
+        ) from error
+    place = Path(whole) / under
+    if not place.exists():
+        raise RunError(f"the data set {parts[1]!r} on the hub has no folder {under!r}; {_WHERE}")
+    return place
