@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from kdcore.errors import RunError
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
 _log = logging.getLogger("kdcore")
@@ -59,30 +60,26 @@ def with_adapter(model: PreTrainedModel, adapter: str, base: str) -> PreTrainedM
 
     It stays unmerged, in float32: half weights would round most of it away.
     """
-    try:
-        from peft import PeftConfig, PeftModel
-    except ImportError as error:
-        raise RunError(f'the adapter {adapter!r} needs peft: pip install "kdcore[lora]"') from error
     path = str(Path(adapter).expanduser())
-    try:
+    with _explained(adapter):
+        from peft import PeftConfig, PeftModel
+        from peft.utils import load_peft_weights
+
         config = PeftConfig.from_pretrained(path)
-        if config.is_prompt_learning:
-            raise RunError(f"the adapter {adapter!r} is a prompt; kdcore takes those of weights")
+        weights = load_peft_weights(path, device="cpu")
+    if config.is_prompt_learning:
+        raise RunError(f"the adapter {adapter!r} is a prompt; kdcore takes those of weights")
+    named = config.base_model_name_or_path
+    try:
         with warnings.catch_warnings():
-            # Missing weights are told below, in a sentence.
-            warnings.simplefilter("ignore")
+            warnings.simplefilter("ignore")  # what is missing is told below, in a sentence
             adapted = PeftModel.from_pretrained(
                 model, path, config=config, torch_device="cpu", ignore_mismatched_sizes=True
             )
-        unfit = _unfit(adapted, path, config)
-    except (OSError, ValueError, RuntimeError) as error:
-        if isinstance(error, RunError):
-            raise
-        first = str(error).strip().split("\n")[0]
-        unfit = "its modules are not there" if "not found in the base" in first else None
-        if unfit is None:
-            raise RunError(f"cannot load the adapter {adapter!r}: {first}") from error
-    named = config.base_model_name_or_path
+        unfit = _unfit(adapted, weights, config)
+    except ValueError as error:
+        first = str(error).split("\n")[0]
+        unfit = "its modules are not there" if "not found in the base" in first else first
     if unfit:
         of = f"; it was made for {named!r}" if named else ""
         raise RunError(f"the adapter {adapter!r} does not fit {base!r}: {unfit}{of}")
@@ -91,25 +88,39 @@ def with_adapter(model: PreTrainedModel, adapter: str, base: str) -> PreTrainedM
     return cast("PreTrainedModel", adapted)
 
 
-def _unfit(adapted: Any, path: str, config: Any) -> str | None:
+@contextmanager
+def _explained(adapter: str) -> Iterator[None]:
+    """What goes wrong in reading an adapter, in one sentence."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except ImportError as error:
+        said = f'the adapter {adapter!r} needs peft: pip install "kdcore[lora]"'
+        raise RunError(said) from error
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        first = str(error).strip().split("\n")[0]
+        raise RunError(f"cannot load the adapter {adapter!r}: {first}") from error
+
+
+def _unfit(adapted: Any, weights: Mapping[str, Tensor], config: Any) -> str | None:
     """What keeps the weights of an adapter from being those of the model, all of them."""
-    from peft.utils import get_peft_model_state_dict, load_peft_weights
+    from peft.utils import get_peft_model_state_dict
 
-    def shapes(weights: Mapping[str, Any]) -> dict[str, list[int]]:
-        return {name: list(weight.shape) for name, weight in weights.items()}
-
-    expected = shapes(get_peft_model_state_dict(adapted, save_embedding_layers=False))
-    given = shapes(load_peft_weights(path, device="cpu"))
-    for name, shape in expected.items():
-        short = name.removeprefix("base_model.model.")
-        if name not in given:
-            return f"it lacks {short!r}"
-        if given[name] != shape:
-            return f"its {short!r} is {given[name]}, and {shape} belongs there"
+    expected = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    for name, wanted in expected.items():
+        if name not in weights:
+            return f"it lacks {_short(name)}"
+        shape, fits = list(weights[name].shape), list(wanted.shape)
+        if shape != fits:
+            return f"its {_short(name)} is {shape}, and {fits} belongs there"
     kind = str(getattr(config.peft_type, "value", config.peft_type)).lower()
-    more = [name for name in given if name not in expected and f"{kind}_" in name]
-    short = more[0].removeprefix("base_model.model.") if more else ""
-    return f"its {short!r} has no place there" if more else None
+    more = [name for name in weights if name not in expected and f"{kind}_" in name]
+    return f"its {_short(more[0])} has no place there" if more else None
+
+
+def _short(name: str) -> str:
+    return repr(name.removeprefix("base_model.model."))
 
 
 def merged(model: PreTrainedModel) -> PreTrainedModel:

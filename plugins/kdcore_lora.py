@@ -103,6 +103,7 @@ class Lora(Patch):
             base = config.base_model_name_or_path
             if Path(base).expanduser().is_dir():
                 config.base_model_name_or_path = str(Path(base).expanduser().resolve())
+            config.target_modules = sorted(config.target_modules)  # a set has no lasting order
         # Embeddings are never resized here, and looking whether they were asks the hub.
         adapted.save_pretrained = partial(adapted.save_pretrained, save_embedding_layers=False)
         return model

@@ -15,6 +15,7 @@ import oracle
 import pytest
 import tiny
 import torch
+from adapted import adapted
 from cases import SHARE
 from engine import term
 from given import VOCABULARY
@@ -43,12 +44,14 @@ class Case:
     selection: str | None = None
     scope: str = "step"
     tied: bool = False
+    adapter: bool = False  # only a LoRA is trained
     loss: str | None = None
     average: str | None = None  # of an ensemble
     step: int = 1  # of 10
 
     def __str__(self):
-        return "-".join(str(each) for each in vars(self).values() if each)
+        named = vars(self) | {"adapter": "adapter" if self.adapter else ""}
+        return "-".join(str(each) for each in named.values() if each)
 
     @property
     def terms(self):
@@ -57,7 +60,8 @@ class Case:
         return cases.MIXED if self.selection else PLAIN
 
     def student(self):
-        return given.model(self.kind, double=True, tie_word_embeddings=self.tied)
+        made = given.model(self.kind, double=True, tie_word_embeddings=self.tied)
+        return adapted(made) if self.adapter else made
 
     def selection_and_scores(self):
         """For the engine, and for the oracle."""
@@ -88,6 +92,8 @@ CASES = [
     *(Case(micro_batch=n, selection="rho", scope="micro_batch") for n in (1, 3, 4)),
     Case(tied=True),
     Case(kind="gpt2", selection="rho", tied=True),
+    *(Case(kind=kind, adapter=True) for kind in tiny.KINDS),
+    *(Case(rows, selection="rho", adapter=True, tied=True) for rows in ("packed", "one")),
 ]
 CASES = list(dict.fromkeys(CASES))
 
