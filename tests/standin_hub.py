@@ -1,9 +1,12 @@
 """A stand-in for the Hugging Face hub: serves folders under the ids that recipes name.
 
 ROOT/models/OWNER/NAME/... and ROOT/datasets/OWNER/NAME/... are what it has. Point HF_ENDPOINT at
-its `url`. It answers what huggingface_hub and datasets ask when they load, and nothing else.
+its `url`. It answers what huggingface_hub and datasets ask when they load and when they upload a
+model, and nothing else. Whoever has a token may write, but not for the owner "locked"; large files
+come by the LFS protocol. What is uploaded lies in ROOT as what is served.
 """
 
+import base64
 import hashlib
 import json
 import re
@@ -20,7 +23,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 def serving(root: Path):
     """The hub's address while the block lasts, and the requests that it got."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-    server.root, server.asked = root, []
+    server.root, server.asked, server.hidden, server.large = root, [], set(), {}
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
@@ -40,7 +43,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         self._answer()
 
-    do_HEAD = do_POST = do_GET
+    do_HEAD = do_POST = do_PUT = do_GET
 
     def _answer(self):
         length = int(self.headers.get("content-length") or 0)
@@ -48,6 +51,8 @@ class _Handler(BaseHTTPRequestHandler):
         url = urlparse(self.path)
         path = unquote(url.path)
         self.server.asked.append(f"{self.command} {path}")
+        if self.command in ("POST", "PUT") and (answer := self._upload(path, body)):
+            return self._send(*answer)
         if match := re.fullmatch(r"/(datasets/)?([^/]+/[^/]+)/resolve/[^/]+/(.+)", path):
             return self._file(self._repository(match[1], match[2]) / match[3])
         if match := re.fullmatch(r"/api/(models|datasets)/([^/]+/[^/]+)(?:/(.+))?", path):
@@ -78,9 +83,65 @@ class _Handler(BaseHTTPRequestHandler):
             siblings = [{"rfilename": str(path.relative_to(folder))} for path in files]
             return self._send(
                 200,
-                {"id": name, "sha": COMMIT, "siblings": siblings, "tags": [], "private": False},
+                {
+                    "id": name,
+                    "sha": COMMIT,
+                    "siblings": siblings,
+                    "tags": [],
+                    "private": name in self.server.hidden,
+                },
             )
         return self._send(404, {"error": "Not found"})
+
+    def _upload(self, path, body):
+        """Status and answer to a step of an upload; nothing where this is none."""
+        if match := re.fullmatch(r"/large/(\w+)", path):
+            assert hashlib.sha256(body).hexdigest() == match[1]
+            self.server.large[match[1]] = body
+            return 200, {}
+        if path == "/api/validate-yaml":
+            return 200, {"errors": [], "warnings": []}
+        if path == "/api/repos/create":
+            return self._create(json.loads(body))
+        if match := re.fullmatch(r"/(.+)\.git/info/lfs/objects/batch", path):
+            return 200, {"objects": [self._place(each) for each in json.loads(body)["objects"]]}
+        if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/preupload/main", path):
+            return 200, {"files": [_mode(each) for each in json.loads(body)["files"]]}
+        if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/commit/main", path):
+            return self._commit(match[1], [json.loads(line) for line in body.splitlines()])
+        return None
+
+    def _create(self, asked):
+        owner, name = asked["organization"], asked["name"]
+        if not self.headers.get("authorization"):
+            return 401, {"error": "Invalid username or password."}
+        if owner == "locked":
+            return 403, {
+                "error": "You don't have the rights to create a model under this namespace"
+            }
+        folder = self._repository(None, f"{owner}/{name}")
+        url = f"http://{self.headers['host']}/{owner}/{name}"
+        if folder.is_dir():
+            return 409, {"error": "You already created this model repo", "url": url}
+        folder.mkdir(parents=True)
+        if asked.get("visibility") == "private":
+            self.server.hidden.add(f"{owner}/{name}")
+        return 200, {"url": url}
+
+    def _place(self, asked):
+        url = f"http://{self.headers['host']}/large/{asked['oid']}"
+        return {**asked, "actions": {"upload": {"href": url}}}
+
+    def _commit(self, name, lines):
+        folder = self._repository(None, name)
+        for line in lines:
+            value = line["value"]
+            if line["key"] == "file":
+                (folder / value["path"]).write_bytes(base64.b64decode(value["content"]))
+            elif line["key"] == "lfsFile":
+                (folder / value["path"]).write_bytes(self.server.large[value["oid"]])
+        url = f"http://{self.headers['host']}/{name}/commit/{COMMIT}"
+        return 200, {"commitUrl": url, "commitOid": COMMIT, "success": True}
 
     def _file(self, path):
         if not path.is_file():
@@ -113,6 +174,15 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(content)
+
+
+def _mode(file):
+    large = file["path"].endswith(".safetensors")
+    return {
+        "path": file["path"],
+        "uploadMode": "lfs" if large else "regular",
+        "shouldIgnore": False,
+    }
 
 
 def _entry(folder, path):
