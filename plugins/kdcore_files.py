@@ -14,6 +14,7 @@ import logging
 import math
 import os
 import time
+import unicodedata
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TextIO
@@ -153,6 +154,22 @@ def _step(line: Line) -> int:
     return step
 
 
+def escaped(text: str) -> str:
+    """The text with its control characters written out, as `\\x07`, but for line ends and tabs."""
+    return "".join(c if _is_shown(c) else c.encode("unicode_escape").decode() for c in text)
+
+
+def _is_shown(letter: str) -> bool:
+    # The two joiners between letters are part of how some languages and pictures are written.
+    wanted = letter in "\n\t\u200c\u200d" or unicodedata.category(letter) == "Zs"
+    return wanted or letter.isprintable()
+
+
+class _Escaping(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return escaped(super().format(record))
+
+
 @component
 class Files(Logger):
     """Writes metrics.jsonl and log.txt into the run folder."""
@@ -174,7 +191,7 @@ class Files(Logger):
         self._resume(before, run.step)
         self._metrics = (run.folder / METRICS).open("a", encoding="utf-8")
         self._log = logging.FileHandler(run.folder / LOG, encoding="utf-8")
-        self._log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        self._log.setFormatter(_Escaping("%(asctime)s %(levelname)s %(message)s"))
         logging.getLogger("kdcore").addHandler(self._log)
         self._note(f"begins after step {run.step} of {run.steps}")
 

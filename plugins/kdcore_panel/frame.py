@@ -160,14 +160,17 @@ def _grid(with_best: bool, with_curve: bool) -> Table:
     return grid
 
 
-def rows(history: History) -> list[tuple[str, Series]]:
-    """Loss, its terms where there are several, evaluations, then what the selection says."""
+def rows(history: History, *, parts: bool = False) -> list[tuple[str, Series]]:
+    """Loss, its terms where there are several, evaluations, then what the selection says.
+
+    `parts`: also scores that are parts of another one.
+    """
     terms = history.group("loss/")
     losses = _named([curve for curve in history.group("loss") if curve.name == "loss"], "")
     losses += _named(terms, "loss/", "  ") if len(terms) > 1 else []
     return [
         *losses,
-        *_named(history.group("eval/"), "eval/"),
+        *_named(history.scores(parts=parts), "eval/"),
         *_named(history.group("selection/"), "selection/"),
     ]
 

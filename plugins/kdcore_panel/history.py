@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from kdcore_panel.numbers import plain
@@ -17,6 +17,11 @@ def lower_is_better(name: str) -> bool:
     """Whether a score of this name is best where it is lowest; a guess from its words."""
     words = set(name.replace("/", "_").replace("-", "_").replace(".", "_").split("_"))
     return not words.isdisjoint(_FALLING) or name.startswith("loss")
+
+
+def is_part(name: str, names: Collection[str]) -> bool:
+    """Whether a score is a part of another one that is there: "blimp/agreement" of "blimp"."""
+    return name.rpartition("/")[0] in names
 
 
 @dataclass
@@ -129,3 +134,9 @@ class History:
     def group(self, prefix: str) -> list[Series]:
         """The curves under a prefix such as "eval/", in the order of their first value."""
         return [curve for key, curve in list(self.series.items()) if key.startswith(prefix)]
+
+    def scores(self, *, parts: bool) -> list[Series]:
+        """The curves of evaluations, with or without scores that are parts of another one."""
+        curves = self.group("eval/")
+        names = {curve.name for curve in curves}
+        return [curve for curve in curves if parts or not is_part(curve.name, names)]

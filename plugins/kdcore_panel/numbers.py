@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-import re
 
-_COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+from kdcore_files import escaped
 
 
 def value(number: float | None) -> str:
@@ -56,6 +55,5 @@ def percent(share: float) -> str:
 
 
 def plain(text: str) -> str:
-    """One line of printable characters: what a model says may hold anything."""
-    text = _COLOUR.sub("", text)
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    """One line: line ends and tabs as blanks, other control characters written out."""
+    return " ".join(escaped(text.replace("\r\n", "\n")).split())

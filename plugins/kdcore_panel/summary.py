@@ -27,7 +27,7 @@ class Summary:
             yield _pairs(self.facts.rows())
         if self.history.series:
             yield Text()
-            yield _curves(self.history, options.max_width)
+            yield _curves(self.history, options.max_width, self.with_facts)
         if self.history.texts:
             yield Text()
             most = None if self.with_facts else _TEXT
@@ -58,7 +58,7 @@ def _pairs(pairs: list[tuple[str, str]]) -> Table:
     return grid
 
 
-def _curves(history: History, width: int) -> Table:
+def _curves(history: History, width: int, parts: bool) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
     table.add_column("", no_wrap=True, overflow="ellipsis")
     columns = ["first", "best", "at step", "last"]
@@ -66,7 +66,7 @@ def _curves(history: History, width: int) -> Table:
         columns = ["best", "last"]
     for name in columns:
         table.add_column(name, justify="right", no_wrap=True, min_width=8)
-    for label, series in rows(history):
+    for label, series in rows(history, parts=parts):
         has_best = not series.name.startswith("selection/")
         cells = {
             "first": number(series.first),

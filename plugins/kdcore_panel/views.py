@@ -18,7 +18,7 @@ from rich.text import Text
 from kdcore_panel import numbers
 from kdcore_panel.facts import facts_of_run
 from kdcore_panel.frame import WIDEST, Frame
-from kdcore_panel.history import History
+from kdcore_panel.history import History, is_part
 from kdcore_panel.pace import Pace
 from kdcore_panel.summary import Summary
 from kdcore_panel.terminal import handlers_of, memory_in_use
@@ -102,7 +102,11 @@ class Lines(View):
         """A line of scores, and one for each text."""
         super().scores(step, scores)
         texts = {name: text for name, text in scores.items() if isinstance(text, str)}
-        values = {n: float(v) for n, v in scores.items() if not isinstance(v, str)}
+        values = {
+            name: float(value)
+            for name, value in scores.items()
+            if not isinstance(value, str) and not is_part(name, scores)
+        }
         if values:
             said = [f"{name} {numbers.value(value)}" for name, value in values.items()]
             self._say("  ".join([self._place(step), "evaluation", *said]))
@@ -169,7 +173,7 @@ class Frames(View):
         said = [("loss", loss)]
         said += [
             (curve.name.removeprefix("eval/"), curve.now)
-            for curve in history.group("eval/")
+            for curve in history.scores(parts=False)
             if curve.points[-1].step > self._told
         ]
         self._told = pace.step

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from kdcore_panel.history import is_part
 from kdcore_panel.numbers import value
 from rich.console import RenderableType
 from rich.table import Table
@@ -18,7 +19,8 @@ from kdcore_verbs.comparing import Group, differing, grouped, scores_of, tell_ru
 from kdcore_verbs.fitting import Column, Fitting
 
 _TITLES = {"nll": "validation loss", "bits_per_byte": "bits per byte"}
-_REDUNDANT = ("perplexity",)  # the exponential of the loss; CSV and JSON have it
+# The exponential of the loss. CSV and JSON have it, and scores that are parts of another one.
+_REDUNDANT = ("perplexity",)
 
 
 def comparison(folders: Sequence[Path]) -> Fitting:
@@ -37,7 +39,8 @@ def comparison_in_full(folders: Sequence[Path]) -> list[RenderableType]:
 
 def _table(groups: Sequence[Group]) -> Fitting:
     several = any(len(group.runs) > 1 for group in groups)
-    scores = [name for name in scores_of(groups) if name not in _REDUNDANT]
+    every = scores_of(groups)
+    scores = [name for name in every if name not in _REDUNDANT and not is_part(name, every)]
     columns = [Column("run", labels(groups), len(scores) + 2, is_number=False)]
     if several:
         columns.append(Column("n", [str(len(group.runs)) for group in groups], len(scores) + 1))

@@ -117,6 +117,14 @@ def test_messages_go_to_log_txt_while_the_run_lasts(tmp_path, files):
     assert logger.handlers == before
 
 
+def test_log_txt_holds_no_control_characters(tmp_path, files):
+    files.kdcore_run_start(fake_run(tmp_path))
+    logging.getLogger("kdcore").warning("bell\x07 red\x1b[31m\n\thalf a pair\ud800")
+    files.kdcore_run_end(fake_run(tmp_path), None)
+    said = (tmp_path / "log.txt").read_text()
+    assert "WARNING bell\\x07 red\\x1b[31m\n\thalf a pair\\ud800\n" in said
+
+
 def test_other_processes_write_nothing(tmp_path, files):
     run = fake_run(tmp_path, main=False)
     files.kdcore_run_start(run)

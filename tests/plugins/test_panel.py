@@ -189,7 +189,8 @@ def test_other_numbers():
         *("950", "12,345", "1.23M", "5.00B", "nan")
     ]
     assert [numbers.size(n) for n in (2**29, 3 * 2**30)] == ["512 MiB", "3.0 GiB"]
-    assert numbers.plain("a\x1b[1m\tb\n c\u202e") == "a b c"
+    assert numbers.plain("a\x1b[1m\tb\r\n c\u202e\x00") == r"a\x1b[1m b c\u202e\x00"
+    assert numbers.plain("\x1c\xa0é\ud800 \u200d\r") == "\\x1c é\\ud800 \u200d\\r"
 
 
 def test_facts_in_a_line():
@@ -317,6 +318,21 @@ def test_lines_where_standard_error_is_no_terminal(tmp_path, loud, capsys):
     panel.kdcore_run_end(None)
     out, err = capsys.readouterr()
     assert out == "" and "evaluation  nll" in err and "done after" in err
+
+
+@pytest.mark.parametrize("width", [50, 100])
+def test_parts_of_a_score_are_told_on_request(tmp_path, width):
+    parts = {"blimp": 0.75, "blimp/agreement": 0.5, "blimp/islands": 1.0, "sample/1": "Once"}
+    frame = a_frame(until=0)
+    frame.history.add({"step": 200, **{f"eval/{name}": value for name, value in parts.items()}})
+    shown = drawn(frame, width) + drawn(Summary(frame.facts, frame.history), width)
+    assert shown.count("blimp") == 2 and shown.count("sample/1") == 2
+    in_full = drawn(Summary(frame.facts, frame.history, with_facts=True), width)
+    assert "blimp/agreement" in in_full and "blimp/islands" in in_full
+    console = Console(file=io.StringIO(), width=200)
+    Lines(console, fake_run(tmp_path), Clock()).scores(200, parts)
+    (scores, text) = console.file.getvalue().splitlines()
+    assert scores.endswith("evaluation  blimp 0.7500") and text.endswith("sample/1: Once")
 
 
 @pytest.mark.parametrize("quiet", [True, False])

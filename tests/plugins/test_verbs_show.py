@@ -193,6 +193,14 @@ def test_csv_has_a_header_and_every_score(here, capsys):
     assert to_csv([]) == ""
 
 
+def test_parts_of_a_score_are_for_programs(here, capsys):
+    lines = [{"step": 1, "eval/blimp": 0.75, "eval/blimp/islands": 0.5}]
+    keep_run("runs", "a-1", lines=lines)
+    keep_run("runs", "b-1", lines=lines)
+    assert "islands" not in said(capsys, ["a", "b"])
+    assert "blimp/islands" in said(capsys, ["a", "b"], as_csv=True)
+
+
 def test_narrow_terminals_lose_the_least_important_columns():
     columns = [
         Column("run", ["a-long-name"], 3, False),
