@@ -18,7 +18,7 @@ _TOKENS = re.compile(
     r"|AKIA[0-9A-Z]{12,}|eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]+)"
 )
 _SECRET_KEY = re.compile(
-    r"""^(\s*["']?(?:(?:[\w-]+\.)*token|(?:[\w-]*[._-])?(?:"""
+    r"""((?:^|[{,])\s*["']?(?:(?:[\w-]+\.)*token|(?:[\w.-]*[._-])?(?:"""
     r"""(?:api|auth|access|hf|bearer|refresh|wandb)_?token|secret|secret_?key|password|passwd"""
     r"""|api_?key|access_?key|private_?key|credentials?))["']?"""
     r"""\s*=\s*)(["']).*?\2""",

@@ -71,6 +71,7 @@ def test_a_user_without_a_name(monkeypatch):
         ('key = "sk-abcdefghijklmnop1234"', 'key = "***"'),
         ('token = "fox"', 'token = "***"'),
         ('hub.my_hf_token = "fox"', 'hub.my_hf_token = "***"'),
+        ('x = [{use = "a", api_key = "fox"}]', 'x = [{use = "a", api_key = "***"}]'),
         ('password = "fox"', 'password = "***"'),
         ('  api_key = "fox"', '  api_key = "***"'),
         ("wandb.api_key = 'fox'", "wandb.api_key = '***'"),
