@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from kdcore.fingerprints import of_tokenizer
     from kdcore.generation import generate
     from kdcore.hub import dtype_of, load_config, load_model, load_tokenizer, model_fingerprint
+    from kdcore.identity import what_counts
     from kdcore.language_model import LanguageModel
     from kdcore.planning import StagePlan, plans_of
     from kdcore.plugins import Host
@@ -66,6 +67,7 @@ _HOME = {
     "finding": "find_recipe find_run recipe_name runs_in shipped_recipes",
     "generation": "generate",
     "hub": "dtype_of load_config load_model load_tokenizer model_fingerprint",
+    "identity": "what_counts",
     "language_model": "LanguageModel",
     "planning": "StagePlan plans_of",
     "plugins": "Host",
@@ -146,6 +148,7 @@ __all__ = [
     "runs_in",
     "sample_rows",
     "shipped_recipes",
+    "what_counts",
 ]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from kdcore.references import replace_references
 from kdcore.written import Written
@@ -31,7 +31,7 @@ def identity(
     In place of `"@NAME"` stands that stage's own identity, so that its name does not matter
     either. `tokenizer_data` is given where it is not the stage's own data.
     """
-    content = [_what_counts(_by_identity(table, identity_of))]
+    content = [what_counts(_by_identity(table, identity_of))]
     if tokenizer_data is not None:
         content.append(_by_identity(tokenizer_data, identity_of))
     text = json.dumps(content, sort_keys=True, ensure_ascii=False, default=str)
@@ -42,8 +42,8 @@ def _by_identity(table: Written, identity_of: Callable[[str], str]) -> dict[str,
     return replace_references(table, lambda name: f"@{identity_of(name)}").plain_table()
 
 
-def _what_counts(table: dict[str, object]) -> dict[str, object]:
-    """The table without what cannot change the result; the seed even where it is not typed."""
+def what_counts(table: Mapping[str, object]) -> dict[str, object]:
+    """A stage's table without what cannot change its result; the seed even where it is missing."""
     counts = {"seed": 0, **{key: each for key, each in table.items() if key not in _OF_RECIPE}}
     train, selection = counts.get("train"), counts.get("selection")
     if isinstance(train, dict):

@@ -15,22 +15,12 @@ from kdcore_files import read_metrics
 from kdcore_panel.facts import flat, read_settings
 from kdcore_panel.history import History
 
+from kdcore import what_counts
+
 Settings = Mapping[str, object]
 """A recipe's values by dotted key: "train.lr", "loss.2.use"."""
 
-_NO_RESULT = ("name", "seed", "requires", "extends", "log", "eval")
-_NO_RESULT_IN_TRAIN = (
-    "micro_batch",
-    "chunk",
-    "compile",
-    "checkpointing",
-    "workers",
-    "log_every",
-    "eval_every",
-    "eval_first",
-    "save_every",
-    "save_keep",
-)
+_NOT_COMPARED = ("seed", "extends", "train.eval_first")
 
 
 @dataclass(frozen=True)
@@ -62,10 +52,8 @@ def tell_run(folder: Path) -> Told:
 
 def settings_of(table: Mapping[str, Any]) -> Settings:
     """What a result depends on, but for the seed, by dotted key."""
-    kept = {key: value for key, value in table.items() if key not in _NO_RESULT}
-    train = kept.get("train", {})
-    kept["train"] = {k: v for k, v in train.items() if k not in _NO_RESULT_IN_TRAIN}
-    return {key: _referred(value) for key, value in flat(kept)}
+    counts = flat(what_counts(table))
+    return {key: _referred(value) for key, value in counts if key not in _NOT_COMPARED}
 
 
 def _referred(value: object) -> object:

@@ -142,6 +142,14 @@ def test_what_cannot_change_the_result_does_not_split_a_group(here):
     assert len(grouped(told)) == 1
 
 
+def test_micro_batches_count_where_tokens_are_ranked_in_them():
+    def settings(scope, size):
+        return settings_of({"selection": {"scope": scope}, "train": {"micro_batch": size}})
+
+    assert settings("step", 1) == settings("step", 2)
+    assert settings("micro_batch", 1) != settings("micro_batch", 2)
+
+
 def test_teachers_that_differ_in_the_seed_only_are_the_same_teacher(here):
     for seed in (0, 1):
         teacher = keep_run("runs", f"q.teacher-{seed}", seed=seed)
