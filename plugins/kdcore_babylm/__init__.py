@@ -12,7 +12,7 @@ from kdcore_text.plain import lines
 from kdcore_text.sources import content
 
 from kdcore import Data, Rows, RunError, component, hookimpl, lay_texts
-from kdcore_babylm.corpora import files_of, source_of
+from kdcore_babylm.corpora import files_here, files_of, source_of
 from kdcore_babylm.sources import SOURCES, UNKNOWN
 
 if TYPE_CHECKING:
@@ -77,9 +77,9 @@ class BabyLM(Data):
         return lay_texts(self, split, tokenizer, start=start)
 
     def fingerprint(self) -> str:
-        """The options, and the content of all files."""
-        files = [str(file) for split in ("train", "validation") for file in self._files(split)]
-        return f"{super().fingerprint()} {content(files)}"
+        """The options, and the content of the files that are here."""
+        files = [*files_here(self.path), *files_here(self.validation)]
+        return f"{super().fingerprint()} {content([str(file) for file in files])}"
 
     def _files(self, split: str) -> Sequence[Path]:
         training = files_of(self.path, ["train"])

@@ -42,6 +42,14 @@ def files_of(path: str, wanted: Sequence[str]) -> list[Path]:
     return there
 
 
+def files_here(path: str | None) -> list[Path]:
+    """All files of a corpus on this machine, of whatever split; none where it is on the hub."""
+    place = Path(path or "").expanduser()
+    if path is None or not place.exists():
+        return []
+    return [place] if place.is_file() else _corpus_files(place)
+
+
 def source_of(file: Path) -> str:
     """The name of a file without its endings: of simple_wiki.train.txt, simple_wiki."""
     return file.name.partition(".")[0].lower().replace("-", "_")
@@ -84,10 +92,9 @@ def _from_hub(path: str) -> Path:
     try:
         whole = snapshot_download(parts[1], repo_type="dataset", allow_patterns=patterns)
     except (OSError, ValueError) as error:
-        raise RunError(
-            f"there is no folder {path!r} here, and the hub gives no data set {parts[1]!r} "
-            f"({str(error).strip().splitlines()[0]}); {_WHERE}"
-        ) from error
+        gone = type(error).__name__ in ("RepositoryNotFoundError", "GatedRepoError")
+        why = "has no such data set for you" if gone else "cannot be reached"
+        raise RunError(f"there is no folder {path!r} here, and the hub {why}; {_WHERE}") from error
     place = Path(whole) / under
     if not place.exists():
         raise RunError(f"the data set {parts[1]!r} on the hub has no folder {under!r}; {_WHERE}")

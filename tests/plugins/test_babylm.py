@@ -179,6 +179,11 @@ def test_the_fingerprint_is_of_the_content(corpus):
     assert fingerprint() != before
 
 
+def test_the_fingerprint_asks_no_hub(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail())
+    assert BabyLM(path="owner/name", validation="owner/other").fingerprint()
+
+
 # ---- rows
 
 
