@@ -18,7 +18,6 @@ if TYPE_CHECKING:
         Logger,
         Loss,
         Patch,
-        Record,
         Selection,
         Teacher,
         Tokenizer,
@@ -26,10 +25,12 @@ if TYPE_CHECKING:
         hookimpl,
     )
     from kdcore.bare import bare_stage
-    from kdcore.batch import Batch, LogitsAt, Row, Rows, Split
+    from kdcore.batch import AnswersAt, Batch, LogitsAt, Row, Rows, Split
     from kdcore.build import options_of
     from kdcore.choosing import ChosenRow, chosen_rows
     from kdcore.cli import host_of
+    from kdcore.coarse import Coarse
+    from kdcore.confidential import without_secrets
     from kdcore.environment import environment_of
     from kdcore.errors import KdcoreError, PluginError, RecipeError, RunError, UsageError
     from kdcore.evaluate import measured
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from kdcore.provenance import reserved_modules
     from kdcore.reading import read, read_nll
     from kdcore.recipe import read_recipe
+    from kdcore.record import Record
     from kdcore.reopening import finals_of, folder_of, open_model, open_run
     from kdcore.rows import lay_documents, lay_texts
     from kdcore.run import Run
@@ -53,13 +55,15 @@ if TYPE_CHECKING:
     from kdcore.tokens import Tokens
 
 _HOME = {
-    "api": "KINDS Component Data Eval Logger Loss Patch Record Selection Teacher Tokenizer "
+    "api": "KINDS Component Data Eval Logger Loss Patch Selection Teacher Tokenizer "
     "component hookimpl",
     "bare": "bare_stage",
-    "batch": "Batch LogitsAt Row Rows Split",
+    "batch": "AnswersAt Batch LogitsAt Row Rows Split",
     "build": "options_of",
     "choosing": "ChosenRow chosen_rows",
     "cli": "host_of",
+    "coarse": "Coarse",
+    "confidential": "without_secrets",
     "environment": "environment_of",
     "evaluate": "measured",
     "errors": "KdcoreError PluginError RecipeError RunError UsageError",
@@ -74,6 +78,7 @@ _HOME = {
     "provenance": "reserved_modules",
     "reading": "read read_nll",
     "recipe": "read_recipe",
+    "record": "Record",
     "reopening": "finals_of folder_of open_model open_run",
     "rows": "lay_documents lay_texts",
     "run": "Run",
@@ -86,8 +91,10 @@ _WHERE = {name: module for module, names in _HOME.items() for name in names.spli
 
 __all__ = [
     "KINDS",
+    "AnswersAt",
     "Batch",
     "ChosenRow",
+    "Coarse",
     "Component",
     "Data",
     "Eval",
@@ -149,6 +156,7 @@ __all__ = [
     "sample_rows",
     "shipped_recipes",
     "what_counts",
+    "without_secrets",
 ]
 
 

@@ -8,7 +8,6 @@ chunking or moving of tensors between devices: that is the engine's.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar, cast, dataclass_transform
 
 import pluggy
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-    from kdcore.batch import Batch, LogitsAt, Rows
+    from kdcore.batch import AnswersAt, Batch, Rows
     from kdcore.run import Run
     from kdcore.stage import Stage
     from kdcore.tokens import Tokens
@@ -40,20 +39,6 @@ def component(cls: type[_Class]) -> type[_Class]:
     # eq=False: two instances with equal options are two plugins to pluggy.
     made = pydantic_dataclass(kw_only=True, eq=False, config=_STRICT)(cls)
     return cast(type[_Class], made)
-
-
-@dataclass(frozen=True)
-class Record:
-    """What happened in the steps since the last record. Plain numbers, means over these steps."""
-
-    step: int
-    tokens: int  # valid tokens trained on so far, over all processes
-    loss: float
-    terms: Mapping[str, float]  # by the label of its `use` ("kl", "kl.2"), weight included
-    lr: float
-    kept: float  # share of the valid tokens that the selection kept; 1.0 without one
-    tokens_per_second: float  # valid tokens, over all processes
-    selection: Mapping[str, float]  # threshold, excess_kept, excess_dropped, where scores rank
 
 
 class Component:
@@ -135,6 +120,21 @@ class Teacher(Component):
         """Whether `read` works. False for a teacher that knows losses only."""
         return True
 
+    def ids_known(self) -> int | None:
+        """Of how many ids at each position `read` tells, in a `Coarse`; None: of all, as logits."""
+        return None
+
+    def is_estimate(self) -> bool:
+        """Whether what `read` tells is drawn at random and right on average only.
+
+        Losses learn from it that are `linear_in_teacher`; others, selections and evals are refused.
+        """
+        return False
+
+    def gives_losses(self) -> bool:
+        """Whether `nll` works: by default where `read` tells of all ids, or does not work."""
+        return self.ids_known() is None
+
     def architecture(self, device: torch.device) -> PretrainedConfig | None:
         """The config of its model, without weights, for `kdcore plan`; None where it has none.
 
@@ -147,9 +147,9 @@ class Teacher(Component):
         """What it keeps on disk for each token of the training data, for `kdcore plan`."""
         return 0
 
-    def read(self, batch: Batch) -> LogitsAt:
+    def read(self, batch: Batch) -> AnswersAt:
         """Run the trunk once over the batch and hand back a way to ask for logits at flat
-        positions.
+        positions, or for a `Coarse` where `ids_known` says so.
 
         Call `kdcore.read(teacher, batch)` instead, also from a nesting teacher: it checks and cuts
         what comes back.
@@ -173,9 +173,16 @@ class Loss(Component):
         values [n], in nats.
 
         Float32 in and out. It must not write into its inputs. Gradients reach the student's logits
-        only.
+        only. V may be another one at each call: of a teacher that knows k ids only, logits on both
+        sides are those of these ids and, last, of all others together, and labels index them.
         """
         raise NotImplementedError
+
+    def linear_in_teacher(self) -> bool:
+        """Whether the gradient is linear in the teacher's probabilities, so that it is right on
+        average where these are estimates that are right on average.
+        """
+        return False
 
     def formula(self) -> str:
         """What `per_token` computes, for `kdcore plan`: in p(T), q(T) and the label y."""

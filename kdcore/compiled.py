@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdcore.api import Loss
+from kdcore.coarse import Coarse
 from kdcore.head import Values
 from kdcore.objective import checked_values, values_of
 
@@ -32,7 +33,7 @@ def compiled_values_of(losses: Sequence[Loss], chunk: int) -> Values:
     compiled = True
 
     def values(
-        student: Tensor, teacher: Tensor | None, labels: Tensor, weights: Tensor
+        student: Tensor, teacher: Tensor | Coarse | None, labels: Tensor, weights: Tensor
     ) -> tuple[Tensor, Tensor]:
         nonlocal compiled
         if compiled and not _same(_options(losses), options):
@@ -40,7 +41,7 @@ def compiled_values_of(losses: Sequence[Loss], chunk: int) -> Values:
             _log.warning("a loss changes its options during the run, so losses run uncompiled")
         if compiled:
             missing = chunk - len(labels)
-            other = None if teacher is None else _filled(teacher, missing)
+            other = _filled_answer(teacher, missing)
             some = F.pad(weights, (0, missing)).contiguous()
             try:
                 sums, gradient = fast(
@@ -63,9 +64,15 @@ def _filled(tensor: Tensor, missing: int) -> Tensor:
     return torch.cat([tensor, tensor[-1:].expand(missing, *tensor.shape[1:])])
 
 
+def _filled_answer(teacher: Tensor | Coarse | None, missing: int) -> Tensor | Coarse | None:
+    if isinstance(teacher, Coarse):
+        return Coarse(*(_filled(part, missing) for part in teacher))
+    return None if teacher is None else _filled(teacher, missing)
+
+
 def _functional(losses: Sequence[Loss]) -> Values:
     def values(
-        student: Tensor, teacher: Tensor | None, labels: Tensor, weights: Tensor
+        student: Tensor, teacher: Tensor | Coarse | None, labels: Tensor, weights: Tensor
     ) -> tuple[Tensor, Tensor]:
         def total(logits: Tensor) -> tuple[Tensor, Tensor]:
             each = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import count
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,9 +16,10 @@ from kdcore.api import Loss, Teacher
 from kdcore.batch import Batch, Row
 from kdcore.batches import Collate
 from kdcore.blame import blame
+from kdcore.coarse import Coarse, likeliest
 from kdcore.head import chunk_size
 from kdcore.objective import per_token
-from kdcore.reading import read
+from kdcore.reading import answers
 from kdcore.rows import as_rows
 from kdcore.vocabulary import bytes_per_id
 
@@ -90,6 +92,16 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
+def _keys(losses: Sequence[Loss]) -> list[str]:
+    """Each loss's name; "kl.2" for a second "kl", as among the terms of a recipe."""
+    taken, keys = {"tokens", "bytes", "nll", "agreement"}, []
+    for loss in losses:
+        every = (loss.name if n == 1 else f"{loss.name}.{n}" for n in count(1))
+        keys.append(next(key for key in every if key not in taken))
+        taken.add(keys[-1])
+    return keys
+
+
 class _Sums:
     """Float64 sums by name."""
 
@@ -97,16 +109,16 @@ class _Sums:
         self.run, self.losses, self.teacher = run, losses, teacher
         self.bytes = torch.from_numpy(bytes_per_id(run.tokenizer)).to(run.device)
         compared = ["agreement"] if teacher else []
-        self.names = ["tokens", "bytes", "nll", *(loss.name for loss in losses), *compared]
+        self.names = ["tokens", "bytes", "nll", *_keys(losses), *compared]
         self.total = torch.zeros(len(self.names), dtype=torch.float64, device=run.device)
 
     def add(self, batch: Batch) -> None:
         """One batch's sums."""
-        other = read(self.teacher, batch) if self.teacher else None
+        other = answers(self.teacher, batch) if self.teacher else None
         for at, student in _chunks(self.run, batch):
             self.total += self._chunk(student, other and other(at), batch.labels[at])
 
-    def _chunk(self, student: Tensor, teacher: Tensor | None, labels: Tensor) -> Tensor:
+    def _chunk(self, student: Tensor, teacher: Tensor | Coarse | None, labels: Tensor) -> Tensor:
         values = [
             torch.ones_like(labels),
             self.bytes[labels],
@@ -114,7 +126,7 @@ class _Sums:
             *(per_token(loss, student, teacher, labels) for loss in self.losses),
         ]
         if teacher is not None:
-            values.append(student.argmax(-1) == teacher.argmax(-1))
+            values.append(student.argmax(-1) == likeliest(teacher))
         return torch.stack([value.double().sum() for value in values])
 
     def everywhere(self) -> Mapping[str, float]:

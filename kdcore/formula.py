@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from kdcore.options import Schedule
 
 if TYPE_CHECKING:
+    from kdcore.api import Teacher
     from kdcore.options import Term
 
 _START, _NEXT = "loss = ", "\n     + "
@@ -38,23 +40,53 @@ _SYMBOLS: Mapping[str, tuple[str, str]] = {
 _PLAIN = ("min", "max", "abs", "log", "exp")  # what needs no explanation
 
 
-def objective_formula(terms: Sequence[Term], *, selects: bool) -> str:
-    """The whole objective, one term a line."""
-    return _START + _NEXT.join(f"{_weight(term.weight)} * {_mean(term, selects)}" for term in terms)
+def objective_formula(
+    terms: Sequence[Term], *, selects: bool, teacher: Teacher | None = None
+) -> str:
+    """The whole objective, one term a line.
+
+    Where the teacher knows k ids only, `p_k` and `q_k` are the distributions over these and all
+    others as one.
+    """
+    known = teacher.ids_known() if teacher is not None else None
+    each = (f"{_weight(term.weight)} * {_mean(term, selects, known)}" for term in terms)
+    return _START + _NEXT.join(each)
 
 
-def symbols_of(terms: Sequence[Term], *, selects: bool) -> list[tuple[str, str]]:
+def symbols_of(
+    terms: Sequence[Term], *, selects: bool, teacher: Teacher | None = None
+) -> list[tuple[str, str]]:
     """The symbols of the objective in order of appearance, each with its meaning in words.
 
     A function that only some loss knows is explained by the first line of the loss's docstring.
     """
+    known = {**_SYMBOLS, **_coarse_symbols(teacher)}
     found: dict[str, tuple[str, str]] = {}
     for term in terms:
-        alone = objective_formula([term], selects=selects).removeprefix(_START)
+        alone = objective_formula([term], selects=selects, teacher=teacher).removeprefix(_START)
         for name in _names(alone):
             if name not in _PLAIN:
-                found.setdefault(name, _SYMBOLS.get(name, (name, _about(term))))
+                found.setdefault(name, known.get(name, (name, _about(term))))
     return list(found.values())
+
+
+def _coarse_symbols(teacher: Teacher | None) -> dict[str, tuple[str, str]]:
+    """What the distributions over some ids and the others as one are called, and are."""
+    if teacher is None or (k := teacher.ids_known()) is None:
+        return {}
+    p, q = f"p_{k}", f"q_{k}"
+    drawn = f"the shares that {k} ids drawn from the teacher's distribution have of the draws"
+    likeliest = (
+        f"the teacher's distribution at T = 1 over its {k} likeliest ids and all others as one"
+    )
+    of_teacher = drawn if teacher.is_estimate() else likeliest
+    return {
+        p: (f"{p}(T)", f"{of_teacher}, then softmax(log / T)"),
+        q: (
+            f"{q}(T)",
+            f"the student's at T = 1 over the ids of {p} and all others as one, then the same",
+        ),
+    }
 
 
 def _weight(weight: float | Schedule) -> str:
@@ -69,9 +101,12 @@ def _number(value: float) -> str:
     return f"{value:.12g}"
 
 
-def _mean(term: Term, selects: bool) -> str:
+def _mean(term: Term, selects: bool, known: int | None) -> str:
     tokens = term.on if selects else "all"
-    return f"mean_{tokens}({term.loss.formula()})"
+    formula = term.loss.formula()
+    if known is not None and term.loss.needs_teacher:
+        formula = re.sub(r"\b([pq])(?=\()", rf"\1_{known}", formula)
+    return f"mean_{tokens}({formula})"
 
 
 def _about(term: Term) -> str:

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdcore.batch import LogitsAt
+from kdcore.batch import AnswersAt
+from kdcore.coarse import Coarse
 from kdcore.products import (
     add_weight_gradient,
     logits_of,
@@ -23,7 +24,7 @@ from kdcore.products import (
     unrounded_type,
 )
 
-Values = Callable[[Tensor, Tensor | None, Tensor, Tensor], tuple[Tensor, Tensor]]
+Values = Callable[[Tensor, Tensor | Coarse | None, Tensor, Tensor], tuple[Tensor, Tensor]]
 """Student and teacher logits [n, V], labels [n], weights [terms, n] -> each term's weighted sum
 [terms], and the gradient of their total in the student's logits [n, V]."""
 
@@ -36,7 +37,7 @@ class Work:
     labels: Tensor  # [n]
     weights: Tensor  # [terms, n]: weight over denominator where the term sees the token, else 0
     values: Values
-    teacher: LogitsAt | None
+    teacher: AnswersAt | None
     vocabulary: int
     chunk: int
     sums: Tensor = field(init=False)  # [terms], left here by the function for the log

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import pluggy
 
 if TYPE_CHECKING:
-    from kdcore.api import Data, Eval, Logger, Loss, Patch, Record, Selection, Teacher, Tokenizer
+    from kdcore.api import Data, Eval, Logger, Loss, Patch, Selection, Teacher, Tokenizer
+    from kdcore.record import Record
     from kdcore.run import Run
 
 hookspec = pluggy.HookspecMarker("kdcore")

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from kdcore.api import Loss
-from kdcore.batch import Batch, LogitsAt
+from kdcore.batch import AnswersAt, Batch
 from kdcore.blame import blame, described
+from kdcore.coarse import Coarse, coarsened
 from kdcore.errors import PluginError
 from kdcore.head import ChunkedLoss, Values, Work, chunk_size
 from kdcore.products import unrounded_type
@@ -69,7 +70,7 @@ class Objective(nn.Module):
         batch: Batch,
         terms: Sequence[tuple[Term, float]],
         values: Values,
-        teacher: LogitsAt | None,
+        teacher: AnswersAt | None,
         choose: Choose,
     ) -> tuple[Tensor, Tensor]:
         """One micro-batch's share of the loss, and for the log each term's share of it [terms].
@@ -93,7 +94,7 @@ class Objective(nn.Module):
         batch: Batch,
         terms: Sequence[tuple[Term, float]],
         values: Values,
-        teacher: LogitsAt | None,
+        teacher: AnswersAt | None,
         seen: Seen,
         dtype: torch.dtype,
     ) -> Work:
@@ -127,7 +128,7 @@ def values_of(losses: Sequence[Loss]) -> Values:
         _refuse_learnable(loss)
 
     def values(
-        student: Tensor, teacher: Tensor | None, labels: Tensor, weights: Tensor
+        student: Tensor, teacher: Tensor | Coarse | None, labels: Tensor, weights: Tensor
     ) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             leaf = student.detach().requires_grad_()
@@ -152,15 +153,24 @@ def _refuse_learnable(loss: Loss) -> None:
             )
 
 
-def per_token(loss: Loss, student: Tensor, teacher: Tensor | None, labels: Tensor) -> Tensor:
+def per_token(
+    loss: Loss, student: Tensor, teacher: Tensor | Coarse | None, labels: Tensor
+) -> Tensor:
     """A loss's values [n], its result checked; what it raises names it."""
     with blame(loss, "per_token"):
         return checked_values(loss, student, teacher, labels)
 
 
-def checked_values(loss: Loss, student: Tensor, teacher: Tensor | None, labels: Tensor) -> Tensor:
-    """`per_token` as a compiler can trace it."""
-    values = loss.per_token(student, teacher if loss.needs_teacher else None, labels)
+def checked_values(
+    loss: Loss, student: Tensor, teacher: Tensor | Coarse | None, labels: Tensor
+) -> Tensor:
+    """`per_token` as a compiler can trace it. What needs no teacher sees all of the vocabulary."""
+    if not loss.needs_teacher:
+        values = loss.per_token(student, None, labels)
+    elif isinstance(teacher, Coarse):
+        values = loss.per_token(*coarsened(student, teacher, labels))
+    else:
+        values = loss.per_token(student, teacher, labels)
     if not isinstance(values, Tensor) or values.shape != labels.shape:
         found = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
         raise PluginError(

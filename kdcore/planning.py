@@ -99,8 +99,8 @@ class _Planning:
         return StagePlan(
             stage=typed,
             components=_as_calls(typed),
-            objective=objective_formula(typed.terms, selects=selects),
-            symbols=symbols_of(typed.terms, selects=selects),
+            objective=objective_formula(typed.terms, selects=selects, teacher=typed.teacher),
+            symbols=symbols_of(typed.terms, selects=selects, teacher=typed.teacher),
             ids=ids,
             documents=len(rows.split.lengths) if rows else None,
             rows=len(rows) if rows else None,

@@ -6,14 +6,16 @@ Nesting teachers ask their members through here too.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdcore.api import Teacher
-from kdcore.batch import Batch, LogitsAt
+from kdcore.batch import AnswersAt, Batch, LogitsAt
 from kdcore.blame import blame, described
+from kdcore.coarse import Coarse
 from kdcore.errors import PluginError, UsageError
 from kdcore.products import unrounded
 
@@ -24,7 +26,19 @@ def read(teacher: Teacher, batch: Batch) -> LogitsAt:
     """Let a teacher read a batch, and check and cut all that it says of it.
 
     What comes back gives logits [n, batch.vocabulary] at flat positions [n], in float32 or above.
+    A teacher that knows some ids only is refused.
     """
+    known = teacher.ids_known()
+    if known is not None:
+        raise UsageError(
+            f"teacher {teacher.name!r} knows {known} ids of each position and not the others: "
+            "losses can learn from it where it is the recipe's [teacher], and nothing else"
+        )
+    return cast(LogitsAt, answers(teacher, batch))
+
+
+def answers(teacher: Teacher, batch: Batch) -> AnswersAt:
+    """As `read`, for whoever can do with a teacher that knows some ids only."""
     if not teacher.gives_logits():
         raise UsageError(
             f"teacher {teacher.name!r} knows losses only and gives no logits: it can be the "
@@ -36,13 +50,15 @@ def read(teacher: Teacher, batch: Batch) -> LogitsAt:
     if not callable(at):
         raise _broken(teacher, "read", type(at).__name__, "a function of flat positions")
 
-    def logits(positions: Tensor) -> Tensor:
+    def answer(positions: Tensor) -> Tensor | Coarse:
         with torch.no_grad(), blame(teacher, "read"):
             found = at(positions)
+        if teacher.ids_known() is not None:
+            return _checked_coarse(teacher, found, len(positions), batch)
         checked = _checked(teacher, "read", found, (len(positions), batch.vocabulary), batch)
         return unrounded(checked[:, : batch.vocabulary])
 
-    return logits
+    return answer
 
 
 def read_nll(teacher: Teacher, batch: Batch) -> Callable[[Tensor, Tensor], Tensor]:
@@ -98,6 +114,20 @@ def _checked(
     if found.device != wanted:
         raise _broken(teacher, method, f"a tensor on {found.device}", f"one on {wanted}")
     return found.detach()
+
+
+def _checked_coarse(teacher: Teacher, found: object, positions: int, batch: Batch) -> Coarse:
+    """The same of a teacher that knows some ids only."""
+    if not isinstance(found, Coarse):
+        raise _broken(teacher, "read", type(found).__name__, "a Coarse")
+    ids, logs = found
+    fits = ids.ndim == 2 and logs.shape == (len(ids), ids.shape[1] + 1) and len(ids) == positions
+    if not fits or ids.dtype != torch.int64 or not 0 < ids.shape[1] < batch.vocabulary:
+        said = f"a Coarse of {ids.dtype} {list(ids.shape)} and {list(logs.shape)}"
+        expected = f"int64 [{positions}, k] and [{positions}, k + 1], k below {batch.vocabulary}"
+        raise _broken(teacher, "read", said, expected)
+    checked = _checked(teacher, "read", logs, tuple(logs.shape), batch)
+    return Coarse(ids, unrounded(checked))
 
 
 def _broken(teacher: Teacher, method: str, found: str, expected: str) -> PluginError:

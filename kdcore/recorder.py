@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from kdcore.api import Record
+from kdcore.record import Record
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from kdcore.api import Component, Loss
+from kdcore.api import Component, Loss, Teacher
 from kdcore.complaints import shown
 from kdcore.contract import suggestion
 from kdcore.errors import Fault
@@ -104,15 +104,27 @@ def _teacher_and_its_users(stage: Assembly) -> Iterator[Fault]:
             yield table.fault(
                 said, 'leave [teacher] out, or say use = "none" where it is inherited'
             )
-        if stage.teacher is not None and not stage.teacher.gives_logits():
-            for user in users:
-                if isinstance(user, Loss):
-                    said = f"the loss {user.name!r} needs logits, and the teacher {table.use!r}"
-                    yield places[id(user)].table["use"].fault(f"{said} gives no logits")
+        if stage.teacher is not None:
+            for user, said, hint in _ill_served(stage.teacher, users, table.use):
+                yield places[id(user)].table["use"].fault(said, hint)
     elif "teacher" not in stage.table.table:
         for user in users:
             said = f"{user.name!r} needs a teacher, and {stage.title} has no [teacher]"
             yield places[id(user)].table["use"].fault(said, 'add [teacher] with use = "..."')
+
+
+def _ill_served(
+    teacher: Teacher, users: Sequence[Component], use: str | None
+) -> Iterator[tuple[Component, str, str]]:
+    """Who needs more than the teacher can give, with the fault and a hint."""
+    for user in users:
+        if isinstance(user, Loss) and not teacher.gives_logits():
+            said = f"the loss {user.name!r} needs logits, and the teacher {use!r} gives no logits"
+            yield user, said, ""
+        linear = isinstance(user, Loss) and user.linear_in_teacher()
+        if teacher.is_estimate() and not linear:
+            said = f"{user.name!r} needs the teacher's distribution, and {use!r} gives an estimate"
+            yield user, said, "only losses that are linear in its probabilities learn from that"
 
 
 def _is_complete(stage: Assembly) -> bool:

@@ -113,7 +113,9 @@ def _run_stage(
         device=accelerator.device,
         process=accelerator.process_index,
         processes=accelerator.num_processes,
-        objective=objective_formula(stage.terms, selects=stage.selection is not None),
+        objective=objective_formula(
+            stage.terms, selects=stage.selection is not None, teacher=stage.teacher
+        ),
     )
     with locked(folder) if run.main else nullcontext(), Signals() as signals, _explained(folder):
         if run.main:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from kdcore.api import Loss, Selection, Teacher
 from kdcore.batch import Batch
-from kdcore.reading import nll_from_logits, read, read_nll
+from kdcore.coarse import Coarse
+from kdcore.reading import answers, nll_from_logits, read, read_nll
 from kdcore.stand_ins import TableTeacher, make_batch, make_tokens, tiny_llama, tiny_tokenizer
 from kdcore.tokens import Tokens
 
@@ -64,10 +65,13 @@ def check_teacher(teacher: Teacher, batch: Batch) -> None:
     """
     positions, labels = batch.valid, batch.labels[batch.valid]
     before = batch.input_ids.clone()
-    nll = read_nll(teacher, batch)(positions, labels)
-    _require(bool(nll.isfinite().all()), teacher, "gives likelihoods that are not finite")
-    _require(bool((nll > -_ROUNDING).all()), teacher, "gives likelihoods above 1")
-    if teacher.gives_logits():
+    if teacher.gives_losses():
+        nll = read_nll(teacher, batch)(positions, labels)
+        _require(bool(nll.isfinite().all()), teacher, "gives likelihoods that are not finite")
+        _require(bool((nll > -_ROUNDING).all()), teacher, "gives likelihoods above 1")
+    if teacher.ids_known() is not None:
+        _check_coarse(teacher, batch, positions)
+    elif teacher.gives_logits():
         _check_logits(teacher, batch, positions)
         same = _close(nll, nll_from_logits(read(teacher, batch), batch)(positions, labels))
         _require(same, teacher, "gives other likelihoods by `nll` than by its logits")
@@ -112,6 +116,22 @@ def _check_logits(teacher: Teacher, batch: Batch, positions: Tensor) -> None:
     _require(again, teacher, "reads a batch otherwise the second time: is dropout on?")
     turned = at(positions.flip(0)).flip(0)
     _require(_close(logits, turned), teacher, "mixes up positions that are asked for in reverse")
+
+
+def _check_coarse(teacher: Teacher, batch: Batch, positions: Tensor) -> None:
+    at = answers(teacher, batch)
+    found, again = at(positions), answers(teacher, batch)(positions.flip(0))
+    assert isinstance(found, Coarse) and isinstance(again, Coarse)
+    fits = bool(((found.ids >= 0) & (found.ids < batch.vocabulary)).all())
+    _require(fits, teacher, f"knows ids outside 0 to {batch.vocabulary - 1}")
+    apart = bool((found.ids.sort(-1).values.diff(dim=-1) > 0).all())
+    _require(apart, teacher, "knows an id twice at a position")
+    whole = found.log_probabilities.exp().sum(-1)
+    _require(bool(((whole - 1).abs() < 0.01).all()), teacher, "gives masses that do not sum to 1")
+    same = found.ids.equal(again.ids.flip(0)) and found.log_probabilities.equal(
+        again.log_probabilities.flip(0)
+    )
+    _require(same, teacher, "tells another thing of a position when asked again, or in reverse")
 
 
 def _check_purity(loss: Loss, student: Tensor, teacher: Tensor, labels: Tensor) -> None:

@@ -5,19 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from kdcore.api import Loss, Teacher
-from kdcore.batch import Batch, LogitsAt
+from kdcore.batch import AnswersAt, Batch, LogitsAt
 from kdcore.gathering import Gather
 from kdcore.head import chunk_size
 from kdcore.language_model import LanguageModel
 from kdcore.objective import per_token
 from kdcore.products import unrounded
-from kdcore.reading import nll_from_logits, read, read_nll
+from kdcore.reading import answers, nll_from_logits, read_nll
 
 
 class Reading:
@@ -26,12 +27,12 @@ class Reading:
     def __init__(self, batch: Batch, first_row: int) -> None:
         self.batch = batch
         self.first_row = first_row  # index of its first row in the optimizer step
-        self._read: dict[int, LogitsAt] = {}
+        self._read: dict[int, AnswersAt] = {}
 
-    def logits_of(self, teacher: Teacher) -> LogitsAt:
+    def logits_of(self, teacher: Teacher) -> AnswersAt:
         """The teacher's logits by flat position; its trunk runs at the first call."""
         if id(teacher) not in self._read:
-            self._read[id(teacher)] = read(teacher, self.batch)
+            self._read[id(teacher)] = answers(teacher, self.batch)
         return self._read[id(teacher)]
 
     def forget(self) -> None:
@@ -40,8 +41,8 @@ class Reading:
 
     def nll_of(self, teacher: Teacher) -> Callable[[Tensor, Tensor], Tensor]:
         """The teacher's negative log-likelihoods, from its logits if those were read already."""
-        if id(teacher) in self._read:
-            return nll_from_logits(self._read[id(teacher)], self.batch)
+        if id(teacher) in self._read and teacher.ids_known() is None:
+            return nll_from_logits(cast(LogitsAt, self._read[id(teacher)]), self.batch)
         return read_nll(teacher, self.batch)
 
 

@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from kdcore import Batch, LogitsAt, Teacher, UsageError, component, hookimpl, read
+from kdcore import Batch, LogitsAt, Stage, Teacher, UsageError, component, hookimpl, read
 
 Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -40,6 +40,15 @@ class Ensemble(Teacher):
     def gives_logits(self) -> bool:
         """Whether every member does."""
         return all(member.gives_logits() for member in self.members)
+
+    def faults(self, recipe: Stage) -> Iterable[str]:
+        """Members that know some ids only: of the others there is nothing to average."""
+        for member in self.members:
+            if member.ids_known() is not None:
+                known = (
+                    f"the member {member.name!r} knows {member.ids_known()} ids of each position"
+                )
+                yield f"{known}, and an average needs all; wrap the whole ensemble instead"
 
     def read(self, batch: Batch) -> LogitsAt:
         """Every member reads the batch. At no time are the logits of all members in memory."""

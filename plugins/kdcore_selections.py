@@ -38,6 +38,11 @@ class Rho(Top):
     name = "rho"
     reference: Teacher
 
+    def faults(self, recipe: Stage) -> Iterable[str]:
+        """A reference that does not know the loss of every token."""
+        if not self.reference.gives_losses():
+            yield f"the reference {self.reference.name!r} does not know the loss of every token"
+
     def scores(self, tokens: Tokens) -> Tensor:
         """The excess loss."""
         return tokens.student_nll() - tokens.nll(self.reference)

@@ -20,10 +20,23 @@ def value(loss, token):
     """What a token is worth in a loss."""
     if loss.name == "ce":
         return nll(token.student, token.label)
-    p = torch.softmax(token.teacher / loss.temperature, -1)
-    q = torch.softmax(token.student / loss.temperature, -1)
+    if hasattr(loss, "known"):
+        p, q = (buckets(loss, token, logits) for logits in (token.teacher, token.student))
+    else:
+        p = torch.softmax(token.teacher / loss.temperature, -1)
+        q = torch.softmax(token.student / loss.temperature, -1)
     scaled = loss.temperature**2 if getattr(loss, "scale_by_t2", False) else 1
     return scaled * divergence(loss, p, q)
+
+
+def buckets(loss, token, logits):
+    """The masses of the ids that a loss is said to know, and of all others together; tempered."""
+    masses = torch.softmax(logits, -1)
+    ids = loss.known(token.teacher)
+    others = [n for n in range(len(masses)) if n not in ids]
+    coarse = torch.stack([*(masses[n] for n in ids), masses[others].sum()])
+    tempered = coarse ** (1 / loss.temperature)
+    return tempered / tempered.sum()
 
 
 def divergence(loss, p, q):

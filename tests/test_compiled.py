@@ -11,7 +11,7 @@ from engine import Held, term
 from kdcore_losses import CrossEntropy, ForwardKL
 from kdcore_selections import Hardest
 
-from kdcore import Loss
+from kdcore import Coarse, Loss
 from kdcore.compiled import compiled_values_of
 from kdcore.objective import values_of
 
@@ -143,3 +143,14 @@ def test_a_step_of_the_engine():
     assert fast.terms == pytest.approx(plain.terms, rel=1e-6)
     for name, exact in plain.gradients.items():
         torch.testing.assert_close(fast.gradients[name], exact, rtol=1e-5, atol=1e-5)
+
+
+def test_a_teacher_that_knows_some_ids():
+    losses = [ForwardKL(temperature=2.0), CrossEntropy()]
+    fast, plain = compiled_values_of(losses, CHUNK), values_of(losses)
+    for tokens in (16, 7):
+        student, teacher, labels, weights = chunk(tokens, terms=2)
+        known, ids = teacher.log_softmax(-1).topk(5)
+        others = (1 - known.exp().sum(-1, keepdim=True)).log()
+        coarse = Coarse(ids, torch.cat([known, others], -1))
+        assert_same(fast, plain, student, coarse, labels, weights)

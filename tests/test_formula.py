@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from kdcore import shipped_recipes
+from kdcore import Coarse, Teacher, shipped_recipes
 from kdcore.cli import host_of
 from kdcore.formula import objective_formula, symbols_of
 from kdcore.objective import Objective, Seen, values_of
@@ -32,7 +32,7 @@ def TV(a, b):
     return (a - b).abs().sum(-1) / 2
 
 
-def evaluated(formula, step, done):
+def evaluated(formula, step, done, **names):
     """The right side of a formula by Python's own rules, on whole tensors in float64."""
     keep = step.keep
 
@@ -52,6 +52,7 @@ def evaluated(formula, step, done):
         "mean_kept": mean(keep),
         "mean_dropped": mean(~keep),
     }
+    known |= names
     right = formula.removeprefix("loss = ")
     return float(eval(f"({right})", {"__builtins__": {}}, known))
 
@@ -75,6 +76,7 @@ def a_step(seed=0):
         weight=weight,
         all_teacher=teacher,
         labels=labels[valid],
+        all_student=states @ weight.t(),
         student=(states @ weight.t())[valid],
         teacher=teacher[valid],
         keep=torch.rand(len(valid), generator=made) < 0.4,
@@ -101,9 +103,15 @@ def engines_loss(terms, step, done, selects):
     values = values_of([term.loss for term, _ in weighted])
     objective = Objective(student, chunk=7)
     needed = any(term.loss.needs_teacher for term, _ in weighted)
-    teacher = (lambda positions: step.all_teacher[positions]) if needed else None
+    teacher = (lambda positions: at(step.all_teacher, positions)) if needed else None
     loss, _ = objective(batch, weighted, values, teacher, lambda states: seen)
     return float(loss.detach())
+
+
+def at(teacher, positions):
+    if isinstance(teacher, Coarse):
+        return Coarse(*(part[positions] for part in teacher))
+    return teacher[positions]
 
 
 def agrees(terms, selects):
@@ -198,3 +206,43 @@ def test_a_formula_that_is_no_python_is_printed_without_explanations():
     strange = Term(label="x", use="x", loss=loss, weight=1.0, on="kept")
     assert objective_formula([strange], selects=False) == "loss = 1 * mean_all(E[log p - log q] !)"
     assert symbols_of([strange], selects=False) == []
+
+
+class KnowsThree(Teacher):
+    """Of three ids at each position, and of all others together."""
+
+    name = "three"
+
+    def ids_known(self):
+        return 3
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_what_a_teacher_of_some_ids_is_compared_with(temperature):
+    """`p_3(T)` and `q_3(T)` are tempered after they are coarsened; `q(1)` is over all ids."""
+    terms = [term("kl", 0.7, temperature=temperature), term("ce", 0.3)]
+    formula = objective_formula(terms, selects=False, teacher=KnowsThree())
+    assert f"KL(p_3({temperature:g}), q_3({temperature:g}))" in formula and "CE(q(1), y)" in formula
+    step = a_step()
+    ids = step.all_teacher.topk(3).indices
+    masses = [coarse_masses(logits, ids) for logits in (step.all_teacher, step.all_student)]
+
+    def tempered(of_all):
+        return lambda temperature: (of_all[step.valid].log() / temperature).softmax(-1)
+
+    names = {"p_3": tempered(masses[0]), "q_3": tempered(masses[1])}
+    step.all_teacher = Coarse(ids, masses[0].log())
+    exact = engines_loss(terms, step, 0.0, False)
+    assert evaluated(formula, step, 0.0, **names) == pytest.approx(exact, rel=1e-6)
+
+
+def coarse_masses(logits, ids):
+    p = logits.softmax(-1)
+    others = p.masked_fill(torch.zeros_like(p, dtype=bool).scatter(1, ids, True), 0)
+    return torch.cat([p.gather(1, ids), others.sum(-1, keepdim=True)], -1)
+
+
+def test_the_symbols_of_a_teacher_of_some_ids():
+    found = dict(symbols_of([term("kl"), term("ce")], selects=False, teacher=KnowsThree()))
+    assert list(found) == ["mean_all", "KL(a, b)", "p_3(T)", "q_3(T)", "CE(q, y)", "q(T)", "y"]
+    assert "its 3 likeliest ids and all others as one" in found["p_3(T)"]

@@ -34,6 +34,10 @@ class ForwardKL(ScaledDivergence):
         """Sum of p (log p - log q)."""
         return kl(log_p, log_q)
 
+    def linear_in_teacher(self) -> bool:
+        """At temperature 1: the gradient is q - p."""
+        return self.temperature == 1
+
     def written(self, p: str, q: str) -> str:
         """KL(p, q)."""
         return f"KL({p}, {q})"

@@ -1,0 +1,54 @@
+"""Distributions over a few ids and one bucket for all others, which stand for a whole vocabulary.
+
+A loss compares them as it compares any two distributions: the student's logits are coarsened to the
+same buckets, with the gradient of all of them, and the label becomes the index of its bucket. So
+every divergence is exactly that of the two coarsened distributions. A bucket has one logit, the
+log of its mass, which a temperature divides like any other: what is tempered is the coarsened
+distribution at temperature 1.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Coarse(NamedTuple):
+    """What a teacher says of some ids at each position, and of all others together."""
+
+    ids: Tensor  # int64 [n, k], no id twice at a position, fewer than there are
+    log_probabilities: Tensor  # [n, k + 1] at temperature 1; the last one is of all other ids
+
+
+Buckets = tuple[Tensor, Tensor, Tensor]
+"""Student and teacher logits [n, k + 1], and the labels' buckets [n]."""
+
+
+def coarsened(student: Tensor, teacher: Coarse, labels: Tensor) -> Buckets:
+    """Student logits [n, V], teacher and labels [n] as a loss sees them: over k + 1 buckets.
+
+    The others' mass is summed without the known ones, not as what these leave of 1: it keeps its
+    digits where it is small.
+    """
+    ids = teacher.ids
+    known = student.gather(1, ids)
+    others = student.scatter(1, ids, -math.inf).logsumexp(-1, keepdim=True)
+    buckets = torch.cat([known, others], -1)
+    return buckets, teacher.log_probabilities.to(student.dtype), bucket_of(labels, ids)
+
+
+def bucket_of(labels: Tensor, ids: Tensor) -> Tensor:
+    """Where each label stands among its ids; behind them where it is none of them."""
+    same = ids == labels[:, None]
+    return torch.where(same.any(-1), same.int().argmax(-1), ids.shape[1])
+
+
+def likeliest(teacher: Tensor | Coarse) -> Tensor:
+    """The id of the highest probability, of those that are known [n]."""
+    if isinstance(teacher, Coarse):
+        first = teacher.log_probabilities[:, :-1].argmax(-1, keepdim=True)
+        return teacher.ids.gather(1, first)[:, 0]
+    return teacher.argmax(-1)

@@ -1,0 +1,20 @@
+"""What a run tells of its steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Record:
+    """What happened in the steps since the last record. Plain numbers, means over these steps."""
+
+    step: int
+    tokens: int  # valid tokens trained on so far, over all processes
+    loss: float
+    terms: Mapping[str, float]  # by the label of its `use` ("kl", "kl.2"), weight included
+    lr: float
+    kept: float  # share of the valid tokens that the selection kept; 1.0 without one
+    tokens_per_second: float  # valid tokens, over all processes
+    selection: Mapping[str, float]  # threshold, excess_kept, excess_dropped, where scores rank
