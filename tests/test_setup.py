@@ -57,6 +57,14 @@ def test_precision():
         assert precision_of("auto") == "no"
 
 
+def test_emulated_bf16_is_none(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation
+    )
+    assert precision_of("auto") == "fp16"
+
+
 @pytest.mark.parametrize("kind", tiny.KINDS)
 def test_checkpointed_activations_change_nothing(kind):
     def step(student):

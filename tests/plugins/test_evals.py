@@ -108,3 +108,11 @@ def test_samples():
 def test_options_out_of_range(options):
     with pytest.raises(ValidationError):
         Samples(**options)
+
+
+def test_agreement_with_likelihoods_only_is_a_fault_of_the_recipe():
+    knows, not_ = (SimpleNamespace(name="some", gives_logits=lambda x=x: x) for x in (True, False))
+    assert [*Agreement().faults(SimpleNamespace(teacher=knows))] == []
+    assert [*Agreement().faults(SimpleNamespace(teacher=None))] == []  # told otherwise
+    [said] = Agreement().faults(SimpleNamespace(teacher=not_))
+    assert said == "the eval \"agreement\" needs logits, and the teacher 'some' gives none"

@@ -4,9 +4,11 @@ from types import SimpleNamespace
 import pytest
 import tiny
 import torch
-from kdcore_hf import HfTeacher, HfTokenizer
+from adapted import save_adapter
+from kdcore_hf import HfTeacher, HfTokenizer, _moved
 
-from kdcore import LanguageModel, RunError, read, read_nll
+from kdcore import LanguageModel, RunError, load_model, read, read_nll
+from kdcore.offload import offload_layers
 
 RUN = SimpleNamespace(device=tiny.CPU)
 LAYOUT = [[(0, 0, 7), (1, 0, 5)], [(2, 0, 9)]]
@@ -91,34 +93,41 @@ def test_the_tokenizer_comes_without_weights_and_once(folder):
     assert teacher.tokenizer() is teacher.tokenizer()
 
 
-def test_quantising_needs_a_gpu(folder):
-    with pytest.raises(RunError, match="needs a CUDA device"):
-        loaded(folder, quantise="8bit")
+# Adapters
 
 
-def adapter_of(folder, at):
-    peft = pytest.importorskip("peft")
-    model = peft.get_peft_model(
-        tiny.model("gpt2", vocabulary=80),
-        peft.LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True),
-    )
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter)
-    model.save_pretrained(at)
-    return model
+@pytest.fixture
+def adapter(folder, tmp_path):
+    """The adapter's folder, which names its base, and what is right to say with it."""
+    pytest.importorskip("peft")
+    base = tiny.model("gpt2", vocabulary=80, attn_pdrop=0.5, resid_pdrop=0.5)
+    model = save_adapter(base, tmp_path / "adapter", base=folder, scale=1.0)
+    return str(tmp_path / "adapter"), LanguageModel(model)
 
 
-def test_an_adapter(folder, batch, tmp_path):
-    adapted = LanguageModel(adapter_of(folder, tmp_path / "adapter").eval())
-    teacher = loaded(folder, adapter=str(tmp_path / "adapter"))
+@pytest.mark.parametrize("named", ["base and adapter", "the adapter alone"])
+def test_an_adapter(folder, adapter, batch, named):
+    place, model = adapter
+    alone = HfTeacher(model=place)
+    teacher = HfTeacher(model=str(folder), adapter=place) if named[0] == "b" else alone
+    teacher.load(RUN)
     with torch.no_grad():
-        expected = adapted.logits(adapted.states(batch))[batch.valid]
+        expected = model.logits(model.states(batch))[batch.valid]
     torch.testing.assert_close(read(teacher, batch)(batch.valid), expected)
+    again = read(teacher, batch)(batch.valid)
+    assert torch.equal(again, read(teacher, batch)(batch.valid))
     plain = loaded(folder)
     assert (read(plain, batch)(batch.valid) - expected).abs().max() > 0.1
     assert plain.fingerprint() != teacher.fingerprint()
     assert not any(each.requires_grad for each in teacher._model.model.parameters())
+    assert teacher.tokenizer().eos_token == "<|end|>"
+    assert teacher.architecture(tiny.CPU).vocab_size == 80
+
+
+def test_an_adapter_that_does_not_fit(adapter, tmp_path):
+    tiny.save(tmp_path / "wide", "gpt2", n_embd=64)
+    with pytest.raises(RunError, match=r"the adapter .* does not fit .*wide': its .* it was made"):
+        loaded(tmp_path / "wide", adapter=adapter[0])
 
 
 def test_an_adapter_that_is_not_there(folder, tmp_path):
@@ -131,6 +140,75 @@ def test_an_adapter_without_peft(folder, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "peft", None)
     with pytest.raises(RunError, match="the adapter 'x' needs peft"):
         loaded(folder, adapter="x")
+
+
+def test_peft_is_missed_before_anything_is_loaded(folder, adapter, monkeypatch):
+    plain, named = HfTeacher(model=str(folder)), HfTeacher(model=str(folder), adapter="some/where")
+    assert [*plain.faults(None), *named.faults(None)] == []
+    monkeypatch.setattr("kdcore_hf.find_spec", lambda name: None)
+    assert [*plain.faults(None)] == []
+    said = 'the adapter {!r} needs peft: pip install "kdcore[lora]"'
+    assert [*named.faults(None)] == [said.format("some/where")]
+    assert [*HfTeacher(model=adapter[0]).faults(None)] == [said.format(adapter[0])]
+
+
+# Where the weights lie
+
+
+def test_its_own_device(folder, monkeypatch):
+    """The batch goes there, and what it says comes back."""
+    seen = []
+    monkeypatch.setattr(
+        "kdcore_hf.load_model",
+        lambda name, device, **_: seen.append(device) or load_model(name, dtype=torch.float32),
+    )
+    loaded(folder, device="cuda:1")
+    loaded(folder)
+    assert seen == [torch.device("cuda:1"), tiny.CPU]
+
+
+def test_a_batch_moves_with_its_mask(batch):
+    there = torch.device("meta")
+    moved = _moved(replace(batch, attention_mask=torch.ones_like(batch.input_ids)), there)
+    read_by_models = (moved.input_ids, moved.position_ids, moved.attention_mask)
+    assert {tensor.device for tensor in read_by_models} == {there}
+    assert _moved(batch, tiny.CPU) is batch
+
+
+def test_quantising_and_offloading_are_for_gpus(folder):
+    """At run time: a recipe is checked on other machines than it runs on."""
+    for options, said in (({"quantise": "8bit"}, "CUDA"), ({"offload": True}, "leave offload out")):
+        assert [*HfTeacher(model=str(folder), **options).faults(None)] == []
+        with pytest.raises(RunError, match=said):
+            loaded(folder, **options)
+        with pytest.raises(ValueError, match='is for a GPU, and device is "cpu"'):
+            HfTeacher(model=str(folder), device="cpu", **options)
+    with pytest.raises(ValueError, match="exclude each other"):
+        HfTeacher(model=str(folder), quantise="4bit", offload=True)
+
+
+def test_bitsandbytes_is_missed_where_there_is_a_gpu(folder, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("kdcore_hf.find_spec", lambda name: None)
+    [said] = HfTeacher(model=str(folder), quantise="4bit").faults(None)
+    assert said == 'quantise = "4bit" needs bitsandbytes: pip install "kdcore[gpu]"'
+
+
+def test_an_offloaded_teacher_says_the_same(folder, batch):
+    plain, teacher = loaded(folder), HfTeacher(model=str(folder))
+    model = load_model(str(folder), dtype=torch.float32)
+    offload_layers(model, tiny.CPU)
+    teacher._model = LanguageModel(model.eval().requires_grad_(False))
+    for _ in range(2):
+        assert torch.equal(read(teacher, batch)(batch.valid), read(plain, batch)(batch.valid))
+    layers = model.transformer.h.parameters()
+    assert {parameter.device.type for parameter in layers} == {"meta"}
+
+
+def test_a_plan_knows_that_layers_stay_on_the_cpu(folder):
+    teacher = HfTeacher(model=str(folder), offload=True)
+    assert not teacher.architecture(tiny.CPU).offload
+    assert teacher.architecture(torch.device("cuda")).offload
 
 
 def test_fingerprint_is_of_content_and_options(tmp_path):

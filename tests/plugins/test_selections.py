@@ -1,6 +1,7 @@
 """Selections keep the highest scores of a step, and ceil(keep x N) tokens exactly."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -120,3 +121,10 @@ def test_keep_and_reference_are_required():
 def test_hook_kdcore_selections():
     assert [each.name for each in kdcore_selections()] == ["rho", "random", "hardest", "entropy"]
     assert all(issubclass(each, Selection) for each in kdcore_selections())
+
+
+def test_a_teacher_of_likelihoods_only_has_no_entropy():
+    recipe = SimpleNamespace(teacher=SimpleNamespace(name="some", gives_logits=lambda: False))
+    [said] = Entropy(keep=0.5, of="teacher").faults(recipe)
+    assert said == "the teacher's entropy needs logits, and 'some' gives none"
+    assert [*Entropy(keep=0.5).faults(recipe)] == []
