@@ -1,6 +1,9 @@
 """What records may look like, where they come from, and what is said where they are wrong."""
 
 import json
+import os
+import subprocess
+import sys
 
 import datasets
 import pytest
@@ -9,6 +12,7 @@ from chats import ask, chat
 from kdcore_sft import Sft, dialogue_of
 from kdcore_text.records import Record
 from pydantic import ValidationError
+from standin_hub import serving
 
 from kdcore import RunError
 
@@ -227,3 +231,29 @@ def test_rows_are_made_anew_where_anything_differs(tmp_path):
     assert [rows(**options) for options in different] == found
     jsonl(tmp_path / "a.jsonl", [ask("one", "three")])
     assert rows() != found[0]
+
+
+ASK = """
+from kdcore_sft import Sft
+data = Sft(path="owner/instructions", validation_share=0.5)
+print([[m["content"] for m in each.messages] for each in data.dialogues("train")])
+print([[m["content"] for m in each.messages] for each in data.dialogues("validation")])
+"""
+
+
+@pytest.mark.slow
+def test_dialogues_come_from_the_hub(tmp_path):
+    root, home = tmp_path / "hub", tmp_path / "home"
+    folder = root / "datasets" / "owner" / "instructions"
+    folder.mkdir(parents=True)
+    records = [ask("one", "1", input="", text="x"), ask("two", "2", input="zwei", text="x")]
+    datasets.Dataset.from_list(records).to_parquet(folder / "train-00000-of-00001.parquet")
+    with serving(root) as (url, _):
+        hub = {"HF_ENDPOINT": url, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0"}
+        hub |= {"HF_HUB_DISABLE_XET": "1", "HF_DATASETS_CACHE": str(home / "datasets")}
+        done = subprocess.run(
+            [sys.executable, "-c", ASK], env=os.environ | hub, capture_output=True, text=True
+        )
+    assert done.returncode == 0, done.stderr
+    found = sorted(done.stdout.split("\n"))
+    assert found == ["", "[['one', '1']]", "[['two\\nzwei', '2']]"]
