@@ -98,6 +98,13 @@ class Run:
             return rows
         return rows.subset(drawn(len(rows), wanted, self.seed))
 
+    def ids(self, split: str, places: np.ndarray) -> np.ndarray:
+        """The ids of a split's documents at these indices, counted through all of them.
+
+        For what reads documents otherwise than the rows lay them.
+        """
+        return self.laid(split).ids(places)
+
     def laid(self, split: str, epoch: int = 0) -> LaidRows:
         """All rows of a split. Only the last epoch's are held, besides the first's."""
         from kdcore.rows import as_rows
@@ -124,7 +131,8 @@ class Run:
         """Sums over the valid tokens of `rows`, in chunks, sharded over the processes.
 
         Keys: `tokens`, `bytes` (of text that these tokens stand for), `nll` (nats), each loss's
-        name, and with a teacher `agreement` (tokens that both rank first).
+        name (a second `kl` is `kl.2`), and with a teacher `agreement` (tokens that both rank
+        first).
         """
         from kdcore.evaluate import evaluate
 

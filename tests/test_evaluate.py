@@ -55,6 +55,18 @@ def test_sums_are_those_of_whole_logits(known, micro_batch, monkeypatch):
     assert list(found) == list(known)
 
 
+def test_losses_of_one_name_are_told_apart(known):
+    class Nll(TotalVariation):
+        name = "nll"
+
+    losses = [ForwardKL(temperature=2.0), ForwardKL(), Nll(), ForwardKL(temperature=2.0)]
+    found = evaluate(run(), as_rows(ROWS, "validation"), losses, Held(TEACHER))
+    assert list(found) == ["tokens", "bytes", "nll", "kl", "kl.2", "nll.2", "kl.3", "agreement"]
+    expected = {"kl": known["kl"], "nll.2": known["tvd"], "kl.3": known["kl"], "nll": known["nll"]}
+    assert {key: found[key] for key in expected} == pytest.approx(expected)
+    assert found["kl.2"] != pytest.approx(found["kl"])
+
+
 def test_without_a_teacher_there_is_no_agreement(known):
     found = evaluate(run(), as_rows(ROWS, "validation"), [], None)
     assert found == pytest.approx({key: known[key] for key in ("tokens", "bytes", "nll")})

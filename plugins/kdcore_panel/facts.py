@@ -54,9 +54,14 @@ def facts_of_folder(folder: Path) -> Facts:
 def read_settings(folder: Path) -> Table:
     """resolved.toml as the tables of one stage; nothing where it is missing or torn."""
     try:
-        table = tomli.loads((folder / "resolved.toml").read_text(encoding="utf-8"))
+        return settings_in((folder / "resolved.toml").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
+
+
+def settings_in(resolved: str) -> Table:
+    """The text of a resolved.toml as the tables of one stage."""
+    table = tomli.loads(resolved)
     # Where the tokenizer has other data than the stage, the stage is a table of its own.
     [(stage, own)] = table.pop("stage").items() if "stage" in table else [("", {})]
     if not stage:
