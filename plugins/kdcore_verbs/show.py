@@ -16,9 +16,10 @@ from kdcore_panel.summary import Summary
 from rich.text import Text
 
 from kdcore import UsageError, find_run, runs_in
+from kdcore_verbs import show_options as asked
 from kdcore_verbs.comparison import as_rows, comparison_in_full, to_csv
 from kdcore_verbs.fitting import Column, Fitting
-from kdcore_verbs.output import AsJson, print_json, tell
+from kdcore_verbs.output import AsJson, Plugins, print_json, tell
 
 AsCsv = Annotated[bool, typer.Option("--csv", help="As CSV.")]
 
@@ -26,13 +27,70 @@ AsCsv = Annotated[bool, typer.Option("--csv", help="As CSV.")]
 def show(
     runs: Annotated[
         list[str] | None,
-        typer.Argument(metavar="RUN", help="Paths, names, prefixes, 'patterns.*' or last."),
+        typer.Argument(metavar="RUN|RECIPE", help="Paths, names, prefixes, 'patterns.*' or last."),
     ] = None,
     out: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),
     as_csv: AsCsv = False,
     as_json: AsJson = False,
+    tokens: asked.OfTokens = False,
+    data: asked.OfData = False,
+    rows: asked.Rows = None,
+    html: asked.Html = None,
+    steps: asked.Steps = None,
+    of_step: asked.OfStep = None,
+    scores: asked.Scores = False,
+    stage: asked.OfStage = None,
+    split: asked.OfSplit = "train",
+    sets: asked.Sets = None,
+    plugins: Plugins = None,
 ) -> None:
-    """Show the runs, newest first; of one run a summary; of several a comparison over seeds."""
+    """Show the runs, newest first; of one run a summary; of several a comparison over seeds.
+
+    With --tokens, what a training step kept; with --data, the rows that a recipe trains on.
+    """
+    looking = asked.Looking(
+        names=runs or (),
+        out=out,
+        as_json=as_json,
+        rows=rows,
+        html=html,
+        steps=steps or (),
+        of_step=of_step,
+        scores=scores,
+        stage=stage,
+        split=split,
+        sets=sets or (),
+        plugins=plugins or (),
+    )
+    if tokens or data:
+        _look(looking, tokens, data, as_csv)
+        return
+    looking.refuse("rows", "html", "sets", "plugins", without="--tokens or --data")
+    looking.refuse("steps", "of_step", "scores", without="--tokens")
+    looking.refuse("stage", "split", without="--data")
+    _summarise(runs or (), out, as_csv, as_json)
+
+
+def _look(looking: asked.Looking, tokens: bool, data: bool, as_csv: bool) -> None:
+    """Rows, token by token."""
+    if tokens and data:
+        raise UsageError("--tokens looks at a run and --data at a recipe: give one of them")
+    if as_csv:
+        raise UsageError("--csv has no place for rows of tokens; --json has")
+    if tokens:
+        looking.refuse("stage", "split", without="--data")
+        from kdcore_verbs.tokens import show_tokens
+
+        show_tokens(looking)
+    else:
+        looking.refuse("steps", "of_step", "scores", without="--tokens")
+        from kdcore_verbs.data import show_data
+
+        show_data(looking)
+
+
+def _summarise(runs: Sequence[str], out: Path, as_csv: bool, as_json: bool) -> None:
+    """Runs by their metrics."""
     if not runs:
         _list(runs_in(out), out, as_csv, as_json)
         return

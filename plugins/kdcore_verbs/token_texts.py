@@ -1,0 +1,50 @@
+"""The exact text of each token, and how text is shown that may hold anything."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_NO_LETTER = "\ufffd"  # what bytes are decoded to that make no letter, or not yet
+
+
+def exact_texts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
+    """The text that each token adds; joined they are the decoded row, special tokens included.
+
+    A letter that several tokens make up stands at the last of them, "" at the others.
+    """
+    texts = [""] * len(ids)
+    before = begin = 0  # tokens from `before` on are context, those from `begin` on not yet told
+    for end in range(1, len(ids) + 1):
+        new = _decoded(tokenizer, ids[before:end])[len(_decoded(tokenizer, ids[before:begin])) :]
+        if end == len(ids) or not new.endswith(_NO_LETTER):
+            texts[end - 1] = new
+            before, begin = begin, end
+    return texts
+
+
+def _decoded(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    return str(
+        tokenizer.decode([*ids], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    )
+
+
+def visible(text: str) -> str:
+    """The text with a picture or a number in place of what no terminal and no page should get.
+
+    Line ends stay as they are.
+    """
+    return "".join(map(_visible, text))
+
+
+def _visible(letter: str) -> str:
+    code = ord(letter)
+    if letter == "\n" or letter.isprintable() or unicodedata.category(letter) == "Zs":
+        return letter
+    if code < 0x20:
+        return chr(0x2400 + code)
+    return "␡" if code == 0x7F else f"\\u{code:04x}"
