@@ -48,17 +48,18 @@ class OnTerminal:
         yield _facts(page.facts)
         yield Text()
         yield _legend(page, plain)
-        yield from (Padding(Text(note), _MARGIN) for note in [*page.notes, *self._below()])
+        yield from (Padding(Text(note), _MARGIN) for note in [*page.notes, *self._notes(plain)])
         for row in page.rows:
             yield Text()
             yield Text(row.title, "bold")
             yield from self._row(row, plain, options.max_width)
 
-    def _below(self) -> list[str]:
-        """What the numbers below tokens are."""
-        if not self.scores:
-            return []
-        return [_SCORES if any(map(has_scores, self.page.rows)) else _LOSSES]
+    def _notes(self, plain: bool) -> Iterator[str]:
+        """What marks and numbers mean that the legend does not have."""
+        if plain and any(row.differing for row in self.page.rows):
+            yield f"What differs stands between {' and '.join(_DIFFERENT)}."
+        if self.scores:
+            yield _SCORES if any(map(has_scores, self.page.rows)) else _LOSSES
 
     def _row(self, row: ShownRow, plain: bool, width: int) -> Iterator[RenderableType]:
         if self.scores and len(row.sides) > 1:

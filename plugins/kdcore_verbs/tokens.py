@@ -177,7 +177,7 @@ def _compared(seen: Sequence[_Seen]) -> Iterator[str]:
         f"{int((kept[n] & ~np.delete(kept, n, 0).any(0)).sum()):,} kept only by {each.label}"
         for n, each in enumerate(seen)
     )
-    yield f"They differ in {counted(differ, valid)} of the valid tokens, which are marked: {only}."
+    yield f"They differ in {counted(differ, valid)} of the valid tokens: {only}."
 
 
 def _row(seen: Sequence[_Seen], n: int) -> ShownRow:
