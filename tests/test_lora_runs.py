@@ -1,6 +1,9 @@
 """Whole runs with the patch `lora`: what they leave, and what later stages make of it."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -205,6 +208,21 @@ def test_an_ended_run_goes_on_to_the_same_end(host, sets):
     one, two = (load_file(folder / "final" / "model.safetensors") for folder in (whole, ended))
     assert all(torch.equal(one[key], two[key]) for key in one)
     assert metrics(ended, "loss") == metrics(whole, "loss")
+
+
+@pytest.mark.parametrize("merge", ["true", "false"])
+def test_two_processes_leave_what_one_leaves(host, merge):
+    (one,) = run(host, merge, stage="big", out=Path("whole"))
+    words = ["-m", "kdcore", "run", "mine.toml", "--stage", "big", "--processes", "2"]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run([sys.executable, *words], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (two,) = Path("runs").iterdir()
+    assert metrics(two, "eval/nll") == pytest.approx(metrics(one, "eval/nll"), rel=1e-5)
+    name = "model.safetensors" if merge == "true" else "adapter_model.safetensors"
+    together, alone = (load_file(folder / "final" / name) for folder in (two, one))
+    for key, tensor in alone.items():
+        torch.testing.assert_close(together[key], tensor, rtol=1e-3, atol=1e-3)
 
 
 def test_an_adapter_of_an_adapter_is_refused_before_training(host):
