@@ -102,14 +102,13 @@ def _document(
     dialogue: Rendered, ids: Sequence[int], offsets: Sequence[Sequence[int]], eos: Sequence[int]
 ) -> Document:
     raw = np.array(offsets, np.int64).reshape(-1, 2)
-    end = np.maximum.accumulate(raw[:, 1]) if len(raw) else raw[:, 1]
+    end = raw[:, 1]
     # Some tokenizers leave blanks out of their offsets: a token begins where the last one ended.
     # Those that share a character all begin with it.
     begin = np.minimum(raw[:, 0], np.concatenate([[0], end[:-1]]))
     trained = np.zeros(len(ids), bool)
     for answer in dialogue.answers:
-        # A token of no characters that stands where the answer begins is one of its tokens too.
-        trained |= (begin < answer.stop) & ((end > answer.start) | (begin == answer.start))
+        trained |= (begin < answer.stop) & (end > answer.start)
     at = np.full(len(eos), len(dialogue.text))
     return Document(
         np.array([*ids, *eos], np.int64),

@@ -6,6 +6,7 @@ import tiny
 from chats import NAKED, QWEN, STRIPPING, THINKING, ask, chat, learned, rows_of, stretches
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokenizers import processors
 
 from kdcore import RunError
 
@@ -110,6 +111,36 @@ def test_the_token_of_a_space_before_an_answer_is_learned(tmp_path):
     pieces = tokenizer.convert_ids_to_tokens(stretches(row)[0])
     assert pieces[0] == "▁" and pieces[-1] == "</s>"
     assert learned(row, tokenizer)[0].strip() == "狐狸 </s>"
+
+
+def test_a_space_before_an_answer_that_is_not_in_the_text_is_learned(tmp_path):
+    """Some tokenizers write a space after each special token that is not in the text."""
+    tokenizer = chats.llama_tokenizer(
+        "{% for m in messages %}{{ m.content + eos_token }}{% endfor %}"
+    )
+    (row,) = rows_of(tmp_path, [ask("Say fox.", "狐狸")], tokenizer)
+    pieces = tokenizer.convert_ids_to_tokens(stretches(row)[0])
+    assert pieces[0] == "▁" and pieces[-1] == "</s>"
+    prompt = tokenizer.encode("Say fox.</s>", add_special_tokens=False)
+    assert row["input_ids"].tolist() == [*prompt, *stretches(row)[0]]
+
+
+def test_a_header_that_ends_with_a_space_is_prompt(tmp_path):
+    """Also where a tokenizer says that its tokens begin after their space, as GPT-2's does."""
+    tokenizer = chats.merging_tokenizer(NAKED.replace("':'", "': '"))
+    trimming = processors.ByteLevel(trim_offsets=True)
+    tokenizer.backend_tokenizer.post_processor = trimming
+    (row,) = rows_of(tmp_path, [ask("ok", "yes")], tokenizer)
+    assert learned(row, tokenizer) == ["yes<|endoftext|>"]
+    (row,) = rows_of(tmp_path, [ask("ok", "  yes, sir")], tokenizer)
+    assert learned(row, tokenizer) == ["  yes, sir<|endoftext|>"]
+
+
+def test_the_bos_of_the_next_turn_ends_nothing(tmp_path):
+    template = "{% for m in messages %}{{ bos_token + m.role + ': ' + m.content }}{% endfor %}"
+    tokenizer = chats.llama_tokenizer(template)
+    (row,) = rows_of(tmp_path, [chat("one", "two", "three", "four")], tokenizer)
+    assert [text.strip() for text in learned(row, tokenizer)] == ["two", "four</s>"]
 
 
 @pytest.mark.parametrize("answer", ["yes", "yes\n", "y"])

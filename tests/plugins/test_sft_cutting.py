@@ -166,9 +166,11 @@ def test_whatever_is_cut(tmp_path, exchanges, block, side, train_on):
         assert not whole and len(row["input_ids"]) == block
 
 
-def test_the_law_holds_for_rows_that_fit_exactly(tmp_path):
+def test_the_law_holds_for_rows_that_fit_exactly(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "kdcore")
     record = ask("Who?", "A fox.")
     whole = len(rows_of(tmp_path, [record], TOKENIZER)[0]["input_ids"])
     chats.check_law(rows_of(tmp_path, [record], TOKENIZER, block=whole), [record], TOKENIZER, QWEN)
     (row,) = rows_of(tmp_path, [record], TOKENIZER, block=whole - 1)
     assert text(row).endswith("Who?<|im_end|>\n<|im_start|>assistant\nA fox.<|im_end|>")
+    assert "of 1 dialogues 0 were cut" in caplog.messages[-1]
