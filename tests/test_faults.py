@@ -1,8 +1,77 @@
 """Faults that distillation code is known for, put into the engine one by one: `oracle` sees each.
 
 What the engine does instead has its tests in the files of the parts; here the net is tested.
+
+The four scripts that the founding recipes follow had these faults, and here each is tested:
+
+RHO-1 with Qwen
+- labels shifted twice, so the token after the next one is learned:
+  test_fault (double_shift)
+- padding has a label and wins every ranking:
+  test_fault (padding_selectable)
+- models compute a loss and whole logits that nobody uses:
+  test_no_model_computes_a_loss
+- rows of one token, first tokens without a score, empty lines:
+  test_one_split_goes_on_in_the_next_row, test_empty_documents_are_left_out_and_told,
+  test_the_shipped_recipes_run
+- documents not packed:
+  test_packed_stories_waste_almost_nothing
+- the reference's losses one text at a time, kept in memory only, all before the first step:
+  test_the_shipped_recipes_run, test_other_batches_of_the_same_rows_need_no_teacher
+- the text tokenised again for the reference, with what ids it likes:
+  test_conflicts_are_named
+- no clipping, schedule or evaluation:
+  test_clipping, test_events_come_in_order, test_cosine_goes_down_half_a_wave
+
+White-box distillation with four divergences
+- divergence masked by labels that are not shifted:
+  test_fault (masked_by_unshifted_labels, no_shift)
+- sums of a divergence beside means of cross-entropy:
+  test_fault (sums_instead_of_means)
+- temperature 2 without its square:
+  test_fault (t2_left_out)
+- the logarithm of a mixture that underflows:
+  test_fault_log_of_a_mixture_underflows
+- only one of the heads cut, to the other's width: untrained ids stay:
+  test_fault_of_heads
+- a "reduction" that leaves padding in:
+  test_fault (padding_selectable)
+- no header before the answer, prompt and answer encoded apart, answers cut away, rows that train
+  nothing:
+  test_the_law_sees, test_rows_that_are_cut_still_learn_an_answer,
+  test_dialogues_without_an_answer_are_dropped
+- every row padded to 512:
+  test_padding_is_known_by_its_place_not_by_its_id
+- a loss that knows nothing of the window's other micro-batches:
+  test_fault (mean_of_each_micro_batch)
+- a teacher that is said to be tuned with LoRA and is not:
+  test_qwen_kl_sft_with_each_divergence
+
+TinyStories from scratch
+- the end of a long story kept, not its beginning: an option:
+  test_an_over_long_story_is_its_last_tokens_and_one_eos,
+  test_an_over_long_story_may_be_split_and_stories_packed
+- pad is <unk>: tokens masked by their id:
+  test_fault (masked_by_the_id_of_padding), test_padding_is_known_by_its_place_not_by_its_id
+- Kaiming's range for embeddings too, 0.088: an option:
+  test_every_matrix_starts_with_the_deviation_of_the_formula
+- the training loss reported as the model's:
+  test_perplexity
+- never evaluated while training:
+  test_events_come_in_order, test_tinystories_llama
+
+Baby Llama
+- T^2 and the factor of "batchmean" left unsaid:
+  test_fault_dropping_t2_weakens_the_gradient,
+  test_fault_batchmean_is_not_a_value_for_each_token
+
+All of them
+- teachers left in training mode, with dropout:
+  test_fault (teacher_with_dropout), test_a_teacher_is_never_in_training_mode
 """
 
+import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import engine
@@ -15,9 +84,10 @@ from cases import SHARE, assert_equal
 from engine import Held, term
 from given import VOCABULARY
 from kdcore_losses import CrossEntropy, ForwardKL
+from kdcore_losses.base import ScaledDivergence
 from kdcore_selections import Rho
 
-from kdcore import objective, reading, tokens
+from kdcore import objective, packed_attention, reading, tokens
 from kdcore.batches import NOT_TRAINED, Collate, _Arrays
 from kdcore.objective import Seen
 
@@ -92,7 +162,8 @@ def seen_across_documents(monkeypatch):
 
 
 def seen_through_a_cache(monkeypatch):
-    """With transformers' default, packed documents see each other."""
+    """With transformers' default, documents see each other where attention goes by positions."""
+    monkeypatch.setattr(packed_attention, "arguments", lambda packing, device: {})
     from transformers.models.llama.modeling_llama import LlamaModel
 
     inner = LlamaModel.forward
@@ -160,6 +231,11 @@ def temperature_on_one_side(monkeypatch):
     monkeypatch.setattr(objective, "checked_values", one_sided)
 
 
+def t2_left_out(monkeypatch):
+    """The divergence fades beside cross-entropy as the temperature rises."""
+    monkeypatch.setattr(ScaledDivergence, "factor", lambda loss: 1.0)
+
+
 FAULTS = [
     no_shift,
     double_shift,
@@ -176,6 +252,7 @@ FAULTS = [
     the_lowest_kept,
     teacher_with_dropout,
     temperature_on_one_side,
+    t2_left_out,
 ]
 
 
@@ -219,3 +296,52 @@ def test_fault(case, fault, monkeypatch):
     fault(monkeypatch)
     with pytest.raises(AssertionError):
         check(case)
+
+
+# Heads of different width, both wider than there are ids
+
+
+class PaddedWithZeros(Held):
+    """Ids that the teacher lacks get a logit of 0, which is worth something."""
+
+    def read(self, batch):
+        logits_at = super().read(batch)
+        return lambda positions: torch.nn.functional.pad(logits_at(positions), (0, 4))
+
+
+@pytest.mark.parametrize(
+    ("widths", "teacher", "cut_to"),
+    [((41, 45), Held, 41), ((45, 41), Held, 41), ((45, 41), PaddedWithZeros, 45)],
+    ids=["only the teacher's head", "only the student's head", "padded"],
+)
+def test_fault_of_heads(widths, teacher, cut_to):
+    """Cut to the other's width, the rows that stand for no id stay in every sum."""
+    student, other = (given.model(seed=n, vocabulary=w, double=True) for n, w in enumerate(widths))
+    terms = [term(KL)]
+    known = oracle.model_teacher(other, VOCABULARY)
+    expected = oracle.step(student, rows(), terms, vocabulary=VOCABULARY, teacher=known)
+    good = engine.step(student, rows(), terms, teacher=Held(other), vocabulary=VOCABULARY)
+    assert_equal(good, expected)
+    faulty = engine.step(student, rows(), terms, teacher=teacher(other), vocabulary=cut_to)
+    with pytest.raises(AssertionError):
+        assert_equal(faulty, expected)
+
+
+def test_no_model_computes_a_loss(case, monkeypatch):
+    """Handed labels, a model shifts them itself and makes whole logits for a loss of its own."""
+    from transformers import GPT2LMHeadModel, LlamaForCausalLM
+
+    for model in (case.student, case.other, REFERENCE):
+        given.proved(model)
+    for kind in (LlamaForCausalLM, GPT2LMHeadModel):
+        monkeypatch.setattr(kind, "forward", None)
+    check(case)
+
+
+def test_every_test_that_is_named_above_is_there():
+    named = {*re.findall(r"\btest_\w+", __doc__)}
+    files = Path(__file__).parent.rglob("test_*.py")
+    there = {name for file in files for name in re.findall(r"def (test_\w+)", file.read_text())}
+    assert named <= there
+    faults = {*re.findall(r"\w+", " ".join(re.findall(r"test_fault \(([^)]*)\)", __doc__)))}
+    assert faults <= {fault.__name__ for fault in FAULTS}
