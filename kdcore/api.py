@@ -211,7 +211,10 @@ class Patch(Component):
         raise NotImplementedError
 
     def finish(self, model: PreTrainedModel) -> PreTrainedModel:
-        """Called before the final save, for example to merge adapters; by default nothing."""
+        """Called before the final save, on every process: merge adapters; by default nothing.
+
+        What it returns is the run's student from then on.
+        """
         return model
 
 
