@@ -41,6 +41,16 @@ class LaidRows(Sequence[Row]):
         """The row at an index from 0 on."""
         raise NotImplementedError
 
+    def ids(self, places: np.ndarray) -> np.ndarray:
+        """The ids at these indices, counted through all documents of the split, in any row or none.
+
+        Rows that data made by itself have no documents behind them.
+        """
+        raise RunError(
+            f"the {self.split.name} data hands over rows, and what was asked for needs whole "
+            "documents"
+        )
+
     def subset(self, indices: Sequence[int] | np.ndarray) -> LaidRows:
         """Some of the rows, in that order."""
         return _Subset(self, np.asarray(indices, np.int64))
@@ -65,6 +75,9 @@ class _Subset(LaidRows):
         self._rows, self._indices = rows, indices
         self.split, self.lengths = rows.split, rows.lengths[indices]
 
+    def ids(self, places: np.ndarray) -> np.ndarray:
+        return self._rows.ids(places)
+
     def row(self, index: int) -> Row:
         return self._rows.row(int(self._indices[index]))
 
@@ -76,6 +89,9 @@ class _PieceRows(LaidRows):
         self.split, self._store, self._pieces = split, store, pieces
         self.lengths = pieces.row_lengths()
         self._part, self._at = store.locate(pieces.document, pieces.offset)
+
+    def ids(self, places: np.ndarray) -> np.ndarray:
+        return self._store.at(places)
 
     def row(self, index: int) -> Row:
         pieces = self._pieces

@@ -16,6 +16,7 @@ from kdcore.batch import Row
 from kdcore.blame import blame
 
 if TYPE_CHECKING:
+    import numpy as np
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from kdcore.language_model import LanguageModel

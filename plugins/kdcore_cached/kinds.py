@@ -49,6 +49,14 @@ class Kind(ABC):
     def scored(self, teacher: Teacher, batch: Batch) -> Sequence[np.ndarray]:
         """What each array holds of what the batch's valid positions predict, by the teacher."""
 
+    @abstractmethod
+    def broken(self, values: Sequence[np.ndarray], vocabulary: int) -> np.ndarray:
+        """Whether what the arrays hold of some tokens cannot be [n], as where writing was torn."""
+
+    @abstractmethod
+    def differs(self, stored: Sequence[np.ndarray], live: Sequence[np.ndarray]) -> np.ndarray:
+        """How far what is stored of some tokens is from what the teacher says of them [n]."""
+
 
 class Losses(Kind):
     """The teacher's negative log-likelihood of the token, as float32. NaN: missing."""
@@ -65,3 +73,13 @@ class Losses(Kind):
         """The losses of the labels."""
         values = read_nll(teacher, batch)(batch.valid, batch.labels[batch.valid])
         return (values.float().cpu().numpy(),)
+
+    def broken(self, values: Sequence[np.ndarray], vocabulary: int) -> np.ndarray:
+        """No loss is negative, but by rounding."""
+        found: np.ndarray = ~(values[0] > -1e-3)
+        return found
+
+    def differs(self, stored: Sequence[np.ndarray], live: Sequence[np.ndarray]) -> np.ndarray:
+        """In nats."""
+        found: np.ndarray = np.abs(stored[0] - live[0])
+        return found

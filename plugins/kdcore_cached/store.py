@@ -12,10 +12,10 @@ from pathlib import Path
 from uuid import uuid4
 
 import numpy as np
-import torch
 
 from kdcore import Batch, RunError, Split
 from kdcore_cached.kinds import Array, Kind
+from kdcore_cached.places import places
 
 META = "meta.json"
 _FILL = 1 << 20  # numbers written at a time when a file is made
@@ -93,14 +93,6 @@ class Store:
             if not self.folder.exists():  # else another process was faster
                 size = self.kind.bytes_per_token * self.tokens
                 raise RunError(f"cannot make {self.folder} ({size:,} bytes): {error}") from error
-
-
-def places(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
-    """Document and offset of the tokens that the batch's valid positions predict [valid]."""
-    # The predicted token is the next one in the row.
-    both = torch.stack([batch.document.flatten(), batch.offset.flatten()])
-    document, offset = both[:, batch.valid + 1].cpu().numpy()
-    return document, offset
 
 
 def mapped(folder: Path, array: Array, tokens: int, mode: str = "r+") -> np.memmap:

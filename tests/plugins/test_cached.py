@@ -1,32 +1,16 @@
+"""The teacher `cached`: losses of rows, what a store is bound to, damage, processes, loading."""
+
 import json
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tiny
 import torch
+from caching import Spy, batches, cached, live, loads, run_in, some_documents, values
 from kdcore_cached import CachedTeacher
-from kdcore_hf import HfTeacher
 
-from kdcore import Data, RunError, Teacher, component, read_nll
-
-LENGTHS = (7, 20, 9, 4)
-# The second document is cut in three pieces.
-ROWS = [[(0, 0, 7)], [(1, 0, 8)], [(1, 8, 16)], [(1, 16, 20), (3, 0, 4)], [(2, 0, 9)]]
-
-
-class Spy(HfTeacher):
-    """Counts what it is asked for."""
-
-    def load(self, run):
-        self.loads = getattr(self, "loads", 0) + 1
-        self.batches = 0
-        super().load(run)
-
-    def read(self, batch):
-        self.batches += 1
-        return super().read(batch)
+from kdcore import RunError, Teacher, UsageError, component, read_nll
 
 
 @pytest.fixture(scope="module")
@@ -36,53 +20,13 @@ def model(tmp_path_factory):
     return folder
 
 
-def run_in(folder, **data):
-    said = []
-    return SimpleNamespace(
-        caches=folder / "caches",
-        device=tiny.CPU,
-        data=Data(block=8, **data),
-        tokenizer=tiny.byte_tokenizer(),
-        say=said.append,
-        said=said,
-    )
-
-
-def cached(run, model, **options):
-    teacher = CachedTeacher(teacher=Spy(model=str(model), **options))
-    teacher.load(run)
-    return teacher
-
-
-def some_documents(seed=0):
-    return tiny.documents(LENGTHS, seed=seed)
-
-
-def batches(sizes=(2, 1, 2), name="train", seed=0, device=tiny.CPU):
-    some = some_documents(seed)
-    split = tiny.split_of(some, name)
-    start = 0
-    for size in sizes:
-        yield tiny.batch(some, ROWS[start : start + size], split=split, device=device)
-        start += size
-
-
-def values(teacher, batch):
-    return read_nll(teacher, batch)(batch.valid, batch.labels[batch.valid])
-
-
-def loads(teacher):
-    return getattr(teacher.teacher, "loads", 0)
-
-
 def test_equal_to_the_live_teacher_everywhere(tmp_path, model):
     run = run_in(tmp_path)
-    live = HfTeacher(model=str(model))
-    live.load(run)
+    alive = live(run, model)
     first, second = cached(run, model), cached(run, model)
     for teacher in (first, second):
         for batch in batches():
-            assert torch.equal(values(teacher, batch), values(live, batch))
+            assert torch.equal(values(teacher, batch), values(alive, batch))
     assert (loads(first), loads(second)) == (1, 0)
     assert first.teacher.batches == 3
 
@@ -278,24 +222,37 @@ def test_nested_teachers_are_loaded_by_it(tmp_path, model):
     assert teacher.teacher.members[0].loads == 1
 
 
-def test_data_that_is_fresh_each_epoch_is_refused(tmp_path, model):
-    @component
-    class Fresh(Data):
-        name = "fresh"
-        fresh_each_epoch = True
-
-    run = run_in(tmp_path)
-    run.data = Fresh()
-    with pytest.raises(RunError, match="data 'fresh' lays other rows each epoch"):
-        cached(run, model)
-
-
 def test_streamed_data_is_refused(tmp_path, model):
     teacher = cached(run_in(tmp_path), model)
     (batch,) = batches((5,))
     streamed = replace(batch, split=replace(batch.split, lengths=np.empty(0, np.int64)))
     with pytest.raises(RunError, match="streamed"):
         values(teacher, streamed)
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        ({"k": 3}, 'k is an option of kind = "topk", not of "nll"'),
+        ({"kind": "topk", "draws": 3}, 'draws is an option of kind = "sampled", not of "topk"'),
+        ({"kind": "topk", "seed": 3}, 'seed is an option of kind = "sampled"'),
+        ({"window": 64}, 'window is an option of context = "document"'),
+    ],
+)
+def test_options_of_other_kinds_are_refused(options, said, model):
+    with pytest.raises(UsageError, match=said):
+        CachedTeacher(teacher=Spy(model=str(model)), **options)
+
+
+def test_a_disk_that_is_full_is_said(tmp_path, model, monkeypatch):
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    (batch,) = batches((5,))
+    with pytest.raises(RunError, match=r"hf-train-\w+ \(160 bytes\): .*No space left on device"):
+        values(cached(run_in(tmp_path), model), batch)
+    assert not list((tmp_path / "caches").iterdir())
 
 
 def test_it_gives_no_logits_and_the_wrapped_tokenizer(tmp_path, model):
@@ -309,10 +266,9 @@ def test_it_gives_no_logits_and_the_wrapped_tokenizer(tmp_path, model):
 def test_on_a_gpu(tmp_path, model):
     run = run_in(tmp_path)
     run.device = torch.device("cuda")
-    live = HfTeacher(model=str(model))
-    live.load(run)
+    alive = live(run, model)
     first, second = cached(run, model), cached(run, model)
     for teacher in (first, second):
         for batch in batches(device=run.device):
-            assert torch.equal(values(teacher, batch), values(live, batch))
+            assert torch.equal(values(teacher, batch), values(alive, batch))
     assert (loads(first), loads(second)) == (1, 0)

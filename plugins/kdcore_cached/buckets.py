@@ -1,0 +1,167 @@
+"""Some ids of each token with their masses, and that of all others: the likeliest, or draws."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdcore import Batch, Coarse, Teacher, read
+from kdcore_cached.drawing import drawn
+from kdcore_cached.kinds import Array, Kind
+from kdcore_cached.places import places
+
+_LOGITS = 2**24  # made at a time to find out what is stored
+_HERE = "known.u1"
+
+
+class Buckets(Kind):
+    """Some ids of each token, and the masses of each and of all others together.
+
+    A byte of 1, written last, marks what is there.
+    """
+
+    def missing(self, marks: np.ndarray) -> np.ndarray:
+        """A mark of 0."""
+        found: np.ndarray = marks == 0
+        return found
+
+    @abstractmethod
+    def log_masses(self, stored: Tensor) -> Tensor:
+        """What is stored of each id, as log-probabilities with that of all others [n, k + 1]."""
+
+    def coarse(self, values: Sequence[np.ndarray]) -> Coarse:
+        """What the arrays hold of some tokens, as a teacher tells it."""
+        ids, masses = (torch.from_numpy(some) for some in values[:2])
+        return Coarse(ids.long(), self.log_masses(masses))
+
+    def broken(self, values: Sequence[np.ndarray], vocabulary: int) -> np.ndarray:
+        """Ids that are none, or twice there, or masses that are not 1 together."""
+        ids, logs = self.coarse(values)
+        none = ((ids < 0) | (ids >= vocabulary)).any(-1)
+        twice = (ids.sort(-1).values.diff(dim=-1) == 0).any(-1)
+        off = ~((logs.exp().sum(-1) - 1).abs() < 1e-2)
+        found: np.ndarray = (none | twice | off).numpy()
+        return found
+
+    def differs(self, stored: Sequence[np.ndarray], live: Sequence[np.ndarray]) -> np.ndarray:
+        """Half the sum of what masses differ by, over the ids that either knows."""
+        mine, theirs = self.coarse(stored), self.coarse(live)
+        width = mine.ids.shape[1]
+        p, q = mine.log_probabilities.exp(), theirs.log_probabilities.exp()
+        same = mine.ids[:, :, None] == theirs.ids[:, None, :]
+        counterpart = (same * q[:, None, :width]).sum(-1)
+        apart = (p[:, :width] - counterpart).abs().sum(-1)
+        apart += (q[:, :width] * ~same.any(1)).sum(-1) + (p[:, width] - q[:, width]).abs()
+        found: np.ndarray = (apart / 2).numpy()
+        return found
+
+
+class TopK(Buckets):
+    """The k likeliest ids, the likeliest first, and log-probabilities at temperature 1 as float16.
+
+    Half precision rounds log p by at most 2^-11 of itself, so a probability p by 2^-11 p |log p|,
+    which is below 0.0002 for every p. The gradient of the forward KL, q - p, is wrong by no more.
+    Double the bytes would buy digits below what a half-precision teacher says itself.
+    """
+
+    name = "topk"
+
+    def __init__(self, k: int, vocabulary: int) -> None:
+        self.k = min(k, vocabulary - 1)
+        self.arrays = (
+            Array("ids.i32", np.dtype(np.int32), self.k),
+            Array("log_probabilities.f16", np.dtype(np.float16), self.k + 1),
+            Array(_HERE, np.dtype(np.uint8)),
+        )
+
+    def bound(self) -> dict[str, object]:
+        """How many ids."""
+        return {"k": self.k}
+
+    def log_masses(self, stored: Tensor) -> Tensor:
+        """As they are."""
+        return stored.float()
+
+    def scored(self, teacher: Teacher, batch: Batch) -> Sequence[np.ndarray]:
+        """The k likeliest, and what is left of the others: summed, not subtracted from 1."""
+        pieces = []
+        for logits in _logits(teacher, batch):
+            logs = logits.log_softmax(-1)
+            found, ids = logs.topk(self.k)
+            others = logs.scatter_(1, ids, -math.inf).logsumexp(-1, keepdim=True)
+            pieces.append((ids.int(), torch.cat([found, others], -1).half()))
+        return _joined(pieces)
+
+
+class Sampled(Buckets):
+    """Ids drawn from the teacher's distribution, and how often each was: an unbiased estimate.
+
+    Anshumann et al. 2025 (Sparse Logit Sampling), arXiv:2503.16870, with proposals at temperature
+    1. Others would need weights that a loss's softmax would bring to a sum of 1, which is biased.
+    """
+
+    name = "sampled"
+
+    def __init__(self, draws: int, seed: int, vocabulary: int) -> None:
+        self.draws, self.seed = draws, seed
+        self.width = min(draws, vocabulary - 1)
+        self.arrays = (
+            Array("ids.i32", np.dtype(np.int32), self.width),
+            Array("counts.u1", np.dtype(np.uint8), self.width),
+            Array(_HERE, np.dtype(np.uint8)),
+        )
+
+    def bound(self) -> dict[str, object]:
+        """What decides what is drawn."""
+        return {"draws": self.draws, "seed": self.seed}
+
+    def log_masses(self, stored: Tensor) -> Tensor:
+        """Shares of the draws. Where the arrays hold all ids but one, that has the rest."""
+        counts = stored.float()
+        others = self.draws - counts.sum(-1, keepdim=True)
+        return (torch.cat([counts, others], -1) / self.draws).log()
+
+    def broken(self, values: Sequence[np.ndarray], vocabulary: int) -> np.ndarray:
+        """Also where draws are missing."""
+        missing = values[1].sum(-1, dtype=np.int64) != self.draws
+        found = super().broken(values, vocabulary)
+        return found if self.width == vocabulary - 1 else found | missing
+
+    def scored(self, teacher: Teacher, batch: Batch) -> Sequence[np.ndarray]:
+        """The draws of each token hang on the seed and its place in the text only."""
+        document, offset = places(batch)
+        pieces, at = [], 0
+        for logits in _logits(teacher, batch):
+            some = slice(at, at + len(logits))
+            at = some.stop
+            ids = drawn(logits, self.seed, document[some], offset[some], self.draws)
+            pieces.append(self._counted(ids, logits.shape[1]))
+        return _joined(pieces)
+
+    def _counted(self, ids: Tensor, vocabulary: int) -> tuple[Tensor, Tensor]:
+        """Each id once, the most frequent first; filled up with ids that were never drawn."""
+        ones = torch.ones_like(ids)
+        counts = torch.zeros(len(ids), vocabulary, dtype=torch.int64, device=ids.device)
+        counts.scatter_add_(1, ids, ones)
+        # Of equal counts the smaller id: what is stored must not hang on how a device sorts.
+        ranks = counts * vocabulary - torch.arange(vocabulary, device=ids.device)
+        chosen = ranks.topk(self.width).indices
+        return chosen.int(), counts.gather(1, chosen).to(torch.uint8)
+
+
+def _logits(teacher: Teacher, batch: Batch) -> Iterator[Tensor]:
+    """The teacher's logits at the batch's valid positions, some at a time."""
+    at = read(teacher, batch)
+    for some in torch.split(batch.valid, max(1, _LOGITS // batch.vocabulary)):
+        yield at(some)
+
+
+def _joined(pieces: Sequence[tuple[Tensor, Tensor]]) -> Sequence[np.ndarray]:
+    """Ids, what is stored of them, and the marks that they are there."""
+    ids, values = (torch.cat(some).cpu().numpy() for some in zip(*pieces, strict=True))
+    return ids, values, np.ones(len(ids), np.uint8)
