@@ -32,13 +32,16 @@ pre { font: 14px/1.7 ui-monospace, monospace; margin: .2rem 0; overflow-wrap: an
       white-space: pre-wrap; }
 .kept { background: #bfe8c4; color: #000; }
 .dropped { color: #b3261e; }
+.trained { color: #1b5e20; }
 .never { color: #777; }
 .partly { background: #f3e29b; color: #000; }
 .special { border: 1px solid; border-radius: 3px; }
 b > * { outline: 2px solid #7a4fd0; }
 .end { opacity: .5; }
 @media (max-width: 60rem) { .sides { grid-auto-flow: row; } }
-@media (prefers-color-scheme: dark) { .dropped { color: #ff9a92; } .never { color: #999; } }
+@media (prefers-color-scheme: dark) {
+  .dropped { color: #ff9a92; } .trained { color: #8fd694; } .never { color: #999; }
+}
 """
 
 
