@@ -103,7 +103,7 @@ def _front(run: Run) -> str:
     base = _base(run.recipe.student.model)
     datasets = list(dict.fromkeys(run.recipe.data.names_on_hub()))
     data = ModelCardData(
-        library_name="transformers",
+        library_name="peft" if hasattr(run.student, "peft_config") else "transformers",
         pipeline_tag="text-generation",
         tags=tags,
         base_model=base,

@@ -66,7 +66,7 @@ class Recipe:
             paths = {name: str(path) for name, path in references.items()}
             table = replace_references(table, lambda name: paths[name])
             data = data and replace_references(data, lambda name: paths[name])
-        built, faults = assemble(table, (stage, self._run_name(stage)), data, self.host)
+        built, faults = assemble(table, (stage, self.run_name(stage)), data, self.host)
         if built is None:
             raise RecipeError([*faults])
         return built
@@ -83,7 +83,8 @@ class Recipe:
     def _stage(self, name: str) -> StageTable:
         return next(stage for stage in self.stages if stage.name == name)
 
-    def _run_name(self, stage: str) -> str:
+    def run_name(self, stage: str) -> str:
+        """What the folders of a stage's runs begin with."""
         return f"{self.name}.{stage}" if stage else self.name
 
 
@@ -94,10 +95,12 @@ def read_recipe(
     sets: Sequence[str] = (),
     logs: Sequence[str] = (),
     evals: Sequence[str] = (),
+    only: str | None = None,
 ) -> Recipe:
     """The recipe of a path or shipped name, changed as the command line says.
 
-    `logs` and `evals` are names of what is added to its lists with default options.
+    `logs` and `evals` are names of what is added to its lists with default options. `only` is the
+    stage that will be built, "" the last one: the others may have faults.
 
     Raises RecipeError with every fault; nothing is loaded here.
     """
@@ -115,12 +118,16 @@ def read_recipe(
     requires = _requires(typed, faults)
     text = _text(typed, recipe_name, changed=bool(sets or logs or evals))
     stages = _stages(typed.root, faults)
-    for stage in stages:
+    for stage in stages if only is None else _only(only, stages):
         _, found = assemble(stage.written, (stage.name, ""), stage.tokenizer_data, host)
         faults += found
     if faults:
         raise RecipeError(_in_reading_order(faults))
     return Recipe(recipe_name, path, text, notes, stages, requires, host)
+
+
+def _only(name: str, stages: Sequence[StageTable]) -> Sequence[StageTable]:
+    return [stage for stage in stages if stage.name == name] or stages[-1:]
 
 
 def _in_reading_order(faults: Sequence[Fault]) -> list[Fault]:

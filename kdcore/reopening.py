@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from kdcore.adapters import adapter_base
 from kdcore.api import Component, Teacher
 from kdcore.build import walk
 from kdcore.checkpoint import damage, in_order, load_weights, newest
@@ -96,8 +97,7 @@ def finals_of(recipe: Recipe, stage: str, out: Path) -> dict[str, Path]:
 
 def folder_of(recipe: Recipe, stage: str, out: Path) -> Path:
     """The folder of a stage's run, which may not be there."""
-    run_name = recipe.build(stage).run_name
-    return choose_folder(out, run_name, recipe.identity(stage), fresh=False)
+    return choose_folder(out, recipe.run_name(stage), recipe.identity(stage), fresh=False)
 
 
 def _with_evals(stage: Stage, names: Sequence[str] | None) -> Stage:
@@ -167,8 +167,8 @@ def _steps(run: Run) -> int:
 
 
 def _as_saved(name: str, stage: Stage, device: torch.device) -> PreTrainedModel:
-    """A model in the type that its weights are kept in."""
-    kept = load_config(name).dtype
+    """A model in the type that its weights are kept in; an adapter on its base as in the run."""
+    kept = None if adapter_base(name) else load_config(name).dtype
     dtype = kept if isinstance(kept, torch.dtype) else dtype_of(stage.student.dtype, device)
     return load_model(name, dtype=dtype, device=device, attention=stage.student.attention)
 

@@ -58,6 +58,7 @@ def run_of(folder, host, *sets, text=RECIPE, **names):
         batch=8,
         tokens=12345,
         teacher=recipe.build().teacher,
+        student=object(),
         objective="loss = 1 * mean_kept(CE(q(1), y))\n     + 0.5 * mean_kept(4 * KL(p(2), q(2)))",
         scores={"nll": 1.23456789, "perplexity": math.inf, "sample/1": "Once upon"},
     )

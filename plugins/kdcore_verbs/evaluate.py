@@ -104,7 +104,8 @@ class _Opened:
 
     def _read(self, recipe: str) -> None:
         asked = self.asked
-        self.recipe = read_recipe(recipe, self.host, sets=asked.sets, evals=asked.uses)
+        only = asked.stage or ""
+        self.recipe = read_recipe(recipe, self.host, sets=asked.sets, evals=asked.uses, only=only)
         for note in self.recipe.notes:
             print(note, file=sys.stderr)
         stages = [each.name for each in self.recipe.stages]
@@ -168,7 +169,7 @@ def _measured(each: Named, opened: _Opened) -> _Result:
     asked, folder = opened.asked, each.run
     if folder is None or asked.recipe is not None:
         return _Result(each, None, False, scores)
-    at_end = each.finished and run.step == run.steps
+    at_end = each.finished and asked.step is None
     kept = at_end and not _changed(folder, asked.sets)
     if kept:
         kept = append_again(folder, run.step, scores, shlex.join(asked.sets))

@@ -32,7 +32,8 @@ class Named:
 
 def named(name: str, out: Path) -> Named:
     """What a name stands for. A folder with a model in it comes first, the hub last."""
-    if (Path(name).expanduser() / "config.json").is_file():
+    place = Path(name).expanduser()
+    if any((place / config).is_file() for config in ("config.json", "adapter_config.json")):
         return Named(name, None)
     on_hub = name.count("/") == 1 and not name.startswith((".", "/", "~"))
     try:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -33,6 +34,7 @@ def push(
         raise UsageError(f"{folder} is not finished and has no final model to push")
     if not _REPOSITORY.fullmatch(repository) or "--" in repository or ".." in repository:
         raise UsageError(f"{repository!r} is no repository on the hub; those are OWNER/NAME")
+    _refuse_local_base(folder / "final")
     from huggingface_hub import HfApi
 
     name = folder.name
@@ -44,6 +46,18 @@ def push(
             commit_message=f"{name}, trained with kdcore",
         )
     print(done.repo_url)
+
+
+def _refuse_local_base(final: Path) -> None:
+    """An adapter is of no use to others where its base is a folder of this machine."""
+    config = final / "adapter_config.json"
+    named = json.loads(config.read_text()) if config.is_file() else {}
+    base = str(named.get("base_model_name_or_path") or "")
+    if config.is_file() and (not _REPOSITORY.fullmatch(base) or Path(base).exists()):
+        raise UsageError(
+            f"{final} is an adapter to {base!r}, which nobody else has; push a run whose adapter "
+            "is merged, or one on a model from the hub"
+        )
 
 
 def _create(api: HfApi, repository: str, private: bool) -> None:
@@ -63,7 +77,7 @@ def _explained(repository: str) -> Iterator[None]:
     )
 
     # The HTTP library's own class: it is another library in other versions.
-    unreachable = (*HfHubHTTPError.__bases__, OSError)
+    unreachable: tuple[Any, ...] = (*HfHubHTTPError.__bases__, OSError)
     try:
         yield
     except LocalTokenNotFoundError as error:

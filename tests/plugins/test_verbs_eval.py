@@ -57,6 +57,14 @@ PLUGIN = """
 from kdcore import Eval, component, hookimpl
 
 @component
+class Teaches(Eval):
+    name = "teaches"
+    needs_teacher = True
+
+    def measure(self, run):
+        return {"teaches": float(run.teacher.gives_logits())}
+
+@component
 class Width(Eval):
     name = "width"
     factor: float = 1.0
@@ -67,7 +75,7 @@ class Width(Eval):
 
 @hookimpl
 def kdcore_evals():
-    return [Width]
+    return [Teaches, Width]
 """
 
 app = typer.Typer()
@@ -221,6 +229,14 @@ def test_a_model_in_the_place_of_a_stages_student(here):
     (teacher,) = Path("runs").glob("two.teacher-*")
     asked = (teacher / "final", "--recipe", "two.toml", "--stage", "teacher")
     assert as_json(*asked)[0]["scores"] == scores_at(teacher, 4)
+
+
+def test_an_eval_that_only_the_asked_stage_can_have(here):
+    final = str(here / "final")
+    (said,) = as_json(final, "--recipe", "two.toml", "--use", "teaches")
+    assert said["scores"] == {"teaches": 1.0}
+    with pytest.raises(UsageError, match="the stage 'teacher' has no \\[teacher\\]"):
+        typed(final, "--recipe", "two.toml", "--use", "teaches", "--stage", "teacher")
 
 
 def test_a_model_with_a_tokenizer_of_its_own(here):

@@ -1,5 +1,6 @@
 """`kdcore push`, as a process of its own that uploads to a stand-in for the hub."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -123,4 +124,16 @@ def test_only_finished_runs(tmp_path):
         typed("fox", "owner/fox", "--out", tmp_path)
     shutil.rmtree(tmp_path / "fox-12345678")
     with pytest.raises(UsageError, match="there is no run 'fox'"):
+        typed("fox", "owner/fox", "--out", tmp_path)
+
+
+@pytest.mark.parametrize("base", ["models/fox", "/models/fox", "", None])
+def test_an_adapter_to_a_model_of_this_machine(tmp_path, monkeypatch, base):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models" / "fox").mkdir(parents=True)
+    run = lay_run(tmp_path, "fox-12345678")
+    (run / "final" / "adapter_config.json").write_text(
+        json.dumps({"base_model_name_or_path": base})
+    )
+    with pytest.raises(UsageError, match=r"is an adapter to '.*', which nobody else has"):
         typed("fox", "owner/fox", "--out", tmp_path)
