@@ -16,6 +16,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlparse
 
+import yaml
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -100,7 +102,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.large[match[1]] = body
             return 200, {}
         if path == "/api/validate-yaml":
-            return 200, {"errors": [], "warnings": []}
+            return _validated(json.loads(body)["content"])
         if path == "/api/repos/create":
             return self._create(json.loads(body))
         if match := re.fullmatch(r"/(.+)\.git/info/lfs/objects/batch", path):
@@ -174,6 +176,14 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(content)
+
+
+def _validated(card):
+    """What the hub has against the YAML of a model card."""
+    front = re.match(r"---\n(.*?)\n---\n", card, re.DOTALL)
+    if front and isinstance(yaml.safe_load(front[1]), dict):
+        return 200, {"errors": [], "warnings": []}
+    return 400, {"errors": [{"message": "metadata is missing"}], "warnings": []}
 
 
 def _mode(file):

@@ -4,7 +4,6 @@ The hub is a stand-in. The commands of lm-eval and vLLM are skipped where these 
 """
 
 import json
-import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,7 +12,7 @@ import pytest
 import tiny
 import yaml
 from documents import snippets
-from founding_hub import hub_of
+from hub_user import user_of
 
 pytestmark = pytest.mark.slow
 
@@ -41,23 +40,14 @@ def here(tmp_path_factory):
     for name, module in PROGRAMS.items():
         (programs / name).write_text(f'#!/bin/sh\nexec {sys.executable} -m {module} "$@"\n')
         (programs / name).chmod(0o755)
-    with hub_of(root, home) as hub:
-        hub.environment |= {"HF_TOKEN": "hf_notATokenOfAnybody", "KDCORE_PLUGINS_OFF": "panel"}
+    with user_of(root, home) as hub:
         hub.environment["PATH"] = f"{programs}:{hub.environment['PATH']}"
-        hub.models = root / "models"
         bash(hub, SCRIPTS[0].text)
         yield hub
 
 
 def bash(hub, script, *arguments):
-    done = subprocess.run(
-        ["bash", "-ec", script, *arguments],
-        cwd=hub.home,
-        env=hub.environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    done = hub.done(["bash", "-ec", script, *arguments])
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -7,13 +7,12 @@ from pathlib import Path
 import pytest
 import tiny
 import typer
-from founding_hub import hub_of
+from hub_user import user_of
 from kdcore_verbs.push import push
 from typer.testing import CliRunner
 
 from kdcore import UsageError
 
-TOKEN = "hf_notATokenOfAnybody123"
 CARD = "---\nlibrary_name: transformers\ntags:\n- kdcore\n---\n\n# fox\n"
 
 app = typer.Typer()
@@ -33,9 +32,7 @@ def lay_run(out, name, *, finished=True):
 @pytest.fixture
 def hub(tmp_path):
     (tmp_path / "home").mkdir()
-    with hub_of(tmp_path / "hub", tmp_path / "home") as hub:
-        hub.models = tmp_path / "hub" / "models"
-        hub.environment |= {"HF_TOKEN": TOKEN}
+    with user_of(tmp_path / "hub", tmp_path / "home") as hub:
         yield hub
 
 
@@ -103,6 +100,15 @@ def test_what_the_hub_has_against_it_is_one_sentence(hub, repository, changed, s
     assert done.returncode == 1
     assert said in done.stderr and done.stderr.count("\n") == 1, done.stderr
     assert not hub.models.exists()
+
+
+@pytest.mark.slow
+def test_a_card_that_the_hub_cannot_read(hub):
+    run = lay_run(hub.home / "runs", "fox-12345678")
+    (run / "final" / "README.md").write_text("no front\n")
+    done = hub.kdcore("push", "fox", "owner/fox")
+    assert done.returncode == 1
+    assert done.stderr == "kdcore: cannot push to 'owner/fox': Invalid metadata in README.md.\n"
 
 
 def typed(*arguments):
