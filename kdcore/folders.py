@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,11 +22,22 @@ def finished(folder: Path) -> bool:
 
 
 def choose_folder(out: Path, run_name: str, identity: str, *, fresh: bool) -> Path:
-    """The folder of a run: the newest of its identity, or with `fresh` the next free one."""
+    """The folder of a run: the newest of its name and identity, with `fresh` the next free one.
+
+    Where there is none, one that finished under another name: identities know no names.
+    """
     first = out / f"{run_name}-{identity}"
     taken = [first, *(out / f"{first.name}-{n}" for n in range(2, 10_000))]
     free = next(n for n, path in enumerate(taken) if not path.exists())
-    return taken[free] if fresh else taken[max(0, free - 1)]
+    if fresh:
+        return taken[free]
+    return taken[free - 1] if free else _finished_elsewhere(out, identity) or first
+
+
+def _finished_elsewhere(out: Path, identity: str) -> Path | None:
+    same = re.compile(rf".*-{identity}(-\d+)?")
+    found = (path for path in out.glob(f"*-{identity}*") if same.fullmatch(path.name))
+    return max((path for path in found if finished(path)), default=None)
 
 
 @contextmanager

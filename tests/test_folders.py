@@ -30,6 +30,20 @@ def test_a_run_continues_in_the_newest_folder_of_its_identity(tmp_path):
     assert choose_folder(tmp_path, "rho", "99999999", fresh=False).name == "rho-99999999"
 
 
+def test_what_finished_under_another_name_is_used(tmp_path):
+    def chosen(fresh=False):
+        return choose_folder(tmp_path, "mine.teacher", "1a2b3c4d", fresh=fresh).name
+
+    (tmp_path / "other.teacher-1a2b3c4d").mkdir()
+    (tmp_path / "other.teacher-1a2b3c4d5-2" / "final").mkdir(parents=True)
+    assert chosen() == "mine.teacher-1a2b3c4d"
+    (tmp_path / "other.teacher-1a2b3c4d-2" / "final").mkdir(parents=True)
+    assert chosen() == "other.teacher-1a2b3c4d-2"
+    assert chosen(fresh=True) == "mine.teacher-1a2b3c4d"
+    (tmp_path / "mine.teacher-1a2b3c4d").mkdir()
+    assert chosen() == "mine.teacher-1a2b3c4d"
+
+
 LOCK = """
 import sys
 from pathlib import Path

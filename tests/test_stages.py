@@ -221,6 +221,8 @@ def test_stages_follow_their_references_and_are_shared(host):
     before = (teacher / "metrics.jsonl").read_bytes()
     variants = run(host, "two.toml", each=("stage.student.loss.kl.use=kl,reverse-kl,jsd", "seed=0"))
     assert len(variants) == 4  # the teacher, once, and three students
+    Path("three.toml").write_text('extends = "two.toml"\n[stage.student.train]\nsteps = 2\n')
+    assert run(host, "three.toml")[0] == teacher  # of another recipe, and the same stage
     assert (teacher / "metrics.jsonl").read_bytes() == before
 
 
