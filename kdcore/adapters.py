@@ -32,7 +32,7 @@ def adapter_base(name: str) -> str | None:
         if not path.is_file() or (place / "config.json").is_file():
             return None
     else:
-        on_hub = _on_hub(name)
+        on_hub = file_on_hub(name, _CONFIG)
         if on_hub is None:
             return None
         path = Path(on_hub)
@@ -40,14 +40,15 @@ def adapter_base(name: str) -> str | None:
     return config.get("base_model_name_or_path") or ""
 
 
-def _on_hub(name: str) -> str | None:
+def file_on_hub(name: str, file: str) -> str | None:
+    """Where a file of a repository is once it was downloaded; None where it is not to be had."""
     from transformers.utils.hub import cached_file
 
     found: str | None = None
     with suppress(OSError, ValueError):  # loading it says what is wrong
         found = cached_file(
             name,
-            _CONFIG,
+            file,
             _raise_exceptions_for_gated_repo=False,
             _raise_exceptions_for_missing_entries=False,
             _raise_exceptions_for_connection_errors=False,

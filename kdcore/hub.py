@@ -158,8 +158,10 @@ def load_tokenizer(name: str, *, key: str | None = None) -> PreTrainedTokenizerB
 
 
 def _has_tokenizer(adapter: str) -> bool:
-    place = Path(place_of(adapter))
-    return not place.is_dir() or (place / "tokenizer_config.json").is_file()
+    from kdcore.adapters import file_on_hub
+
+    place, file = Path(place_of(adapter)), "tokenizer_config.json"
+    return (place / file).is_file() if place.is_dir() else file_on_hub(adapter, file) is not None
 
 
 def model_fingerprint(name: str, *, base: bool = True) -> str:
