@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from kdcore.errors import KdcoreError, PluginError, RecipeError, RunError, UsageError
     from kdcore.evaluate import measured
     from kdcore.finding import find_recipe, find_run, recipe_name, runs_in, shipped_recipes
-    from kdcore.fingerprints import of_tokenizer
+    from kdcore.fingerprints import as_typed, of_tokenizer
     from kdcore.generation import generate
     from kdcore.hub import dtype_of, load_config, load_model, load_tokenizer, model_fingerprint
     from kdcore.identity import what_counts
@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from kdcore.stage import Stage
     from kdcore.teachers import load_teacher
     from kdcore.tokens import Tokens
+    from kdcore.unstarted import batches_of, open_stage
 
 _HOME = {
     "api": "KINDS Component Data Eval Logger Loss Patch Selection Teacher Tokenizer "
@@ -67,7 +68,7 @@ _HOME = {
     "environment": "environment_of",
     "evaluate": "measured",
     "errors": "KdcoreError PluginError RecipeError RunError UsageError",
-    "fingerprints": "of_tokenizer",
+    "fingerprints": "as_typed of_tokenizer",
     "finding": "find_recipe find_run recipe_name runs_in shipped_recipes",
     "generation": "generate",
     "hub": "dtype_of load_config load_model load_tokenizer model_fingerprint",
@@ -86,6 +87,7 @@ _HOME = {
     "sampling": "RowSample SampledRow sample_rows",
     "teachers": "load_teacher",
     "tokens": "Tokens",
+    "unstarted": "batches_of open_stage",
 }
 _WHERE = {name: module for module, names in _HOME.items() for name in names.split()}
 
@@ -122,7 +124,9 @@ __all__ = [
     "Tokenizer",
     "Tokens",
     "UsageError",
+    "as_typed",
     "bare_stage",
+    "batches_of",
     "chosen_rows",
     "component",
     "dtype_of",
@@ -145,6 +149,7 @@ __all__ = [
     "of_tokenizer",
     "open_model",
     "open_run",
+    "open_stage",
     "options_of",
     "plans_of",
     "read",

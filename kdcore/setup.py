@@ -139,6 +139,11 @@ def _teachers(components: Iterable[Component]) -> list[Teacher]:
 
 def prove_vocabulary(run: Run, teachers: Sequence[Teacher]) -> int:
     """The ids that the tokenizers of student and teachers agree on, and every head has."""
+    return shared_ids(run, teachers, run.language_model.width)
+
+
+def shared_ids(run: Run, teachers: Sequence[Teacher], width: int) -> int:
+    """The same where the student is not loaded, and its head has `width` rows."""
     others: dict[str, PreTrainedTokenizerBase] = {}
     for name, teacher in numbered(teachers).items():
         with blame(teacher, "tokenizer"):
@@ -146,7 +151,7 @@ def prove_vocabulary(run: Run, teachers: Sequence[Teacher]) -> int:
         if tokenizer is not None:
             others[name] = tokenizer
     shared = prove(run.tokenizer, others)
-    widths = {"student": run.language_model.width, **widths_of(teachers, run.device)}
+    widths = {"student": width, **widths_of(teachers, run.device)}
     eos = run.tokenizer.eos_token_id
     return cut_to(shared, widths, eos if isinstance(eos, int) else None)
 

@@ -7,7 +7,7 @@ import tiny
 from kdcore_cached import CachedTeacher
 from kdcore_hf import HfTeacher
 
-from kdcore import Data, read_nll
+from kdcore import Data, component, read_nll
 
 LENGTHS = (7, 20, 9, 4)
 # The second document is cut in three pieces.
@@ -15,6 +15,13 @@ ROWS = [[(0, 0, 7)], [(1, 0, 8)], [(1, 8, 16)], [(1, 16, 20), (3, 0, 4)], [(2, 0
 
 
 OWN = ("kind", "k", "draws", "seed", "context", "window")
+
+
+@component
+class Texts(Data):
+    """What the documents are of."""
+
+    name = "texts"
 
 
 class Spy(HfTeacher):
@@ -35,7 +42,7 @@ def run_in(folder, **data):
     return SimpleNamespace(
         caches=folder / "caches",
         device=tiny.CPU,
-        data=Data(block=8, **data),
+        data=Texts(block=8, **data),
         tokenizer=tiny.byte_tokenizer(),
         say=said.append,
         said=said,

@@ -248,3 +248,18 @@ def test_fresh_chunks_need_no_second_look_at_the_texts(byte_tokenizer, cache, ca
     assert [row["input_ids"].size for row in second] == [3, 4, 3]
     assert data.asked == asked and len(caplog.records) == said
     assert first.split.fingerprint == second.split.fingerprint
+
+
+@pytest.mark.parametrize("layout", ["pack", "chunk", "one"])
+def test_ids_of_documents_however_rows_lie(byte_tokenizer, cache, layout):
+    rows = rows_of(byte_tokenizer, ["abc", "", "de fgh", "i"], rows=layout, block=4)
+    flat = [
+        token
+        for text in ("abc", "de fgh", "i")
+        for token in [*byte_tokenizer(text)["input_ids"], byte_tokenizer.eos_token_id]
+    ]
+    everything = np.arange(len(flat))
+    assert rows.ids(everything).tolist() == rows.subset([0]).ids(everything).tolist() == flat
+    made = as_rows([{"input_ids": [1, 2, 3]}], "train")
+    with pytest.raises(RunError, match=r"the train data hands over rows, and .* whole documents"):
+        made.ids(everything)

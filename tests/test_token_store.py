@@ -36,6 +36,9 @@ def test_pieces_are_taken_from_all_parts(byte_tokenizer, small_parts, tmp_path, 
     places = store.locate(chosen, np.ones(5, np.int32))
     taken = store.take(places, store.lengths[chosen] - 1)
     assert taken.tolist() == [token for n in chosen for token in ids[n][1:]]
+    flat = np.array([token for each in ids for token in each])
+    anywhere = np.random.default_rng(0).integers(0, len(flat), 500)
+    assert np.array_equal(store.at(anywhere), flat[anywhere])
     text = byte_tokenizer.decode(
         lay_texts(Words(rows="chunk"), "train", byte_tokenizer)[0]["input_ids"]
     )

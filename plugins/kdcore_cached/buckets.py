@@ -25,6 +25,8 @@ class Buckets(Kind):
     A byte of 1, written last, marks what is there.
     """
 
+    tolerance = 0.1
+
     def missing(self, marks: np.ndarray) -> np.ndarray:
         """A mark of 0."""
         found: np.ndarray = marks == 0

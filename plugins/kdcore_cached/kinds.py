@@ -31,6 +31,7 @@ class Kind(ABC):
 
     name: str
     arrays: Sequence[Array]
+    tolerance: float  # by which `differs` may find what is stored off, in rounding of half types
 
     @property
     def bytes_per_token(self) -> int:
@@ -44,6 +45,10 @@ class Kind(ABC):
     @abstractmethod
     def missing(self, marks: np.ndarray) -> np.ndarray:
         """What the last array says of some tokens [n] -> whether nothing is stored there."""
+
+    def forgotten(self) -> float:
+        """What the last array is to hold where something is to be stored again."""
+        return self.arrays[-1].fill
 
     @abstractmethod
     def scored(self, teacher: Teacher, batch: Batch) -> Sequence[np.ndarray]:
@@ -63,6 +68,7 @@ class Losses(Kind):
 
     name = "nll"
     arrays = (Array("nll.f32", np.dtype(np.float32), fill=np.nan),)
+    tolerance = 0.25
 
     def missing(self, marks: np.ndarray) -> np.ndarray:
         """NaN."""

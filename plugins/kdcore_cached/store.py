@@ -17,7 +17,8 @@ from kdcore import Batch, RunError, Split
 from kdcore_cached.kinds import Array, Kind
 from kdcore_cached.places import places
 
-META = "meta.json"
+META = "meta.json"  # what the values are bound to
+ABOUT = "about.json"  # the same for people
 _FILL = 1 << 20  # numbers written at a time when a file is made
 
 
@@ -31,18 +32,17 @@ class Store:
 
     def __init__(
         self,
-        caches: Path,
-        prefix: str,
+        folder: Path,
         meta: Mapping[str, object],
         split: Split,
         kind: Kind,
         say: Callable[[str], None],
+        about: Mapping[str, object] | None = None,
     ) -> None:
-        self.kind = kind
+        self.kind, self._about = kind, dict(about or {})
         self._starts = np.concatenate([[0], np.cumsum(split.lengths, dtype=np.int64)])
-        self._meta = json.dumps(dict(meta), sort_keys=True, indent=1)
-        key = blake2b(self._meta.encode(), digest_size=6).hexdigest()
-        self.folder = caches / f"{prefix}-{key}"
+        self._meta = as_text(meta)
+        self.folder = folder
         if self.folder.exists() and not self._is_whole():
             say(f"{self.folder} is damaged: it is made anew")
             remove(self.folder)
@@ -84,6 +84,7 @@ class Store:
         beside = self.folder.with_name(f".{self.folder.name}-{uuid4().hex}")
         beside.mkdir(parents=True)
         (beside / META).write_text(self._meta, encoding="utf-8")
+        (beside / ABOUT).write_text(json.dumps(self._about, indent=1), encoding="utf-8")
         try:
             for array in self.kind.arrays:
                 _reserve(beside / array.file, array, self.tokens)
@@ -93,6 +94,16 @@ class Store:
             if not self.folder.exists():  # else another process was faster
                 size = self.kind.bytes_per_token * self.tokens
                 raise RunError(f"cannot make {self.folder} ({size:,} bytes): {error}") from error
+
+
+def as_text(meta: Mapping[str, object]) -> str:
+    """What `meta.json` holds."""
+    return json.dumps(dict(meta), sort_keys=True, indent=1)
+
+
+def key_of(meta: str) -> str:
+    """What the name of the folder of this `meta.json` ends with."""
+    return blake2b(meta.encode(), digest_size=6).hexdigest()
 
 
 def mapped(folder: Path, array: Array, tokens: int, mode: str = "r+") -> np.memmap:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from kdcore import Batch, Split, Teacher, options_of
+from kdcore import Batch, Split, Teacher, UsageError, options_of
 
 Ids = Callable[[np.ndarray], np.ndarray]
 """Indices counted through all documents -> the ids there."""
@@ -93,6 +93,17 @@ class Windows:
             vocabulary=like.vocabulary,
             split=like.split,
         )
+
+
+def length_of(teacher: Teacher, device: torch.device) -> int:
+    """How long its windows are, where nobody says it."""
+    found = own_length(teacher, device)
+    if found is None:
+        raise UsageError(
+            f"how long a text the teacher {teacher.name!r} can read is not known; say it in "
+            "tokens: window = 1024"
+        )
+    return found
 
 
 def own_length(teacher: Teacher, device: torch.device) -> int | None:

@@ -10,6 +10,7 @@ import oracle
 import pytest
 import tiny
 import torch
+from caching import Texts
 from cases import MIXED, ROWS, SHARE, assert_equal
 from engine import term
 from given import VOCABULARY
@@ -17,7 +18,7 @@ from kdcore_cached import CachedTeacher
 from kdcore_losses import CrossEntropy, ForwardKL, JensenShannon, ReverseKL
 from kdcore_selections import Rho
 
-from kdcore import Data, RecipeError, Teacher, component, read_recipe
+from kdcore import RecipeError, Teacher, component, read_recipe
 from kdcore.plugins import Host
 
 K = 6
@@ -39,7 +40,7 @@ def loaded(folder, number=1, **options):
     run = SimpleNamespace(
         caches=folder / "caches",
         device=tiny.CPU,
-        data=Data(),
+        data=Texts(),
         tokenizer=tiny.byte_tokenizer(),
         say=lambda said: None,
     )

@@ -1,0 +1,114 @@
+"""Filling the stores of a stage ahead of its run, and comparing them with the live teachers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from kdcore import Batch, Row, Run, Stage, as_typed, batches_of
+from kdcore_cached.catalogue import Kept
+from kdcore_cached.teacher import CachedTeacher
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What is stored of a sample of tokens, beside what the teacher says of them."""
+
+    tokens: int  # that were compared
+    missing: int  # of the sample, which nothing is stored of
+    mean: float
+    largest: float
+    tolerance: float
+
+    @property
+    def is_small(self) -> bool:
+        """Whether it may be rounding."""
+        return self.largest <= self.tolerance
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one cached teacher stores of one split."""
+
+    run: Run
+    teacher: CachedTeacher
+    rows: Sequence[Row]
+    split: str
+
+    @property
+    def label(self) -> str:
+        """The teacher inside, as it was typed."""
+        return as_typed(self.teacher.teacher)
+
+    @property
+    def tokens(self) -> int:
+        """Slots of the store: all tokens of the split, whatever its rows predict."""
+        return int(self.run.laid(self.split).split.lengths.sum())
+
+    @property
+    def folder(self) -> Path:
+        """Where the store is, or would be."""
+        return self.teacher.folder(self.run.laid(self.split).split, self.run.vocabulary)
+
+    @property
+    def bytes_per_token(self) -> int:
+        """On disk."""
+        return self.teacher.kind_for(self.run.vocabulary).bytes_per_token
+
+    def build(self, done: Callable[[int], None]) -> tuple[Kept, int]:
+        """Store what is missing, telling of rows as they are done; how many tokens were missing."""
+        asked = new = 0
+        for batch in batches_of(self.run, self.rows):
+            store = self.teacher.store(batch)
+            asked += len(batch.valid)
+            new += int(store.missing(store.slots(batch)).sum())
+            self.teacher.stored(batch)
+            done(len(batch.input_ids))
+        kept = Kept(self.folder)
+        kept.tell(asked=asked)
+        return kept, new
+
+    def compare(self, tokens: int) -> Difference:
+        """Rows of so many tokens, drawn by the run's seed, beside what the live teacher says."""
+        order = np.random.default_rng(self.run.seed).permutation(len(self.rows))
+        apart, missing = np.zeros(0), 0
+        for index in order.tolist():
+            if len(apart) + missing >= tokens:
+                break
+            for batch in batches_of(self.run, self.rows[index : index + 1]):
+                found, absent = self._apart(batch)
+                apart, missing = np.append(apart, found), missing + absent
+        mean, largest = (float(apart.mean()), float(apart.max())) if len(apart) else (0.0, 0.0)
+        tolerance = self.teacher.kind_for(self.run.vocabulary).tolerance
+        return Difference(len(apart), missing, mean, largest, tolerance)
+
+    def _apart(self, batch: Batch) -> tuple[np.ndarray, int]:
+        """How far each token is off, and how many are missing; if all are, no teacher is loaded."""
+        store = self.teacher.store(batch)
+        asked = store.missing(store.slots(batch))
+        if asked.all():
+            return np.zeros(0), len(asked)
+        apart = [np.zeros(0)]
+        for shown, live in self.teacher.live(batch):
+            slots = store.slots(shown)
+            there = ~store.missing(slots)
+            stored = store.take(slots[there])
+            apart.append(store.kind.differs(stored, [each[there] for each in live]))
+        return np.concatenate(apart), int(asked.sum())
+
+
+def cached_in(stage: Stage) -> list[CachedTeacher]:
+    """The cached teachers of a stage, nested ones too."""
+    return [one for one in stage.components() if isinstance(one, CachedTeacher)]
+
+
+def works(run: Run) -> Iterator[Work]:
+    """What a stage's cached teachers store: of training, and of validation if evals ask."""
+    for teacher in cached_in(run.recipe):
+        teacher.load(run)
+        yield Work(run, teacher, run.rows("train"), "train")
+        if teacher is run.teacher and any(one.needs_teacher for one in run.recipe.evals):
+            yield Work(run, teacher, run.rows("validation"), "validation")

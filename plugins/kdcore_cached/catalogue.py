@@ -1,0 +1,146 @@
+"""The stores that lie in a folder, by what is written in them: without teacher, data or recipe."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kdcore import UsageError
+from kdcore_cached.buckets import Sampled, TopK
+from kdcore_cached.kinds import Kind, Losses
+from kdcore_cached.store import ABOUT, META, key_of, mapped
+
+_SLOTS = 1 << 18  # looked at together
+
+
+def kind_of(meta: Mapping[str, Any]) -> Kind:
+    """The kind that `meta.json` tells of."""
+    if meta["kind"] == TopK.name:
+        return TopK(meta["k"], meta["vocabulary"])
+    if meta["kind"] == Sampled.name:
+        return Sampled(meta["draws"], meta["seed"], meta["vocabulary"])
+    if meta["kind"] == Losses.name:
+        return Losses()
+    raise UsageError(f"no kind of store is named {meta['kind']!r}")
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A store as it lies on disk."""
+
+    folder: Path
+
+    @cached_property
+    def meta(self) -> dict[str, Any]:
+        """What it is bound to."""
+        found: dict[str, Any] = json.loads((self.folder / META).read_text(encoding="utf-8"))
+        return found
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What people are told; stores of earlier versions know less."""
+        path = self.folder / ABOUT
+        told: dict[str, Any] = (
+            json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        )
+        return {"teacher": self.folder.name.split("-")[0], "data": self.meta["data"][:12]} | told
+
+    def tell(self, **more: object) -> None:
+        """Add to what people are told."""
+        told = json.dumps(self.about | more, indent=1)
+        (self.folder / ABOUT).write_text(told, encoding="utf-8")
+
+    @cached_property
+    def kind(self) -> Kind:
+        """What it holds of each token."""
+        return kind_of(self.meta)
+
+    @property
+    def bytes(self) -> int:
+        """On disk."""
+        return sum(path.stat().st_size for path in self.folder.iterdir())
+
+    @property
+    def tokens(self) -> int:
+        """Its slots."""
+        mark = self.kind.arrays[-1]
+        return (self.folder / mark.file).stat().st_size // mark.bytes_per_token
+
+    def filled(self) -> int:
+        """The slots that hold something."""
+        return sum(int(there.sum()) for _, there in self._marks())
+
+    def share(self) -> tuple[float, str]:
+        """How much is filled: of what was asked of it in all, where that is known, or of all."""
+        asked, filled = self.about.get("asked"), self.filled()
+        if asked:
+            return min(1.0, filled / asked), "of what the rows predict"
+        return filled / max(1, self.tokens), "of all tokens"
+
+    def fault(self) -> str | None:
+        """Why it cannot be read: a torn file, or a name that is not that of its content."""
+        meta = self.folder / META
+        if not meta.is_file():
+            return f"{META} is missing"
+        try:
+            kind, text = self.kind, meta.read_text(encoding="utf-8")
+        except (ValueError, KeyError, UsageError) as error:
+            return f"{META} cannot be read ({error})"
+        if not self.folder.name.endswith(f"-{key_of(text)}"):
+            return f"{META} was changed: the folder's name is of another one"
+        if missing := [one.file for one in kind.arrays if not (self.folder / one.file).is_file()]:
+            return f"{missing[0]} is missing"
+        sizes = {
+            (self.folder / one.file).stat().st_size / one.bytes_per_token for one in kind.arrays
+        }
+        if len(sizes) > 1 or not all(size.is_integer() for size in sizes):
+            return "its files are of different lengths: one is torn"
+        return None
+
+    def forget_broken(self) -> int:
+        """Mark as missing what cannot have been written whole; how many slots that are."""
+        arrays = [mapped(self.folder, one, self.tokens) for one in self.kind.arrays]
+        found = 0
+        for start, there in self._marks():
+            slots = start + np.flatnonzero(there)
+            values = [np.take(array, slots, axis=0) for array in arrays]
+            broken = slots[self.kind.broken(values, self.meta["vocabulary"])]
+            arrays[-1][broken] = self.kind.forgotten()
+            found += len(broken)
+        return found
+
+    def _marks(self) -> Iterator[tuple[int, np.ndarray]]:
+        """Whether slots are filled, some at a time."""
+        marks = mapped(self.folder, self.kind.arrays[-1], self.tokens, "r")
+        for start in range(0, self.tokens, _SLOTS):
+            yield start, ~self.kind.missing(np.asarray(marks[start : start + _SLOTS]))
+
+
+def stores_in(caches: Path) -> list[Kept]:
+    """All stores of a folder, by name."""
+    if not caches.is_dir():
+        return []
+    folders = sorted(path for path in caches.iterdir() if path.is_dir())
+    return [Kept(path) for path in folders if not path.name.startswith(".")]
+
+
+def find_store(name: str, caches: Path) -> Kept:
+    """The store that a path, a name or the unique beginning or end of one means."""
+    known = stores_in(caches)
+    if exact := [one for one in known if one.folder.name == Path(name).name]:
+        return exact[0]
+    found = [one for one in known if one.folder.name.startswith(name)]
+    found = found or [one for one in known if one.folder.name.endswith(f"-{name}")]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        names = ", ".join(one.folder.name for one in found)
+        raise UsageError(f"{name!r} may be several stores: {names}")
+    there = ", ".join(one.folder.name for one in known) or "none"
+    raise UsageError(f"no store in {caches} is named {name!r}; there are: {there}")

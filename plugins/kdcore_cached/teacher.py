@@ -1,0 +1,236 @@
+"""The teacher `cached`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from kdcore import (
+    AnswersAt,
+    Batch,
+    Coarse,
+    Run,
+    RunError,
+    Split,
+    Stage,
+    Teacher,
+    UsageError,
+    as_typed,
+    component,
+    load_teacher,
+    of_tokenizer,
+)
+from kdcore_cached.buckets import Buckets
+from kdcore_cached.catalogue import kind_of
+from kdcore_cached.kinds import Kind
+from kdcore_cached.store import Store, as_text, key_of
+from kdcore_cached.windows import Windows, length_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_LAYOUT = ("block", "rows", "cut", "eos")  # of the data: what decides which context a token has
+_BELONGS = {"k": "topk", "draws": "sampled", "seed": "sampled"}  # options to kinds
+_IDS, _DRAWS = 32, 32
+
+
+@component
+class CachedTeacher(Teacher):
+    """Another teacher, written down: what was asked once is read from disk from then on.
+
+    The wrapped teacher is loaded only when something is missing. Runs share the stores, which lie
+    beside them in `caches/`. A temperature divides what is stored, the logs of k + 1 masses at
+    temperature 1, on the teacher's and on the student's side.
+    """
+
+    name = "cached"
+    loads_members = True
+    teacher: Annotated[Teacher, Field(description="whose answers are stored")]
+    kind: Annotated[
+        Literal["nll", "topk", "sampled"],
+        Field(
+            description="nll: the loss of each token, for selections; topk: its likeliest ids and "
+            "the mass of all others; sampled: ids drawn from it, for losses linear in it"
+        ),
+    ] = "nll"
+    k: Annotated[
+        int | None, Field(ge=1, description=f"ids of each token; of kind topk, {_IDS}")
+    ] = None
+    draws: Annotated[
+        int | None, Field(ge=1, le=255, description=f"for each token; of kind sampled, {_DRAWS}")
+    ] = None
+    seed: Annotated[int | None, Field(ge=0, description="of the draws; of kind sampled, 0")] = None
+    context: Annotated[
+        Literal["row", "document"],
+        Field(description="what the teacher sees: the run's rows, or whole documents"),
+    ] = "row"
+    window: Annotated[
+        int | None,
+        Field(ge=2, description="tokens of a document at once: the teacher's own length"),
+    ] = None
+
+    def __post_init__(self) -> None:
+        for key, kind in _BELONGS.items():
+            if getattr(self, key) is not None and self.kind != kind:
+                raise UsageError(f'{key} is an option of kind = "{kind}", not of "{self.kind}"')
+        if self.window is not None and self.context != "document":
+            raise UsageError(
+                'window is an option of context = "document", and rows are as they are'
+            )
+
+    def faults(self, recipe: Stage) -> Iterable[str]:
+        """Rows that are laid anew each epoch, and teachers that know too little."""
+        if self.context == "row" and recipe.data.fresh_each_epoch:
+            yield (
+                f"data {recipe.data.name!r} lays other rows each epoch, so what is stored would be "
+                'of another row; with context = "document" the teacher sees whole documents'
+            )
+        of_all_ids = self.teacher.gives_logits() and self.teacher.ids_known() is None
+        if not (self.teacher.gives_losses() if self.kind == "nll" else of_all_ids):
+            needed = "the loss of every token" if self.kind == "nll" else "the logits of all ids"
+            yield f'kind = "{self.kind}" needs {needed}, and {self.teacher.name!r} has them not'
+
+    def load(self, run: Run) -> None:
+        """Find out what the stores are bound to; the wrapped teacher stays where it is."""
+        self._run, self._is_loaded = run, False
+        self._stores: dict[str, Store] = {}
+        self._bound: dict[str, object] = {
+            "teacher": self.teacher.fingerprint(),
+            "device": run.device.type,  # a teacher's "auto" types go by it
+            "tokenizer": of_tokenizer(run.tokenizer),
+            "context": self.context,
+        }
+        if self.context == "row":
+            self._bound["layout"] = {key: getattr(run.data, key) for key in _LAYOUT}
+        else:
+            self._length = self.window or length_of(self.teacher, run.device)
+            self._bound |= {"window": self._length, "isolated": run.data.rows != "chunk"}
+
+    def tokenizer(self) -> PreTrainedTokenizerBase | None:
+        """The wrapped teacher's."""
+        return self.teacher.tokenizer()
+
+    def gives_logits(self) -> bool:
+        """Losses only, or some ids."""
+        return self.kind != "nll"
+
+    def ids_known(self) -> int | None:
+        """Those that are stored."""
+        return {"nll": None, "topk": self.k or _IDS, "sampled": self.draws or _DRAWS}[self.kind]
+
+    def is_estimate(self) -> bool:
+        """What was drawn."""
+        return self.kind == "sampled"
+
+    def bytes_per_token(self) -> float:
+        """As its kind has it."""
+        return self.kind_for().bytes_per_token
+
+    def nll(self, batch: Batch) -> Callable[[Tensor, Tensor], Tensor]:
+        """The stored losses of the batch, scored and stored first where they are missing."""
+        if self.kind != "nll":
+            return super().nll(batch)
+        (found,) = self.stored(batch)
+        values = torch.full((batch.labels.numel(),), torch.nan, device=batch.labels.device)
+        values[batch.valid] = torch.from_numpy(found).to(values.device)
+        return lambda positions, labels: values[positions]
+
+    def read(self, batch: Batch) -> AnswersAt:
+        """What is stored of the batch's ids, scored and stored first where it is missing."""
+        kind = self.store(batch).kind
+        assert isinstance(kind, Buckets), "a teacher that gives no logits is not read"
+        known = kind.coarse(self.stored(batch))
+        ids, logs = (part.to(batch.valid.device) for part in known)
+
+        def at(positions: Tensor) -> Coarse:
+            index = torch.searchsorted(batch.valid, positions)
+            return Coarse(ids[index], logs[index])
+
+        return at
+
+    def stored(self, batch: Batch) -> list[np.ndarray]:
+        """What the arrays hold of the batch's valid positions, stored first where it is missing."""
+        store = self.store(batch)
+        slots = store.slots(batch)
+        if self._run.data.fresh_each_epoch:
+            self._check_texts(batch, slots)
+        missing = store.missing(slots)
+        if missing.any():
+            self._load_wrapped(store)
+            for some in self._shown(batch, slots, missing):
+                store.put(store.slots(some), store.kind.scored(self.teacher, some))
+        return store.take(slots)
+
+    def store(self, batch: Batch) -> Store:
+        """The store of the batch's split, opened once."""
+        split = batch.split
+        if split.fingerprint not in self._stores:
+            if not len(split.lengths):
+                raise RunError(f"the {split.name} data is streamed, and has no place to store at")
+            self._stores[split.fingerprint] = Store(
+                self.folder(split, batch.vocabulary),
+                self._meta(split, batch.vocabulary),
+                split,
+                self.kind_for(batch.vocabulary),
+                self._run.say,
+                {"teacher": as_typed(self.teacher), "data": as_typed(self._run.data)},
+            )
+        return self._stores[split.fingerprint]
+
+    def folder(self, split: Split, vocabulary: int) -> Path:
+        """Where the store of a split is, or would be: its name is a hash of what it is bound to."""
+        key = key_of(as_text(self._meta(split, vocabulary)))
+        return self._run.caches / f"{self.teacher.name}-{split.name}-{key}"
+
+    def _meta(self, split: Split, vocabulary: int) -> dict[str, object]:
+        kind = self.kind_for(vocabulary)
+        bound = {"kind": kind.name, "split": split.name, "data": split.fingerprint}
+        return bound | {"vocabulary": vocabulary} | self._bound | kind.bound()
+
+    def live(self, batch: Batch) -> list[tuple[Batch, Sequence[np.ndarray]]]:
+        """What the wrapped teacher says of what it is shown for the batch, whatever is stored."""
+        store = self.store(batch)
+        self._load_wrapped(store)
+        slots = store.slots(batch)
+        shown = self._shown(batch, slots, np.ones(len(slots), bool))
+        return [(some, store.kind.scored(self.teacher, some)) for some in shown]
+
+    def kind_for(self, vocabulary: int = 1 << 31) -> Kind:
+        """What is stored of each token, where there are so many ids."""
+        known = {"k": self.k or _IDS, "draws": self.draws or _DRAWS, "seed": self.seed or 0}
+        return kind_of({"kind": self.kind, "vocabulary": vocabulary, **known})
+
+    def _shown(self, batch: Batch, slots: np.ndarray, missing: np.ndarray) -> Iterable[Batch]:
+        """What the teacher reads to tell of what is missing."""
+        if self.context == "row":
+            chosen = torch.from_numpy(missing).to(batch.valid.device)
+            return [replace(batch, valid=batch.valid[chosen])]
+        self._check_texts(batch, slots)
+        isolated = self._run.data.rows != "chunk"
+        windows = Windows(batch.split, self._length, isolated=isolated)
+        name = batch.split.name
+        return windows.batches(
+            windows.over(slots[missing]), batch, lambda places: self._run.ids(name, places)
+        )
+
+    def _check_texts(self, batch: Batch, slots: np.ndarray) -> None:
+        """Data may give other documents in another epoch, and labels that are no tokens."""
+        labels = batch.labels[batch.valid].cpu().numpy()
+        if not np.array_equal(self._run.ids(batch.split.name, slots), labels):
+            raise RunError(
+                f"data {self._run.data.name!r} trains other tokens than its documents have, so "
+                "nothing can be stored of them; name the wrapped teacher instead of the cached one"
+            )
+
+    def _load_wrapped(self, store: Store) -> None:
+        if not self._is_loaded:
+            self._run.say(f"{store.folder} is not complete: loading {self.teacher.name!r}")
+            load_teacher(self._run, self.teacher)
+            self._is_loaded = True
