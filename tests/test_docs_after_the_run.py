@@ -42,12 +42,19 @@ def here(tmp_path_factory):
         (programs / name).chmod(0o755)
     with user_of(root, home) as hub:
         hub.environment["PATH"] = f"{programs}:{hub.environment['PATH']}"
-        bash(hub, SCRIPTS[0].text)
+        kdcore(hub, SCRIPTS[0].text)
         yield hub
 
 
+def kdcore(hub, lines):
+    return succeeded(hub.lines(lines))
+
+
 def bash(hub, script, *arguments):
-    done = hub.done(["bash", "-ec", script, *arguments])
+    return succeeded(hub.done(["bash", "-ec", script, *arguments]))
+
+
+def succeeded(done):
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -64,7 +71,7 @@ def test_every_snippet_is_executed_or_written_to_a_file():
     "script", [each for each in SCRIPTS[1:] if each.heading not in OTHERS], ids=lambda s: s.heading
 )
 def test_commands_of_kdcore(script, here):
-    assert bash(here, script.text)
+    assert kdcore(here, script.text)
     if script.heading == "Publish":
         (final,) = (here.home / "runs").glob("fox.student-*/final")
         pushed = here.models / "me" / "fox"
@@ -75,12 +82,12 @@ def test_what_is_said_of_measuring_again(here):
     (folder,) = (here.home / "runs").glob("fox.student-*")
     before = (folder / "metrics.jsonl").read_text().splitlines()
     (last, *_) = [each for each in map(json.loads, before[::-1]) if "eval/nll" in each]
-    bash(here, "kdcore eval fox.student")
+    kdcore(here, "kdcore eval fox.student")
     added = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
     assert added["again"] is True and added["eval/nll"] == last["eval/nll"]
     kept = (folder / "metrics.jsonl").read_text()
-    bash(here, "kdcore eval fox.student --set train.eval_rows=all")
-    bash(here, "kdcore eval fox.student --step 20")
+    changed = "kdcore eval fox.student --set train.eval_rows=all"
+    kdcore(here, f"{changed}\nkdcore eval fox.student --step 20")
     assert (folder / "metrics.jsonl").read_text() == kept
 
 
