@@ -39,6 +39,10 @@ class Buckets(Kind):
     def coarse(self, values: Sequence[np.ndarray]) -> Coarse:
         """What the arrays hold of some tokens, as a teacher tells it."""
         ids, masses = (torch.from_numpy(some) for some in values[:2])
+        return self.told(ids, masses)
+
+    def told(self, ids: Tensor, masses: Tensor) -> Coarse:
+        """The same, wherever what is stored was moved to."""
         return Coarse(ids.long(), self.log_masses(masses))
 
     def broken(self, values: Sequence[np.ndarray], vocabulary: int) -> np.ndarray:

@@ -65,7 +65,7 @@ class Work:
             store = self.teacher.store(batch)
             asked += len(batch.valid)
             new += int(store.missing(store.slots(batch)).sum())
-            self.teacher.stored(batch)
+            self.teacher.complete(batch)
             done(len(batch.input_ids))
         kept = Kept(self.folder)
         kept.tell(asked=asked)

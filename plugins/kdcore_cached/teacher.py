@@ -15,7 +15,6 @@ from torch import Tensor
 from kdcore import (
     AnswersAt,
     Batch,
-    Coarse,
     Run,
     RunError,
     Split,
@@ -144,19 +143,23 @@ class CachedTeacher(Teacher):
 
     def read(self, batch: Batch) -> AnswersAt:
         """What is stored of the batch's ids, scored and stored first where it is missing."""
-        kind = self.store(batch).kind
+        store, slots = self.store(batch), self.complete(batch)
+        kind, device = store.kind, batch.valid.device
         assert isinstance(kind, Buckets), "a teacher that gives no logits is not read"
-        known = kind.coarse(self.stored(batch))
-        ids, logs = (part.to(batch.valid.device) for part in known)
-
-        def at(positions: Tensor) -> Coarse:
-            index = torch.searchsorted(batch.valid, positions)
-            return Coarse(ids[index], logs[index])
-
-        return at
+        place = torch.empty(batch.labels.numel(), dtype=torch.int64, device=device)
+        place[batch.valid] = torch.arange(len(slots), device=device)
+        if device.type == "cpu":
+            return lambda positions: kind.coarse(store.take(slots[place[positions].numpy()]))
+        # A GPU gets all of the batch at once: asking the host for each chunk would wait for it.
+        ids, masses = (torch.from_numpy(each).to(device) for each in store.take(slots)[:2])
+        return lambda positions: kind.told(ids[place[positions]], masses[place[positions]])
 
     def stored(self, batch: Batch) -> list[np.ndarray]:
         """What the arrays hold of the batch's valid positions, stored first where it is missing."""
+        return self.store(batch).take(self.complete(batch))
+
+    def complete(self, batch: Batch) -> np.ndarray:
+        """The slots of what the batch's valid positions predict, all of them filled [valid]."""
         store = self.store(batch)
         slots = store.slots(batch)
         if self._run.data.fresh_each_epoch:
@@ -166,7 +169,7 @@ class CachedTeacher(Teacher):
             self._load_wrapped(store)
             for some in self._shown(batch, slots, missing):
                 store.put(store.slots(some), store.kind.scored(self.teacher, some))
-        return store.take(slots)
+        return slots
 
     def store(self, batch: Batch) -> Store:
         """The store of the batch's split, opened once."""
