@@ -10,7 +10,7 @@ distribution at temperature 1.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,10 +34,38 @@ def coarsened(student: Tensor, teacher: Coarse, labels: Tensor) -> Buckets:
     digits where it is small.
     """
     ids = teacher.ids
-    known = student.gather(1, ids)
-    others = student.scatter(1, ids, -math.inf).logsumexp(-1, keepdim=True)
-    buckets = torch.cat([known, others], -1)
+    if torch.compiler.is_compiling():  # which makes as few passes of the plain way
+        others = student.scatter(1, ids, -math.inf).logsumexp(-1, keepdim=True)
+        buckets = torch.cat([student.gather(1, ids), others], -1)
+    else:
+        buckets = _Buckets.apply(student, ids)  # type: ignore[no-untyped-call]
     return buckets, teacher.log_probabilities.to(student.dtype), bucket_of(labels, ids)
+
+
+class _Buckets(torch.autograd.Function):
+    """Logits [n, V] and ids [n, k] -> logits of these ids and of all others together [n, k + 1].
+
+    Half the passes over the vocabulary that autograd would make: one buffer holds what the forward
+    pass sums, and in the backward pass becomes the gradient.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, ids: Tensor) -> Tensor:
+        """The log of the sum of the others' exponentials, from the largest down."""
+        smallest = torch.finfo(student.dtype)
+        others = student.scatter(1, ids, -math.inf)
+        largest = others.amax(-1, keepdim=True).clamp_(min=smallest.min)
+        total = others.sub_(largest).exp_().sum(-1, keepdim=True)
+        ctx.others, ctx.ids, ctx.total = others, ids, total.clamp(min=smallest.tiny)
+        return torch.cat([student.gather(1, ids), total.log() + largest], -1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        """The others get theirs by their shares."""
+        others, ctx.others = ctx.others, None
+        assert others is not None, "the gradient of a coarse loss can be taken once"
+        shares = others.mul_(gradient[:, -1:] / ctx.total)
+        return shares.scatter_(1, ctx.ids, gradient[:, :-1]), None
 
 
 def bucket_of(labels: Tensor, ids: Tensor) -> Tensor:

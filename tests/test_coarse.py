@@ -137,6 +137,24 @@ def test_ids_that_the_student_excludes():
     assert sums.isfinite().all() and gradient.isfinite().all() and not gradient[:, 7].any()
 
 
+def test_a_student_that_excludes_all_others():
+    student = torch.zeros(4, VOCABULARY)
+    student[:, 3:] = -math.inf
+    logs = torch.tensor([[0.3, 0.3, 0.4 - 1e-3, 1e-3]]).log().expand(4, 4)
+    leaf = student.clone().requires_grad_()
+    buckets, _, _ = coarsened(leaf, Coarse(torch.arange(3).expand(4, 3), logs), LABELS)
+    assert (buckets[:, 3] == -math.inf).all()
+    (gradient,) = torch.autograd.grad(buckets[:, :3].sum(), leaf)
+    assert gradient.equal(torch.tensor([1.0] * 3 + [0.0] * 8).expand(4, -1))
+
+
+def test_it_does_not_write_into_the_students_logits():
+    student, teacher = drawn(6)
+    before = student.clone()
+    values_of([ForwardKL()])(student, top(teacher, 3), LABELS, torch.ones(1, 4).double())
+    assert student.equal(before)
+
+
 # Labels, and losses that need no teacher
 
 
