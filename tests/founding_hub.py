@@ -124,36 +124,58 @@ def sentences(count, seed, *, longest=60):
     return [" ".join(draw.choice(WORDS.split(), draw.integers(2, longest))) for _ in range(count)]
 
 
+# One process for all commands of a test file: most of a small run is importing.
+WORKER = """
+import io, json, sys
+from contextlib import redirect_stderr, redirect_stdout
+import logging
+from kdcore import cli
+answers = sys.stdout
+for line in sys.stdin:
+    sys.argv = ["kdcore", *json.loads(line)]
+    logging.getLogger("kdcore").handlers.clear()
+    with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
+        code = cli._exit_code()
+    print(json.dumps([code, out.getvalue(), err.getvalue()]), file=answers, flush=True)
+"""
+
+
 class Hub:
-    """`kdcore` as a process of its own that asks a stand-in for the hub."""
+    """`kdcore` in a process of its own that asks a stand-in for the hub."""
 
     def __init__(self, url, home, asked):
-        self.home, self.asked = home, asked
-        self.environment = {
+        self.home, self.asked, self.said = home, asked, ""
+        environment = {
             **os.environ,
             "HF_ENDPOINT": url,
             "HF_HOME": str(home),
             "HF_HUB_OFFLINE": "0",
             "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
             "HF_DATASETS_CACHE": str(home / "datasets"),
         }
-
-    def kdcore(self, *arguments):
-        return subprocess.run(
-            [sys.executable, "-m", "kdcore", *arguments],
-            cwd=self.home,
-            env=self.environment,
-            capture_output=True,
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", WORKER],
+            cwd=home,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
             text=True,
-            timeout=300,
         )
 
-    def run(self, recipe, *sets):
-        """The folders of the runs that this made, by stage."""
+    def kdcore(self, *arguments):
+        """The exit code. What it said on stderr is in `said`."""
+        self.process.stdin.write(json.dumps(arguments) + "\n")
+        self.process.stdin.flush()
+        code, _, self.said = json.loads(self.process.stdout.readline())
+        return code
+
+    def run(self, recipe, *sets, each=()):
+        """The folders of the runs that this made, by stage; of several, one."""
         before = {*self.home.glob("runs/*-*")}
-        done = self.kdcore("run", recipe, *(word for each in sets for word in ("--set", each)))
-        assert done.returncode == 0, done.stderr
-        self.said = done.stderr
+        words = [word for one in sets for word in ("--set", one)]
+        words += [word for one in each for word in ("--each", one)]
+        assert self.kdcore("run", recipe, *words) == 0, self.said
         made = {*self.home.glob("runs/*-*")} - before
         return {each.name.rpartition("-")[0].partition(".")[2]: each for each in made}
 
@@ -162,7 +184,12 @@ class Hub:
 def hub_of(root, home):
     """A hub that has what lies in `root`."""
     with serving(root) as (url, asked):
-        yield Hub(url, home, asked)
+        hub = Hub(url, home, asked)
+        try:
+            yield hub
+        finally:
+            hub.process.stdin.close()
+            hub.process.wait()
 
 
 def metrics(folder):

@@ -54,8 +54,7 @@ def test_the_shipped_recipes_run(hub):
     assert trained[-1]["tokens"] <= scored < every
 
     hub.asked.clear()
-    second = hub.kdcore("run", "rho_qwen", "--set", "train.steps=5", "--fresh")
-    assert second.returncode == 0, second.stderr
+    assert hub.kdcore("run", "rho_qwen", "--set", "train.steps=5", "--fresh") == 0, hub.said
     loaded = [line for line in hub.asked if "Qwen2.5-1.5B" in line and "safetensors" in line]
     assert not loaded
     again, _ = metrics(folder.with_name(folder.name + "-2"))
