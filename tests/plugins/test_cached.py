@@ -137,6 +137,9 @@ def test_bound_to_teacher_text_and_vocabulary(tmp_path, model):
     meta = json.loads(next(run.caches.glob("*/meta.json")).read_text())
     assert meta["layout"] == {"block": 8, "rows": "pack", "cut": "right", "eos": True}
     assert meta["kind"] == "nll" and meta["context"] == "row"
+    # Another key would give every store that is there another name.
+    keys = "context data device kind layout split teacher tokenizer vocabulary"
+    assert sorted(meta) == keys.split()
 
 
 def shortened(store):
