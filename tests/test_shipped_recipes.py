@@ -2,12 +2,14 @@
 
 import pytest
 from kdcore_verbs import plan as verb
+from typer.testing import CliRunner
 
-from kdcore import recipe_name, shipped_recipes
+from kdcore import cli, recipe_name, shipped_recipes
 from kdcore.plugins import Host
 from kdcore.recipe import read_recipe
 
 RECIPES = [recipe_name(path) for path in shipped_recipes()]
+TWINS = [name for name in RECIPES if name.startswith("cpu/")]
 DIVERGENCES = ("kl", "reverse-kl", "skew-kl", "skew-reverse-kl")
 
 
@@ -25,7 +27,7 @@ def test_it_has_no_faults(name, host):
         assert built.run_name.partition(".")[0] == recipe.name
 
 
-@pytest.mark.parametrize("name", [name for name in RECIPES if name.startswith("cpu/")])
+@pytest.mark.parametrize("name", TWINS)
 def test_a_twin_extends_the_recipe_of_its_name(name, host):
     twin, big = (read_recipe(each, host) for each in (name, name.removeprefix("cpu/")))
     assert twin.name == f"{big.name}_cpu"
@@ -41,6 +43,21 @@ def test_plan_tells_what_can_be_known(name, capsys, tmp_path, monkeypatch):
     told = capsys.readouterr().out
     assert "loss = " in told
     assert ("not known" in told) == (not told.count("  total"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TWINS)
+def test_a_twin_runs(name, host, tmp_path):
+    stages = [stage.name for stage in read_recipe(name, host).stages]
+    tables = [f"stage.{stage}.train" if stage else "train" for stage in stages]
+    sets = [f"{table}.{key}" for table in tables for key in ("steps=2", "eval_rows=4")]
+    words = [word for one in sets for word in ("--set", one)]
+    done = CliRunner().invoke(
+        cli.app, ["run", name, *words, "--out", str(tmp_path), "-p", "no:panel"]
+    )
+    assert done.exit_code == 0, done.output
+    finished = [path.parent.name for path in tmp_path.glob("*/final")]
+    assert len(finished) == len(stages)
 
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)
