@@ -16,6 +16,8 @@ from kdcore.language_model import _random_ids
 from kdcore.options import StudentOptions
 from kdcore.student import make_student
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("peft")
 
 

@@ -98,6 +98,7 @@ def test_a_recipe_without_figures_is_told(twins, stubbed, tmp_path, capsys):
     assert "MISSING" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_every_twin_has_figures_of_stages_that_it_has(twins):
     figures = twins.figures()
     assert {figure.recipe for figure in figures} <= {*twins.twins()}

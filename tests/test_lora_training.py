@@ -20,6 +20,8 @@ from kdcore import head
 from kdcore.optimizers import make_optimizer
 from kdcore.setup import enable_checkpointing
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("peft")
 
 

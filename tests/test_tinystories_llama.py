@@ -17,6 +17,8 @@ from kdcore.recipe import read_recipe
 from kdcore.rows import lay_texts
 from kdcore.student import from_config
 
+pytestmark = pytest.mark.slow
+
 LAYER = {
     "self_attn.q_proj": 65_536,
     "self_attn.k_proj": 32_768,

@@ -268,6 +268,7 @@ def test_the_drawn_validation_rows_are_the_same_at_each_epoch(longer, byte_token
     assert first == flat(every.subset(drawn(len(every), 5, 3)))
 
 
+@pytest.mark.slow
 def test_real_text_keeps_nearly_all_of_its_words(shared_data, tmp_path):
     wiki = (shared_data / "wikitext2_valid.txt").read_text(encoding="utf-8")
     stories = (shared_data / "tinystories_valid.txt").read_text(encoding="utf-8")[:300_000]

@@ -188,6 +188,7 @@ def test_leaves(name, text):
     assert ALL[name](text) == text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
 @given(text=TEXTS)
 def test_once_is_enough_and_nothing_grows(name, text):

@@ -19,6 +19,8 @@ from kdcore.objective import values_of
 from kdcore.reading import answers
 from kdcore.testing import check_teacher
 
+pytestmark = pytest.mark.slow
+
 TOP, DRAWN = {"kind": "topk", "k": 5}, {"kind": "sampled", "draws": 20}
 
 

@@ -27,6 +27,8 @@ from kdcore import Data, RunError, Split, UsageError, read, read_nll
 from kdcore.reading import answers
 from kdcore.testing import TableTeacher
 
+pytestmark = pytest.mark.slow
+
 WHOLE = {"context": "document"}
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}  # padding beside other windows rounds otherwise
 

@@ -21,6 +21,8 @@ from kdcore_selections import Rho
 from kdcore import RecipeError, Teacher, component, read_recipe
 from kdcore.plugins import Host
 
+pytestmark = pytest.mark.slow
+
 K = 6
 
 

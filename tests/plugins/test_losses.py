@@ -190,6 +190,7 @@ def test_float32_is_close_to_float64(loss):
         torch.testing.assert_close(one, other.float(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", LOSSES, ids=_name)
 def test_compiles_as_one_graph(loss):
     student, teacher, labels = drawn(dtype=torch.float32)

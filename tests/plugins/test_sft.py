@@ -216,6 +216,7 @@ words = st.text(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(words, words.filter(str.strip)), min_size=1, max_size=3))
 def test_the_learned_ids_are_the_answer_and_its_end(tmp_path, exchanges):

@@ -141,6 +141,7 @@ def test_packed_rows_hold_whole_dialogues(tmp_path):
 letters = st.text("abc 东🐻\n", max_size=60)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(st.tuples(letters, letters.filter(str.strip)), min_size=1, max_size=3),

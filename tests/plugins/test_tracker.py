@@ -283,6 +283,7 @@ def test_what_is_not_finite_is_told(tmp_path):
     assert math.isnan(read(folder)[0]["loss"][0][1])
 
 
+@pytest.mark.slow
 def test_nothing_is_imported_before_a_run_begins():
     code = (
         "import sys, kdcore_tracker; kdcore_tracker.Tracker(); "

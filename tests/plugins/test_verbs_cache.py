@@ -15,6 +15,8 @@ from typer.testing import CliRunner
 from kdcore import RunError, UsageError, batches_of, open_stage, read_recipe
 from kdcore.plugins import Host
 
+pytestmark = pytest.mark.slow
+
 RECIPE = """\
 [tokenizer]
 use = "hf"

@@ -11,6 +11,8 @@ from kdcore_verbs.plugin_template import check_name, files_of
 
 from kdcore import UsageError, find_recipe
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
