@@ -98,7 +98,10 @@ class Lora(Patch):
         """The model with the adapter in its weights, or the adapter that names its base."""
         adapted: Any = model
         if self.merge:
-            return cast("PreTrainedModel", adapted.merge_and_unload())
+            with warnings.catch_warnings():
+                # Among a plan's fake models peft looks whether two weights lie in one place.
+                warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
+                return cast("PreTrainedModel", adapted.merge_and_unload())
         for config in adapted.peft_config.values():
             base = config.base_model_name_or_path
             if Path(base).expanduser().is_dir():
