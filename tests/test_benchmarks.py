@@ -101,7 +101,7 @@ def test_a_recipe_without_figures_is_told(twins, stubbed, tmp_path, capsys):
 @pytest.mark.slow
 def test_every_twin_has_figures_of_stages_that_it_has(twins):
     figures = twins.figures()
-    assert {figure.recipe for figure in figures} <= {*twins.twins()}
+    assert {figure.recipe for figure in figures} == {*twins.twins()}
     for figure in figures:
         stages = {stage.name for stage in read_recipe(figure.recipe, Host()).stages}
         assert {figure.stage, figure.less or figure.stage} <= stages, figure
