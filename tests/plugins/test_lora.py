@@ -19,6 +19,8 @@ from kdcore.language_model import _random_ids
 from kdcore.recipe import read_recipe
 from kdcore.student import patched
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("peft")
 HALF = torch.bfloat16
 
