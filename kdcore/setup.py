@@ -67,20 +67,7 @@ def prepare(
     with accelerator.main_process_first():
         rows = run.laid("train")
     run.steps = steps_of(options, len(rows), rows.lengths)
-    teachers = _teachers(stage.components())
-    check_positions(teachers, run.device, stage.data.block)
-    student = make_student(
-        stage.student,
-        run.tokenizer,
-        stage.student.patches,
-        seed=run.seed,
-        device=run.device,
-    )
-    check_length(student, stage.data.block)
-    if options.checkpointing:
-        enable_checkpointing(student)
-    run.language_model = LanguageModel(student)
-    run.vocabulary = prove_vocabulary(run, teachers)
+    student = _prepare_student(run)
     load_teachers(run, stage.components())
     chunk = chunk_size(run.vocabulary, run.device) if options.chunk == "auto" else options.chunk
     objective = Objective(run.language_model, chunk)
@@ -106,6 +93,26 @@ def prepare(
     )
     run.micro_batch = _micro_batch(trainer)
     return trainer
+
+
+def _prepare_student(run: Run) -> PreTrainedModel:
+    """Make it, and prove it and the ids that it shares with its teachers."""
+    stage = run.recipe
+    teachers = _teachers(stage.components())
+    check_positions(teachers, run.device, stage.data.block)
+    student = make_student(
+        stage.student,
+        run.tokenizer,
+        stage.student.patches,
+        seed=run.seed,
+        device=run.device,
+    )
+    check_length(student, stage.data.block)
+    if stage.train.checkpointing:
+        enable_checkpointing(student)
+    run.language_model = LanguageModel(student)
+    run.vocabulary = prove_vocabulary(run, teachers)
+    return student
 
 
 def enable_checkpointing(student: PreTrainedModel) -> None:
