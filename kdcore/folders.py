@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 
 from kdcore.errors import RunError, UsageError
@@ -26,12 +27,15 @@ def choose_folder(out: Path, run_name: str, identity: str, *, fresh: bool) -> Pa
 
     Where there is none, one that finished under another name: identities know no names.
     """
-    first = out / f"{run_name}-{identity}"
-    taken = [first, *(out / f"{first.name}-{n}" for n in range(2, 10_000))]
-    free = next(n for n, path in enumerate(taken) if not path.exists())
+    first = free = out / f"{run_name}-{identity}"
+    newest = None
+    for n in count(2):
+        if not free.exists():
+            break
+        newest, free = free, out / f"{first.name}-{n}"
     if fresh:
-        return taken[free]
-    return taken[free - 1] if free else _finished_elsewhere(out, identity) or first
+        return free
+    return newest or _finished_elsewhere(out, identity) or first
 
 
 def _finished_elsewhere(out: Path, identity: str) -> Path | None:
