@@ -43,6 +43,18 @@ def share(count: int, process: int, processes: int) -> range:
     return range(count * process // processes, count * (process + 1) // processes)
 
 
+def micro_batches(rows: Sequence[Row], size: int, *, by_length: bool) -> list[list[int]]:
+    """Which rows go through the models together, `size` at a time; at least one, be it empty.
+
+    The longest go first, together with those of nearly their length: each micro-batch is padded
+    to its own longest row.
+    """
+    places = list(range(len(rows)))
+    if by_length:
+        places.sort(key=lambda n: -len(rows[n]["input_ids"]))
+    return [places[at : at + size] for at in range(0, max(1, len(rows)), size)]
+
+
 def drawn(rows: int, wanted: int, seed: int) -> np.ndarray:
     """`wanted` of `rows` indices, drawn once by seed, in ascending order."""
     if wanted >= rows:

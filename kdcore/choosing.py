@@ -60,7 +60,8 @@ def _rows_of(run: Run, step: int) -> list[Row]:
 def _readings(run: Run, rows: Sequence[Row]) -> list[Reading]:
     collate = Collate(run.laid("train").split, run.vocabulary, run.device)
     size = run.micro_batch
-    return [Reading(collate(rows[at : at + size]), at) for at in range(0, len(rows), size)]
+    places = [range(len(rows))[at : at + size] for at in range(0, len(rows), size)]
+    return [Reading(collate([rows[n] for n in some]), some) for some in places]
 
 
 def _by_row(rows: Sequence[Row], tokens: Tokens, keep: Tensor) -> list[ChosenRow]:

@@ -42,11 +42,12 @@ def evaluate(
     """See `Run.evaluate`."""
     sums = _Sums(run, losses, teacher)
     collate = Collate(rows.split, run.vocabulary, run.device)  # type: ignore[attr-defined]
+    longest_first = np.argsort(-rows.lengths, kind="stable")  # type: ignore[attr-defined]
     stride = run.micro_batch * run.processes
     with torch.no_grad(), evaluating(run.student):
         for start in range(run.process * run.micro_batch, len(rows), stride):
-            some = [rows[n] for n in range(start, min(start + run.micro_batch, len(rows)))]
-            sums.add(collate(some))
+            some = longest_first[start : start + run.micro_batch]
+            sums.add(collate([rows[int(n)] for n in some]))
     return sums.everywhere()
 
 

@@ -71,7 +71,8 @@ def _in_forward(
         choices.ranked = tokens.ranked
         choices.kept.append(keep.sum())
         ranked = torch.tensor(len(keep), device=keep.device)
-        return Seen(keep, choices.valid, ranked, keep.sum())
+        (here,) = tokens.by_part(keep)
+        return Seen(here, choices.valid, ranked, keep.sum())
 
     return found
 
@@ -92,8 +93,9 @@ def _ahead(
         choices.ranked = tokens.ranked
         choices.kept.append(keep.sum())
         kept = total(keep.sum().float())
-    pieces = torch.split(keep, [len(reading.batch.valid) for reading in readings])
-    choices.each = [_known(Seen(piece, choices.valid, choices.valid, kept)) for piece in pieces]
+    choices.each = [
+        _known(Seen(some, choices.valid, choices.valid, kept)) for some in tokens.by_part(keep)
+    ]
 
 
 def tokens_of(run: Run, readings: Sequence[Reading], step: int, gather: Gather) -> Tokens:

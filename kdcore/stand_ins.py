@@ -97,5 +97,5 @@ def make_tokens(batch: Batch, teacher: Teacher | None = None, *, step: int = 1) 
 
     student = LanguageModel(tiny_llama(batch.vocabulary))
     with torch.no_grad():
-        parts = [Scored(Reading(batch, 0), student.states(batch))]
+        parts = [Scored(Reading(batch, range(len(batch.input_ids))), student.states(batch))]
     return Tokens(parts, student, teacher, step=step, seed=0, gather=alone)

@@ -24,9 +24,9 @@ from kdcore.reading import answers, nll_from_logits, read_nll
 class Reading:
     """One micro-batch with what was read of it, so that no teacher runs twice over it."""
 
-    def __init__(self, batch: Batch, first_row: int) -> None:
+    def __init__(self, batch: Batch, rows: Sequence[int]) -> None:
         self.batch = batch
-        self.first_row = first_row  # index of its first row in the optimizer step
+        self.rows = rows  # the place of each of its rows in the optimizer step
         self._read: dict[int, AnswersAt] = {}
 
     def logits_of(self, teacher: Teacher) -> AnswersAt:
@@ -63,7 +63,10 @@ class Ranked:
 
 
 class Tokens:
-    """This process's valid tokens of the optimizer step [n]; what nobody asks for costs nothing."""
+    """This process's valid tokens of the optimizer step [n]; what nobody asks for costs nothing.
+
+    They come in the order of the step's rows, whichever rows went through the models together.
+    """
 
     def __init__(
         self,
@@ -78,6 +81,7 @@ class Tokens:
         self._parts, self._student, self._teacher = parts, student, teacher
         self._seed, self._gather = seed, gather
         self._student_nll: Tensor | None = None
+        self._order = _order_of(parts)
         self._head: Callable[[Tensor], Tensor] | None = None
         self.step = step
         self.ranked: Ranked | None = None  # by the last `top`
@@ -85,19 +89,19 @@ class Tokens:
     @property
     def labels(self) -> Tensor:
         """The id that each token's position predicts [n]."""
-        return torch.cat(
+        return self._joined(
             [part.reading.batch.labels[part.reading.batch.valid] for part in self._parts]
         )
 
     @property
     def row(self) -> Tensor:
         """The index of its row in the optimizer step [n]."""
-        return torch.cat([self._place(part)[0] for part in self._parts])
+        return self._joined([self._place(part)[0] for part in self._parts])
 
     @property
     def position(self) -> Tensor:
         """The index of the predicting token in its row [n]."""
-        return torch.cat([self._place(part)[1] for part in self._parts])
+        return self._joined([self._place(part)[1] for part in self._parts])
 
     def student_nll(self) -> Tensor:
         """The student's negative log-likelihood of each label, in nats [n]."""
@@ -156,16 +160,14 @@ class Tokens:
 
     def random(self) -> Tensor:
         """A number in [0, 1) for each token, from seed, step and its place in the step [n]."""
-        return torch.cat([self._drawn(part.reading) for part in self._parts])
+        return self._joined([self._drawn(part.reading) for part in self._parts])
 
     def _drawn(self, reading: Reading) -> Tensor:
-        rows, time = reading.batch.input_ids.shape
+        time = reading.batch.input_ids.shape[1]
         # A generator for each row: what it draws for a position hangs on nothing else in the step.
-        generators = [
-            np.random.default_rng([self._seed, self.step, reading.first_row + row])
-            for row in range(rows)
-        ]
-        flat = np.concatenate([one.random(time, dtype=np.float32) for one in generators])
+        generators = [np.random.default_rng([self._seed, self.step, row]) for row in reading.rows]
+        each = [one.random(time, dtype=np.float32) for one in generators]
+        flat = np.concatenate(each) if each else np.empty(0, np.float32)
         return torch.from_numpy(flat).to(reading.batch.valid.device)[reading.batch.valid]
 
     def _asked(self, teacher: Teacher | None) -> Teacher:
@@ -184,10 +186,33 @@ class Tokens:
             return make(part)(batch.valid, batch.labels[batch.valid])
 
         with torch.no_grad():
-            return torch.cat([values(part) for part in self._parts])
+            return self._joined([values(part) for part in self._parts])
+
+    def _joined(self, values: Sequence[Tensor]) -> Tensor:
+        """Each part's values [n] in the order of the step."""
+        joined = torch.cat(list(values))
+        return joined if self._order is None else joined[self._order]
+
+    def by_part(self, values: Tensor) -> Sequence[Tensor]:
+        """Values [n] in the order of the step, for each part in its own order."""
+        if self._order is not None:
+            values = torch.empty_like(values).index_copy_(0, self._order, values)
+        return torch.split(values, [len(part.reading.batch.valid) for part in self._parts])
 
     @staticmethod
     def _place(part: Scored) -> tuple[Tensor, Tensor]:
         time = part.reading.batch.input_ids.shape[1]
         valid = part.reading.batch.valid
-        return valid // time + part.reading.first_row, valid % time
+        return _rows_of(part)[valid // time], valid % time
+
+
+def _rows_of(part: Scored) -> Tensor:
+    return torch.tensor(part.reading.rows, dtype=torch.long, device=part.states.device)
+
+
+def _order_of(parts: Sequence[Scored]) -> Tensor | None:
+    """Where in the parts, laid end to end, each token of the step stands; None: just there."""
+    rows = [row for part in parts for row in part.reading.rows]
+    if rows == sorted(rows):
+        return None
+    return torch.cat([Tokens._place(part)[0] for part in parts]).argsort(stable=True)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from kdcore.ahead import Ahead
 from kdcore.batch import Row
-from kdcore.batches import Collate, TrainingRows
+from kdcore.batches import Collate, TrainingRows, micro_batches
 from kdcore.checkpoint import Checkpoints
 from kdcore.errors import Interrupted, RunError
 from kdcore.evaluate import measured
@@ -98,7 +98,7 @@ class Trainer:
 
     def rehearse(self, rows: Sequence[Row]) -> None:
         """Forward and backward of one micro-batch as in a step, without taking the step."""
-        reading = Reading(self.collate(rows), 0)
+        reading = Reading(self.collate(rows), range(len(rows)))
         valid = torch.tensor(float(len(reading.batch.valid)), device=self.run.device)
         with self.accelerator.no_sync(self.wrapped):
             seen = Seen(None, valid, valid, valid)
@@ -107,11 +107,13 @@ class Trainer:
 
     def _readings(self, step: int) -> list[Reading]:
         """This process's micro-batches of a step; one without tokens where it has no rows."""
-        rows, size = self.rows.step(step), self.run.micro_batch
-        first = self.rows.mine.start
+        rows, first = self.rows.step(step), self.rows.mine.start
+        # Micro-batches that rank by themselves are part of the experiment: rows as they were drawn.
+        mixed = self.run.recipe.selection is not None and self.run.recipe.scope == "micro_batch"
+        places = micro_batches(rows, self.run.micro_batch, by_length=not mixed)
         return [
-            Reading(self.collate(rows[at : at + size]), first + at)
-            for at in range(0, max(1, len(rows)), size)
+            Reading(self.collate([rows[n] for n in some]), [first + n for n in some])
+            for some in places
         ]
 
     def _workers(self) -> int:

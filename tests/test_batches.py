@@ -4,7 +4,7 @@ import torch
 from given import VOCABULARY, row
 
 from kdcore import RunError, Split
-from kdcore.batches import Collate, Order, TrainingRows, drawn, share
+from kdcore.batches import Collate, Order, TrainingRows, drawn, micro_batches, share
 
 CPU = torch.device("cpu")
 SPLIT = Split("train", "made by hand", np.array([9, 9, 9]))
@@ -87,6 +87,20 @@ def test_rows_of_an_epoch_are_asked_for_once():
     taken = [row for step in range(1, 6) for row in training.step(step)]
     assert len(taken) == 10
     assert asked == [0, 1]
+
+
+# Micro-batches
+
+
+def test_rows_of_nearly_one_length_go_together():
+    rows = [laid([1] * length) for length in (3, 9, 3, 7, 8)]
+    assert micro_batches(rows, 2, by_length=True) == [[1, 4], [3, 0], [2]]
+    assert micro_batches(rows, 2, by_length=False) == [[0, 1], [2, 3], [4]]
+
+
+@pytest.mark.parametrize("by_length", [True, False])
+def test_without_rows_there_is_one_empty_micro_batch(by_length):
+    assert micro_batches([], 2, by_length=by_length) == [[]]
 
 
 # Labels: shifted once, by positions, never by ids

@@ -19,12 +19,19 @@ ROWS = given.packed_rows()
 
 def tokens(*groups, teacher=None, gather=alone, step=1, seed=0, first=0):
     """The tokens of these micro-batches of rows, the first of which has that number."""
+    counts = [len(rows) for rows in groups]
+    firsts = [first + sum(counts[:n]) for n in range(len(counts))]
+    ranges = [range(at, at + count) for at, count in zip(firsts, counts, strict=True)]
+    return laid(list(zip(ranges, groups, strict=True)), teacher, gather, step, seed)
+
+
+def laid(groups, teacher=None, gather=alone, step=1, seed=0):
+    """The tokens of these micro-batches: the places of rows in the step, and the rows."""
     student, parts = given.proved(STUDENT), []
-    for rows in groups:
+    for places, rows in groups:
         batch = Collate(Split("train", "", []), VOCABULARY, torch.device("cpu"))(rows)
         with torch.no_grad():
-            parts.append(Scored(Reading(batch, first), student.states(batch)))
-        first += len(rows)
+            parts.append(Scored(Reading(batch, places), student.states(batch)))
     return Tokens(parts, student, teacher, step=step, seed=seed, gather=gather)
 
 
@@ -165,3 +172,25 @@ def test_a_reading_lets_go():
     assert reading.logits_of(teacher) is first
     reading.forget()
     assert reading.logits_of(teacher) is not first
+
+
+MIXED = [(some, [ROWS[n] for n in some]) for some in ([7, 2, 4], [0, 6, 1], [], [5, 3])]
+
+
+def test_tokens_come_in_the_order_of_the_step_whichever_rows_went_together():
+    plain, mixed = tokens(ROWS), laid(MIXED)
+    for name in ("labels", "row", "position"):
+        assert torch.equal(getattr(mixed, name), getattr(plain, name))
+    assert torch.equal(mixed.random(), plain.random())
+    torch.testing.assert_close(mixed.student_nll(), plain.student_nll())
+    same = torch.ones(len(plain.labels))
+    assert torch.equal(mixed.top(same, 0.4), plain.top(same, 0.4))
+
+
+def test_values_find_back_to_the_micro_batch_that_their_tokens_came_from():
+    mixed = laid(MIXED)
+    parts = mixed.by_part(mixed.row)
+    assert [sorted(set(part.tolist())) for part in parts] == [[2, 7], [0, 1, 6], [], [5]]
+    assert [part.tolist() for part in tokens(ROWS).by_part(torch.arange(len(mixed.labels)))] == [
+        list(range(len(mixed.labels)))
+    ]
