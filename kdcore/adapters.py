@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from kdcore.errors import RunError
+from kdcore.places import place_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,8 +28,8 @@ def adapter_base(name: str) -> str | None:
     `name` is a folder or a name on the hub. A folder that holds a whole model too is that model:
     transformers puts the adapter onto it.
     """
-    place = Path(name).expanduser()
-    if place.is_dir():
+    place = Path(place_of(name))
+    if os.path.isdir(place):
         path = place / _CONFIG
         if not path.is_file() or (place / "config.json").is_file():
             return None
@@ -61,7 +63,7 @@ def with_adapter(model: PreTrainedModel, adapter: str, base: str) -> PreTrainedM
 
     It stays unmerged, in float32: half weights would round most of it away.
     """
-    path = str(Path(adapter).expanduser())
+    path = place_of(adapter)
     with _explained(adapter):
         from peft import PeftConfig, PeftModel
         from peft.utils import load_peft_weights

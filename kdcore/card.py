@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -126,7 +127,7 @@ def _base(model: str | None) -> str | None:
 
 
 def _is_on_hub(name: str) -> bool:
-    if is_path(name) or Path(name).exists() or Path(name).suffix in _FILES:
+    if is_path(name) or os.path.exists(name) or Path(name).suffix in _FILES:
         return False
     return _NAME.fullmatch(name) is not None
 

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from kdcore.errors import KdcoreError, PluginError, UsageError
+from kdcore.errors import KdcoreError, PluginError, RunError, UsageError
 
 _WELCOME = """\
 kdcore run quickstart        distil a small model in a few minutes, on any machine
@@ -45,9 +45,11 @@ class _Verbs(TyperGroup):
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         own = super().get_command(ctx, cmd_name)
-        found = _verbs().get(cmd_name)
-        if own is not None or found is None:
+        if own is not None:
             return own
+        found = _verbs().get(cmd_name)
+        if found is None:
+            return None
         if "--help" in sys.argv[1:2] or ctx.resilient_parsing:
             return _listed(found)
         return _loaded(found)
@@ -166,6 +168,10 @@ def _exit_code() -> int:
             return int(error.exit_code)
         if type(error).__name__ == "Abort":
             return _said("interrupted", 130)
+        if isinstance(error, OSError) and error.strerror:
+            # The machine's refusal, not a bug: a name too long, a folder that none may write in.
+            place = f": {error.filename}" if error.filename else ""
+            return _said(f"{error.strerror}{place}", RunError.exit_code)
         return _said(_as_bug(error), PluginError.exit_code)
 
 

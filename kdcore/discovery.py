@@ -6,6 +6,7 @@ Nothing is imported here before somebody calls `load`.
 from __future__ import annotations
 
 import difflib
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -78,8 +79,8 @@ def _owner(point: EntryPoint) -> tuple[str, str]:
 def _from_files(files: Iterable[str | Path]) -> Iterator[Candidate]:
     seen: set[Path] = set()
     for typed in files:
-        path = Path(typed).expanduser()
-        if not path.is_file():
+        path = Path(os.path.expanduser(typed))
+        if not os.path.isfile(path):
             raise UsageError(_no_such_file(str(typed), path))
         path = path.resolve()
         if path not in seen:
@@ -89,9 +90,11 @@ def _from_files(files: Iterable[str | Path]) -> Iterator[Candidate]:
 
 
 def _no_such_file(typed: str, path: Path) -> str:
-    if path.is_dir():
+    if os.path.isdir(path):
         return f"-p {typed}: this is a folder; give the Python file of the plugin"
-    beside = [other.name for other in path.parent.glob("*.py")] if path.parent.is_dir() else []
+    beside = (
+        [other.name for other in path.parent.glob("*.py")] if os.path.isdir(path.parent) else []
+    )
     near = difflib.get_close_matches(path.name, beside, n=1)
     hint = f"; did you mean {path.parent / near[0]}?" if near else ""
     return f"-p {typed}: there is no such file{hint}"

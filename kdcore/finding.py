@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -15,13 +16,13 @@ def find_recipe(name: str, among: Path | None = None) -> Path:
     `among` is the folder that a relative path starts from; the current one by default.
     """
     path = (among or Path()) / name
-    if path.exists() and not path.is_dir():
+    if os.path.exists(path) and not os.path.isdir(path):
         return path
     shipped = {recipe_name(each): each for each in shipped_recipes()}
     asked = name.removeprefix("./").removeprefix("recipes/").removesuffix(".toml")
     if asked in shipped:
         return shipped[asked]
-    if path.is_dir():
+    if os.path.isdir(path):
         raise UsageError(f"{name} is a folder; a recipe is a TOML file")
     beside = {each.stem: str(each) for each in path.parent.glob("*.toml")}
     near = [beside[stem] for stem in difflib.get_close_matches(path.stem, beside, 2)]
@@ -49,7 +50,7 @@ def _shipped_folder() -> Path:
 
 def runs_in(out: Path) -> list[Path]:
     """The runs in a folder, the one that was busy last first."""
-    folders = [path for path in out.iterdir() if _is_run(path)] if out.is_dir() else []
+    folders = [path for path in out.iterdir() if _is_run(path)] if os.path.isdir(out) else []
     return sorted(folders, key=lambda path: (_last_change(path), path.name), reverse=True)
 
 
@@ -73,7 +74,7 @@ def find_run(name: str, out: Path) -> Path:
 def _no_run(name: str, out: Path, names: list[str]) -> str:
     if not names:
         return f"there is no run {name!r}: {out} holds no runs"
-    if name and Path(name).is_dir():
+    if name and os.path.isdir(name):
         return f"{name} is no run: it has no {_RECIPE}"
     near = difflib.get_close_matches(name, names, 3, 0.3) or names
     return f"there is no run {name!r} in {out}; the nearest are {_some(near)}"
@@ -83,7 +84,7 @@ _RECIPE = "recipe.toml"
 
 
 def _is_run(path: Path) -> bool:
-    return (path / _RECIPE).is_file()
+    return os.path.isfile(path / _RECIPE)
 
 
 def _last_change(run: Path) -> float:

@@ -6,6 +6,7 @@ repository is never run.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -78,7 +79,7 @@ def _parts(name: str) -> tuple[str, str | None]:
 def _base_of(name: str) -> str | None:
     from kdcore.adapters import adapter_base
 
-    gone = is_path(name) and not Path(place_of(name)).is_dir()
+    gone = is_path(name) and not os.path.isdir(place_of(name))
     return None if gone else adapter_base(name)
 
 
@@ -161,7 +162,9 @@ def _has_tokenizer(adapter: str) -> bool:
     from kdcore.adapters import file_on_hub
 
     place, file = Path(place_of(adapter)), "tokenizer_config.json"
-    return (place / file).is_file() if place.is_dir() else file_on_hub(adapter, file) is not None
+    return (
+        (place / file).is_file() if os.path.isdir(place) else file_on_hub(adapter, file) is not None
+    )
 
 
 def model_fingerprint(name: str, *, base: bool = True) -> str:
@@ -173,7 +176,7 @@ def model_fingerprint(name: str, *, base: bool = True) -> str:
     if model and base:
         return f"{model_fingerprint(name, base=False)} on {model_fingerprint(model)}"
     place = Path(place_of(name))
-    if place.is_dir():
+    if os.path.isdir(place):
         from kdcore.fingerprints import of_folder
 
         return of_folder(place)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from kdcore.errors import RunError
 
 
 def place_of(name: str) -> str:
     """A folder's path with `~` filled in, or the name on the hub."""
-    return str(Path(name).expanduser()) if name.startswith("~") else name
+    return os.path.expanduser(name)
 
 
 def is_path(name: str) -> bool:
@@ -22,13 +22,13 @@ def is_path(name: str) -> bool:
 @contextmanager
 def explained(name: str, key: str | None) -> Iterator[None]:
     """What goes wrong in loading `name`, in one sentence."""
-    place = Path(place_of(name))
-    if is_path(name) and not place.is_dir():
+    there = os.path.isdir(place_of(name))
+    if is_path(name) and not there:
         raise RunError(f"cannot load {name!r}: there is no such folder")
     try:
         yield
     except (OSError, ValueError, ImportError, RuntimeError) as error:
-        why = _folder_fault(error) if place.is_dir() else _hub_fault(error, key)
+        why = _folder_fault(error) if there else _hub_fault(error, key)
         raise RunError(f"cannot load {name!r}: {why}") from error
     except Exception as error:
         # safetensors has an error class of its own, straight from Exception.

@@ -71,7 +71,7 @@ def _extended(extends: Written, path: Path, name: str) -> tuple[Path, str]:
     except UsageError as error:
         raise RecipeError([extends.fault(str(error))]) from None
     beside = os.path.normpath(Path(name).parent / extends.value)
-    return found, beside if Path(beside).exists() else str(found)
+    return found, beside if os.path.exists(beside) else str(found)
 
 
 def _read(path: Path, name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -61,7 +62,7 @@ def _folder(asked: Asked) -> Path | None:
     """The run folder that is meant, where a recipe of that name is not."""
     from kdcore.finding import find_recipe
 
-    if Path(asked.recipe).is_dir():
+    if os.path.isdir(asked.recipe):
         return find_run(asked.recipe, asked.out)
     try:
         find_recipe(asked.recipe)

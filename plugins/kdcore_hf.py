@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
@@ -73,7 +73,8 @@ class ModelTeacher(Teacher):
 
     def faults(self, recipe: Stage) -> Iterable[str]:
         """Libraries that are not here. Whether there is a GPU is for the run to see."""
-        own = (Path(self.source()).expanduser() / "adapter_config.json").is_file()
+        folder = os.path.expanduser(self.source())
+        own = os.path.isfile(os.path.join(folder, "adapter_config.json"))
         if (own or self.adapter is not None) and find_spec("peft") is None:
             adapter = self.source() if own else self.adapter
             yield f'the adapter {adapter!r} needs peft: pip install "kdcore[lora]"'

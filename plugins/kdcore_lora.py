@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterable, Sequence
 from functools import partial
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from pydantic import Field
@@ -104,8 +104,8 @@ class Lora(Patch):
                 return cast("PreTrainedModel", adapted.merge_and_unload())
         for config in adapted.peft_config.values():
             base = config.base_model_name_or_path
-            if Path(base).expanduser().is_dir():
-                config.base_model_name_or_path = str(Path(base).expanduser().resolve())
+            if os.path.isdir(os.path.expanduser(base)):
+                config.base_model_name_or_path = os.path.realpath(os.path.expanduser(base))
             config.target_modules = sorted(config.target_modules)  # a set has no lasting order
         # Embeddings are never resized here, and looking whether they were asks the hub.
         adapted.save_pretrained = partial(adapted.save_pretrained, save_embedding_layers=False)

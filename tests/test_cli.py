@@ -90,6 +90,7 @@ def test_bad_arguments_give_2_and_say_what(kdcore, arguments, says):
         (Interrupted("so", 15), 143),
         (Interrupted("so", 2), 130),
         (KeyboardInterrupt(), 130),
+        (PermissionError(13, "Permission denied", "runs"), 1),
         (ZeroDivisionError("so"), 3),
     ],
 )
@@ -102,6 +103,28 @@ def test_every_error_has_its_exit_code_and_one_line(kdcore, monkeypatch, error, 
     assert found == code
     if not isinstance(error, KeyboardInterrupt):  # who typed ^C knows why it ended
         assert err.startswith("kdcore: ") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b", "~nobody-here/x"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["check", "NAME"],
+        ["check", "quickstart", "-p", "NAME"],
+        ["check", "quickstart", "--set", "data={use='text', path='NAME'}"],
+        ["check", "quickstart", "--set", "stage.kd.teacher.model=NAME"],
+        ["run", "NAME"],
+        ["run", "quickstart", "--out", "NAME", "--stage", "nowhere"],
+        ["show", "NAME"],
+        ["generate", "NAME", "--prompt", "a"],
+        ["new", "recipe", "quickstart", "NAME"],
+        ["cache", "ls", "--out", "NAME"],
+    ],
+)
+def test_names_that_no_file_can_have(kdcore, arguments, name):
+    code, out, err = kdcore(*(argument.replace("NAME", name) for argument in arguments))
+    assert code in (0, 1, 2)
+    assert "Traceback" not in out + err and "a bug" not in err
 
 
 def test_plugins_are_blocked_by_the_environment_too(kdcore, monkeypatch):

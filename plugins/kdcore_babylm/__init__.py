@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -96,7 +97,7 @@ class BabyLM(Data):
     def _where_to_validate(self) -> tuple[str, Sequence[str]]:
         if self.validation is None:
             return self.path, _HELD_OUT
-        if self.validation in _HELD_OUT and not Path(self.validation).exists():
+        if self.validation in _HELD_OUT and not os.path.exists(self.validation):
             return self.path, [self.validation]
         return self.validation, _HELD_OUT
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,8 +23,8 @@ def files_of(path: str, wanted: Sequence[str]) -> list[Path]:
     Files without such an ending are of any split. `path` is a folder, a file, or OWNER/NAME of a
     data set on the hub, with a folder in it as in OWNER/NAME/FOLDER.
     """
-    place = Path(path).expanduser()
-    if not place.exists():
+    place = Path(os.path.expanduser(path))
+    if not os.path.exists(place):
         place = _from_hub(path)
     if place.is_file():
         return [place]
@@ -44,8 +45,8 @@ def files_of(path: str, wanted: Sequence[str]) -> list[Path]:
 
 def files_here(path: str | None) -> list[Path]:
     """All files of a corpus on this machine, of whatever split; none where it is on the hub."""
-    place = Path(path or "").expanduser()
-    if path is None or not place.exists():
+    place = Path(os.path.expanduser(path or ""))
+    if path is None or not os.path.exists(place):
         return []
     return [place] if place.is_file() else _corpus_files(place)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from itertools import islice
@@ -35,9 +36,9 @@ def read_pairs(
 def files_of(path: str, wanted: Sequence[str] | None) -> Mapping[str, Path] | None:
     """The file of each wanted paradigm; None where the path can only be a name on the hub."""
     place = local(path)
-    if place.is_file():
+    if os.path.isfile(place):
         there = [place]
-    elif place.is_dir():
+    elif os.path.isdir(place):
         there = sorted(file for file in place.glob("*.jsonl") if not file.name.startswith("."))
         if not there:
             raise RunError(f"the folder {path} has no .jsonl file; each should hold a paradigm")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -49,9 +50,9 @@ def source(paths: Sequence[str], split: str | None, reader: Reader[_Item]) -> So
 
 def _one(path: str, split: str | None, reader: Reader[_Item]) -> Source[_Item]:
     place = local(path)
-    if place.is_file():
+    if os.path.isfile(place):
         return reader.file(place)
-    if place.is_dir():
+    if os.path.isdir(place):
         return reader.folder(place, split)
     if _cannot_be_a_name(path):
         raise RunError(f"cannot read {path!r}: there is no such file or folder")
@@ -105,15 +106,15 @@ def _cannot_be_a_name(path: str) -> bool:
 
 def local(path: str) -> Path:
     """A path of this machine, with `~` filled in."""
-    return Path(path).expanduser()
+    return Path(os.path.expanduser(path))
 
 
 def content(paths: Sequence[str]) -> str:
     """A hash of all files there are, by name and content. What is on the hub adds nothing."""
     hashed = blake2b(digest_size=16)
     for place in map(local, paths):
-        files = sorted(place.rglob("*")) if place.is_dir() else [place]
-        for file in [each for each in files if each.is_file()]:
+        files = sorted(place.rglob("*")) if os.path.isdir(place) else [place]
+        for file in [each for each in files if os.path.isfile(each)]:
             hashed.update(f"{file.name} {file.stat().st_size} ".encode())
             with file.open("rb") as opened:
                 while some := opened.read(1 << 20):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ class Splits(Generic[_Item]):
 
     def faults(self) -> Iterator[str]:
         """Files have no validation split of their own."""
-        files = [path for path in self._paths if local(path).is_file()]
+        files = [path for path in self._paths if os.path.isfile(local(path))]
         if files and self.validation is None and self.validation_share is None:
             yield _nothing_beside(files[0])
 
@@ -63,9 +64,9 @@ class Splits(Generic[_Item]):
 
     @cached_property
     def _validation(self) -> Source[_Item]:
-        if self.validation is not None and local(self.validation).exists():
+        if self.validation is not None and os.path.exists(local(self.validation)):
             return source([self.validation], None, self.reader)
-        files = [path for path in self._paths if local(path).is_file()]
+        files = [path for path in self._paths if os.path.isfile(local(path))]
         if files and self.validation is not None:
             raise RunError(
                 f"cannot read validation: there is no file or folder {self.validation!r}"

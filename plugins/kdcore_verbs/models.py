@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,13 +33,13 @@ class Named:
 
 def named(name: str, out: Path) -> Named:
     """What a name stands for. A folder with a model in it comes first, the hub last."""
-    place = Path(name).expanduser()
-    if any((place / config).is_file() for config in ("config.json", "adapter_config.json")):
+    place = Path(os.path.expanduser(name))
+    if any(os.path.isfile(place / config) for config in ("config.json", "adapter_config.json")):
         return Named(name, None)
     on_hub = name.count("/") == 1 and not name.startswith((".", "/", "~"))
     try:
         return Named(name, find_run(name, out))
     except UsageError:
-        if on_hub and not Path(name).exists():
+        if on_hub and not os.path.exists(name):
             return Named(name, None)
         raise

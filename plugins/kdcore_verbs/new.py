@@ -28,7 +28,7 @@ def recipe(
     """Copy a recipe, comments and all, to change it."""
     path = find_recipe(source)
     target = (target or Path(path.name)).with_suffix(".toml")
-    if target.exists():
+    if os.path.exists(target):
         raise UsageError(f"{target} exists already: kdcore new recipe {source} OTHER_NAME")
     target.parent.mkdir(parents=True, exist_ok=True)
     _write_new(target, _same_base(path.read_text(encoding="utf-8"), path, target))
@@ -68,7 +68,7 @@ def plugin(
     """Make a package with a loss of your own: module, test, README and pyproject.toml."""
     check_name(name)
     folder = Path(name)
-    if folder.exists():
+    if os.path.exists(folder):
         raise UsageError(f"{folder} exists already: choose another name")
     for path, text in files_of(name).items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
