@@ -1,8 +1,9 @@
 """Checkpoints: written beside, synced, renamed; tensors in safetensors, the rest in JSON.
 
-A checkpoint holds what is trained (never the teacher), the optimizer, the loss scaler and every
-process's random state. The data's order and the schedules are functions of the step, so the step
-says it all. `manifest.json` is written last and holds a checksum of every file.
+A checkpoint holds what is trained (never the teacher), the optimizer, the loss scaler, and of every
+process its random state and the sums of steps that no record has told yet. The data's order and the
+schedules are functions of the step, so the step says it all. `manifest.json` is written last and
+holds a checksum of every file.
 """
 
 from __future__ import annotations
@@ -10,18 +11,17 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
-import os
-import random
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from kdcore.folders import move_into_place
+from kdcore.random_state import RandomState
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -45,25 +45,38 @@ class Checkpoints:
         self.folder, self.accelerator, self.keep = folder, accelerator, keep
         self.model, self.optimizer = model, optimizer
 
-    def save(self, step: int, state: Mapping[str, Any]) -> Path:
-        """Write the checkpoint of a step whole, or not at all; drop those beyond `keep`."""
-        target = self.folder / f"step-{step}"
+    def save(
+        self, step: int, state: Mapping[str, Any], sums: Mapping[str, Tensor] | None = None
+    ) -> Path:
+        """Write the checkpoint of a step whole, or not at all; drop those beyond `keep`.
+
+        `sums` are this process's own, and come back from `sums_of`.
+        """
         beside = self.folder / f".step-{step}.partial"
+        try:
+            return self._save(step, state, sums or {}, beside)
+        except Exception:
+            # On a full disk, half a checkpoint would be in the way of everything else.
+            shutil.rmtree(beside, ignore_errors=True)
+            raise
+
+    def _save(
+        self, step: int, state: Mapping[str, Any], sums: Mapping[str, Tensor], beside: Path
+    ) -> Path:
+        target = self.folder / f"step-{step}"
         main = self.accelerator.is_main_process
         if main:
             shutil.rmtree(beside, ignore_errors=True)
             beside.mkdir(parents=True)
         self.accelerator.wait_for_everyone()
         rank = self.accelerator.process_index
-        save_file(_random_state(), beside / f"random-{rank}.safetensors")
+        save_file(RandomState.now().tensors(), beside / f"random-{rank}.safetensors")
+        _save(sums, beside / f"sums-{rank}.safetensors")
         self.accelerator.wait_for_everyone()
         if main:
             self._write(beside, {**state, "step": step})
-            if target.exists():
-                shutil.rmtree(target)
-            beside.rename(target)
-            _sync(self.folder)
-            self._drop_old()
+            move_into_place(beside, target)
+            self._drop_old(step)
         self.accelerator.wait_for_everyone()
         return target
 
@@ -77,9 +90,6 @@ class Checkpoints:
         (folder / "state.json").write_text(json.dumps(state, indent=1))
         sums = {path.name: _checksum(path) for path in sorted(folder.iterdir())}
         (folder / _MANIFEST).write_text(json.dumps(sums, indent=1))
-        for path in folder.iterdir():
-            _sync(path)
-        _sync(folder)
 
     def newest(self) -> Path | None:
         """The newest checkpoint that is whole; a damaged one is passed over with a message."""
@@ -93,7 +103,9 @@ class Checkpoints:
         scaler_state = state.pop("scaler")
         if scaler_state and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(scaler_state)
-        _set_random_state(path / f"random-{self.accelerator.process_index}.safetensors")
+        random = path / f"random-{self.accelerator.process_index}.safetensors"
+        if random.exists():  # not where it is continued on more processes than wrote it
+            RandomState.of(load_file(random)).put_back()
         return state
 
     def _load_optimizer(self, path: Path, scalars: dict[str, Any]) -> None:
@@ -106,20 +118,31 @@ class Checkpoints:
         whole["state"] = state
         self.optimizer.load_state_dict(whole)
 
-    def _drop_old(self) -> None:
-        unfinished = self.folder.glob(".step-*.partial")
-        for path in [*in_order(self.folder)[: -self.keep], *unfinished]:
+    def _drop_old(self, step: int) -> None:
+        """Those beyond `keep`; and of later steps, which were damaged and are made again."""
+        there = in_order(self.folder)
+        later = [path for path in there if _step(path) > step]
+        older = [path for path in there if _step(path) <= step][: -self.keep]
+        for path in [*later, *older, *self.folder.glob(".step-*.partial")]:
             shutil.rmtree(path)
 
 
 def newest(folder: Path) -> Path | None:
     """The newest checkpoint there that is whole; a damaged one is passed over with a message."""
-    for path in reversed(in_order(folder)):
+    there = in_order(folder)
+    for path in reversed(there):
         fault = damage(path)
         if fault is None:
             return path
-        _log.warning("checkpoint %s is damaged (%s); the one before is used", path.name, fault)
+        instead = "the run begins again" if path == there[0] else "the one before is used"
+        _log.warning("checkpoint %s is damaged (%s); %s", path.name, fault, instead)
     return None
+
+
+def sums_of(path: Path) -> list[dict[str, Tensor]]:
+    """What each process that wrote a checkpoint gave as its `sums`, by their numbers."""
+    found = sorted(path.glob("sums-*.safetensors"), key=lambda each: int(each.stem[5:]))
+    return [load_file(each) for each in found]
 
 
 def load_weights(path: Path, model: nn.Module) -> None:
@@ -151,39 +174,14 @@ def _flat(state: Mapping[int, Mapping[str, Any]]) -> tuple[dict[str, Tensor], di
     return tensors, scalars
 
 
-def _random_state() -> dict[str, Tensor]:
-    version, words, gauss = random.getstate()
-    _, key, position, has_gauss, numpy_gauss = np.random.get_state()
-    pending = [math.nan if gauss is None else gauss, numpy_gauss]  # each second normal number
-    state = {
-        "torch": torch.get_rng_state(),
-        "python": torch.tensor([version, *words], dtype=torch.int64),
-        "numpy": torch.tensor([*map(int, key), position, has_gauss], dtype=torch.int64),
-        "pending": torch.tensor(pending, dtype=torch.float64),
-    }
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
-
-
-def _set_random_state(path: Path) -> None:
-    if not path.exists():  # continued on more processes than wrote it
-        return
-    state = load_file(path)
-    torch.set_rng_state(state["torch"])
-    gauss, numpy_gauss = state["pending"].tolist()
-    version, *words = state["python"].tolist()
-    random.setstate((version, tuple(words), None if math.isnan(gauss) else gauss))
-    *key, position, has_gauss = state["numpy"].tolist()
-    np.random.set_state(("MT19937", np.array(key, np.uint32), position, has_gauss, numpy_gauss))
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
-
-
 def in_order(folder: Path) -> list[Path]:
     """The checkpoints there, by step."""
     found = [path for path in folder.glob("step-*") if path.name[5:].isdigit()]
-    return sorted(found, key=lambda path: int(path.name[5:]))
+    return sorted(found, key=_step)
+
+
+def _step(path: Path) -> int:
+    return int(path.name[5:])
 
 
 def damage(path: Path) -> str | None:
@@ -199,11 +197,3 @@ def damage(path: Path) -> str | None:
 def _checksum(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -11,6 +11,7 @@ import pluggy
 from kdcore import hookspecs
 from kdcore.api import Component, Logger
 from kdcore.errors import Interrupted, KdcoreError, PluginError
+from kdcore.full_disk import is_full
 
 log = logging.getLogger("kdcore")
 
@@ -68,7 +69,8 @@ class Events:
 
     def _judged(self, hook: str, plugin: object, error: Exception) -> list[KdcoreError]:
         said = f"{type(error).__name__}: {error}"
-        if isinstance(plugin, Logger):
+        # A full disk is no logger's fault, and the run's record would be lost.
+        if isinstance(plugin, Logger) and not is_full(error):
             self.remove(plugin)
             log.warning("%s raised in %s and is off now: %s", self._describe(plugin), hook, said)
             return []

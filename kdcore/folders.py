@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -63,7 +64,15 @@ def keep_texts(folder: Path, texts: Mapping[str, str]) -> None:
     """Write what the run is made from, if it is not there yet."""
     for name, text in texts.items():
         if not (folder / name).exists():
-            (folder / name).write_text(text)
+            write_whole(folder / name, text)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text so that whoever reads it meets the old one or the new one, never half of it."""
+    beside = path.with_name(f".{path.name}.partial")
+    beside.write_text(text)
+    sync(beside)
+    beside.replace(path)
 
 
 def compare_fingerprints(folder: Path, now: Mapping[str, str], accepted: frozenset[str]) -> None:
@@ -81,11 +90,24 @@ def compare_fingerprints(folder: Path, now: Mapping[str, str], accepted: frozens
             f"{folder} was begun with something else: {said}. Type --accept "
             f"{','.join(refused)} to go on all the same, or --fresh to begin again"
         )
-    path.write_text(json.dumps(dict(now), indent=1) + "\n")
+    write_whole(path, json.dumps(dict(now), indent=1) + "\n")
 
 
 def move_into_place(beside: Path, target: Path) -> None:
     """Rename a folder that was written whole; what stood there goes first."""
+    for path in beside.iterdir():
+        sync(path)
+    sync(beside)
     if target.exists():
         shutil.rmtree(target)
     beside.rename(target)
+    sync(target.parent)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file or folder is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

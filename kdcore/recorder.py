@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Recorder:
-    """Sums over steps. Adding waits for nothing; `record` reads everything at once."""
+    """Sums over steps. Adding waits for nothing; `count` and `record` read everything at once."""
 
     def __init__(self, run: Run, accelerator: Accelerator) -> None:
         self.run, self.accelerator = run, accelerator
@@ -31,24 +31,35 @@ class Recorder:
 
     def _begin(self) -> None:
         self._terms = torch.zeros(len(self.labels), device=self.run.device)
-        self._valid: list[Tensor] = []
-        self._kept: list[Tensor] = []
+        self._steps = self._tokens = self._kept = 0  # of the steps that were counted
+        self._uncounted: list[tuple[Tensor, list[Tensor]]] = []  # valid tokens and kept ones
         self._ranked: Ranked | None = None
         self._since = time.perf_counter()
 
     @property
     def steps(self) -> int:
         """How many steps were added since the last record."""
-        return len(self._valid)
+        return self._steps + len(self._uncounted)
 
     def add(self, terms: Sequence[Term], shares: Sequence[Tensor], choices: Choices) -> None:
         """One step: its computed terms and their shares [terms] of each micro-batch."""
         for share in shares:
             for term, value in zip(terms, share, strict=True):
                 self._terms[self.labels.index(term.label)] += value
-        self._valid.append(choices.valid)
-        self._kept += choices.kept
+        self._uncounted.append((choices.valid, choices.kept))
         self._ranked = choices.ranked
+
+    def count(self) -> None:
+        """Let the run know how many tokens it has trained on."""
+        if not self._uncounted:
+            return
+        valid, kept = zip(*self._uncounted, strict=True)
+        tokens = int(torch.stack(valid).long().sum())
+        counts = [count for some in kept for count in some]
+        self._kept += int(torch.stack(counts).long().sum()) if counts else 0
+        self._tokens, self._steps = self._tokens + tokens, self._steps + len(valid)
+        self.run.tokens += tokens
+        self._uncounted = []
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -59,30 +70,46 @@ class Recorder:
 
     def record(self, lr: float) -> Record:
         """The record of the steps added; begins anew."""
-        steps = self.steps
-        valid = int(torch.stack(self._valid).long().sum())
-        sums = self.accelerator.reduce(self._terms, "sum") / steps
+        self.count()
+        sums = self.accelerator.reduce(self._terms, "sum") / self._steps
         terms = dict(zip(self.labels, sums.tolist(), strict=True))
-        self.run.tokens += valid
-        taken = time.perf_counter() - self._since
         record = Record(
             step=self.run.step,
             tokens=self.run.tokens,
             loss=sum(terms.values()),
             terms=terms,
             lr=lr,
-            kept=self._kept_share(valid),
-            tokens_per_second=valid / taken,
+            kept=self._kept_share(),
+            tokens_per_second=self._tokens / (time.perf_counter() - self._since),
             selection=_ranking(self._ranked),
         )
         self._begin()
         return record
 
-    def _kept_share(self, valid: int) -> float:
+    def _kept_share(self) -> float:
         if self.run.recipe.selection is None:
             return 1.0
-        kept = torch.stack(self._kept).sum().float()
-        return float(self.accelerator.reduce(kept, "sum")) / max(1, valid)
+        kept = torch.tensor(float(self._kept), device=self.run.device)
+        return float(self.accelerator.reduce(kept, "sum")) / max(1, self._tokens)
+
+    def state(self) -> dict[str, Tensor]:
+        """This process's sums, for a checkpoint between two records."""
+        self.count()
+        taken = time.perf_counter() - self._since
+        counts = [self._steps, self._tokens, self._kept, taken]
+        return {"terms": self._terms, "counts": torch.tensor(counts, dtype=torch.float64)}
+
+    def restore(self, states: Sequence[Mapping[str, Tensor]]) -> None:
+        """Go on with the sums of the processes that wrote a checkpoint, however many they were."""
+        self._begin()
+        if not states:
+            return
+        steps, tokens, _, taken = states[0]["counts"].tolist()
+        self._steps, self._tokens = int(steps), int(tokens)
+        self._since -= taken
+        for state in states[self.run.process :: self.run.processes]:
+            self._terms += state["terms"].to(self._terms.device)
+            self._kept += int(state["counts"][2])
 
 
 def _ranking(ranked: Ranked | None) -> dict[str, float]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
+from kdcore.checkpoint import sums_of
 from kdcore.environment import record
 from kdcore.errors import KdcoreError, PluginError, RunError, UsageError
 from kdcore.final import finish_student, save_final
@@ -26,6 +27,7 @@ from kdcore.folders import (
     locked,
 )
 from kdcore.formula import objective_formula
+from kdcore.full_disk import full_disk, is_full
 from kdcore.run import Run
 from kdcore.setup import make_accelerator, prepare
 from kdcore.signals import Signals
@@ -117,14 +119,14 @@ def _run_stage(
             stage.terms, selects=stage.selection is not None, teacher=stage.teacher
         ),
     )
-    with locked(folder) if run.main else nullcontext(), Signals() as signals, _explained(folder):
+    with _explained(folder), locked(folder) if run.main else nullcontext(), Signals() as signals:
         if run.main:
             keep_texts(folder, {**texts, "env.json": record(host)})
         run.tokenizer = load_tokenizer_of(run, others, accelerator)
         trainer = prepare(run, host, accelerator, signals, CHECKPOINTS)
         if run.main:
             compare_fingerprints(folder, _fingerprints(run), options.accept)
-        _continue(trainer)
+        resume(trainer)
         with host.listening(stage.components()):
             _train(trainer)
 
@@ -143,7 +145,7 @@ def _fingerprints(run: Run) -> dict[str, str]:
     return found
 
 
-def _continue(trainer: Trainer) -> None:
+def resume(trainer: Trainer) -> None:
     """Put back the newest whole checkpoint, if there is one."""
     run = trainer.run
     newest = trainer.checkpoints.newest()
@@ -152,6 +154,7 @@ def _continue(trainer: Trainer) -> None:
     state = trainer.checkpoints.load(newest)
     run.step, run.tokens, run.micro_batch = state["step"], state["tokens"], state["micro_batch"]
     run.scores = state.get("scores", {})
+    trainer.recorder.restore(sums_of(newest))
     run.say(f"{run.recipe.run_name} continues after step {run.step} of {run.steps}: {run.folder}")
 
 
@@ -188,9 +191,10 @@ def _explained(folder: Path) -> Iterator[None]:
             f"the device is out of memory ({str(error).splitlines()[0]}); the same command with "
             "--set train.micro_batch=1 or train.checkpointing=true needs less"
         ) from error
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:
+    except Exception as error:
+        if is_full(error):
+            raise full_disk(error, folder) from error
         if isinstance(error, PluginError) or not isinstance(error, KdcoreError):
-            (folder / "traceback.txt").write_text(traceback.format_exc())
+            with suppress(OSError):
+                (folder / "traceback.txt").write_text(traceback.format_exc())
         raise

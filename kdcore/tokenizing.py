@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdcore.blame import blame
+from kdcore.folders import move_into_place
 from kdcore.hub import load_tokenizer
 
 if TYPE_CHECKING:
@@ -41,10 +42,14 @@ def keep_tokenizer(run: Run, others: Sequence[Path]) -> Path:
     if not kept.exists():
         same = (path / _FOLDER for path in others)
         found = next((path for path in same if _key_of(path) == key), None)
+        beside = kept.with_name(f".{_FOLDER}.partial")
+        shutil.rmtree(beside, ignore_errors=True)
         if found is not None:
-            shutil.copytree(found, kept)
+            shutil.copytree(found, beside)
         else:
-            _keep(_made(run), kept, key)
+            _made(run).save_pretrained(beside)
+            (beside / _KEY).write_text(key)
+        move_into_place(beside, kept)
     return kept
 
 
@@ -55,14 +60,6 @@ def _made(run: Run) -> PreTrainedTokenizerBase:
             return stage.tokenizer.load(run, stage.tokenizer_data)
     assert stage.student.model is not None, "the recipe's check asks for a tokenizer otherwise"
     return load_tokenizer(stage.student.model, key="student.model")
-
-
-def _keep(tokenizer: PreTrainedTokenizerBase, kept: Path, key: str) -> None:
-    beside = kept.with_name(f".{_FOLDER}.partial")
-    shutil.rmtree(beside, ignore_errors=True)
-    tokenizer.save_pretrained(beside)
-    (beside / _KEY).write_text(key)
-    beside.rename(kept)
 
 
 def _key(stage: Stage) -> str:

@@ -171,6 +171,7 @@ class Trainer:
             )
 
     def _evaluate(self) -> None:
+        self.recorder.count()
         with self.recorder.paused():
             scores = self.run.scores = measured(self.run)
             if scores:
@@ -179,7 +180,6 @@ class Trainer:
     def _stop(self, signal_number: int) -> None:
         if self.run.step == self.run.steps:
             return
-        self._log()
         self._save()
         raise Interrupted(
             f"interrupted after step {self.run.step} of {self.run.steps}; a checkpoint is "
@@ -190,5 +190,6 @@ class Trainer:
     def _save(self) -> None:
         run = self.run
         with self.recorder.paused():
-            path = self.checkpoints.save(run.step, run.state())
+            sums = self.recorder.state()
+            path = self.checkpoints.save(run.step, run.state(), sums)
         self.host.emit("kdcore_checkpoint", run=run, step=run.step, path=path)

@@ -1,3 +1,4 @@
+import errno
 import json
 import random
 
@@ -6,10 +7,12 @@ import given
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
-from kdcore import checkpoint
-from kdcore.checkpoint import Checkpoints, trained
+from kdcore import checkpoint, folders
+from kdcore.checkpoint import Checkpoints, sums_of, trained
+from kdcore.full_disk import full_disk, is_full
 
 
 def parts(folder, seed=0, keep=2, optimizer=torch.optim.AdamW, accelerator=None):
@@ -159,29 +162,88 @@ def test_the_manifest_knows_every_file(tmp_path):
     assert set(json.loads((path / "manifest.json").read_text())) == written
 
 
-@pytest.mark.parametrize("call", range(1, 9))
-def test_an_interrupted_write_leaves_no_half_checkpoint(tmp_path, monkeypatch, call):
-    """Whichever write is the last one."""
+def test_a_checkpoint_behind_a_damaged_one_is_not_dropped_for_it(tmp_path):
+    """What is damaged does not count among those that are kept."""
+    made = parts(tmp_path, keep=1)
+    made.save(5, {})
+    truncate(made.save(9, {}) / "state.json")
+    assert made.newest() is None
+    made.save(7, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["step-7"]
+    assert made.newest().name == "step-7"
+
+
+def test_where_no_checkpoint_is_whole_that_is_said(tmp_path, caplog):
     made = parts(tmp_path)
-    before = made.save(5, {})
+    truncate(made.save(5, {}) / "state.json")
+    truncate(made.save(6, {}) / "state.json")
+    assert made.newest() is None
+    assert "step-6 is damaged" in caplog.text and "the one before is used" in caplog.text
+    assert "step-5 is damaged" in caplog.text and "the run begins again" in caplog.text
+
+
+def test_the_sums_of_a_process_come_back(tmp_path):
+    wanted = {"terms": torch.tensor([0.1, 0.2]), "counts": torch.tensor([3.0], dtype=torch.float64)}
+    (found,) = sums_of(parts(tmp_path).save(5, {}, wanted))
+    assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
+    assert sums_of(tmp_path / "step-5-of-an-earlier-version") == []
+
+
+WRITES = 4 + 7  # tensors, and the syncs before the checkpoint is in its place
+
+
+def failing(monkeypatch, call, error):
+    """The n-th write raises."""
     calls = 0
 
-    def interrupting(inner):
+    def counting(inner):
         def write(*arguments, **options):
             nonlocal calls
             calls += 1
             if calls == call:
-                raise KeyboardInterrupt
+                raise error
             return inner(*arguments, **options)
 
         return write
 
+    monkeypatch.setattr(checkpoint, "save_file", counting(checkpoint.save_file))
+    monkeypatch.setattr(folders, "sync", counting(folders.sync))
+
+
+@pytest.mark.parametrize("call", range(1, WRITES + 1))
+def test_an_interrupted_write_leaves_no_half_checkpoint(tmp_path, monkeypatch, call):
+    """Whichever write is the last one."""
+    made = parts(tmp_path)
+    before = made.save(5, {})
     with monkeypatch.context() as patched:
-        for name in ("save_file", "_sync"):
-            patched.setattr(checkpoint, name, interrupting(getattr(checkpoint, name)))
+        failing(patched, call, KeyboardInterrupt())
         with pytest.raises(KeyboardInterrupt):
             made.save(6, {})
     assert made.newest() == before
     assert [path.name for path in tmp_path.glob("step-*")] == ["step-5"]
     made.save(7, {})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-5", "step-7"]
+
+
+FULL = [
+    OSError(errno.ENOSPC, "No space left on device", "student.safetensors"),
+    SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+]
+
+
+@pytest.mark.parametrize("call", range(1, WRITES + 1))
+@pytest.mark.parametrize("error", FULL, ids=["system", "safetensors"])
+def test_a_full_disk_leaves_the_last_checkpoint_and_nothing_else(
+    tmp_path, monkeypatch, call, error
+):
+    made = parts(tmp_path / "checkpoints")
+    before = made.save(5, {})
+    with monkeypatch.context() as patched:
+        failing(patched, call, error)
+        with pytest.raises(type(error)) as caught:
+            made.save(6, {})
+    assert made.newest() == before
+    assert [path.name for path in made.folder.iterdir()] == ["step-5"]
+    assert is_full(caught.value)
+    said = str(full_disk(caught.value, tmp_path))
+    assert "No space left on device" in said and "step-5 is kept" in said
