@@ -37,10 +37,11 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class Packing:
-    """Where the isolated pieces of packed rows end; padding is a piece too."""
+    """The isolated pieces of packed rows, end to end: padding is left out."""
 
-    ends: tuple[tuple[int, ...], ...]  # of each row, the last one being its length
-    starts: Tensor  # int32 [pieces + 1], flat over all rows, with the end of the last
+    real: Tensor | None  # [n]: the flat positions that are no padding; None: all of them
+    lengths: tuple[int, ...]  # of the pieces
+    starts: Tensor  # int32 [pieces + 1]: where each begins among these n tokens, and n
     longest: int  # tokens of the longest piece
 
 

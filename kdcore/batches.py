@@ -92,16 +92,18 @@ class Collate:
             valid=self._move(np.flatnonzero(labels != NOT_TRAINED)),
             vocabulary=self.vocabulary,
             split=self.split,
-            packing=self._packing(arrays.ends()) if packed else None,
+            packing=self._packing(arrays) if packed else None,
         )
 
-    def _packing(self, ends: list[list[int]]) -> Packing:
-        time = ends[0][-1]
-        flat = [row * time + end for row, some in enumerate(ends) for end in some]
+    def _packing(self, arrays: _Arrays) -> Packing:
+        real = np.flatnonzero(arrays.document >= 0)
+        starts = arrays.starts(real)
+        lengths = np.diff(starts)
         return Packing(
-            ends=tuple(map(tuple, ends)),
-            starts=self._move(np.array([0, *flat], np.int32)),
-            longest=int(np.diff([0, *flat]).max()),
+            real=self._move(real) if len(real) < arrays.ids.size else None,
+            lengths=tuple(lengths.tolist()),
+            starts=self._move(starts.astype(np.int32)),
+            longest=int(lengths.max()),
         )
 
     def _check(self, largest: int) -> None:
@@ -150,10 +152,11 @@ class _Arrays:
         real = self.document[:, 1:] >= 0
         return bool((real & (self.position[:, 1:] != self.position[:, :-1] + 1)).any())
 
-    def ends(self) -> list[list[int]]:
-        """Where the pieces of each row end, padding included."""
-        breaks = self.position[:, 1:] != self.position[:, :-1] + 1
-        return [[*(np.flatnonzero(row) + 1).tolist(), self.ids.shape[1]] for row in breaks]
+    def starts(self, real: np.ndarray) -> np.ndarray:
+        """Where the pieces begin among these flat positions, and how many there are."""
+        row, position = real // self.ids.shape[1], self.position.reshape(-1)[real]
+        begins = np.flatnonzero((np.diff(position) != 1) | (np.diff(row) != 0)) + 1
+        return np.concatenate([[0], begins, [len(real)]])
 
     def isolate_padding(self) -> None:
         """Give the padding of packed rows positions of its own, so that it is one more piece."""

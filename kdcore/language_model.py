@@ -105,13 +105,18 @@ class LanguageModel:
             # Flash attention looks for restarting positions only where there is a single row.
             input_ids, position_ids = input_ids.reshape(1, -1), position_ids.reshape(1, -1)
         arguments: dict[str, Any] = {"attention_mask": mask, "use_cache": False}
+        packs = packing is not None and self._packs
+        if packing is not None and packs:
+            input_ids, position_ids = (_real(each, packing) for each in (input_ids, position_ids))
+            arguments |= packed_attention.arguments(packing, input_ids.device)
         if self._takes_positions:
             arguments["position_ids"] = position_ids
-        if packing is not None and self._packs:
-            arguments |= packed_attention.arguments(packing, input_ids.device)
         module = self.model if self.weight is None else self._trunk
         out = module(input_ids=input_ids, **arguments)
         states: Tensor = out.logits if self.weight is None else out[0]
+        if packing is not None and packs and packing.real is not None:
+            laid = states.new_zeros(shape.numel(), states.shape[-1])
+            states = laid.index_copy(0, packing.real, states[0])
         return states.reshape(*shape, states.shape[-1])
 
     def _packs_exactly(self, ids: Tensor) -> bool:
@@ -119,10 +124,10 @@ class LanguageModel:
         if not packed_attention.install(self.model):
             return False
         self._packs = True  # for the trial
-        half, time = ids.shape[1] // 2, ids.shape[1]
+        half = ids.shape[1] // 2
         positions = torch.arange(half, device=ids.device).repeat(2).expand_as(ids)
         starts = torch.arange(0, ids.numel() + 1, half, dtype=torch.int32, device=ids.device)
-        packing = Packing(((half, time),) * len(ids), starts, half)
+        packing = Packing(None, (half,) * (2 * len(ids)), starts, half)
         try:
             packed = self._run(ids, positions, None, packing)
         except (TypeError, RuntimeError):
@@ -150,6 +155,12 @@ class LanguageModel:
                 f"{type(self.model).__name__} lets packed documents see each other; "
                 'use rows = "one" or "chunk" in [data]'
             )
+
+
+def _real(tensor: Tensor, packing: Packing) -> Tensor:
+    """[rows, time] -> [1, n]: what is no padding."""
+    flat = tensor.reshape(-1)
+    return (flat if packing.real is None else flat[packing.real])[None]
 
 
 def _trunk_of(model: PreTrainedModel) -> nn.Module:

@@ -61,28 +61,19 @@ def attend(
     packing: Packing | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """Queries [rows, heads, time, D], keys and values -> [rows, time, heads, D]."""
+    """Queries [rows, heads, time, D], keys and values -> [rows, time, heads, D].
+
+    Packed pieces lie end to end in a single row.
+    """
     if packing is None:
         return _plain(module, query, key, value, attention_mask, **options)
     window = options.get("sliding_window")
     if query.is_cuda and query.dtype in _HALF and not options.get("dropout"):
         return _at_once(query, key, value, packing, options.get("scaling"), window), None
-    pieces = zip(*(_pieces(each, packing) for each in (query, key, value)), strict=True)
-    found = [_piece(module, some, window, options) for some in pieces]
-    return torch.cat(found, dim=1).view(query.shape[0], query.shape[2], query.shape[1], -1), None
-
-
-def _pieces(tensor: Tensor, packing: Packing) -> list[Tensor]:
-    """[rows, heads, time, D] -> [1, heads, length, D] of each piece.
-
-    Split, not sliced: a slice's gradient is as large as what it was cut from.
-    """
-    rows = zip(torch.split(tensor, 1), packing.ends, strict=True)
-    return [piece for row, ends in rows for piece in torch.split(row, _lengths(ends), dim=2)]
-
-
-def _lengths(ends: tuple[int, ...]) -> list[int]:
-    return [end - begin for begin, end in zip((0, *ends[:-1]), ends, strict=True)]
+    # Split, not sliced: a slice's gradient is as large as what it was cut from.
+    split = [torch.split(each, list(packing.lengths), dim=2) for each in (query, key, value)]
+    found = [_piece(module, some, window, options) for some in zip(*split, strict=True)]
+    return torch.cat(found, dim=1), None
 
 
 def _piece(
@@ -116,10 +107,10 @@ def _at_once(
     scale: float | None,
     window: int | None,
 ) -> Tensor:
-    """All pieces of all rows in one call."""
+    """All pieces in one call."""
     from torch.nn.attention.varlen import varlen_attn
 
-    rows, heads, time, _ = query.shape
+    heads = query.shape[1]
     queries, keys, values = (each.transpose(1, 2).flatten(0, 1) for each in (query, key, value))
     found = varlen_attn(
         queries,
@@ -134,4 +125,4 @@ def _at_once(
         enable_gqa=heads != key.shape[1],
     )
     assert isinstance(found, Tensor)
-    return found.view(rows, time, heads, -1)
+    return found[None]
