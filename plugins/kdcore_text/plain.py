@@ -68,11 +68,5 @@ def lines(path: Path) -> Iterator[str]:
             begin += len(line)
 
 
-def check_utf8(path: Path) -> None:
-    """Refuse a file that is not UTF-8, naming the byte where it ends to be."""
-    for _ in lines(path):
-        pass
-
-
 def _not_utf8(path: Path, byte: int) -> str:
     return f"{path} is not UTF-8 at byte {byte}; save it as UTF-8 and try again"

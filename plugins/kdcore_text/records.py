@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from kdcore import RunError
 from kdcore_text import tables
-from kdcore_text.plain import lines
+from kdcore_text.json_files import JsonFile, Record
 from kdcore_text.sources import FORMATS, Source
 
-_SHAPE = "a file of records is a list of them, or has one on each line"
-
-
-@dataclass(frozen=True)
-class Record:
-    """One record. `where` names its file and its number, for messages."""
-
-    values: Mapping[str, Any]
-    where: str
+__all__ = ["Record", "Records"]
 
 
 @dataclass(frozen=True)
@@ -35,11 +25,9 @@ class Records:
         if path.suffix not in FORMATS:
             endings = ", ".join(FORMATS)
             raise RunError(f"cannot read records from {path}: files of records end in {endings}")
-        if not path.stat().st_size:
-            raise RunError(f"{path} is empty")
         if FORMATS[path.suffix] == "json":
-            return _Json(path)
-        return _Numbered(tables.of_file(path, FORMATS[path.suffix]))
+            return JsonFile(path)
+        return _Numbered(tables.of_parquet(path))
 
     def folder(self, path: Path, split: str | None) -> Source[Record]:
         """A data set that is here."""
@@ -60,39 +48,3 @@ class _Numbered:
     def read(self) -> Iterator[Record]:
         for number, row in enumerate(self._table.rows(), 1):
             yield Record(row, f"{self._table.place}: record {number}")
-
-
-class _Json:
-    """A list of records, or one record a line. What Arrow would make of them is not asked."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def count(self) -> int:
-        return sum(1 for _ in self.read())
-
-    def read(self) -> Iterator[Record]:
-        first = next((line for line in lines(self._path) if line.strip()), "")
-        values = self._listed() if first.lstrip().startswith("[") else self._by_line()
-        for value, where in values:
-            if not isinstance(value, Mapping):
-                raise RunError(f"{where} has the type {type(value).__name__}; {_SHAPE}")
-            yield Record(value, where)
-
-    def _listed(self) -> Iterator[tuple[Any, str]]:
-        try:
-            values: Sequence[Any] = json.loads("\n".join(lines(self._path)))
-        except json.JSONDecodeError as error:
-            raise RunError(f"{self._path} is no JSON: {error}") from None
-        for number, value in enumerate(values, 1):
-            yield value, f"{self._path}: record {number}"
-
-    def _by_line(self) -> Iterator[tuple[Any, str]]:
-        filled = ((n, line) for n, line in enumerate(lines(self._path), 1) if line.strip())
-        for number, (at, line) in enumerate(filled, 1):
-            where = f"{self._path}: record {number} (line {at})"
-            try:
-                yield json.loads(line), where
-            except json.JSONDecodeError as error:
-                said = f"{error.msg} at column {error.colno}"
-                raise RunError(f"{where} is no JSON: {said}; {_SHAPE}") from None

@@ -11,6 +11,7 @@ from typing import Generic, Protocol, TypeVar
 
 from kdcore import RunError
 from kdcore_text import tables
+from kdcore_text.json_files import JsonColumn, JsonFile
 from kdcore_text.plain import PlainFiles
 
 FORMATS = {".json": "json", ".jsonl": "json", ".parquet": "parquet"}
@@ -70,8 +71,10 @@ class Texts:
     def file(self, path: Path) -> Source[str]:
         """What is no table is plain text."""
         form = FORMATS.get(path.suffix)
-        if form is not None:
-            return tables.of_file(path, form).texts(self.column)
+        if form == "json":
+            return JsonColumn(JsonFile(path), self.column)
+        if form == "parquet":
+            return tables.of_parquet(path).texts(self.column)
         return PlainFiles([path], self.separator)
 
     def folder(self, path: Path, split: str | None) -> Source[str]:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from kdcore import RunError
-from kdcore_text.plain import check_utf8
 
 _ADVICE = {
     "Unknown split": "set split, validation or validation_share",
@@ -64,16 +63,16 @@ class Column:
                 yield text or ""
 
 
-def of_file(path: Path, form: str) -> Table:
-    """A JSON or parquet file."""
+def of_parquet(path: Path) -> Table:
+    """A parquet file."""
     from datasets import load_dataset
 
     if not path.stat().st_size:
         raise RunError(f"{path} is empty")
-    if form == "json":
-        check_utf8(path)
-    loaded = _loaded(lambda: load_dataset(form, data_files=str(path), split="train"), str(path))
-    return Table(loaded, str(path))
+    files = str(path)
+    return Table(
+        _loaded(lambda: load_dataset("parquet", data_files=files, split="train"), files), files
+    )
 
 
 def of_folder(path: Path, config: str | None, split: str | None) -> Table:
@@ -84,6 +83,8 @@ def of_folder(path: Path, config: str | None, split: str | None) -> Table:
     from datasets import load_dataset, load_from_disk
 
     place = f"the data set in {path}"
+    for file in (*path.rglob("*.json"), *path.rglob("*.jsonl")):
+        _check_not_null(file)
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         loaded = _loaded(lambda: load_from_disk(str(path)), place)
     elif split is None:
@@ -100,6 +101,14 @@ def of_hub(name: str, config: str | None, split: str) -> Table:
     place = f"the data set {name!r}"
     loaded = _loaded(lambda: load_dataset(name, config, split=split), place)
     return Table(loaded, place)
+
+
+def _check_not_null(path: Path) -> None:
+    """Refuse a file that begins with null: Arrow would end the process over one without records."""
+    with path.open("rb") as file:
+        first = next((line for line in file if line.strip()), b"")
+    if first.strip().startswith(b"null"):
+        raise RunError(f"{path} begins with null, and each of its records should be a table")
 
 
 def _split(loaded: Any, split: str | None, place: str) -> Any:
@@ -121,7 +130,16 @@ def _loaded(load: Callable[[], Any], place: str) -> Any:
 
     try:
         return load()
-    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
+    # Its readers of JSON stumble over what is no record in ways of their own.
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        DatasetsError,
+    ) as error:
         raise RunError(f"cannot load {place}: {_fault(error)}") from error
 
 

@@ -60,9 +60,11 @@ def test_a_byte_order_mark_is_no_text(tmp_path):
 
 
 @pytest.mark.parametrize(("mark", "at"), [(b"", 8), (b"\xef\xbb\xbf", 11)])
-@pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
-def test_what_is_not_utf8_is_named_with_its_byte(tmp_path, name, mark, at):
-    (tmp_path / name).write_bytes(mark + b"one\n\ntwo\xff\n")
+@pytest.mark.parametrize(
+    ("name", "content"), [("a.txt", b"one\n\ntwo\xff\n"), ("a.jsonl", b"{}\n\n{}  \xff\n")]
+)
+def test_what_is_not_utf8_is_named_with_its_byte(tmp_path, name, content, mark, at):
+    (tmp_path / name).write_bytes(mark + content)
     with pytest.raises(RunError, match=rf"{name} is not UTF-8 at byte {at}; save it as UTF-8"):
         train(str(tmp_path / name))
 
@@ -89,6 +91,14 @@ def test_a_column_must_hold_text(tmp_path):
         train(rows(tmp_path / "a.jsonl", ["one"]), column="n")
 
 
+@pytest.mark.parametrize("folder", [False, True])
+def test_records_that_are_null_are_told(tmp_path, folder):
+    (tmp_path / "a.jsonl").write_text("\nnull\nnull\n")  # Arrow ends the process over these
+    path = tmp_path if folder else tmp_path / "a.jsonl"
+    with pytest.raises(RunError, match="null" if folder else "NoneType"):
+        list(Text(path=str(path), validation_share=0.5).texts("train"))
+
+
 def test_an_empty_file_of_rows_is_told(tmp_path):
     with pytest.raises(RunError, match=r"a\.jsonl is empty"):
         train(write(tmp_path / "a.jsonl", ""))
@@ -96,7 +106,7 @@ def test_an_empty_file_of_rows_is_told(tmp_path):
 
 def test_broken_json_is_told_in_one_line(tmp_path):
     path = write(tmp_path / "a.jsonl", '{"text": "one"}\n{"text": \n')
-    with pytest.raises(RunError, match=r"cannot load .*a\.jsonl: ") as refused:
+    with pytest.raises(RunError, match=r"a\.jsonl: record 2 \(line 2\) is no JSON") as refused:
         train(path)
     assert "\n" not in str(refused.value)
 
