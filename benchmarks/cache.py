@@ -114,7 +114,7 @@ def _values(kind: Any, tokens: int) -> list[Any]:
     import numpy as np
 
     drawn = np.random.default_rng(tokens)
-    shapes = [(tokens,) if array.width == 1 else (tokens, array.width) for array in kind.arrays]
+    shapes = [(tokens,) if array.width is None else (tokens, array.width) for array in kind.arrays]
     return [
         drawn.integers(1, 100, shape).astype(array.dtype)
         for array, shape in zip(kind.arrays, shapes, strict=True)

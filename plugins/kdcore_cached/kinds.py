@@ -13,17 +13,17 @@ from kdcore import Batch, Teacher, read_nll
 
 @dataclass(frozen=True)
 class Array:
-    """A flat file of a store: `width` numbers of a type for each token."""
+    """A flat file of a store: a number of a type for each token, or `width` numbers."""
 
     file: str
     dtype: np.dtype
-    width: int = 1
+    width: int | None = None
     fill: float = 0  # what stands where nothing was stored
 
     @property
     def bytes_per_token(self) -> int:
         """Of one token."""
-        return self.dtype.itemsize * self.width
+        return self.dtype.itemsize * (self.width or 1)
 
 
 class Kind(ABC):

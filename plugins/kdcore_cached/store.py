@@ -108,7 +108,7 @@ def key_of(meta: str) -> str:
 
 def mapped(folder: Path, array: Array, tokens: int, mode: str = "r+") -> np.memmap:
     """A file of a store in memory, [tokens] or [tokens, width]."""
-    shape: Sequence[int] = (tokens,) if array.width == 1 else (tokens, array.width)
+    shape: Sequence[int] = (tokens,) if array.width is None else (tokens, array.width)
     return np.memmap(folder / array.file, array.dtype, mode, shape=tuple(shape))  # type: ignore[call-overload, no-any-return]
 
 
@@ -133,7 +133,7 @@ def _reserve(path: Path, array: Array, tokens: int) -> None:
         if array.fill == 0 and hasattr(os, "posix_fallocate"):
             os.posix_fallocate(file.fileno(), 0, array.bytes_per_token * tokens)
         else:
-            numbers = array.width * tokens
+            numbers = (array.width or 1) * tokens
             for start in range(0, numbers, _FILL):
                 some = np.full(min(_FILL, numbers - start), array.fill, array.dtype)
                 file.write(some.tobytes())

@@ -96,6 +96,18 @@ def test_only_what_is_missing_is_asked_for(tmp_path, model, kind):
     assert asked == [len(second.valid)]
 
 
+@pytest.mark.parametrize("options", [{"kind": "topk", "k": 1}, {"kind": "sampled", "draws": 1}])
+def test_a_single_id(tmp_path, model, options):
+    run = run_in(tmp_path)
+    alive = live(run, model)
+    for batch in batches():
+        for _ in range(2):
+            ids, logs = told(cached(run, model, **options), batch)
+            assert (ids.shape[1], logs.shape[1]) == (1, 2)
+            if options["kind"] == "topk":
+                assert torch.equal(ids[:, 0], log_probabilities(alive, batch).argmax(-1))
+
+
 def test_more_ids_than_there_are(tmp_path, model):
     teacher = cached(run_in(tmp_path), model, kind="topk", k=1000)
     (batch,) = batches((5,))

@@ -106,7 +106,7 @@ def store(made, tmp_path):
 
 def array(store, file):
     (found,) = (each for each in store.kind.arrays if each.file == file)
-    return np.memmap(store.folder / file, found.dtype, "r+", shape=(store.tokens, found.width))
+    return np.memmap(store.folder / file, found.dtype, "r+", shape=(store.tokens, found.width or 1))
 
 
 def test_what_will_be_stored_is_told_first(call, recipe, loads):
