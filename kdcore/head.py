@@ -7,6 +7,7 @@ backward itself. Gradients are made in the forward pass, so no logits are made t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from kdcore.batch import AnswersAt
+from kdcore.bends import Bend
 from kdcore.coarse import Coarse
 from kdcore.products import (
     add_weight_gradient,
@@ -40,6 +42,7 @@ class Work:
     teacher: AnswersAt | None
     vocabulary: int
     chunk: int
+    bend: Bend | None = None  # what the model does to its head's logits
     sums: Tensor = field(init=False)  # [terms], left here by the function for the log
 
     def chunks(self) -> Iterator[slice]:
@@ -69,6 +72,7 @@ class ChunkedLoss(torch.autograd.Function):
         to_bias = _zeros(bias) if wanted[2] else None
         used = None if computed is None else computed[: work.vocabulary]
         used_bias = None if bias is None else unrounded(bias[: work.vocabulary])
+        buffer = _buffer(used, work)
         work.sums = states.new_zeros(len(work.weights), dtype=unrounded_type(states.dtype))
         for at in work.chunks():
             rows = work.positions[at]
@@ -76,9 +80,9 @@ class ChunkedLoss(torch.autograd.Function):
             if used is None:
                 student = unrounded(some[:, : work.vocabulary])
             else:
-                student = logits_of(some, used, used_bias)
-            teacher = None if work.teacher is None else work.teacher(rows)
-            sums, gradient = work.values(student, teacher, work.labels[at], work.weights[:, at])
+                student = logits_of(some, used, used_bias, buffer)
+            sums, gradient = _values(student, rows, at, work)
+            del student  # else it would live beside the next one
             work.sums += sums
             if to_states is not None:
                 to_logits = gradient if used is None else states_gradient(gradient, used)
@@ -87,6 +91,7 @@ class ChunkedLoss(torch.autograd.Function):
                 add_weight_gradient(to_weight[: work.vocabulary], gradient, some)
             if to_bias is not None:
                 to_bias[: work.vocabulary] += gradient.sum(0)
+            del gradient
         ctx.gradients = (to_states, to_weight, to_bias)
         ctx.types = tuple(None if x is None else x.dtype for x in (states, weight, bias))
         return work.sums.sum()
@@ -105,11 +110,33 @@ class ChunkedLoss(torch.autograd.Function):
         return (*scaled, None, None)
 
 
+def _values(student: Tensor, rows: Tensor, at: slice, work: Work) -> tuple[Tensor, Tensor]:
+    """Each term's weighted sum over a chunk, and the gradient in its head's logits."""
+    bent = student if work.bend is None else work.bend(student)
+    teacher = None if work.teacher is None else work.teacher(rows)
+    sums, gradient = work.values(bent, teacher, work.labels[at], work.weights[:, at])
+    return sums, gradient if work.bend is None else work.bend.back(gradient, bent)
+
+
+def _buffer(weight: Tensor | None, work: Work) -> Tensor | None:
+    """One place for the student's logits of every chunk. CUDA's allocator has that by itself."""
+    if weight is None or weight.is_cuda:
+        return None
+    rows = min(work.chunk, len(work.positions))
+    return weight.new_empty(rows, len(weight), dtype=unrounded_type(weight.dtype))
+
+
 def _zeros(like: Tensor | None) -> Tensor | None:
     return None if like is None else torch.zeros_like(like, dtype=unrounded_type(like.dtype))
 
 
-def chunk_size(vocabulary: int, device: torch.device) -> int:
-    """Tokens in a chunk, so that one float32 copy of its logits is near 64 MB, on a GPU 512 MB."""
-    logits = 2**27 if device.type == "cuda" else 2**24
-    return max(64, min(4096, logits // vocabulary))
+def chunk_size(vocabulary: int, device: torch.device, free: int | None = None) -> int:
+    """Tokens in a chunk, a power of two, which matrix products like.
+
+    One float32 copy of its logits is near 64 MB, on a GPU 512 MB; where `free` bytes are little,
+    it is at most a thirty-second of them, as losses need several copies.
+    """
+    copy = 2**29 if device.type == "cuda" else 2**26
+    if free is not None:
+        copy = min(copy, free // 32)
+    return 1 << round(math.log2(max(16, min(4096, copy / 4 / vocabulary))))

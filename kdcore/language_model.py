@@ -10,6 +10,7 @@ import inspect
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from kdcore import packed_attention
 from kdcore.batch import Packing
+from kdcore.bends import Bend, bends_of
 from kdcore.errors import RunError
 from kdcore.products import logits_of, unrounded
 
@@ -33,12 +35,14 @@ _HALF_TOLERANCE = 1e-2
 class LanguageModel:
     """A model's trunk and head.
 
-    Where the logits are not `states @ weight.T + bias` (soft-capped or scaled logits, an adapted
-    or quantised head), `weight` is None, the states are the logits themselves, and the log says so.
+    Where the logits are not `states @ weight.T + bias`, nor a known function of these number by
+    number (an adapted or quantised head), `weight` is None, the states are the logits themselves,
+    and the log says so.
     """
 
     weight: nn.Parameter | None  # [rows, H]
     bias: nn.Parameter | None  # [rows]
+    bend: Bend | None = None  # what is done to the head's logits
     precision: torch.dtype | None = None  # what autocast computes in; None: the weight's own type
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -49,9 +53,10 @@ class LanguageModel:
         self.weight = self.bias = None
         with _still(model):
             ids = _random_ids(model, self.device)
-            if type(head) is nn.Linear and _head_is_all(model, self._trunk, head, ids):
+            proved = type(head) is nn.Linear and _prove(model, self._trunk, head, ids)
+            if proved:
                 self.weight, self.bias = cast(nn.Parameter, head.weight), head.bias
-                self.width = head.out_features
+                self.width, self.bend = head.out_features, proved.bend
             else:
                 self.width = int(model(input_ids=ids, use_cache=False).logits.shape[-1])
                 _log.info(
@@ -84,7 +89,10 @@ class LanguageModel:
         weight, bias = self.computed_weight(), self.bias
         if weight is None:
             return unrounded
-        return lambda states: logits_of(states, weight, bias)
+        bend = self.bend
+        if bend is None:
+            return lambda states: logits_of(states, weight, bias)
+        return lambda states: bend(logits_of(states, weight, bias))
 
     def computed_weight(self) -> Tensor | None:
         """The head's weight in the type that the trunk computes in."""
@@ -190,8 +198,17 @@ def _random_ids(model: PreTrainedModel, device: torch.device) -> Tensor:
     return torch.randint(len(embedding), (2, 16), generator=generator).to(device)
 
 
-def _head_is_all(model: PreTrainedModel, trunk: nn.Module, head: nn.Linear, ids: Tensor) -> bool:
-    """Whether the model's logits are its head applied to its trunk, and nothing else.
+@dataclass(frozen=True)
+class _Proved:
+    """That the model's logits are its head applied to its trunk, then `bend` if there is one."""
+
+    bend: Bend | None
+
+
+def _prove(
+    model: PreTrainedModel, trunk: nn.Module, head: nn.Linear, ids: Tensor
+) -> _Proved | None:
+    """Try what the model may do with the states; None where it does something else.
 
     The head is fed enlarged states too: a fresh model's logits are so small that capping them
     changes nothing yet.
@@ -209,8 +226,11 @@ def _head_is_all(model: PreTrainedModel, trunk: nn.Module, head: nn.Linear, ids:
     finally:
         hook.remove()
     if len(seen) != 1 or not _same(seen[0], states):
-        return False
-    return _same(logits, head(*enlarge(head, (seen[0],))))
+        return None
+    made = head(*enlarge(head, (seen[0],)))
+    if _same(logits, made):
+        return _Proved(None)
+    return next((_Proved(bend) for bend in bends_of(model) if _same(logits, bend(made))), None)
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

@@ -114,6 +114,7 @@ class Objective(nn.Module):
             teacher=teacher,
             vocabulary=batch.vocabulary,
             chunk=self.chunk or chunk_size(batch.vocabulary, device),
+            bend=self.student.bend,
         )
 
 

@@ -26,20 +26,23 @@ def unrounded_type(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def logits_of(states: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """States [n, H], weight [V, H] and bias [V] -> logits [n, V]."""
+def logits_of(
+    states: Tensor, weight: Tensor, bias: Tensor | None = None, buffer: Tensor | None = None
+) -> Tensor:
+    """States [n, H], weight [V, H] and bias [V] -> logits [n, V], in `buffer` [n or more, V]."""
+    out = None if buffer is None else buffer[: len(states)]
     with torch.autocast(states.device.type, enabled=False):
-        logits = _product(states, weight)
+        logits = _product(states, weight, out)
         return logits if bias is None else logits.add_(bias)
 
 
-def _product(states: Tensor, weight: Tensor) -> Tensor:
+def _product(states: Tensor, weight: Tensor, out: Tensor | None) -> Tensor:
     if weight.dtype not in _HALF:
-        return states.to(weight.dtype) @ weight.t()
+        return torch.mm(states.to(weight.dtype), weight.t(), out=out)
     if weight.is_cuda:
         return torch.mm(states.to(weight.dtype), weight.t(), out_dtype=torch.float32)
     states = states.float()
-    logits = states.new_empty(states.shape[0], weight.shape[0])
+    logits = states.new_empty(states.shape[0], weight.shape[0]) if out is None else out
     for rows in _blocks(weight):
         logits[:, rows] = states @ weight[rows].float().t()
     return logits

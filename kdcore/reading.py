@@ -17,9 +17,8 @@ from kdcore.batch import AnswersAt, Batch, LogitsAt
 from kdcore.blame import blame, described
 from kdcore.coarse import Coarse
 from kdcore.errors import PluginError, UsageError
+from kdcore.head import chunk_size
 from kdcore.products import unrounded
-
-_LOGITS = 2**26  # made at a time to get likelihoods: 256 MB
 
 
 def read(teacher: Teacher, batch: Batch) -> LogitsAt:
@@ -80,7 +79,7 @@ def read_nll(teacher: Teacher, batch: Batch) -> Callable[[Tensor, Tensor], Tenso
 
 def nll_from_logits(logits_at: LogitsAt, batch: Batch) -> Callable[[Tensor, Tensor], Tensor]:
     """Negative log-likelihoods from logits that are made a chunk of positions at a time."""
-    size = max(1, _LOGITS // batch.vocabulary)
+    size = chunk_size(batch.vocabulary, batch.labels.device)
 
     def nll(positions: Tensor, labels: Tensor) -> Tensor:
         pieces = zip(torch.split(positions, size), torch.split(labels, size), strict=True)

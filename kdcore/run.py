@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,7 @@ class Run:
     steps: int = 0  # in the whole run
     tokens: int = 0  # valid tokens trained on so far
     micro_batch: int = 8
+    chunk: int = 0  # tokens that head and losses see at a time
     vocabulary: int = 0  # ids that student and teachers share; logits are cut to these
     objective: str = ""  # the effective objective as a formula, as `kdcore plan` prints it
     scores: Mapping[str, float | str] = field(default_factory=dict)  # of the last evaluation
@@ -84,8 +86,9 @@ class Run:
 
     @property
     def epochs(self) -> float:
-        """How often the run goes through the training rows."""
-        return self.steps * self.batch / max(1, len(self.rows("train")))
+        """How often the run goes through the training rows; 0 where they are streamed."""
+        rows = len(self.rows("train"))
+        return self.steps * self.batch / rows if rows else 0.0
 
     def rows(self, split: str) -> Sequence[Row]:
         """The rows of "train" (of its first epoch), or the evaluated ones of "validation"."""
@@ -107,24 +110,26 @@ class Run:
         return self.laid(split).ids(places)
 
     def laid(self, split: str, epoch: int = 0) -> LaidRows:
-        """All rows of a split. Only the last epoch's are held, besides the first's."""
+        """All rows of a split; training rows may be a `Stream`, which knows none ahead.
+
+        Only the last epoch's are held, besides the first's.
+        """
         from kdcore.rows import as_rows
+        from kdcore.streams import GivenStream
 
         key = (split, epoch if self.data.fresh_each_epoch else 0)
         if key not in self._rows:
             self._rows = {k: v for k, v in self._rows.items() if k[1] == 0}
+            make = partial(self.data.make_rows, split, self.tokenizer, seed=self.seed, epoch=key[1])
             with blame(self.data, "make_rows"):
-                made = self.data.make_rows(split, self.tokenizer, seed=self.seed, epoch=key[1])
-            given_by = f"data {self.data.name!r}"
-            self._rows[key] = as_rows(made, split, given_by=given_by, at_most=self._wanted(split))
+                made = make()
+            given_by, options = f"data {self.data.name!r}", self.recipe.train
+            if split == "train" and options.steps is not None and not hasattr(made, "__len__"):
+                made = GivenStream(make, split, self.data.fingerprint(), given_by)
+            at_most = None if options.eval_rows == "all" else options.eval_rows
+            most = at_most if split != "train" else None
+            self._rows[key] = as_rows(made, split, given_by=given_by, at_most=most)
         return self._rows[key]
-
-    def _wanted(self, split: str) -> int | None:
-        """How many rows are read of a stream; None for all."""
-        options = self.recipe.train
-        if split == "train":
-            return options.steps and options.steps * options.batch
-        return None if options.eval_rows == "all" else options.eval_rows
 
     def evaluate(
         self, rows: Sequence[Row], losses: Sequence[Loss], teacher: Teacher | None = None
@@ -150,7 +155,7 @@ class Run:
 
     def state(self) -> dict[str, object]:
         """What its checkpoints hold of it, besides weights and random states."""
-        kept = ("tokens", "micro_batch", "vocabulary", "steps", "scores")
+        kept = ("tokens", "micro_batch", "chunk", "vocabulary", "steps", "scores")
         return {key: getattr(self, key) for key in kept}
 
     def say(self, message: str) -> None:

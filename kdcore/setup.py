@@ -3,36 +3,34 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from functools import lru_cache
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from kdcore.api import Component, Teacher
-from kdcore.batches import Order, TrainingRows
 from kdcore.blame import blame
 from kdcore.build import walk
 from kdcore.checkpoint import Checkpoints
-from kdcore.compiled import compiled_values_of
+from kdcore.chunks import chunk_of, values_for
 from kdcore.errors import RunError
-from kdcore.head import Values, chunk_size
 from kdcore.language_model import LanguageModel
 from kdcore.micro_batch import by_probe, on_cpu
-from kdcore.objective import Objective, values_of
+from kdcore.objective import Objective
 from kdcore.optimizers import make_optimizer
 from kdcore.schedule import learning_rate
 from kdcore.student import check_length, make_student
 from kdcore.suitable import check_positions, numbered, widths_of
 from kdcore.train import Trainer
+from kdcore.training_rows import training_rows
 from kdcore.vocabulary import cut_to, prove
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from kdcore.options import Term, TrainOptions
+    from kdcore.options import TrainOptions
     from kdcore.plugins import Host
     from kdcore.run import Run
     from kdcore.signals import Signals
@@ -69,23 +67,22 @@ def prepare(
     run.steps = steps_of(options, len(rows), rows.lengths)
     student = _prepare_student(run)
     load_teachers(run, stage.components())
-    chunk = chunk_size(run.vocabulary, run.device) if options.chunk == "auto" else options.chunk
-    objective = Objective(run.language_model, chunk)
+    run.chunk = chunk_of(run)
+    objective = Objective(run.language_model, run.chunk)
     optimizer = make_optimizer(options, student)
     run.autocast = accelerator.autocast
     run.language_model.precision = HALF.get(accelerator.mixed_precision)
     wrapped, optimizer = accelerator.prepare(objective, optimizer)
-    order = Order(len(rows), options.batch, run.seed)
     trainer = Trainer(
         run=run,
         host=host,
         accelerator=accelerator,
         objective=objective,
         wrapped=wrapped,
-        values=_values(options, chunk, run.device),
+        values=values_for(run),
         optimizer=optimizer,
         rate=learning_rate(options, run.steps),
-        rows=TrainingRows(lambda e: run.laid("train", e), order, run.process, run.processes),
+        rows=training_rows(run),
         checkpoints=Checkpoints(
             run.folder / checkpoints_at, accelerator, student, optimizer, keep=options.save_keep
         ),
@@ -200,27 +197,3 @@ def _attempt(trainer: Trainer, rows: int) -> None:
     row = {"input_ids": [0] * block, "document": [0] * block, "offset": ids, "position": ids}
     trainer.rehearse([row] * rows)
     del moments
-
-
-def _values(
-    options: TrainOptions, chunk: int, device: torch.device
-) -> Callable[[Sequence[Term]], Values]:
-    """The way to compute a set of terms, made once for each set."""
-    compiling = options.compile is True or (
-        options.compile == "auto" and device.type == "cuda" and _has_triton()
-    )
-
-    @lru_cache
-    def made(labels: tuple[str, ...], losses: tuple[object, ...]) -> Values:
-        return compiled_values_of(losses, chunk) if compiling else values_of(losses)  # type: ignore[arg-type]
-
-    def values(terms: Sequence[Term]) -> Values:
-        return made(tuple(t.label for t in terms), tuple(t.loss for t in terms))
-
-    return values
-
-
-def _has_triton() -> bool:
-    from importlib.util import find_spec
-
-    return find_spec("triton") is not None

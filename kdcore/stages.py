@@ -154,6 +154,8 @@ def resume(trainer: Trainer) -> None:
     state = trainer.checkpoints.load(newest)
     run.step, run.tokens, run.micro_batch = state["step"], state["tokens"], state["micro_batch"]
     run.scores = state.get("scores", {})
+    trainer.rows.go_on(state.get("rows"))
+    run.chunk = trainer.objective.chunk = state.get("chunk", run.chunk)
     trainer.recorder.restore(sums_of(newest))
     run.say(f"{run.recipe.run_name} continues after step {run.step} of {run.steps}: {run.folder}")
 

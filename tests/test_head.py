@@ -1,8 +1,11 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from kdcore_losses import CrossEntropy, ForwardKL
 from torch.nn import functional as F
 
+from kdcore.bends import Capped, Scaled
 from kdcore.head import ChunkedLoss, Work, chunk_size
 from kdcore.objective import values_of
 
@@ -47,9 +50,9 @@ def work(chunk=4, values=None, positions=SEEN, dtype=torch.float64):
     )
 
 
-def whole(states, weight, bias):
+def whole(states, weight, bias, bend=lambda logits: logits):
     """The same by full logits."""
-    logits = F.linear(states, weight, bias)[SEEN, :VOCABULARY]
+    logits = bend(F.linear(states, weight, bias)[SEEN, :VOCABULARY])
     p, q = teacher_logits()[SEEN] / 2, logits / 2
     kl = 4 * F.kl_div(q.log_softmax(-1), p.log_softmax(-1), log_target=True, reduction="none")
     each = [F.cross_entropy(logits, labels()[SEEN], reduction="none"), kl.sum(-1)]
@@ -162,7 +165,41 @@ def test_a_gradient_of_the_gradient_says_so():
 
 def test_chunks_are_of_one_size_whatever_the_step():
     cpu = torch.device("cpu")
-    assert chunk_size(151_665, cpu) == 110
-    assert chunk_size(151_665, torch.device("cuda")) == 884
+    assert chunk_size(151_665, cpu) == 128
+    assert chunk_size(151_665, torch.device("cuda")) == 1024
     assert chunk_size(256, cpu) == 4096
-    assert chunk_size(10_000_000, cpu) == 64
+    assert chunk_size(10_000_000, cpu) == 16
+
+
+def test_chunks_are_smaller_where_memory_is_short():
+    cuda = torch.device("cuda")
+    assert chunk_size(151_665, cuda, free=80 * 2**30) == 1024
+    assert chunk_size(151_665, cuda, free=2**30) == 64
+    assert chunk_size(151_665, cuda, free=0) == 16
+
+
+@pytest.mark.parametrize("bend", [Capped(0.7), Scaled(1.7)])
+def test_gradients_go_through_what_a_model_does_to_its_logits(bend):
+    """By hand, against autograd over full logits."""
+    mine, theirs = parts(), parts()
+    some = replace(work(), bend=bend)
+    ChunkedLoss.apply(*mine, mine[1], some).backward()
+    expected = whole(*theirs, bend)
+    expected.sum().backward()
+    torch.testing.assert_close(some.sums, expected.detach(), rtol=1e-12, atol=1e-12)
+    for found, exact in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(found.grad, exact.grad, rtol=1e-12, atol=1e-12)
+
+
+def test_a_buffer_is_not_seen_by_the_next_chunk():
+    """Each chunk has its own logits, the ragged last one too."""
+    seen = []
+
+    def values(student, teacher, labels, weights):
+        seen.append(student.clone())
+        return weights.sum(1), torch.zeros_like(student)
+
+    mine = parts()
+    ChunkedLoss.apply(*mine, mine[1], work(values=values))
+    full = F.linear(*mine)[SEEN, :VOCABULARY]
+    torch.testing.assert_close(torch.cat(seen), full.detach(), rtol=1e-12, atol=1e-12)

@@ -4,8 +4,10 @@ import pytest
 import tiny
 import torch
 from torch import nn
+from transformers import LlamaForCausalLM
 
 from kdcore import LanguageModel, RunError
+from kdcore.bends import Capped, Scaled
 
 LENGTHS = (7, 5, 9, 4)
 LAYOUT = [[(0, 0, 7), (1, 0, 5)], [(2, 0, 9)], [(3, 0, 4), (1, 0, 3), (1, 3, 5)]]
@@ -127,12 +129,16 @@ def test_gradient_reaches_trunk_and_head():
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
-def test_capped_logits_fall_back_and_say_so(caplog):
-    model = tiny.model("gemma2", initializer_range=0.01).eval()
-    with caplog.at_level(logging.INFO, logger="kdcore"):
-        language_model = LanguageModel(model)
-    assert "Gemma2ForCausalLM computes more than trunk and head" in caplog.text
-    assert language_model.weight is None and language_model.width == 64
+class Shifted(LlamaForCausalLM):
+    """Does to its logits what no configuration tells."""
+
+    def forward(self, **inputs):
+        out = super().forward(**inputs)
+        out.logits = out.logits + 1
+        return out
+
+
+def assert_logits_are_the_models(language_model, model):
     batch = packed()
     with torch.no_grad():
         whole = model(
@@ -142,9 +148,42 @@ def test_capped_logits_fall_back_and_say_so(caplog):
     torch.testing.assert_close(real(mine, batch), real(whole, batch))
 
 
-def test_scaled_logits_fall_back():
-    assert LanguageModel(tiny.model("granite", logits_scaling=8.0)).weight is None
-    assert LanguageModel(tiny.model("granite", logits_scaling=1.0)).weight is not None
+def test_unknown_logits_fall_back_and_say_so(caplog):
+    model = Shifted(tiny.model().config).eval()
+    with caplog.at_level(logging.INFO, logger="kdcore"):
+        language_model = LanguageModel(model)
+    assert "Shifted computes more than trunk and head" in caplog.text
+    assert language_model.weight is None and language_model.width == 64
+    assert_logits_are_the_models(language_model, model)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "bend"),
+    [
+        ("gemma2", {"initializer_range": 0.01}, Capped(30.0)),
+        ("gemma2", {"final_logit_softcapping": 1.5}, Capped(1.5)),
+        ("gemma2", {"final_logit_softcapping": None}, None),
+        ("granite", {"logits_scaling": 8.0}, Scaled(1 / 8)),
+        ("granite", {"logits_scaling": 1.0}, None),
+        ("cohere", {"logit_scale": 0.0625}, Scaled(0.0625)),
+    ],
+)
+def test_scaled_and_capped_logits_keep_their_head(kind, options, bend):
+    model = tiny.model(kind, **options).eval()
+    language_model = LanguageModel(model)
+    assert language_model.weight is model.get_output_embeddings().weight
+    assert language_model.bend == bend
+    assert_logits_are_the_models(language_model, model)
+
+
+def test_a_configuration_that_lies_is_not_believed():
+    model = tiny.model("granite", logits_scaling=8.0)
+    language_model = LanguageModel(model)
+    model.config.logits_scaling = 4.0  # the model reads it too
+    assert LanguageModel(model).bend == Scaled(0.25)
+    liar = tiny.model()
+    liar.config.logit_scale = 0.5  # a Llama does not
+    assert LanguageModel(liar).bend is None and language_model.bend == Scaled(1 / 8)
 
 
 def test_a_head_with_a_bias():

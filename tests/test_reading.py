@@ -111,7 +111,7 @@ def test_a_teacher_of_losses_only_cannot_be_read():
 
 
 def test_likelihoods_come_from_logits_in_small_pieces(monkeypatch):
-    monkeypatch.setattr(reading, "_LOGITS", 25)
+    monkeypatch.setattr(reading, "chunk_size", lambda vocabulary, device: 2)
     asked = []
 
     def give(positions):
