@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from kdcore.run import Run
     from kdcore.sampling import RowSample, SampledRow, sample_rows
     from kdcore.stage import Stage
+    from kdcore.streams import stream_texts
     from kdcore.teachers import load_teacher
     from kdcore.tokens import Tokens
     from kdcore.unstarted import batches_of, open_stage
@@ -82,6 +83,7 @@ _HOME = {
     "record": "Record",
     "reopening": "finals_of folder_of open_model open_run",
     "rows": "lay_documents lay_texts",
+    "streams": "stream_texts",
     "run": "Run",
     "stage": "Stage",
     "sampling": "RowSample SampledRow sample_rows",
@@ -160,6 +162,7 @@ __all__ = [
     "runs_in",
     "sample_rows",
     "shipped_recipes",
+    "stream_texts",
     "what_counts",
     "without_secrets",
 ]

@@ -70,6 +70,7 @@ class Data(Component):
     cut: Literal["left", "right", "split"] = "right"
     eos: bool = True
     fresh_each_epoch: ClassVar[bool] = False
+    streams: ClassVar[bool] = False  # True: training rows come one by one, and nobody counts them
 
     def texts(self, split: str) -> Iterable[str]:
         """The documents of "train" or "validation", in order; tokenizers train on them too."""

@@ -8,13 +8,16 @@ how many processes there are.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from kdcore.batch import Batch, Packing, Row, Split
 from kdcore.errors import RunError
+
+if TYPE_CHECKING:
+    from kdcore.rows import LaidRows
 
 NOT_TRAINED = -100  # what Hugging Face's labels say where nothing is learned
 
@@ -174,11 +177,27 @@ class TrainingRows:
     """The rows of this process in each step, whether the data is fresh each epoch or not."""
 
     def __init__(
-        self, epoch_rows: Callable[[int], Sequence[Row]], order: Order, process: int, processes: int
+        self, epoch_rows: Callable[[int], LaidRows], order: Order, process: int, processes: int
     ) -> None:
         self._epoch_rows, self.order = epoch_rows, order
         self.mine = share(order.batch, process, processes)
-        self._held: tuple[int, Sequence[Row]] | None = None
+        self._held: tuple[int, LaidRows] | None = None
+
+    @property
+    def split(self) -> Split:
+        """What the rows are cut from."""
+        return self._epoch_rows(0).split
+
+    @property
+    def rows_in_epoch(self) -> int | None:
+        """How many an epoch has, if that is known."""
+        return self.order.rows
+
+    def state(self, step: int) -> None:
+        """For a checkpoint: the step says it all."""
+
+    def go_on(self, state: None) -> None:
+        """There is nothing to put back."""
 
     def step(self, step: int) -> list[Row]:
         """This process's rows of a step, in their order in the step."""

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from kdcore.batch import Row
-from kdcore.batches import Collate, Order, TrainingRows
+from kdcore.batches import Collate
 from kdcore.gathering import alone
 from kdcore.rules import needs_teacher
 from kdcore.selecting import keep_of, tokens_of
 from kdcore.teachers import load_teacher
 from kdcore.tokens import Reading, Tokens
+from kdcore.training_rows import training_rows
 
 if TYPE_CHECKING:
     from kdcore.run import Run
@@ -53,8 +54,7 @@ def chosen_rows(run: Run, step: int) -> list[ChosenRow]:
 
 
 def _rows_of(run: Run, step: int) -> list[Row]:
-    order = Order(len(run.laid("train")), run.batch, run.seed)
-    return TrainingRows(lambda epoch: run.laid("train", epoch), order, 0, 1).step(step)
+    return training_rows(run).step(step)
 
 
 def _readings(run: Run, rows: Sequence[Row]) -> list[Reading]:

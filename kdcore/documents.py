@@ -30,7 +30,7 @@ def keep_documents(
         for portion in by_size(checked, lambda row: len(row["ids"])):
             yield _joined(portion)
 
-    return TokenStore(stored(portions, hashed.hexdigest(), _COLUMNS))
+    return TokenStore.of(stored(portions, hashed.hexdigest(), _COLUMNS))
 
 
 def _joined(portion: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

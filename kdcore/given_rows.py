@@ -20,10 +20,11 @@ _MOST = 2**31 - 1
 class GivenRows(LaidRows):
     """A sequence of rows of any make: lists, arrays, a `datasets.Dataset`."""
 
-    def __init__(self, rows: Any, split: str, given_by: str) -> None:
+    def __init__(self, rows: Any, split: str, given_by: str, *, first: int = 0) -> None:
         if not len(rows):
             raise RunError(f"{given_by} has no rows in its {split!r} split")
         self._rows, self._where = rows, f"{given_by}: row {{}} of {split!r}"
+        self._first = first  # the number of the first one, in a stream
         self.lengths = np.empty(len(rows), np.int64)
         hashed, documents = digest(), dict[int, int]()
         for index in range(len(rows)):
@@ -73,12 +74,12 @@ class GivenRows(LaidRows):
             self._refuse(index, "has one of 'document' and 'offset', and needs both or neither")
         count = np.arange(length, dtype=np.int32)
         row.setdefault("position", count)
-        row.setdefault("document", np.full(length, index, np.int32))
+        row.setdefault("document", np.full(length, self._first + index, np.int32))
         row.setdefault("offset", count)
         return row
 
     def _refuse(self, index: int, fault: str) -> None:
-        raise PluginError(f"{self._where.format(index)} {fault}")
+        raise PluginError(f"{self._where.format(self._first + index)} {fault}")
 
 
 def _documents(row: Row) -> Iterator[tuple[int, int]]:

@@ -82,18 +82,20 @@ class _Subset(LaidRows):
         return self._rows.row(int(self._indices[index]))
 
 
-class _PieceRows(LaidRows):
-    """Rows made of pieces of documents."""
+class PieceRows(LaidRows):
+    """Rows made of pieces of documents, the first of which has the number `first`."""
 
-    def __init__(self, split: Split, store: TokenStore, pieces: Pieces) -> None:
-        self.split, self._store, self._pieces = split, store, pieces
+    def __init__(self, split: Split, store: TokenStore, pieces: Pieces, first: int = 0) -> None:
+        self.split, self._store, self._pieces, self._first = split, store, pieces, first
         self.lengths = pieces.row_lengths()
         self._part, self._at = store.locate(pieces.document, pieces.offset)
 
     def ids(self, places: np.ndarray) -> np.ndarray:
+        """Looked up on disk."""
         return self._store.at(places)
 
     def row(self, index: int) -> Row:
+        """The pieces side by side."""
         pieces = self._pieces
         some = slice(pieces.starts[index], pieces.starts[index + 1])
         length = pieces.length[some]
@@ -103,7 +105,7 @@ class _PieceRows(LaidRows):
         places = (self._part[some], self._at[some])
         row = {
             "input_ids": self._store.take(places, length),
-            "document": pieces.document[some].repeat(length),
+            "document": (pieces.document[some] + self._first).repeat(length),
             "offset": pieces.offset[some].repeat(length) + within,
             "position": within if pieces.isolated else place,
         }
@@ -119,7 +121,7 @@ def lay_texts(
     With `rows = "chunk"` the first cut is at the token `start`, after a short row of what lies
     before. Data that is fresh each epoch has its tokens held after the first call.
     """
-    _check_block(data)
+    check_block(data)
     held = _held.setdefault(data, {}) if data.fresh_each_epoch else {}
     known = held.get(split)
     if known is None or known[0] is not tokenizer:
@@ -139,21 +141,22 @@ def lay_documents(
     """
     from kdcore.documents import keep_documents
 
-    _check_block(data)
+    check_block(data)
     return _rows_of(data, split, keep_documents(data, split, documents, key), 0, told=True)
 
 
 _held: WeakKeyDictionary[Data, dict[str, tuple[object, TokenStore]]] = WeakKeyDictionary()
 
 
-def _check_block(data: Data) -> None:
+def check_block(data: Data) -> None:
+    """A row predicts something."""
     if data.block < 2:
         raise UsageError(f"[data] block = {data.block}: a row needs at least 2 tokens")
 
 
 def _rows_of(data: Data, split: str, store: TokenStore, start: int, *, told: bool) -> LaidRows:
-    pieces = _laid(data, store.lengths, start)
-    rows = _PieceRows(Split(split, store.fingerprint(), store.lengths), store, pieces)
+    pieces = laid(data, store.lengths, start)
+    rows = PieceRows(Split(split, store.fingerprint(), store.lengths), store, pieces)
     if data.rows != "chunk":
         rows.cut = int((store.lengths > data.block).sum())
     rows.dropped = store.dropped + len(store.lengths) - len(np.unique(pieces.document))
@@ -164,7 +167,8 @@ def _rows_of(data: Data, split: str, store: TokenStore, start: int, *, told: boo
     return rows
 
 
-def _laid(data: Data, lengths: np.ndarray, start: int) -> Pieces:
+def laid(data: Data, lengths: np.ndarray, start: int = 0) -> Pieces:
+    """Documents of these lengths in rows as `data` says."""
     if data.rows == "pack":
         return layouts.pack(lengths, data.block)
     if data.rows == "chunk":
@@ -178,13 +182,16 @@ def as_rows(
     """What `make_rows` gave, as rows that can be relied on: checked, hashed, complete.
 
     Without `document`, each row is a document. Without `position`, a row is one piece, with
-    positions from 0 on. Streamed rows are read to their end, or `at_most` so many.
+    positions from 0 on. Streamed rows are read to their end, or `at_most` so many; a
+    `Stream` to train on stays one.
     """
     from kdcore.given_rows import GivenRows
+    from kdcore.streams import Stream
 
-    if isinstance(rows, LaidRows):
+    streamed = isinstance(rows, Stream)
+    if isinstance(rows, LaidRows) and not (streamed and split != "train"):
         return rows
-    if not hasattr(rows, "__len__") or not hasattr(rows, "__getitem__"):
+    if streamed or not hasattr(rows, "__len__") or not hasattr(rows, "__getitem__"):
         rows = list(islice(rows, at_most))
     return GivenRows(rows, split, given_by)
 

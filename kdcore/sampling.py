@@ -22,6 +22,7 @@ from kdcore.folders import FINAL
 from kdcore.hub import load_tokenizer
 from kdcore.run import Run
 from kdcore.stages import wanted_stages
+from kdcore.streams import Stream
 from kdcore.tokenizing import keep_tokenizer
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def sample_rows(
     """`count` rows of a stage, or of each stage that sees other rows than those before it.
 
     They are drawn by the stage's seed, in their order in the split. Of data that is fresh each
-    epoch they are the first epoch's.
+    epoch they are the first epoch's, and of a stream those of its first window.
     """
     with TemporaryDirectory(prefix="kdcore-rows-") as folder:
         opened = _opened(recipe, Path(folder), stage)
@@ -98,6 +99,8 @@ def _key(run: Run) -> tuple[object, ...]:
 
 def _sample(run: Run, names: Sequence[str], split: str, count: int) -> RowSample:
     rows = run.laid(split)
+    if isinstance(rows, Stream):
+        rows = rows.first_window()
     return RowSample(
         stages=names,
         data=as_typed(run.data),

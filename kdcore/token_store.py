@@ -27,19 +27,30 @@ Places = tuple[np.ndarray, np.ndarray]
 class TokenStore:
     """Documents as ids, one after another, in memory-mapped Arrow. Those without are left out."""
 
-    def __init__(self, dataset: Any, documents: int | None = None) -> None:
-        table = dataset.data.table
-        self._parts = [_array(part) for part in table["ids"].chunks]
-        self._labels = (
-            [_array(part) for part in table["labels"].chunks]
-            if "labels" in table.column_names
-            else None
-        )
+    def __init__(
+        self,
+        parts: Sequence[np.ndarray],
+        lengths: np.ndarray,
+        labels: Sequence[np.ndarray] | None = None,
+        documents: int | None = None,
+    ) -> None:
+        self._parts, self._labels = parts, labels
         self._begins = np.cumsum([0, *map(len, self._parts)])[:-1]
-        lengths = [_array(part) for part in table["lengths"].chunks]
-        self.lengths: np.ndarray = np.concatenate(lengths).astype(np.int64)  # [documents]
+        self.lengths = lengths.astype(np.int64)  # [documents]
         self.dropped = 0 if documents is None else documents - len(self.lengths)
         self._ends = np.cumsum(self.lengths)
+
+    @classmethod
+    def of(cls, dataset: Any, documents: int | None = None) -> TokenStore:
+        """What `stored` wrote, read where it lies."""
+        table = dataset.data.table
+        parts, lengths = (
+            [_array(part) for part in table[key].chunks] for key in ("ids", "lengths")
+        )
+        labels = None
+        if "labels" in table.column_names:
+            labels = [_array(part) for part in table["labels"].chunks]
+        return cls(parts, np.concatenate(lengths), labels, documents)
 
     def fingerprint(self) -> str:
         """Of all tokens, their order, their labels, and where documents begin."""
@@ -80,7 +91,7 @@ def _taken(parts: Sequence[np.ndarray], places: Places, length: np.ndarray) -> n
 
 def tokenise(data: Data, split: str, tokenizer: PreTrainedTokenizerBase) -> TokenStore:
     """The texts of a split as ids, from the cache if these very texts were tokenised before."""
-    eos = _eos(data, tokenizer)
+    eos = eos_of(data, tokenizer)
     made_with = f"1 {of_tokenizer(tokenizer)} {eos}"
     texts = _Texts(data, split, made_with)
     key = texts.read()
@@ -90,14 +101,14 @@ def tokenise(data: Data, split: str, tokenizer: PreTrainedTokenizerBase) -> Toke
     def portions() -> Iterator[dict[str, np.ndarray]]:
         again = _Texts(data, split, made_with)
         for portion in by_size(again, len):
-            yield _encode(portion, tokenizer, eos)
+            yield encoded(portion, tokenizer, eos)
         if again.key() != key:
             raise PluginError(
                 f"data {data.name!r} gave other texts when it was asked for its {split!r} split "
                 "again; texts() must give the same ones each time"
             )
 
-    return TokenStore(stored(portions, key, ("ids", "lengths")), texts.documents)
+    return TokenStore.of(stored(portions, key, ("ids", "lengths")), texts.documents)
 
 
 def stored(
@@ -130,11 +141,7 @@ class _Texts:
 
     def __iter__(self) -> Iterator[str]:
         for text in self._data.texts(self._split):
-            if not isinstance(text, str):
-                raise PluginError(
-                    f"data {self._data.name!r}: texts({self._split!r}) gave "
-                    f"a {type(text).__name__}, and must give str"
-                )
+            check_text(text, self._data, self._split)
             self.documents += 1
             if text:
                 self.filled += 1
@@ -154,7 +161,16 @@ class _Texts:
         return self._hashed.hexdigest()
 
 
-def _eos(data: Data, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def check_text(text: object, data: Data, split: str) -> None:
+    """What is no text cannot be tokenised."""
+    if not isinstance(text, str):
+        raise PluginError(
+            f"data {data.name!r}: texts({split!r}) gave a {type(text).__name__}, and must give str"
+        )
+
+
+def eos_of(data: Data, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What ends each document."""
     if not data.eos:
         return []
     if tokenizer.eos_token_id is None:
@@ -177,11 +193,12 @@ def by_size(items: Iterable[_Item], size: Callable[[_Item], int]) -> Iterator[li
     yield portion
 
 
-def _encode(
+def encoded(
     texts: list[str], tokenizer: PreTrainedTokenizerBase, eos: list[int]
 ) -> dict[str, np.ndarray]:
-    encoded = _ids(texts, tokenizer) if texts else []
-    documents = [ids + eos for ids in encoded if ids]
+    """The ids of texts end to end, and how many each has. Those without are left out."""
+    found = _ids(texts, tokenizer) if texts else []
+    documents = [ids + eos for ids in found if ids]
     lengths = np.array([len(ids) for ids in documents], np.int32)
     flat = np.fromiter(chain.from_iterable(documents), np.int32, int(lengths.sum()))
     return {"ids": flat, "lengths": lengths}

@@ -22,7 +22,9 @@ from kdcore.head import Values
 from kdcore.objective import Choose, Objective, Seen
 from kdcore.recorder import Recorder
 from kdcore.selecting import choose
+from kdcore.streamed_rows import StreamedRows
 from kdcore.tokens import Reading
+from kdcore.training_rows import workers_of
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -45,16 +47,15 @@ class Trainer:
     values: Callable[[Sequence[Term]], Values]
     optimizer: torch.optim.Optimizer
     rate: Callable[[int], float]
-    rows: TrainingRows
+    rows: TrainingRows | StreamedRows
     checkpoints: Checkpoints
     signals: Signals
 
     def __post_init__(self) -> None:
         self.gather = over(self.accelerator)
         self.recorder = Recorder(self.run, self.accelerator)
-        split = self.run.laid("train").split
-        self.collate = Collate(split, self.run.vocabulary, self.run.device)
-        self.ahead = Ahead(self._readings, self.run.steps, workers=self._workers())
+        self.collate = Collate(self.rows.split, self.run.vocabulary, self.run.device)
+        self.ahead = Ahead(self._readings, self.run.steps, workers=workers_of(self.run))
 
     def train(self) -> None:
         """From `run.step` to `run.steps`."""
@@ -116,11 +117,6 @@ class Trainer:
             for some in places
         ]
 
-    def _workers(self) -> int:
-        """On a CPU, whoever prepares rows takes a core from who trains."""
-        wanted = self.run.recipe.train.workers
-        return int(self.run.device.type == "cuda") if wanted == "auto" else wanted
-
     def _terms(self, step: int) -> list[tuple[Term, float]]:
         """The terms that count in this step, with their weights."""
         done = (step - 1) / self.run.steps
@@ -155,7 +151,9 @@ class Trainer:
             return True
         if every != "epoch":
             return step % every == 0
-        rows = self.rows.order.rows
+        rows = self.rows.rows_in_epoch
+        if rows is None:
+            return False
         return step * run.batch // rows > (step - 1) * run.batch // rows
 
     def _log(self) -> None:
@@ -191,5 +189,6 @@ class Trainer:
         run = self.run
         with self.recorder.paused():
             sums = self.recorder.state()
-            path = self.checkpoints.save(run.step, run.state(), sums)
+            state = run.state() | {"rows": self.rows.state(run.step)}
+            path = self.checkpoints.save(run.step, state, sums)
         self.host.emit("kdcore_checkpoint", run=run, step=run.step, path=path)

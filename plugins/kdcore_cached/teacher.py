@@ -91,6 +91,8 @@ class CachedTeacher(Teacher):
                 f"data {recipe.data.name!r} lays other rows each epoch, so what is stored would be "
                 'of another row; with context = "document" the teacher sees whole documents'
             )
+        if recipe.data.streams:
+            yield f"data {recipe.data.name!r} is streamed, and what is stored needs all of it"
         of_all_ids = self.teacher.gives_logits() and self.teacher.ids_known() is None
         if not (self.teacher.gives_losses() if self.kind == "nll" else of_all_ids):
             needed = "the loss of every token" if self.kind == "nll" else "the logits of all ids"

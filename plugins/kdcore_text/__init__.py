@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from kdcore import Data, component, hookimpl
+from kdcore import Data, Rows, Stage, component, hookimpl, stream_texts
 from kdcore_text.sources import Texts
 from kdcore_text.splits import Splits
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 __all__ = ["Text"]
 
@@ -24,7 +27,8 @@ class Text(Data):
     `validation_share` takes that share of the documents instead, always the same ones. `fraction`
     is the share of the documents to train on, `skip` the share to leave out before them. In a
     plain text file, blank lines lie between documents, or lines that are `separator`; "\\n" makes
-    each line a document.
+    each line a document. With `streaming` documents are read and tokenised while they are trained
+    on, shuffled within `buffer` rows, and kept nowhere; the recipe says `steps`.
     """
 
     name = "text"
@@ -37,17 +41,38 @@ class Text(Data):
     separator: str | None = None
     fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
     skip: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    streaming: bool = False
+    buffer: Annotated[int, Field(ge=1)] = 4096
 
     def __post_init__(self) -> None:
         if self.validation is not None and self.validation_share is not None:
             raise ValueError("validation and validation_share exclude each other")
 
-    def faults(self, recipe: object) -> Iterator[str]:
-        """Files have no validation split of their own."""
-        return self._splits.faults()
+    @property
+    def streams(self) -> bool:  # type: ignore[override]  # a constant of other data
+        """The option `streaming`."""
+        return self.streaming
 
-    def texts(self, split: str) -> Iterator[str]:
+    def faults(self, recipe: Stage) -> Iterator[str]:
+        """Files have no validation split of their own, and a stream has no known end."""
+        yield from self._splits.faults()
+        if self.streaming and recipe.data is self and recipe.train.steps is None:
+            yield "nobody knows how long a stream is: set train.steps instead of epochs or tokens"
+        if self.streaming and (self.skip or self.fraction < 1):
+            yield "fraction and skip are shares of documents that a stream does not count"
+
+    def make_rows(
+        self, split: str, tokenizer: PreTrainedTokenizerBase, *, seed: int, epoch: int
+    ) -> Rows:
+        """As all data, or as a stream."""
+        if self.streaming:
+            return stream_texts(self, split, tokenizer, window=self.buffer)
+        return super().make_rows(split, tokenizer, seed=seed, epoch=epoch)
+
+    def texts(self, split: str) -> Iterable[str]:
         """The documents of "train" or "validation" that are more than blanks, in order."""
+        if self.streaming:
+            return self._splits.stream(split)
         return (text for text in self._splits.of(split) if text.strip())
 
     def fingerprint(self) -> str:
@@ -57,13 +82,14 @@ class Text(Data):
     @cached_property
     def _splits(self) -> Splits[str]:
         return Splits(
-            Texts(self.config, self.column, self.separator),
+            Texts(self.config, self.column, self.separator, self.streaming),
             path=self.path,
             split=self.split,
             validation=self.validation,
             validation_share=self.validation_share,
             fraction=self.fraction,
             skip=self.skip,
+            streaming=self.streaming,
         )
 
 

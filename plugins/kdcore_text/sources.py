@@ -44,9 +44,9 @@ class Reader(Protocol[_Given]):
         """A split of a data set on the hub."""
 
 
-def source(paths: Sequence[str], split: str | None, reader: Reader[_Item]) -> Source[_Item]:
+def source(paths: Sequence[str], split: str | None, reader: Reader[_Item]) -> Several[_Item]:
     """The documents of a split. None: of what was named for validation."""
-    return _Several([_one(path, split, reader) for path in paths])
+    return Several([_one(path, split, reader) for path in paths])
 
 
 def _one(path: str, split: str | None, reader: Reader[_Item]) -> Source[_Item]:
@@ -67,6 +67,7 @@ class Texts:
     config: str | None
     column: str
     separator: str | None
+    streaming: bool = False
 
     def file(self, path: Path) -> Source[str]:
         """What is no table is plain text."""
@@ -74,7 +75,7 @@ class Texts:
         if form == "json":
             return JsonColumn(JsonFile(path), self.column)
         if form == "parquet":
-            return tables.of_parquet(path).texts(self.column)
+            return tables.of_parquet(path, streaming=self.streaming).texts(self.column)
         return PlainFiles([path], self.separator)
 
     def folder(self, path: Path, split: str | None) -> Source[str]:
@@ -82,22 +83,28 @@ class Texts:
         plain = sorted(path.glob("*.txt"))
         if plain and not any(each for form in FORMATS for each in path.rglob(f"*{form}")):
             return PlainFiles(_of_split(plain, split, path), self.separator)
-        return tables.of_folder(path, self.config, split).texts(self.column)
+        table = tables.of_folder(path, self.config, split, streaming=self.streaming)
+        return table.texts(self.column)
 
     def hub(self, name: str, split: str) -> Source[str]:
         """A column of a data set."""
-        return tables.of_hub(name, self.config, split).texts(self.column)
+        table = tables.of_hub(name, self.config, split, streaming=self.streaming)
+        return table.texts(self.column)
 
 
-class _Several(Generic[_Item]):
+class Several(Generic[_Item]):
+    """Sources one after another."""
+
     def __init__(self, sources: Sequence[Source[_Item]]) -> None:
-        self._sources = sources
+        self.sources = sources
 
     def count(self) -> int:
-        return sum(source.count() for source in self._sources)
+        """Of all of them."""
+        return sum(source.count() for source in self.sources)
 
     def read(self) -> Iterator[_Item]:
-        for source in self._sources:
+        """Each to its end."""
+        for source in self.sources:
             yield from source.read()
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from typing import Generic, TypeVar
 
 from kdcore import RunError
-from kdcore_text.sources import Reader, Source, content, local, source
+from kdcore_text.sources import Reader, Several, content, local, source
+from kdcore_text.streamed import Spaced, StreamedTexts
 
 _Item = TypeVar("_Item")
 
@@ -27,6 +28,7 @@ class Splits(Generic[_Item]):
     validation_share: float | None = None
     fraction: float = 1.0
     skip: float = 0.0
+    streaming: bool = False  # documents are not counted
 
     def faults(self) -> Iterator[str]:
         """Files have no validation split of their own."""
@@ -41,6 +43,16 @@ class Splits(Generic[_Item]):
         if self.validation_share is not None:
             return (item for n, item in enumerate(self._train.read()) if n in self._held_out)
         return self._validation.read()
+
+    def stream(self: Splits[str], split: str) -> StreamedTexts:
+        """The texts of "train" or "validation", from the beginning, each time anew."""
+        fresh = replace(self)
+        held_out = fresh._held_out
+        if split == "train":
+            return StreamedTexts(fresh._train.sources, lambda n: n not in held_out)
+        if self.validation_share is not None:
+            return StreamedTexts(fresh._train.sources, held_out.__contains__)
+        return StreamedTexts(fresh._validation.sources, lambda n: True)
 
     def content(self) -> str:
         """A hash of the files that are here."""
@@ -59,11 +71,11 @@ class Splits(Generic[_Item]):
         return [self.path] if isinstance(self.path, str) else self.path
 
     @cached_property
-    def _train(self) -> Source[_Item]:
+    def _train(self) -> Several[_Item]:
         return source(self._paths, self.split, self.reader)
 
     @cached_property
-    def _validation(self) -> Source[_Item]:
+    def _validation(self) -> Several[_Item]:
         if self.validation is not None and os.path.exists(local(self.validation)):
             return source([self.validation], None, self.reader)
         files = [path for path in self._paths if os.path.isfile(local(path))]
@@ -76,10 +88,12 @@ class Splits(Generic[_Item]):
         return source(self._paths, self.validation or "validation", self.reader)
 
     @cached_property
-    def _held_out(self) -> frozenset[int]:
+    def _held_out(self) -> Container[int]:
         """The documents for validation: drawn once and for all, so that no seed trains on them."""
         if self.validation_share is None:
             return frozenset()
+        if self.streaming:
+            return Spaced(self.validation_share)
         count = self._train.count()
         wanted = max(1, round(count * self.validation_share))
         return frozenset(random.Random(0).sample(range(count), min(wanted, count)))

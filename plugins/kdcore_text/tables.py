@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kdcore import RunError
+from kdcore_text.streamed import StreamedColumn
 
 _ADVICE = {
     "Unknown split": "set split, validation or validation_share",
@@ -25,8 +26,10 @@ class Table:
         """How many rows there are."""
         return len(self._dataset)
 
-    def texts(self, column: str) -> Column:
+    def texts(self, column: str) -> Column | StreamedColumn:
         """One column, of text."""
+        if not hasattr(self._dataset, "__len__"):
+            return StreamedColumn(self._dataset, column, self.place)
         return Column(self._dataset, column, self.place)
 
     def rows(self) -> Iterator[Mapping[str, Any]]:
@@ -63,19 +66,20 @@ class Column:
                 yield text or ""
 
 
-def of_parquet(path: Path) -> Table:
+def of_parquet(path: Path, *, streaming: bool = False) -> Table:
     """A parquet file."""
     from datasets import load_dataset
 
     if not path.stat().st_size:
         raise RunError(f"{path} is empty")
     files = str(path)
-    return Table(
-        _loaded(lambda: load_dataset("parquet", data_files=files, split="train"), files), files
-    )
+    options = {"data_files": files, "split": "train", "streaming": streaming}
+    return Table(_loaded(lambda: load_dataset("parquet", **options), files), files)
 
 
-def of_folder(path: Path, config: str | None, split: str | None) -> Table:
+def of_folder(
+    path: Path, config: str | None, split: str | None, *, streaming: bool = False
+) -> Table:
     """A folder that `datasets` saved, or that it understands: parquet and JSON files, a clone.
 
     Split None is "validation", or the only one there is.
@@ -88,18 +92,20 @@ def of_folder(path: Path, config: str | None, split: str | None) -> Table:
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         loaded = _loaded(lambda: load_from_disk(str(path)), place)
     elif split is None:
-        loaded = _loaded(lambda: load_dataset(str(path), config), place)
+        loaded = _loaded(lambda: load_dataset(str(path), config, streaming=streaming), place)
     else:
-        loaded = {split: _loaded(lambda: load_dataset(str(path), config, split=split), place)}
+        options = {"split": split, "streaming": streaming}
+        loaded = {split: _loaded(lambda: load_dataset(str(path), config, **options), place)}
     return Table(_split(loaded, split, place), place)
 
 
-def of_hub(name: str, config: str | None, split: str) -> Table:
-    """A data set on the hub, downloaded once."""
+def of_hub(name: str, config: str | None, split: str, *, streaming: bool = False) -> Table:
+    """A data set on the hub, downloaded once, or read as it comes."""
     from datasets import load_dataset
 
     place = f"the data set {name!r}"
-    loaded = _loaded(lambda: load_dataset(name, config, split=split), place)
+    options = {"split": split, "streaming": streaming}
+    loaded = _loaded(lambda: load_dataset(name, config, **options), place)
     return Table(loaded, place)
 
 

@@ -1,0 +1,95 @@
+"""Texts as they come, of data sets that are nowhere whole, and where one has got to in them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from kdcore import RunError
+
+if TYPE_CHECKING:
+    from kdcore_text.sources import Source
+
+
+class StreamedTexts:
+    """The texts of several sources that are more than blanks; `keep` says which by number."""
+
+    def __init__(self, sources: Sequence[Source[str]], keep: Callable[[int], bool]) -> None:
+        self._sources, self._keep = sources, keep
+        self._source = self._read = self._within = 0
+
+    def __iter__(self) -> Iterator[str]:
+        while self._source < len(self._sources):
+            for text in self._rest():
+                number, self._read, self._within = self._read, self._read + 1, self._within + 1
+                if self._keep(number) and text.strip():
+                    yield text
+            self._source, self._within = self._source + 1, 0
+
+    def _rest(self) -> Iterator[str]:
+        source = self._sources[self._source]
+        if isinstance(source, StreamedColumn):
+            return source.read()
+        return islice(source.read(), self._within, None)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where it is, in numbers and texts that JSON can hold."""
+        at = self._sources[self._source] if self._source < len(self._sources) else None
+        inner = at.state_dict() if isinstance(at, StreamedColumn) else None
+        numbers = {"source": self._source, "read": self._read, "within": self._within}
+        return numbers | {"inner": inner}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        self._source, self._read = state["source"], state["read"]
+        self._within = state["within"]
+        at = self._sources[self._source] if self._source < len(self._sources) else None
+        if isinstance(at, StreamedColumn) and state["inner"] is not None:
+            at.load_state_dict(state["inner"])
+
+
+class StreamedColumn:
+    """A column of text of a data set that `datasets` streams."""
+
+    def __init__(self, dataset: Any, column: str, place: str) -> None:
+        self._dataset, self._column, self._place = dataset, column, place
+
+    def count(self) -> int:
+        """Nobody knows."""
+        raise RunError(f"{self._place} is streamed, and its documents cannot be counted")
+
+    def read(self) -> Iterator[str]:
+        """The text of every row; nothing is an empty text."""
+        for row in self._dataset:
+            if self._column not in row:
+                raise RunError(
+                    f"{self._place} has no column {self._column!r}; set column in [data]: it has "
+                    f"{', '.join(row)}"
+                )
+            text = row[self._column]
+            if text is not None and not isinstance(text, str):
+                raise RunError(
+                    f"{self._place}: the column {self._column!r} holds {type(text).__name__}, and "
+                    "must hold text"
+                )
+            yield text or ""
+
+    def state_dict(self) -> dict[str, Any]:
+        """As `datasets` has it: the file, and the row in it."""
+        state: dict[str, Any] = self._dataset.state_dict()
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        self._dataset.load_state_dict(dict(state))
+
+
+class Spaced:
+    """A share of all numbers from 0 on, evenly spaced: what is held out where nobody counts."""
+
+    def __init__(self, share: float) -> None:
+        self._share = share
+
+    def __contains__(self, number: int) -> bool:
+        return int((number + 1) * self._share) > int(number * self._share)
