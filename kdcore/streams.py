@@ -81,22 +81,30 @@ class _Texts(Stream):
 
     def windows(self, start: Place) -> Iterator[tuple[Place, LaidRows]]:
         """Documents of about `window` full rows at a time."""
-        with blame(self._data, "texts"):
-            texts, place, held = self._data.texts(self.split.name), start, _Window()
-            for portion in by_size(map(self._checked, _from(texts, start)), len):
-                held.add(encoded([text for text in portion if text], self._tokenizer, self._eos))
-                read = place.read + len(portion)
-                if held.tokens < self._window:
-                    place = replace(place, read=read)
-                    continue
-                first = place.laid
-                place = Place(read, first + held.documents, _state_of(texts))
-                yield place, self._laid(held, first)
-                held = _Window()
-            if held.tokens:
-                first = place.laid
-                place = Place(place.read, first + held.documents, _state_of(texts))
-                yield place, self._laid(held, first)
+        texts, place, held = self._data.texts(self.split.name), start, _Window()
+        for portion in self._portions(_from(texts, start)):
+            held.add(encoded([text for text in portion if text], self._tokenizer, self._eos))
+            read = place.read + len(portion)
+            if held.tokens < self._window:
+                place = replace(place, read=read)
+                continue
+            first = place.laid
+            place = Place(read, first + held.documents, _state_of(texts))
+            yield place, self._laid(held, first)
+            held = _Window()
+        if held.tokens:
+            first = place.laid
+            place = Place(place.read, first + held.documents, _state_of(texts))
+            yield place, self._laid(held, first)
+
+    def _portions(self, texts: Iterator[str]) -> Iterator[list[str]]:
+        portions = by_size(map(self._checked, texts), len)
+        while True:
+            with blame(self._data, "texts"):
+                portion = next(portions, None)
+            if portion is None:
+                return
+            yield portion
 
     def _checked(self, text: str) -> str:
         check_text(text, self._data, self.split.name)
