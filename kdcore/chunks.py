@@ -58,7 +58,8 @@ def _compiles(run: Run) -> bool:
 
 def _logits(run: Run) -> float:
     lengths = run.laid("train").lengths
-    return float(lengths.mean()) * run.recipe.train.batch * run.steps * run.vocabulary
+    each = float(lengths.mean()) if len(lengths) else run.data.block  # nobody counts a stream's
+    return each * run.recipe.train.batch * run.steps * run.vocabulary
 
 
 def _has_compiler() -> bool:

@@ -137,3 +137,96 @@ def test_nothing_to_train_on_is_told():
     nothing = GivenStream(lambda: iter([]), "train", "print", "data 'mine'")
     with pytest.raises(RunError, match="nothing to train on"):
         StreamedRows(lambda _: nothing, 4, 0).step(1)
+
+
+RECIPE = """
+[student.config]
+model_type = "llama"
+hidden_size = 16
+num_hidden_layers = 1
+num_attention_heads = 2
+intermediate_size = 16
+[tokenizer]
+use = "bpe"
+vocab_size = 257
+[data]
+use = "text"
+path = "{path}"
+separator = "\\n"
+validation_share = 0.1
+streaming = true
+buffer = 8
+block = 64
+[[loss]]
+use = "ce"
+[train]
+lr = 1e-2
+batch = 4
+eval_rows = 8
+{train}
+"""
+
+
+def recipe_of(folder, train):
+    path = folder / "train.txt"
+    path.write_text("\n".join(TEXTS))
+    recipe = folder / "streamed.toml"
+    recipe.write_text(RECIPE.format(path=path, train=train))
+    return recipe
+
+
+def test_a_streamed_run_goes_on_to_the_same_weights(tmp_path, monkeypatch):
+    from safetensors.torch import load_file
+
+    from kdcore import Host, read_recipe
+    from kdcore.stages import Options, run_recipe
+    from kdcore.train import Trainer
+
+    recipe = recipe_of(tmp_path, "steps = 12\nsave_every = 5\neval_every = 6")
+    host = Host(off=["panel"])
+
+    def run(out):
+        (folder,) = run_recipe(read_recipe(str(recipe), host), host, Options(tmp_path / out))
+        return folder
+
+    whole = run("whole")
+    plain = Trainer.step
+
+    def stops(self, step):
+        if step == 9:
+            raise RunError("stopped")
+        return plain(self, step)
+
+    monkeypatch.setattr(Trainer, "step", stops)
+    with pytest.raises(RunError, match="stopped"):
+        run("parts")
+    monkeypatch.setattr(Trainer, "step", plain)
+    parts = run("parts")
+    one, other = (load_file(folder / "final" / "model.safetensors") for folder in (whole, parts))
+    assert all(one[name].equal(other[name]) for name in one)
+
+
+@pytest.mark.parametrize(
+    "train, said",
+    [
+        ("epochs = 1", "set train.steps instead of epochs"),
+        ("tokens = 100", "set train.steps instead of epochs"),
+    ],
+)
+def test_what_needs_a_length_is_a_fault(tmp_path, train, said):
+    from kdcore import Host, UsageError, read_recipe
+
+    with pytest.raises(UsageError, match=said):
+        read_recipe(str(recipe_of(tmp_path, train)), Host())
+
+
+def test_shares_and_caches_of_a_stream_are_faults(tmp_path):
+    from kdcore import Host, UsageError, read_recipe
+
+    recipe = recipe_of(tmp_path, "steps = 3")
+    sets = ["data.fraction=0.5"]
+    with pytest.raises(UsageError, match="shares of documents that a stream does not count"):
+        read_recipe(str(recipe), Host(), sets=sets)
+    sets = ['teacher={use="cached", teacher={use="hf", model="m"}, kind="topk"}', "loss.1.use=kl"]
+    with pytest.raises(UsageError, match="data 'text' is streamed, and what is stored needs all"):
+        read_recipe(str(recipe), Host(), sets=sets)
