@@ -2,16 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import nn
-
+from kdcore.contract import suggestion
 from kdcore.errors import UsageError
 
 if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
     from kdcore.options import TrainOptions
+
+_TORCH = {
+    name.lower(): ("torch.optim", name)
+    for name in ("AdamW", "Adam", "SGD", "NAdam", "RAdam", "Adafactor", "Adamax", "RMSprop")
+} | {"adagrad": ("torch.optim", "Adagrad")}
+_AS_TRANSFORMERS_SAYS = {name: _TORCH["adamw"] for name in ("adamw_torch", "adamw_torch_fused")}
+_IN_8_BITS = {
+    "adam_8bit": "Adam8bit",
+    "adamw_8bit": "AdamW8bit",
+    "adamw_bnb_8bit": "AdamW8bit",
+    "paged_adamw": "PagedAdamW",
+    "paged_adamw_32bit": "PagedAdamW",
+    "paged_adamw_8bit": "PagedAdamW8bit",
+    "lion": "Lion",
+    "lion_8bit": "Lion8bit",
+    "paged_lion_8bit": "PagedLion8bit",
+}
+_KNOWN = {
+    **_TORCH,
+    **_AS_TRANSFORMERS_SAYS,
+    **{name: ("bitsandbytes.optim", made) for name, made in _IN_8_BITS.items()},
+}
+"""Names as torch and transformers have them -> the module and the class."""
+_USUAL = {"betas": (0.9, 0.999), "eps": 1e-8}
 
 
 def make_optimizer(options: TrainOptions, model: nn.Module) -> torch.optim.Optimizer:
@@ -29,18 +55,24 @@ def make_optimizer(options: TrainOptions, model: nn.Module) -> torch.optim.Optim
     )
 
 
+def fault_of(name: str) -> str | None:
+    """Why there is no such optimizer here, and what to do; None where there is one."""
+    home, _ = _KNOWN.get(name.lower(), ("", ""))
+    if not home:
+        near = suggestion(name.lower(), list(_KNOWN)) or f"; there are {', '.join(sorted(_KNOWN))}"
+        return f"there is no optimizer {name!r}{near}"
+    library = home.partition(".")[0]
+    if find_spec(library) is None:
+        return f'the optimizer {name!r} needs {library}: pip install "kdcore[gpu]"'
+    return None
+
+
 def _class(name: str) -> type[torch.optim.Optimizer]:
-    plain = {kind.__name__.lower(): kind for kind in _all_optimizers()}
-    if name.lower() not in plain:
-        raise UsageError(
-            f"train.optimizer = {name!r} is none of torch's: {', '.join(sorted(plain))}"
-        )
-    return plain[name.lower()]
-
-
-def _all_optimizers() -> Iterable[type[torch.optim.Optimizer]]:
-    wanted = ("AdamW", "Adam", "SGD", "NAdam", "RAdam", "Adafactor", "Adamax", "RMSprop", "Adagrad")
-    return [getattr(torch.optim, name) for name in wanted]
+    if fault := fault_of(name):
+        raise UsageError(f"train.optimizer: {fault}")
+    home, named = _KNOWN[name.lower()]
+    made: type[torch.optim.Optimizer] = getattr(import_module(home), named)
+    return made
 
 
 def _accepted(made: type[torch.optim.Optimizer], options: TrainOptions) -> dict[str, Any]:
@@ -55,7 +87,9 @@ def _accepted(made: type[torch.optim.Optimizer], options: TrainOptions) -> dict[
         # Adafactor's eps is two numbers, and another thing.
         if key in defaults and isinstance(defaults[key], type(value) | None)
     }
-    for key, usual in (("betas", (0.9, 0.999)), ("eps", 1e-8)):
+    for key, usual in _USUAL.items():
         if key not in known and arguments[key] != usual:
             raise UsageError(f"train.{key}: the optimizer {made.__name__} has no such option")
+    if known.get("betas") == _USUAL["betas"]:
+        del known["betas"]  # what nobody chose is the optimizer's to say: Lion's are others
     return known

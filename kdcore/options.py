@@ -9,6 +9,7 @@ from pydantic import ConfigDict, Field, field_validator
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from kdcore.api import Loss, Patch
+from kdcore.optimizers import fault_of
 
 # A reader of the recipe must not be able to change what was checked.
 _CONFIG = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True)
@@ -69,6 +70,13 @@ class TrainOptions:
     eval_rows: Literal["all"] | Count = 2048
     save_keep: Count = 2
     workers: Literal["auto"] | Annotated[int, Field(ge=0)] = "auto"
+
+    @field_validator("optimizer")
+    @classmethod
+    def _there_is_one(cls, optimizer: str) -> str:
+        if fault := fault_of(optimizer):
+            raise ValueError(fault)
+        return optimizer
 
     @field_validator("warmup")
     @classmethod

@@ -1,5 +1,9 @@
+import sys
+from types import SimpleNamespace
+
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from kdcore import UsageError
@@ -48,6 +52,61 @@ def test_an_option_that_an_optimizer_lacks_is_refused(option):
         make_optimizer(TrainOptions(lr=0.1, optimizer="sgd", **option), model())
 
 
-def test_an_unknown_optimizer_is_named_with_those_there_are():
-    with pytest.raises(UsageError, match=r"'adanw' is none of torch's: .*adamw"):
-        make_optimizer(TrainOptions(lr=0.1, optimizer="adanw"), model())
+@pytest.mark.parametrize(
+    "name, said",
+    [
+        ("adanw", "no optimizer 'adanw'; did you mean 'adamw'"),
+        ("muon_x", "no optimizer 'muon_x'; there are .*adamw.*sgd"),
+    ],
+)
+def test_an_unknown_optimizer_is_named_with_those_there_are(name, said):
+    with pytest.raises(ValidationError, match=said):
+        TrainOptions(lr=0.1, optimizer=name)
+
+
+@pytest.mark.parametrize("name", ["adamw_torch", "adamw_torch_fused", "AdamW"])
+def test_names_of_transformers_are_known(name):
+    optimizer = make_optimizer(TrainOptions(lr=0.1, optimizer=name), model())
+    assert type(optimizer) is torch.optim.AdamW
+    assert optimizer.defaults["fused"]
+
+
+def test_a_library_that_is_not_here_is_named_with_what_brings_it(monkeypatch):
+    monkeypatch.setattr("kdcore.optimizers.find_spec", lambda name: None)
+    with pytest.raises(ValidationError, match=r"needs bitsandbytes: pip install \"kdcore\[gpu\]"):
+        TrainOptions(lr=0.1, optimizer="adamw_8bit")
+
+
+@pytest.fixture
+def bitsandbytes(monkeypatch):
+    """Its classes, which take a plain step."""
+
+    class AdamW8bit(torch.optim.AdamW):
+        def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-2):
+            super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+
+    class Lion(torch.optim.SGD):
+        def __init__(self, params, lr=1e-4, betas=(0.9, 0.99), weight_decay=0):
+            self.betas = betas
+            super().__init__(params, lr=lr, weight_decay=weight_decay)
+
+    optim = SimpleNamespace(AdamW8bit=AdamW8bit, PagedAdamW8bit=AdamW8bit, Lion=Lion)
+    monkeypatch.setattr("kdcore.optimizers.find_spec", lambda name: name)
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", optim)
+    return optim
+
+
+@pytest.mark.parametrize("name", ["adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit"])
+def test_optimizers_of_bitsandbytes(bitsandbytes, name):
+    options = TrainOptions(lr=0.1, optimizer=name, betas=[0.8, 0.9], weight_decay=0.5)
+    optimizer = make_optimizer(options, model())
+    assert type(optimizer) is bitsandbytes.AdamW8bit
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.5, 0.0]
+    assert optimizer.defaults["betas"] == (0.8, 0.9)
+
+
+def test_betas_that_nobody_chose_are_the_optimizers_own(bitsandbytes):
+    options = TrainOptions(lr=0.1, optimizer="lion")
+    assert make_optimizer(options, model()).betas == (0.9, 0.99)
+    options = TrainOptions(lr=0.1, optimizer="lion", betas=[0.95, 0.98])
+    assert make_optimizer(options, model()).betas == (0.95, 0.98)
