@@ -3,7 +3,7 @@
     python benchmarks/head.py               all of them, about a quarter of an hour
     python benchmarks/head.py G3 G4         some of them
 
-Heads of Qwen2.5-0.5B (896 x 151,936) and of a teacher of width 1,536, forward and backward, float32.
+Heads of Qwen2.5-0.5B (896 x 151,936) and of a teacher of width 1,536, both ways, in float32.
 Side by side: naive (full logits and the textbook's formula by autograd), products only (the matrix
 products of the same chunks without any loss, which nothing can be faster than), kdcore (a loss of
 five lines in the engine's function, compiled), uncompiled, and by hand (its gradient written down).
