@@ -7,6 +7,7 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING, TypeVar
 
 from kdcore.api import Component, Data, Eval, Logger, Loss, Selection, Teacher, Tokenizer
+from kdcore.blame import listed
 from kdcore.build import Builder
 from kdcore.complaints import shown
 from kdcore.errors import Fault
@@ -152,7 +153,7 @@ class Assembly:
     def _ask_components(self, stage: Stage) -> None:
         """Components may object to the recipe that they find themselves in."""
         for component, table in self.builder.places:
-            self.faults += [table.fault(said) for said in component.faults(stage)]
+            self.faults += [table.fault(said) for said in listed(component, "faults", stage)]
 
 
 def assemble(

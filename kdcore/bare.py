@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from kdcore.api import Data, Eval
+from kdcore.blame import listed
 from kdcore.build import Builder
 from kdcore.errors import Fault, RecipeError, UsageError
 from kdcore.options import StudentOptions, TrainOptions
@@ -87,5 +88,5 @@ def _built(root: Written, host: Host, faults: list[Fault]) -> Stage | None:
         if isinstance(component, Eval) and needs_teacher(component):
             said = f"{component.name!r} needs a teacher, and no recipe says which"
             faults.append(table.fault(said, "give one with --recipe"))
-        faults += [table.fault(said) for said in component.faults(stage)]
+        faults += [table.fault(said) for said in listed(component, "faults", stage)]
     return None if faults else stage

@@ -11,9 +11,10 @@ from pydantic import ValidationError
 
 from kdcore.annotations import kind_of, kinds_in, members, type_text
 from kdcore.api import Component
+from kdcore.blame import place_of
 from kdcore.complaints import complaints, shown
 from kdcore.contract import suggestion
-from kdcore.errors import Fault, RecipeError, UsageError
+from kdcore.errors import Fault, PluginError, RecipeError, UsageError
 from kdcore.written import Source, Written
 
 if TYPE_CHECKING:
@@ -137,6 +138,11 @@ class Builder:
         except UsageError as error:  # from a component that checks its options together
             self.faults.append(table.fault(str(error)))
             return None
+        except (Exception, SystemExit) as error:
+            said = (
+                f"{what} ({place_of(cls)}) raised {type(error).__name__} when it was made: {error}"
+            )
+            raise PluginError(said) from error
         return None if unknown or unbuilt else made
 
     def _given(self, annotation: Any, value: Written) -> object:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kdcore.blame import listed
 from kdcore.build import option_values, walk
 from kdcore.confidential import without_places, without_secrets
 from kdcore.folders import FINAL
@@ -102,7 +103,7 @@ def _front(run: Run) -> str:
 
     tags = ["kdcore", *(["distillation"] if run.teacher is not None else [])]
     base = _base(run.recipe.student.model)
-    datasets = list(dict.fromkeys(run.recipe.data.names_on_hub()))
+    datasets = list(dict.fromkeys(listed(run.recipe.data, "names_on_hub")))
     data = ModelCardData(
         library_name="peft" if hasattr(run.student, "peft_config") else "transformers",
         pipeline_tag="text-generation",

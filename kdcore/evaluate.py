@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from kdcore.api import Loss, Teacher
 from kdcore.batch import Batch, Row
 from kdcore.batches import Collate
-from kdcore.blame import blame
+from kdcore.blame import asked, blame
 from kdcore.coarse import Coarse, likeliest
 from kdcore.head import chunk_size
 from kdcore.objective import per_token
@@ -31,9 +31,11 @@ def measured(run: Run) -> dict[str, float | str]:
     """What all evals of the run's recipe measure."""
     scores: dict[str, float | str] = {}
     for one in run.recipe.evals:
-        with blame(one, "measure"):
-            scores.update(one.measure(run))
-    return {name: each if isinstance(each, str) else float(each) for name, each in scores.items()}
+        found = asked(one, "measure", run, of=Mapping)
+        for name, each in found.items():
+            with blame(one, "measure"):  # numbers of other libraries' types become Python's
+                scores[str(name)] = each if isinstance(each, str) else float(each)
+    return scores
 
 
 def evaluate(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from types import MappingProxyType
 
 import pluggy
 
 from kdcore import hookspecs
 from kdcore.api import Component, Logger
+from kdcore.blame import stdout_spared
 from kdcore.errors import Interrupted, KdcoreError, PluginError
 from kdcore.full_disk import is_full
 
@@ -56,18 +58,27 @@ class Events:
         A component of the kind Logger that raises is unregistered with one warning instead.
         """
         failures: list[KdcoreError] = []
+        # One listener must not change what the next one hears.
+        arguments = {
+            name: MappingProxyType(value) if isinstance(value, dict) else value
+            for name, value in arguments.items()
+        }
         caller: pluggy.HookCaller = getattr(self._manager.hook, hook)
         for implementation in reversed(caller.get_hookimpls()):
             try:
-                implementation.function(*(arguments[name] for name in implementation.argnames))
+                # Results are what kdcore_runs_end may print; all else goes where messages go.
+                with nullcontext() if hook == "kdcore_runs_end" else stdout_spared():
+                    implementation.function(*(arguments[name] for name in implementation.argnames))
             except Interrupted:
                 raise
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 failures += self._judged(hook, implementation.plugin, error)
         if failures:
             raise failures[0]
 
-    def _judged(self, hook: str, plugin: object, error: Exception) -> list[KdcoreError]:
+    def _judged(
+        self, hook: str, plugin: object, error: Exception | SystemExit
+    ) -> list[KdcoreError]:
         said = f"{type(error).__name__}: {error}"
         # A full disk is no logger's fault, and the run's record would be lost.
         if isinstance(plugin, Logger) and not is_full(error):

@@ -26,7 +26,14 @@ def digest() -> blake2b:
 
 def of_options(component: Component) -> str:
     """Name and options, defaults included; nested components by their own fingerprints."""
-    return _call(component.name, component, lambda nested: nested.fingerprint())
+    return _call(component.name, component, _asked)
+
+
+def _asked(nested: Component) -> str:
+    from kdcore.blame import asked
+
+    found: str = asked(nested, "fingerprint", of=str)
+    return found
 
 
 def as_call(component: Component) -> str:

@@ -14,6 +14,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from kdcore.blame import asked
 from kdcore.options import Schedule
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def objective_formula(
     Where the teacher knows k ids only, `p_k` and `q_k` are the distributions over these and all
     others as one.
     """
-    known = teacher.ids_known() if teacher is not None else None
+    known = _known(teacher)
     each = (f"{_weight(term.weight)} * {_mean(term, selects, known)}" for term in terms)
     return _START + _NEXT.join(each)
 
@@ -72,7 +73,7 @@ def symbols_of(
 
 def _coarse_symbols(teacher: Teacher | None) -> dict[str, tuple[str, str]]:
     """What the distributions over some ids and the others as one are called, and are."""
-    if teacher is None or (k := teacher.ids_known()) is None:
+    if teacher is None or (k := _known(teacher)) is None:
         return {}
     p, q = f"p_{k}", f"q_{k}"
     drawn = f"the shares that {k} ids drawn from the teacher's distribution have of the draws"
@@ -103,10 +104,17 @@ def _number(value: float) -> str:
 
 def _mean(term: Term, selects: bool, known: int | None) -> str:
     tokens = term.on if selects else "all"
-    formula = term.loss.formula()
+    formula: str = asked(term.loss, "formula", of=str)
     if known is not None and term.loss.needs_teacher:
         formula = re.sub(r"\b([pq])(?=\()", rf"\1_{known}", formula)
     return f"mean_{tokens}({formula})"
+
+
+def _known(teacher: Teacher | None) -> int | None:
+    found: int | None = None
+    if teacher is not None:
+        found = asked(teacher, "ids_known", of=(int, type(None)))
+    return found
 
 
 def _about(term: Term) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from kdcore.api import Loss
 from kdcore.batch import AnswersAt, Batch
-from kdcore.blame import blame, described
+from kdcore.blame import blame, described, unwritten
 from kdcore.coarse import Coarse, coarsened
 from kdcore.errors import PluginError
 from kdcore.head import ChunkedLoss, Values, Work, chunk_size
@@ -158,7 +158,8 @@ def per_token(
     loss: Loss, student: Tensor, teacher: Tensor | Coarse | None, labels: Tensor
 ) -> Tensor:
     """A loss's values [n], its result checked; what it raises names it."""
-    with blame(loss, "per_token"):
+    inputs = (student, teacher, labels)
+    with blame(loss, "per_token"), unwritten(loss, "per_token", *inputs):
         return checked_values(loss, student, teacher, labels)
 
 

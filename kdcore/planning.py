@@ -17,6 +17,7 @@ import torch
 
 from kdcore.api import Data, Teacher
 from kdcore.batch import Rows
+from kdcore.blame import asked
 from kdcore.errors import KdcoreError
 from kdcore.estimate import Estimate, estimate
 from kdcore.fingerprints import as_typed
@@ -108,7 +109,9 @@ class _Planning:
             steps=self._steps(typed, rows),
             estimate=taken,
             bytes_per_token=sum(
-                t.bytes_per_token() for t in typed.components() if isinstance(t, Teacher)
+                asked(t, "bytes_per_token", of=(int, float))
+                for t in typed.components()
+                if isinstance(t, Teacher)
             ),
             unknown=self.unknown,
         )

@@ -5,7 +5,8 @@ Nesting teachers ask their members through here too.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import cast
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from kdcore.api import Teacher
 from kdcore.batch import AnswersAt, Batch, LogitsAt
-from kdcore.blame import blame, described
+from kdcore.blame import asked, blame, described, unwritten
 from kdcore.coarse import Coarse
 from kdcore.errors import PluginError, UsageError
 from kdcore.head import chunk_size
@@ -27,7 +28,7 @@ def read(teacher: Teacher, batch: Batch) -> LogitsAt:
     What comes back gives logits [n, batch.vocabulary] at flat positions [n], in float32 or above.
     A teacher that knows some ids only is refused.
     """
-    known = teacher.ids_known()
+    known = _ids_known(teacher)
     if known is not None:
         raise UsageError(
             f"teacher {teacher.name!r} knows {known} ids of each position and not the others: "
@@ -38,21 +39,21 @@ def read(teacher: Teacher, batch: Batch) -> LogitsAt:
 
 def answers(teacher: Teacher, batch: Batch) -> AnswersAt:
     """As `read`, for whoever can do with a teacher that knows some ids only."""
-    if not teacher.gives_logits():
+    if not asked(teacher, "gives_logits", of=bool):
         raise UsageError(
             f"teacher {teacher.name!r} knows losses only and gives no logits: it can be the "
             "reference of a selection, but no loss can learn from its distribution"
         )
     _still(teacher)
-    with torch.no_grad(), blame(teacher, "read"):
+    with _asking(teacher, "read", batch):
         at = teacher.read(batch)
     if not callable(at):
         raise _broken(teacher, "read", type(at).__name__, "a function of flat positions")
 
     def answer(positions: Tensor) -> Tensor | Coarse:
-        with torch.no_grad(), blame(teacher, "read"):
+        with _asking(teacher, "read", batch, positions):
             found = at(positions)
-        if teacher.ids_known() is not None:
+        if _ids_known(teacher) is not None:
             return _checked_coarse(teacher, found, len(positions), batch)
         checked = _checked(teacher, "read", found, (len(positions), batch.vocabulary), batch)
         return unrounded(checked[:, : batch.vocabulary])
@@ -63,14 +64,14 @@ def answers(teacher: Teacher, batch: Batch) -> AnswersAt:
 def read_nll(teacher: Teacher, batch: Batch) -> Callable[[Tensor, Tensor], Tensor]:
     """A teacher's negative log-likelihoods: flat positions [n], labels [n] -> [n]."""
     _still(teacher)
-    with torch.no_grad(), blame(teacher, "nll"):
+    with _asking(teacher, "nll", batch):
         at = teacher.nll(batch)
     if not callable(at):
         expected = "a function of flat positions and labels"
         raise _broken(teacher, "nll", type(at).__name__, expected)
 
     def nll(positions: Tensor, labels: Tensor) -> Tensor:
-        with torch.no_grad(), blame(teacher, "nll"):
+        with _asking(teacher, "nll", batch, positions, labels):
             found = at(positions, labels)
         return unrounded(_checked(teacher, "nll", found, (len(positions),), batch))
 
@@ -88,6 +89,19 @@ def nll_from_logits(logits_at: LogitsAt, batch: Batch) -> Callable[[Tensor, Tens
         )
 
     return torch.no_grad()(nll)
+
+
+def _ids_known(teacher: Teacher) -> int | None:
+    found: int | None = asked(teacher, "ids_known", of=(int, type(None)))
+    return found
+
+
+@contextmanager
+def _asking(teacher: Teacher, method: str, batch: Batch, *more: Tensor) -> Iterator[None]:
+    """While it answers: without gradient, and without a change to what others will read."""
+    inputs = (*vars(batch).values(), *more)
+    with torch.no_grad(), blame(teacher, method), unwritten(teacher, method, *inputs):
+        yield
 
 
 def _still(teacher: Teacher) -> None:

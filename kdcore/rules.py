@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from kdcore.api import Component, Loss, Teacher
+from kdcore.blame import asked
 from kdcore.complaints import shown
 from kdcore.contract import suggestion
 from kdcore.errors import Fault
@@ -90,7 +91,7 @@ def _tokens_without_selection(stage: Assembly) -> Iterator[Fault]:
 def needs_teacher(component: Component) -> bool:
     """Whether it asks for the run's own teacher. A loss, an eval and a selection can say so."""
     says: object = getattr(component, "needs_teacher", False)
-    return bool(says() if callable(says) else says)
+    return asked(component, "needs_teacher", of=bool) if callable(says) else bool(says)
 
 
 def _teacher_and_its_users(stage: Assembly) -> Iterator[Fault]:
@@ -117,12 +118,14 @@ def _ill_served(
     teacher: Teacher, users: Sequence[Component], use: str | None
 ) -> Iterator[tuple[Component, str, str]]:
     """Who needs more than the teacher can give, with the fault and a hint."""
+    gives_logits = asked(teacher, "gives_logits", of=bool)
+    is_estimate = asked(teacher, "is_estimate", of=bool)
     for user in users:
-        if isinstance(user, Loss) and not teacher.gives_logits():
+        if isinstance(user, Loss) and not gives_logits:
             said = f"the loss {user.name!r} needs logits, and the teacher {use!r} gives no logits"
             yield user, said, ""
-        linear = isinstance(user, Loss) and user.linear_in_teacher()
-        if teacher.is_estimate() and not linear:
+        linear = isinstance(user, Loss) and asked(user, "linear_in_teacher", of=bool)
+        if is_estimate and not linear:
             said = f"{user.name!r} needs the teacher's distribution, and {use!r} gives an estimate"
             yield user, said, "only losses that are linear in its probabilities learn from that"
 

@@ -14,7 +14,7 @@ import torch
 
 from kdcore.api import Data, Loss, Teacher
 from kdcore.batch import Row
-from kdcore.blame import blame
+from kdcore.blame import blame, returned
 
 if TYPE_CHECKING:
     import numpy as np
@@ -128,7 +128,10 @@ class Run:
                 made = GivenStream(make, split, self.data.fingerprint(), given_by)
             at_most = None if options.eval_rows == "all" else options.eval_rows
             most = at_most if split != "train" else None
-            self._rows[key] = as_rows(made, split, given_by=given_by, at_most=most)
+            if not (hasattr(made, "__iter__") or hasattr(made, "__getitem__")):
+                raise returned(self.data, "make_rows", type(made).__name__, "rows")
+            with blame(self.data, "make_rows"):  # rows may come one by one
+                self._rows[key] = as_rows(made, split, given_by=given_by, at_most=most)
         return self._rows[key]
 
     def evaluate(

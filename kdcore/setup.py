@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from kdcore.api import Component, Teacher
-from kdcore.blame import blame
+from kdcore.blame import asked, blame
 from kdcore.build import walk
 from kdcore.checkpoint import Checkpoints
 from kdcore.chunks import chunk_of, values_for
@@ -148,10 +148,11 @@ def prove_vocabulary(run: Run, teachers: Sequence[Teacher]) -> int:
 
 def shared_ids(run: Run, teachers: Sequence[Teacher], width: int) -> int:
     """The same where the student is not loaded, and its head has `width` rows."""
+    from transformers import PreTrainedTokenizerBase
+
     others: dict[str, PreTrainedTokenizerBase] = {}
     for name, teacher in numbered(teachers).items():
-        with blame(teacher, "tokenizer"):
-            tokenizer = teacher.tokenizer()
+        tokenizer = asked(teacher, "tokenizer", of=(PreTrainedTokenizerBase, type(None)))
         if tokenizer is not None:
             others[name] = tokenizer
     shared = prove(run.tokenizer, others)

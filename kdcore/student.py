@@ -10,7 +10,7 @@ import torch
 
 from kdcore.adapters import merged
 from kdcore.api import Patch
-from kdcore.blame import blame
+from kdcore.blame import asked
 from kdcore.errors import RunError, UsageError
 from kdcore.hub import dtype_of, load_model
 
@@ -51,8 +51,7 @@ def make_student(
 def patched(model: PreTrainedModel, patches: Iterable[Patch]) -> PreTrainedModel:
     """The model with its patches, and float32 masters for what is trained."""
     for patch in patches:
-        with blame(patch, "apply"):
-            model = patch.apply(model)
+        model = asked(patch, "apply", model, of=torch.nn.Module)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
@@ -64,8 +63,7 @@ def patched(model: PreTrainedModel, patches: Iterable[Patch]) -> PreTrainedModel
 def finished(model: PreTrainedModel, patches: Iterable[Patch]) -> PreTrainedModel:
     """The model as it is saved: patches have their last word."""
     for patch in patches:
-        with blame(patch, "finish"):
-            model = patch.finish(model)
+        model = asked(patch, "finish", model, of=torch.nn.Module)
     return model
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from kdcore.blame import blame
+from kdcore.blame import asked
 from kdcore.errors import RunError
 
 if TYPE_CHECKING:
@@ -41,10 +41,11 @@ def widths_of(teachers: Sequence[Teacher], device: torch.device) -> Mapping[str,
 
 
 def _configs(teachers: Sequence[Teacher], device: torch.device) -> Mapping[str, PretrainedConfig]:
+    from transformers import PreTrainedConfig
+
     configs = {}
     for name, teacher in numbered(teachers).items():
-        with blame(teacher, "architecture"):
-            config = teacher.architecture(device)
+        config = asked(teacher, "architecture", device, of=(PreTrainedConfig, type(None)))
         if config is not None:
             configs[name] = config.get_text_config()
     return configs

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdcore.blame import blame
+from kdcore.blame import asked
 from kdcore.folders import move_into_place
 from kdcore.hub import load_tokenizer
 
@@ -56,8 +56,13 @@ def keep_tokenizer(run: Run, others: Sequence[Path]) -> Path:
 def _made(run: Run) -> PreTrainedTokenizerBase:
     stage = run.recipe
     if stage.tokenizer is not None:
-        with blame(stage.tokenizer, "load"):
-            return stage.tokenizer.load(run, stage.tokenizer_data)
+        from transformers import PreTrainedTokenizerBase
+
+        arguments = (run, stage.tokenizer_data)
+        made: PreTrainedTokenizerBase = asked(
+            stage.tokenizer, "load", *arguments, of=PreTrainedTokenizerBase
+        )
+        return made
     assert stage.student.model is not None, "the recipe's check asks for a tokenizer otherwise"
     return load_tokenizer(stage.student.model, key="student.model")
 
@@ -66,7 +71,8 @@ def _key(stage: Stage) -> str:
     if stage.tokenizer is None:
         said = f"student {stage.student.model}"
     else:
-        said = f"{stage.tokenizer.fingerprint()} {stage.tokenizer_data.fingerprint()}"
+        each = (stage.tokenizer, stage.tokenizer_data)
+        said = " ".join(asked(one, "fingerprint", of=str) for one in each)
     return hashlib.sha256(said.encode()).hexdigest()
 
 

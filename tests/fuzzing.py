@@ -26,7 +26,7 @@ LONG = TIMES != 1
 _COUNTED = os.environ.get("KDCORE_FUZZ_COUNT")  # a file that gets a byte for each case
 
 TEXTS = "\n\n".join(tiny.TEXTS * 4) + "\n"
-_HOSTS: list[Host] = []
+_HOSTS: dict[tuple[str, ...], Host] = {}
 _APP = typer.main.get_command(cli.app)  # made once: that takes longer than most cases
 
 
@@ -52,7 +52,7 @@ def cases(count):
 
 
 def kdcore(*arguments):
-    """`kdcore ARGUMENTS` in this process. Without `-p`, plugins are looked for once only."""
+    """`kdcore ARGUMENTS` in this process. Plugins are looked for once only."""
     if _COUNTED:
         with open(_COUNTED, "ab") as file:
             file.write(b".")
@@ -76,11 +76,10 @@ def kdcore(*arguments):
 
 def _host_of(make):
     def host_of(plugins):
-        if plugins:
-            return make(plugins)
-        if not _HOSTS:
-            _HOSTS.append(make(plugins))
-        return _HOSTS[0]
+        key = tuple(plugins or ())
+        if key not in _HOSTS:
+            _HOSTS[key] = make(plugins)
+        return _HOSTS[key]
 
     return host_of
 
