@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdcore.card import model_card
+from kdcore.ends import add_ends, learned_ends
 from kdcore.folders import FINAL, move_into_place
 from kdcore.hub import progress_bars
 from kdcore.language_model import LanguageModel
@@ -27,6 +28,7 @@ def finish_student(run: Run) -> None:
 
 def save_final(run: Run) -> Path:
     """Write the finished student beside, then rename."""
+    add_ends(run.student, learned_ends(run.rows("validation"), run.tokenizer))
     target, beside = run.folder / FINAL, run.folder / f".{FINAL}.partial"
     shutil.rmtree(beside, ignore_errors=True)
     with progress_bars(shown=False):
