@@ -11,7 +11,7 @@ from kdcore import chunks
 GIB = 2**30
 
 
-def run(batch=8, steps=10, vocabulary=151_665, **train):
+def run(batch=8, steps=10, vocabulary=151_665, lengths=(100, 300), **train):
     options = SimpleNamespace(**{"chunk": "auto", "compile": "auto", "batch": batch, **train})
     recipe = SimpleNamespace(train=options, data=SimpleNamespace(block=512))
     return SimpleNamespace(
@@ -21,7 +21,7 @@ def run(batch=8, steps=10, vocabulary=151_665, **train):
         chunk=16,
         vocabulary=vocabulary,
         device=torch.device("cpu"),
-        laid=lambda split: SimpleNamespace(lengths=np.array([100, 300])),
+        laid=lambda split: SimpleNamespace(lengths=np.array(lengths)),
     )
 
 
@@ -64,6 +64,8 @@ def test_free_memory_is_asked_of_the_machine():
         ({"compile": False, "steps": 10**9}, False),
         ({"steps": 30}, False),  # 200 tokens x 8 rows x 30 steps x 151,665
         ({"steps": 50}, True),
+        ({"lengths": (), "steps": 10}, False),  # a stream: 512 tokens x 8 rows x 10 steps x 151,665
+        ({"lengths": (), "steps": 20}, True),
     ],
 )
 def test_losses_are_compiled_where_it_pays(options, wanted, compiled):
