@@ -27,7 +27,7 @@ def chunk_of(run: Run) -> int:
     options = run.recipe.train
     if options.chunk != "auto":
         return options.chunk
-    most = math.ceil(options.batch / run.processes) * run.recipe.data.block
+    most = math.ceil(options.batch / run.processes) * run.data.block
     return min(most, chunk_size(run.vocabulary, run.device, _free(run.device)))
 
 

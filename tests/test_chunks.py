@@ -13,9 +13,10 @@ GIB = 2**30
 
 def run(batch=8, steps=10, vocabulary=151_665, lengths=(100, 300), **train):
     options = SimpleNamespace(**{"chunk": "auto", "compile": "auto", "batch": batch, **train})
-    recipe = SimpleNamespace(train=options, data=SimpleNamespace(block=512))
+    data = SimpleNamespace(block=512)
     return SimpleNamespace(
-        recipe=recipe,
+        recipe=SimpleNamespace(train=options, data=data),
+        data=data,
         processes=2,
         steps=steps,
         chunk=16,
