@@ -65,4 +65,4 @@ class Batch:
     valid: Tensor  # [n]: the flat positions whose label is not -100, in order
     vocabulary: int  # logits are cut to this many ids on all sides
     split: Split
-    packing: Packing | None = None  # None where each row is one piece
+    packing: Packing | None = None  # None where each row is one piece, and none is padded

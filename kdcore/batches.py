@@ -95,7 +95,7 @@ class Collate:
             valid=self._move(np.flatnonzero(labels != NOT_TRAINED)),
             vocabulary=self.vocabulary,
             split=self.split,
-            packing=self._packing(arrays) if packed else None,
+            packing=self._packing(arrays) if packed or padded else None,
         )
 
     def _packing(self, arrays: _Arrays) -> Packing:
