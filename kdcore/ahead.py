@@ -27,3 +27,9 @@ class Ahead(Generic[_Batches]):
         if self._pool is not None and step < self._last:
             self._next = (step + 1, self._pool.submit(self._make, step + 1))
         return taken
+
+    def forget(self) -> None:
+        """What was prepared is made again when it is asked for."""
+        if self._next is not None:
+            self._next[1].exception()
+        self._next = None

@@ -46,38 +46,53 @@ class Checkpoints:
         self.model, self.optimizer = model, optimizer
 
     def save(
-        self, step: int, state: Mapping[str, Any], sums: Mapping[str, Tensor] | None = None
+        self,
+        step: int,
+        state: Mapping[str, Any],
+        sums: Mapping[str, Tensor] | None = None,
+        *,
+        alone: bool = False,
     ) -> Path:
         """Write the checkpoint of a step whole, or not at all; drop those beyond `keep`.
 
-        `sums` are this process's own, and come back from `sums_of`.
+        `sums` are this process's own, and come back from `sums_of`. `alone`: the other processes
+        are gone, and with them what only they knew.
         """
         beside = self.folder / f".step-{step}.partial"
         try:
-            return self._save(step, state, sums or {}, beside)
+            return self._save(step, state, sums or {}, beside, alone)
         except Exception:
             # On a full disk, half a checkpoint would be in the way of everything else.
             shutil.rmtree(beside, ignore_errors=True)
             raise
 
     def _save(
-        self, step: int, state: Mapping[str, Any], sums: Mapping[str, Tensor], beside: Path
+        self,
+        step: int,
+        state: Mapping[str, Any],
+        sums: Mapping[str, Tensor],
+        beside: Path,
+        alone: bool,
     ) -> Path:
+        together = (lambda: None) if alone else self.accelerator.wait_for_everyone
         target = self.folder / f"step-{step}"
         main = self.accelerator.is_main_process
         if main:
             shutil.rmtree(beside, ignore_errors=True)
             beside.mkdir(parents=True)
-        self.accelerator.wait_for_everyone()
+        together()
         rank = self.accelerator.process_index
         save_file(RandomState.now().tensors(), beside / f"random-{rank}.safetensors")
         _save(sums, beside / f"sums-{rank}.safetensors")
-        self.accelerator.wait_for_everyone()
+        together()
         if main:
             self._write(beside, {**state, "step": step})
             move_into_place(beside, target)
+            for path in in_order(self.folder):
+                if _step(path) > step:  # damaged, or the run would have gone on from it
+                    shutil.rmtree(path)
             self._drop_old(step)
-        self.accelerator.wait_for_everyone()
+        together()
         return target
 
     def _write(self, folder: Path, state: dict[str, Any]) -> None:
@@ -106,6 +121,8 @@ class Checkpoints:
         random = path / f"random-{self.accelerator.process_index}.safetensors"
         if random.exists():  # not where it is continued on more processes than wrote it
             RandomState.of(load_file(random)).put_back()
+        if self.accelerator.is_main_process:
+            self._drop_old(state["step"])  # as a run does that was not ended just before it
         return state
 
     def _load_optimizer(self, path: Path, scalars: dict[str, Any]) -> None:
@@ -119,11 +136,9 @@ class Checkpoints:
         self.optimizer.load_state_dict(whole)
 
     def _drop_old(self, step: int) -> None:
-        """Those beyond `keep`; and of later steps, which were damaged and are made again."""
-        there = in_order(self.folder)
-        later = [path for path in there if _step(path) > step]
-        older = [path for path in there if _step(path) <= step][: -self.keep]
-        for path in [*later, *older, *self.folder.glob(".step-*.partial")]:
+        """Those beyond `keep`, and what was left half."""
+        older = [path for path in in_order(self.folder) if _step(path) <= step][: -self.keep]
+        for path in [*older, *self.folder.glob(".step-*.partial")]:
             shutil.rmtree(path)
 
 
@@ -188,8 +203,10 @@ def damage(path: Path) -> str | None:
     """What is wrong with a checkpoint; None where it is whole."""
     try:
         sums = json.loads((path / _MANIFEST).read_text())
+        if elsewhere := [name for name in sums if Path(name).name != name]:
+            return f"its manifest names {elsewhere[0]!r}, which is no file of its own"
         broken = [name for name, known in sums.items() if _checksum(path / name) != known]
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         return str(error)
     return f"{', '.join(broken)} changed" if broken else None
 

@@ -30,6 +30,10 @@ class RunError(KdcoreError):
     """The run failed for a reason that lies outside kdcore's and the plugins' code."""
 
 
+class StartAgain(RunError):
+    """All processes of the run must start again; what they do otherwise is in the run folder."""
+
+
 class PluginError(KdcoreError):
     """A plugin broke its contract. The message names plugin, component and fault."""
 

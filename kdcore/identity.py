@@ -16,6 +16,7 @@ _OF_TRAIN = (
     "compile",
     "checkpointing",
     "workers",
+    "non_finite",
     "log_every",
     "eval_every",
     "save_every",

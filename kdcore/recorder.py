@@ -32,32 +32,39 @@ class Recorder:
     def _begin(self) -> None:
         self._terms = torch.zeros(len(self.labels), device=self.run.device)
         self._steps = self._tokens = self._kept = 0  # of the steps that were counted
-        self._uncounted: list[tuple[Tensor, list[Tensor]]] = []  # valid tokens and kept ones
+        self._uncounted: list[tuple[Tensor, Tensor, list[Tensor]]] = []  # steps, valid, kept
         self._ranked: Ranked | None = None
         self._since = time.perf_counter()
 
     @property
     def steps(self) -> int:
-        """How many steps were added since the last record."""
-        return self._steps + len(self._uncounted)
+        """How many steps were counted since the last record."""
+        return self._steps
 
-    def add(self, terms: Sequence[Term], shares: Sequence[Tensor], choices: Choices) -> None:
-        """One step: its computed terms and their shares [terms] of each micro-batch."""
+    def add(
+        self, terms: Sequence[Term], shares: Sequence[Tensor], choices: Choices, good: Tensor
+    ) -> None:
+        """One step: its computed terms and their shares [terms] of each micro-batch.
+
+        Where `good` is 0 the step was held back, and counts for nothing.
+        """
         for share in shares:
-            for term, value in zip(terms, share, strict=True):
+            counted = torch.where(good > 0, share, 0)
+            for term, value in zip(terms, counted, strict=True):
                 self._terms[self.labels.index(term.label)] += value
-        self._uncounted.append((choices.valid, choices.kept))
+        self._uncounted.append((good, choices.valid * good, [n * good for n in choices.kept]))
         self._ranked = choices.ranked
 
     def count(self) -> None:
         """Let the run know how many tokens it has trained on."""
         if not self._uncounted:
             return
-        valid, kept = zip(*self._uncounted, strict=True)
+        good, valid, kept = zip(*self._uncounted, strict=True)
         tokens = int(torch.stack(valid).long().sum())
         counts = [count for some in kept for count in some]
         self._kept += int(torch.stack(counts).long().sum()) if counts else 0
-        self._tokens, self._steps = self._tokens + tokens, self._steps + len(valid)
+        self._tokens += tokens
+        self._steps += int(torch.stack(good).sum())
         self.run.tokens += tokens
         self._uncounted = []
 

@@ -28,6 +28,7 @@ from kdcore.folders import (
 )
 from kdcore.formula import objective_formula
 from kdcore.full_disk import full_disk, is_full
+from kdcore.micro_batch import kept_micro_batch
 from kdcore.run import Run
 from kdcore.setup import make_accelerator, prepare
 from kdcore.signals import Signals
@@ -150,9 +151,11 @@ def resume(trainer: Trainer) -> None:
     run = trainer.run
     newest = trainer.checkpoints.newest()
     if newest is None:
+        run.micro_batch = kept_micro_batch(run, {})
         return
     state = trainer.checkpoints.load(newest)
-    run.step, run.tokens, run.micro_batch = state["step"], state["tokens"], state["micro_batch"]
+    run.step, run.tokens = state["step"], state["tokens"]
+    run.micro_batch = kept_micro_batch(run, state)
     run.scores = state.get("scores", {})
     trainer.rows.go_on(state.get("rows"))
     run.chunk = trainer.objective.chunk = state.get("chunk", run.chunk)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -15,13 +14,18 @@ from kdcore.ahead import Ahead
 from kdcore.batch import Row
 from kdcore.batches import Collate, TrainingRows, micro_batches
 from kdcore.checkpoint import Checkpoints
-from kdcore.errors import Interrupted, RunError
+from kdcore.errors import Interrupted
 from kdcore.evaluate import measured
 from kdcore.gathering import over
 from kdcore.head import Values
+from kdcore.memory import Memory
+from kdcore.micro_batch import micro_batch_state
 from kdcore.objective import Choose, Objective, Seen
+from kdcore.random_state import RandomState
 from kdcore.recorder import Recorder
-from kdcore.selecting import choose
+from kdcore.refusals import Refusals
+from kdcore.replay import gradient_norm
+from kdcore.selecting import Choices, choose
 from kdcore.streamed_rows import StreamedRows
 from kdcore.tokens import Reading
 from kdcore.training_rows import workers_of
@@ -54,6 +58,8 @@ class Trainer:
     def __post_init__(self) -> None:
         self.gather = over(self.accelerator)
         self.recorder = Recorder(self.run, self.accelerator)
+        self.refusals = Refusals(self)
+        self.memory = Memory(self)
         self.collate = Collate(self.rows.split, self.run.vocabulary, self.run.device)
         self.ahead = Ahead(self._readings, self.run.steps, workers=workers_of(self.run))
 
@@ -66,6 +72,8 @@ class Trainer:
             self.host.emit("kdcore_step_start", run=run, step=run.step + 1)
             self.step(run.step + 1)
             run.step += 1
+            if not self.refusals.are_late:
+                self.refusals.check()
             saving = self._due(options.save_every)
             if run.step % options.log_every == 0 or run.step == run.steps or saving:
                 self._log()
@@ -74,28 +82,42 @@ class Trainer:
             if stop := self.signals.agreed(self.accelerator):
                 self._stop(stop)
             if saving:
-                self._save()
+                self.save()
 
     def step(self, step: int) -> None:
         """One optimizer step on this process's rows."""
         self.objective.train()
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate(step)
+        before, terms = RandomState.now(), self.terms_of(step)
+        shares, choices = self.memory.enough(before, lambda: self._gradients(step, terms))
+        good = self.refusals.judge(step, self._clipped(), shares, before)
+        if self.refusals.are_late or good:
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.recorder.add([term for term, _ in terms], shares, choices, good)
+
+    def _gradients(
+        self, step: int, terms: Sequence[tuple[Term, float]]
+    ) -> tuple[list[Tensor], Choices]:
+        """Each micro-batch's shares of the loss, its gradients added up, and what was kept."""
         readings = self.ahead.take(step)
-        choices = choose(self.run, readings, step, self.gather, self._total)
-        terms = self._terms(step)
+        choices = choose(self.run, readings, step, self.gather, self.total)
         shares: list[Tensor] = []
         for n, reading in enumerate(readings):
             synced = n == len(readings) - 1
             with nullcontext() if synced else self.accelerator.no_sync(self.wrapped):
-                shares.append(self._backward(reading, terms, choices.each[n]))
+                shares.append(self.backward(reading, terms, choices.each[n]))
             reading.forget()
+        return shares, choices
+
+    def _clipped(self) -> Tensor:
+        """The gradient's norm before it was clipped."""
         clip = self.run.recipe.train.clip
         if clip:
-            self.accelerator.clip_grad_norm_(self.objective.parameters(), clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.recorder.add([term for term, _ in terms], shares, choices)
+            norm: Tensor = self.accelerator.clip_grad_norm_(self.objective.parameters(), clip)
+            return norm
+        return gradient_norm(self.objective)
 
     def rehearse(self, rows: Sequence[Row]) -> None:
         """Forward and backward of one micro-batch as in a step, without taking the step."""
@@ -103,7 +125,7 @@ class Trainer:
         valid = torch.tensor(float(len(reading.batch.valid)), device=self.run.device)
         with self.accelerator.no_sync(self.wrapped):
             seen = Seen(None, valid, valid, valid)
-            self._backward(reading, self._terms(1), lambda states: seen)
+            self.backward(reading, self.terms_of(1), lambda states: seen)
         self.optimizer.zero_grad(set_to_none=True)
 
     def _readings(self, step: int) -> list[Reading]:
@@ -117,14 +139,14 @@ class Trainer:
             for some in places
         ]
 
-    def _terms(self, step: int) -> list[tuple[Term, float]]:
+    def terms_of(self, step: int) -> list[tuple[Term, float]]:
         """The terms that count in this step, with their weights."""
         done = (step - 1) / self.run.steps
         weighted = [(term, term.weight_at(done)) for term in self.run.recipe.terms]
         # A step in which every weight is zero still runs, so that processes stay together.
         return [(term, weight) for term, weight in weighted if weight] or weighted[:1]
 
-    def _backward(
+    def backward(
         self,
         reading: Reading,
         terms: Sequence[tuple[Term, float]],
@@ -141,7 +163,8 @@ class Trainer:
         self.accelerator.backward(loss * self.run.processes)
         return share  # type: ignore[no-any-return]
 
-    def _total(self, value: Tensor) -> Tensor:
+    def total(self, value: Tensor) -> Tensor:
+        """The sum over all processes."""
         return self.accelerator.reduce(value, "sum")  # type: ignore[no-any-return]
 
     def _due(self, every: int | Literal["epoch"]) -> bool:
@@ -157,38 +180,41 @@ class Trainer:
         return step * run.batch // rows > (step - 1) * run.batch // rows
 
     def _log(self) -> None:
-        if not self.recorder.steps:
-            return
-        record = self.recorder.record(self.rate(self.run.step))
-        self.host.emit("kdcore_log", run=self.run, record=record)
-        if not math.isfinite(record.loss):
-            terms = ", ".join(f"{name} {value}" for name, value in record.terms.items())
-            raise RunError(
-                f"the loss is not finite at step {record.step} ({terms}); the last checkpoint is "
-                "from before. A smaller train.lr or train.clip = 1.0 may help"
-            )
+        self.refusals.check()
+        self.recorder.count()
+        if self.recorder.steps:
+            record = self.recorder.record(self.rate(self.run.step))
+            self.host.emit("kdcore_log", run=self.run, record=record)
 
     def _evaluate(self) -> None:
+        self.refusals.check()
         self.recorder.count()
         with self.recorder.paused():
-            scores = self.run.scores = measured(self.run)
+            before = RandomState.now()
+            scores = self.run.scores = self.memory.enough(before, lambda: measured(self.run))
             if scores:
                 self.host.emit("kdcore_scores", run=self.run, step=self.run.step, scores=scores)
 
     def _stop(self, signal_number: int) -> None:
         if self.run.step == self.run.steps:
             return
-        self._save()
+        self.save()
         raise Interrupted(
             f"interrupted after step {self.run.step} of {self.run.steps}; a checkpoint is "
             "written, and the same command continues",
             signal_number,
         )
 
-    def _save(self) -> None:
+    def state(self) -> dict[str, object]:
+        """What a checkpoint holds besides weights, optimizer and what each process has."""
+        rows = {"rows": self.rows.state(self.run.step)}
+        return self.run.state() | micro_batch_state(self.run) | rows
+
+    def save(self) -> None:
+        """A checkpoint of the step that was done last."""
+        self.refusals.check()
         run = self.run
         with self.recorder.paused():
             sums = self.recorder.state()
-            state = run.state() | {"rows": self.rows.state(run.step)}
-            path = self.checkpoints.save(run.step, state, sums)
+            path = self.checkpoints.save(run.step, self.state(), sums)
         self.host.emit("kdcore_checkpoint", run=run, step=run.step, path=path)

@@ -120,7 +120,7 @@ class Alone:
         pass
 
     def clip_grad_norm_(self, parameters, clip):
-        torch.nn.utils.clip_grad_norm_(parameters, clip)
+        return torch.nn.utils.clip_grad_norm_(parameters, clip)
 
     def prepare(self, *objects):
         return objects[0] if len(objects) == 1 else objects
@@ -179,6 +179,7 @@ def trainer(
     )
     run.tokenizer = None
     run.language_model = proved(student)
+    run.chunk = chunk
     objective = Objective(run.language_model, chunk)
     optimizer = optimizer or Noting(student.parameters(), lr=0.1)
     return Trainer(
@@ -217,7 +218,7 @@ def step(student, rows, terms, *, selection=None, at=1, **options):
     made = trainer(student, rows, terms, selection=watched, batch=len(rows), **options)
     noted = SimpleNamespace()
 
-    def add(terms, shares, choices):
+    def add(terms, shares, choices, good):
         noted.terms, noted.shares, noted.choices = terms, shares, choices
 
     made.recorder.add = add

@@ -173,6 +173,16 @@ def test_a_checkpoint_behind_a_damaged_one_is_not_dropped_for_it(tmp_path):
     assert made.newest().name == "step-7"
 
 
+def test_what_an_ended_run_did_not_drop_is_dropped_when_it_goes_on(tmp_path):
+    made = parts(tmp_path, keep=9)
+    for step in (5, 9, 10):
+        made.save(step, {})
+    truncate(made.folder / "step-10" / "state.json")
+    made.keep = 1
+    made.load(made.newest())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-10", "step-9"]
+
+
 def test_where_no_checkpoint_is_whole_that_is_said(tmp_path, caplog):
     made = parts(tmp_path)
     truncate(made.save(5, {}) / "state.json")

@@ -1,0 +1,75 @@
+"""Keeping a step whose loss or gradient is not finite from changing anything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from kdcore.random_state import RandomState
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+Found = tuple[int, RandomState]
+"""A step that was not finite, and the generators as they were before it."""
+
+
+class Finite:
+    """Judges each step, and holds back the optimizer where loss or gradient is not finite.
+
+    On a CPU that is known at once, and with a loss scaler too, whose step reads its numbers anyway.
+    On a GPU asking would make the host wait for every step. There the optimizer's own kernels leave
+    all as it is while `found_inf` is 1 (made for loss scalers, and read on the GPU only), and what
+    was found is read with the log. With "stop" every step behind a bad one is held back too, so
+    that the state is still the one before it; with "skip" the bad ones only.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        optimizer: torch.optim.Optimizer,
+        total: Callable[[Tensor], Tensor],
+        *,
+        sticks: bool,
+    ) -> None:
+        self._accelerator, self._total, self._sticks = accelerator, total, sticks
+        self._inner: Any = getattr(optimizer, "optimizer", optimizer)
+        fused = all(group.get("fused") for group in self._inner.param_groups)
+        on_gpu = accelerator.device.type == "cuda"
+        self.is_late = on_gpu and accelerator.scaler is None and fused
+        self._held = torch.zeros((), device=accelerator.device)
+        self._judged: list[tuple[int, RandomState, Tensor]] = []
+
+    def judge(
+        self, step: int, norm: Tensor, shares: Sequence[Tensor], before: RandomState
+    ) -> Tensor:
+        """1 where the step may change the weights, else 0; by all processes' numbers."""
+        loss = torch.stack(list(shares)).sum()
+        bad = (~(self._is_finite(norm) & loss.isfinite())).float()
+        if self._accelerator.num_processes > 1:
+            bad = self._total(bad).clamp(max=1)
+        self._held = torch.maximum(self._held, bad) if self._sticks else bad
+        if self.is_late:
+            self._inner.found_inf = self._held
+        if self.is_late or bad:
+            self._judged.append((step, before, bad))
+        return 1 - self._held
+
+    def _is_finite(self, norm: Tensor) -> Tensor:
+        """A scaler looks for its scale by gradients that overflow: that is no fault above 1."""
+        scaler = self._accelerator.scaler
+        if scaler is not None and scaler.get_scale() >= 1:
+            return torch.ones_like(norm, dtype=torch.bool)
+        return norm.isfinite()
+
+    def found(self) -> list[Found]:
+        """The bad steps since the last time; on a GPU this waits for them."""
+        if not self._judged:
+            return []
+        flags = torch.stack([bad for _, _, bad in self._judged]).tolist()
+        found = [each[:2] for each, bad in zip(self._judged, flags, strict=True) if bad]
+        self._judged = []
+        return found
