@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from kdcore.errors import RunError
-from kdcore.places import place_of
+from kdcore.places import place_of, refuse_pickle
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -64,6 +64,7 @@ def with_adapter(model: PreTrainedModel, adapter: str, base: str) -> PreTrainedM
     It stays unmerged, in float32: half weights would round most of it away.
     """
     path = place_of(adapter)
+    refuse_pickle(adapter)
     with _explained(adapter):
         from peft import PeftConfig, PeftModel
         from peft.utils import load_peft_weights

@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from kdcore.confidential import Redacted, without_own_secrets
 from kdcore.errors import KdcoreError, PluginError, RunError, UsageError
 
 _WELCOME = """\
@@ -176,7 +177,7 @@ def _exit_code() -> int:
 
 
 def _said(message: object, code: int) -> int:
-    print(f"kdcore: {message}", file=sys.stderr)
+    print(f"kdcore: {without_own_secrets(str(message))}", file=sys.stderr)
     return code
 
 
@@ -197,6 +198,8 @@ def _tell(quiet: bool) -> None:
     log = logging.getLogger("kdcore")
     first = os.environ.get("RANK", "0") == "0"
     log.setLevel(logging.WARNING if quiet or not first else logging.INFO)
+    if not log.filters:
+        log.addFilter(Redacted())
     if not log.handlers:
         log.addHandler(logging.StreamHandler(sys.stderr))
     log.propagate = False

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import getpass
+import logging
+import os
 import re
 
 _HOME = re.compile(r"(?<![\w.])(?:/home|/Users|[A-Za-z]:[\\/]+Users)[\\/]+[^\\/\s\"'#,]+")
@@ -24,6 +26,9 @@ _SECRET_KEY = re.compile(
     r"""\s*=\s*)(["']).*?\2""",
     re.IGNORECASE | re.MULTILINE,
 )
+_SECRET_NAME = re.compile(
+    r"token|secret|passw|credential|(?:api|access|private|auth)_?key|(?:^|_)key$", re.IGNORECASE
+)
 _IN_ADDRESS = re.compile(r"(?<=://)[^/\s@\"']+@")
 _ASKED_WITH = re.compile(
     r"([?&](?:[\w-]*(?:token|key|signature|credential|secret|password)|sig)=)[^&\s\"']+",
@@ -31,8 +36,26 @@ _ASKED_WITH = re.compile(
 )
 
 
+def without_own_secrets(text: str) -> str:
+    """The text with the values of the environment's tokens, keys and passwords as `***`."""
+    for name, value in os.environ.items():
+        if len(value) >= 8 and _SECRET_NAME.search(name) and value in text:
+            text = text.replace(value, "***")
+    return _TOKENS.sub("***", text)
+
+
+class Redacted(logging.Filter):
+    """Messages without the environment's secrets, wherever they go."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """The record, its text changed."""
+        record.msg, record.args = without_own_secrets(record.getMessage()), ()
+        return True
+
+
 def without_secrets(text: str) -> str:
     """The text with what looks like a token, key or password as `***`."""
+    text = without_own_secrets(text)
     text = _TOKENS.sub("***", text)
     text = _SECRET_KEY.sub(r"\1\2***\2", text)
     text = _IN_ADDRESS.sub("", text)

@@ -13,6 +13,7 @@ from itertools import count
 from pathlib import Path
 
 from kdcore.errors import RunError, UsageError
+from kdcore.links import refuse_links
 
 FINAL = "final"
 CHECKPOINTS = "checkpoints"
@@ -49,6 +50,7 @@ def _finished_elsewhere(out: Path, identity: str) -> Path | None:
 def locked(folder: Path) -> Iterator[None]:
     """Keep every other process off the folder; the lock goes with the process."""
     folder.mkdir(parents=True, exist_ok=True)
+    refuse_links(folder)
     with (folder / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from kdcore.errors import RunError
-from kdcore.places import explained, is_path, place_of
+from kdcore.places import explained, is_path, place_of, refuse_pickle
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -93,6 +93,7 @@ def _load(
     key: str | None,
 ) -> PreTrainedModel:
     """A whole model."""
+    refuse_pickle(name)
     arguments: dict[str, Any] = {"dtype": dtype}
     if attention is not None:
         arguments["attn_implementation"] = attention
@@ -104,7 +105,11 @@ def _load(
         from transformers import AutoModelForCausalLM
 
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            place_of(name), output_loading_info=True, trust_remote_code=False, **arguments
+            place_of(name),
+            output_loading_info=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            **arguments,
         )
     model: PreTrainedModel
     model, told = loaded

@@ -26,7 +26,7 @@ def launch(arguments: Sequence[str], processes: int) -> int:
         said = [stack.enter_context(TemporaryFile("w+")) for _ in range(processes)]
         children = [
             subprocess.Popen(
-                [sys.executable, "-m", "kdcore", *arguments],
+                [sys.executable, "-P", "-m", "kdcore", *arguments],
                 env=_environment(rank, processes, port),
                 stderr=said[rank] if rank else None,
                 process_group=0,  # a terminal's ^C is for us to pass on, else they get it twice

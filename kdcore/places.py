@@ -14,6 +14,19 @@ def place_of(name: str) -> str:
     return os.path.expanduser(name)
 
 
+def refuse_pickle(name: str) -> None:
+    """Refuse a folder whose weights are pickled only: reading these can run whatever they say."""
+    place = place_of(name)
+    files = os.listdir(place) if os.path.isdir(place) else []
+    pickled = sorted(each for each in files if each.endswith((".bin", ".pt", ".pth", ".pkl")))
+    if pickled and not any(each.endswith(".safetensors") for each in files):
+        raise RunError(
+            f"cannot load {name!r}: its weights are a pickle ({pickled[0]}), which may run code; "
+            "convert them first: from_pretrained and save_pretrained of transformers, in a place "
+            "where that may happen, make model.safetensors"
+        )
+
+
 def is_path(name: str) -> bool:
     """Whether this cannot be a name on the hub, which has one slash at most."""
     return name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name

@@ -70,6 +70,8 @@ def _extended(extends: Written, path: Path, name: str) -> tuple[Path, str]:
         found = find_recipe(extends.value, path.parent)
     except UsageError as error:
         raise RecipeError([extends.fault(str(error))]) from None
+    if not found.is_file():  # a device would be read for ever
+        raise RecipeError([extends.fault(f"{extends.value!r} is no file")])
     beside = os.path.normpath(Path(name).parent / extends.value)
     return found, beside if os.path.exists(beside) else str(found)
 

@@ -19,7 +19,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TextIO
 
-from kdcore import Logger, Record, Run, component, hookimpl
+from kdcore import Logger, Record, Run, component, hookimpl, without_secrets
 
 Line = dict[str, float | str | None]
 """One line of metrics.jsonl."""
@@ -100,7 +100,7 @@ def append_again(folder: Path, step: int, scores: Mapping[str, float | str], set
     was not busy.
     """
     path = folder / METRICS
-    if not path.is_file():
+    if not path.is_file() or path.is_symlink():  # nothing is written through a stranger's link
         return False
     before, last = path.stat(), latest_values(folder, ("stage", "tokens"))
     about: Line = {"stage": last.get("stage"), "step": step, "tokens": last.get("tokens")}
@@ -167,7 +167,7 @@ def _is_shown(letter: str) -> bool:
 
 class _Escaping(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        return escaped(super().format(record))
+        return without_secrets(escaped(super().format(record)))
 
 
 @component

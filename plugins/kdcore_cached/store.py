@@ -76,6 +76,8 @@ class Store:
 
     def _is_whole(self) -> bool:
         meta = self.folder / META
+        if any(path.is_symlink() for path in (self.folder, *self.folder.iterdir())):
+            return False  # nothing is written through a stranger's link
         sizes_fit = all(_fits(self.folder, each, self.tokens) for each in self.kind.arrays)
         return sizes_fit and meta.is_file() and meta.read_text(encoding="utf-8") == self._meta
 
@@ -117,7 +119,7 @@ def remove(folder: Path) -> None:
     aside = folder.with_name(f".{folder.name}-{uuid4().hex}")
     with suppress(FileNotFoundError):
         folder.rename(aside)
-        shutil.rmtree(aside)
+        aside.unlink() if aside.is_symlink() else shutil.rmtree(aside)
 
 
 def _fits(folder: Path, array: Array, tokens: int) -> bool:

@@ -52,7 +52,8 @@ class Template:
         options: dict[str, Any] = {"add_generation_prompt": header, **self.variables}
         try:
             rendered: Any = render_jinja_template([dialogue], chat_template=self.text, **options)
-        except TemplateError as error:
+        # A template is a program of its author's, and may fail like any.
+        except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
             raise RunError(f"{where}: the chat template refuses it: {error}") from None
         text: str = rendered[0][0]
         return text
