@@ -1,19 +1,24 @@
-"""What a token is worth, by the formulas of textbooks: p is the teacher's, q the student's."""
+"""What tokens are worth, by the formulas of textbooks: p is the teacher's, q the student's.
+
+Distributions lie along the last dimension, for one token or for many at once.
+"""
 
 import torch
 
 
 def kl(p, q):
-    return (p * (p / q).log()).sum()
+    return (torch.xlogy(p, p) - p * q.log()).sum(-1)
 
 
 def nll(logits, label):
-    return -torch.softmax(logits, -1)[label].log()
+    likelihoods = torch.softmax(logits, -1)
+    index = torch.as_tensor(label)[..., None]
+    return -likelihoods.gather(-1, index)[..., 0].log()
 
 
 def entropy(logits):
     p = torch.softmax(logits, -1)
-    return -(p * p.log()).sum()
+    return -torch.special.xlogy(p, p).sum(-1)
 
 
 def value(loss, token):
@@ -52,7 +57,7 @@ def divergence(loss, p, q):
         case "jsd":
             return jensen_shannon(p, q, loss.beta, loss.normalise)
         case "tvd":
-            return (p - q).abs().sum() / 2
+            return (p - q).abs().sum(-1) / 2
         case "symmetric-kl":
             return loss.forward * kl(p, q) + (1 - loss.forward) * kl(q, p)
         case "adaptive-kl":
@@ -71,22 +76,22 @@ def jensen_shannon(p, q, beta, normalise):
 
 
 def share_of_head(p, q, head):
-    """The tail: the least likely ids, as many as together hold at most 1 - head of the mass."""
-    order = sorted(range(len(p)), key=lambda n: p[n])
-    mass, tail = 0.0, set()
-    for n in order:
-        mass += float(p[n])
-        if mass <= 1 - head:
-            tail.add(n)
-    gaps = [float((p[n] - q[n]).abs()) for n in range(len(p))]
-    return sum(gap for n, gap in enumerate(gaps) if n not in tail) / sum(gaps)
+    """The head's share of all gaps: an id is in the tail where mass_up_to is at most 1 - head."""
+    gaps = (p - q).abs()
+    # At equality both divergences are 0, whatever their weights.
+    return (gaps * (mass_up_to(p) > 1 - head)).sum(-1) / gaps.sum(-1).clamp(min=1e-300)
+
+
+def mass_up_to(p):
+    """Of each id, the mass of all ids that are no likelier."""
+    return (p[..., None, :] * (p[..., None, :] <= p[..., :, None])).sum(-1)
 
 
 def alpha_beta(p, q, alpha, beta):
     if beta == 0:
-        return (p**alpha * (alpha * (p / q).log() - 1) + q**alpha).sum() / alpha**2
+        return (p**alpha * (alpha * (p / q).log() - 1) + q**alpha).sum(-1) / alpha**2
     if alpha == 0:
         return alpha_beta(q, p, beta, 0)
     whole = alpha + beta
     inner = p**alpha * q**beta - alpha / whole * p**whole - beta / whole * q**whole
-    return -inner.sum() / (alpha * beta)
+    return -inner.sum(-1) / (alpha * beta)
