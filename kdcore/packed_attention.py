@@ -24,7 +24,7 @@ _HALF = (torch.bfloat16, torch.float16)
 
 def install(model: PreTrainedModel) -> bool:
     """Let the model attend so, if it would use "sdpa"; whether it does now."""
-    if getattr(model.config, "_attn_implementation", None) != _TAKES_THE_PLACE_OF:
+    if getattr(model.config, "_attn_implementation", None) not in (_TAKES_THE_PLACE_OF, NAME):
         return False
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask

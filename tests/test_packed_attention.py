@@ -142,3 +142,10 @@ def test_on_a_gpu_in_half(name):
         expected = alone(slow, row)
         found = states[n, : len(expected)].float().cpu()
         torch.testing.assert_close(found, expected, atol=0.1, rtol=0.1)
+
+
+def test_a_model_may_be_proved_again():
+    model = tiny.model()
+    first, second = LanguageModel(model), LanguageModel(model)
+    assert first._packs and second._packs
+    assert model.config._attn_implementation == packed_attention.NAME
