@@ -159,9 +159,13 @@ class HfTokenizer(Tokenizer):
 def _moved(batch: Batch, device: torch.device) -> Batch:
     if batch.input_ids.device == device:
         return batch
-    mask = batch.attention_mask
+    mask, packing = batch.attention_mask, batch.packing
+    if packing is not None:
+        real = None if packing.real is None else packing.real.to(device)
+        packing = replace(packing, real=real, starts=packing.starts.to(device))
     return replace(
         batch,
+        packing=packing,
         input_ids=batch.input_ids.to(device),
         position_ids=batch.position_ids.to(device),
         attention_mask=None if mask is None else mask.to(device),
