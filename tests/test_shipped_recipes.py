@@ -2,9 +2,8 @@
 
 import pytest
 from kdcore_verbs import plan as verb
-from typer.testing import CliRunner
 
-from kdcore import cli, recipe_name, shipped_recipes
+from kdcore import recipe_name, shipped_recipes
 from kdcore.plugins import Host
 from kdcore.recipe import read_recipe
 
@@ -43,21 +42,6 @@ def test_plan_tells_what_can_be_known(name, capsys, tmp_path, monkeypatch):
     told = capsys.readouterr().out
     assert "loss = " in told
     assert ("not known" in told) == (not told.count("  total"))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", TWINS)
-def test_a_twin_runs(name, host, tmp_path):
-    stages = [stage.name for stage in read_recipe(name, host).stages]
-    tables = [f"stage.{stage}.train" if stage else "train" for stage in stages]
-    sets = [f"{table}.{key}" for table in tables for key in ("steps=2", "eval_rows=4")]
-    words = [word for one in sets for word in ("--set", one)]
-    done = CliRunner().invoke(
-        cli.app, ["run", name, *words, "--out", str(tmp_path), "-p", "no:panel"]
-    )
-    assert done.exit_code == 0, done.output
-    finished = [path.parent.name for path in tmp_path.glob("*/final")]
-    assert len(finished) == len(stages)
 
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)
