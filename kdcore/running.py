@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kdcore.elsewhere import said_of
 from kdcore.errors import KdcoreError, RunError
 from kdcore.finding import find_run
 from kdcore.recipe import expand, read_recipe
@@ -49,7 +50,9 @@ def _runs(asked: Asked, host: Host) -> list[Path]:
     options = Options(asked.out, asked.fresh, asked.accept, asked.stage, folder)
     if folder is not None:
         name = str(folder / "resolved.toml")
-        return run_recipe(read_recipe(name, host, sets=asked.sets, logs=asked.logs), host, options)
+        recipe = read_recipe(name, host, sets=asked.sets, logs=asked.logs)
+        _tell_what_differs(recipe, host)
+        return run_recipe(recipe, host, options)
     # Every recipe of the product is checked before the first one runs.
     recipes = [
         (label, read_recipe(asked.recipe, host, sets=sets, logs=asked.logs))
@@ -74,12 +77,20 @@ def _folder(asked: Asked) -> Path | None:
     return None
 
 
+def _tell_what_differs(recipe: Recipe, host: Host) -> None:
+    """Where the recipe is another run's resolved.toml, that run's env.json lies beside it."""
+    said = said_of(recipe.path.parent, host)
+    if said:
+        _log.info(said)
+
+
 def _run_each(recipes: list[tuple[str, Recipe]], host: Host, options: Options) -> list[Path]:
     folders: dict[Path, None] = {}
     failures: list[str] = []
     for label, recipe in recipes:
         for note in recipe.notes:
             _log.info(note)
+        _tell_what_differs(recipe, host)
         if label:
             _log.info("%s: %s", recipe.name, label)
         try:

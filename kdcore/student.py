@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from kdcore.adapters import merged
@@ -32,7 +34,7 @@ def make_student(
 
     One that is loaded as an adapter begins as its base with the adapter merged.
     """
-    torch.manual_seed(seed)
+    seed_all(seed)
     if options.model is not None:
         loaded = load_model(
             options.model,
@@ -46,6 +48,13 @@ def make_student(
         model = from_config(options, tokenizer)
         model.to(device)  # type: ignore[arg-type]  # transformers' stub lacks devices
     return patched(model, patches)
+
+
+def seed_all(seed: int) -> None:
+    """Every global generator: what libraries and plugins draw from without being told a seed."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
 
 
 def patched(model: PreTrainedModel, patches: Iterable[Patch]) -> PreTrainedModel:

@@ -1,0 +1,47 @@
+"""What differs between where a run ran and where it is repeated or continued."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kdcore.environment import environment_of
+
+if TYPE_CHECKING:
+    from kdcore.plugins import Host
+
+_SHOWN = 8
+
+
+def said_of(folder: Path, host: Host) -> str | None:
+    """A line on what differs from the folder's env.json; None where there is none, or nothing."""
+    path = folder / "env.json"
+    if not path.is_file():
+        return None
+    found = differences(json.loads(path.read_text()), environment_of(host))
+    if not found:
+        return None
+    more = f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+    return (
+        f"{folder} ran elsewhere, so the last digits may differ: {'; '.join(found[:_SHOWN])}{more}"
+    )
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Each thing that is not as it was, named, with what it was and is."""
+    was, is_now = (dict(_flat(each)) for each in (before, now))
+    return [
+        f"{name} was {was.get(name, 'not there')}, is {is_now.get(name, 'not there')}"
+        for name in dict.fromkeys([*was, *is_now])
+        if was.get(name) != is_now.get(name)
+    ]
+
+
+def _flat(value: Any, name: str = "") -> list[tuple[str, Any]]:
+    if isinstance(value, list):
+        value = {str(n): each for n, each in enumerate(value)}
+    if not isinstance(value, dict):
+        return [(name, value)]
+    return [pair for key, each in value.items() for pair in _flat(each, f"{name} {key}".strip())]
