@@ -2,13 +2,14 @@
 # make test         set up, then all tests
 # make quick        the unit tests, under a minute
 # make lint         ruff and mypy
+# make faults       puts faults into a copy, one by one: which test fails? (ten minutes)
 
 PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup quickstart test quick lint
+.PHONY: setup quickstart test quick lint faults
 
 setup: .venv/ready
 
@@ -32,3 +33,6 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+faults: setup
+	$(BIN)/python benchmarks/faults.py
