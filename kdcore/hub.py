@@ -160,6 +160,7 @@ def load_tokenizer(name: str, *, key: str | None = None) -> PreTrainedTokenizerB
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             place_of(name), trust_remote_code=False
         )
+        _ = tokenizer.all_special_ids  # a broken one would fail where nobody thinks of it
     return tokenizer
 
 

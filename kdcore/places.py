@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from kdcore.errors import RunError
+from kdcore.errors import KdcoreError, RunError
 
 
 def place_of(name: str) -> str:
@@ -40,14 +40,11 @@ def explained(name: str, key: str | None) -> Iterator[None]:
         raise RunError(f"cannot load {name!r}: there is no such folder")
     try:
         yield
-    except (OSError, ValueError, ImportError, RuntimeError) as error:
+    except KdcoreError:
+        raise
+    except Exception as error:  # files that are no model break libraries in any way
         why = _folder_fault(error) if there else _hub_fault(error, key)
         raise RunError(f"cannot load {name!r}: {why}") from error
-    except Exception as error:
-        # safetensors has an error class of its own, straight from Exception.
-        if type(error).__name__ != "SafetensorError":
-            raise
-        raise RunError(f"cannot load {name!r}: {_folder_fault(error)}") from error
 
 
 def _folder_fault(error: Exception) -> str:
@@ -84,4 +81,6 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0] or type(error).__name__
+    first = str(error).strip().split("\n")[0]
+    speaks = isinstance(error, OSError | ValueError | ImportError | RuntimeError) and first
+    return first if speaks else f"{type(error).__name__}: {first}".removesuffix(": ")

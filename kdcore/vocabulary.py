@@ -67,7 +67,8 @@ def bytes_per_id(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
         sizes[index] = _bytes_of(token, kind)
     for index, added in tokenizer.added_tokens_decoder.items():
         sizes[index] = 0 if added.special else len(added.content.encode())
-    sizes[[n for n in tokenizer.all_special_ids if n < len(sizes)]] = 0
+    special = tokenizer.all_special_ids  # None for one that has no place among the ids
+    sizes[[n for n in special if n is not None and n < len(sizes)]] = 0
     return sizes
 
 

@@ -118,3 +118,15 @@ def test_records_for_instructions(some, path):
 def test_records_for_texts(some):
     good = lines({"text": each["instruction"]} for each in ANSWERED)
     ends_well("text", "some.jsonl", lines(some), good)
+
+
+@pytest.mark.parametrize("path", ["some.txt", "some.jsonl"])
+def test_a_line_of_ten_megabytes(path):
+    texts = ["word " * 2**21, "And a short one.", "The end."]
+    bad = "\n\n".join(texts).encode() if path == "some.txt" else lines({"text": t} for t in texts)
+    ends_well("text", path, bad, GOOD)
+
+
+@pytest.mark.parametrize("text", ["a", "a\n\nb", " \n\n ", "\0\n\n\0\n\n\0", "<|end|>\n\n<|end|>"])
+def test_texts_of_next_to_nothing(text):
+    ends_well("text", "some.txt", text.encode(), GOOD)
