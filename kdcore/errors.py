@@ -33,6 +33,8 @@ class RunError(KdcoreError):
 class StartAgain(RunError):
     """All processes of the run must start again; what they do otherwise is in the run folder."""
 
+    exit_code = 75  # known to kdcore's launcher, which does so; after another the user may
+
 
 class PluginError(KdcoreError):
     """A plugin broke its contract. The message names plugin, component and fault."""

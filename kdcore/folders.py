@@ -16,6 +16,7 @@ from kdcore.errors import RunError, UsageError
 from kdcore.links import refuse_links
 
 FINAL = "final"
+MARK = "accepted.json"  # of a run that went on by another recipe than its name tells
 CHECKPOINTS = "checkpoints"
 
 
@@ -34,16 +35,18 @@ def choose_folder(out: Path, run_name: str, identity: str, *, fresh: bool) -> Pa
     for n in count(2):
         if not free.exists():
             break
-        newest, free = free, out / f"{first.name}-{n}"
+        newest = newest if (free / MARK).exists() else free
+        free = out / f"{first.name}-{n}"
     if fresh:
         return free
-    return newest or _finished_elsewhere(out, identity) or first
+    return newest or _finished_elsewhere(out, identity) or free
 
 
 def _finished_elsewhere(out: Path, identity: str) -> Path | None:
     same = re.compile(rf".*-{identity}(-\d+)?")
     found = (path for path in out.glob(f"*-{identity}*") if same.fullmatch(path.name))
-    return max((path for path in found if finished(path)), default=None)
+    theirs = (path for path in found if finished(path) and not (path / MARK).exists())
+    return max(theirs, default=None)
 
 
 @contextmanager

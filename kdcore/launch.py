@@ -12,6 +12,10 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from tempfile import TemporaryFile
 
+from kdcore.errors import StartAgain
+
+_TO_END = 10.0  # seconds that processes have when another one has ended
+_TO_SAVE = 600.0  # where one of them may write a checkpoint first
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 
@@ -19,8 +23,14 @@ def launch(arguments: Sequence[str], processes: int) -> int:
     """Run `python -m kdcore ARGUMENTS` in N processes; the first failure ends all of them.
 
     The first process speaks for all; what another one said is shown where it failed otherwise.
-    Returns the exit code of the first that failed, or 0.
+    Where they ask for it, all start again. Returns the exit code of the first that failed, or 0.
     """
+    while (code := _launch(arguments, processes)) == StartAgain.exit_code:
+        arguments = [each for each in arguments if each != "--fresh"]  # it goes on with its folder
+    return code
+
+
+def _launch(arguments: Sequence[str], processes: int) -> int:
     port = str(_free_port())
     with ExitStack() as stack:
         said = [stack.enter_context(TemporaryFile("w+")) for _ in range(processes)]
@@ -36,6 +46,8 @@ def launch(arguments: Sequence[str], processes: int) -> int:
         failed = _wait(children)
         if failed is None:
             return 0
+        if any(child.returncode == StartAgain.exit_code for child in children):
+            return StartAgain.exit_code
         code = children[failed].returncode
         if code != children[0].returncode:
             said[failed].seek(0)
@@ -81,7 +93,8 @@ def _wait(children: Sequence[subprocess.Popen[bytes]]) -> int | None:
             codes = [child.poll() for child in children]
             failed = [rank for rank, code in enumerate(codes) if code]
             if failed:
-                _end(children)
+                again = StartAgain.exit_code in codes
+                _end(children, _TO_SAVE if again else _TO_END)
                 return failed[0]
             if all(code == 0 for code in codes):
                 return None
@@ -91,15 +104,15 @@ def _wait(children: Sequence[subprocess.Popen[bytes]]) -> int | None:
             signal.signal(number, handler)
 
 
-def _end(children: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Give the others a moment to end by themselves, then end them."""
+def _end(children: Sequence[subprocess.Popen[bytes]], seconds: float) -> None:
+    """Give the others some time to end by themselves, then end them."""
     for child in children:
         try:
-            child.wait(10)
+            child.wait(seconds)
         except subprocess.TimeoutExpired:
             child.terminate()
     for child in children:
         try:
-            child.wait(10)
+            child.wait(_TO_END)
         except subprocess.TimeoutExpired:
             child.kill()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
-from kdcore.errors import StartAgain
+from kdcore.errors import KdcoreError, StartAgain
 from kdcore.micro_batch import halved, keep_micro_batch, kept_micro_batch
 from kdcore.random_state import RandomState
 
@@ -37,7 +37,7 @@ class Memory:
                 return work()
             except torch.OutOfMemoryError as error:
                 said = str(error).splitlines()[0]
-            except RuntimeError:
+            except (RuntimeError, KdcoreError):  # a plugin may be blamed for a process that is gone
                 if not self._is_told():
                     raise
                 said = "in another process"

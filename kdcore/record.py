@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 
@@ -19,8 +19,10 @@ class Record:
     kept: float  # share of the valid tokens that the selection kept; 1.0 without one
     tokens_per_second: float  # valid tokens, over all processes
     selection: Mapping[str, float]  # threshold, excess_kept, excess_dropped, where scores rank
+    gradient: Mapping[str, float] = field(default_factory=dict)  # each term's share, now and then
 
     def __post_init__(self) -> None:
         # Several listeners are handed the same record.
         object.__setattr__(self, "terms", MappingProxyType(dict(self.terms)))
         object.__setattr__(self, "selection", MappingProxyType(dict(self.selection)))
+        object.__setattr__(self, "gradient", MappingProxyType(dict(self.gradient)))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from kdcore.gradient_shares import shares_of
 from kdcore.record import Record
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ class Recorder:
 
     def _begin(self) -> None:
         self._terms = torch.zeros(len(self.labels), device=self.run.device)
+        self._squares = torch.zeros_like(self._terms)
         self._steps = self._tokens = self._kept = 0  # of the steps that were counted
         self._uncounted: list[tuple[Tensor, Tensor, list[Tensor]]] = []  # steps, valid, kept
         self._ranked: Ranked | None = None
@@ -42,12 +44,20 @@ class Recorder:
         return self._steps
 
     def add(
-        self, terms: Sequence[Term], shares: Sequence[Tensor], choices: Choices, good: Tensor
+        self,
+        terms: Sequence[Term],
+        shares: Sequence[Tensor],
+        choices: Choices,
+        good: Tensor,
+        squares: Tensor | None = None,
     ) -> None:
         """One step: its computed terms and their shares [terms] of each micro-batch.
 
-        Where `good` is 0 the step was held back, and counts for nothing.
+        Where `good` is 0 the step was held back, and counts for nothing. `squares` are those of
+        each term's gradient, where they were measured.
         """
+        if squares is not None:
+            self._squares += torch.where(good > 0, squares, 0)
         for share in shares:
             counted = torch.where(good > 0, share, 0)
             for term, value in zip(terms, counted, strict=True):
@@ -78,8 +88,7 @@ class Recorder:
     def record(self, lr: float) -> Record:
         """The record of the steps added; begins anew."""
         self.count()
-        sums = self.accelerator.reduce(self._terms, "sum") / self._steps
-        terms = dict(zip(self.labels, sums.tolist(), strict=True))
+        terms = self._by_label(self._terms, self._steps)
         record = Record(
             step=self.run.step,
             tokens=self.run.tokens,
@@ -89,9 +98,15 @@ class Recorder:
             kept=self._kept_share(),
             tokens_per_second=self._tokens / (time.perf_counter() - self._since),
             selection=_ranking(self._ranked),
+            gradient=shares_of(self._by_label(self._squares)),
         )
         self._begin()
         return record
+
+    def _by_label(self, sums: Tensor, count: int = 1) -> dict[str, float]:
+        """Over all processes."""
+        mean = self.accelerator.reduce(sums, "sum") / count
+        return dict(zip(self.labels, mean.tolist(), strict=True))
 
     def _kept_share(self) -> float:
         if self.run.recipe.selection is None:
@@ -104,7 +119,8 @@ class Recorder:
         self.count()
         taken = time.perf_counter() - self._since
         counts = [self._steps, self._tokens, self._kept, taken]
-        return {"terms": self._terms, "counts": torch.tensor(counts, dtype=torch.float64)}
+        counted = torch.tensor(counts, dtype=torch.float64)
+        return {"terms": self._terms, "squares": self._squares, "counts": counted}
 
     def restore(self, states: Sequence[Mapping[str, Tensor]]) -> None:
         """Go on with the sums of the processes that wrote a checkpoint, however many they were."""
@@ -116,6 +132,7 @@ class Recorder:
         self._since -= taken
         for state in states[self.run.process :: self.run.processes]:
             self._terms += state["terms"].to(self._terms.device)
+            self._squares += state["squares"].to(self._terms.device)
             self._kept += int(state["counts"][2])
 
 

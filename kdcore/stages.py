@@ -12,9 +12,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from kdcore.blame import asked
 from kdcore.checkpoint import sums_of
+from kdcore.confidential import without_own_secrets
 from kdcore.environment import record
 from kdcore.errors import KdcoreError, PluginError, RunError, UsageError
+from kdcore.extending import extended, take_over
 from kdcore.final import finish_student, save_final
 from kdcore.fingerprints import of_tokenizer
 from kdcore.folders import (
@@ -64,17 +67,26 @@ def run_recipe(recipe: Recipe, host: Host, options: Options) -> list[Path]:
         stage = recipe.build(name, finals)
         accelerator = make_accelerator(stage.train)
         fresh = options.fresh and options.only in (None, name)
-        folder = options.folder or choose_folder(
+        texts = {"recipe.toml": recipe.text, "resolved.toml": recipe.resolved(name, finals)}
+        going_on = None if fresh else _going_on(stage, texts["resolved.toml"], host, options)
+        folder = going_on or choose_folder(
             options.out, stage.run_name, recipe.identity(name), fresh=fresh
         )
+        if going_on is not None and accelerator.is_main_process:
+            take_over(folder, texts["resolved.toml"], host, options.accept)
         folder = _agreed(accelerator, folder)
         if finished(folder):
             _log.info("%s is finished: %s is used", stage.run_name, folder)
         else:
-            texts = {"recipe.toml": recipe.text, "resolved.toml": recipe.resolved(name, finals)}
             _run_stage(stage, folder, accelerator, host, texts, list(done.values()), options)
         done[name] = folder
     return list(done.values())
+
+
+def _going_on(stage: Stage, resolved: str, host: Host, options: Options) -> Path | None:
+    """The folder that is meant by its name, or by what is accepted of its recipe."""
+    name = stage.run_name
+    return options.folder or extended(options.out, name, resolved, host, options.accept)
 
 
 def wanted_stages(recipe: Recipe, only: str | None) -> list[str]:
@@ -142,7 +154,7 @@ def _fingerprints(run: Run) -> dict[str, str]:
         "versions": ", ".join(f"{name} {version(name)}" for name in _VERSIONS),
     }
     if run.teacher is not None:
-        found["teacher"] = run.teacher.fingerprint()
+        found["teacher"] = asked(run.teacher, "fingerprint", of=str)
     return found
 
 
@@ -201,5 +213,6 @@ def _explained(folder: Path) -> Iterator[None]:
             raise full_disk(error, folder) from error
         if isinstance(error, PluginError) or not isinstance(error, KdcoreError):
             with suppress(OSError):
-                (folder / "traceback.txt").write_text(traceback.format_exc())
+                text = without_own_secrets(traceback.format_exc())
+                (folder / "traceback.txt").write_text(text)
         raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from kdcore.checkpoint import Checkpoints
 from kdcore.errors import Interrupted
 from kdcore.evaluate import measured
 from kdcore.gathering import over
+from kdcore.gradient_shares import GradientShares, is_measured, lopsided
 from kdcore.head import Values
 from kdcore.memory import Memory
 from kdcore.micro_batch import micro_batch_state
@@ -29,6 +31,8 @@ from kdcore.selecting import Choices, choose
 from kdcore.streamed_rows import StreamedRows
 from kdcore.tokens import Reading
 from kdcore.training_rows import workers_of
+
+_log = logging.getLogger("kdcore")
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -60,6 +64,8 @@ class Trainer:
         self.recorder = Recorder(self.run, self.accelerator)
         self.refusals = Refusals(self)
         self.memory = Memory(self)
+        self.watch: GradientShares | None = None
+        self.told: set[str] = set()
         self.collate = Collate(self.rows.split, self.run.vocabulary, self.run.device)
         self.ahead = Ahead(self._readings, self.run.steps, workers=workers_of(self.run))
 
@@ -95,12 +101,16 @@ class Trainer:
         if self.refusals.are_late or good:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.recorder.add([term for term, _ in terms], shares, choices, good)
+        watched, self.watch = self.watch, None
+        squares = None if watched is None else watched.squares
+        self.recorder.add([term for term, _ in terms], shares, choices, good, squares)
 
     def _gradients(
         self, step: int, terms: Sequence[tuple[Term, float]]
     ) -> tuple[list[Tensor], Choices]:
         """Each micro-batch's shares of the loss, its gradients added up, and what was kept."""
+        if is_measured(step, self.run.steps, len(terms)):
+            self.watch = GradientShares(self.recorder.labels, self.run.device)
         readings = self.ahead.take(step)
         choices = choose(self.run, readings, step, self.gather, self.total)
         shares: list[Tensor] = []
@@ -157,6 +167,8 @@ class Trainer:
         asked = teacher is not None and any(term.loss.needs_teacher for term, _ in terms)
         logits_at = reading.logits_of(teacher) if asked and teacher is not None else None
         values = self.values([term for term, _ in terms])
+        if self.watch is not None:
+            values = self.watch.watched(values, [term for term, _ in terms])
         with self.run.autocast():
             loss, share = self.wrapped(reading.batch, terms, values, logits_at, chosen)
         # DDP averages the gradients of the processes; the loss is a sum over them.
@@ -185,6 +197,10 @@ class Trainer:
         if self.recorder.steps:
             record = self.recorder.record(self.rate(self.run.step))
             self.host.emit("kdcore_log", run=self.run, record=record)
+            for label, said in lopsided(record.gradient, self.run.recipe.terms).items():
+                if label not in self.told and self.run.main:
+                    _log.warning(said)
+                self.told.add(label)
 
     def _evaluate(self) -> None:
         self.refusals.check()

@@ -2,9 +2,10 @@
 
 Every line has `stage`, `step`, `tokens`, `time` (seconds since 1970) and `elapsed` (seconds of
 running, over all continuations). Training lines add `loss`, `loss/<label>` for each term, `lr`,
-`kept`, `tokens_per_second` and `selection/...`; evaluation lines add `eval/<name>`. A value that is
-not finite is written as null, because JSON has no other word for it. Lines of `kdcore eval` have
-`again` (true) and stand at the end; what a run measured itself is not changed by them.
+`kept`, `tokens_per_second`, `selection/...` and now and then `gradient/<label>` (each term's share
+of the gradient); evaluation lines add `eval/<name>`. A value that is not finite is written as null,
+because JSON has no other word for it. Lines of `kdcore eval` have `again` (true) and stand at the
+end; what a run measured itself is not changed by them.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ def training_line(record: Record) -> Line:
         "kept": record.kept,
         "tokens_per_second": record.tokens_per_second,
         **{f"selection/{name}": value for name, value in record.selection.items()},
+        **{f"gradient/{label}": share for label, share in record.gradient.items()},
     }
 
 

@@ -218,7 +218,7 @@ def step(student, rows, terms, *, selection=None, at=1, **options):
     made = trainer(student, rows, terms, selection=watched, batch=len(rows), **options)
     noted = SimpleNamespace()
 
-    def add(terms, shares, choices, good):
+    def add(terms, shares, choices, good, squares):
         noted.terms, noted.shares, noted.choices = terms, shares, choices
 
     made.recorder.add = add

@@ -176,3 +176,26 @@ def test_a_fault_of_the_recipe_is_said_once(folder):
     done = kdcore(folder, "--out", "fault", "--processes", "2", "--set", "train.lr=fast")
     assert done.returncode == 2
     assert done.stderr.count("train.lr=fast") == 1, done.stderr
+
+
+TOO_MUCH = """
+import torch
+def forward(*arguments, inner=run.language_model.states, error=torch.OutOfMemoryError, **options):
+    if len(arguments[0].input_ids) > 1:
+        raise error("too many rows")
+    return inner(*arguments, **options)
+run.language_model.states = forward
+"""
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_too_little_memory_in_one_process_halves_the_micro_batch_of_all(folder, alone, rank):
+    """From a checkpoint of the step before on."""
+    arguments = ("--out", f"memory-{rank}", "--processes", "2", "--fresh")
+    done = kdcore(folder, *arguments, meddle=f"{rank} {TOO_MUCH}")
+    assert done.returncode == 0, done.stderr
+    run = run_of(folder, f"memory-{rank}")
+    assert json.loads((run / "micro_batch.json").read_text())["micro_batch"] == 1
+    assert "out of memory after step 3" in done.stderr
+    assert "continues after step 3 of 6" in done.stderr
+    assert_same_run(run, alone)

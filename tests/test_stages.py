@@ -259,3 +259,36 @@ def test_a_failure_of_one_variant_does_not_stop_the_others(host):
     with pytest.raises(RunError, match="1 of 2 failed"):
         run(host, each=("train.lr=1e-2,1e30",))
     assert len([path for path in Path("runs").iterdir() if (path / "final").is_dir()]) == 1
+
+
+@pytest.mark.parametrize("way", ["run", "recipe"])
+def test_a_finished_run_is_extended_where_that_is_accepted(host, way):
+    (folder,) = run(host)
+    sets, accept = ("train.steps=9",), frozenset({"train.steps"})
+    if way == "run":
+        with pytest.raises(UsageError, match=r"train.steps: was 6, is 9. Type --accept train.ste"):
+            run(host, str(folder), sets=sets)
+        assert (folder / "final").is_dir()
+    asked = str(folder) if way == "run" else "one.toml"
+    assert run(host, asked, sets=sets, accept=accept) == [folder]
+    assert metrics(folder)[-1]["step"] == 9
+    assert run(host, asked, sets=sets, accept=accept) == [folder]
+    assert run(host, str(folder)) == [folder]
+    assert "steps = 9" in (folder / "resolved.toml").read_text()
+    (again,) = run(host)  # the recipe itself asks for six steps
+    assert again.name == f"{folder.name}-2"
+    assert metrics(again)[-1]["step"] == 6
+
+
+def test_another_recipe_does_not_go_on_with_a_run_unless_it_is_accepted(host):
+    Path("killer.py").write_text(KILLER.format(step=5, name="one"))
+    with pytest.raises(KeyboardInterrupt):
+        run(Host(off=["panel"], files=["killer.py"]))
+    (folder,) = Path("runs").iterdir()
+    sets = ("loss.ce.weight=2.0", "train.warmup=1", "train.log_every=5")
+    with pytest.raises(UsageError) as caught:
+        run(host, str(folder), sets=sets)
+    assert "train.warmup: was 2, is 1" in str(caught.value)
+    assert "loss.1.weight: was 1.0, is 2.0" in str(caught.value)
+    assert "log_every" not in str(caught.value)
+    assert run(host, str(folder), sets=sets[2:]) == [folder]  # that changes nothing
