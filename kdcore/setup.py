@@ -21,7 +21,7 @@ from kdcore.objective import Objective
 from kdcore.optimizers import make_optimizer
 from kdcore.schedule import learning_rate
 from kdcore.student import check_length, make_student
-from kdcore.suitable import check_positions, numbered, widths_of
+from kdcore.suitable import check_positions, numbered, tell_habits, widths_of
 from kdcore.train import Trainer
 from kdcore.training_rows import training_rows
 from kdcore.vocabulary import cut_to, prove
@@ -156,6 +156,7 @@ def shared_ids(run: Run, teachers: Sequence[Teacher], width: int) -> int:
         if tokenizer is not None:
             others[name] = tokenizer
     shared = prove(run.tokenizer, others)
+    tell_habits(run.tokenizer, others)
     widths = {"student": width, **widths_of(teachers, run.device)}
     eos = run.tokenizer.eos_token_id
     return cut_to(shared, widths, eos if isinstance(eos, int) else None)

@@ -288,7 +288,7 @@ def test_another_recipe_does_not_go_on_with_a_run_unless_it_is_accepted(host):
     sets = ("loss.ce.weight=2.0", "train.warmup=1", "train.log_every=5")
     with pytest.raises(UsageError) as caught:
         run(host, str(folder), sets=sets)
-    assert "train.warmup: was 2, is 1" in str(caught.value)
+    assert "train.warmup: was 2.0, is 1.0" in str(caught.value)
     assert "loss.1.weight: was 1.0, is 2.0" in str(caught.value)
     assert "log_every" not in str(caught.value)
     assert run(host, str(folder), sets=sets[2:]) == [folder]  # that changes nothing

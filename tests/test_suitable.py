@@ -1,5 +1,6 @@
 """Teachers whose configs say that they cannot serve are refused before anything is loaded."""
 
+import logging
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +10,7 @@ from transformers import GPT2Config, LlamaConfig
 
 from kdcore import RunError, Teacher, component
 from kdcore.setup import prove_vocabulary
-from kdcore.suitable import check_positions, widths_of
+from kdcore.suitable import check_positions, tell_habits, widths_of
 
 
 @component
@@ -78,3 +79,33 @@ def test_a_head_that_cannot_end_a_text():
     with pytest.raises(RunError, match=rf"head of the teacher 'told' \(1\) has {size - 1} rows"):
         prove_vocabulary(run_of(tokenizer, size), [Told(width=size - 1)])
     assert prove_vocabulary(run_of(tokenizer, size), [Told(width=size)]) == size
+
+
+def habits(caplog, student, teacher):
+    with caplog.at_level(logging.WARNING, "kdcore"):
+        tell_habits(student, {"teacher 'told' (1)": teacher})
+    return caplog.text
+
+
+def tokenizer(**tokens):
+    made = tiny.byte_tokenizer()
+    for name, value in tokens.items():
+        setattr(made, name, value)
+    return made
+
+
+def test_tokenizers_of_the_same_habits(caplog):
+    assert habits(caplog, tokenizer(pad_token="a"), tokenizer(chat_template="{{ x }}")) == ""
+
+
+@pytest.mark.parametrize(
+    "ours, theirs, said",
+    [
+        ({"eos_token": "a"}, {}, "texts end with 'a' here, with '<|end|>' there"),
+        ({"pad_token": "a"}, {"pad_token": "b"}, "the pad token is 'a' here, 'b' there"),
+        ({"chat_template": "{{ x }}"}, {"chat_template": "{{ y }}"}, "the chat templates differ"),
+    ],
+)
+def test_habits_that_differ_are_told(caplog, ours, theirs, said):
+    text = habits(caplog, tokenizer(**ours), tokenizer(**theirs))
+    assert said in text and "teacher 'told' (1) is out of step with the student" in text
