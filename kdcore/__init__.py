@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from kdcore.recipe import read_recipe
     from kdcore.record import Record
     from kdcore.reopening import finals_of, folder_of, open_model, open_run
+    from kdcore.replay import saved_rows
     from kdcore.rows import lay_documents, lay_texts
     from kdcore.run import Run
     from kdcore.sampling import RowSample, SampledRow, sample_rows
@@ -82,6 +83,7 @@ _HOME = {
     "recipe": "read_recipe",
     "record": "Record",
     "reopening": "finals_of folder_of open_model open_run",
+    "replay": "saved_rows",
     "rows": "lay_documents lay_texts",
     "streams": "stream_texts",
     "run": "Run",
@@ -161,6 +163,7 @@ __all__ = [
     "reserved_modules",
     "runs_in",
     "sample_rows",
+    "saved_rows",
     "shipped_recipes",
     "stream_texts",
     "what_counts",

@@ -292,3 +292,46 @@ def test_another_recipe_does_not_go_on_with_a_run_unless_it_is_accepted(host):
     assert "loss.1.weight: was 1.0, is 2.0" in str(caught.value)
     assert "log_every" not in str(caught.value)
     assert run(host, str(folder), sets=sets[2:]) == [folder]  # that changes nothing
+
+
+BREAKS = """
+import math
+from kdcore import Loss, component, hookimpl
+
+@component
+class Breaks(Loss):
+    name = "breaks"
+    needs_teacher = False
+
+    @hookimpl
+    def kdcore_step_start(self, run, step):
+        self.value = math.inf if step == 5 else 0.0
+
+    def per_token(self, student, teacher, labels):
+        return student[:, 0] * 0 + self.value
+
+@hookimpl
+def kdcore_losses():
+    return [Breaks]
+"""
+
+
+def test_a_step_that_is_not_finite_is_told_kept_and_skipped_on_request():
+    """The code of docs/long-runs.md looks at it."""
+    Path("breaks.py").write_text(BREAKS)
+    Path("one.toml").write_text(RECIPE + '[[loss]]\nuse = "breaks"\n')
+    with_it = Host(off=["panel"], files=["breaks.py"])
+    with pytest.raises(RunError, match=r"step 5 is not finite: breaks in 4 of its 4 rows") as told:
+        run(with_it)
+    (folder,) = Path("runs").iterdir()
+    assert (folder / "checkpoints" / "step-4").is_dir()
+    docs = Path(__file__).resolve().parents[1] / "docs" / "long-runs.md"
+    code = docs.read_text().partition("```python\n")[2].partition("```")[0]
+    seen = []
+    names = {"with_it": with_it, "print": lambda *said: seen.append(said)}
+    exec(code.replace("Host()", "with_it"), names)
+    assert len(seen) == 4 and all(score < 0 for score, _ in seen)
+    assert any(repr(text[:20])[1:-1] in str(told.value) for _, text in seen)
+    (again,) = run(with_it, sets=("train.non_finite=skip",))
+    assert again == folder and (folder / "final").is_dir()
+    assert [line["step"] for line in metrics(folder) if "loss" in line] == [2, 3, 4, 6]
