@@ -38,6 +38,20 @@ def test_selections(name, micro_batch):
     assert_equal(found, judged("llama", "packed", name), selected=True)
 
 
+@pytest.mark.parametrize("micro_batch", MICRO_BATCHES)
+@pytest.mark.parametrize("on", ["kept", "all", "dropped"])
+def test_what_a_term_sees(on, micro_batch):
+    selection, scores = selections()["hardest"]
+    terms = [term(on=on)]
+    found = engine.step(
+        model(), ROWS["packed"], terms, selection=selection, micro_batch=micro_batch
+    )
+    expected = oracle.step(
+        model(), ROWS["packed"], terms, vocabulary=VOCABULARY, scores=scores, share=SHARE
+    )
+    assert_equal(found, expected, selected=True)
+
+
 @pytest.mark.parametrize("name", ["rho", "random"])
 @pytest.mark.parametrize("micro_batch", MICRO_BATCHES)
 def test_selections_within_micro_batches(name, micro_batch):
