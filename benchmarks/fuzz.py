@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-_PASSED = re.compile(r"(\d+) passing examples, (\d+) failing")
+_PASSED = re.compile(r"(\d+) passing, (\d+) failing")
 
 
 def fuzz(file: Path, times: float) -> tuple[int, int, float]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from kdcore.blame import listed
 from kdcore.build import option_values, walk
 from kdcore.confidential import without_places, without_secrets
+from kdcore.environment import environment_of
 from kdcore.folders import FINAL
 from kdcore.formula import symbols_of
 from kdcore.places import is_path
@@ -69,7 +70,7 @@ model = AutoModelForCausalLM.from_pretrained(name)
 
 def model_card(run: Run) -> str:
     """The card, without secrets, user names and places of this machine."""
-    versions = json.loads((run.folder / "env.json").read_text(encoding="utf-8"))["packages"]
+    versions = _versions(run.folder / "env.json")
     stage = run.recipe
     symbols = symbols_of(stage.terms, selects=stage.selection is not None)
     card = _CARD.format(
@@ -79,10 +80,19 @@ def model_card(run: Run) -> str:
         objective=run.objective,
         symbols="\n".join(f"- `{symbol}`: {meaning}" for symbol, meaning in symbols),
         scores=_table(run.scores),
-        recipe=without_places((run.folder / "recipe.toml").read_text(encoding="utf-8").strip()),
+        recipe=without_places((run.folder / "recipe.toml").read_text("utf-8", "replace").strip()),
         versions=", ".join(f"{name} {version}" for name, version in versions.items()),
     )
     return without_secrets(card)
+
+
+def _versions(path: Path) -> Mapping[str, str]:
+    """Those that the run began with; where their record is damaged, today's."""
+    try:
+        known: dict[str, str] = json.loads(path.read_text("utf-8", "replace"))["packages"]
+    except (ValueError, LookupError, TypeError):
+        known = environment_of()["packages"]
+    return known
 
 
 def _about(run: Run) -> str:

@@ -86,7 +86,7 @@ def compare_fingerprints(folder: Path, now: Mapping[str, str], accepted: frozens
     What is accepted by name is taken over as the new state of things.
     """
     path = folder / "fingerprints.json"
-    before = json.loads(path.read_text()) if path.exists() else {}
+    before = _fingerprints(path) if path.exists() else {}
     changed = [name for name in now if name in before and before[name] != now[name]]
     refused = [name for name in changed if name not in accepted]
     if refused:
@@ -96,6 +96,19 @@ def compare_fingerprints(folder: Path, now: Mapping[str, str], accepted: frozens
             f"{','.join(refused)} to go on all the same, or --fresh to begin again"
         )
     write_whole(path, json.dumps(dict(now), indent=1) + "\n")
+
+
+def _fingerprints(path: Path) -> dict[str, str]:
+    try:
+        found = json.loads(path.read_text("utf-8", "replace"))
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise UsageError(
+            f"{path} is damaged, so what the run was begun with is not known; remove that file to "
+            "go on all the same, or type --fresh to begin again"
+        )
+    return found
 
 
 def move_into_place(beside: Path, target: Path) -> None:

@@ -48,3 +48,21 @@ def test_damaged_run_folders(run, data):
     verbs = [["run", "plain.toml"], ["run", damaged], ["show", damaged], ["eval", damaged]]
     told(kdcore(*data.draw(st.sampled_from(verbs))), (0, 1, 2))
     told(kdcore("run", "plain.toml", "--fresh"), (0,))
+
+
+@pytest.mark.parametrize("content", CONTENTS)
+@pytest.mark.parametrize("name", ["env.json", "fingerprints.json", "recipe.toml"])
+def test_a_damaged_record_ends_no_run_at_its_end(run, name, content):
+    """The model card is made after the last step: too late to find out that it cannot be."""
+    shutil.rmtree("runs", ignore_errors=True)
+    shutil.copytree("good", "runs")
+    damaged = Path("runs", run.name)
+    shutil.rmtree(damaged / "final")
+    (damaged / name).write_bytes(content)
+    outcome = kdcore("run", "plain.toml")
+    refused = name == "fingerprints.json" and content not in (b"{}", b'{"step": "x"}\n')
+    told(outcome, (2,) if refused else (0,))
+    if refused:
+        assert "remove that file to go on" in outcome.err
+        (damaged / name).unlink()
+        told(kdcore("run", "plain.toml"), (0,))
