@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 
 
@@ -26,3 +26,8 @@ class Record:
         object.__setattr__(self, "terms", MappingProxyType(dict(self.terms)))
         object.__setattr__(self, "selection", MappingProxyType(dict(self.selection)))
         object.__setattr__(self, "gradient", MappingProxyType(dict(self.gradient)))
+
+    def __reduce__(self) -> tuple[type[Record], tuple[object, ...]]:
+        """Records go to other processes too; the views of their mappings cannot."""
+        values = (getattr(self, each.name) for each in fields(self))
+        return Record, tuple(dict(v) if isinstance(v, Mapping) else v for v in values)

@@ -1,3 +1,5 @@
+import pickle
+
 import given
 import pytest
 import torch
@@ -177,3 +179,10 @@ def test_a_step_in_which_every_weight_is_zero_still_runs(tmp_path):
     made.step(1)
     assert made.recorder.record(0.1).terms == {"ce": 0.0, "kl": 0.0}
     assert_equal(before, weights(made))
+
+
+def test_a_record_goes_to_other_processes(tmp_path):
+    made = trainer(tmp_path, steps=1)
+    made.train()
+    (record,) = records(made)
+    assert pickle.loads(pickle.dumps(record)) == record
