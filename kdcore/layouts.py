@@ -44,9 +44,11 @@ def chunk(lengths: np.ndarray, block: int, start: int = 0) -> Pieces:
     """
     ends = np.cumsum(lengths, dtype=np.int64)
     begins, total = ends - lengths, int(ends[-1]) if len(ends) else 0
-    first = start if start >= _LEAST else 0
+    first = min(start, total) if start >= _LEAST else 0
     if (total - first) % block < _LEAST:
         total -= (total - first) % block
+    if total < _LEAST:
+        total = 0
     cuts = np.union1d([0], np.arange(first, total, block))
     begin = np.union1d(begins[begins < total], cuts[cuts < total])
     document = np.searchsorted(begins, begin, side="right") - 1

@@ -87,6 +87,7 @@ def engines_loss(terms, step, done, selects):
     """One micro-batch through the objective, in chunks of seven tokens."""
     states = step.states.clone().requires_grad_()
     student = SimpleNamespace(
+        bend=None,
         model=torch.nn.Identity(),
         states=lambda batch: states,
         weight=torch.nn.Parameter(step.weight),

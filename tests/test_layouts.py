@@ -111,3 +111,9 @@ def test_the_same_lengths_are_laid_the_same_way():
     first, second = (layouts.pack(lengths, 512) for _ in range(2))
     assert first.document.tolist() == second.document.tolist()
     assert first.starts.tolist() == second.starts.tolist()
+
+
+def test_a_first_cut_behind_the_end_leaves_one_row():
+    """And none of a single token, which predicts nothing."""
+    assert tokens(layouts.chunk(np.array([5]), 4, 8)) == [[(0, n) for n in range(5)]]
+    assert tokens(layouts.chunk(np.array([1]), 2, 3)) == []
