@@ -160,7 +160,9 @@ def load_tokenizer(name: str, *, key: str | None = None) -> PreTrainedTokenizerB
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             place_of(name), trust_remote_code=False
         )
-        _ = tokenizer.all_special_ids  # a broken one would fail where nobody thinks of it
+        # A broken one would fail in the middle of the data, or of an evaluation.
+        tokenizer(["a"], add_special_tokens=False)
+        _ = tokenizer.all_special_ids
     return tokenizer
 
 

@@ -85,6 +85,17 @@ def test_files_of_tokenizers(data):
     ends_well()
 
 
+@pytest.mark.parametrize("changed", [{"unk_token": ""}, {"model_max_length": "x"}])
+def test_what_breaks_when_a_tokenizer_is_used_is_found_when_it_is_loaded(changed):
+    shutil.rmtree("odd", ignore_errors=True)
+    shutil.copytree("model", "odd")
+    path = Path("odd/tokenizer_config.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changed}))
+    Path("t.toml").write_text(PLAIN.replace('model = "model"', 'model = "odd"'))
+    outcome = told(kdcore("run", "t.toml", "--out", "odd-runs"), (1,))
+    assert "cannot load 'odd': the folder is there, but" in outcome.err
+
+
 @pytest.mark.parametrize("missing", ["pad_token", "eos_token", "both"])
 @pytest.mark.parametrize("eos", ["true", "false"])
 def test_without_pad_or_eos(missing, eos):
