@@ -143,3 +143,11 @@ def test_no_secret_no_user_and_no_place(tmp_path, host, monkeypatch):
         assert secret not in card
     assert '"@teacher"' in card and 'path = "~/***/texts"' in card
     assert "/alice" not in card
+
+
+def test_long_options_are_no_names_on_the_hub():
+    """A name of a file may have 255 characters, and asking for a longer one is an error."""
+    from kdcore_sft import Sft
+
+    data = Sft(path="owner/data", validation_share=0.5, template="{{ messages[0].content }}" * 20)
+    assert list(data.names_on_hub()) == ["owner/data"]
