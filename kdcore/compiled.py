@@ -14,7 +14,6 @@ from types import FunctionType
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from kdcore.api import Loss
 from kdcore.coarse import Coarse
@@ -26,9 +25,12 @@ _log = logging.getLogger("kdcore")
 
 def compiled_values_of(losses: Sequence[Loss], chunk: int) -> Values:
     """The same values as `values_of(losses)`, compiled for chunks of exactly `chunk` tokens."""
-    from torch._dynamo.exc import TorchDynamoException  # takes a second, and few runs compile
+    # Imported here, as it takes a second and few runs compile.
+    from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
-    plain, fast = values_of(losses), torch.compile(_functional(losses), dynamic=False)
+    plain = values_of(losses)
+    # All of it as one graph, or an error: dynamo's own ways out of it are silent.
+    fast = torch.compile(_functional(losses), dynamic=False, fullgraph=True)
     options = _options(losses)
     compiled = True
 
@@ -42,19 +44,29 @@ def compiled_values_of(losses: Sequence[Loss], chunk: int) -> Values:
         if compiled:
             missing = chunk - len(labels)
             other = _filled_answer(teacher, missing)
-            some = F.pad(weights, (0, missing)).contiguous()
+            some = weights.new_zeros(
+                len(weights), chunk
+            )  # a view's strides would be a variant each
+            some[:, : len(labels)] = weights
             try:
                 sums, gradient = fast(
                     _filled(student, missing), other, _filled(labels, missing), some
                 )
                 return sums, gradient[: len(labels)]
-            except TorchDynamoException as error:
+            except (TorchDynamoException, FailOnRecompileLimitHit) as error:
                 compiled = False
                 first = str(error).strip().split("\n")[0]
                 _log.warning("losses run uncompiled, as compiling them failed: %s", first)
         return plain(student, teacher, labels, weights)
 
     return values
+
+
+def _of_own_strides(weights: Tensor, chunk: int) -> Tensor:
+    """Filled up with zeros. The strides of what it was cut from would make each step a variant."""
+    some = weights.new_zeros(len(weights), chunk)
+    some[:, : weights.shape[1]] = weights
+    return some
 
 
 def _filled(tensor: Tensor, missing: int) -> Tensor:
