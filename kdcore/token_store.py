@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from kdcore.errors import KdcoreError, PluginError, RunError
 from kdcore.fingerprints import as_typed, digest, of_tokenizer
+from kdcore.several import cores, in_order
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
 _CALL = 1 << 16  # characters that are handed to a tokenizer at once, and ids that are written
 _Item = TypeVar("_Item")
+_LARGE = 1 << 24  # characters that are worth other processes, which take a second to begin
 _WRITE = 64  # so many of these portions are written at once: what bounds the memory
 
 Places = tuple[np.ndarray, np.ndarray]
@@ -100,8 +103,9 @@ def tokenise(data: Data, split: str, tokenizer: PreTrainedTokenizerBase) -> Toke
 
     def portions() -> Iterator[dict[str, np.ndarray]]:
         again = _Texts(data, split, made_with)
-        for portion in by_size(again, len):
-            yield encoded(portion, tokenizer, eos)
+        processes = cores() if texts.characters > _LARGE else 1
+        work = partial(encoded, tokenizer=tokenizer, eos=eos)
+        yield from in_order(work, by_size(again, len), processes)
         if again.key() != key:
             raise PluginError(
                 f"data {data.name!r} gave other texts when it was asked for its {split!r} split "
@@ -137,7 +141,7 @@ class _Texts:
         self._data, self._split = data, split
         self._hashed = digest()
         self._hashed.update(made_with.encode())
-        self.documents = self.filled = 0
+        self.documents = self.filled = self.characters = 0
 
     def __iter__(self) -> Iterator[str]:
         for text in self._data.texts(self._split):
@@ -145,6 +149,7 @@ class _Texts:
             self.documents += 1
             if text:
                 self.filled += 1
+                self.characters += len(text)
                 encoded = text.encode("utf-8", "surrogatepass")
                 self._hashed.update(b"%d " % len(encoded))
                 self._hashed.update(encoded)

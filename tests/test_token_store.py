@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from kdcore import Data, component, token_store
+from kdcore import Data, component, several, token_store
 from kdcore.rows import lay_texts
 from kdcore.token_store import tokenise
 
@@ -57,3 +57,22 @@ def test_parts_do_not_matter_to_the_fingerprint(byte_tokenizer, small_parts, tmp
     whole = tokenise(Words(), "train", byte_tokenizer).fingerprint()
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
     assert tokenise(Words(), "train", byte_tokenizer).fingerprint() == whole
+
+
+def test_many_texts_are_tokenised_by_several_processes(
+    byte_tokenizer, small_parts, tmp_path, monkeypatch
+):
+    import datasets
+
+    asked, one = [], tokenise(Words(), "train", byte_tokenizer).fingerprint()
+
+    def in_order(work, items, processes):
+        asked.append(processes)
+        return several.in_order(work, items, processes)
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    monkeypatch.setattr(token_store, "_LARGE", 0)
+    monkeypatch.setattr(token_store, "cores", lambda: 2)
+    monkeypatch.setattr(token_store, "in_order", in_order)
+    assert tokenise(Words(), "train", byte_tokenizer).fingerprint() == one
+    assert asked == [2]
