@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from kdcore.folders import move_into_place
+from kdcore.optimizer_state import flat, nested
 from kdcore.random_state import RandomState
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ class Checkpoints:
         return target
 
     def _write(self, folder: Path, state: dict[str, Any]) -> None:
-        tensors, scalars = _flat(self.optimizer.state_dict()["state"])
+        tensors, scalars = flat(self.optimizer.state_dict()["state"])
         _save(trained(self.model), folder / "student.safetensors")
         _save(tensors, folder / "optimizer.safetensors")
         scaler = self.accelerator.scaler
@@ -127,12 +128,7 @@ class Checkpoints:
 
     def _load_optimizer(self, path: Path, scalars: dict[str, Any]) -> None:
         whole = self.optimizer.state_dict()
-        state: dict[int, dict[str, Any]] = {}
-        for source in (load_file(path / "optimizer.safetensors"), scalars):
-            for key, value in source.items():
-                index, _, name = key.partition(".")
-                state.setdefault(int(index), {})[name] = value
-        whole["state"] = state
+        whole["state"] = nested(load_file(path / "optimizer.safetensors") | scalars)
         self.optimizer.load_state_dict(whole)
 
     def _drop_old(self, step: int) -> None:
@@ -178,15 +174,6 @@ def trained(model: nn.Module) -> dict[str, Tensor]:
 
 def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
-
-
-def _flat(state: Mapping[int, Mapping[str, Any]]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    tensors: dict[str, Tensor] = {}
-    scalars: dict[str, Any] = {}
-    for index, entries in state.items():
-        for name, value in entries.items():
-            (tensors if isinstance(value, Tensor) else scalars)[f"{index}.{name}"] = value
-    return tensors, scalars
 
 
 def in_order(folder: Path) -> list[Path]:
