@@ -9,7 +9,7 @@ says so.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import FunctionType
 
 import torch
@@ -48,11 +48,10 @@ def compiled_values_of(losses: Sequence[Loss], chunk: int) -> Values:
                 len(weights), chunk
             )  # a view's strides would be a variant each
             some[:, : len(labels)] = weights
+            whole = _filled(student, missing)
             try:
-                sums, gradient = fast(
-                    _filled(student, missing), other, _filled(labels, missing), some
-                )
-                return sums, gradient[: len(labels)]
+                sums = fast(whole, other, _filled(labels, missing), some)
+                return sums, whole[: len(labels)]
             except (TorchDynamoException, FailOnRecompileLimitHit) as error:
                 compiled = False
                 first = str(error).strip().split("\n")[0]
@@ -82,10 +81,12 @@ def _filled_answer(teacher: Tensor | Coarse | None, missing: int) -> Tensor | Co
     return None if teacher is None else _filled(teacher, missing)
 
 
-def _functional(losses: Sequence[Loss]) -> Values:
+def _functional(losses: Sequence[Loss]) -> Callable[..., Tensor]:
+    """Gives the sums, and leaves the gradient where the student's logits were."""
+
     def values(
         student: Tensor, teacher: Tensor | Coarse | None, labels: Tensor, weights: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Tensor:
         def total(logits: Tensor) -> tuple[Tensor, Tensor]:
             each = [
                 (checked_values(loss, logits, teacher, labels) * weight).sum()
@@ -94,8 +95,10 @@ def _functional(losses: Sequence[Loss]) -> Values:
             sums = torch.stack(each)
             return sums.sum(), sums.detach()
 
+        sums: Tensor
         gradient, sums = torch.func.grad(total, has_aux=True)(student)
-        return sums, gradient
+        student.copy_(gradient)
+        return sums
 
     # Dynamo counts variants by code object, over all runs of a process: each set of losses has one
     # of its own. With torch 2.13 and later this is `torch.compile(isolate_recompiles=True)`.

@@ -44,7 +44,7 @@ class GradientShares:
             for n, place in enumerate(places):
                 alone = torch.zeros_like(weights)
                 alone[n] = weights[n]
-                _, gradient = values(student, teacher, labels, alone)
+                _, gradient = values(student.clone(), teacher, labels, alone)
                 self.squares[place] += gradient.square().sum()
             return values(student, teacher, labels, weights)
 

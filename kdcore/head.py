@@ -28,7 +28,8 @@ from kdcore.products import (
 
 Values = Callable[[Tensor, Tensor | Coarse | None, Tensor, Tensor], tuple[Tensor, Tensor]]
 """Student and teacher logits [n, V], labels [n], weights [terms, n] -> each term's weighted sum
-[terms], and the gradient of their total in the student's logits [n, V]."""
+[terms], and the gradient of their total in the student's logits [n, V], which may take their place
+in memory."""
 
 
 @dataclass(eq=False)
@@ -112,10 +113,13 @@ class ChunkedLoss(torch.autograd.Function):
 
 def _values(student: Tensor, rows: Tensor, at: slice, work: Work) -> tuple[Tensor, Tensor]:
     """Each term's weighted sum over a chunk, and the gradient in its head's logits."""
-    bent = student if work.bend is None else work.bend(student)
     teacher = None if work.teacher is None else work.teacher(rows)
-    sums, gradient = work.values(bent, teacher, work.labels[at], work.weights[:, at])
-    return sums, gradient if work.bend is None else work.bend.back(gradient, bent)
+    labels, weights = work.labels[at], work.weights[:, at]
+    if work.bend is None:
+        return work.values(student, teacher, labels, weights)
+    bent = work.bend(student)
+    sums, gradient = work.values(bent.clone(), teacher, labels, weights)
+    return sums, work.bend.back(gradient, bent)
 
 
 def _buffer(weight: Tensor | None, work: Work) -> Tensor | None:
