@@ -61,6 +61,8 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self.gather = over(self.accelerator)
+        self.modules = list(self.objective.modules())
+        self.parameters = list(self.objective.parameters())
         self.recorder = Recorder(self.run, self.accelerator)
         self.refusals = Refusals(self)
         self.memory = Memory(self)
@@ -92,18 +94,24 @@ class Trainer:
 
     def step(self, step: int) -> None:
         """One optimizer step on this process's rows."""
-        self.objective.train()
+        if not all(module.training for module in self.modules):
+            self.objective.train()
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate(step)
         before, terms = RandomState.now(), self.terms_of(step)
         shares, choices = self.memory.enough(before, lambda: self._gradients(step, terms))
         good = self.refusals.judge(step, self._clipped(), shares, before)
         if self.refusals.are_late or good:
-            self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+            self._move()
+        self._inner.zero_grad(set_to_none=True)
         watched, self.watch = self.watch, None
         squares = None if watched is None else watched.squares
         self.recorder.add([term for term, _ in terms], shares, choices, good, squares)
+
+    @property
+    def _inner(self) -> torch.optim.Optimizer:
+        """The optimizer without what accelerate wraps around it."""
+        return getattr(self.optimizer, "optimizer", self.optimizer)
 
     def _gradients(
         self, step: int, terms: Sequence[tuple[Term, float]]
@@ -121,13 +129,18 @@ class Trainer:
             reading.forget()
         return shares, choices
 
+    def _move(self) -> None:
+        """The optimizer's step. Accelerate's, as its clipping, looks for packages on the disk."""
+        (self._inner if self.accelerator.scaler is None else self.optimizer).step()
+
     def _clipped(self) -> Tensor:
         """The gradient's norm before it was clipped."""
         clip = self.run.recipe.train.clip
-        if clip:
-            norm: Tensor = self.accelerator.clip_grad_norm_(self.objective.parameters(), clip)
-            return norm
-        return gradient_norm(self.objective)
+        if not clip:
+            return gradient_norm(self.objective)
+        if self.accelerator.scaler is None:
+            return nn.utils.clip_grad_norm_(self.parameters, clip)
+        return self.accelerator.clip_grad_norm_(self.parameters, clip)  # type: ignore[no-any-return]
 
     def rehearse(self, rows: Sequence[Row]) -> None:
         """Forward and backward of one micro-batch as in a step, without taking the step."""
