@@ -14,6 +14,7 @@ _OF_TRAIN = (
     "micro_batch",
     "chunk",
     "compile",
+    "compile_trunk",
     "checkpointing",
     "workers",
     "non_finite",

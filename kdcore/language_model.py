@@ -73,6 +73,15 @@ class LanguageModel:
         # The first parameter's, which transformers means, is none where layers are offloaded.
         return cast(Tensor, self.model.get_input_embeddings().weight).device
 
+    def compile_layers(self, **options: Any) -> None:
+        """Compile the trunk's layers in place; they are alike, so that one compilation serves all.
+
+        Options are those of `torch.compile`.
+        """
+        for layers in self._trunk.children():
+            for layer in layers if isinstance(layers, nn.ModuleList) else ():
+                layer.compile(**options)
+
     def states(self, batch: Batch) -> Tensor:
         """The trunk's last hidden states, [rows * time, H]; gradient as the caller's mode says."""
         if not self.isolates and batch.attention_mask is None:

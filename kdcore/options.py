@@ -63,6 +63,7 @@ class TrainOptions:
     chunk: Literal["auto"] | Count = "auto"
     checkpointing: bool = False
     compile: Literal["auto"] | bool = "auto"
+    compile_trunk: bool = False
     non_finite: Literal["stop", "skip"] = "stop"
     log_every: Count = 10
     eval_every: Literal["epoch"] | Count = "epoch"

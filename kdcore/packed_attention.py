@@ -67,13 +67,26 @@ def attend(
     """
     if packing is None:
         return _plain(module, query, key, value, attention_mask, **options)
+    return _packed(module, query, key, value, packing, options), None
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _packed(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    packing: Packing,
+    options: dict[str, Any],
+) -> Tensor:
+    """Not for a compiler, which would compile anew for the lengths of each micro-batch."""
     window = options.get("sliding_window")
     if query.is_cuda and query.dtype in _HALF and not options.get("dropout"):
-        return _at_once(query, key, value, packing, options.get("scaling"), window), None
+        return _at_once(query, key, value, packing, options.get("scaling"), window)
     # Split, not sliced: a slice's gradient is as large as what it was cut from.
     split = [torch.split(each, list(packing.lengths), dim=2) for each in (query, key, value)]
     found = [_piece(module, some, window, options) for some in zip(*split, strict=True)]
-    return torch.cat(found, dim=1), None
+    return torch.cat(found, dim=1)
 
 
 def _piece(

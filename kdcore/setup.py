@@ -109,6 +109,8 @@ def _prepare_student(run: Run) -> PreTrainedModel:
         enable_checkpointing(student)
     run.language_model = LanguageModel(student)
     run.vocabulary = prove_vocabulary(run, teachers)
+    if stage.train.compile_trunk:
+        run.language_model.compile_layers()
     return student
 
 

@@ -24,7 +24,7 @@ ALPACA = "tatsu-lab/alpaca"
 def alpaca(count):
     """Its columns; the column `text` is what a reader must not take for the record."""
     asked, given = (sentences(count, seed, longest=12) for seed in range(2))
-    said = sentences(count, 2, longest=4)  # each token that is learned takes 152,000 logits
+    said = sentences(count, 2, longest=3)  # each token that is learned takes 152,000 logits
     given = [text if n % 3 else "" for n, text in enumerate(given)]
     return {"instruction": asked, "input": given, "output": said, "text": ["wrong"] * count}
 
@@ -48,7 +48,7 @@ def last(folder):
 
 def test_qwen_kl_sft_with_each_divergence(qwen):
     one = f"stage.student.loss.kl.use={','.join(DIVERGENCES)}"
-    qwen.run("qwen_kl_sft", "train.steps=2", each=[one])
+    qwen.run("qwen_kl_sft", "train.steps=1", each=[one])
     assert "151,665 shared ids" in qwen.said
     runs = qwen.home / "runs"
     (teacher,) = runs.glob("qwen_kl_sft.teacher-*")
@@ -67,7 +67,7 @@ def test_qwen_kl_sft_with_each_divergence(qwen):
 
 @pytest.mark.parametrize("regime", ["only_kl", "finetune_first", "ce"])
 def test_the_other_regimes(qwen, regime):
-    made = qwen.run(f"qwen_kl_sft_{regime}", "train.steps=2")
+    made = qwen.run(f"qwen_kl_sft_{regime}", "train.steps=1")
     trained, evaluated = last(made["student"])
     terms = {key for key in trained if key.startswith("loss/")}
     assert terms == ({"loss/ce"} if regime == "ce" else {"loss/kl"})
@@ -82,7 +82,7 @@ def test_a_student_with_the_wider_head(tmp_path_factory):
     lay_data(root, ALPACA, {"train": alpaca(40)})
     with hub_of(root, tmp_path_factory.mktemp("home")) as hub:
         smaller = "stage.teacher.student.model=Qwen/Qwen2.5-3B-Instruct"
-        made = hub.run("qwen_kl_sft", "train.steps=2", smaller)
+        made = hub.run("qwen_kl_sft", "train.steps=1", smaller)
         assert "151,665 shared ids" in hub.said
         assert last(made["student"])[1]["eval/kl"] > 0
 

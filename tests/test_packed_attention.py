@@ -149,3 +149,22 @@ def test_a_model_may_be_proved_again():
     first, second = LanguageModel(model), LanguageModel(model)
     assert first._packs and second._packs
     assert model.config._attn_implementation == packed_attention.NAME
+
+
+@pytest.mark.slow
+def test_compiled_layers_serve_packed_rows_of_any_lengths():
+    from torch._dynamo.utils import counters
+
+    model = LanguageModel(tiny.model("llama"))
+    collate = Collate(tiny.split_of([np.zeros(9)]), 64, tiny.CPU)
+    given = [collate(rows()[: n + 1]) for n in (3, 1, 2, 3)]
+    plain = [model.states(each) for each in given]
+    model.compile_layers(backend="eager")
+    graphs = []
+    for each, exact in zip(given, plain, strict=True):
+        torch.testing.assert_close(model.states(each), exact, rtol=1e-5, atol=1e-6)
+        graphs.append(counters["stats"]["unique_graphs"])
+    assert graphs[0] > 0
+    assert graphs[2] == graphs[-1]  # of one size, then of any; never of these lengths
+    names = model.model.state_dict().keys()
+    assert names == tiny.model("llama").state_dict().keys()

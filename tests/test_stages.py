@@ -12,6 +12,7 @@ import torch
 
 from kdcore.errors import RunError, UsageError
 from kdcore.folders import locked
+from kdcore.language_model import LanguageModel
 from kdcore.plugins import Host
 from kdcore.running import Asked, run_all
 
@@ -335,3 +336,12 @@ def test_a_step_that_is_not_finite_is_told_kept_and_skipped_on_request():
     (again,) = run(with_it, sets=("train.non_finite=skip",))
     assert again == folder and (folder / "final").is_dir()
     assert [line["step"] for line in metrics(folder) if "loss" in line] == [2, 3, 4, 6]
+
+
+def test_the_trunk_is_compiled_where_the_recipe_says_so(monkeypatch):
+    compiled = []
+    monkeypatch.setattr(LanguageModel, "compile_layers", lambda model: compiled.append(model))
+    for wanted in ("false", "true"):
+        few = ("train.steps=1", "train.eval_first=false", f"train.compile_trunk={wanted}")
+        run_all(Asked("one.toml", sets=few, out=Path(wanted)), Host())
+        assert len(compiled) == (wanted == "true")
