@@ -1,6 +1,6 @@
 """The fuzzers of the tests, for longer: cases that the suite does not try.
 
-    python benchmarks/fuzz.py --times 22            50,000 cases, file by file
+    python benchmarks/fuzz.py --times 24            50,000 cases, file by file
     python benchmarks/fuzz.py --times 2 recipes     more of tests/test_fuzz_recipes.py alone
 
 A case is one example of hypothesis, drawn anew each time; it is one command or several. What fails

@@ -39,6 +39,7 @@ class Assembly:
         self.tables = {key: inner[key] for key in TABLES if key in inner and inner[key].is_table}
         self.lists = {key: inner[key].items for key in LISTS if key in inner}
         self.seed = self._seed()
+        self.trusted = self._trusted()
         self.student = self._options(StudentOptions, "student")
         self.train = self._options(TrainOptions, "train")
         self.data = self._component(Data, "data")
@@ -61,6 +62,7 @@ class Assembly:
             run_name=run_name,
             table=self.table.plain_table(),
             seed=self.seed,
+            trusted=self.trusted,
             student=self.student,
             tokenizer=self.tokenizer,
             tokenizer_data=self._tokenizer_data(tokenizer_data, self.data),
@@ -86,6 +88,16 @@ class Assembly:
         said = f"seed should be a whole number from 0 to {_LARGEST_SEED}, not {shown(value)}"
         self.faults.append(seed.fault(said))
         return 0
+
+    def _trusted(self) -> list[str]:
+        given = self.table.table.get("trust_remote_code")
+        names = [] if given is None else given.plain()
+        if isinstance(names, list) and all(isinstance(name, str) for name in names):
+            return names
+        assert given is not None
+        said = "trust_remote_code should be a list of names, of models whose own code may run"
+        self.faults.append(given.fault(f"{said}, not {shown(names)}"))
+        return []
 
     def _options(self, cls: type[_Options], key: str) -> _Options | None:
         table = self.tables.get(key)

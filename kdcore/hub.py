@@ -1,7 +1,7 @@
 """Models and tokenizers from a folder or the Hugging Face hub, and what to say where they are not.
 
 Types are always explicit (a checkpoint's own would be used otherwise), and code from a model's
-repository is never run.
+repository runs only where the recipe trusts it by name.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 
 from kdcore.errors import RunError
 from kdcore.places import explained, is_path, place_of, refuse_pickle
+from kdcore.trust import is_trusted
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -107,7 +108,7 @@ def _load(
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             place_of(name),
             output_loading_info=True,
-            trust_remote_code=False,
+            trust_remote_code=is_trusted(name),
             use_safetensors=True,
             **arguments,
         )
@@ -126,7 +127,7 @@ def load_config(name: str, *, key: str | None = None) -> PretrainedConfig:
         from transformers import AutoConfig
 
         config: PretrainedConfig = AutoConfig.from_pretrained(
-            place_of(name), trust_remote_code=False
+            place_of(name), trust_remote_code=is_trusted(name)
         )
     return config
 
@@ -158,7 +159,7 @@ def load_tokenizer(name: str, *, key: str | None = None) -> PreTrainedTokenizerB
         from transformers import AutoTokenizer
 
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            place_of(name), trust_remote_code=False
+            place_of(name), trust_remote_code=is_trusted(name)
         )
         # A broken one would fail in the middle of the data, or of an evaluation.
         tokenizer(["a"], add_special_tokens=False)

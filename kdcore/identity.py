@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from kdcore.references import replace_references
 from kdcore.written import Written
 
-_OF_RECIPE = ("name", "requires", "log", "eval")
+_OF_RECIPE = ("name", "requires", "trust_remote_code", "log", "eval")
 _OF_TRAIN = (
     "micro_batch",
     "chunk",

@@ -44,6 +44,11 @@ def explained(name: str, key: str | None) -> Iterator[None]:
         raise
     except Exception as error:  # files that are no model break libraries in any way
         why = _folder_fault(error) if there else _hub_fault(error, key)
+        if "trust_remote_code" in str(error):
+            why = (
+                "it brings code of its own, which is not run; if you know that code, say "
+                f'trust_remote_code = ["{name}"] at the top of the recipe'
+            )
         raise RunError(f"cannot load {name!r}: {why}") from error
 
 

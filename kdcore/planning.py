@@ -27,6 +27,7 @@ from kdcore.run import Run
 from kdcore.setup import steps_of
 from kdcore.student import config_of
 from kdcore.tokenizing import keep_tokenizer
+from kdcore.trust import trust
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -76,6 +77,7 @@ class _Planning:
 
     def plan(self) -> StagePlan:
         stage = self._stage()
+        trust(stage.trusted)
         run = Run(recipe=stage, folder=self._folder(self.table.name), device=torch.device("cpu"))
         tokenizer = self._try("the tokenizer", lambda: self._tokenizer(run))
         if tokenizer is None:

@@ -29,6 +29,7 @@ from kdcore.run import Run
 from kdcore.setup import HALF, make_accelerator, precision_of, prove_vocabulary, steps_of
 from kdcore.student import make_student
 from kdcore.teachers import load_teacher
+from kdcore.trust import trust
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -52,6 +53,7 @@ def open_run(
     one that it does not have is added with its defaults, and `sets` may change its options. The
     teacher is loaded if one of them asks for it.
     """
+    trust(())  # a folder's recipe may be a stranger's
     recipe = read_recipe(str(folder / "resolved.toml"), host, sets=sets, evals=evals or ())
     (table,) = recipe.stages
     stage = _with_evals(recipe.build(table.name), evals)
@@ -81,6 +83,7 @@ def open_model(model: str, stage: Stage, folder: Path, evals: Sequence[str] | No
 
     It reads with its own tokenizer. `folder` is where its run would be; it is not made.
     """
+    trust(())
     stage = _with_evals(stage, evals)
     run = _run(stage, folder, {})
     run.tokenizer = load_tokenizer(model)

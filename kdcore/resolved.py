@@ -29,6 +29,7 @@ def _tables(stage: Stage) -> dict[str, object]:
     student = {key: _plain(value) for key, value in option_values(stage.student).items()}
     tables: dict[str, object] = {
         "seed": stage.seed,
+        "trust_remote_code": list(stage.trusted),
         "student": {key: each for key, each in student.items() if each not in (None, [])},
         "tokenizer": _plain(stage.tokenizer),
         "data": table_of(stage.data),

@@ -32,6 +32,7 @@ class Stage:
     evals: Sequence[Eval]  # those that every run has included
     loggers: Sequence[Logger]
     train: TrainOptions
+    trusted: Sequence[str] = ()  # models whose own code may run
 
     def components(self) -> list[Component]:
         """Every component, each before those that are nested in it."""

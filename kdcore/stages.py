@@ -36,6 +36,7 @@ from kdcore.run import Run
 from kdcore.setup import make_accelerator, prepare
 from kdcore.signals import Signals
 from kdcore.tokenizing import load_tokenizer_of
+from kdcore.trust import trust
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -135,6 +136,7 @@ def _run_stage(
     with _explained(folder), locked(folder) if run.main else nullcontext(), Signals() as signals:
         if run.main:
             keep_texts(folder, {**texts, "env.json": record(host)})
+        trust(stage.trusted)
         run.tokenizer = load_tokenizer_of(run, others, accelerator)
         trainer = prepare(run, host, accelerator, signals, CHECKPOINTS)
         if run.main:

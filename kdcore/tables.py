@@ -7,7 +7,7 @@ from kdcore.written import Written
 
 TABLES = ("student", "tokenizer", "data", "teacher", "selection", "train")
 LISTS = ("loss", "eval", "log")
-IN_STAGE = ("seed", *TABLES, *LISTS)
+IN_STAGE = ("seed", "trust_remote_code", *TABLES, *LISTS)
 AT_TOP = ("name", "extends", "requires", "stage")
 
 KINDS_OF_TABLES = {

@@ -88,7 +88,7 @@ def jumbled(draw, good):
     return bytes(made) if draw(st.booleans()) else draw(st.sampled_from(ODD))
 
 
-@cases(90)
+@cases(45)
 @given(st.data())
 def test_texts(data):
     ends_well("text", "some.txt", jumbled(data.draw, GOOD), GOOD)
@@ -98,14 +98,14 @@ def lines(some):
     return "\n".join(json.dumps(each) for each in some).encode()
 
 
-@cases(60)
+@cases(30)
 @given(st.data(), st.sampled_from(["some.jsonl", "some.json"]))
 def test_bytes_that_were_records(data, path):
     good = lines(ANSWERED) if path.endswith("l") else json.dumps(ANSWERED).encode()
     ends_well("sft", path, jumbled(data.draw, good), good)
 
 
-@cases(120)
+@cases(60)
 @given(st.lists(records, max_size=6), st.sampled_from(["some.jsonl", "some.json"]))
 def test_records_for_instructions(some, path):
     as_list = path.endswith(".json")
@@ -113,7 +113,7 @@ def test_records_for_instructions(some, path):
     ends_well("sft", path, bad, json.dumps(ANSWERED).encode() if as_list else lines(ANSWERED))
 
 
-@cases(60)
+@cases(30)
 @given(st.lists(records, max_size=5))
 def test_records_for_texts(some):
     good = lines({"text": each["instruction"]} for each in ANSWERED)

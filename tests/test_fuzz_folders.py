@@ -25,7 +25,7 @@ def run(tmp_path_factory):
         yield next(Path("good").glob("plain-*"))
 
 
-@cases(70)
+@cases(35)
 @given(st.data())
 def test_damaged_run_folders(run, data):
     shutil.rmtree("runs", ignore_errors=True)

@@ -56,7 +56,7 @@ configs = st.fixed_dictionaries(
 )
 
 
-@cases(60)
+@cases(30)
 @given(configs, st.sampled_from(["text", "sft"]))
 def test_configs_of_tokenizers(changed, use):
     shutil.rmtree("odd", ignore_errors=True)
@@ -69,7 +69,7 @@ def test_configs_of_tokenizers(changed, use):
     ends_well(*(["--set", data] if use == "sft" else []))
 
 
-@cases(40)
+@cases(20)
 @given(st.data())
 def test_files_of_tokenizers(data):
     shutil.rmtree("odd", ignore_errors=True)

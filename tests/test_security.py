@@ -230,6 +230,41 @@ def test_the_code_of_a_model_is_not_run():
         told(kdcore("run", "plain.toml", "--set", config), (2,))
 
 
+OWN_CODE = """
+from transformers import LlamaConfig, LlamaForCausalLM
+open({marker!r}, "w")
+class C(LlamaConfig):
+    model_type = "own"
+class M(LlamaForCausalLM):
+    config_class = C
+"""
+
+
+def test_the_code_of_a_model_runs_where_the_recipe_names_that_model():
+    shutil.copytree("model", "own")
+    marker = Path("own_code_ran").absolute()
+    Path("own/own.py").write_text(OWN_CODE.format(marker=str(marker)))
+    config = json.loads(Path("own/config.json").read_text())
+    config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.C"}}
+    config["auto_map"]["AutoModelForCausalLM"] = "own.M"
+    Path("own/config.json").write_text(json.dumps(config))
+    run = ("run", "taught.toml", "--set", "teacher.model=own", "--set")
+    for others in ("[]", "['model', './own', 'OWN']"):
+        refused = kdcore(*run, f"trust_remote_code={others}")
+        told(refused, (1,))
+        assert 'say trust_remote_code = ["own"] at the top of the recipe' in refused.err
+        assert not marker.exists()
+    trusting = kdcore(*run, "trust_remote_code=['own']")
+    assert trusting.code == 0, trusting.err
+    assert marker.exists()
+    assert "the recipe trusts 'own': code from there may run" in trusting.err
+    marker.unlink()
+    assert kdcore("run", "taught.toml", "--set", "teacher.model=own").code == 0  # it is finished
+    told(kdcore("eval", "own", "--recipe", "taught.toml"), (1, 2))  # trust was that recipe's
+    assert not marker.exists()
+    told(kdcore(*run, "trust_remote_code='own'"), (2,))
+
+
 @pytest.mark.parametrize(
     "template",
     [
