@@ -100,7 +100,7 @@ def test_code_of_a_repository_is_not_run(tmp_path):
     config["model_type"] = "evil"
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "evil.py").write_text("raise SystemExit('it ran')")
-    with pytest.raises(RunError, match="the folder is there, but"):
+    with pytest.raises(RunError, match="brings code of its own, which is not run"):
         load_model(str(tmp_path), dtype=torch.float32)
 
 
