@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("kdcore")
 _CONFIG = "adapter_config.json"
+_WEIGHTS = "adapter_model.safetensors"
 
 
 def adapter_base(name: str) -> str | None:
@@ -70,6 +71,11 @@ def with_adapter(model: PreTrainedModel, adapter: str, base: str) -> PreTrainedM
         from peft.utils import load_peft_weights
 
         config = PeftConfig.from_pretrained(path)
+        if not os.path.isdir(path) and file_on_hub(adapter, _WEIGHTS) is None:
+            raise RunError(
+                f"cannot load the adapter {adapter!r}: it has no {_WEIGHTS}, and weights that are "
+                "a pickle are not read, as that may run code"
+            )
         weights = load_peft_weights(path, device="cpu")
     if config.is_prompt_learning:
         raise RunError(f"the adapter {adapter!r} is a prompt; kdcore takes those of weights")

@@ -11,7 +11,7 @@ from adapted import save_adapter
 from safetensors.torch import load_file, save_file
 
 from kdcore import RunError, load_config, load_model, load_tokenizer, model_fingerprint
-from kdcore.adapters import adapter_base, merged
+from kdcore.adapters import adapter_base, merged, with_adapter
 from kdcore.language_model import _random_ids
 from kdcore.options import StudentOptions
 from kdcore.student import make_student
@@ -188,3 +188,14 @@ def test_a_base_of_another_name_is_told(adapter, base, caplog):
     _rename(folder, "somebody/base")  # downloaded, likely
     load(base, adapter=str(folder))
     assert not caplog.records
+
+
+def test_an_adapter_of_the_hub_that_is_a_pickle_is_not_read(base, adapter, monkeypatch):
+    import peft
+
+    folder, _ = adapter
+    config = peft.PeftConfig.from_pretrained(folder)
+    monkeypatch.setattr(peft.PeftConfig, "from_pretrained", lambda name: config)
+    monkeypatch.setattr("kdcore.adapters.file_on_hub", lambda name, file: None)
+    with pytest.raises(RunError, match=r"'org/pickled': it has no adapter_model\.safetensors"):
+        with_adapter(load(base), "org/pickled", str(base))
