@@ -299,8 +299,8 @@ FAULTS = [
     Fault(
         "gradient not clipped",
         "kdcore/train.py",
-        "if clip:",
         "if not clip:",
+        "if clip:",
         "test_train.py",
     ),
     Fault(
