@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -18,9 +16,10 @@ from torch import Tensor, nn
 
 from kdcore import packed_attention
 from kdcore.batch import Packing
-from kdcore.bends import Bend, bends_of
+from kdcore.bends import Bend
 from kdcore.errors import RunError
 from kdcore.products import logits_of, unrounded
+from kdcore.proving import prove, random_ids, same, still
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -28,8 +27,6 @@ if TYPE_CHECKING:
     from kdcore.batch import Batch
 
 _log = logging.getLogger("kdcore")
-_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4}  # of the largest value
-_HALF_TOLERANCE = 1e-2
 
 
 class LanguageModel:
@@ -48,12 +45,15 @@ class LanguageModel:
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
         self._trunk = _trunk_of(model)
+        # Some models look for pads in the ids and warn: each time, waiting for the device. Packed
+        # rows have some and need no mask, and those that need one have it.
+        vars(self._trunk)["warn_if_padding_and_no_attention_mask"] = _say_nothing
         self._takes_positions = "position_ids" in inspect.signature(self._trunk.forward).parameters
         head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
         self.weight = self.bias = None
-        with _still(model):
-            ids = _random_ids(model, self.device)
-            proved = type(head) is nn.Linear and _prove(model, self._trunk, head, ids)
+        with still(model):
+            ids = random_ids(model, self.device)
+            proved = type(head) is nn.Linear and prove(model, self._trunk, head, ids)
             if proved:
                 self.weight, self.bias = cast(nn.Parameter, head.weight), head.bias
                 self.width, self.bend = head.out_features, proved.bend
@@ -150,7 +150,7 @@ class LanguageModel:
         except (TypeError, RuntimeError):
             packed = ids[..., None]
         alone = self._run(ids[:, half:], positions[:, :half], None)
-        if _same(packed[:, half:], alone):
+        if same(packed[:, half:], alone):
             return True
         packed_attention.uninstall(self.model)
         return False
@@ -161,7 +161,7 @@ class LanguageModel:
         positions = torch.arange(half, device=ids.device).repeat(2).expand_as(ids)
         other = torch.cat([ids[:, half:], ids[:, half:]], dim=1)
         seen = [self._run(either, positions, None)[:, half:] for either in (ids, other)]
-        return _same(*seen)
+        return same(*seen)
 
     def _refuse_packed(self, batch: Batch) -> None:
         # This waits for the device, but only with models that cannot take packed rows anyway.
@@ -172,6 +172,10 @@ class LanguageModel:
                 f"{type(self.model).__name__} lets packed documents see each other; "
                 'use rows = "one" or "chunk" in [data]'
             )
+
+
+def _say_nothing(*_: Any) -> None:
+    pass
 
 
 def _real(tensor: Tensor, packing: Packing) -> Tensor:
@@ -185,66 +189,3 @@ def _trunk_of(model: PreTrainedModel) -> nn.Module:
     unwrap: Callable[[], PreTrainedModel] | None = getattr(model, "get_base_model", None)
     trunk: nn.Module = (unwrap() if unwrap else model).base_model
     return trunk
-
-
-@contextmanager
-def _still(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradient; every module's mode comes back."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
-def _random_ids(model: PreTrainedModel, device: torch.device) -> Tensor:
-    """Two rows of sixteen ids, the same each time; no random state is touched."""
-    embedding = cast(Tensor, model.get_input_embeddings().weight)
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(len(embedding), (2, 16), generator=generator).to(device)
-
-
-@dataclass(frozen=True)
-class _Proved:
-    """That the model's logits are its head applied to its trunk, then `bend` if there is one."""
-
-    bend: Bend | None
-
-
-def _prove(
-    model: PreTrainedModel, trunk: nn.Module, head: nn.Linear, ids: Tensor
-) -> _Proved | None:
-    """Try what the model may do with the states; None where it does something else.
-
-    The head is fed enlarged states too: a fresh model's logits are so small that capping them
-    changes nothing yet.
-    """
-    seen: list[Tensor] = []
-
-    def enlarge(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
-        seen.append(inputs[0])
-        return (inputs[0] * (100 / (inputs[0] @ head.weight.t()).abs().max()),)
-
-    states: Tensor = trunk(input_ids=ids, use_cache=False)[0]
-    hook = head.register_forward_pre_hook(enlarge)
-    try:
-        logits = model(input_ids=ids, use_cache=False).logits
-    finally:
-        hook.remove()
-    if len(seen) != 1 or not _same(seen[0], states):
-        return None
-    made = head(*enlarge(head, (seen[0],)))
-    if _same(logits, made):
-        return _Proved(None)
-    return next((_Proved(bend) for bend in bends_of(model) if _same(logits, bend(made))), None)
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    """Equal shapes, and values equal up to the rounding of their type."""
-    if a.shape != b.shape:
-        return False
-    apart = (a.float() - b.float()).abs().max()
-    return bool(apart <= _TOLERANCE.get(a.dtype, _HALF_TOLERANCE) * b.float().abs().max())

@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from kdcore import RunError, load_config, load_model, load_tokenizer, model_fingerprint
 from kdcore.adapters import adapter_base, merged, with_adapter
-from kdcore.language_model import _random_ids
 from kdcore.options import StudentOptions
+from kdcore.proving import random_ids
 from kdcore.student import make_student
 
 pytestmark = pytest.mark.slow
@@ -40,7 +40,7 @@ def load(name, **options):
 
 def logits(model):
     with torch.no_grad():
-        return model.eval()(input_ids=_random_ids(model, tiny.CPU), use_cache=False).logits
+        return model.eval()(input_ids=random_ids(model, tiny.CPU), use_cache=False).logits
 
 
 def test_an_adapter_is_told_from_a_model(base, adapter, tmp_path):

@@ -10,7 +10,7 @@ import torch
 from adapted import save_adapter
 from standin_hub import serving
 
-from kdcore.language_model import _random_ids
+from kdcore.proving import random_ids
 
 pytest.importorskip("peft")
 pytestmark = pytest.mark.slow
@@ -37,7 +37,7 @@ def ask(tmp_path_factory):
     tiny.save(root / "models/some/base")
     model = tiny.model(vocabulary=300)
     adapted = save_adapter(model, root / "models/some/adapter", base="some/base")
-    ids = _random_ids(adapted, tiny.CPU)
+    ids = random_ids(adapted, tiny.CPU)
     with torch.no_grad():
         right = float(adapted(input_ids=ids, use_cache=False).logits.double().sum())
     with serving(root) as (url, _):

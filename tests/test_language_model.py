@@ -256,3 +256,14 @@ def test_on_a_gpu_in_bf16(kind):
     torch.testing.assert_close(made.double(), exact, rtol=1e-4, atol=1e-4)
     with torch.autocast("cuda", torch.bfloat16):
         assert torch.equal(language_model.logits(states), made)
+
+
+def test_pads_are_not_looked_for(monkeypatch):
+    """GPT-2 does so in each call without a mask, which waits for a GPU, and warns of them."""
+    from transformers.modeling_utils import PreTrainedModel
+
+    def looked(*_):
+        raise AssertionError("it looked at the ids")
+
+    monkeypatch.setattr(PreTrainedModel, "warn_if_padding_and_no_attention_mask", looked)
+    LanguageModel(tiny.model("gpt2"))
