@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import time
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,7 +25,12 @@ HIDDEN, TEACHER_HIDDEN, VOCABULARY = 896, 1536, 151_936  # Qwen2.5-0.5B, and a t
 KEPT = 0.3
 
 
-LOSSES = {"kl": ForwardKL, "skew-reverse-kl": SkewReverseKL, "jsd": JensenShannon}
+LOSSES = {
+    "ce": CrossEntropy,
+    "kl": ForwardKL,
+    "skew-reverse-kl": SkewReverseKL,
+    "jsd": JensenShannon,
+}
 
 
 class Given:
@@ -93,9 +99,15 @@ def products_only(given: Given, loss: str) -> Tensor:
     return torch.zeros(())
 
 
+@lru_cache
+def _compiled(loss: str, chunk: int) -> Values:
+    """Once for a process, as once for a run."""
+    return compiled_values_of([LOSSES[loss]()], chunk)
+
+
 def kdcore(given: Given, loss: str) -> Tensor:
     """The engine's function with the loss compiled."""
-    return _chunked(given, compiled_values_of([LOSSES[loss]()], given.chunk))
+    return _chunked(given, _compiled(loss, given.chunk))
 
 
 def uncompiled(given: Given, loss: str) -> Tensor:
@@ -123,7 +135,7 @@ def rho(given: Given, loss: str) -> Tensor:
     nll = nll_from_logits(lambda rows: logits_of(states[rows], weight), asked)
     scores = nll(torch.arange(len(states)), given.labels) - given.reference
     kept = scores.topk(_kept(given)).indices.sort().values
-    return _chunked(given, compiled_values_of([CrossEntropy()], given.chunk), kept)
+    return _chunked(given, _compiled("ce", given.chunk), kept)
 
 
 def _chunked(given: Given, values: Values, rows: Tensor | None = None) -> Tensor:
