@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from kdcore import KdcoreError, LanguageModel, load_model, plans_of
 from kdcore.cli import host_of
 from kdcore.errors import PluginError
-from kdcore.language_model import _random_ids
 from kdcore.plugins import Host
+from kdcore.proving import random_ids
 from kdcore.recipe import read_recipe
 from kdcore.running import Asked, run_all
 
@@ -87,7 +87,7 @@ def metrics(folder, key):
 
 def logits(model):
     with torch.no_grad():
-        return model.eval()(input_ids=_random_ids(model, tiny.CPU), use_cache=False).logits
+        return model.eval()(input_ids=random_ids(model, tiny.CPU), use_cache=False).logits
 
 
 @pytest.mark.parametrize("merge, teacher", [("true", "hf"), ("false", "hf"), ("false", "qwen")])

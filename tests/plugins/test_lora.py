@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from kdcore import LanguageModel, RunError, UsageError
 from kdcore.cli import host_of
 from kdcore.errors import RecipeError
-from kdcore.language_model import _random_ids
+from kdcore.proving import random_ids
 from kdcore.recipe import read_recipe
 from kdcore.student import patched
 
@@ -31,7 +31,7 @@ def trained(model):
 
 def logits(model):
     with torch.no_grad():
-        return model(input_ids=_random_ids(model, tiny.CPU), use_cache=False).logits
+        return model(input_ids=random_ids(model, tiny.CPU), use_cache=False).logits
 
 
 def test_hook_kdcore_patches():
