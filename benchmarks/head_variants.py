@@ -139,13 +139,14 @@ def rho(given: Given, loss: str) -> Tensor:
 
 
 def _chunked(given: Given, values: Values, rows: Tensor | None = None) -> Tensor:
-    rows = torch.arange(len(given.states)) if rows is None else rows
+    """All rows with the teacher, or these without."""
+    trained = torch.arange(len(given.states)) if rows is None else rows
     work = Work(
-        positions=rows,
-        labels=given.labels[rows],
-        weights=torch.full((1, len(rows)), 1 / len(rows)),
+        positions=trained,
+        labels=given.labels[trained],
+        weights=torch.full((1, len(trained)), 1 / len(trained)),
         values=values,
-        teacher=given.teacher,  # type: ignore[arg-type]
+        teacher=None if rows is not None else given.teacher,  # type: ignore[arg-type]
         vocabulary=VOCABULARY,
         chunk=given.chunk,
     )
