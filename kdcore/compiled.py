@@ -44,10 +44,7 @@ def compiled_values_of(losses: Sequence[Loss], chunk: int) -> Values:
         if compiled:
             missing = chunk - len(labels)
             other = _filled_answer(teacher, missing)
-            some = weights.new_zeros(
-                len(weights), chunk
-            )  # a view's strides would be a variant each
-            some[:, : len(labels)] = weights
+            some = _of_own_strides(weights, chunk)
             whole = _filled(student, missing)
             try:
                 sums = fast(whole, other, _filled(labels, missing), some)

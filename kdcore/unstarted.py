@@ -19,6 +19,7 @@ from kdcore.run import Run
 from kdcore.setup import make_accelerator, shared_ids
 from kdcore.student import config_of
 from kdcore.tokenizing import keep_tokenizer
+from kdcore.trust import trust
 
 if TYPE_CHECKING:
     from kdcore.batch import Batch, Row
@@ -40,6 +41,7 @@ def open_stage(recipe: Recipe, name: str, out: Path) -> Iterator[Run]:
                 f"--stage {need} comes first"
             )
     stage = recipe.build(name, finals)
+    trust(stage.trusted)
     known = [folder_of(recipe, name, out), *(final.parent for final in finals.values())]
     out.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".unstarted-", dir=out) as folder:
