@@ -24,7 +24,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 TESTS = Path(__file__).parents[1] / "tests"
-CHUNK = 100  # after so many the caches of tokens are thrown away
+CHUNK = 500  # after so many the caches of tokens are thrown away, and two processes start anew
 
 
 def settle(folder: Path) -> None:

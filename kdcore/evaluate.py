@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from kdcore.api import Loss, Teacher
 from kdcore.batch import Batch, Row
@@ -19,7 +18,7 @@ from kdcore.blame import asked, blame
 from kdcore.coarse import Coarse, likeliest
 from kdcore.head import chunk_size
 from kdcore.objective import per_token
-from kdcore.reading import answers
+from kdcore.reading import answers, nll_of
 from kdcore.rows import as_rows
 from kdcore.vocabulary import bytes_per_id
 
@@ -65,7 +64,7 @@ def log_likelihoods(run: Run, rows: Sequence[Row], batch: int) -> list[float]:
             made = collate([laid[int(index)] for index in group])
             whose = torch.from_numpy(group).to(run.device)
             for at, student in _chunks(run, made):
-                nll = F.cross_entropy(student, made.labels[at], reduction="none")
+                nll = nll_of(student, made.labels[at])
                 totals.index_add_(0, whose[at // made.input_ids.shape[1]], -nll.double())
     if run.processes > 1:
         torch.distributed.all_reduce(totals)
@@ -125,7 +124,7 @@ class _Sums:
         values = [
             torch.ones_like(labels),
             self.bytes[labels],
-            F.cross_entropy(student, labels, reduction="none"),
+            nll_of(student, labels),
             *(per_token(loss, student, teacher, labels) for loss in self.losses),
         ]
         if teacher is not None:

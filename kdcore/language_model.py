@@ -78,6 +78,7 @@ class LanguageModel:
 
         Options are those of `torch.compile`.
         """
+        packed_attention.keep_uncompiled()
         for layers in self._trunk.children():
             for layer in layers if isinstance(layers, nn.ModuleList) else ():
                 layer.compile(**options)

@@ -40,6 +40,15 @@ def uninstall(model: PreTrainedModel) -> None:
     model.config._attn_implementation = _TAKES_THE_PLACE_OF
 
 
+def keep_uncompiled() -> None:
+    """No compiler may look into packed attention: it would compile anew for each micro-batch.
+
+    Called where a trunk is compiled; torch takes a second to import what this needs.
+    """
+    global _packed
+    _packed = torch.compiler.disable(_packed)  # type: ignore[no-untyped-call]
+
+
 def arguments(packing: Packing, device: torch.device) -> dict[str, Any]:
     """What a trunk is called with so that its attention knows how rows are packed.
 
@@ -70,7 +79,6 @@ def attend(
     return _packed(module, query, key, value, packing, options), None
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _packed(
     module: nn.Module,
     query: Tensor,
@@ -79,7 +87,6 @@ def _packed(
     packing: Packing,
     options: dict[str, Any],
 ) -> Tensor:
-    """Not for a compiler, which would compile anew for the lengths of each micro-batch."""
     window = options.get("sliding_window")
     if query.is_cuda and query.dtype in _HALF and not options.get("dropout"):
         return _at_once(query, key, value, packing, options.get("scaling"), window)

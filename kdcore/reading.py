@@ -21,6 +21,8 @@ from kdcore.errors import PluginError, UsageError
 from kdcore.head import chunk_size
 from kdcore.products import unrounded
 
+_IN_CACHE = 2**20  # numbers, of 4 bytes, that stay in the cache of a core
+
 
 def read(teacher: Teacher, batch: Batch) -> LogitsAt:
     """Let a teacher read a batch, and check and cut all that it says of it.
@@ -84,11 +86,20 @@ def nll_from_logits(logits_at: LogitsAt, batch: Batch) -> Callable[[Tensor, Tens
 
     def nll(positions: Tensor, labels: Tensor) -> Tensor:
         pieces = zip(torch.split(positions, size), torch.split(labels, size), strict=True)
-        return torch.cat(
-            [F.cross_entropy(logits_at(some), label, reduction="none") for some, label in pieces]
-        )
+        return torch.cat([nll_of(logits_at(some), label) for some, label in pieces])
 
     return torch.no_grad()(nll)
+
+
+def nll_of(logits: Tensor, labels: Tensor) -> Tensor:
+    """Logits [n, V], labels [n] -> negative log-likelihoods [n].
+
+    On a CPU a few rows at a time, whose probabilities stay in its cache: the same bits, twice as
+    fast.
+    """
+    rows = max(1, len(logits) if logits.is_cuda else _IN_CACHE // logits.shape[-1])
+    pieces = zip(torch.split(logits, rows), torch.split(labels, rows), strict=True)
+    return torch.cat([F.cross_entropy(some, label, reduction="none") for some, label in pieces])
 
 
 def _ids_known(teacher: Teacher) -> int | None:
