@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import torch
 from oracle_losses import mass_up_to, nll
 
@@ -59,13 +60,15 @@ class Average:
 class Known:
     """A teacher's answers at tokens [n]: whole logits, or those of some ids and of all others."""
 
-    def __init__(self, logits, ids=None):
+    def __init__(self, logits, ids=None, *, at_border=False):
         self.logits, self.ids = logits, ids
+        self.at_border = at_border  # whether rounding may have gone either way
 
     @classmethod
     def joined(cls, some):
         ids = None if some[0].ids is None else torch.cat([one.ids for one in some])
-        return cls(torch.cat([one.logits for one in some]), ids)
+        at_border = any(one.at_border for one in some)
+        return cls(torch.cat([one.logits for one in some]), ids, at_border=at_border)
 
     def at(self, tokens):
         return Known(self.logits[tokens], None if self.ids is None else self.ids[tokens])
@@ -91,7 +94,11 @@ def likeliest(logits, k):
     if k < p.shape[1] and ((p[:, k - 1] - p[:, k]) < CLOSE * p[:, k]).any():
         raise TooClose
     masses = torch.cat([p[:, :k], p[:, k:].sum(-1, keepdim=True)], -1)
-    return Known(masses.log().half().double(), ids[:, :k])
+    logs = masses.log()
+    halves = logs.half()
+    step = torch.from_numpy(np.spacing(halves.abs().numpy()).astype(np.float64))
+    beside = step / 2 - (logs - halves.double()).abs()
+    return Known(halves.double(), ids[:, :k], at_border=bool((beside.abs() < CLOSE).any()))
 
 
 def drawn(logits, cells, draws, seed):

@@ -36,6 +36,7 @@ class Told:
     terms: list[dict[str, float]] = field(default_factory=list)
     kept: list[float] = field(default_factory=list)
     nll: float = 0.0
+    at_border: bool = False  # whether a cached value may have been rounded the other way
 
 
 def terms_of(recipe):
@@ -211,7 +212,7 @@ def train(recipe, student, letters, vocabulary, answers, losses, processes=1):
     known = answers(rows) if answers else [None] * len(rows)
     lost = losses(rows) if losses else [None] * len(rows)
     optimizer = Optimizer(options, [p for p in student.parameters() if p.requires_grad])
-    told = Told()
+    told = Told(at_border=any(one is not None and one.at_border for one in known))
     for number in range(1, steps + 1):
         indices = order(len(rows), options["batch"], seed, number)
         some = [rows[n] for n in indices]
@@ -224,7 +225,7 @@ def train(recipe, student, letters, vocabulary, answers, losses, processes=1):
         if totals:
             sum(totals.values()).backward()
         told.terms.append({label: float(total.detach()) for label, total in totals.items()})
-        told.kept.append(kept / max(1, len(step.row)))
+        told.kept.append(kept / max(1, len(step.row)) if "selection" in recipe else 1.0)
         optimizer.step(rate(options, number, steps))
     told.nll = measured(recipe, student, letters, vocabulary)
     return told

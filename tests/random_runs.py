@@ -8,7 +8,8 @@ import random_world as world
 import tomli_w
 from random_oracle import MismatchError, TooClose, judged, same
 
-LOSS, WEIGHT = 1e-5, 1e-5
+EXACT = 1e-5
+ROUNDED = 1e-3  # where the engine may have kept one of a teacher's numbers as its neighbour
 VERDICTS = ("equal", "too close")
 TIMES = ("time", "elapsed", "tokens_per_second")
 
@@ -66,6 +67,17 @@ def verdict(case, folder, again):
         told, weights = judged(case, folder)
     except TooClose:
         return "too close"
+    try:
+        _compare(folder, told, weights, EXACT)
+    except MismatchError:
+        if not told.at_border:
+            raise
+        _compare(folder, told, weights, ROUNDED)
+        return "too close"
+    return "equal"
+
+
+def _compare(folder, told, weights, tolerance):
     lines = _lines(folder)
     steps = [line for line in lines if "loss" in line]
     if len(steps) != len(told.terms):
@@ -74,12 +86,11 @@ def verdict(case, folder, again):
         said = f"step {line['step']}: "
         found = {key[5:]: value for key, value in line.items() if key.startswith("loss/")}
         for label in found.keys() | terms.keys():
-            _near(f"{said}loss/{label}", found.get(label, 0.0), terms.get(label, 0.0))
-        _near(f"{said}kept", line["kept"], kept)
-    _near("eval/nll", lines[-1]["eval/nll"], told.nll)
+            _near(f"{said}loss/{label}", found.get(label, 0.0), terms.get(label, 0.0), tolerance)
+        _near(f"{said}kept", line["kept"], kept, tolerance)
+    _near("eval/nll", lines[-1]["eval/nll"], told.nll, tolerance)
     for name, weight in world.loaded(folder / "final").state_dict().items():
-        same(name, weight.double(), weights[name], WEIGHT)
-    return "equal"
+        same(name, weight.double(), weights[name], tolerance)
 
 
 def _compare_resumed(folder, again):
@@ -95,6 +106,6 @@ def _lines(folder):
     return [{key: value for key, value in line.items() if key not in TIMES} for line in read]
 
 
-def _near(what, found, expected):
-    if not abs(found - expected) <= LOSS * (1 + abs(expected)):
+def _near(what, found, expected, tolerance):
+    if not abs(found - expected) <= tolerance * (1 + abs(expected)):
         raise MismatchError(f"{what}: {found!r}, and {expected!r} by the oracle")
