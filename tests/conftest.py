@@ -15,6 +15,7 @@ _CACHE = tempfile.TemporaryDirectory(prefix="kdcore-tests-")
 
 # Before anything imports the libraries that read these.
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["THP_MEM_ALLOC_ENABLE"] = "1"  # as the command has it
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_CACHE"] = _CACHE.name
 os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
