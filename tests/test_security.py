@@ -240,7 +240,8 @@ class M(LlamaForCausalLM):
 """
 
 
-def test_the_code_of_a_model_runs_where_the_recipe_names_that_model():
+def lay_own():
+    """A model with code of its own, and the file that is there when that code has run."""
     shutil.copytree("model", "own")
     marker = Path("own_code_ran").absolute()
     Path("own/own.py").write_text(OWN_CODE.format(marker=str(marker)))
@@ -248,6 +249,11 @@ def test_the_code_of_a_model_runs_where_the_recipe_names_that_model():
     config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.C"}}
     config["auto_map"]["AutoModelForCausalLM"] = "own.M"
     Path("own/config.json").write_text(json.dumps(config))
+    return marker
+
+
+def test_the_code_of_a_model_runs_where_the_recipe_names_that_model():
+    marker = lay_own()
     run = ("run", "taught.toml", "--set", "teacher.model=own", "--set")
     for others in ("[]", "['model', './own', 'OWN']"):
         refused = kdcore(*run, f"trust_remote_code={others}")
@@ -263,6 +269,17 @@ def test_the_code_of_a_model_runs_where_the_recipe_names_that_model():
     told(kdcore("eval", "own", "--recipe", "taught.toml"), (1, 2))  # trust was that recipe's
     assert not marker.exists()
     told(kdcore(*run, "trust_remote_code='own'"), (2,))
+
+
+def test_and_where_its_answers_are_kept_before_any_run():
+    marker = lay_own()
+    cached = "teacher={use='cached', kind='topk', k=4, teacher={use='hf', model='own'}}"
+    build = ("cache", "build", "taught.toml", "--set", cached, "--set")
+    told(kdcore(*build, "trust_remote_code=['model']"), (1,))
+    assert not marker.exists()
+    trusting = kdcore(*build, "trust_remote_code=['own']")
+    assert trusting.code == 0, trusting.err
+    assert marker.exists()
 
 
 @pytest.mark.parametrize(
