@@ -23,10 +23,10 @@ def same(what, found, expected, tolerance):
         raise MismatchError(f"{what}: {apart:.3g} apart")
 
 
-def judged(case, folder):
+def judged(case, folder, dtype=torch.float64):
     """What the oracle makes of the recipe, and the weights at the end."""
     recipe = case.recipe
-    student = student_of(recipe, load_file(folder / "begin.safetensors"))
+    student = student_of(recipe, load_file(folder / "begin.safetensors")).to(dtype)
     vocabulary = vocabulary_of(recipe, student.config.vocab_size)
     told = oracle_training.train(
         recipe,
