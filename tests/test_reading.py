@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from kdcore import PluginError, Teacher, UsageError, read, read_nll, reading
-from kdcore.reading import nll_from_logits
+from kdcore.reading import nll_from_logits, nll_of
 from kdcore.testing import make_batch
 
 BATCH = make_batch([[3, 1, 4, 1, 5], [9, 2, 6]], vocabulary=10)
@@ -111,7 +111,8 @@ def test_a_teacher_of_losses_only_cannot_be_read():
 
 
 def test_likelihoods_come_from_logits_in_small_pieces(monkeypatch):
-    monkeypatch.setattr(reading, "chunk_size", lambda vocabulary, device: 2)
+    """Twice a chunk on a CPU, where nothing but the logits is held."""
+    monkeypatch.setattr(reading, "chunk_size", lambda vocabulary, device: 1)
     asked = []
 
     def give(positions):
@@ -123,6 +124,13 @@ def test_likelihoods_come_from_logits_in_small_pieces(monkeypatch):
     expected = F.cross_entropy(TABLE[IDS[BATCH.valid], :10], labels, reduction="none")
     torch.testing.assert_close(found, expected)
     assert asked == [2, 2, 2]
+
+
+@pytest.mark.parametrize("rows", [1, 3, 100])
+def test_a_few_rows_at_a_time_give_the_same_bits(monkeypatch, rows):
+    logits, labels = torch.randn(7, 11), torch.randint(11, (7,))
+    monkeypatch.setattr(reading, "_IN_CACHE", 11 * rows)
+    assert torch.equal(nll_of(logits, labels), F.cross_entropy(logits, labels, reduction="none"))
 
 
 def test_no_positions_give_no_values():
