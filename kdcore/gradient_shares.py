@@ -26,8 +26,9 @@ def is_measured(step: int, steps: int, terms: int) -> bool:
 class GradientShares:
     """Watches one step: the square sums of each term's gradient in the student's logits.
 
-    Each chunk's losses are computed once more for each term by itself. Trunk and head run no more
-    than otherwise, and the gradient that is trained with is computed as otherwise.
+    The losses of each micro-batch's first chunk are computed once more for each term by itself.
+    Trunk and head run no more than otherwise, and the gradient that is trained with is computed as
+    otherwise.
     """
 
     def __init__(self, labels: Sequence[str], device: torch.device) -> None:
@@ -35,17 +36,20 @@ class GradientShares:
         self.squares = torch.zeros(len(labels), device=device)
 
     def watched(self, values: Values, terms: Iterable[Term]) -> Values:
-        """The same values, which are looked at."""
+        """A micro-batch's values, which are looked at."""
         places = [self._labels.index(term.label) for term in terms]
+        unseen = True
 
         def watching(
             student: Tensor, teacher: Tensor | Coarse | None, labels: Tensor, weights: Tensor
         ) -> tuple[Tensor, Tensor]:
-            for n, place in enumerate(places):
+            nonlocal unseen
+            for n, place in enumerate(places if unseen else ()):
                 alone = torch.zeros_like(weights)
                 alone[n] = weights[n]
                 _, gradient = values(student.clone(), teacher, labels, alone)
                 self.squares[place] += gradient.square().sum()
+            unseen = False
             return values(student, teacher, labels, weights)
 
         return watching

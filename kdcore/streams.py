@@ -18,7 +18,7 @@ from kdcore.blame import blame
 from kdcore.errors import RunError
 from kdcore.fingerprints import digest, of_tokenizer
 from kdcore.rows import LaidRows, PieceRows, check_block, laid
-from kdcore.token_store import TokenStore, by_size, check_text, encoded, eos_of
+from kdcore.token_store import TokenStore, by_size, encoded, eos_of, utf8
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -107,7 +107,7 @@ class _Texts(Stream):
             yield portion
 
     def _checked(self, text: str) -> str:
-        check_text(text, self._data, self.split.name)
+        utf8(text, self._data, self.split.name)
         return text
 
     def _laid(self, held: _Window, first: int) -> LaidRows:

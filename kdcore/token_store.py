@@ -145,12 +145,11 @@ class _Texts:
 
     def __iter__(self) -> Iterator[str]:
         for text in self._data.texts(self._split):
-            check_text(text, self._data, self._split)
+            encoded = utf8(text, self._data, self._split)
             self.documents += 1
             if text:
                 self.filled += 1
                 self.characters += len(text)
-                encoded = text.encode("utf-8", "surrogatepass")
                 self._hashed.update(b"%d " % len(encoded))
                 self._hashed.update(encoded)
                 yield text
@@ -166,12 +165,20 @@ class _Texts:
         return self._hashed.hexdigest()
 
 
-def check_text(text: object, data: Data, split: str) -> None:
-    """What is no text cannot be tokenised."""
+def utf8(text: object, data: Data, split: str) -> bytes:
+    """A text's bytes. What is no text, or has half a character, cannot be tokenised."""
     if not isinstance(text, str):
         raise PluginError(
             f"data {data.name!r}: texts({split!r}) gave a {type(text).__name__}, and must give str"
         )
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        half, before = text[error.start], text[max(0, error.start - 20) : error.start]
+        raise PluginError(
+            f"data {data.name!r}: texts({split!r}) gave half a character, {half!r}, behind "
+            f"{before!r}"
+        ) from error
 
 
 def eos_of(data: Data, tokenizer: PreTrainedTokenizerBase) -> list[int]:

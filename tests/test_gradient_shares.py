@@ -9,7 +9,7 @@ from engine import Held, term
 from kdcore_losses import CrossEntropy, ForwardKL
 from training import assert_equal, records, trainer, weights
 
-from kdcore.gradient_shares import is_measured, lopsided, shares_of
+from kdcore.gradient_shares import GradientShares, is_measured, lopsided, shares_of
 from kdcore.options import Schedule
 
 
@@ -17,6 +17,7 @@ def test_the_shares_are_those_of_the_gradients_in_the_logits(tmp_path):
     """By the whole logits, each term alone."""
     terms = [term(CrossEntropy(), 0.5), term(ForwardKL(temperature=2.0))]
     made = trainer(tmp_path, terms=terms, batch=4, micro_batch=3, log_every=1, steps=1)
+    made.objective.chunk = 1000
     model, teacher = made.run.language_model, Held(given.model(seed=1))
     batch = made.collate(made.rows.step(1))
     student = model.logits(model.states(batch))[batch.valid].detach().requires_grad_()
@@ -29,6 +30,25 @@ def test_the_shares_are_those_of_the_gradients_in_the_logits(tmp_path):
     (record,) = records(made)
     wanted = {label: norm / sum(norms.values()) for label, norm in norms.items()}
     assert record.gradient == pytest.approx(wanted, rel=1e-4)
+
+
+def test_a_micro_batchs_first_chunk_is_enough():
+    """What is measured costs no more where logits are wide, and a step has many chunks."""
+    asked = []
+
+    def values(student, teacher, labels, weights):
+        asked.append(weights.tolist())
+        return weights.sum(1), student
+
+    watch = GradientShares(["ce", "kl"], torch.device("cpu"))
+    terms = [term(CrossEntropy()), term(ForwardKL())]
+    for _ in range(2):
+        watched = watch.watched(values, terms)
+        for _ in range(3):
+            watched(torch.ones(1, 2), None, torch.zeros(1), torch.tensor([[3.0], [5.0]]))
+    whole = [[3.0], [5.0]]
+    assert asked == [[[3.0], [0.0]], [[0.0], [5.0]], whole, whole, whole] * 2
+    assert watch.squares.tolist() == [4.0, 4.0]
 
 
 def test_looking_changes_nothing(tmp_path, monkeypatch):

@@ -139,15 +139,18 @@ def test_texts_that_change_are_refused(byte_tokenizer):
         lay_texts(Moody(asked=[]), "train", byte_tokenizer)
 
 
-def test_texts_that_are_no_texts_are_refused(byte_tokenizer):
+@pytest.mark.parametrize(
+    ("given", "said"), [(b"bytes", "a bytes"), ("two\ud800", r"half a character, .*, behind 'two'")]
+)
+def test_texts_that_are_no_texts_are_refused(byte_tokenizer, given, said):
     @component
     class Wrong(Data):
         name = "wrong"
 
         def texts(self, split):
-            return [b"bytes"]
+            return [given]
 
-    with pytest.raises(PluginError, match=r"'wrong': texts\('train'\) gave a bytes"):
+    with pytest.raises(PluginError, match=r"'wrong': texts\('train'\) gave " + said):
         lay_texts(Wrong(), "train", byte_tokenizer)
 
 

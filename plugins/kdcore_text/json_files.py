@@ -91,7 +91,13 @@ class JsonColumn:
 
 def _parsed(text: str, where: str) -> Any:
     try:
-        return json.loads(text)
+        value = json.loads(text)
+        if "\\ud" in text.lower():  # half a character, or with the next one a whole
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
+    except UnicodeEncodeError as error:
+        half = error.object[error.start]
+        raise RunError(f"{where} has half a character, {half!r}: mend or remove it") from None
     except json.JSONDecodeError as error:
         said = f"{error.msg} at column {error.colno}" if error.lineno == 1 else str(error)
         raise RunError(f"{where} is no JSON: {said}; {_SHAPE}") from None

@@ -111,6 +111,13 @@ def test_broken_json_is_told_in_one_line(tmp_path):
     assert "\n" not in str(refused.value)
 
 
+def test_half_a_character_is_told_and_two_halves_are_one(tmp_path):
+    path = write(tmp_path / "a.jsonl", '{"text": "\\ud83d\\ude00"}\n{"text": "b\\uD800"}\n')
+    with pytest.raises(RunError, match=r"record 2 \(line 2\) has half a character, '\\ud800'"):
+        train(path)
+    assert train(write(tmp_path / "a.jsonl", '{"text": "\\ud83d\\ude00"}\n')) == ["\U0001f600"]
+
+
 def test_a_folder_of_text_files_is_all_of_them(tmp_path):
     write(tmp_path / "b.txt", "two")
     write(tmp_path / "a.txt", "one")
