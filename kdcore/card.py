@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING
 from kdcore.blame import listed
 from kdcore.build import option_values, walk
 from kdcore.confidential import without_places, without_secrets
-from kdcore.environment import environment_of
+from kdcore.environment import environment_of, recorded
 from kdcore.folders import FINAL
 from kdcore.formula import symbols_of
 from kdcore.places import is_path
@@ -88,11 +87,8 @@ def model_card(run: Run) -> str:
 
 def _versions(path: Path) -> Mapping[str, str]:
     """Those that the run began with; where their record is damaged, today's."""
-    try:
-        known: dict[str, str] = json.loads(path.read_text("utf-8", "replace"))["packages"]
-    except (ValueError, LookupError, TypeError):
-        known = environment_of()["packages"]
-    return known
+    known = (recorded(path) or {}).get("packages")
+    return known if isinstance(known, dict) else environment_of()["packages"]
 
 
 def _about(run: Run) -> str:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdcore.environment import environment_of
+from kdcore.environment import environment_of, recorded
 
 if TYPE_CHECKING:
     from kdcore.plugins import Host
@@ -20,7 +19,10 @@ def said_of(folder: Path, host: Host) -> str | None:
     path = folder / "env.json"
     if not path.is_file():
         return None
-    found = differences(json.loads(path.read_text()), environment_of(host))
+    before = recorded(path)
+    if before is None:
+        return f"{path} is damaged, so that nobody can say what differs from where it was written"
+    found = differences(before, environment_of(host))
     if not found:
         return None
     more = f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""

@@ -12,6 +12,7 @@ import platform
 import sys
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -51,6 +52,15 @@ _VARIABLES = [
 def record(host: Host | None = None) -> str:
     """The text of env.json."""
     return json.dumps(environment_of(host), indent=1) + "\n"
+
+
+def recorded(path: Path) -> dict[str, Any] | None:
+    """What an env.json says; None where it is damaged or not there."""
+    try:
+        found = json.loads(path.read_text("utf-8", "replace"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def environment_of(host: Host | None = None) -> dict[str, Any]:

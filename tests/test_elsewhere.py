@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from kdcore import environment_of
 from kdcore.elsewhere import differences, said_of
 from kdcore.plugins import Host
@@ -24,6 +26,12 @@ def test_what_differs_is_named(tmp_path):
     said = said_of(tmp_path, HOST)
     for part in ("packages torch was 1.0, is ", "processor name was an abacus", "devices 0 name"):
         assert part in said
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"null", b"\xff", b"[" * 10**5])
+def test_a_damaged_record_says_nothing_of_where_it_was_written(tmp_path, content):
+    (tmp_path / "env.json").write_bytes(content)
+    assert "env.json is damaged, so that nobody can say" in said_of(tmp_path, HOST)
 
 
 def test_of_many_differences_the_first_are_told(tmp_path):
