@@ -20,6 +20,8 @@ from kdcore.plugins import Host
 from kdcore.recipe import read_recipe
 from kdcore.stages import Options, run_recipe
 
+pytestmark = pytest.mark.slow
+
 TIME, ROWS = 128, 3  # the weight of 64 is for rows that predict 128 tokens
 EFFECTIVE = "stage.student.loss.kl.weight=64"
 WORDS = "the cat sat on a mat and saw the small red fox run home again"

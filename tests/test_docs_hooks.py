@@ -18,6 +18,8 @@ from kdcore.testing import (
     tiny_llama,
 )
 
+pytestmark = pytest.mark.slow
+
 HOOKS = {*EVENTS, *PROVIDERS}
 SNIPPETS = snippets("hooks.md")
 

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from kdcore.locate import locate, places
 
+pytestmark = pytest.mark.slow
+
 EXAMPLE = textwrap.dedent(
     """\
     seed = 1  # [not.a.table]

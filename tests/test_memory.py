@@ -12,6 +12,8 @@ from training import Eval, assert_equal, records, trainer, weights
 from kdcore import RunError
 from kdcore.stages import resume
 
+pytestmark = pytest.mark.slow
+
 ROWS = given.packed_rows()
 
 

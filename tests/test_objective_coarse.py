@@ -16,6 +16,8 @@ from oracle_losses import buckets
 
 from kdcore import Coarse
 
+pytestmark = pytest.mark.slow
+
 K = 5
 
 

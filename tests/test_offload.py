@@ -11,6 +11,8 @@ from adapted import adapted
 from kdcore import LanguageModel, RunError, load_model
 from kdcore.offload import bytes_on_device, offload_layers
 
+pytestmark = pytest.mark.slow
+
 KINDS = tiny.KINDS
 
 

@@ -10,6 +10,8 @@ from distributions import install, loss
 from kdcore import UsageError
 from kdcore.plugins import Host, Plugin
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def forget_modules():

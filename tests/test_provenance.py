@@ -8,6 +8,8 @@ from distributions import install, loss
 from kdcore.plugins import Host
 from kdcore.provenance import reserved_modules, shadow_note
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def forget_modules():

@@ -13,6 +13,8 @@ from recipe_texts import STAGED, TAUGHT
 from kdcore.errors import RecipeError
 from kdcore.recipe import read_recipe
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):

@@ -16,6 +16,8 @@ from kdcore import Loss, RunError
 from kdcore.replay import saved_rows
 from kdcore.stages import resume
 
+pytestmark = pytest.mark.slow
+
 ROWS = given.packed_rows()
 
 

@@ -11,6 +11,8 @@ from kdcore.errors import Interrupted
 from kdcore.signals import Signals
 from kdcore.stages import resume
 
+pytestmark = pytest.mark.slow
+
 ROWS = given.packed_rows()
 TEACHER = given.model(seed=1)
 

@@ -22,6 +22,8 @@ from typer.testing import CliRunner
 
 from kdcore import ChosenRow, UsageError
 
+pytestmark = pytest.mark.slow
+
 TOKENIZER = tiny.byte_tokenizer(tiny.TEXTS * 3, 400)
 ROWS = ["Once upon a time there was a small fox.\nShe had a red kite,", "“Naïve?” asked 東京 <b>&"]
 TABLE = {"selection": {"use": "rho", "keep": 0.5, "reference": {"use": "hf", "model": "a/b"}}}
