@@ -34,14 +34,14 @@ def parts_of(address: str) -> list[str]:
     """The keys of an address; those with dots in them stand in quotes, as in TOML."""
     try:
         table = tomli.loads(f"{address} = 0")
-    except tomli.TOMLDecodeError:
+    except (ValueError, RecursionError):
         parts = address.split(".")
     else:
         parts = []
-        while isinstance(table, dict):
+        while isinstance(table, dict) and len(table) == 1:
             ((part, table),) = table.items()
             parts.append(part)
-    if not all(parts):
+    if not parts or not all(parts):  # a comment has none
         raise NoSuchPlaceError(f"{address!r} names no key of a recipe")
     return parts
 

@@ -80,7 +80,7 @@ def _unquoted(plain: object, annotation: Any) -> str:
         return ""
     try:
         meant = tomli.loads(f"value = {plain}")["value"]
-    except tomli.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return ""
     fits = isinstance(meant, bool | int | float) and {bool, int, float} & {*members(annotation)}
     return f"write it without quotes: {plain}" if fits else ""

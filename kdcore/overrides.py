@@ -152,4 +152,6 @@ def _parsed(text: str) -> object:
                 'write a list as ["a", "b"] and a table as {use = "kl"}, in quotes for the shell',
             ) from None
         return text
+    except (ValueError, RecursionError):  # too many digits, or nested too deeply
+        return text
     return parsed["value"] if parsed.keys() == {"value"} else text

@@ -96,6 +96,8 @@ def _parse(text: str, name: str) -> Written:
         table = tomli.loads(text)
     except tomli.TOMLDecodeError as error:
         raise RecipeError([_not_toml(error, name)]) from None
+    except ValueError:  # Python's, of a whole number
+        raise RecipeError([Fault("a whole number has more than 4,300 digits", name)]) from None
     except RecursionError:
         raise RecipeError([Fault("lists or tables are nested too deeply", name)]) from None
     if not table:

@@ -45,6 +45,7 @@ FAULTS = {
     "only a comment": ("# nothing\n", 1, 1, "kdcore new recipe"),
     "binary": (b'[student]\nmodel = "\xff\xfe"\n', 2, 10, "no text in UTF-8"),
     "zero bytes": (b"\x00\x01\x02", 1, 1, "not TOML"),
+    "too many digits": (f"a = {'9' * 5000}", 1, 1, "more than 4,300 digits"),
     "deeply nested": (f"a = {'[' * 5000}", 1, 1, "nested too deeply"),
     # tables
     "no student": (changed('[student]\nmodel = "m"', ""), 1, 1, 'add [student] with model = "'),

@@ -131,6 +131,9 @@ def test_the_name_can_be_set():
 SETS = {
     "no equals sign": ("train.lr", "KEY= removes a key"),
     "no key": ("=3", "names no key"),
+    "a comment": ("#=3", "names no key"),
+    "too many digits": (f"train.steps={'9' * 5000}", "a whole number"),
+    "nested too deeply": (f"train.lr={'[' * 5000}", "lr should be a number, not"),
     "an empty part": ("train..lr=3", "names no key"),
     "wrong type": ("train.lr=fast", 'a number, not "fast"'),
     "out of range": ("train.lr=-1", "greater than 0, not -1"),
