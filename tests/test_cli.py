@@ -9,6 +9,8 @@ import pytest
 from kdcore import cli
 from kdcore.errors import Interrupted, PluginError, RunError, UsageError
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):

@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 
 from kdcore import Data, PluginError, RunError, component, lay_documents, token_store
 
+pytestmark = pytest.mark.slow
+
 
 @component
 class Empty(Data):

@@ -13,6 +13,8 @@ from kdcore.objective import Objective, Seen, values_of
 from kdcore.options import Schedule, Term
 from kdcore.recipe import read_recipe
 
+pytestmark = pytest.mark.slow
+
 VOCABULARY, TOKENS, WIDTH = 11, 40, 5
 DONE = (0.0, 0.25, 0.5, 0.8, 1.0)
 

@@ -7,6 +7,8 @@ from kdcore import Logger, component, hookimpl
 from kdcore.contract import EVENTS, PROVIDERS
 from kdcore.plugins import Host
 
+pytestmark = pytest.mark.slow
+
 PLUGIN = """
 from kdcore import {base}, component, hookimpl
 

@@ -3,10 +3,13 @@
 from itertools import chain
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kdcore import layouts
+
+pytestmark = pytest.mark.slow
 
 lengths = st.lists(st.integers(1, 40), max_size=60).map(lambda x: np.array(x, np.int64))
 blocks = st.integers(2, 17)

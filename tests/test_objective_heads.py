@@ -29,6 +29,8 @@ from torch import nn
 
 from kdcore import LanguageModel
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("widths", [(41, 45), (45, 41)])

@@ -23,6 +23,8 @@ from given import VOCABULARY
 from kdcore_losses import ForwardKL
 from kdcore_selections import Hardest
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("micro_batch", MICRO_BATCHES)
 @pytest.mark.parametrize("name", selections())

@@ -9,6 +9,8 @@ from kdcore.errors import RunError, UsageError
 from kdcore.plugins import Host
 from kdcore.recipe import read_recipe
 
+pytestmark = pytest.mark.slow
+
 RECIPE = """
 seed = 3
 [tokenizer]

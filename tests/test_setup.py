@@ -15,6 +15,8 @@ from kdcore.build import walk
 from kdcore.options import TrainOptions
 from kdcore.setup import enable_checkpointing, load_teachers, precision_of, steps_of
 
+pytestmark = pytest.mark.slow
+
 LENGTHS = np.array([10, 20, 30, 40] * 25)  # 100 rows of 25 tokens
 
 

@@ -8,6 +8,8 @@ import pytest
 from kdcore import RunError
 from kdcore.several import in_order
 
+pytestmark = pytest.mark.slow
+
 needs_fork = pytest.mark.skipif(
     "fork" not in multiprocessing.get_all_start_methods(), reason="needs fork"
 )

@@ -10,6 +10,8 @@ from kdcore import Data, PluginError, RunError, component, stream_texts
 from kdcore.streamed_rows import StreamedRows
 from kdcore.streams import GivenStream, Place
 
+pytestmark = pytest.mark.slow
+
 TOKENIZER = tiny.byte_tokenizer()
 TEXTS = [f"{n:03d}" * (1 + n % 7) for n in range(400)]
 

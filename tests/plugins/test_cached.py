@@ -12,6 +12,8 @@ from kdcore_cached import CachedTeacher
 
 from kdcore import RunError, Teacher, UsageError, component, read_nll
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):

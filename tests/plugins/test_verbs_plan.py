@@ -14,6 +14,8 @@ from kdcore.estimate import Estimate
 from kdcore.options import TrainOptions
 from kdcore.sizes import Part
 
+pytestmark = pytest.mark.slow
+
 PARTS = [
     Part("embeddings", 1, 49_152, 0),
     Part("layers: self_attn", 2, 16_384, 16_384),
