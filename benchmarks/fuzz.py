@@ -34,7 +34,8 @@ def fuzz(file: Path, times: float) -> tuple[int, int, float]:
     )
     found = [tuple(map(int, pair)) for pair in _PASSED.findall(done.stdout)]
     if done.returncode:
-        print(done.stdout[-6000:], done.stderr[-2000:], file=sys.stderr)
+        failures, _, _ = done.stdout.partition(" Hypothesis Statistics ")
+        print(failures[-6000:], done.stderr[-2000:], file=sys.stderr)
     passed, failed = (sum(column) for column in zip(*found, strict=True)) if found else (0, 0)
     return passed, max(failed, int(done.returncode != 0)), _processor_seconds() - before
 
