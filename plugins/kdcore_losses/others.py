@@ -112,6 +112,13 @@ class AlphaBeta(ScaledDivergence):
 
 
 def _power_kl(log_a: Tensor, log_b: Tensor, power: float) -> Tensor:
-    """The KL divergence of a^power and b^power, unnormalised, over power^2."""
+    """The KL divergence of a^power and b^power, unnormalised, over power^2.
+
+    The sum of a (d - 1 + e^-d), d = log(a / b), with the larger of both before the bracket: written
+    as a d - a + b, it loses all digits where a and b are close.
+    """
     log_a, log_b = power * log_a, power * log_b
-    return (log_a.exp() * (log_a - log_b - 1) + log_b.exp()).sum(-1) / power**2
+    gap = log_a - log_b
+    down = torch.where(gap < 0, gap, -gap)  # not -abs(gap): its slope at 0 would not cancel
+    bracket = torch.where(gap < 0, down * down.exp() - torch.expm1(down), gap + torch.expm1(down))
+    return (bracket * torch.maximum(log_a, log_b).exp()).sum(-1) / power**2

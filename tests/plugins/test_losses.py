@@ -190,6 +190,21 @@ def test_float32_is_close_to_float64(loss):
         torch.testing.assert_close(one, other.float(), rtol=1e-4, atol=1e-5)
 
 
+POWERS = [AlphaBeta(alpha=0.1, beta=0.0), AlphaBeta(alpha=0.0, beta=0.1)]
+
+
+@pytest.mark.parametrize("apart", [0.0, 1e-3, 1e-2])
+@pytest.mark.parametrize("loss", [*DIVERGENCES, *POWERS], ids=_name)
+def test_float32_keeps_its_digits_where_the_student_is_near_its_teacher(loss, apart):
+    student, noise, labels = drawn(vocabulary=3000, dtype=torch.float32)
+    teacher = student + apart * noise
+    exact = loss.per_token(student.double(), teacher.double(), labels)
+    rounded, slope = value_and_gradient(loss, student, teacher, labels)
+    torch.testing.assert_close(rounded, exact.float(), rtol=2e-3, atol=1e-6)
+    if not apart:
+        torch.testing.assert_close(slope, torch.zeros_like(slope), rtol=0, atol=1e-6)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("loss", LOSSES, ids=_name)
 def test_compiles_as_one_graph(loss):
