@@ -40,10 +40,10 @@ def student() -> Any:
     config = LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=256,
-        intermediate_size=688,
+        intermediate_size=768,
         num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=4,
+        num_attention_heads=16,
+        num_key_value_heads=8,
     )
     return LlamaForCausalLM(config)
 

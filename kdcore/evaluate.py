@@ -20,7 +20,6 @@ from kdcore.head import chunk_size
 from kdcore.objective import per_token
 from kdcore.reading import answers, nll_of
 from kdcore.rows import as_rows
-from kdcore.vocabulary import bytes_per_id
 
 if TYPE_CHECKING:
     from kdcore.run import Run
@@ -109,7 +108,7 @@ class _Sums:
 
     def __init__(self, run: Run, losses: Sequence[Loss], teacher: Teacher | None) -> None:
         self.run, self.losses, self.teacher = run, losses, teacher
-        self.bytes = torch.from_numpy(bytes_per_id(run.tokenizer)).to(run.device)
+        self.bytes = torch.from_numpy(run.bytes_per_id).to(run.device)
         compared = ["agreement"] if teacher else []
         self.names = ["tokens", "bytes", "nll", *_keys(losses), *compared]
         self.total = torch.zeros(len(self.names), dtype=torch.float64, device=run.device)

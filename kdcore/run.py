@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,6 +89,13 @@ class Run:
         """How often the run goes through the training rows; 0 where they are streamed."""
         rows = len(self.rows("train"))
         return self.steps * self.batch / rows if rows else 0.0
+
+    @cached_property
+    def bytes_per_id(self) -> np.ndarray:
+        """How many UTF-8 bytes each id stands for in running text, int32 [ids]; special tokens 0."""
+        from kdcore.vocabulary import bytes_per_id
+
+        return bytes_per_id(self.tokenizer)
 
     def rows(self, split: str) -> Sequence[Row]:
         """The rows of "train" (of its first epoch), or the evaluated ones of "validation"."""

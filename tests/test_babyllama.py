@@ -15,7 +15,7 @@ from kdcore_evals import Perplexity
 from kdcore_losses import ForwardKL
 from torch.nn import functional as F
 
-from kdcore import evaluate, reading
+from kdcore import reading, vocabulary
 from kdcore.plugins import Host
 from kdcore.recipe import read_recipe
 from kdcore.stages import Options, run_recipe
@@ -158,7 +158,7 @@ def check_evaluation(case):
 
 
 def test_what_is_evaluated_is_the_plain_cross_entropy(case, monkeypatch):
-    monkeypatch.setattr(evaluate, "bytes_per_id", lambda tokenizer: np.ones(given.VOCABULARY))
+    monkeypatch.setattr(vocabulary, "bytes_per_id", lambda tokenizer: np.ones(given.VOCABULARY))
     check_evaluation(case)
 
 

@@ -25,7 +25,7 @@ def run(process=0, processes=1, micro_batch=3):
 def sizes(monkeypatch):
     """Id n stands for n % 3 bytes."""
     bytes_per_id = torch.arange(VOCABULARY) % 3
-    monkeypatch.setattr("kdcore.evaluate.bytes_per_id", lambda _: bytes_per_id.numpy())
+    monkeypatch.setattr("kdcore.vocabulary.bytes_per_id", lambda _: bytes_per_id.numpy())
 
 
 @pytest.fixture(scope="module")
