@@ -8,8 +8,8 @@ Every tenth runs in two processes. Each recipe runs whole, and again from a chec
 "Equal" is every term of every step, what was kept, the validation loss and the weights at the end
 to 1e-5, and the continued run's weights and metrics to the last bit. "Too close": rounding decides,
 as two scores stand side by side at the border of what is kept, a number of a cached teacher between
-two that half precision has, or float32 without chunks is as far from float64. Exit code 1 where
-some differ.
+two that half precision has, two probabilities where the slope of `tvd` jumps, or as float32 without
+chunks is as far from float64. Exit code 1 where some differ.
 """
 
 from __future__ import annotations

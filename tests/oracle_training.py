@@ -36,7 +36,7 @@ class Told:
     terms: list[dict[str, float]] = field(default_factory=list)
     kept: list[float] = field(default_factory=list)
     nll: float = 0.0
-    at_border: bool = False  # whether a cached value may have been rounded the other way
+    at_border: bool = False  # whether rounding decides on which side of a step a number is
 
 
 def terms_of(recipe):
@@ -52,17 +52,6 @@ def terms_of(recipe):
     return found
 
 
-def values(term, student, known, labels):
-    """What each token is worth in a term [n]."""
-    if term.name == "ce":
-        return oracle_losses.nll(student, labels)
-    p, q = known.p(term.temperature), known.q(student, term.temperature)
-    if term.name == "adaptive-kl":
-        check_head(p, term.head)
-    factor = term.temperature**2 if term.scale_by_t2 else 1
-    return factor * oracle_losses.divergence(term, p, q)
-
-
 @dataclass
 class Step:
     """The tokens of a step, in order."""
@@ -73,6 +62,22 @@ class Step:
     student: torch.Tensor  # [n, V]
     known: Known | None
     reference: torch.Tensor | None  # losses [n]
+    at_border: bool = False
+
+
+def values(term, step, seen):
+    """What each of some tokens (by index) is worth in a term [n]."""
+    student, labels = step.student[seen], step.labels[seen]
+    if term.name == "ce":
+        return oracle_losses.nll(student, labels)
+    known = step.known.at(seen)
+    p, q = known.p(term.temperature), known.q(student, term.temperature)
+    if term.name == "adaptive-kl":
+        check_head(p, term.head)
+    if term.name == "tvd":  # its slope jumps where both are equal
+        step.at_border |= bool(((p - q).abs() < 1e-5 * p).any())
+    factor = term.temperature**2 if term.scale_by_t2 else 1
+    return factor * oracle_losses.divergence(term, p, q)
 
 
 def scores_of(selection, step, seed, number):
@@ -121,8 +126,7 @@ def objective(recipe, step, number, steps, groups):
             seen = {"kept": some, "all": members, "dropped": rest}[term.on]
             weight = weight_at(term.weight, (number - 1) / steps)
             if weight and seen:
-                known = step.known and step.known.at(seen)
-                each = values(term, step.student[seen], known, step.labels[seen])
+                each = values(term, step, seen)
                 counted = weight * len(members) / len(everyone) * each.sum() / len(seen)
                 totals[term.label] = totals.get(term.label, 0.0) + counted
     return totals, kept
@@ -222,6 +226,7 @@ def train(recipe, student, letters, vocabulary, answers, losses, processes=1):
         if losses:
             step.reference = torch.cat([lost[n] for n in indices])
         totals, kept = objective(recipe, step, number, steps, groups_of(recipe, processes))
+        told.at_border |= step.at_border
         if totals:
             sum(totals.values()).backward()
         told.terms.append({label: float(total.detach()) for label, total in totals.items()})

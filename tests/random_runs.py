@@ -11,7 +11,7 @@ from random_oracle import MismatchError, TooClose, judged, same
 from safetensors.torch import load_file
 
 EXACT = 1e-5
-ROUNDED = 1e-3  # where the engine may have kept one of a teacher's numbers as its neighbour
+ROUNDED = 1e-3  # where a number may have been rounded to the other side: a cached one, a slope
 VERDICTS = ("equal", "too close")
 WHAT = ("weights", "metrics")
 TIMES = ("time", "elapsed", "tokens_per_second")

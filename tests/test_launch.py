@@ -73,9 +73,9 @@ class Meddles(Logger):
 
     @hookimpl
     def kdcore_step_start(self, run, step):
-        deed = os.environ.get("MEDDLE", "")
-        if step == 4 and deed.startswith(f"{run.process} "):
-            exec(deed.partition(" ")[2])
+        when, who, deed = os.environ.get("MEDDLE", "0 0 ").split(" ", 2)
+        if step == int(when) and run.process == int(who):
+            exec(deed)
 
 @hookimpl
 def kdcore_data():
@@ -95,8 +95,8 @@ def folder(tmp_path_factory):
     return made
 
 
-def kdcore(folder, *arguments, meddle=""):
-    """The command, run as a user runs it. `meddle`: what which process does at step 4."""
+def kdcore(folder, *arguments, meddle="0 0 "):
+    """The command, run as a user runs it. `meddle`: at which step which process does what."""
     command = [sys.executable, "-m", "kdcore", "run", "recipe.toml", "-p", "./plugin.py"]
     command += ["--log", "meddles", *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MEDDLE": meddle}
@@ -143,27 +143,23 @@ def test_two_processes_make_the_same_run(folder, alone):
     assert done.stderr.count("done after") == 1
 
 
-def test_an_interrupt_of_the_launcher_leaves_a_checkpoint(folder, alone):
+def test_an_interrupt_and_a_lost_terminal_leave_a_checkpoint(folder, alone):
+    """Whichever process hears of them first. The same command goes on."""
     arguments = ("--out", "interrupted", "--processes", "2")
-    done = kdcore(folder, *arguments, meddle="0 tell_parent(signal.SIGINT)")
-    assert done.returncode == 130, done.stderr
-    run = run_of(folder, "interrupted")
-    assert not (run / "final").exists()
-    assert (run / "checkpoints" / "step-4").is_dir()
+    for step, process, name, code in ((2, 0, "SIGINT", 130), (4, 1, "SIGHUP", 143)):
+        meddle = f"{step} {process} tell_parent(signal.{name})"
+        done = kdcore(folder, *arguments, meddle=meddle)
+        assert done.returncode == code, done.stderr
+        run = run_of(folder, "interrupted")
+        assert not (run / "final").exists()
+        assert (run / "checkpoints" / f"step-{step}").is_dir()
     assert kdcore(folder, *arguments).returncode == 0
     for one, other in zip(weights(run).values(), weights(alone).values(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
-def test_a_lost_terminal_leaves_a_checkpoint(folder):
-    arguments = ("--out", "lost", "--processes", "2")
-    done = kdcore(folder, *arguments, meddle="1 tell_parent(signal.SIGHUP)")
-    assert done.returncode == 143, done.stderr
-    assert (run_of(folder, "lost") / "checkpoints" / "step-4").is_dir()
-
-
 def test_a_process_that_dies_ends_the_others(folder):
-    deed = "1 os.kill(os.getpid(), signal.SIGKILL)"
+    deed = "4 1 os.kill(os.getpid(), signal.SIGKILL)"
     done = kdcore(folder, "--out", "dies", "--processes", "2", meddle=deed)
     assert done.returncode != 0
     run = run_of(folder, "dies")
@@ -192,7 +188,7 @@ run.language_model.states = forward
 def test_too_little_memory_in_one_process_halves_the_micro_batch_of_all(folder, alone, rank):
     """From a checkpoint of the step before on."""
     arguments = ("--out", f"memory-{rank}", "--processes", "2", "--fresh")
-    done = kdcore(folder, *arguments, meddle=f"{rank} {TOO_MUCH}")
+    done = kdcore(folder, *arguments, meddle=f"4 {rank} {TOO_MUCH}")
     assert done.returncode == 0, done.stderr
     run = run_of(folder, f"memory-{rank}")
     assert json.loads((run / "micro_batch.json").read_text())["micro_batch"] == 1
