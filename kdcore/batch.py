@@ -56,9 +56,7 @@ class Batch:
 
     input_ids: Tensor
     position_ids: Tensor
-    attention_mask: (
-        Tensor | None
-    )  # None where rows are packed: restarting position_ids isolate the documents
+    attention_mask: Tensor | None  # None where rows are packed: position_ids isolate the documents
     document: Tensor  # the token's document in the split, -1 on padding
     offset: Tensor  # the token's index in its document, -1 on padding
     labels: Tensor

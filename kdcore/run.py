@@ -92,7 +92,7 @@ class Run:
 
     @cached_property
     def bytes_per_id(self) -> np.ndarray:
-        """How many UTF-8 bytes each id stands for in running text, int32 [ids]; special tokens 0."""
+        """UTF-8 bytes that each id stands for in running text, int32 [ids]; special tokens 0."""
         from kdcore.vocabulary import bytes_per_id
 
         return bytes_per_id(self.tokenizer)
