@@ -69,20 +69,23 @@ def verdict(case, folder, again):
 
 
 def _by_oracle(case, folder):
-    found = _found(folder)
     try:
-        told, weights = judged(case, folder)
-        expected = _expected(told, weights)
-        try:
-            _compare(found, expected, EXACT)
-        except MismatchError:
-            if told.at_border:
-                _compare(found, expected, ROUNDED)
-            else:  # float32 may be as far from float64 when nothing is chunked
-                rounded = _expected(*judged(case, folder, torch.float32))
-                _compare(found, expected, EXACT, rounded)
-            return "too close"
+        return _compared(case, folder)
     except TooClose:
+        return "too close"
+
+
+def _compared(case, folder):
+    found, (told, weights) = _found(folder), judged(case, folder)
+    expected = _expected(told, weights)
+    try:
+        _compare(found, expected, EXACT)
+    except MismatchError:
+        if told.at_border:
+            _compare(found, expected, ROUNDED)
+        else:  # float32 may be as far from float64 when nothing is chunked
+            rounded = _expected(*judged(case, folder, torch.float32))
+            _compare(found, expected, EXACT, rounded)
         return "too close"
     return "equal"
 

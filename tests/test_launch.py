@@ -73,7 +73,7 @@ class Meddles(Logger):
 
     @hookimpl
     def kdcore_step_start(self, run, step):
-        when, who, deed = os.environ.get("MEDDLE", "0 0 ").split(" ", 2)
+        when, who, deed = os.environ["MEDDLE"].split(" ", 2)
         if step == int(when) and run.process == int(who):
             exec(deed)
 
