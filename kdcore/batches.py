@@ -8,6 +8,8 @@ how many processes there are.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import groupby
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -73,11 +75,7 @@ class Collate:
 
     def __call__(self, rows: Sequence[Row]) -> Batch:
         """One micro-batch. Without rows, one empty row that trains nothing."""
-        filled = rows or [{"input_ids": [0], "document": [-1], "offset": [-1]}]
-        time = max(len(row["input_ids"]) for row in filled)
-        arrays = _Arrays(len(filled), time)
-        for index, row in enumerate(filled):
-            arrays.lay(index, row)
+        arrays = _Arrays(rows or [{"input_ids": [0], "document": [-1], "offset": [-1]}])
         labels = arrays.shifted_labels()
         self._check(max(arrays.ids.max(), labels.max()))
         mask = arrays.document >= 0
@@ -124,23 +122,26 @@ class Collate:
 
 
 class _Arrays:
-    """The arrays [rows, time] of a batch while it is laid."""
+    """The arrays [rows, time] of a batch: each row at the left, and padding behind it."""
 
-    def __init__(self, rows: int, time: int) -> None:
-        self.ids = np.zeros((rows, time), np.int64)
-        self.labels = np.full((rows, time), NOT_TRAINED, np.int64)
-        self.document = np.full((rows, time), -1, np.int64)
-        self.offset = np.full((rows, time), -1, np.int64)
-        self.position = np.tile(np.arange(time), (rows, 1))
+    def __init__(self, rows: Sequence[Row]) -> None:
+        lengths = np.array([len(row["input_ids"]) for row in rows])
+        place = np.arange(lengths.max())
+        self._filled = place < lengths[:, None]
+        ids = [row["input_ids"] for row in rows]
+        self.ids = self._laid(ids, 0)
+        self.labels = self._laid(_each(rows, "labels", ids), NOT_TRAINED)
+        self.document = self._laid([row["document"] for row in rows], -1)
+        self.offset = self._laid([row["offset"] for row in rows], -1)
+        places = [place[:length] for length in lengths]
+        self.position = self._laid(_each(rows, "position", places), place)
 
-    def lay(self, index: int, row: Row) -> None:
-        """Write one row at the left."""
-        length = len(row["input_ids"])
-        self.ids[index, :length] = row["input_ids"]
-        self.labels[index, :length] = _of(row, "labels", row["input_ids"])
-        self.document[index, :length] = row["document"]
-        self.offset[index, :length] = row["offset"]
-        self.position[index, :length] = _of(row, "position", np.arange(length))
+    def _laid(self, values: Sequence[Any], padding: int | np.ndarray) -> np.ndarray:
+        """The rows' values, and `padding` where a row has none."""
+        laid = np.empty(self._filled.shape, np.int64)
+        laid[:] = padding
+        laid[self._filled] = np.concatenate(values)
+        return laid
 
     def shifted_labels(self) -> np.ndarray:
         """The one shift: what each position predicts, -100 across the borders of documents."""
@@ -168,9 +169,10 @@ class _Arrays:
         self.position = np.where(padding, counted, self.position)
 
 
-def _of(row: Row, key: str, default: Any) -> Any:
-    value = row.get(key)
-    return default if value is None else value
+def _each(rows: Sequence[Row], key: str, default: Sequence[Any]) -> list[Any]:
+    """Each row's values; the default's where it has none."""
+    found = [row.get(key) for row in rows]
+    return [other if one is None else one for one, other in zip(found, default, strict=True)]
 
 
 class TrainingRows:
@@ -201,12 +203,13 @@ class TrainingRows:
 
     def step(self, step: int) -> list[Row]:
         """This process's rows of a step, in their order in the step."""
-        places = self.order.step(step)
-        return [self._row(*places[n]) for n in self.mine]
+        places = self.order.step(step)[self.mine.start : self.mine.stop]
+        by_epoch = groupby(places, key=itemgetter(0))
+        return [row for epoch, some in by_epoch for row in self._some(epoch, [n for _, n in some])]
 
-    def _row(self, epoch: int, index: int) -> Row:
+    def _some(self, epoch: int, indices: list[int]) -> list[Row]:
         if self._held is None or self._held[0] != epoch:
             self._held = (epoch, self._epoch_rows(epoch))
         rows = self._held[1]
         # Data that is fresh each epoch may lay a row more or fewer.
-        return rows[index % len(rows)]
+        return rows.some([index % len(rows) for index in indices])

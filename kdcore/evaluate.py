@@ -47,7 +47,7 @@ def evaluate(
     with torch.no_grad(), evaluating(run.student):
         for start in range(run.process * run.micro_batch, len(rows), stride):
             some = longest_first[start : start + run.micro_batch]
-            sums.add(collate([rows[int(n)] for n in some]))
+            sums.add(collate(rows.some(some.tolist())))  # type: ignore[attr-defined]
     return sums.everywhere()
 
 
@@ -60,7 +60,7 @@ def log_likelihoods(run: Run, rows: Sequence[Row], batch: int) -> list[float]:
     totals = torch.zeros(len(laid), dtype=torch.float64, device=run.device)
     with torch.no_grad(), evaluating(run.student):
         for group in groups[run.process :: run.processes]:
-            made = collate([laid[int(index)] for index in group])
+            made = collate(laid.some(group.tolist()))
             whose = torch.from_numpy(group).to(run.device)
             for at, student in _chunks(run, made):
                 nll = nll_of(student, made.labels[at])

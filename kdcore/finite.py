@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from kdcore.gathering import Total
 from kdcore.random_state import RandomState
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ class Finite:
         self,
         accelerator: Accelerator,
         optimizer: torch.optim.Optimizer,
-        total: Callable[[Tensor], Tensor],
+        total: Total,
         *,
         sticks: bool,
     ) -> None:
@@ -40,7 +41,7 @@ class Finite:
         fused = all(group.get("fused") for group in self._inner.param_groups)
         on_gpu = accelerator.device.type == "cuda"
         self.is_late = on_gpu and accelerator.scaler is None and fused
-        self._held = torch.zeros((), device=accelerator.device)
+        self._good = torch.ones((), device=accelerator.device)
         self._judged: list[tuple[int, RandomState, Tensor]] = []
 
     def judge(
@@ -48,15 +49,15 @@ class Finite:
     ) -> Tensor:
         """1 where the step may change the weights, else 0; by all processes' numbers."""
         loss = torch.stack(list(shares)).sum()
-        bad = (~(self._is_finite(norm) & loss.isfinite())).float()
-        if self._accelerator.num_processes > 1:
-            bad = self._total(bad).clamp(max=1)
-        self._held = torch.maximum(self._held, bad) if self._sticks else bad
+        good = (self._is_finite(norm) & loss.isfinite()).float()
+        if (processes := self._accelerator.num_processes) > 1:
+            good = (self._total(good) == processes).float()
+        self._good = torch.minimum(self._good, good) if self._sticks else good
         if self.is_late:
-            self._inner.found_inf = self._held
-        if self.is_late or bad:
-            self._judged.append((step, before, bad))
-        return 1 - self._held
+            self._inner.found_inf = 1 - self._good
+        if self.is_late or not good:
+            self._judged.append((step, before, good))
+        return self._good
 
     def _is_finite(self, norm: Tensor) -> Tensor:
         """A scaler looks for its scale by gradients that overflow: that is no fault above 1."""
@@ -69,7 +70,7 @@ class Finite:
         """The bad steps since the last time; on a GPU this waits for them."""
         if not self._judged:
             return []
-        flags = torch.stack([bad for _, _, bad in self._judged]).tolist()
-        found = [each[:2] for each, bad in zip(self._judged, flags, strict=True) if bad]
+        flags = torch.stack([good for _, _, good in self._judged]).tolist()
+        found = [each[:2] for each, good in zip(self._judged, flags, strict=True) if not good]
         self._judged = []
         return found

@@ -1,4 +1,4 @@
-"""Values of every process laid end to end, in the order of the processes."""
+"""Values of every process: laid end to end in the order of the processes, or added up."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
 Gather = Callable[[Tensor], tuple[Tensor, int]]
 """This process's values [n] -> everybody's [N], and where this process's begin among them."""
+
+Total = Callable[[Tensor], Tensor]
+"""A scalar of this process -> its sum over all processes, on the device."""
 
 
 def alone(values: Tensor) -> tuple[Tensor, int]:
@@ -35,3 +38,10 @@ def over(accelerator: Accelerator) -> Gather:
         return everyone, sum(counts[: accelerator.process_index])
 
     return gather
+
+
+def total_of(accelerator: Accelerator) -> Total:
+    """The sum over an accelerator's processes."""
+    if accelerator.num_processes == 1:
+        return lambda value: value
+    return lambda value: accelerator.reduce(value, "sum")

@@ -19,7 +19,7 @@ from kdcore.blame import blame, described, unwritten
 from kdcore.coarse import Coarse, coarsened
 from kdcore.errors import PluginError
 from kdcore.head import ChunkedLoss, Values, Work, chunk_size
-from kdcore.products import unrounded_type
+from kdcore.products import outside_autocast, unrounded_type
 
 if TYPE_CHECKING:
     from kdcore.language_model import LanguageModel
@@ -47,6 +47,8 @@ class Seen:
         A micro-batch that ranks its own tokens counts as its share of the step's, whatever it
         keeps of them.
         """
+        if self.keep is None:
+            return self.valid.to(dtype).clamp(min=1)
         valid, ranked, kept = (n.to(dtype) for n in (self.valid, self.ranked, self.kept))
         shares = {"all": ranked, "kept": kept, "dropped": ranked - kept}
         return (shares[on] * (valid / ranked.clamp(min=1))).clamp(min=1)
@@ -80,7 +82,7 @@ class Objective(nn.Module):
         """
         head = self.student
         states = head.states(batch)
-        with torch.autocast(states.device.type, enabled=False):
+        with outside_autocast(states.device.type):
             with torch.no_grad():
                 seen = choose(states.detach())
             work = self._work(batch, terms, values, teacher, seen, unrounded_type(states.dtype))
@@ -137,9 +139,8 @@ def values_of(losses: Sequence[Loss]) -> Values:
                 (per_token(loss, leaf, teacher, labels) * weight).sum()
                 for loss, weight in zip(losses, weights, strict=True)
             ]
-            sums = torch.stack(each)
-            (gradient,) = torch.autograd.grad(sums.sum(), leaf)
-        return sums.detach(), gradient
+            (gradient,) = torch.autograd.grad(each, leaf)
+        return torch.stack(each).detach(), gradient
 
     return values
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -42,17 +43,25 @@ _USUAL = {"betas": (0.9, 0.999), "eps": 1e-8}
 
 def make_optimizer(options: TrainOptions, model: nn.Module) -> torch.optim.Optimizer:
     """An optimizer over what is trained. Weight decay spares biases and norms."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": options.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
     made = _class(options.optimizer)
     return made(
-        [group for group in groups if group["params"]],
+        _groups([p for p in model.parameters() if p.requires_grad], options.weight_decay),
         lr=options.lr,  # type: ignore[call-arg]
         **_accepted(made, options),
     )
+
+
+def _groups(trained: Sequence[nn.Parameter], decay: float) -> list[dict[str, Any]]:
+    """Matrices before biases and norms, in one group where they are treated alike."""
+    matrices = [p for p in trained if p.ndim > 1]
+    others = [p for p in trained if p.ndim <= 1]
+    if not decay:
+        return [{"params": matrices + others, "weight_decay": 0.0}]
+    groups = [
+        {"params": matrices, "weight_decay": decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
 
 
 def fault_of(name: str) -> str | None:

@@ -8,6 +8,7 @@ without half-precision units a very slow one; there the weight is upcast block b
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -26,12 +27,19 @@ def unrounded_type(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
+def outside_autocast(device: str) -> AbstractContextManager[None]:
+    """Types are as they are written until the block ends. Free where nothing is cast anyway."""
+    if torch.is_autocast_enabled(device):
+        return torch.autocast(device, enabled=False)
+    return nullcontext()
+
+
 def logits_of(
     states: Tensor, weight: Tensor, bias: Tensor | None = None, buffer: Tensor | None = None
 ) -> Tensor:
     """States [n, H], weight [V, H] and bias [V] -> logits [n, V], in `buffer` [n or more, V]."""
     out = None if buffer is None else buffer[: len(states)]
-    with torch.autocast(states.device.type, enabled=False):
+    with outside_autocast(states.device.type):
         logits = _product(states, weight, out)
         return logits if bias is None else logits.add_(bias)
 

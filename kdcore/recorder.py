@@ -61,7 +61,7 @@ class Recorder:
         for share in shares:
             counted = torch.where(good > 0, share, 0)
             for term, value in zip(terms, counted, strict=True):
-                self._terms[self.labels.index(term.label)] += value
+                self._terms[self.labels.index(term.label)].add_(value)
         self._uncounted.append((good, choices.valid * good, [n * good for n in choices.kept]))
         self._ranked = choices.ranked
 

@@ -7,7 +7,7 @@ scored first without gradient, ranked over all processes, then trained. With `sc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -17,15 +17,12 @@ from torch import Tensor
 from kdcore.api import Selection
 from kdcore.blame import blame, described
 from kdcore.errors import PluginError
-from kdcore.gathering import Gather, alone
+from kdcore.gathering import Gather, Total, alone
 from kdcore.objective import Choose, Seen
 from kdcore.tokens import Ranked, Reading, Scored, Tokens
 
 if TYPE_CHECKING:
     from kdcore.run import Run
-
-Total = Callable[[Tensor], Tensor]
-"""A scalar of this process -> its sum over all processes, on the device."""
 
 
 @dataclass(eq=False)

@@ -17,7 +17,7 @@ from kdcore.batches import Collate, TrainingRows, micro_batches
 from kdcore.checkpoint import Checkpoints
 from kdcore.errors import Interrupted
 from kdcore.evaluate import measured
-from kdcore.gathering import over
+from kdcore.gathering import over, total_of
 from kdcore.gradient_shares import GradientShares, is_measured, lopsided
 from kdcore.head import Values
 from kdcore.memory import Memory
@@ -60,7 +60,7 @@ class Trainer:
     signals: Signals
 
     def __post_init__(self) -> None:
-        self.gather = over(self.accelerator)
+        self.gather, self.total = over(self.accelerator), total_of(self.accelerator)
         self.modules = list(self.objective.modules())
         self.parameters = list(self.objective.parameters())
         self.recorder = Recorder(self.run, self.accelerator)
@@ -184,13 +184,10 @@ class Trainer:
             values = self.watch.watched(values, [term for term, _ in terms])
         with self.run.autocast():
             loss, share = self.wrapped(reading.batch, terms, values, logits_at, chosen)
-        # DDP averages the gradients of the processes; the loss is a sum over them.
-        self.accelerator.backward(loss * self.run.processes)
+        if self.run.processes > 1:  # DDP averages their gradients; the loss is a sum over them
+            loss = loss * self.run.processes
+        loss.backward() if self.accelerator.scaler is None else self.accelerator.backward(loss)
         return share  # type: ignore[no-any-return]
-
-    def total(self, value: Tensor) -> Tensor:
-        """The sum over all processes."""
-        return self.accelerator.reduce(value, "sum")  # type: ignore[no-any-return]
 
     def _due(self, every: int | Literal["epoch"]) -> bool:
         """Whether something with this cadence is due after the step just done."""

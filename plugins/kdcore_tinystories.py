@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from kdcore_text import Text
 from pydantic import Field
 
-from kdcore import Data, component, hookimpl
+from kdcore import Data, Stage, component, hookimpl
 
 _HUB = {1: "roneneldan/TinyStories", 2: "noanabeshima/TinyStoriesV2"}
 
@@ -35,11 +35,11 @@ class TinyStories(Data):
         if self.validation is not None and self.validation_share is not None:
             raise ValueError("validation and validation_share exclude each other")
 
-    def faults(self, recipe: object) -> Iterator[str]:
+    def faults(self, recipe: Stage) -> Iterator[str]:
         """Files have no validation split of their own."""
         return self._text.faults(recipe)
 
-    def texts(self, split: str) -> Iterator[str]:
+    def texts(self, split: str) -> Iterable[str]:
         """The stories of "train" or "validation"."""
         return self._text.texts(split)
 

@@ -110,17 +110,11 @@ class Alone:
     def no_sync(self, model):
         return nullcontext()
 
-    def backward(self, loss):
-        loss.backward()
-
     def reduce(self, tensor, how):
         return tensor
 
     def wait_for_everyone(self):
         pass
-
-    def clip_grad_norm_(self, parameters, clip):
-        return torch.nn.utils.clip_grad_norm_(parameters, clip)
 
     def prepare(self, *objects):
         return objects[0] if len(objects) == 1 else objects

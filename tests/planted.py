@@ -76,8 +76,8 @@ FAULTS = [
     Fault(
         "document boundary crossed by attention",
         "kdcore/rows.py",
-        '"position": within if pieces.isolated else place,',
-        '"position": place,',
+        '"position": within if pieces.isolated else _counted(lengths),',
+        '"position": _counted(lengths),',
         "test_rows.py",
     ),
     Fault(
@@ -292,8 +292,8 @@ FAULTS = [
     Fault(
         "weight decay on norms",
         "kdcore/optimizers.py",
-        '{"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},',
-        '{"params": [p for p in trained if p.ndim <= 1], "weight_decay": options.weight_decay},',
+        '{"params": others, "weight_decay": 0.0},',
+        '{"params": others, "weight_decay": decay},',
         "test_optimizers.py",
     ),
     Fault(
@@ -343,8 +343,8 @@ FAULTS = [
     Fault(
         "gradients averaged over processes",
         "kdcore/train.py",
-        "self.accelerator.backward(loss * self.run.processes)",
-        "self.accelerator.backward(loss)",
+        "loss = loss * self.run.processes",
+        "loss = loss * 1",
         "test_processes.py",
     ),
 ]

@@ -5,6 +5,7 @@ from given import VOCABULARY, row
 
 from kdcore import RunError, Split
 from kdcore.batches import Collate, Order, TrainingRows, drawn, micro_batches, share
+from kdcore.given_rows import GivenRows
 
 CPU = torch.device("cpu")
 SPLIT = Split("train", "made by hand", np.array([9, 9, 9]))
@@ -18,6 +19,10 @@ def laid(ids, **others):
     """One document from its beginning."""
     count = list(range(len(ids)))
     return {"input_ids": ids, "document": [0] * len(ids), "offset": count} | others
+
+
+def given_rows(rows):
+    return GivenRows(rows, "train", "this test")
 
 
 # Order
@@ -66,7 +71,7 @@ def test_evaluated_rows_are_drawn_once_without_repeats():
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 5])
 def test_processes_take_the_rows_of_one_process(processes):
-    rows = [[laid([n]) for n in range(6)], [laid([10 + n]) for n in range(6)]]
+    rows = [given_rows([laid([first + n]) for n in range(6)]) for first in (0, 10)]
     order = Order(6, 4, seed=0)
     for step in (1, 2, 3):
         taken = [
@@ -82,7 +87,7 @@ def test_rows_of_an_epoch_are_asked_for_once():
 
     def rows(epoch):
         asked.append(epoch)
-        return [laid([n]) for n in range(5 - epoch)]  # fresh data may lay a row fewer
+        return given_rows([laid([n]) for n in range(5 - epoch)])  # fresh data may lay a row fewer
 
     training = TrainingRows(rows, Order(5, 2, seed=0), 0, 1)
     taken = [row for step in range(1, 6) for row in training.step(step)]

@@ -48,6 +48,10 @@ def test_every_row_says_where_its_tokens_come_from(byte_tokenizer, documents, la
         places = zip(row["document"], row["offset"], strict=True)
         assert row["input_ids"].tolist() == [ids[d][offset] for d, offset in places]
         assert {array.dtype for array in row.values()} == {np.dtype("int32")}
+    backwards = rows.subset(range(len(rows))[::-1]).some(range(len(rows)))
+    for alone, together in zip(rows, reversed(backwards), strict=True):
+        assert alone.keys() == together.keys()
+        assert all((alone[key] == together[key]).all() for key in alone)
 
 
 def test_packed_pieces_are_isolated_by_their_positions(byte_tokenizer):

@@ -91,5 +91,6 @@ class Spaced:
     def __init__(self, share: float) -> None:
         self._share = share
 
-    def __contains__(self, number: int) -> bool:
+    def __contains__(self, number: object) -> bool:
+        assert isinstance(number, int)
         return int((number + 1) * self._share) > int(number * self._share)
