@@ -76,20 +76,22 @@ class Collate:
     def __call__(self, rows: Sequence[Row]) -> Batch:
         """One micro-batch. Without rows, one empty row that trains nothing."""
         arrays = _Arrays(rows or [{"input_ids": [0], "document": [-1], "offset": [-1]}])
-        labels = arrays.shifted_labels()
+        labels = arrays.labels = arrays.shifted_labels()
         self._check(max(arrays.ids.max(), labels.max()))
         mask = arrays.document >= 0
         # Without rows nothing is masked: attention that sees nothing at all may give NaN.
         packed, padded = arrays.restarts(), bool(rows) and not mask.all()
         if packed:
             arrays.isolate_padding()
+        # One array, as each way to a GPU takes its time.
+        ids, position, document, offset, shifted = self._move(arrays.together())
         return Batch(
-            input_ids=self._move(arrays.ids),
-            position_ids=self._move(arrays.position),
+            input_ids=ids,
+            position_ids=position,
             attention_mask=self._move(mask.astype(np.int64)) if padded and not packed else None,
-            document=self._move(arrays.document),
-            offset=self._move(arrays.offset),
-            labels=self._move(labels.reshape(-1)),
+            document=document,
+            offset=offset,
+            labels=shifted.flatten(),
             valid=self._move(np.flatnonzero(labels != NOT_TRAINED)),
             vocabulary=self.vocabulary,
             split=self.split,
@@ -142,6 +144,10 @@ class _Arrays:
         laid[:] = padding
         laid[self._filled] = np.concatenate(values)
         return laid
+
+    def together(self) -> np.ndarray:
+        """[5, rows, time]: ids, positions, documents, offsets, labels."""
+        return np.stack([self.ids, self.position, self.document, self.offset, self.labels])
 
     def shifted_labels(self) -> np.ndarray:
         """The one shift: what each position predicts, -100 across the borders of documents."""

@@ -48,8 +48,7 @@ class Finite:
         self, step: int, norm: Tensor, shares: Sequence[Tensor], before: RandomState
     ) -> Tensor:
         """1 where the step may change the weights, else 0; by all processes' numbers."""
-        loss = torch.stack(list(shares)).sum()
-        good = (self._is_finite(norm) & loss.isfinite()).float()
+        good = torch.cat([*shares, *self._judged_norm(norm)]).isfinite().all().float()
         if (processes := self._accelerator.num_processes) > 1:
             good = (self._total(good) == processes).float()
         self._good = torch.minimum(self._good, good) if self._sticks else good
@@ -59,12 +58,10 @@ class Finite:
             self._judged.append((step, before, good))
         return self._good
 
-    def _is_finite(self, norm: Tensor) -> Tensor:
+    def _judged_norm(self, norm: Tensor) -> list[Tensor]:
         """A scaler looks for its scale by gradients that overflow: that is no fault above 1."""
         scaler = self._accelerator.scaler
-        if scaler is not None and scaler.get_scale() >= 1:
-            return torch.ones_like(norm, dtype=torch.bool)
-        return norm.isfinite()
+        return [] if scaler is not None and scaler.get_scale() >= 1 else [norm.reshape(1)]
 
     def found(self) -> list[Found]:
         """The bad steps since the last time; on a GPU this waits for them."""
