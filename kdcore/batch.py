@@ -37,12 +37,16 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class Packing:
-    """The isolated pieces of packed rows, end to end: padding is left out."""
+    """The isolated pieces of rows, end to end: padding is left out."""
 
     real: Tensor | None  # [n]: the flat positions that are no padding; None: all of them
     lengths: tuple[int, ...]  # of the pieces
     starts: Tensor  # int32 [pieces + 1]: where each begins among these n tokens, and n
     longest: int  # tokens of the longest piece
+
+    def is_whole(self, rows: int) -> bool:
+        """Whether so many rows are one piece each, without padding."""
+        return self.real is None and len(self.lengths) == rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,4 +67,4 @@ class Batch:
     valid: Tensor  # [n]: the flat positions whose label is not -100, in order
     vocabulary: int  # logits are cut to this many ids on all sides
     split: Split
-    packing: Packing | None = None  # None where each row is one piece, and none is padded
+    packing: Packing | None = None  # None: position_ids and attention_mask tell what is isolated

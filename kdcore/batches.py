@@ -81,6 +81,7 @@ class Collate:
         mask = arrays.document >= 0
         # Without rows nothing is masked: attention that sees nothing at all may give NaN.
         packed, padded = arrays.restarts(), bool(rows) and not mask.all()
+        packing = self._packing(arrays) if rows else None
         if packed:
             arrays.isolate_padding()
         # One array, as each way to a GPU takes its time.
@@ -95,7 +96,7 @@ class Collate:
             valid=self._move(np.flatnonzero(labels != NOT_TRAINED)),
             vocabulary=self.vocabulary,
             split=self.split,
-            packing=self._packing(arrays) if packed or padded else None,
+            packing=packing,
         )
 
     def _packing(self, arrays: _Arrays) -> Packing:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -64,6 +65,7 @@ class LanguageModel:
                     "which takes more memory",
                     type(model).__name__,
                 )
+            self._packs = False
             self._packs = self._takes_positions and self._packs_exactly(ids)
             self.isolates = self._takes_positions and self._keeps_documents_apart(ids)
 
@@ -123,35 +125,38 @@ class LanguageModel:
             # Flash attention looks for restarting positions only where there is a single row.
             input_ids, position_ids = input_ids.reshape(1, -1), position_ids.reshape(1, -1)
         arguments: dict[str, Any] = {"attention_mask": mask, "use_cache": False}
-        packs = packing is not None and self._packs
-        if packing is not None and packs:
-            input_ids, position_ids = (_real(each, packing) for each in (input_ids, position_ids))
-            arguments |= packed_attention.arguments(packing, input_ids.device)
+        if packing is not None and self._packs:
+            arguments |= packed_attention.arguments(packing, shape[0], input_ids.device)
+            if not packing.is_whole(shape[0]):
+                input_ids, position_ids = _real(input_ids, packing), _real(position_ids, packing)
         if self._takes_positions:
             arguments["position_ids"] = position_ids
         module = self.model if self.weight is None else self._trunk
         out = module(input_ids=input_ids, **arguments)
         states: Tensor = out.logits if self.weight is None else out[0]
-        if packing is not None and packs and packing.real is not None:
+        if packing is not None and self._packs and packing.real is not None:
             laid = states.new_zeros(shape.numel(), states.shape[-1])
             states = laid.index_copy(0, packing.real, states[0])
         return states.reshape(*shape, states.shape[-1])
 
     def _packs_exactly(self, ids: Tensor) -> bool:
         """Whether pieces that attend by themselves are what they are alone."""
-        if not packed_attention.install(self.model):
-            return False
-        self._packs = True  # for the trial
         half = ids.shape[1] // 2
         positions = torch.arange(half, device=ids.device).repeat(2).expand_as(ids)
-        starts = torch.arange(0, ids.numel() + 1, half, dtype=torch.int32, device=ids.device)
-        packing = Packing(None, (half,) * (2 * len(ids)), starts, half)
-        try:
-            packed = self._run(ids, positions, None, packing)
-        except (TypeError, RuntimeError):
-            packed = ids[..., None]
         alone = self._run(ids[:, half:], positions[:, :half], None)
-        if same(packed[:, half:], alone):
+        if not packed_attention.install(self.model, lambda: self._run(ids, positions, None)):
+            return False
+        starts = torch.arange(0, ids.numel() + 1, half, dtype=torch.int32, device=ids.device)
+        pieces = 2 * len(ids)
+        packed = Packing(None, (half,) * pieces, starts, half)
+        whole = replace(packed, lengths=packed.lengths[::2], starts=starts[: len(ids) + 1])
+        self._packs = True  # for the trial
+        try:
+            found = self._run(ids, positions, None, packed)[:, half:]
+            rows = self._run(ids[:, half:], positions[:, :half], None, whole)
+        except (TypeError, RuntimeError):
+            found = rows = ids[:, half:, None]
+        if same(found, alone) and same(rows, alone):
             return True
         packed_attention.uninstall(self.model)
         return False

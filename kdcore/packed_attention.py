@@ -2,11 +2,14 @@
 
 Registered with transformers as an attention implementation. Where a call says how its rows are
 packed, each piece attends by itself: on a CPU one causal call for each, on a GPU torch's
-variable-length flash attention. Everything else goes the way of "sdpa".
+variable-length flash attention. Rows that are one piece each attend side by side; transformers
+would look for restarting positions in them, and make the host wait for what it finds. Everything
+else goes the way of "sdpa".
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,21 +21,58 @@ if TYPE_CHECKING:
     from kdcore.batch import Packing
 
 NAME = "kdcore_packed"
+_TRIAL = "kdcore_trial"
 _TAKES_THE_PLACE_OF = "sdpa"
 _HALF = (torch.bfloat16, torch.float16)
 
 
-def install(model: PreTrainedModel) -> bool:
-    """Let the model attend so, if it would use "sdpa"; whether it does now."""
+def install(model: PreTrainedModel, forward: Callable[[], object]) -> bool:
+    """Let the model attend so, if it would use "sdpa"; whether it does now.
+
+    Not where its masks hide what its attention is not told of; `forward` runs it to find out.
+    """
     if getattr(model.config, "_attn_implementation", None) not in (_TAKES_THE_PLACE_OF, NAME):
         return False
+    window = _window_of(model)
+    if window and window not in _windows_told(model, forward):
+        return False
+    _attend_by(model, NAME, attend)
+    return True
+
+
+def _window_of(model: PreTrainedModel) -> int | None:
+    """How far back some layers look; of layers that look at parts of a row, how large these are."""
+    config = model.config.get_text_config()
+    if chunk := getattr(config, "attention_chunk_size", None):
+        return int(chunk)
+    kinds = getattr(config, "layer_types", None)
+    slides = kinds is None or "sliding_attention" in kinds
+    return getattr(config, "sliding_window", None) if slides else None
+
+
+def _windows_told(model: PreTrainedModel, forward: Callable[[], object]) -> set[object]:
+    """What the layers' calls of attention say of windows."""
+    told = set[object]()
+
+    def noting(*arguments: Any, **options: Any) -> tuple[Tensor, None]:
+        told.add(options.get("sliding_window"))
+        return _plain(*arguments, **options)
+
+    _attend_by(model, _TRIAL, noting)
+    try:
+        forward()
+    finally:
+        uninstall(model)
+    return told
+
+
+def _attend_by(model: PreTrainedModel, name: str, attention: Callable[..., Any]) -> None:
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
-    AttentionInterface.register(NAME, attend)
-    AttentionMaskInterface.register(NAME, sdpa_mask)
-    model.config._attn_implementation = NAME
-    return True
+    AttentionInterface.register(name, attention)
+    AttentionMaskInterface.register(name, sdpa_mask)
+    model.config._attn_implementation = name
 
 
 def uninstall(model: PreTrainedModel) -> None:
@@ -49,15 +89,14 @@ def keep_uncompiled() -> None:
     _packed = torch.compiler.disable(_packed)  # type: ignore[no-untyped-call]
 
 
-def arguments(packing: Packing, device: torch.device) -> dict[str, Any]:
-    """What a trunk is called with so that its attention knows how rows are packed.
+def arguments(packing: Packing, rows: int, device: torch.device) -> dict[str, Any]:
+    """What a trunk is called with so that its attention knows how these rows are packed.
 
     The mask has four dimensions, which transformers hands on as it is, and is not looked at.
     """
-    return {
-        "attention_mask": torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=device),
-        "packing": packing,
-    }
+    mask = torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=device)
+    told = {"whole_rows": True} if packing.is_whole(rows) else {"packing": packing}
+    return {"attention_mask": mask, **told}
 
 
 def attend(
@@ -68,12 +107,16 @@ def attend(
     attention_mask: Tensor | None,
     *,
     packing: Packing | None = None,
+    whole_rows: bool = False,
     **options: Any,
 ) -> tuple[Tensor, None]:
     """Queries [rows, heads, time, D], keys and values -> [rows, time, heads, D].
 
     Packed pieces lie end to end in a single row.
     """
+    if whole_rows:
+        some, window = (query, key, value), options.get("sliding_window")
+        return _piece(module, some, window, options), None
     if packing is None:
         return _plain(module, query, key, value, attention_mask, **options)
     return _packed(module, query, key, value, packing, options), None

@@ -163,7 +163,7 @@ def seen_across_documents(monkeypatch):
 
 def seen_through_a_cache(monkeypatch):
     """With transformers' default, documents see each other where attention goes by positions."""
-    monkeypatch.setattr(packed_attention, "arguments", lambda packing, device: {})
+    monkeypatch.setattr(packed_attention, "arguments", lambda packing, rows, device: {})
     from transformers.models.llama.modeling_llama import LlamaModel
 
     inner = LlamaModel.forward

@@ -1,10 +1,11 @@
 """A step does not wait for the device: nothing in it is read on the host."""
 
+import given
 import pytest
 import torch
 from kdcore_selections import Hardest, Random
 from torch.utils._python_dispatch import TorchDispatchMode
-from training import trainer
+from training import ROWS, trainer
 
 READS = (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero, torch.ops.aten.masked_select)
 INDEXING = (torch.ops.aten.index, torch.ops.aten.index_put_, torch.ops.aten._unsafe_index)
@@ -51,9 +52,13 @@ def waits_of(made, on_host):
     return watched.waits, on_host
 
 
+WHOLE = [given.row(6, seed=n, document=n) for n in range(8)]
+
+
 @pytest.mark.parametrize("micro_batch", [2, 4])
-def test_a_step_reads_nothing(tmp_path, on_host, micro_batch):
-    assert waits_of(trainer(tmp_path, micro_batch=micro_batch), on_host) == ([], [])
+@pytest.mark.parametrize("rows", [ROWS, WHOLE])
+def test_a_step_reads_nothing(tmp_path, on_host, rows, micro_batch):
+    assert waits_of(trainer(tmp_path, rows=rows, micro_batch=micro_batch), on_host) == ([], [])
 
 
 @pytest.mark.parametrize("selection", [Hardest(keep=0.5), Random(keep=0.5)])

@@ -5,6 +5,7 @@ import pytest
 import tiny
 import torch
 from peft import LoraConfig, get_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM, masking_utils
 
 from kdcore import LanguageModel, generate, packed_attention
 from kdcore.batches import Collate
@@ -40,6 +41,13 @@ def batch():
     return Collate(tiny.split_of([np.zeros(9)]), 64, tiny.CPU)(rows())
 
 
+def whole_rows():
+    count = np.arange(16)
+    made = [{"input_ids": (7 * count + n) % 64, "document": count * 0 + n} for n in range(3)]
+    made = [row | {"offset": count, "position": count} for row in made]
+    return Collate(tiny.split_of([np.zeros(16)]), 64, tiny.CPU)(made)
+
+
 def alone(model, row):
     """States of a row's documents, each run by itself."""
     found = []
@@ -59,6 +67,60 @@ def test_each_piece_is_what_it_is_alone(name):
     for n, row in enumerate(rows()):
         expected = alone(model, row)
         torch.testing.assert_close(states[n, : len(expected)], expected, atol=1e-5, rtol=1e-5)
+
+
+HIDDEN = {
+    "qwen2_moe": {
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16,
+        "shared_expert_intermediate_size": 16,
+        "use_sliding_window": True,
+        "layer_types": ["sliding_attention"] * 2,
+    },
+    "phimoe": {"num_local_experts": 2},
+    "doge": {},
+}
+"""Models whose masks have a window that their attention is not told of."""
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_a_window_that_is_in_the_mask_alone_is_kept(name):
+    sizes = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+    config = AutoConfig.for_model(
+        name,
+        vocab_size=64,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        max_position_embeddings=64,
+        sliding_window=12,  # longer than what a model is tried on, shorter than some pieces
+        **sizes,
+        **HIDDEN[name],
+    )
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    expected = [alone(model, row) for row in rows()]
+    language_model, made = LanguageModel(model), batch()
+    states = language_model.states(made).view(*made.input_ids.shape, -1)
+    for n, wanted in enumerate(expected):
+        torch.testing.assert_close(states[n, : len(wanted)], wanted, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_rows_that_are_whole_are_what_transformers_makes_of_them(name):
+    made, model = whole_rows(), model_of(name)
+    positions = {"position_ids": made.position_ids, "use_cache": False}
+    expected = model.base_model(input_ids=made.input_ids, **positions)[0]
+    states = LanguageModel(model).states(made).view_as(expected)
+    assert torch.equal(states, expected)
+
+
+def test_nobody_looks_for_pieces_in_rows_that_are_whole(monkeypatch):
+    looked = []
+    language_model = LanguageModel(tiny.model())
+    monkeypatch.setattr(masking_utils, "find_packed_sequence_indices", looked.append)
+    language_model.states(whole_rows())
+    assert looked == []
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

@@ -26,12 +26,14 @@ class Eval:
         return {"eval/asked": float(run.step)}
 
 
-def trainer(folder, *, steps=6, batch=4, selection=None, terms=None, micro_batch=3, **options):
+def trainer(
+    folder, *, rows=ROWS, steps=6, batch=4, selection=None, terms=None, micro_batch=3, **options
+):
     """Steps that really learn."""
     student = given.model()
     made = engine.trainer(
         student,
-        ROWS,
+        rows,
         terms or [term(ForwardKL(temperature=2.0)), term(weight=0.5)],
         teacher=Held(TEACHER),
         selection=selection,
