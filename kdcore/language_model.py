@@ -49,7 +49,6 @@ class LanguageModel:
         # Some models look for pads in the ids and warn: each time, waiting for the device. Packed
         # rows have some and need no mask, and those that need one have it.
         vars(self._trunk)["warn_if_padding_and_no_attention_mask"] = _say_nothing
-        self._takes_positions = "position_ids" in inspect.signature(self._trunk.forward).parameters
         head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
         self.weight = self.bias = None
         with still(model):
@@ -66,6 +65,7 @@ class LanguageModel:
                     type(model).__name__,
                 )
             self._packs = False
+            self._takes_positions = self._counts_from_zero(ids)
             self._packs = self._takes_positions and self._packs_exactly(ids)
             self.isolates = self._takes_positions and self._keeps_documents_apart(ids)
 
@@ -87,7 +87,8 @@ class LanguageModel:
 
     def states(self, batch: Batch) -> Tensor:
         """The trunk's last hidden states, [rows * time, H]; gradient as the caller's mode says."""
-        if not self.isolates and batch.attention_mask is None:
+        packs = self._packs and batch.packing is not None
+        if not (packs or self.isolates) and batch.attention_mask is None:
             self._refuse_packed(batch)
         run = self._run(batch.input_ids, batch.position_ids, batch.attention_mask, batch.packing)
         return run.flatten(0, 1)
@@ -138,6 +139,24 @@ class LanguageModel:
             laid = states.new_zeros(shape.numel(), states.shape[-1])
             states = laid.index_copy(0, packing.real, states[0])
         return states.reshape(*shape, states.shape[-1])
+
+    def _counts_from_zero(self, ids: Tensor) -> bool:
+        """Whether the trunk takes positions, and those that it would use itself begin at 0.
+
+        Raises RunError where it is not causal.
+        """
+        half, positions = ids.shape[1] // 2, torch.arange(ids.shape[1], device=ids.device)
+        self._takes_positions = False
+        own = self._run(ids, positions, None)
+        followed = torch.cat([ids[:, :half], ids[:, half:].flip(0)], dim=1)
+        if not same(own[:, :half], self._run(followed, positions, None)[:, :half], times=10):
+            raise RunError(
+                f"{type(self.model).__name__} is not causal: what it says of a token changes with "
+                "those that follow, so it would see what it should predict. An encoder is causal "
+                "with is_decoder = true in its config"
+            )
+        self._takes_positions = "position_ids" in inspect.signature(self._trunk.forward).parameters
+        return self._takes_positions and same(own, self._run(ids, positions.expand_as(ids), None))
 
     def _packs_exactly(self, ids: Tensor) -> bool:
         """Whether pieces that attend by themselves are what they are alone."""

@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, masking_utils
 
-from kdcore import LanguageModel, generate, packed_attention
+from kdcore import LanguageModel, RunError, generate, packed_attention
 from kdcore.batches import Collate
 from kdcore.setup import enable_checkpointing
 
@@ -60,13 +60,8 @@ def alone(model, row):
 @pytest.mark.parametrize("name", KINDS)
 def test_each_piece_is_what_it_is_alone(name):
     model = model_of(name)
-    language_model = LanguageModel(model)
+    assert_exact(model)
     assert model.config._attn_implementation == packed_attention.NAME
-    made = batch()
-    states = language_model.states(made).view(*made.input_ids.shape, -1)
-    for n, row in enumerate(rows()):
-        expected = alone(model, row)
-        torch.testing.assert_close(states[n, : len(expected)], expected, atol=1e-5, rtol=1e-5)
 
 
 HIDDEN = {
@@ -80,30 +75,69 @@ HIDDEN = {
     },
     "phimoe": {"num_local_experts": 2},
     "doge": {},
+    "llama4_text": {
+        "num_local_experts": 2,
+        "intermediate_size_mlp": 32,
+        "no_rope_layers": [1, 1],
+        "attention_chunk_size": 12,
+        "layer_types": ["chunked_attention"] * 2,
+    },
 }
-"""Models whose masks have a window that their attention is not told of."""
+"""Models whose masks have a window or parts that their attention is not told of."""
+
+
+SIZES = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+}
+GROUPED = {"num_key_value_heads": 2, "head_dim": 8}
+WINDOW = {"sliding_window": 12}  # longer than what a model is tried on, shorter than some pieces
+
+
+def of_kind(name, **options):
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **SIZES, **options)).eval()
 
 
 @pytest.mark.parametrize("name", HIDDEN)
 def test_a_window_that_is_in_the_mask_alone_is_kept(name):
-    sizes = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
-    config = AutoConfig.for_model(
-        name,
-        vocab_size=64,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        max_position_embeddings=64,
-        sliding_window=12,  # longer than what a model is tried on, shorter than some pieces
-        **sizes,
-        **HIDDEN[name],
-    )
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config).eval()
+    language_model = assert_exact(of_kind(name, **GROUPED, **WINDOW, **HIDDEN[name]))
+    assert not language_model._packs
+
+
+def test_documents_are_kept_apart_in_models_that_would_mix_them():
+    language_model = assert_exact(of_kind("biogpt"))
+    assert language_model._packs and not language_model.isolates
+
+
+def test_positions_that_begin_elsewhere_are_left_to_the_model():
+    """RoBERTa's begin behind its padding id."""
+    model, made = of_kind("roberta", is_decoder=True, pad_token_id=0), whole_rows()
+    ids = made.input_ids
+    expected = model(input_ids=ids, use_cache=False).logits
+    language_model = LanguageModel(model)
+    logits = language_model.logits(language_model.states(made)).view_as(expected)
+    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_model_that_sees_what_it_should_predict_is_refused():
+    with pytest.raises(RunError, match=r"BertLMHeadModel is not causal.* is_decoder = true"):
+        LanguageModel(of_kind("bert"))
+    LanguageModel(of_kind("bert", is_decoder=True))
+
+
+def assert_exact(model):
+    """Packed rows are what their documents are alone."""
     expected = [alone(model, row) for row in rows()]
     language_model, made = LanguageModel(model), batch()
     states = language_model.states(made).view(*made.input_ids.shape, -1)
     for n, wanted in enumerate(expected):
         torch.testing.assert_close(states[n, : len(wanted)], wanted, atol=1e-5, rtol=1e-5)
+    return language_model
 
 
 @pytest.mark.parametrize("name", KINDS)
