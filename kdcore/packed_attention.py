@@ -47,6 +47,7 @@ def _window_of(model: PreTrainedModel) -> int | None:
         return int(chunk)
     kinds = getattr(config, "layer_types", None)
     slides = kinds is None or "sliding_attention" in kinds
+    slides &= getattr(config, "use_sliding_window", True)
     return getattr(config, "sliding_window", None) if slides else None
 
 

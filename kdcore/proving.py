@@ -72,7 +72,7 @@ def prove(model: PreTrainedModel, trunk: nn.Module, head: nn.Linear, ids: Tensor
     return next((Proved(bend) for bend in bends_of(model) if same(logits, bend(made))), None)
 
 
-def same(a: Tensor, b: Tensor, times: int = 1) -> bool:
+def same(a: Tensor, b: Tensor, *, times: int = 1) -> bool:
     """Equal shapes, and values equal up to the rounding of their type, or so many times that."""
     if a.shape != b.shape:
         return False
