@@ -64,7 +64,8 @@ class LanguageModel:
                     "which takes more memory",
                     type(model).__name__,
                 )
-            self._packs = False
+            self._packs = self._takes_positions = False
+            self._prove_causal(ids)
             self._takes_positions = self._counts_from_zero(ids)
             self._packs = self._takes_positions and self._packs_exactly(ids)
             self.isolates = self._takes_positions and self._keeps_documents_apart(ids)
@@ -140,23 +141,26 @@ class LanguageModel:
             states = laid.index_copy(0, packing.real, states[0])
         return states.reshape(*shape, states.shape[-1])
 
-    def _counts_from_zero(self, ids: Tensor) -> bool:
-        """Whether the trunk takes positions, and those that it would use itself begin at 0.
-
-        Raises RunError where it is not causal.
-        """
+    def _prove_causal(self, ids: Tensor) -> None:
+        """Raises RunError where what follows changes what came before."""
         half, positions = ids.shape[1] // 2, torch.arange(ids.shape[1], device=ids.device)
-        self._takes_positions = False
-        own = self._run(ids, positions, None)
-        followed = torch.cat([ids[:, :half], ids[:, half:].flip(0)], dim=1)
-        if not same(own[:, :half], self._run(followed, positions, None)[:, :half], times=10):
+        other = torch.cat([ids[:, :half], ids[:, half:].flip(0)], dim=1)
+        seen = [self._run(either, positions, None)[:, :half] for either in (ids, other)]
+        if not same(*seen, times=10):
             raise RunError(
                 f"{type(self.model).__name__} is not causal: what it says of a token changes with "
                 "those that follow, so it would see what it should predict. An encoder is causal "
                 "with is_decoder = true in its config"
             )
-        self._takes_positions = "position_ids" in inspect.signature(self._trunk.forward).parameters
-        return self._takes_positions and same(own, self._run(ids, positions.expand_as(ids), None))
+
+    def _counts_from_zero(self, ids: Tensor) -> bool:
+        """Whether the trunk takes positions, and those that it would use itself begin at 0."""
+        if "position_ids" not in inspect.signature(self._trunk.forward).parameters:
+            return False
+        positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+        own = self._run(ids, positions, None)
+        self._takes_positions = True  # for the trial
+        return same(own, self._run(ids, positions, None))
 
     def _packs_exactly(self, ids: Tensor) -> bool:
         """Whether pieces that attend by themselves are what they are alone."""
