@@ -1,7 +1,7 @@
 # make quickstart   set up, then distil a small model on embedded data: no GPU, no hub
 # make test         set up, then all tests
 # make quick        the unit tests, under a minute
-# make lint         ruff and mypy
+# make lint         ruff, mypy and the layers of imports
 # make faults       puts faults into a copy, one by one: which test fails? (ten minutes)
 
 PYTHON ?= python3
@@ -33,6 +33,7 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 faults: setup
-	$(BIN)/python benchmarks/faults.py
+	$(BIN)/python benchmarks/robustness/faults.py

@@ -1,7 +1,7 @@
 """kdcore: distillation and loss experiments on causal language models, as plugins and recipes.
 
-What `__all__` lists is the public API; all else is private. Names are loaded when they are first
-asked for.
+What `__all__` lists is the public API; every subpackage is internal. Names are imported when they
+are first used, so that `import kdcore` needs neither torch nor transformers.
 """
 
 from __future__ import annotations
@@ -10,172 +10,118 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kdcore.api import (
-        KINDS,
-        Component,
-        Data,
-        Eval,
-        Logger,
-        Loss,
-        Patch,
-        Selection,
-        Teacher,
-        Tokenizer,
-        component,
-        hookimpl,
-    )
-    from kdcore.bare import bare_stage
-    from kdcore.batch import AnswersAt, Batch, LogitsAt, Row, Rows, Split
-    from kdcore.build import options_of
-    from kdcore.choosing import ChosenRow, chosen_rows
-    from kdcore.cli import host_of
-    from kdcore.coarse import Coarse
-    from kdcore.confidential import without_secrets
-    from kdcore.environment import environment_of
-    from kdcore.errors import KdcoreError, PluginError, RecipeError, RunError, UsageError
-    from kdcore.evaluate import measured
-    from kdcore.finding import find_recipe, find_run, recipe_name, runs_in, shipped_recipes
-    from kdcore.fingerprints import as_typed, of_tokenizer
-    from kdcore.generation import generate
-    from kdcore.hub import dtype_of, load_config, load_model, load_tokenizer, model_fingerprint
-    from kdcore.identity import what_counts
-    from kdcore.language_model import LanguageModel
-    from kdcore.planning import StagePlan, plans_of
-    from kdcore.plugins import Host
-    from kdcore.provenance import reserved_modules
-    from kdcore.reading import read, read_nll
-    from kdcore.recipe import read_recipe
-    from kdcore.record import Record
-    from kdcore.reopening import finals_of, folder_of, open_model, open_run
-    from kdcore.replay import saved_rows
-    from kdcore.rows import lay_documents, lay_texts
-    from kdcore.run import Run
-    from kdcore.sampling import RowSample, SampledRow, sample_rows
-    from kdcore.stage import Stage
-    from kdcore.streams import stream_texts
-    from kdcore.teachers import load_teacher
-    from kdcore.tokens import Tokens
-    from kdcore.unstarted import batches_of, open_stage
+    from kdcore.analysis.plan import StagePlan as StagePlan
+    from kdcore.analysis.plan import plans_of as plans_of
+    from kdcore.analysis.rows import ChosenRow as ChosenRow
+    from kdcore.analysis.rows import RowSample as RowSample
+    from kdcore.analysis.rows import SampledRow as SampledRow
+    from kdcore.analysis.rows import chosen_rows as chosen_rows
+    from kdcore.analysis.rows import sample_rows as sample_rows
+    from kdcore.api.contracts import KINDS as KINDS
+    from kdcore.api.contracts import Component as Component
+    from kdcore.api.contracts import Data as Data
+    from kdcore.api.contracts import Eval as Eval
+    from kdcore.api.contracts import Logger as Logger
+    from kdcore.api.contracts import Loss as Loss
+    from kdcore.api.contracts import Patch as Patch
+    from kdcore.api.contracts import Run as Run
+    from kdcore.api.contracts import Selection as Selection
+    from kdcore.api.contracts import Stage as Stage
+    from kdcore.api.contracts import Teacher as Teacher
+    from kdcore.api.contracts import Tokenizer as Tokenizer
+    from kdcore.api.contracts import Tokens as Tokens
+    from kdcore.api.contracts import component as component
+    from kdcore.api.contracts import hookimpl as hookimpl
+    from kdcore.api.hookspecs import Record as Record
+    from kdcore.api.options import as_typed as as_typed
+    from kdcore.api.options import options_of as options_of
+    from kdcore.cli.main import host_of as host_of
+    from kdcore.data.batch import AnswersAt as AnswersAt
+    from kdcore.data.batch import Batch as Batch
+    from kdcore.data.batch import Coarse as Coarse
+    from kdcore.data.batch import LogitsAt as LogitsAt
+    from kdcore.data.batch import Row as Row
+    from kdcore.data.batch import Rows as Rows
+    from kdcore.data.batch import Split as Split
+    from kdcore.data.rows import lay_documents as lay_documents
+    from kdcore.data.rows import lay_texts as lay_texts
+    from kdcore.data.streaming import stream_texts as stream_texts
+    from kdcore.errors import KdcoreError as KdcoreError
+    from kdcore.errors import PluginError as PluginError
+    from kdcore.errors import RecipeError as RecipeError
+    from kdcore.errors import RunError as RunError
+    from kdcore.errors import UsageError as UsageError
+    from kdcore.hashing import of_tokenizer as of_tokenizer
+    from kdcore.models.causal_lm import LanguageModel as LanguageModel
+    from kdcore.models.generation import generate as generate
+    from kdcore.models.loading import dtype_of as dtype_of
+    from kdcore.models.loading import load_config as load_config
+    from kdcore.models.loading import load_model as load_model
+    from kdcore.models.loading import load_tokenizer as load_tokenizer
+    from kdcore.models.loading import model_fingerprint as model_fingerprint
+    from kdcore.objective.teachers import load_teacher as load_teacher
+    from kdcore.objective.teachers import read as read
+    from kdcore.objective.teachers import read_nll as read_nll
+    from kdcore.plugin.discovery import reserved_modules as reserved_modules
+    from kdcore.plugin.manager import Host as Host
+    from kdcore.recipe.files import find_recipe as find_recipe
+    from kdcore.recipe.files import recipe_name as recipe_name
+    from kdcore.recipe.files import shipped_recipes as shipped_recipes
+    from kdcore.recipe.merge import what_counts as what_counts
+    from kdcore.recipe.recipe import read_recipe as read_recipe
+    from kdcore.redact import without_secrets as without_secrets
+    from kdcore.runs.environment import environment_of as environment_of
+    from kdcore.runs.folder import find_run as find_run
+    from kdcore.runs.folder import runs_in as runs_in
+    from kdcore.runs.open import bare_stage as bare_stage
+    from kdcore.runs.open import batches_of as batches_of
+    from kdcore.runs.open import finals_of as finals_of
+    from kdcore.runs.open import folder_of as folder_of
+    from kdcore.runs.open import open_model as open_model
+    from kdcore.runs.open import open_run as open_run
+    from kdcore.runs.open import open_stage as open_stage
+    from kdcore.training.evaluation import measured as measured
+    from kdcore.training.non_finite import saved_rows as saved_rows
 
-_HOME = {
-    "api": "KINDS Component Data Eval Logger Loss Patch Selection Teacher Tokenizer "
-    "component hookimpl",
-    "bare": "bare_stage",
-    "batch": "AnswersAt Batch LogitsAt Row Rows Split",
-    "build": "options_of",
-    "choosing": "ChosenRow chosen_rows",
-    "cli": "host_of",
-    "coarse": "Coarse",
-    "confidential": "without_secrets",
-    "environment": "environment_of",
-    "evaluate": "measured",
+_EXPORTS = {
+    "analysis.plan": "StagePlan plans_of",
+    "analysis.rows": "ChosenRow RowSample SampledRow chosen_rows sample_rows",
+    "api.contracts": "Component Data Eval KINDS Logger Loss Patch Run Selection Stage "
+    "Teacher Tokenizer Tokens component hookimpl",
+    "api.hookspecs": "Record",
+    "api.options": "as_typed options_of",
+    "cli.main": "host_of",
+    "data.batch": "AnswersAt Batch Coarse LogitsAt Row Rows Split",
+    "data.rows": "lay_documents lay_texts",
+    "data.streaming": "stream_texts",
     "errors": "KdcoreError PluginError RecipeError RunError UsageError",
-    "fingerprints": "as_typed of_tokenizer",
-    "finding": "find_recipe find_run recipe_name runs_in shipped_recipes",
-    "generation": "generate",
-    "hub": "dtype_of load_config load_model load_tokenizer model_fingerprint",
-    "identity": "what_counts",
-    "language_model": "LanguageModel",
-    "planning": "StagePlan plans_of",
-    "plugins": "Host",
-    "provenance": "reserved_modules",
-    "reading": "read read_nll",
-    "recipe": "read_recipe",
-    "record": "Record",
-    "reopening": "finals_of folder_of open_model open_run",
-    "replay": "saved_rows",
-    "rows": "lay_documents lay_texts",
-    "streams": "stream_texts",
-    "run": "Run",
-    "stage": "Stage",
-    "sampling": "RowSample SampledRow sample_rows",
-    "teachers": "load_teacher",
-    "tokens": "Tokens",
-    "unstarted": "batches_of open_stage",
+    "hashing": "of_tokenizer",
+    "models.causal_lm": "LanguageModel",
+    "models.generation": "generate",
+    "models.loading": "dtype_of load_config load_model load_tokenizer model_fingerprint",
+    "objective.teachers": "load_teacher read read_nll",
+    "plugin.discovery": "reserved_modules",
+    "plugin.manager": "Host",
+    "recipe.files": "find_recipe recipe_name shipped_recipes",
+    "recipe.merge": "what_counts",
+    "recipe.recipe": "read_recipe",
+    "redact": "without_secrets",
+    "runs.environment": "environment_of",
+    "runs.folder": "find_run runs_in",
+    "runs.open": "bare_stage batches_of finals_of folder_of open_model open_run open_stage",
+    "training.evaluation": "measured",
+    "training.non_finite": "saved_rows",
 }
-_WHERE = {name: module for module, names in _HOME.items() for name in names.split()}
 
-__all__ = [
-    "KINDS",
-    "AnswersAt",
-    "Batch",
-    "ChosenRow",
-    "Coarse",
-    "Component",
-    "Data",
-    "Eval",
-    "Host",
-    "KdcoreError",
-    "LanguageModel",
-    "Logger",
-    "LogitsAt",
-    "Loss",
-    "Patch",
-    "PluginError",
-    "RecipeError",
-    "Record",
-    "Row",
-    "RowSample",
-    "Rows",
-    "Run",
-    "RunError",
-    "SampledRow",
-    "Selection",
-    "Split",
-    "Stage",
-    "StagePlan",
-    "Teacher",
-    "Tokenizer",
-    "Tokens",
-    "UsageError",
-    "as_typed",
-    "bare_stage",
-    "batches_of",
-    "chosen_rows",
-    "component",
-    "dtype_of",
-    "environment_of",
-    "finals_of",
-    "find_recipe",
-    "find_run",
-    "folder_of",
-    "generate",
-    "hookimpl",
-    "host_of",
-    "lay_documents",
-    "lay_texts",
-    "load_config",
-    "load_model",
-    "load_teacher",
-    "load_tokenizer",
-    "measured",
-    "model_fingerprint",
-    "of_tokenizer",
-    "open_model",
-    "open_run",
-    "open_stage",
-    "options_of",
-    "plans_of",
-    "read",
-    "read_nll",
-    "read_recipe",
-    "recipe_name",
-    "reserved_modules",
-    "runs_in",
-    "sample_rows",
-    "saved_rows",
-    "shipped_recipes",
-    "stream_texts",
-    "what_counts",
-    "without_secrets",
-]
+_MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names.split()}
+__all__ = sorted(_MODULE_OF)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _WHERE:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module 'kdcore' has no attribute {name!r}")
-    return getattr(import_module(f"kdcore.{_WHERE[name]}"), name)
+    return getattr(import_module(f"kdcore.{_MODULE_OF[name]}"), name)
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return __all__

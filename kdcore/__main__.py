@@ -1,6 +1,6 @@
 """So that `accelerate launch -m kdcore run RECIPE` works."""
 
-from kdcore.cli import main
+from kdcore.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -10,7 +10,8 @@ KdcoreError
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 
@@ -79,3 +80,9 @@ class RecipeError(UsageError):
     def __init__(self, faults: Sequence[Fault]) -> None:
         super().__init__("\n".join(map(str, faults)))
         self.faults = tuple(faults)
+
+
+def suggestion(name: str, among: Iterable[str]) -> str:
+    """`; did you mean 'kl'?`, or nothing."""
+    near = difflib.get_close_matches(name, list(among), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""

@@ -13,8 +13,8 @@ from kdcore_bpe import Bpe
 from pydantic import ValidationError
 
 from kdcore import RunError
-from kdcore.batches import drawn
-from kdcore.rows import lay_texts
+from kdcore.data.rows import lay_texts
+from kdcore.data.sampler import drawn
 
 WORDS = "the cat sat on a mat and saw the small red fox run home again"
 
@@ -254,11 +254,11 @@ def test_bpe_never_sees_the_validation_split(longer, monkeypatch):
 
 
 def test_the_drawn_validation_rows_are_the_same_at_each_epoch(longer, byte_tokenizer, tmp_path):
-    from kdcore.run import Run
+    from kdcore.training.run_state import RunState
 
     data = BabyLM(**longer, block=32, rows="chunk", random_offset=True)
     stage = SimpleNamespace(data=data, seed=3, train=SimpleNamespace(eval_rows=5, steps=None))
-    run = Run(recipe=stage, folder=tmp_path, device=None)
+    run = RunState(recipe=stage, folder=tmp_path, device=None)
     run.tokenizer = byte_tokenizer
     first = flat(run.rows("validation"))
     for epoch in range(3):

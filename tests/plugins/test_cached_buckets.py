@@ -15,8 +15,8 @@ from kdcore_cached.drawing import drawn, uniform
 from kdcore_losses import ForwardKL
 
 from kdcore import UsageError, read, read_nll
-from kdcore.objective import values_of
-from kdcore.reading import answers
+from kdcore.objective.losses import values_of
+from kdcore.objective.teachers import answers
 from kdcore.testing import check_teacher
 
 pytestmark = pytest.mark.slow

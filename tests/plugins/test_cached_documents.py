@@ -24,8 +24,8 @@ from kdcore_cached.windows import Window, Windows, own_length
 from kdcore_ensemble import Ensemble
 
 from kdcore import Data, RunError, Split, UsageError, read, read_nll
-from kdcore.reading import answers
-from kdcore.testing import TableTeacher
+from kdcore.objective.teachers import answers
+from kdcore.testing.fakes import TableTeacher
 
 pytestmark = pytest.mark.slow
 

@@ -19,7 +19,7 @@ from kdcore_losses import CrossEntropy, ForwardKL, JensenShannon, ReverseKL
 from kdcore_selections import Rho
 
 from kdcore import RecipeError, Teacher, component, read_recipe
-from kdcore.plugins import Host
+from kdcore.plugin.manager import Host
 
 pytestmark = pytest.mark.slow
 

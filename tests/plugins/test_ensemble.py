@@ -9,7 +9,8 @@ from kdcore_losses.kullback_leibler import ForwardKL
 from pydantic import ValidationError
 
 from kdcore import Teacher, UsageError, read, read_nll
-from kdcore.testing import TableTeacher, check_teacher, make_batch
+from kdcore.testing import check_teacher
+from kdcore.testing.fakes import TableTeacher, make_batch
 
 BATCH = make_batch([[3, 1, 4, 1, 5], [9, 2, 6]])
 IDS = BATCH.input_ids.flatten()[BATCH.valid]

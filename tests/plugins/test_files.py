@@ -8,7 +8,7 @@ import pytest
 from kdcore_files import METRICS, Files, cut_after, kdcore_loggers, latest_values, read_metrics
 from told import a_record, fake_run, keep_run, some_scores
 
-from kdcore.events import Events
+from kdcore.plugin.manager import Events
 
 
 @pytest.fixture

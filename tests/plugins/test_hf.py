@@ -8,7 +8,7 @@ from adapted import save_adapter
 from kdcore_hf import HfTeacher, HfTokenizer, _moved
 
 from kdcore import LanguageModel, RunError, load_model, read, read_nll
-from kdcore.offload import offload_layers
+from kdcore.models.adapters import offload_layers
 
 RUN = SimpleNamespace(device=tiny.CPU)
 LAYOUT = [[(0, 0, 7), (1, 0, 5)], [(2, 0, 9)]]

@@ -7,7 +7,7 @@ import torch
 from kdcore_init import Init, kdcore_patches
 from pydantic import ValidationError
 
-from kdcore.testing import tiny_llama
+from kdcore.testing.fakes import tiny_llama
 
 
 def tiny_gpt2():

@@ -13,11 +13,11 @@ from pydantic import ValidationError
 from transformers import AutoModelForCausalLM
 
 from kdcore import LanguageModel, RunError, UsageError
-from kdcore.cli import host_of
+from kdcore.cli.main import host_of
 from kdcore.errors import RecipeError
-from kdcore.proving import random_ids
-from kdcore.recipe import read_recipe
-from kdcore.student import patched
+from kdcore.models.causal_lm import random_ids
+from kdcore.recipe.recipe import read_recipe
+from kdcore.training.student import patched
 
 pytestmark = pytest.mark.slow
 

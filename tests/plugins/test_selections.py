@@ -9,7 +9,8 @@ from kdcore_selections import Entropy, Hardest, Random, Rho, kdcore_selections
 from pydantic import ValidationError
 
 from kdcore import Selection, read_nll
-from kdcore.testing import TableTeacher, check_selection, make_batch, make_tokens
+from kdcore.testing import check_selection
+from kdcore.testing.fakes import TableTeacher, make_batch, make_tokens
 
 ROWS = [[3, 1, 4, 1, 5, 9, 2, 6], [5, 3, 5], [8, 9, 7, 9, 3, 2, 3, 8, 4, 6, 2]]
 VALID = 7 + 2 + 10
@@ -72,8 +73,8 @@ def test_entropy_of_the_teacher(tokens):
 
 
 def test_entropy_of_the_student_needs_no_teacher(tokens):
-    from kdcore.language_model import LanguageModel
-    from kdcore.testing import tiny_llama
+    from kdcore.models.causal_lm import LanguageModel
+    from kdcore.testing.fakes import tiny_llama
 
     student = LanguageModel(tiny_llama())
     logits = student.logits(student.states(BATCH)[BATCH.valid])

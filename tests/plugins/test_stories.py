@@ -7,7 +7,7 @@ import pytest
 import torch
 from kdcore_stories import Facts, Stories, facts, keeps_facts, tell
 
-from kdcore.testing import tiny_llama
+from kdcore.testing.fakes import tiny_llama
 
 STORY = tell(random.Random(0))
 

@@ -4,7 +4,8 @@ import pytest
 import tiny
 from hypothesis import given
 from hypothesis import strategies as st
-from kdcore_verbs.token_texts import exact_texts, visible
+
+from kdcore.commands.token_texts import exact_texts, visible
 
 TOKENIZERS = {"bytes": tiny.byte_tokenizer(), "pieces": tiny.llama_tokenizer()}
 

@@ -16,7 +16,7 @@ from kdcore_tracker import Tracker, kdcore_loggers
 from kdcore_tracker.settings import settings_of
 from told import STORY, a_record, fake_run, keep_run, some_scores
 
-from kdcore.events import Events
+from kdcore.plugin.manager import Events
 
 tensorboard = pytest.importorskip("tensorboard")
 

@@ -9,11 +9,11 @@ import tiny
 from kdcore_cached.buckets import TopK
 from kdcore_cached.catalogue import Kept, find_store, stores_in
 from kdcore_hf import HfTeacher
-from kdcore_verbs import cache as verb
 from typer.testing import CliRunner
 
 from kdcore import RunError, UsageError, batches_of, open_stage, read_recipe
-from kdcore.plugins import Host
+from kdcore.commands import cache as verb
+from kdcore.plugin.manager import Host
 
 pytestmark = pytest.mark.slow
 
@@ -134,7 +134,7 @@ def test_it_goes_on_where_it_was_interrupted(call, recipe, monkeypatch, tmp_path
         seen.append(len(batch.valid))
         return inner(kind, teacher, batch)
 
-    monkeypatch.setattr("kdcore.unstarted.on_cpu", lambda batch, block: 2)
+    monkeypatch.setattr("kdcore.runs.open.on_cpu", lambda batch, block: 2)
     monkeypatch.setattr(TopK, "scored", scored)
     assert call("build", recipe).exit_code == 130
     monkeypatch.setattr(TopK, "scored", inner)

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import tiny
 import typer
-from kdcore_verbs import data as verb
-from kdcore_verbs.show import show
 from told import expect
 from typer.testing import CliRunner
 
 from kdcore import RowSample, SampledRow, UsageError
+from kdcore.commands import data as verb
+from kdcore.commands.show import show
 
 TOKENIZER = tiny.byte_tokenizer(tiny.TEXTS * 3, 400)
 RECIPE = """

@@ -2,9 +2,10 @@
 
 import json
 
-from kdcore_verbs import env as verb
-from kdcore_verbs.env import env
 from told import expect
+
+from kdcore.commands import env as verb
+from kdcore.commands.env import env
 
 _SAID = {
     "python": "3.11.7",

@@ -9,13 +9,13 @@ import tiny
 import typer
 from kdcore_files import latest_values, read_metrics
 from kdcore_panel.history import History
-from kdcore_verbs.comparing import tell_run
-from kdcore_verbs.evaluate import evaluate
 from typer.testing import CliRunner
 
 from kdcore import RunError, UsageError
-from kdcore.plugins import Host
-from kdcore.running import Asked, run_all
+from kdcore.commands.comparing import tell_run
+from kdcore.commands.evaluate import evaluate
+from kdcore.plugin.manager import Host
+from kdcore.runs.runner import Asked, run_all
 
 pytestmark = pytest.mark.slow
 

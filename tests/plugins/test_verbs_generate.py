@@ -1,10 +1,10 @@
 import pytest
 import tiny
 import typer
-from kdcore_verbs.generate import generate
 from typer.testing import CliRunner
 
 from kdcore import UsageError
+from kdcore.commands.generate import generate
 
 app = typer.Typer()
 app.command()(generate)
@@ -68,7 +68,7 @@ def test_all_models_are_looked_for_before_one_is_loaded(runs):
 def test_the_hub(runs, monkeypatch):
     asked = []
     monkeypatch.setattr(
-        "kdcore_verbs.generate._written", lambda place, *_: asked.append(place) or []
+        "kdcore.commands.generate._written", lambda place, *_: asked.append(place) or []
     )
     typed("Qwen/Qwen2.5-0.5B", "--prompt", "a", "--out", runs)
     assert asked == ["Qwen/Qwen2.5-0.5B"]

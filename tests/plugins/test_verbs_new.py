@@ -6,10 +6,10 @@ import sys
 
 import pytest
 import tomli
-from kdcore_verbs.new import plugin, recipe
-from kdcore_verbs.plugin_template import check_name, files_of
 
 from kdcore import UsageError, find_recipe
+from kdcore.commands.new import plugin, recipe
+from kdcore.commands.plugin_template import check_name, files_of
 
 pytestmark = pytest.mark.slow
 
@@ -60,7 +60,7 @@ def test_an_unknown_recipe_has_suggestions(here):
         recipe("rho_qwn")
 
 
-@pytest.mark.parametrize("name", ["kdcore", "losses", "kdcore_hf", "kdcore-panel", "kdcore_verbs"])
+@pytest.mark.parametrize("name", ["kdcore", "losses", "kdcore_hf", "kdcore-panel", "kdcore_bpe"])
 def test_names_of_kdcores_own_are_refused(name):
     with pytest.raises(UsageError, match="kdcore's own"):
         check_name(name)
@@ -111,7 +111,7 @@ def test_the_new_plugins_own_tests_pass(here):
 
 
 def test_the_new_plugin_brings_its_loss(here, capsys):
-    from kdcore_verbs.plugins import plugins
+    from kdcore.commands.plugins import plugins
 
     plugin("kdcore-mine")
     capsys.readouterr()

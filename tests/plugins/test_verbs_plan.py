@@ -5,14 +5,14 @@ from types import SimpleNamespace
 import pytest
 import typer
 from kdcore_selections import Rho
-from kdcore_verbs import plan as verb
 from told import FORMULA, expect
 from typer.testing import CliRunner
 
 from kdcore import StagePlan, UsageError
-from kdcore.estimate import Estimate
-from kdcore.options import TrainOptions
-from kdcore.sizes import Part
+from kdcore.analysis.memory import Estimate
+from kdcore.analysis.parameters import Part
+from kdcore.api.train_options import TrainOptions
+from kdcore.commands import plan as verb
 
 pytestmark = pytest.mark.slow
 

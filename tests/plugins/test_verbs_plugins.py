@@ -4,12 +4,12 @@ import json
 from types import SimpleNamespace
 
 import pytest
-from kdcore_verbs import plugins as verb
-from kdcore_verbs.plugins import plugins
 from told import expect
 
 from kdcore import Loss, Teacher, UsageError, component
-from kdcore.plugins import Plugin
+from kdcore.commands import plugins as verb
+from kdcore.commands.plugins import plugins
+from kdcore.plugin.loading import Plugin
 
 
 @component

@@ -8,10 +8,10 @@ import pytest
 import tiny
 import typer
 from hub_user import user_of
-from kdcore_verbs.push import push
 from typer.testing import CliRunner
 
 from kdcore import UsageError
+from kdcore.commands.push import push
 
 CARD = "---\nlibrary_name: transformers\ntags:\n- kdcore\n---\n\n# fox\n"
 

@@ -4,10 +4,9 @@ import json
 import subprocess
 import sys
 
-from kdcore_verbs import recipes as verb
-from kdcore_verbs.recipes import recipes
-
 from kdcore import shipped_recipes
+from kdcore.commands import recipes as verb
+from kdcore.commands.recipes import recipes
 
 
 def test_a_recipe_says_what_it_shows_and_needs(tmp_path, monkeypatch, capsys):
@@ -50,7 +49,7 @@ def test_every_shipped_recipe_says_both(capsys):
 
 def test_it_loads_no_torch():
     code = (
-        "import sys; from kdcore_verbs.recipes import recipes; recipes(); "
+        "import sys; from kdcore.commands.recipes import recipes; recipes(); "
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

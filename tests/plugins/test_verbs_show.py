@@ -7,13 +7,13 @@ import math
 
 import pytest
 from kdcore_files import evaluation_line
-from kdcore_verbs.comparing import differing, grouped, settings_of, tell_run
-from kdcore_verbs.comparison import comparison, to_csv
-from kdcore_verbs.fitting import Column, Fitting
-from kdcore_verbs.show import show
 from told import drawn, expect, keep_run, some_lines
 
 from kdcore import UsageError
+from kdcore.commands.comparing import differing, grouped, settings_of, tell_run
+from kdcore.commands.comparison import comparison, to_csv
+from kdcore.commands.fitting import Column, Fitting
+from kdcore.commands.show import show
 
 
 def scores(nll, **more):

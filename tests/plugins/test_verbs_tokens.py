@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 import tiny
 import typer
-from kdcore_verbs import tokens as verb
-from kdcore_verbs.looking import states_of
-from kdcore_verbs.show import show
-from kdcore_verbs.token_html import as_html
-from kdcore_verbs.token_rows import Page, ShownRow, Side, Token
-from kdcore_verbs.token_terminal import OnTerminal
 from rich.console import Console
 from told import drawn, expect, keep_run
 from typer.testing import CliRunner
 
 from kdcore import ChosenRow, UsageError
+from kdcore.commands import tokens as verb
+from kdcore.commands.looking import states_of
+from kdcore.commands.show import show
+from kdcore.commands.token_html import as_html
+from kdcore.commands.token_rows import Page, ShownRow, Side, Token
+from kdcore.commands.token_terminal import OnTerminal
 
 pytestmark = pytest.mark.slow
 
@@ -357,8 +357,8 @@ use = "ce"
 
 @pytest.mark.slow
 def test_the_verb_on_a_run(tmp_path):
-    from kdcore.plugins import Host
-    from kdcore.running import Asked, run_all
+    from kdcore.plugin.manager import Host
+    from kdcore.runs.runner import Asked, run_all
 
     (tmp_path / "ran.toml").write_text(RECIPE)
     run_all(Asked(str(tmp_path / "ran.toml"), tmp_path / "runs"), Host(off=["panel"]))

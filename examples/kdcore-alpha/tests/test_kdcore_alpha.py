@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import torch
 from kdcore_alpha import Bigram, Counting, Curve, Hellinger, Teachable
 
-from kdcore.testing import check_loss, check_selection, check_teacher, make_batch, make_tokens
+from kdcore.testing import check_loss, check_selection, check_teacher
+from kdcore.testing.fakes import make_batch, make_tokens
 
 
 def test_counting_gives_the_splits_different_sentences():

@@ -1,0 +1,1 @@
+"""What a recipe will cost, and what its rows are. Internal."""

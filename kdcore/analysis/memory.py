@@ -1,0 +1,257 @@
+"""What a stage will take: parameters, memory and disk. No weights are loaded.
+
+Memory is that of one process at its fullest: the processor's, or the device's where there is one.
+Files that are mapped from disk, such as tokenised data, can be evicted and do not count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import UnsupportedFakeTensorException
+
+from kdcore.analysis.memory_trace import (
+    FakeModels,
+    Footprint,
+    Pass,
+    activations,
+    footprint,
+    on_device,
+)
+from kdcore.analysis.parameters import Part, parameters_of, parts_of
+from kdcore.api.contracts import Component, Teacher
+from kdcore.api.options import walk
+from kdcore.errors import PluginError, RunError
+from kdcore.models.adapters import bytes_on_device
+from kdcore.models.head import chunk_size
+from kdcore.models.loading import HALF, dtype_of, precision_of
+from kdcore.training.micro_batch import by_probe, on_cpu
+from kdcore.training.setup import enable_checkpointing, optimizer_of
+from kdcore.training.student import finished, patched
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+    from kdcore.api.contracts import Stage
+    from kdcore.api.train_options import TrainOptions
+
+
+# Measured: a process that is about to make its student; a CUDA context with its kernels.
+_LIBRARIES = {"cpu": 520_000_000, "cuda": 600_000_000}
+_ALLOCATOR = 1.1  # measured on CPUs: what it holds for tensors that come and go, over their size
+
+Amounts = Sequence[tuple[str, int]]
+"""What, and how many bytes."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a stage takes, as far as it can be known."""
+
+    parts: Sequence[Part]  # of the student
+    micro_batch: int  # rows
+    device: str
+    memory: Amounts
+    peak: int  # bytes of memory: not all of it is needed at once
+    checkpointed: int | None  # activations with train.checkpointing; None where it is on
+    checkpoint: int  # bytes of one on disk
+    final: int  # bytes of the finished student on disk
+    unknown: Sequence[str]  # what is left out, and why
+
+
+@dataclass(frozen=True, eq=False)
+class _Teacher:
+    """A teacher's model without weights, and the bytes that its weights would take."""
+
+    name: str  # with its parameters
+    model: PreTrainedModel
+    size: int
+
+
+def estimate(
+    stage: Stage, config: PretrainedConfig, *, ids: int | None, longest: int | None
+) -> Estimate:
+    """`ids` is how many the tokenizer has, `longest` the tokens of the longest row."""
+    state = _state_of(stage.train)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with FakeModels():
+        return _Estimating(stage, config, device, ids, longest).done(state)
+
+
+class _Estimating:
+    """One stage among fake models."""
+
+    def __init__(
+        self,
+        stage: Stage,
+        config: PretrainedConfig,
+        device: torch.device,
+        ids: int | None,
+        longest: int | None,
+    ) -> None:
+        self.stage, self.options, self.device = stage, stage.train, device
+        self.unknown: list[str] = []
+        self.student = self._student(config)
+        self.teachers = self._teachers_in(stage.teacher)
+        self.references = self._teachers_in(stage.selection)
+        self.time = min(stage.data.block, longest or stage.data.block)
+        models = [self.student, *(one.model for one in self.teachers)]
+        widths = [model.config.get_text_config().vocab_size for model in models]
+        self.vocabulary = min([*widths, ids] if ids else widths)
+
+    def _student(self, config: PretrainedConfig) -> PreTrainedModel:
+        options = self.stage.student
+        loaded = options.model is not None
+        dtype = dtype_of(options.dtype, self.device) if loaded else torch.float32
+        # Patches may move what they make, which fake tensors cannot do before they lie somewhere.
+        with torch.device("meta"):
+            student = patched(_fresh(config, dtype, options.attention), options.patches)
+        return on_device(student, torch.device("cpu"))
+
+    def _teachers_in(self, component: Component | None) -> list[_Teacher]:
+        found = []
+        for one in walk(component) if component else ():
+            if isinstance(one, Teacher):
+                try:
+                    config = one.architecture(self.device)
+                except RunError as error:
+                    self.unknown.append(f"the memory of the teacher {one.name!r}: {error}")
+                else:
+                    found += [] if config is None else [self._teacher(one.name, config)]
+        return found
+
+    @staticmethod
+    def _teacher(name: str, config: PretrainedConfig) -> _Teacher:
+        model = _fresh(config, cast(torch.dtype, config.dtype), None)
+        how = getattr(config, "quantization_config", None) or {}
+        bits = 4 if how.get("load_in_4bit") else 8
+        parameters = parameters_of(model)[0]
+        size = parameters * bits // 8 if how else _bytes(model)
+        if getattr(config, "offload", False):
+            size = bytes_on_device(model)
+        return _Teacher(f"teacher: {name}, {parameters:,} parameters", model, size)
+
+    def done(self, state: float) -> Estimate:
+        """`state` is the optimizer's, in numbers for each that is trained."""
+        weights, trained = _bytes(self.student), 4 * parameters_of(self.student)[1]
+        parts = parts_of(self.student)
+        fixed = [
+            ("libraries" if self.device.type == "cpu" else "CUDA", _LIBRARIES[self.device.type]),
+            ("student: weights", weights),
+            ("student: optimizer", round(state * trained)),
+            *((one.name, one.size) for one in self._all_teachers()),
+        ]
+        held = sum(size for _, size in fixed)
+        rows = self._micro_batch(held)
+        taken = self._footprint(rows)
+        fixed.insert(2, ("student: gradients", trained))
+        passing = [
+            (f"activations of {rows} x {self.time} tokens", taken.activations),
+            ("scores, logits and losses", taken.chunk),
+        ]
+        return Estimate(
+            parts=parts,
+            micro_batch=rows,
+            device=self.device.type,
+            memory=[*fixed, *passing],
+            peak=self._peak(held, taken),
+            checkpointed=None if self.options.checkpointing else self._checkpointed(rows),
+            checkpoint=round(trained * (1 + state)),
+            final=_saved(finished(self.student, self.stage.student.patches)),
+            unknown=self.unknown,
+        )
+
+    def _all_teachers(self) -> list[_Teacher]:
+        return [*self.teachers, *self.references]
+
+    def _micro_batch(self, held: int) -> int:
+        options = self.options
+        if options.micro_batch != "auto":
+            return min(options.batch, options.micro_batch)
+        if self.device.type == "cpu":
+            return on_cpu(options.batch, self.stage.data.block)
+        memory = torch.cuda.get_device_properties(self.device).total_memory
+
+        def attempt(rows: int) -> None:
+            if self._peak(held, self._footprint(rows)) > memory:
+                raise torch.OutOfMemoryError
+
+        try:
+            return by_probe(options.batch, attempt)
+        except torch.OutOfMemoryError:
+            return 1
+
+    def _peak(self, held: int, taken: Footprint) -> int:
+        gradients = 4 * parameters_of(self.student)[1]
+        return held + round(max(taken.peak, gradients) * _ALLOCATOR)
+
+    def _footprint(self, rows: int) -> Footprint:
+        if self.options.checkpointing:
+            enable_checkpointing(self.student)
+        try:
+            return footprint(
+                self.student,
+                [one.model for one in self.teachers],
+                [one.model for one in self.references],
+                self._pass(rows),
+            )
+        except (UnsupportedFakeTensorException, PluginError) as error:
+            # A loss or a model may look at values, and there are none.
+            self.unknown.append(f"activations and logits: {error}")
+            return Footprint(0, 0, 0)
+
+    def _checkpointed(self, rows: int) -> int | None:
+        try:
+            enable_checkpointing(self.student)
+            return activations(self.student, self._pass(rows))
+        except (ValueError, UnsupportedFakeTensorException):
+            return None  # the model cannot
+
+    def _pass(self, rows: int) -> Pass:
+        options = self.options
+        chunk = chunk_size(self.vocabulary, self.device)
+        return Pass(
+            rows=rows,
+            time=self.time,
+            vocabulary=self.vocabulary,
+            chunk=chunk if options.chunk == "auto" else options.chunk,
+            losses=[term.loss for term in self.stage.terms],
+            precision=HALF.get(precision_of(options.precision)),
+            selects=self.stage.selection is not None,
+            repeats=rows < options.batch,
+        )
+
+
+def _fresh(config: PretrainedConfig, dtype: torch.dtype, attention: str | None) -> PreTrainedModel:
+    from transformers import AutoModelForCausalLM
+
+    arguments = {"attn_implementation": attention} if attention else {}
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+        config, dtype=dtype, **arguments
+    )
+    return model
+
+
+def _bytes(model: nn.Module) -> int:
+    return sum(p.numel() * p.element_size() for p in model.parameters())
+
+
+def _saved(model: PreTrainedModel) -> int:
+    """The weights of `final/`: of an adapter that was not merged, that alone."""
+    alone = hasattr(model, "get_base_model")
+    kept = (p for p in model.parameters() if p.requires_grad or not alone)
+    return sum(p.numel() * p.element_size() for p in kept)
+
+
+def _state_of(options: TrainOptions) -> float:
+    """The optimizer's state in numbers for each that is trained, tried on a small matrix."""
+    small = nn.Linear(256, 256, bias=False)
+    optimizer = optimizer_of(options, small)
+    small(torch.zeros(1, 256)).sum().backward()
+    optimizer.step()
+    held = (x for state in optimizer.state.values() for x in state.values())
+    return sum(x.numel() for x in held if isinstance(x, torch.Tensor)) / small.weight.numel()

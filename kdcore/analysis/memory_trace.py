@@ -1,0 +1,246 @@
+"""The memory that a micro-batch takes, found by running it on fake tensors: nothing is computed
+and nothing allocated, but every tensor that would be is counted while it would live.
+
+Trunk, chunked loss and losses are those of a run, always as on a CPU: a GPU keeps the same tensors.
+What kernels and allocators need for themselves is not seen.
+"""
+
+from __future__ import annotations
+
+import inspect
+import weakref
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import reduce
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from kdcore.api.contracts import Loss
+from kdcore.data.batch import Batch, LogitsAt, Split
+from kdcore.models.head import logits_of, nll_from_logits, unrounded
+from kdcore.objective.chunked_loss import ChunkedLoss, Work
+from kdcore.objective.losses import values_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes beside weights and optimizer, on one process."""
+
+    activations: int  # what the trunk keeps for the backward pass
+    chunk: int  # what scoring, a chunk's logits and the losses add at most
+    peak: int  # the most at any time of a step; gradients included
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pass:
+    """A micro-batch, and what is done with it."""
+
+    rows: int
+    time: int
+    vocabulary: int
+    chunk: int
+    losses: Sequence[Loss]
+    precision: torch.dtype | None  # of autocast
+    selects: bool = False
+    repeats: bool = False  # the step has more than one, so gradients are there already
+
+
+FakeModels: Callable[[], AbstractContextManager[object]] = FakeTensorMode
+"""While this lasts, models are made without memory for their weights."""
+
+
+def on_device(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+    """A model that was made on the meta device, moved among `FakeModels`; tied weights stay so."""
+    moved: dict[int, Tensor] = {}
+    for module in model.modules():
+        both: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        for held in both:
+            for name, tensor in held.items():
+                if tensor is not None:
+                    if id(tensor) not in moved:
+                        moved[id(tensor)] = _empty(tensor, device)
+                    held[name] = moved[id(tensor)]
+    return model
+
+
+def _empty(like: Tensor, device: torch.device) -> Tensor:
+    made = torch.empty_like(like, device=device, requires_grad=False)
+    return nn.Parameter(made, like.requires_grad) if isinstance(like, nn.Parameter) else made
+
+
+def footprint(
+    student: PreTrainedModel,
+    teachers: Sequence[PreTrainedModel],
+    references: Sequence[PreTrainedModel],
+    asked: Pass,
+) -> Footprint:
+    """Run one step's forward and backward. Called, and the models made, among `FakeModels`.
+
+    `teachers` are averaged for the losses; a selection asks `references` for their likelihoods.
+    """
+    student.zero_grad()
+    meter = _Meter()
+    with meter:
+        if asked.repeats:
+            for parameter in student.parameters():
+                if parameter.requires_grad:
+                    parameter.grad = torch.empty_like(parameter)
+        kept, added = _run(student, teachers, references, asked, meter)
+    return Footprint(kept, added, meter.peak)
+
+
+def activations(student: PreTrainedModel, asked: Pass) -> int:
+    """What the trunk keeps for the backward pass of a micro-batch, alone."""
+    batch, meter = _batch(asked), _Meter()
+    with meter:
+        model = _Model(student.train(), batch, asked.precision)
+        kept = meter.live
+    del model
+    return kept
+
+
+def _run(
+    student: PreTrainedModel,
+    teachers: Sequence[PreTrainedModel],
+    references: Sequence[PreTrainedModel],
+    asked: Pass,
+    meter: _Meter,
+) -> tuple[int, int]:
+    """One micro-batch: what its trunk keeps, and what scores and losses add to that."""
+    batch = _batch(asked)
+    with torch.no_grad():
+        read = [_Model(_still(model), batch, None) for model in teachers]
+        references_read = [_Model(_still(model), batch, None) for model in references]
+    before = meter.live
+    model = _Model(student.train(), batch, asked.precision)
+    kept = meter.live - before
+    peak = meter.watch()
+    if asked.selects:
+        for one in (model, *references_read):
+            nll_from_logits(one.logits, batch)(batch.valid, batch.labels)
+    loss = ChunkedLoss.apply(  # type: ignore[no-untyped-call]
+        model.states, model.weight, model.bias, model.computed, _work(asked, batch, read)
+    )
+    added = peak() - before - kept
+    loss.backward()
+    return kept, added
+
+
+def _still(model: PreTrainedModel) -> PreTrainedModel:
+    return model.eval()  # type: ignore[no-untyped-call,no-any-return]
+
+
+class _Model:
+    """A model that has read the batch."""
+
+    def __init__(self, model: PreTrainedModel, batch: Batch, precision: torch.dtype | None) -> None:
+        head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        plain = type(head) is nn.Linear
+        self.weight = cast(nn.Parameter, head.weight) if plain else None
+        self.bias = head.bias if plain else None
+        self.computed = self.weight
+        if self.weight is not None and precision is not None:
+            self.computed = cast(nn.Parameter, self.weight.detach().to(precision))
+        base = getattr(model, "get_base_model", lambda: model)()
+        module = base.base_model if plain else model
+        with _autocast(precision):
+            out = module(**_inputs(module, batch))
+        self.states: Tensor = (out[0] if plain else out.logits).flatten(0, 1)
+        self._vocabulary = batch.vocabulary
+
+    def logits(self, positions: Tensor) -> Tensor:
+        """As a run makes them."""
+        if self.computed is None:
+            return unrounded(self.states[positions])[:, : self._vocabulary]
+        with torch.no_grad():
+            made = logits_of(self.states[positions], self.computed, self.bias)
+        return made[:, : self._vocabulary]
+
+
+def _autocast(precision: torch.dtype | None) -> AbstractContextManager[object]:
+    return nullcontext() if precision is None else torch.autocast("cpu", precision)
+
+
+def _inputs(module: nn.Module, batch: Batch) -> dict[str, Any]:
+    inputs: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
+    if "position_ids" in inspect.signature(module.forward).parameters:
+        inputs["position_ids"] = batch.position_ids
+    return inputs
+
+
+def _batch(asked: Pass) -> Batch:
+    ids = torch.zeros(asked.rows, asked.time, dtype=torch.int64)
+    flat, positions = torch.arange(ids.numel()), torch.arange(asked.time).expand_as(ids)
+    split = Split("train", "", np.empty(0, np.int64))
+    return Batch(ids, positions, None, ids, ids, flat, flat, asked.vocabulary, split)
+
+
+def _work(asked: Pass, batch: Batch, teachers: Sequence[_Model]) -> Work:
+    needed = any(loss.needs_teacher for loss in asked.losses)
+    return Work(
+        positions=batch.valid,
+        labels=batch.labels,
+        weights=torch.ones(len(asked.losses), len(batch.valid)),
+        values=values_of(asked.losses),
+        teacher=_together(teachers, batch) if needed else None,
+        vocabulary=asked.vocabulary,
+        chunk=asked.chunk,
+    )
+
+
+def _together(teachers: Sequence[_Model], batch: Batch) -> LogitsAt:
+    def logits(positions: Tensor) -> Tensor:
+        if not teachers:  # it has no model, but its logits are there
+            return torch.empty(len(positions), batch.vocabulary)
+        return reduce(torch.add, (each.logits(positions) for each in teachers))
+
+    return logits
+
+
+class _Meter(TorchDispatchMode):
+    """Counts the bytes of the tensors that are made while it is active and still live."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.live = self.peak = self._recent = 0
+        self._sizes: dict[int, int] = {}
+
+    def watch(self) -> Callable[[], int]:
+        """From now on: the most at any time until it is asked."""
+        self._recent = self.live
+        return lambda: self._recent
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func.namespace == "prim":  # questions, such as what device a tensor is on
+            return out
+        # Views of what was there before, such as a weight, are nothing new.
+        given = {id(storage) for storage in _storages((args, kwargs))}
+        for storage in _storages(out):
+            if id(storage) not in given and id(storage) not in self._sizes:
+                self._count(storage)
+        return out
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key, size = id(storage), storage.nbytes()
+        self._sizes[key] = size
+        self.live += size
+        self.peak, self._recent = max(self.peak, self.live), max(self._recent, self.live)
+        weakref.finalize(storage, self._forget, key)
+
+    def _forget(self, key: int) -> None:
+        self.live -= self._sizes.pop(key)
+
+
+def _storages(tree: object) -> list[torch.UntypedStorage]:
+    return [leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]

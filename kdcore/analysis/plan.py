@@ -1,0 +1,200 @@
+"""What a recipe will do, stage by stage, found out without loading weights or downloading data.
+
+A stage's tokenizer is made and its rows are laid as in a run, in a folder that goes away. What
+cannot be known here is named, with the reason, and everything else is still told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+
+from kdcore.analysis.memory import Estimate, estimate
+from kdcore.api.contracts import Data, Teacher
+from kdcore.api.options import as_typed
+from kdcore.data.batch import Rows
+from kdcore.errors import KdcoreError
+from kdcore.guard import asked
+from kdcore.models.loading import load_config, load_tokenizer, without_downloads
+from kdcore.models.locations import trust
+from kdcore.recipe.describe import objective_formula, symbols_of
+from kdcore.runs.artifacts import keep_tokenizer
+from kdcore.training.run_state import RunState
+from kdcore.training.setup import steps_of
+from kdcore.training.student import config_of
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+    from kdcore.api.contracts import Stage
+    from kdcore.data.rows import LaidRows
+    from kdcore.recipe.recipe import Recipe, StageTable
+
+
+_Made = TypeVar("_Made")
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """What one stage will do. None stands for what is not known."""
+
+    stage: Stage  # as typed: other stages are "@NAME"
+    components: Mapping[str, str]  # "data", "teacher", ... -> as a call, without defaults
+    objective: str
+    symbols: Sequence[tuple[str, str]]  # of the objective, with their meaning
+    ids: int | None  # of the tokenizer
+    documents: int | None  # of the training data
+    rows: int | None
+    tokens: int | None  # in the rows
+    steps: int | None
+    estimate: Estimate | None
+    bytes_per_token: float  # that teachers keep on disk
+    unknown: Sequence[str]  # what is not known, and why
+
+
+def plans_of(recipe: Recipe) -> Iterator[StagePlan]:
+    """A plan for each stage, in the order in which they run."""
+    with TemporaryDirectory(prefix="kdcore-plan-") as folder:
+        known: list[Path] = []
+        for table in recipe.stages:
+            yield _Planning(recipe, table, Path(folder), known).plan()
+
+
+@dataclass(eq=False)
+class _Planning:
+    """One stage. What other stages would leave behind lies in `place`, but for the weights."""
+
+    recipe: Recipe
+    table: StageTable
+    place: Path
+    known: list[Path]  # the folders of the stages before
+    unknown: list[str] = field(default_factory=list)
+
+    def plan(self) -> StagePlan:
+        stage = self._stage()
+        trust(stage.trusted)
+        run = RunState(
+            recipe=stage, folder=self._folder(self.table.name), device=torch.device("cpu")
+        )
+        tokenizer = self._try("the tokenizer", lambda: self._tokenizer(run))
+        if tokenizer is None:
+            why = self.unknown[-1].partition(": ")[2]
+            hang_on_it = ["rows and tokens", *(["the student"] if stage.student.config else [])]
+            self.unknown += [f"{what}: {why}" for what in hang_on_it]
+        rows = self._try("rows and tokens", lambda: run.laid("train")) if tokenizer else None
+        config = self._try("the student", lambda: _config(stage, tokenizer))
+        if config is not None and tokenizer is not None:
+            self._keep(config, tokenizer)
+        ids = len(tokenizer) if tokenizer else None
+        longest = int(rows.lengths.max()) if rows else None
+        taken = config and self._try(
+            "memory", lambda: estimate(stage, config, ids=ids, longest=longest)
+        )
+        self.unknown += [self._said(why) for why in taken.unknown] if taken else []
+        return self._told(ids, rows, taken or None)
+
+    def _told(self, ids: int | None, rows: LaidRows | None, taken: Estimate | None) -> StagePlan:
+        typed = self.recipe.build(self.table.name)
+        selects = typed.selection is not None
+        return StagePlan(
+            stage=typed,
+            components=_as_calls(typed),
+            objective=objective_formula(typed.terms, selects=selects, teacher=typed.teacher),
+            symbols=symbols_of(typed.terms, selects=selects, teacher=typed.teacher),
+            ids=ids,
+            documents=len(rows.split.lengths) if rows else None,
+            rows=len(rows) if rows else None,
+            tokens=int(rows.lengths.sum()) if rows else None,
+            steps=self._steps(typed, rows),
+            estimate=taken,
+            bytes_per_token=sum(
+                asked(t, "bytes_per_token", of=(int, float))
+                for t in typed.components()
+                if isinstance(t, Teacher)
+            ),
+            unknown=self.unknown,
+        )
+
+    def _steps(self, stage: Stage, rows: LaidRows | None) -> int | None:
+        if rows is None:
+            return stage.train.steps
+        return self._try("steps", lambda: steps_of(stage.train, len(rows), rows.lengths))
+
+    def _stage(self) -> Stage:
+        finals = {name: self._folder(name) / "final" for name in self.table.needs}
+        stage = self.recipe.build(self.table.name, finals)
+        return replace(
+            stage, data=_as_it_lies(stage.data), tokenizer_data=_as_it_lies(stage.tokenizer_data)
+        )
+
+    def _folder(self, name: str) -> Path:
+        return self.place / f"@{name}"
+
+    def _tokenizer(self, run: RunState) -> PreTrainedTokenizerBase:
+        run.folder.mkdir()
+        run.tokenizer = load_tokenizer(str(keep_tokenizer(run, self.known)))
+        self.known.append(run.folder)
+        return run.tokenizer
+
+    def _keep(self, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+        final = self._folder(self.table.name) / "final"
+        config.save_pretrained(final)
+        tokenizer.save_pretrained(final)
+
+    def _try(self, what: str, make: Callable[[], _Made]) -> _Made | None:
+        try:
+            return make()
+        except (KdcoreError, OSError) as error:
+            self.unknown.append(f"{what}: {self._said(str(error))}")
+            return None
+
+    def _said(self, text: str) -> str:
+        """Other stages by the names that the recipe has for them."""
+        for name in self.table.needs:
+            text = text.replace(str(self._folder(name) / "final"), f"@{name}")
+        return text
+
+
+def _as_calls(stage: Stage) -> dict[str, str]:
+    student = [_student_of(stage), *map(as_typed, stage.student.patches)]
+    kinds = ("tokenizer", "data", "teacher", "selection")
+    found = {kind: getattr(stage, kind) for kind in kinds}
+    said = {kind: as_typed(one) for kind, one in found.items() if one is not None}
+    return {"student": " + ".join(student), **said}
+
+
+def _student_of(stage: Stage) -> str:
+    if stage.student.config is None:
+        return str(stage.student.model)
+    options = dict(stage.student.config)
+    kind = options.pop("model_type")
+    return f"{kind}({', '.join(f'{key}={value!r}' for key, value in options.items())}), fresh"
+
+
+def _config(stage: Stage, tokenizer: PreTrainedTokenizerBase | None) -> PretrainedConfig | None:
+    if stage.student.model is not None:
+        return load_config(stage.student.model, key="student.model")
+    return config_of(stage.student, tokenizer) if tokenizer is not None else None
+
+
+def _as_it_lies(data: Data) -> Data:
+    """The same data, without what would have to be downloaded."""
+
+    def texts(split: str) -> Iterator[str]:
+        with without_downloads():
+            yield from data.texts(split)
+
+    def make_rows(*arguments: Any, **options: Any) -> Rows:
+        with without_downloads():
+            return data.make_rows(*arguments, **options)
+
+    same = copy(data)
+    same.texts = texts  # type: ignore[method-assign]
+    same.make_rows = make_rows  # type: ignore[method-assign]
+    return same

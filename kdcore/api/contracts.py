@@ -1,0 +1,512 @@
+"""The contracts: what a plugin author writes, and what the engine hands over.
+
+A component is a small class with a name and options. `@component` makes it a keyword-only, strict
+pydantic dataclass; its fields are its options in a recipe. A component does no masking, reducing,
+chunking or moving of tensors between devices: that is the engine's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    ClassVar,
+    Literal,
+    TypeVar,
+    cast,
+    dataclass_transform,
+)
+
+import pluggy
+from pydantic import ConfigDict, Field, field_validator
+from pydantic.dataclasses import dataclass as pydantic_dataclass
+
+from kdcore.api.options import as_call, as_typed, names_on_hub, of_options, walk
+from kdcore.api.train_options import On, Schedule, TrainOptions, _options
+from kdcore.errors import UsageError
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+    from pathlib import Path
+
+    import numpy as np
+    import torch
+    from torch import Tensor
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+    from kdcore.data.batch import AnswersAt, Batch, LogitsAt, Row, Rows
+    from kdcore.data.rows import LaidRows
+    from kdcore.models.causal_lm import LanguageModel
+
+
+hookimpl = pluggy.HookimplMarker("kdcore")
+_Class = TypeVar("_Class")
+_STRICT = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True)
+
+
+@dataclass_transform(kw_only_default=True, eq_default=False)
+def component(cls: type[_Class]) -> type[_Class]:
+    """Turn a class into a component: keyword-only options, strictly typed, unknown ones refused.
+
+    Option types: bool, int, float, str, Literal, list, dict, a component kind, and unions of these.
+    """
+    # eq=False: two instances with equal options are two plugins to pluggy.
+    made = pydantic_dataclass(kw_only=True, eq=False, config=_STRICT)(cls)
+    return cast(type[_Class], made)
+
+
+class Component:
+    """Anything that a recipe can name. Subclasses of one kind are told apart by `name`."""
+
+    name: ClassVar[str]
+    component_kind: ClassVar[str]  # set by the base class of each kind
+
+    def __str__(self) -> str:
+        """Name and the options that are not at their defaults."""
+        return as_typed(self)
+
+    def fingerprint(self) -> str:
+        """What this component is, content included, as a short text; compared when a run is
+        continued.
+
+        By default its name and its options. A component that reads files adds what it read.
+        """
+        return of_options(self)
+
+    def faults(self, recipe: Stage) -> Iterable[str]:
+        """What is wrong between this component and the rest of its recipe, one sentence each."""
+        return ()
+
+
+@component
+class Data(Component):
+    """Text for training and validation, laid in rows of at most `block` tokens."""
+
+    component_kind: ClassVar[str] = "data"
+    block: int = 512
+    rows: Literal["pack", "chunk", "one"] = "pack"
+    cut: Literal["left", "right", "split"] = "right"
+    eos: bool = True
+    fresh_each_epoch: ClassVar[bool] = False
+    streams: ClassVar[bool] = False  # True: training rows come one by one, and nobody counts them
+
+    def texts(self, split: str) -> Iterable[str]:
+        """The documents of "train" or "validation", in order; tokenizers train on them too."""
+        raise NotImplementedError
+
+    def make_rows(
+        self, split: str, tokenizer: PreTrainedTokenizerBase, *, seed: int, epoch: int
+    ) -> Rows:
+        """The rows of a split: by default the texts tokenised (cached on disk) and laid as `rows`
+        says.
+
+        "pack" lays whole documents side by side, isolated; longer ones are cut into isolated
+        pieces. "chunk" cuts the whole split contiguously. "one" gives each document a row,
+        over-long ones cut at `cut`.
+        """
+        from kdcore.data.rows import lay_texts
+
+        return lay_texts(self, split, tokenizer)
+
+    def names_on_hub(self) -> Iterable[str]:
+        """The data sets on the hub that it reads, for the model card; by default options say so."""
+        return names_on_hub(self)
+
+
+class Tokenizer(Component):
+    """Where the ids come from."""
+
+    component_kind: ClassVar[str] = "tokenizer"
+
+    def load(self, run: Run, data: Data) -> PreTrainedTokenizerBase:
+        """Load or train it. What is returned is kept in the run folder and not asked for again."""
+        raise NotImplementedError
+
+
+class Teacher(Component):
+    """A distribution over the next token, from one model or several, live or stored."""
+
+    component_kind: ClassVar[str] = "teacher"
+    loads_members: ClassVar[bool] = False  # True: it loads the teachers nested in it, if it must
+
+    def load(self, run: Run) -> None:
+        """Put the weights onto `run.device`, in evaluation mode. Called once, nested ones too."""
+
+    def tokenizer(self) -> PreTrainedTokenizerBase | None:
+        """The tokenizer it was made with; None: the student's. Called before `load`."""
+        return None
+
+    def gives_logits(self) -> bool:
+        """Whether `read` works. False for a teacher that knows losses only."""
+        return True
+
+    def ids_known(self) -> int | None:
+        """Of how many ids at each position `read` tells, in a `Coarse`; None: of all, as logits."""
+        return None
+
+    def is_estimate(self) -> bool:
+        """Whether what `read` tells is drawn at random and right on average only.
+
+        Losses learn from it that are `linear_in_teacher`; others, selections and evals are refused.
+        """
+        return False
+
+    def gives_losses(self) -> bool:
+        """Whether `nll` works: by default where `read` tells of all ids, or does not work."""
+        return self.ids_known() is None
+
+    def architecture(self, device: torch.device) -> PretrainedConfig | None:
+        """The config of its model, without weights, for `kdcore plan`; None where it has none.
+
+        Its `dtype` is what the weights are held in on the device. Teachers nested in it are asked
+        for themselves.
+        """
+        return None
+
+    def bytes_per_token(self) -> float:
+        """What it keeps on disk for each token of the training data, for `kdcore plan`."""
+        return 0
+
+    def read(self, batch: Batch) -> AnswersAt:
+        """Run the trunk once over the batch and hand back a way to ask for logits at flat
+        positions, or for a `Coarse` where `ids_known` says so.
+
+        Call `kdcore.read(teacher, batch)` instead, also from a nesting teacher: it checks and cuts
+        what comes back.
+        """
+        raise NotImplementedError
+
+    def nll(self, batch: Batch) -> Callable[[Tensor, Tensor], Tensor]:
+        """Flat positions, labels [n] -> negative log-likelihoods [n]; by default from `read`."""
+        from kdcore.models.head import nll_from_logits
+
+        if self.ids_known() is not None:
+            raise UsageError(
+                f"teacher {self.name!r} knows some ids of each position only, and gives no "
+                "likelihoods of all labels"
+            )
+        return nll_from_logits(cast("LogitsAt", self.read(batch)), batch)
+
+
+class Loss(Component):
+    """A divergence or likelihood at each token."""
+
+    component_kind: ClassVar[str] = "loss"
+    needs_teacher: ClassVar[bool] = True
+
+    def per_token(self, student: Tensor, teacher: Tensor | None, labels: Tensor) -> Tensor:
+        """Student logits [n, V], teacher logits [n, V] (None if not needed) and labels [n] ->
+        values [n], in nats.
+
+        Float32 in and out. It must not write into its inputs. Gradients reach the student's logits
+        only. V may be another one at each call: of a teacher that knows k ids only, logits on both
+        sides are those of these ids and, last, of all others together, and labels index them.
+        """
+        raise NotImplementedError
+
+    def linear_in_teacher(self) -> bool:
+        """Whether the gradient is linear in the teacher's probabilities, so that it is right on
+        average where these are estimates that are right on average.
+        """
+        return False
+
+    def formula(self) -> str:
+        """What `per_token` computes, for `kdcore plan`: in p(T), q(T) and the label y."""
+        return as_call(self)
+
+
+class Selection(Component):
+    """Which tokens of an optimizer step are trained on."""
+
+    component_kind: ClassVar[str] = "selection"
+
+    def keep(self, tokens: Tokens) -> Tensor:
+        """A bool for each of this process's valid tokens [n]. Called without gradient."""
+        raise NotImplementedError
+
+    def needs_teacher(self) -> bool:
+        """Whether `keep` asks for the run's own teacher; a teacher among its options is no such."""
+        return False
+
+
+class Patch(Component):
+    """A change to a fresh student: initialisation, adapters, kernels."""
+
+    component_kind: ClassVar[str] = "patch"
+
+    def apply(self, model: PreTrainedModel) -> PreTrainedModel:
+        """Called once, before training and before a checkpoint is read."""
+        raise NotImplementedError
+
+    def finish(self, model: PreTrainedModel) -> PreTrainedModel:
+        """Called before the final save, on every process: merge adapters; by default nothing.
+
+        What it returns is the run's student from then on.
+        """
+        return model
+
+
+class Eval(Component):
+    """Numbers or texts measured on the student during and after training."""
+
+    component_kind: ClassVar[str] = "eval"
+    always: ClassVar[bool] = False  # used by every run, unless its plugin is blocked
+    needs_teacher: ClassVar[bool] = False
+
+    def measure(self, run: Run) -> Mapping[str, float | str]:
+        """Scores by name, as in `eval/<name>`. Called on every process; all return the same."""
+        raise NotImplementedError
+
+
+class Logger(Component):
+    """Event hooks as methods, each with `@hookimpl`. One that raises is switched off."""
+
+    component_kind: ClassVar[str] = "logger"
+    always: ClassVar[bool] = False  # used by every run, unless its plugin is blocked
+
+
+KINDS: Mapping[str, type[Component]] = {
+    "data": Data,
+    "tokenizer": Tokenizer,
+    "teacher": Teacher,
+    "loss": Loss,
+    "selection": Selection,
+    "patch": Patch,
+    "eval": Eval,
+    "logger": Logger,
+}
+"""Every kind by the word that users read. The kind's hook is `kdcore_` and its plural."""
+
+
+@_options
+class StudentOptions:
+    """`[student]`: a model to load, or a config to make a fresh one from."""
+
+    model: Annotated[str, Field(min_length=1)] | None = None
+    config: dict[str, object] | None = None
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    attention: str | None = None
+    patch: list[Patch] = Field(default_factory=list)
+
+    @field_validator("config")
+    @classmethod
+    def _of_a_type(cls, config: dict[str, object] | None) -> dict[str, object] | None:
+        if config is not None and not isinstance(config.get("model_type"), str):
+            raise ValueError('config needs model_type, such as model_type = "llama"')
+        return config
+
+    @property
+    def patches(self) -> tuple[Patch, ...]:
+        """What changes the fresh student, in order."""
+        return tuple(self.patch)
+
+
+@dataclass(frozen=True, eq=False)
+class Term:
+    """A loss with its weight. `label` tells it apart in records: `kl`, and `kl.2` for a second."""
+
+    label: str
+    use: str
+    loss: Loss
+    weight: float | Schedule
+    on: On
+
+    def weight_at(self, done: float) -> float:
+        """The weight when the share `done` of the run is done."""
+        return self.weight.at(done) if isinstance(self.weight, Schedule) else self.weight
+
+
+Scope = Literal["step", "micro_batch"]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Stage:
+    """The components and options of one run. `recipe.build` makes a fresh one at each call."""
+
+    name: str  # "" where the recipe has no stages
+    run_name: str  # "rho_qwen", or with stages "quickstart.teacher"
+    table: dict[str, object]  # the merged recipe as typed
+    seed: int
+    student: StudentOptions
+    tokenizer: Tokenizer | None  # None: the student's own
+    tokenizer_data: Data  # what the tokenizer is trained on, if it is
+    data: Data
+    teacher: Teacher | None
+    terms: Sequence[Term]
+    selection: Selection | None
+    scope: Scope  # over what the selection ranks
+    evals: Sequence[Eval]  # those that every run has included
+    loggers: Sequence[Logger]
+    train: TrainOptions
+    trusted: Sequence[str] = ()  # models whose own code may run
+
+    def components(self) -> list[Component]:
+        """Every component, each before those that are nested in it."""
+        seen = dict.fromkeys(nested for one in self._direct() for nested in walk(one))
+        return list(seen)
+
+    def _direct(self) -> Iterator[Component]:
+        single = (self.tokenizer, self.tokenizer_data, self.data, self.teacher, self.selection)
+        yield from (one for one in single if one is not None)
+        yield from self.student.patches
+        yield from (term.loss for term in self.terms)
+        yield from self.evals
+        yield from self.loggers
+
+
+class Run:
+    """One stage while it runs, as far as plugins may ask. Plugins read it; the engine writes."""
+
+    recipe: Stage
+    folder: Path
+    device: torch.device
+    process: int  # this process's rank, from 0
+    processes: int
+    step: int  # optimizer steps done
+    steps: int  # in the whole run
+    tokens: int  # valid tokens trained on so far
+    micro_batch: int  # rows that go through the models together
+    chunk: int  # tokens that head and losses see at a time
+    vocabulary: int  # ids that student and teachers share; logits are cut to these
+    objective: str  # the effective objective as a formula, as `kdcore plan` prints it
+    scores: Mapping[str, float | str]  # of the last evaluation
+    tokenizer: PreTrainedTokenizerBase  # the student's
+    language_model: LanguageModel  # the student as trunk and head
+    autocast: Callable[[], AbstractContextManager[Any]]
+
+    @property
+    def seed(self) -> int:
+        """The recipe's seed; everything drawn at random starts from it."""
+        return self.recipe.seed
+
+    @property
+    def main(self) -> bool:
+        """Whether this process writes and shows things."""
+        return self.process == 0
+
+    @property
+    def student(self) -> PreTrainedModel:
+        """The model in training."""
+        return self.language_model.model
+
+    @property
+    def data(self) -> Data:
+        """The data component."""
+        return self.recipe.data
+
+    @property
+    def teacher(self) -> Teacher | None:
+        """The teacher component, if the recipe has one."""
+        return self.recipe.teacher
+
+    @property
+    def batch(self) -> int:
+        """Rows in an optimizer step, over all processes."""
+        return self.recipe.train.batch
+
+    @property
+    def caches(self) -> Path:
+        """The folder of teacher caches that runs share: beside the runs."""
+        return self.folder.parent / "caches"
+
+    @property
+    def epochs(self) -> float:
+        """How often the run goes through the training rows; 0 where they are streamed."""
+        rows = len(self.rows("train"))
+        return self.steps * self.batch / rows if rows else 0.0
+
+    @property
+    def bytes_per_id(self) -> np.ndarray:
+        """UTF-8 bytes that each id stands for in running text, int32 [ids]; special tokens 0."""
+        raise NotImplementedError
+
+    def rows(self, split: str) -> Sequence[Row]:
+        """The rows of "train" (of its first epoch), or the evaluated ones of "validation"."""
+        raise NotImplementedError
+
+    def ids(self, split: str, places: np.ndarray) -> np.ndarray:
+        """The ids of a split's documents at these indices, counted through all of them.
+
+        For plugins that read documents otherwise than in rows.
+        """
+        raise NotImplementedError
+
+    def laid(self, split: str, epoch: int = 0) -> LaidRows:
+        """All rows of a split; training rows may be a `Stream`, which has no length.
+
+        Only the last epoch's are held, besides the first's.
+        """
+        raise NotImplementedError
+
+    def evaluate(
+        self, rows: Sequence[Row], losses: Sequence[Loss], teacher: Teacher | None = None
+    ) -> Mapping[str, float]:
+        """Sums over the valid tokens of `rows`, in chunks, sharded over the processes.
+
+        Keys: `tokens`, `bytes` (of text that these tokens stand for), `nll` (nats), each loss's
+        name (a second `kl` is `kl.2`), and with a teacher `agreement` (tokens that both rank
+        first).
+        """
+        raise NotImplementedError
+
+    def log_likelihoods(self, rows: Sequence[Row], *, batch: int = 64) -> list[float]:
+        """The log-probability that the student gives to each row's trained tokens, in nats.
+
+        `batch` rows run at a time, of like lengths; every process gets all results.
+        """
+        raise NotImplementedError
+
+    def say(self, message: str) -> None:
+        """Tell the user something, once: on the terminal and in log.txt."""
+        raise NotImplementedError
+
+
+class Tokens:
+    """This process's valid tokens of the optimizer step [n], lazy: what is not asked for is free.
+
+    They come in the order of the step's rows, whichever rows went through the models together.
+    """
+
+    step: int  # the optimizer step, from 1
+
+    @property
+    def labels(self) -> Tensor:
+        """The id that each token's position predicts, int64 [n]."""
+        raise NotImplementedError
+
+    @property
+    def row(self) -> Tensor:
+        """The index of its row in the optimizer step, int64 [n]."""
+        raise NotImplementedError
+
+    @property
+    def position(self) -> Tensor:
+        """The index of the predicting token in its row, int64 [n]."""
+        raise NotImplementedError
+
+    def student_nll(self) -> Tensor:
+        """The student's negative log-likelihood of each label, in nats [n]."""
+        raise NotImplementedError
+
+    def nll(self, teacher: Teacher | None = None) -> Tensor:
+        """A teacher's (by default the run's) negative log-likelihood of each label, in nats [n]."""
+        raise NotImplementedError
+
+    def score(self, loss: Loss, teacher: Teacher | None = None) -> Tensor:
+        """Any loss as a score of each token, in chunks, without gradient [n]."""
+        raise NotImplementedError
+
+    def top(self, scores: Tensor, share: float) -> Tensor:
+        """The ceil(share x N) highest scores over all processes, bool [n].
+
+        N counts the valid tokens of the step. Ties go to the token that comes first; NaN is never
+        kept.
+        """
+        raise NotImplementedError
+
+    def random(self) -> Tensor:
+        """A number in [0, 1) for each token, from seed, step and its place in the step [n]."""
+        raise NotImplementedError

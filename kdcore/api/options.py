@@ -1,0 +1,251 @@
+"""Options of components: their types, how they are described and fingerprinted."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, TypeGuard, TypeVar, Union, get_args, get_origin
+
+from kdcore.guard import Named, asked
+from kdcore.models.locations import is_path
+
+SPELT = "bool, int, float, str, Literal, list, dict, a component kind, or a union of these"
+_PLAIN_TYPES = (bool, int, float, str, list, dict, NoneType)
+
+
+def is_option_type(annotation: Any) -> bool:
+    """Whether a recipe can give a value of this type. None is allowed as a default's type."""
+    if annotation in _PLAIN_TYPES or kind_of(annotation):
+        return True
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return True
+    if origin is Annotated:
+        return is_option_type(arguments[0])
+    if origin is dict:
+        return arguments[0] is str and is_option_type(arguments[1])
+    return origin in (list, Union, UnionType) and all(map(is_option_type, arguments))
+
+
+_PLAIN = {
+    bool: ("true or false", "bool"),
+    int: ("a whole number", "int"),
+    float: ("a number", "float"),
+    str: ("a text", "str"),
+    list: ("a list", "list"),
+    dict: ("a table", "dict"),
+}
+
+
+def members(annotation: Any) -> list[Any]:
+    """The alternatives of a union, or the one type; without None, and without constraints."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return members(arguments[0])
+    if origin in (Union, UnionType):
+        return [member for each in arguments for member in members(each)]
+    return [] if annotation in (None, NoneType) else [annotation]
+
+
+def kind_of(annotation: Any) -> str | None:
+    """The kind of component that a single type stands for."""
+    # What subclasses inherit does not count: an option takes a kind, not one component of it.
+    return vars(annotation).get("component_kind") if isinstance(annotation, type) else None
+
+
+def kinds_in(annotation: Any) -> list[str]:
+    """The kinds that a type takes anywhere: itself, in a list, or in a table."""
+    kinds = []
+    for member in members(annotation):
+        kind = kind_of(member)
+        inner = [each for argument in get_args(member) for each in kinds_in(argument)]
+        kinds += [kind] if kind else inner if get_origin(member) in (list, dict) else []
+    return kinds
+
+
+def inner_type(annotation: Any, part: str | int) -> Any:
+    """The type of a list's items, or of a table's values."""
+    wanted = list if isinstance(part, int) else dict
+    for member in members(annotation):
+        if get_origin(member) is wanted:
+            return get_args(member)[-1]
+    return Any
+
+
+def in_words(annotation: Any) -> str:
+    """What a value should be: `a whole number or "auto"`."""
+    return " or ".join(_words(member) for member in members(annotation)) or "something else"
+
+
+def type_text(annotation: Any) -> str:
+    """The type in short: `list[teacher] | "auto"`."""
+    return " | ".join(_short(member) for member in members(annotation))
+
+
+def choices(annotation: Any) -> list[str]:
+    """The texts that a type names."""
+    literals = [get_args(each) for each in members(annotation) if get_origin(each) is Literal]
+    return [value for values in literals for value in values if isinstance(value, str)]
+
+
+def _words(member: Any) -> str:
+    kind = kind_of(member)
+    if kind:
+        return f'a {kind} table, {{use = "..."}}'
+    if get_origin(member) is Literal:
+        *most, last = map(json.dumps, get_args(member))
+        return f"{', '.join(most)} or {last}" if most else last
+    if get_origin(member) is list:
+        return f"a list, each item {in_words(get_args(member)[0])}"
+    return _PLAIN[get_origin(member) or member][0] if _is_plain(member) else "a table"
+
+
+def _short(member: Any) -> str:
+    if get_origin(member) is Literal:
+        return " | ".join(map(json.dumps, get_args(member)))
+    arguments = ", ".join(type_text(argument) for argument in get_args(member))
+    name = kind_of(member) or _PLAIN[get_origin(member) or member][1]
+    return f"{name}[{arguments}]" if arguments else name
+
+
+def _is_plain(member: Any) -> bool:
+    return (get_origin(member) or member) in _PLAIN
+
+
+_UNBUILT = object()  # stands for a nested component whose faults were told
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option of a component, for listings."""
+
+    name: str
+    type: str
+    default: object  # None where it is required
+    required: bool
+    doc: str
+
+
+def option_fields(cls: type) -> dict[str, tuple[str, Any]]:
+    """Each option of a component, or of the engine's own: its attribute, and pydantic's field."""
+    fields: Mapping[str, Any] = cls.__pydantic_fields__  # type: ignore[attr-defined]
+    return {field.alias or name: (name, field) for name, field in fields.items()}
+
+
+def option_types(cls: type) -> dict[str, Any]:
+    """The type of each option."""
+    return {option: field.annotation for option, (_, field) in option_fields(cls).items()}
+
+
+def option_values(made: object) -> dict[str, object]:
+    """The value of each option, defaults included."""
+    return {
+        option: getattr(made, attribute)
+        for option, (attribute, _) in option_fields(type(made)).items()
+    }
+
+
+def options_of(cls: type[Named]) -> list[Option]:
+    """The options of a component, in the order in which they are written."""
+    options = []
+    for name, (_, field) in option_fields(cls).items():
+        required = field.is_required()
+        default = None if required else field.get_default(call_default_factory=True)
+        doc = field.description or ""
+        options.append(Option(name, type_text(field.annotation), default, required, doc))
+    return options
+
+
+_Component = TypeVar("_Component", bound=Named)
+
+
+def walk(component: _Component) -> Iterator[_Component]:
+    """A component, and all that are nested in it."""
+    yield component
+    for value in option_values(component).values():
+        for nested in _components_in(value):
+            yield from walk(nested)
+
+
+def _components_in(value: object) -> Iterator[Any]:
+    if _is_component(value):
+        yield value
+    elif isinstance(value, list | dict):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _components_in(each)
+
+
+def _is_component(value: object) -> TypeGuard[Named]:
+    return hasattr(type(value), "component_kind")
+
+
+def of_options(component: Named) -> str:
+    """Name and options, defaults included; nested components by their own fingerprints."""
+    return _call(component.name, component, _asked)
+
+
+def _asked(nested: Named) -> str:
+    found: str = asked(nested, "fingerprint", of=str)
+    return found
+
+
+def as_call(component: Named) -> str:
+    """The component as a call in Python syntax: `skew_kl(temperature=2.0, skew=0.1)`."""
+    return _call(component.name.replace("-", "_"), component, as_call)
+
+
+def as_typed(component: Named) -> str:
+    """The component with the options that are not at their defaults, to name it in a message."""
+    plain = {f.name for f in fields(component) if getattr(component, f.name) == f.default}  # type: ignore[arg-type]
+    return _call(component.name, component, as_typed, plain)
+
+
+def _call(
+    name: str, component: Named, show: Callable[[Named], str], without: Iterable[str] = ()
+) -> str:
+    types: Mapping[str, Any] = type(component).__pydantic_fields__  # type: ignore[attr-defined]
+    options = [f.name for f in fields(component) if f.name not in without]  # type: ignore[arg-type]
+    given = ", ".join(
+        f"{types[key].alias or key}={_shown(getattr(component, key), show)}" for key in options
+    )
+    return f"{name}({given})"
+
+
+def _shown(value: object, show: Callable[[Named], str]) -> str:
+    if _is_component(value):
+        return show(value)
+    if isinstance(value, list):
+        return f"[{', '.join(_shown(each, show) for each in value)}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key!r}: {_shown(value[key], show)}' for key in sorted(value))}}}"
+    return repr(value)
+
+
+_FILES = {".txt", ".json", ".jsonl", ".parquet", ".csv", ".toml"}
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def names_on_hub(component: Named) -> list[str]:
+    """The options of a component, and of those nested in it, that can only be names on the hub."""
+    found = [name for each in walk(component) for name in _texts(option_values(each).values())]
+    return [name for name in dict.fromkeys(found) if is_on_hub(name)]
+
+
+def is_on_hub(name: str) -> bool:
+    """Whether a text can only be a name on the hub, and no path."""
+    if is_path(name) or os.path.exists(name) or Path(name).suffix in _FILES:
+        return False
+    return _NAME.fullmatch(name) is not None
+
+
+def _texts(values: Iterable[object]) -> Iterable[str]:
+    for value in values:
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, list):
+            yield from _texts(value)

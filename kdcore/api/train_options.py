@@ -1,0 +1,121 @@
+"""The options of the engine's own tables, with their types, defaults and ranges."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field, field_validator
+from pydantic.dataclasses import dataclass as pydantic_dataclass
+
+from kdcore.optim import fault_of
+
+# A reader of the recipe must not be able to change what was checked.
+_CONFIG = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True)
+_options = pydantic_dataclass(kw_only=True, frozen=True, eq=False, config=_CONFIG)
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
+BelowOne = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(ge=1)]
+DURATIONS = ("epochs", "steps", "tokens")
+STUDENTS = ("model", "config")
+
+RIVALS = {"train": DURATIONS, "student": STUDENTS}
+"""Keys of the engine's tables of which exactly one is given; of inherited ones the nearest."""
+
+Schedules = Literal[
+    "constant",
+    "constant_with_warmup",
+    "cosine",
+    "cosine_with_restarts",
+    "inverse_sqrt",
+    "linear",
+    "polynomial",
+]
+"""Those of transformers' schedules that depend on the step only and need no arguments."""
+
+
+@_options
+class TrainOptions:
+    """`[train]`."""
+
+    lr: Positive
+    epochs: Positive | None = None
+    steps: Count | None = None
+    tokens: Count | None = None
+    batch: Count = 8
+    micro_batch: Literal["auto"] | Count = "auto"
+    schedule: Schedules = "cosine"
+    min_lr: Share = 0.0
+    warmup: NotNegative = 0.0
+    optimizer: str = "adamw"
+    weight_decay: NotNegative = 0.0
+    betas: Annotated[list[BelowOne], Field(min_length=2, max_length=2)] = Field(
+        default_factory=lambda: [0.9, 0.999]
+    )
+    eps: Positive = 1e-8
+    clip: NotNegative = 1.0
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    chunk: Literal["auto"] | Count = "auto"
+    checkpointing: bool = False
+    compile: Literal["auto"] | bool = "auto"
+    compile_trunk: bool = False
+    non_finite: Literal["stop", "skip"] = "stop"
+    log_every: Count = 10
+    eval_every: Literal["epoch"] | Count = "epoch"
+    save_every: Literal["epoch"] | Count = "epoch"
+    eval_first: bool = True
+    eval_rows: Literal["all"] | Count = 2048
+    save_keep: Count = 2
+    workers: Literal["auto"] | Annotated[int, Field(ge=0)] = "auto"
+
+    @field_validator("optimizer")
+    @classmethod
+    def _there_is_one(cls, optimizer: str) -> str:
+        if fault := fault_of(optimizer):
+            raise ValueError(fault)
+        return optimizer
+
+    @field_validator("warmup")
+    @classmethod
+    def _steps_or_share(cls, warmup: float) -> float:
+        if warmup >= 1 and warmup != int(warmup):
+            raise ValueError(
+                f"warmup should be a whole number of steps, or a share below 1, not {warmup}"
+            )
+        return warmup
+
+
+@_options
+class Schedule:
+    """A weight that goes from `start` to `end` until that share of the run is done."""
+
+    start: Number
+    end: Number
+    until: Annotated[float, Field(gt=0, le=1)] = 1.0
+
+    def at(self, done: float) -> float:
+        """The weight when the share `done` of the run is done."""
+        if done >= self.until:
+            return self.end
+        return self.start + (self.end - self.start) * done / self.until
+
+
+On = Literal["kept", "all", "dropped"]
+"""Which tokens of a selection a term sees."""
+
+
+@_options
+class TermOptions:
+    """The engine's options in `[[loss]]`."""
+
+    weight: Number | Schedule = 1.0
+    on: On = "kept"
+
+
+@_options
+class SelectionOptions:
+    """The engine's options in `[selection]`."""
+
+    scope: Literal["step", "micro_batch"] = "step"

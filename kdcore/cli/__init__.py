@@ -1,0 +1,1 @@
+"""The command line: `run`, `check`, the other verbs and `--processes`. Internal."""

@@ -1,0 +1,253 @@
+"""What a verb says of itself, read from its source without importing it."""
+
+from __future__ import annotations
+
+import ast
+import logging
+import os
+import sys
+from collections.abc import Mapping
+from importlib.metadata import EntryPoint
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from kdcore.errors import KdcoreError, PluginError, RunError, UsageError
+from kdcore.redact import Redacted, without_own_secrets
+
+
+def first_sentence(verb: EntryPoint) -> str:
+    """The first line of the function's docstring, or of its module's; "" where it is unreadable."""
+    top, *inner = verb.module.split(".")
+    spec = find_spec(top)
+    if spec is None or spec.origin is None:
+        return ""
+    path = Path(spec.origin)
+    if inner:
+        path = path.parent.joinpath(*inner).with_suffix(".py")
+    try:
+        module = ast.parse(path.read_text())
+    except (OSError, SyntaxError, ValueError):
+        return ""
+    functions = (n for n in module.body if isinstance(n, ast.FunctionDef) and n.name == verb.attr)
+    text = ast.get_docstring(next(functions, module)) or ""
+    return text.split("\n")[0]
+
+
+_WELCOME = """\
+kdcore run quickstart        distil a small model in a few minutes, on any machine
+kdcore recipes               what else there is to run
+kdcore new recipe FROM [TO]  begin your own from one of them
+kdcore new plugin NAME       a package for your own loss, data, teacher, selection, ..."""
+
+Plugins = Annotated[
+    list[str] | None,
+    typer.Option("-p", metavar="PLUGIN", help="no:NAME blocks a plugin, ./FILE.py adds one."),
+]
+
+Sets = Annotated[
+    list[str] | None, typer.Option("--set", metavar="K=V", help="Change a key of the recipe.")
+]
+
+Logs = Annotated[
+    list[str] | None, typer.Option("--log", metavar="NAME", help="Add a logger by name.")
+]
+
+
+class _Verbs(TyperGroup):
+    """The commands of this file and every entry point of the group `kdcore.commands`."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return [*super().list_commands(ctx), *sorted(_verbs())]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        own = super().get_command(ctx, cmd_name)
+        if own is not None:
+            return own
+        found = _verbs().get(cmd_name)
+        if found is None:
+            return None
+        if "--help" in sys.argv[1:2] or ctx.resilient_parsing:
+            return _listed(found)
+        return _loaded(found)
+
+
+app = typer.Typer(cls=_Verbs, invoke_without_command=True, add_completion=False)
+
+
+@app.callback()
+def kdcore(ctx: typer.Context) -> None:
+    """Distillation and loss experiments on causal language models, as plugins and recipes."""
+    if ctx.invoked_subcommand is None:
+        print(_WELCOME)
+
+
+@app.command()
+def run(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE|RUN", help="A recipe, or a run.")],
+    sets: Sets = None,
+    each: Annotated[
+        list[str] | None,
+        typer.Option("--each", metavar="K=a,b", help="Run once for each value; several multiply."),
+    ] = None,
+    stage: Annotated[
+        str | None, typer.Option(help="Only this stage, and those that it needs.")
+    ] = None,
+    processes: Annotated[int, typer.Option(min=1, help="Processes, one for each GPU.")] = 1,
+    out: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Begin again beside what is there.")
+    ] = False,
+    accept: Annotated[
+        str, typer.Option(metavar="WHAT", help="Go on although this changed: data,versions,...")
+    ] = "",
+    logs: Logs = None,
+    plugins: Plugins = None,
+    quiet: Annotated[bool, typer.Option("-q", help="Warnings and results only.")] = False,
+) -> None:
+    """Run a recipe, or go on with a run."""
+    _tell(quiet)
+    if processes > 1 and "WORLD_SIZE" not in os.environ:
+        from kdcore.cli.launch import launch
+
+        raise SystemExit(launch(sys.argv[1:], processes))
+    from kdcore.runs.runner import Asked, run_all
+
+    asked = Asked(
+        recipe=recipe,
+        sets=tuple(sets or ()),
+        each=tuple(each or ()),
+        logs=tuple(logs or ()),
+        stage=stage,
+        out=out,
+        fresh=fresh,
+        accept=frozenset(filter(None, accept.split(","))),
+    )
+    run_all(asked, host_of(plugins))
+
+
+@app.command()
+def check(
+    recipes: Annotated[list[str], typer.Argument(metavar="RECIPE...")],
+    sets: Sets = None,
+    logs: Logs = None,
+    plugins: Plugins = None,
+) -> None:
+    """Find every fault of recipes. Loads no model and no data."""
+    _tell(quiet=False)
+    from kdcore.recipe.recipe import read_recipe
+
+    host = host_of(plugins)
+    failed = 0
+    for name in recipes:
+        try:
+            recipe = read_recipe(name, host, sets=sets or (), logs=logs or ())
+        except UsageError as error:
+            failed += 1
+            print(error, file=sys.stderr)
+        else:
+            for note in recipe.notes:
+                print(note, file=sys.stderr)
+            print(f"{name}: no faults")
+    if failed:
+        raise typer.Exit(UsageError.exit_code)
+
+
+def host_of(plugins: list[str] | None) -> Any:
+    """The plugin host that `-p` and KDCORE_PLUGINS_OFF ask for."""
+    from kdcore.plugin.manager import Host
+
+    asked = plugins or []
+    off = [name[3:] for name in asked if name.startswith("no:")]
+    off += filter(None, map(str.strip, os.environ.get("KDCORE_PLUGINS_OFF", "").split(",")))
+    return Host(off=off, files=[name for name in asked if not name.startswith("no:")])
+
+
+def main() -> None:
+    """The console script. Every way out has one of the documented exit codes."""
+    # All of this before the libraries are imported. Pages of 2 MB for large tensors on a CPU:
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    if os.environ.get("RANK", "0") != "0" or not sys.stderr.isatty():
+        # No progress bars in logs.
+        for library in ("HF_DATASETS", "HF_HUB"):
+            os.environ.setdefault(f"{library}_DISABLE_PROGRESS_BARS", "1")
+    raise SystemExit(_exit_code())
+
+
+def _exit_code() -> int:
+    try:
+        return int(app(standalone_mode=False) or 0)
+    except KdcoreError as error:
+        return _said(error, error.exit_code)
+    except KeyboardInterrupt:
+        return _said("interrupted", 130)
+    except Exception as error:
+        if hasattr(error, "format_message") and hasattr(error, "exit_code"):
+            error.show()  # type: ignore[attr-defined]
+            return int(error.exit_code)
+        if type(error).__name__ == "Abort":
+            return _said("interrupted", 130)
+        if isinstance(error, OSError) and error.strerror:
+            # The machine's refusal, not a bug: a name too long, a folder that none may write in.
+            place = f": {error.filename}" if error.filename else ""
+            return _said(f"{error.strerror}{place}", RunError.exit_code)
+        return _said(_as_bug(error), PluginError.exit_code)
+
+
+def _said(message: object, code: int) -> int:
+    print(f"kdcore: {without_own_secrets(str(message))}", file=sys.stderr)
+    return code
+
+
+def _as_bug(error: Exception) -> str:
+    import traceback
+
+    if os.environ.get("KDCORE_TRACE"):
+        traceback.print_exception(error)
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return (
+        f"{type(error).__name__}: {error} ({Path(frame.filename).name}:{frame.lineno}): a bug in "
+        "kdcore or in a plugin; KDCORE_TRACE=1 shows where, and so does traceback.txt in a run"
+    )
+
+
+def _tell(quiet: bool) -> None:
+    """Messages go to stderr, from the first process only."""
+    log = logging.getLogger("kdcore")
+    first = os.environ.get("RANK", "0") == "0"
+    log.setLevel(logging.WARNING if quiet or not first else logging.INFO)
+    if not log.filters:
+        log.addFilter(Redacted())
+    if not log.handlers:
+        log.addHandler(logging.StreamHandler(sys.stderr))
+    log.propagate = False
+
+
+def _verbs() -> Mapping[str, EntryPoint]:
+    from kdcore.plugin.discovery import commands
+
+    return commands()
+
+
+def _loaded(verb: EntryPoint) -> Any:
+    try:
+        found = verb.load()
+    except Exception as error:
+        raise PluginError(
+            f"the verb {verb.name!r} cannot be loaded from {verb.value}: {error}"
+        ) from error
+    if isinstance(found, typer.Typer):
+        return typer.main.get_command(found)
+    alone = typer.Typer(add_completion=False)
+    alone.command(name=verb.name)(found)
+    return typer.main.get_command(alone)
+
+
+def _listed(verb: EntryPoint) -> Any:
+    """A stand-in for the list of commands: its help is read from the source, nothing is loaded."""
+    alone = typer.Typer(add_completion=False)
+    alone.command(name=verb.name, help=first_sentence(verb))(lambda: None)
+    return typer.main.get_command(alone)

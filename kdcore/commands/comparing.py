@@ -1,0 +1,138 @@
+"""Runs side by side: grouped by everything but the seed, with mean, spread and what differs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from kdcore_files import read_metrics
+from kdcore_panel.facts import flat, read_settings
+from kdcore_panel.history import History
+
+from kdcore.recipe.merge import what_counts
+
+Settings = Mapping[str, object]
+"""A recipe's values by dotted key: "train.lr", "loss.2.use"."""
+
+_NOT_COMPARED = ("seed", "extends", "train.eval_first")
+
+
+@dataclass(frozen=True)
+class Told:
+    """One run as its folder tells it."""
+
+    folder: Path
+    name: str  # without the identity: "quickstart.kd"
+    seed: object
+    settings: Settings  # without the seed, and without what cannot change the result
+    scores: Mapping[str, float]  # the last value of each evaluation
+    unfinished_at: int | None  # the step, or None where it is finished
+
+
+def tell_run(folder: Path) -> Told:
+    """Read a run's folder."""
+    table = read_settings(folder)
+    history = History(read_metrics(folder))
+    scores = {curve.name.removeprefix("eval/"): curve.now for curve in history.group("eval/")}
+    return Told(
+        folder=folder,
+        name=str(table.get("name") or folder.name.rpartition("-")[0]),
+        seed=table.get("seed", 0),
+        settings=settings_of(table),
+        scores=scores,
+        unfinished_at=None if (folder / "final").is_dir() else history.step,
+    )
+
+
+def settings_of(table: Mapping[str, Any]) -> Settings:
+    """What a result depends on, but for the seed, by dotted key."""
+    counts = flat(what_counts(table))
+    return {key: _referred(value) for key, value in counts if key not in _NOT_COMPARED}
+
+
+def _referred(value: object) -> object:
+    """A value; another run's final weights stand for what that run was made with, but the seed."""
+    if not isinstance(value, str) or Path(value).name != "final":
+        return value
+    table = read_settings(Path(value).parent)
+    if not table:
+        return value
+    whole = json.dumps(settings_of(table), sort_keys=True, default=str)
+    return f"{table.get('name')} {hashlib.sha256(whole.encode()).hexdigest()[:4]}"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in nothing but the seed."""
+
+    runs: Sequence[Told]
+
+    @property
+    def name(self) -> str:
+        """The run name, and where it stopped if it is not finished."""
+        first = self.runs[0]
+        stopped = first.unfinished_at
+        return first.name if stopped is None else f"{first.name} (at step {stopped})"
+
+    @property
+    def settings(self) -> Settings:
+        """The settings that they share."""
+        return self.runs[0].settings
+
+    def values(self, score: str) -> list[float]:
+        """A score of every run; NaN where a run does not have it."""
+        return [run.scores.get(score, math.nan) for run in self.runs]
+
+    def mean(self, score: str) -> float:
+        """The mean over the runs: NaN where one has none, so that no run is left out silently."""
+        return fmean(self.values(score))
+
+    def spread(self, score: str) -> float | None:
+        """The sample standard deviation; None for a single run."""
+        values = self.values(score)
+        if len(values) < 2:
+            return None
+        return stdev(values) if all(map(math.isfinite, values)) else math.nan
+
+
+def grouped(runs: Sequence[Told]) -> list[Group]:
+    """Groups in the order of their first run."""
+    groups: dict[str, list[Told]] = {}
+    for run in runs:
+        told = [run.name, run.settings, run.unfinished_at]
+        groups.setdefault(json.dumps(told, sort_keys=True, default=str), []).append(run)
+    return [Group(runs) for runs in groups.values()]
+
+
+def scores_of(groups: Sequence[Group]) -> list[str]:
+    """The evaluations' names: loss and bits per byte first."""
+    names = dict.fromkeys(name for group in groups for run in group.runs for name in run.scores)
+    first = [name for name in ("nll", "bits_per_byte") if name in names]
+    return [*first, *(name for name in names if name not in first)]
+
+
+def differing(groups: Sequence[Group]) -> list[str]:
+    """The keys in which the groups differ.
+
+    Options that some lack are left out where their table's `use` differs: that says why.
+    """
+    settings = [group.settings for group in groups]
+    keys = [
+        key
+        for key in dict.fromkeys(key for each in settings for key in each)
+        if len({json.dumps(each.get(key), default=str) for each in settings}) > 1
+    ]
+    return [key for key in keys if not _explained(key, keys, settings)]
+
+
+def _explained(key: str, keys: Sequence[str], settings: Sequence[Settings]) -> bool:
+    if all(key in each for each in settings):
+        return False
+    parents = [key[: n + 1] for n, letter in enumerate(key) if letter == "."]
+    return any(f"{parent}use" in keys and f"{parent}use" != key for parent in parents)

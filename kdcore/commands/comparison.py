@@ -1,0 +1,123 @@
+"""How a comparison of runs is shown: tables, CSV, JSON."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from kdcore_panel.history import is_part
+from kdcore_panel.numbers import value
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from kdcore.commands.comparing import Group, differing, grouped, scores_of, tell_run
+from kdcore.commands.fitting import Column, Fitting
+
+_TITLES = {"nll": "validation loss", "bits_per_byte": "bits per byte"}
+# The exponential of the loss. CSV and JSON have it, and scores that are parts of another one.
+_REDUNDANT = ("perplexity",)
+
+
+def comparison(folders: Sequence[Path]) -> Fitting:
+    """The runs by group: mean and spread of the loss, of bits per byte and of every other score."""
+    return _table(grouped([tell_run(folder) for folder in folders]))
+
+
+def comparison_in_full(folders: Sequence[Path]) -> list[RenderableType]:
+    """The comparison, and beneath it the keys that differ, where their values are not in it."""
+    groups = grouped([tell_run(folder) for folder in folders])
+    keys = differing(groups)
+    shown = {key for group in groups for key in _telling(group, groups)}
+    parts: list[RenderableType] = [_table(groups)]
+    return parts if shown >= set(keys) else [*parts, Text(), _differences(groups, keys)]
+
+
+def _table(groups: Sequence[Group]) -> Fitting:
+    several = any(len(group.runs) > 1 for group in groups)
+    every = scores_of(groups)
+    scores = [name for name in every if name not in _REDUNDANT and not is_part(name, every)]
+    columns = [Column("run", labels(groups), len(scores) + 2, is_number=False)]
+    if several:
+        columns.append(Column("n", [str(len(group.runs)) for group in groups], len(scores) + 1))
+    for number, score in enumerate(scores):
+        cells = [_with_spread(group, score) for group in groups]
+        columns.append(Column(_TITLES.get(score, score), cells, len(scores) - number))
+    return Fitting(columns)
+
+
+def _with_spread(group: Group, score: str) -> str:
+    if all(math.isnan(each) for each in group.values(score)):
+        return "-"
+    spread = group.spread(score)
+    mean = value(group.mean(score))
+    decimals = len(mean.partition(".")[2])  # the spread has as many, so that columns stay aligned
+    return mean if spread is None else f"{mean} ± {spread:.{decimals}f}"
+
+
+def labels(groups: Sequence[Group]) -> list[str]:
+    """A name for each group, without what all names begin with, with what tells namesakes apart."""
+    start = _shared_start([group.name for group in groups])
+    said = [_telling(group, groups) for group in groups]
+    return [
+        "  ".join([group.name[start:], *(f"{key}={shown}" for key, shown in telling.items())])
+        for group, telling in zip(groups, said, strict=True)
+    ]
+
+
+def _shared_start(names: Sequence[str]) -> int:
+    """How many letters the recipe's name takes, where all are stages of one recipe."""
+    recipes = {name.partition(".")[0] for name in names}
+    return len(recipes.pop()) + 1 if len(recipes) == 1 and all("." in n for n in names) else 0
+
+
+def _telling(group: Group, groups: Sequence[Group]) -> dict[str, object]:
+    """The settings that tell a group from those of the same name."""
+    namesakes = [each for each in groups if each.name == group.name]
+    return {key: group.settings.get(key, "-") for key in differing(namesakes)}
+
+
+def _differences(groups: Sequence[Group], keys: Sequence[str]) -> Table:
+    """A line for each key that differs, a column for each group."""
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+    table.add_column("what differs", overflow="fold", style="dim")
+    for label in labels(groups):
+        table.add_column(label, overflow="fold")
+    for key in keys:
+        table.add_row(Text(key), *(Text(str(group.settings.get(key, "-"))) for group in groups))
+    return table
+
+
+def as_rows(folders: Sequence[Path]) -> list[dict[str, Any]]:
+    """A flat row for each group, for CSV and JSON."""
+    groups = grouped([tell_run(folder) for folder in folders])
+    keys = differing(groups)
+    return [_row(group, keys, scores_of(groups)) for group in groups]
+
+
+def _row(group: Group, keys: Sequence[str], scores: Sequence[str]) -> dict[str, Any]:
+    row: dict[str, Any] = {"run": group.name, "n": len(group.runs)}
+    row["seeds"] = " ".join(str(run.seed) for run in group.runs)
+    row["folders"] = " ".join(str(run.folder) for run in group.runs)
+    row |= {key: group.settings.get(key) for key in keys}
+    for score in scores:
+        row |= {score: _number(group.mean(score)), f"{score}_spread": _number(group.spread(score))}
+    return row
+
+
+def _number(number: float | None) -> float | None:
+    """None for what JSON and CSV cannot say."""
+    return number if number is not None and math.isfinite(number) else None
+
+
+def to_csv(rows: Sequence[dict[str, Any]]) -> str:
+    """The rows as CSV with a header."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().rstrip("\n")

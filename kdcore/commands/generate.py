@@ -1,0 +1,80 @@
+"""`kdcore generate`: text from a finished run, a model folder or a model on the hub."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kdcore.commands.models import named
+from kdcore.errors import UsageError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def generate(
+    models: Annotated[list[str], typer.Argument(metavar="RUN|MODEL...")],
+    prompts: Annotated[
+        list[str], typer.Option("--prompt", metavar="TEXT", help="Begin so; may be repeated.")
+    ],
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 128,
+    temperature: Annotated[float, typer.Option(min=0, help="0: the likeliest token.")] = 0.8,
+    top_k: Annotated[int, typer.Option(min=0, help="0: all.")] = 0,
+    top_p: Annotated[float, typer.Option(min=0.001, max=1, help="1: all.")] = 1.0,
+    seed: int = 0,
+    chat: Annotated[bool, typer.Option("--chat", help="As a user's turn of a dialogue.")] = False,
+    out: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),
+) -> None:
+    """Write text after a prompt, with one model or several to compare."""
+    sampling = _Sampling(max_new_tokens, temperature, top_k, top_p, seed)
+    found = [named(name, out) for name in models]
+    places = [each.model() for each in found]
+    for each, place in zip(found, places, strict=True):
+        if len(found) > 1:
+            print(f"--- {each.name}")
+        is_run = each.run is not None
+        print("\n\n".join(_written(place, prompts, chat, is_run, sampling)))
+        if len(found) > 1:
+            print()
+
+
+@dataclass(frozen=True)
+class _Sampling:
+    max_new_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    seed: int
+
+
+def _written(
+    place: str, prompts: Sequence[str], chat: bool, is_run: bool, sampling: _Sampling
+) -> list[str]:
+    """What a model makes of each prompt; in a dialogue its answer only."""
+    import torch
+
+    from kdcore.models.generation import generate as write
+    from kdcore.models.loading import dtype_of, load_model, load_tokenizer
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    tokenizer = load_tokenizer(place)
+    given = [_as_turn(tokenizer, prompt, place) for prompt in prompts] if chat else prompts
+    model = load_model(place, dtype=dtype_of("auto", device), device=device)
+    # Runs are trained on rows without special tokens; a template brings its own.
+    special = not is_run and not chat
+    texts = write(model, tokenizer, given, special_tokens=special, **vars(sampling))
+    if chat:
+        return texts
+    return [prompt + text for prompt, text in zip(prompts, texts, strict=True)]
+
+
+def _as_turn(tokenizer: PreTrainedTokenizerBase, prompt: str, place: str) -> str:
+    if not tokenizer.chat_template:
+        raise UsageError(f"the tokenizer of {place} has no chat template; leave out --chat")
+    turn = [{"role": "user", "content": prompt}]
+    text = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+    return str(text)

@@ -1,0 +1,46 @@
+"""RUN|MODEL: a run by its name, a folder with a model in it, or a model on the hub."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from kdcore.errors import UsageError
+from kdcore.runs.folder import find_run
+
+
+@dataclass(frozen=True)
+class Named:
+    """What a name on the command line stands for: a run's folder, or else a model."""
+
+    name: str
+    run: Path | None
+
+    @property
+    def finished(self) -> bool:
+        """Whether this is a run that has final weights."""
+        return self.run is not None and (self.run / "final").is_dir()
+
+    def model(self) -> str:
+        """The folder or the name on the hub of its weights."""
+        if self.run is None:
+            return self.name
+        if not self.finished:
+            said = f"{self.run} is not finished and has no final model"
+            raise UsageError(f"{said}; kdcore run {self.run} goes on")
+        return str(self.run / "final")
+
+
+def named(name: str, out: Path) -> Named:
+    """What a name stands for. A folder with a model in it comes first, the hub last."""
+    place = Path(os.path.expanduser(name))
+    if any(os.path.isfile(place / config) for config in ("config.json", "adapter_config.json")):
+        return Named(name, None)
+    on_hub = name.count("/") == 1 and not name.startswith((".", "/", "~"))
+    try:
+        return Named(name, find_run(name, out))
+    except UsageError:
+        if on_hub and not os.path.exists(name):
+            return Named(name, None)
+        raise

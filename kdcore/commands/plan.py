@@ -1,0 +1,227 @@
+"""`kdcore plan`: what a recipe will do and what it takes, before anything is loaded or trained."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Annotated, Any
+
+import typer
+from kdcore_panel.numbers import count, percent, size
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from kdcore.analysis.plan import StagePlan, plans_of
+from kdcore.cli.main import host_of
+from kdcore.commands.output import Plugins, tell
+from kdcore.recipe.recipe import read_recipe
+
+Train = Any  # the recipe's [train]
+Facts = Iterator[tuple[str, str]]
+
+_DEVICES = {"cpu": "memory of the process", "cuda": "memory of the GPU"}
+_UNKNOWN = "not known (plan downloads no data and loads no weights)"
+_TOKEN = 4  # bytes of a token on disk
+_MARGIN = (0, 0, 0, 2)
+
+
+def plan(
+    recipe: Annotated[str, typer.Argument(help="A path, or the name of a shipped recipe.")],
+    sets: Annotated[
+        list[str] | None, typer.Option("--set", metavar="K=V", help="Change a key of the recipe.")
+    ] = None,
+    logs: Annotated[
+        list[str] | None, typer.Option("--log", metavar="NAME", help="Add a logger by name.")
+    ] = None,
+    plugins: Plugins = None,
+) -> None:
+    """Tell what a recipe will do: objective, sizes, steps, memory and disk. Loads no weights."""
+    found = read_recipe(recipe, host_of(plugins), sets=sets or (), logs=logs or ())
+    for note in found.notes:
+        print(note, file=sys.stderr)
+    symbols: dict[str, str] = {}
+    for each in plans_of(found):
+        _tell_stage(each)
+        symbols |= each.symbols
+    tell(Text("symbols", "bold"), _grid(symbols.items()))
+
+
+def _tell_stage(plan: StagePlan) -> None:
+    tell(Text(plan.stage.run_name, "bold"), _grid(_facts(plan)), "")
+    tell(Padding(Text(plan.objective), _MARGIN), "")
+    if plan.estimate is not None:
+        tell(_parameters(plan.estimate), "", _memory(plan.estimate), "")
+        tell(_disk(plan), "")
+    if plan.unknown:
+        tell(Padding(Text(_UNKNOWN, "yellow"), _MARGIN), _grid(_by_cause(plan.unknown)), "")
+
+
+def _grid(rows: Iterable[tuple[str, str]]) -> Padding:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="cyan", no_wrap=True)
+    table.add_column(overflow="fold")
+    for label, text in rows:
+        table.add_row(label, Text(text))
+    return Padding(table, _MARGIN)
+
+
+def _by_cause(unknown: Sequence[str]) -> Facts:
+    """What is not known, and why: each cause once."""
+    causes: dict[str, list[str]] = {}
+    for line in unknown:
+        what, _, why = line.partition(": ")
+        causes.setdefault(why, []).append(what)
+    for why, all_of_it in causes.items():
+        yield "\n".join(all_of_it), why
+
+
+def _facts(plan: StagePlan) -> Facts:
+    """One line for each thing that the stage is made of, and for how long and how it trains."""
+    said, train = plan.components, plan.stage.train
+    yield "student", said["student"]
+    if "teacher" in said:
+        yield "teacher", said["teacher"]
+    tokenizer = said.get("tokenizer", "the student's own")
+    yield "tokenizer", tokenizer + (f": {plan.ids:,} ids" if plan.ids else "")
+    yield "data", said["data"] + _laid(plan)
+    if "selection" in said:
+        yield "keeps", f"{said['selection']}: {_ranked(plan)}"
+    yield "trains", _length(plan)
+    yield "batch", _batch(plan)
+    yield "rate", _rate(train, plan.steps)
+    yield "optimizer", _optimizer(train)
+
+
+def _laid(plan: StagePlan) -> str:
+    if plan.rows is None:
+        return ""
+    block = plan.stage.data.block
+    return (
+        f": {plan.documents:,} documents, {plan.tokens:,} tokens in {plan.rows:,} rows of at most "
+        f"{block}"
+    )
+
+
+def _ranked(plan: StagePlan) -> str:
+    """What the selection says of itself, and among which tokens it chooses."""
+    doc = (type(plan.stage.selection).__doc__ or "").strip().split("\n")[0]
+    scope = "the optimizer step" if plan.stage.scope == "step" else "each micro-batch alone"
+    among = f"chosen among the tokens of {scope}"
+    if plan.rows and plan.tokens and plan.stage.scope == "step":
+        among += f", about {round(plan.tokens / plan.rows * plan.stage.train.batch):,}"
+    return f"{doc} {among[0].upper()}{among[1:]}"
+
+
+def _length(plan: StagePlan) -> str:
+    train: Train = plan.stage.train
+    if plan.steps is None:
+        if train.epochs is not None:
+            return f"{train.epochs:g} epochs: steps are not known"
+        return f"{count(train.tokens)} tokens: steps are not known"
+    said = f"{plan.steps:,} steps"
+    if plan.rows and plan.tokens:
+        rows = plan.steps * train.batch
+        tokens = rows * plan.tokens / plan.rows
+        said += f", {rows / plan.rows:.3g} epochs, about {count(tokens)} tokens"
+    return said
+
+
+def _batch(plan: StagePlan) -> str:
+    batch = plan.stage.train.batch
+    if plan.estimate is None:
+        return f"{batch} rows"
+    micro = plan.estimate.micro_batch
+    found = ", as the GPU's memory allows" if plan.estimate.device == "cuda" else ""
+    if micro >= batch:
+        return f"{batch} rows at once{found}"
+    return f"{batch} rows, in {math.ceil(batch / micro)} micro-batches of at most {micro}{found}"
+
+
+def _rate(train: Train, steps: int | None) -> str:
+    said = f"{train.lr:g}, {train.schedule.replace('_', ' ')}"
+    said += f" to {percent(train.min_lr)} of it" if train.min_lr else ""
+    if not train.warmup:
+        return f"{said}, no warm-up"
+    if train.warmup >= 1:
+        return f"{said}, {int(train.warmup)} steps of warm-up"
+    counted = f" ({round(train.warmup * steps)} steps)" if steps else ""
+    return f"{said}, {percent(train.warmup)} of the steps as warm-up{counted}"
+
+
+def _optimizer(train: Train) -> str:
+    clip = f"gradients clipped at {train.clip:g}" if train.clip else "no clipping"
+    return f"{train.optimizer}, weight decay {train.weight_decay:g}, {clip}"
+
+
+def _parameters(estimate: Any) -> Padding:
+    frozen = any(part.trained < part.total for part in estimate.parts)
+    table = _numbers("parameters", "each", "all", *(["trained"] if frozen else []))
+    for part in estimate.parts:
+        name = f"{part.name}, {part.count} times" if part.count > 1 else part.name
+        if part.note:
+            table.add_row(f"{name}: {part.note}")
+        else:
+            numbers = (part.each, part.total, part.trained)
+            table.add_row(name, *(f"{n:,}" for n in numbers[: 3 if frozen else 2]))
+    totals = [sum(getattr(part, key) for part in estimate.parts) for key in ("total", "trained")]
+    table.add_row("total", "", *(f"{n:,}" for n in totals[: 2 if frozen else 1]), style="bold")
+    return Padding(table, _MARGIN)
+
+
+def _numbers(*titles: str) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="cyan")
+    table.add_column(titles[0], overflow="fold")
+    for title in titles[1:]:
+        table.add_column(title, justify="right", no_wrap=True)
+    return table
+
+
+def _memory(estimate: Any) -> Padding:
+    table = _numbers(_DEVICES[estimate.device], "")
+    for name, amount in estimate.memory:
+        table.add_row(name, size(amount))
+    table.add_row("at its fullest, as not all is needed at once", size(estimate.peak), style="bold")
+    if estimate.checkpointed is not None:
+        less = "activations with train.checkpointing = true"
+        table.add_row(less, size(estimate.checkpointed), style="dim")
+    return Padding(table, _MARGIN)
+
+
+def _disk(plan: StagePlan) -> Padding:
+    table = _numbers("disk", "")
+    amounts = dict(_on_disk(plan))
+    for name, amount in amounts.items():
+        table.add_row(name, "not known" if amount is None else size(amount))
+    known = [amount for amount in amounts.values() if amount is not None]
+    label = "in all" if len(known) == len(amounts) else "at least"
+    table.add_row(label, size(sum(known)), style="bold")
+    return Padding(table, _MARGIN)
+
+
+def _on_disk(plan: StagePlan) -> Iterator[tuple[str, float | None]]:
+    estimate = plan.estimate
+    assert estimate is not None
+    kept, one = _kept(plan), size(estimate.checkpoint)
+    label = f"{kept} checkpoints of {one}" if kept > 1 else "a checkpoint"
+    yield label, kept * estimate.checkpoint
+    yield "the finished student", estimate.final
+    yield "tokens, in the cache of datasets", _of_tokens(plan, _TOKEN)
+    if plan.bytes_per_token:
+        label = f"teachers' caches, {plan.bytes_per_token:g} bytes a token"
+        yield label, _of_tokens(plan, plan.bytes_per_token)
+
+
+def _of_tokens(plan: StagePlan, each: float) -> float | None:
+    return None if plan.tokens is None else plan.tokens * each
+
+
+def _kept(plan: StagePlan) -> int:
+    """Checkpoints that lie there at once: those that are kept, and one that is being written."""
+    train: Train = plan.stage.train
+    every = train.save_every
+    if every == "epoch":
+        every = math.ceil(plan.rows / train.batch) if plan.rows else 1
+    written = math.ceil(plan.steps / every) if plan.steps else train.save_keep + 1
+    return int(min(train.save_keep + 1, written))

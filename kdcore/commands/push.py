@@ -1,0 +1,110 @@
+"""`kdcore push`: a finished run's model onto the Hugging Face hub."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kdcore.errors import RunError, UsageError
+from kdcore.runs.folder import find_run
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+_PART = r"[A-Za-z0-9_](?:[\w.-]{0,94}[A-Za-z0-9_])?"
+_REPOSITORY = re.compile(rf"{_PART}/{_PART}", re.ASCII)
+
+
+def push(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A finished run.")],
+    repository: Annotated[str, typer.Argument(metavar="REPO", help="OWNER/NAME on the hub.")],
+    private: Annotated[
+        bool, typer.Option("--private", help="Nobody else can see a repository made by this.")
+    ] = False,
+    out: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),
+) -> None:
+    """Upload a finished run's model, tokenizer and model card to the hub, in one commit."""
+    folder = find_run(run, out)
+    if not (folder / "final").is_dir():
+        raise UsageError(f"{folder} is not finished and has no final model to push")
+    if not _REPOSITORY.fullmatch(repository) or "--" in repository or ".." in repository:
+        raise UsageError(f"{repository!r} is no repository on the hub; those are OWNER/NAME")
+    _refuse_local_base(folder / "final")
+    from huggingface_hub import HfApi
+
+    name = folder.name
+    with _explained(repository):
+        _create(api := HfApi(), repository, private)
+        done = api.upload_folder(
+            repo_id=repository,
+            folder_path=folder / "final",
+            commit_message=f"{name}, trained with kdcore",
+        )
+    print(done.repo_url)
+
+
+def _refuse_local_base(final: Path) -> None:
+    """An adapter is of no use to others where its base is a folder of this machine."""
+    config = final / "adapter_config.json"
+    named = json.loads(config.read_text()) if config.is_file() else {}
+    base = str(named.get("base_model_name_or_path") or "")
+    if config.is_file() and (not _REPOSITORY.fullmatch(base) or Path(base).exists()):
+        raise UsageError(
+            f"{final} is an adapter to {base!r}, which nobody else has; push a run whose adapter "
+            "is merged, or one on a model from the hub"
+        )
+
+
+def _create(api: HfApi, repository: str, private: bool) -> None:
+    """The repository, as a new one or as it is; never a public one where --private was typed."""
+    api.create_repo(repository, private=private or None, exist_ok=True)
+    if private and not api.model_info(repository).private:
+        raise UsageError(f"{repository} is there already and is public; leave out --private")
+
+
+@contextmanager
+def _explained(repository: str) -> Iterator[None]:
+    """What the hub has against it, in a sentence."""
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        LocalTokenNotFoundError,
+        OfflineModeIsEnabled,
+    )
+
+    # The HTTP library's own class: it is another library in other versions.
+    unreachable: tuple[Any, ...] = (*HfHubHTTPError.__bases__, OSError)
+    try:
+        yield
+    except LocalTokenNotFoundError as error:
+        raise RunError(f"the hub wants to know who you are; {_LOGIN}") from error
+    except OfflineModeIsEnabled as error:
+        raise RunError("the hub is switched off by HF_HUB_OFFLINE; unset it to push") from error
+    except HfHubHTTPError as error:
+        raise RunError(f"cannot push to {repository!r}: {_why(error)}") from error
+    except unreachable as error:
+        raise RunError(f"the hub cannot be reached: {_first_line(error)}") from error
+    except ValueError as error:  # what it finds wrong with the model card
+        raise RunError(f"cannot push to {repository!r}: {_first_line(error)}") from error
+
+
+_LOGIN = "type hf auth login, with a token that may write"
+
+
+def _why(error: Exception) -> str:
+    response = getattr(error, "response", None)
+    status = getattr(response, "status_code", None)
+    if status == 401:
+        return f"the hub does not know you; {_LOGIN}"
+    if status == 403:
+        return f"you have no right to write there; name another owner, or {_LOGIN}"
+    return _first_line(error)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0] or type(error).__name__

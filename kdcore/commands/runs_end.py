@@ -1,0 +1,36 @@
+"""The end of a command with several runs: one table to compare them, and what each one wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from rich.text import Text
+
+from kdcore.api.contracts import hookimpl
+
+
+@hookimpl
+def kdcore_runs_end(folders: Sequence[Path]) -> None:
+    """Compare the runs on standard output, where there are several."""
+    if len(folders) < 2:
+        return
+    from kdcore.commands.comparison import comparison_in_full
+    from kdcore.commands.output import tell
+
+    tell(*comparison_in_full(folders), *_texts(folders))
+
+
+def _texts(folders: Sequence[Path]) -> Iterator[Text]:
+    """The first text that each run's evaluations wrote, for a handful of runs."""
+    from kdcore_files import read_metrics
+    from kdcore_panel.history import History
+
+    if len(folders) > 4:
+        return
+    for folder in folders:
+        texts = History(read_metrics(folder)).texts
+        if texts:
+            name, text = next(iter(texts.items()))
+            run_name = folder.name.rpartition("-")[0]
+            yield Text.assemble("\n", (f"{name} of {run_name}", "bold"), "\n", text)

@@ -1,0 +1,175 @@
+"""`kdcore show`: the runs there are, one of them, or several side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from kdcore_files import latest_values, read_metrics
+from kdcore_panel.facts import facts_of_folder, read_settings
+from kdcore_panel.history import History
+from kdcore_panel.numbers import duration, value
+from kdcore_panel.summary import Summary
+from rich.text import Text
+
+from kdcore.commands import show_options as asked
+from kdcore.commands.comparison import as_rows, comparison_in_full, to_csv
+from kdcore.commands.fitting import Column, Fitting
+from kdcore.commands.output import AsJson, Plugins, print_json, tell
+from kdcore.errors import UsageError
+from kdcore.runs.folder import find_run, runs_in
+
+AsCsv = Annotated[bool, typer.Option("--csv", help="As CSV.")]
+
+
+def show(
+    runs: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="RUN|RECIPE", help="Paths, names, prefixes, 'patterns.*' or last."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),
+    as_csv: AsCsv = False,
+    as_json: AsJson = False,
+    tokens: asked.OfTokens = False,
+    data: asked.OfData = False,
+    rows: asked.Rows = None,
+    html: asked.Html = None,
+    steps: asked.Steps = None,
+    of_step: asked.OfStep = None,
+    scores: asked.Scores = False,
+    stage: asked.OfStage = None,
+    split: asked.OfSplit = "train",
+    sets: asked.Sets = None,
+    plugins: Plugins = None,
+) -> None:
+    """Show the runs, newest first; of one run a summary; of several a comparison over seeds.
+
+    With --tokens, what a training step kept; with --data, the rows that a recipe trains on.
+    """
+    looking = asked.Looking(
+        names=runs or (),
+        out=out,
+        as_json=as_json,
+        rows=rows,
+        html=html,
+        steps=steps or (),
+        of_step=of_step,
+        scores=scores,
+        stage=stage,
+        split=split,
+        sets=sets or (),
+        plugins=plugins or (),
+    )
+    if tokens or data:
+        _look(looking, tokens, data, as_csv)
+        return
+    looking.refuse("rows", "html", "sets", "plugins", without="--tokens or --data")
+    looking.refuse("steps", "of_step", "scores", without="--tokens")
+    looking.refuse("stage", "split", without="--data")
+    _summarise(runs or (), out, as_csv, as_json)
+
+
+def _look(looking: asked.Looking, tokens: bool, data: bool, as_csv: bool) -> None:
+    """Rows, token by token."""
+    if tokens and data:
+        raise UsageError("--tokens looks at a run and --data at a recipe: give one of them")
+    if as_csv:
+        raise UsageError("--csv has no place for rows of tokens; --json has")
+    if tokens:
+        looking.refuse("stage", "split", without="--data")
+        from kdcore.commands.tokens import show_tokens
+
+        show_tokens(looking)
+    else:
+        looking.refuse("steps", "of_step", "scores", without="--tokens")
+        from kdcore.commands.data import show_data
+
+        show_data(looking)
+
+
+def _summarise(runs: Sequence[str], out: Path, as_csv: bool, as_json: bool) -> None:
+    """Runs by their metrics."""
+    if not runs:
+        _list(runs_in(out), out, as_csv, as_json)
+        return
+    folders = [folder for name in runs for folder in _found(name, out)]
+    folders = list(dict.fromkeys(folders))
+    if len(folders) == 1 and not as_csv:
+        _one(folders[0], as_json)
+    elif as_csv or as_json:
+        _print(as_rows(folders), as_csv)
+    else:
+        tell(*comparison_in_full(folders))
+
+
+def _found(name: str, out: Path) -> list[Path]:
+    """The runs that are meant: several only where the name is a pattern."""
+    if not any(letter in name for letter in "*?["):
+        return [find_run(name, out)]
+    found = [folder for folder in runs_in(out) if fnmatchcase(folder.name, name)]
+    if not found:
+        raise UsageError(f"no run in {out} is named like {name!r}; kdcore show lists them")
+    return found[::-1]  # the oldest first: stages in their order
+
+
+def _print(rows: Sequence[dict[str, Any]], as_table: bool) -> None:
+    if as_table:
+        print(to_csv(rows))
+    else:
+        print_json(rows)
+
+
+def _list(folders: Sequence[Path], out: Path, csv: bool, json: bool) -> None:
+    rows = [_line(folder) for folder in folders]
+    if csv or json:
+        _print(rows, csv)
+    elif not rows:
+        tell(Text(f"no runs in {out} yet; kdcore run quickstart makes some"))
+    else:
+        tell(_table(rows))
+
+
+def _line(folder: Path) -> dict[str, Any]:
+    """A run in one line, from the end of its metrics."""
+    last = latest_values(folder, ("loss", "eval/nll"))
+    return {
+        "run": folder.name,
+        "state": "finished" if (folder / "final").is_dir() else "unfinished",
+        "steps": last.get("step", 0),
+        "loss": last.get("loss"),
+        "nll": last.get("eval/nll"),
+        "bits_per_byte": last.get("eval/bits_per_byte"),
+        "seconds": last.get("elapsed"),
+    }
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> Fitting:
+    def column(title: str, key: str, importance: int) -> Column:
+        return Column(title, [value(row[key]) for row in rows], importance)
+
+    return Fitting(
+        [
+            Column("run", [row["run"] for row in rows], 7, is_number=False),
+            Column("state", [row["state"] for row in rows], 4, is_number=False),
+            Column("steps", [f"{row['steps']:,}" for row in rows], 3),
+            column("loss", "loss", 1),
+            column("nll", "nll", 6),
+            column("bits/byte", "bits_per_byte", 5),
+            Column("time", [duration(row["seconds"]) for row in rows], 2),
+        ]
+    )
+
+
+def _one(folder: Path, as_json: bool) -> None:
+    history = History(read_metrics(folder))
+    if not as_json:
+        tell(Summary(facts_of_folder(folder), history, with_facts=True))
+        return
+    curves = {
+        curve.name: {"first": curve.first, "best": curve.best, "last": curve.now}
+        for curve in history.series.values()
+    }
+    print_json({**_line(folder), "curves": curves, "texts": history.texts, **read_settings(folder)})

@@ -1,0 +1,67 @@
+"""The options with which `kdcore show` looks at tokens, and what was asked with them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from kdcore.errors import UsageError
+
+Split = Literal["train", "validation"]
+
+OfTokens = Annotated[
+    bool, typer.Option("--tokens", help="Rows of a training step of RUN, token by token.")
+]
+OfData = Annotated[
+    bool, typer.Option("--data", help="Rows of RECIPE's data, as the student will see them.")
+]
+Rows = Annotated[int | None, typer.Option(min=1, help="How many; 4, of data 3.")]
+Html = Annotated[Path | None, typer.Option(metavar="FILE", help="Write them as a page instead.")]
+Steps = Annotated[
+    list[int] | None,
+    typer.Option(
+        "--step", min=0, metavar="N", help="--tokens: of a checkpoint; twice to compare two."
+    ),
+]
+OfStep = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="N", help="--tokens: whose rows; else of the step that followed."),
+]
+Scores = Annotated[
+    bool, typer.Option("--scores", help="--tokens: what each was ranked by, and its loss.")
+]
+OfStage = Annotated[str | None, typer.Option(metavar="NAME", help="--data: of this stage only.")]
+OfSplit = Annotated[Split, typer.Option(help="--data: which rows.")]
+Sets = Annotated[
+    list[str] | None, typer.Option("--set", metavar="K=V", help="Change a key of the recipe.")
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Looking:
+    """What was asked for."""
+
+    names: Sequence[str] = ()
+    out: Path = Path("runs")
+    as_json: bool = False
+    rows: int | None = None
+    html: Path | None = None
+    steps: Sequence[int] = ()
+    of_step: int | None = None
+    scores: bool = False
+    stage: str | None = None
+    split: Split = "train"
+    sets: Sequence[str] = ()
+    plugins: Sequence[str] = ()
+
+    def refuse(self, *names: str, without: str) -> None:
+        """Options that say nothing here."""
+        for name in names:
+            if getattr(self, name) not in (None, (), False, "train"):
+                option = {"steps": "step", "sets": "set", "plugins": "p"}.get(name, name)
+                dashes = "-" if len(option) == 1 else "--"
+                raise UsageError(f"{dashes}{option.replace('_', '-')} needs {without}")

@@ -1,0 +1,1 @@
+"""Data: tokenised documents, packing, rows, streams, sampling and collation. Internal."""

@@ -1,0 +1,101 @@
+"""Rows, batches and logits as they pass between engine and plugins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+LogitsAt = Callable[["Tensor"], "Tensor"]
+"""Flat positions [n] -> logits [n, V] of a batch that a teacher has read, without gradient."""
+
+AnswersAt = Callable[["Tensor"], "Tensor | Coarse"]
+"""The same of any teacher: of one that knows some ids only, a `Coarse`."""
+
+Row = Mapping[str, Any]
+"""`input_ids`, and where the data knows them `labels` (unshifted, -100: not trained), `document`
+and `offset`."""
+
+Rows = Sequence[Row] | Iterable[Row]
+"""A sequence of rows, or an iterable of them where the data is streamed."""
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """What a batch was cut from."""
+
+    name: str
+    fingerprint: str  # of its tokens and their order
+    lengths: np.ndarray  # [documents] in tokens; empty where the data is streamed
+
+
+@dataclass(frozen=True, eq=False)
+class Packing:
+    """The isolated pieces of rows, end to end: padding is left out."""
+
+    real: Tensor | None  # [n]: the flat positions that are no padding; None: all of them
+    lengths: tuple[int, ...]  # of the pieces
+    starts: Tensor  # int32 [pieces + 1]: where each begins among these n tokens, and n
+    longest: int  # tokens of the longest piece
+
+    def is_whole(self, rows: int) -> bool:
+        """Whether so many rows are one piece each, without padding."""
+        return self.real is None and len(self.lengths) == rows
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """One micro-batch on the device. The student and every teacher see exactly this.
+
+    All but `labels` are [rows, time]. `labels` is flat, [rows * time]: the id that the position
+    predicts, and -100 where it predicts nothing (padding, prompts, the end of a document). Flat
+    positions count through the rows.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    attention_mask: Tensor | None  # None where rows are packed: position_ids isolate the documents
+    document: Tensor  # the token's document in the split, -1 on padding
+    offset: Tensor  # the token's index in its document, -1 on padding
+    labels: Tensor
+    valid: Tensor  # [n]: the flat positions whose label is not -100, in order
+    vocabulary: int  # logits are cut to this many ids on all sides
+    split: Split
+    packing: Packing | None = None  # None: position_ids and attention_mask tell what is isolated
+
+
+class Coarse(NamedTuple):
+    """What a teacher says of some ids at each position, and of all others together."""
+
+    ids: Tensor  # int64 [n, k], no id twice at a position, fewer than there are
+    log_probabilities: Tensor  # [n, k + 1] at temperature 1; the last one is of all other ids
+
+
+class TextSource(Protocol):
+    """Where documents come from, as far as rows are made of them: a data component."""
+
+    name: ClassVar[str]
+    component_kind: ClassVar[str]
+    block: int
+    rows: Literal["pack", "chunk", "one"]
+    cut: Literal["left", "right", "split"]
+    eos: bool
+
+    @property
+    def fresh_each_epoch(self) -> bool:
+        """Whether rows differ from epoch to epoch."""
+        ...
+
+    def texts(self, split: str) -> Iterable[str]:
+        """The documents of a split, in order."""
+        ...
+
+    def fingerprint(self) -> str:
+        """What the source is, content included."""
+        ...

@@ -1,0 +1,141 @@
+"""Collation: rows -> micro-batches on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from kdcore.data.batch import Batch, Packing, Row, Split
+from kdcore.errors import RunError
+
+NOT_TRAINED = -100  # what Hugging Face's labels say where nothing is learned
+
+
+def micro_batches(rows: Sequence[Row], size: int, *, by_length: bool) -> list[list[int]]:
+    """Which rows go through the models together, `size` at a time; at least one, be it empty.
+
+    The longest go first, together with those of nearly their length: each micro-batch is padded
+    to its own longest row.
+    """
+    places = list(range(len(rows)))
+    if by_length:
+        places.sort(key=lambda n: -len(rows[n]["input_ids"]))
+    return [places[at : at + size] for at in range(0, max(1, len(rows)), size)]
+
+
+class Collate:
+    """Rows -> a batch on the device, padded at the right to its longest row."""
+
+    def __init__(self, split: Split, vocabulary: int, device: torch.device) -> None:
+        self.split, self.vocabulary, self.device = split, vocabulary, device
+
+    def __call__(self, rows: Sequence[Row]) -> Batch:
+        """One micro-batch. Without rows, one empty row that trains nothing."""
+        arrays = _Arrays(rows or [{"input_ids": [0], "document": [-1], "offset": [-1]}])
+        labels = arrays.labels = arrays.shifted_labels()
+        self._check(max(arrays.ids.max(), labels.max()))
+        mask = arrays.document >= 0
+        # Without rows nothing is masked: attention that sees nothing at all may give NaN.
+        packed, padded = arrays.restarts(), bool(rows) and not mask.all()
+        packing = self._packing(arrays) if rows else None
+        if packed:
+            arrays.isolate_padding()
+        # One array, as each way to a GPU takes its time.
+        ids, position, document, offset, shifted = self._move(arrays.together())
+        return Batch(
+            input_ids=ids,
+            position_ids=position,
+            attention_mask=self._move(mask.astype(np.int64)) if padded and not packed else None,
+            document=document,
+            offset=offset,
+            labels=shifted.flatten(),
+            valid=self._move(np.flatnonzero(labels != NOT_TRAINED)),
+            vocabulary=self.vocabulary,
+            split=self.split,
+            packing=packing,
+        )
+
+    def _packing(self, arrays: _Arrays) -> Packing:
+        real = np.flatnonzero(arrays.document >= 0)
+        starts = arrays.starts(real)
+        lengths = np.diff(starts)
+        return Packing(
+            real=self._move(real) if len(real) < arrays.ids.size else None,
+            lengths=tuple(lengths.tolist()),
+            starts=self._move(starts.astype(np.int32)),
+            longest=int(lengths.max()),
+        )
+
+    def _check(self, largest: int) -> None:
+        if largest >= self.vocabulary:
+            raise RunError(
+                f"the {self.split.name} data has the token id {largest}, and student and "
+                f"teacher share the ids below {self.vocabulary} only; use the model's tokenizer"
+            )
+
+    def _move(self, array: np.ndarray) -> torch.Tensor:
+        tensor = torch.from_numpy(np.ascontiguousarray(array))
+        if self.device.type == "cuda":
+            return tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor
+
+
+class _Arrays:
+    """The arrays [rows, time] of a batch: each row at the left, and padding behind it."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        lengths = np.array([len(row["input_ids"]) for row in rows])
+        place = np.arange(lengths.max())
+        self._filled = place < lengths[:, None]
+        ids = [row["input_ids"] for row in rows]
+        self.ids = self._laid(ids, 0)
+        self.labels = self._laid(_each(rows, "labels", ids), NOT_TRAINED)
+        self.document = self._laid([row["document"] for row in rows], -1)
+        self.offset = self._laid([row["offset"] for row in rows], -1)
+        places = [place[:length] for length in lengths]
+        self.position = self._laid(_each(rows, "position", places), place)
+
+    def _laid(self, values: Sequence[Any], padding: int | np.ndarray) -> np.ndarray:
+        """The rows' values, and `padding` where a row has none."""
+        laid = np.empty(self._filled.shape, np.int64)
+        laid[:] = padding
+        laid[self._filled] = np.concatenate(values)
+        return laid
+
+    def together(self) -> np.ndarray:
+        """[5, rows, time]: ids, positions, documents, offsets, labels."""
+        return np.stack([self.ids, self.position, self.document, self.offset, self.labels])
+
+    def shifted_labels(self) -> np.ndarray:
+        """The one shift: what each position predicts, -100 across the borders of documents."""
+        shifted = np.full_like(self.labels, NOT_TRAINED)
+        follows = self.position[:, 1:] == self.position[:, :-1] + 1
+        real = (self.document[:, 1:] >= 0) & (self.document[:, :-1] >= 0)
+        shifted[:, :-1] = np.where(follows & real, self.labels[:, 1:], NOT_TRAINED)
+        return shifted
+
+    def restarts(self) -> bool:
+        """Whether some row holds several isolated pieces."""
+        real = self.document[:, 1:] >= 0
+        return bool((real & (self.position[:, 1:] != self.position[:, :-1] + 1)).any())
+
+    def starts(self, real: np.ndarray) -> np.ndarray:
+        """Where the pieces begin among these flat positions, and how many there are."""
+        row, position = real // self.ids.shape[1], self.position.reshape(-1)[real]
+        begins = np.flatnonzero((np.diff(position) != 1) | (np.diff(row) != 0)) + 1
+        return np.concatenate([[0], begins, [len(real)]])
+
+    def isolate_padding(self) -> None:
+        """Give the padding of packed rows positions of its own, so that it is one more piece."""
+        padding = self.document < 0
+        counted = np.cumsum(padding, axis=1) - 1
+        self.position = np.where(padding, counted, self.position)
+
+
+def _each(rows: Sequence[Row], key: str, default: Sequence[Any]) -> list[Any]:
+    """Each row's values; the default's where it has none."""
+    found = [row.get(key) for row in rows]
+    return [other if one is None else one for one, other in zip(found, default, strict=True)]

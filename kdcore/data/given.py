@@ -1,0 +1,140 @@
+"""Rows that a data component makes itself, counted or streamed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kdcore.data.batch import Row, Split
+from kdcore.data.rows import LaidRows
+from kdcore.data.streaming import WINDOW, Place, Stream, _from, _state_of
+from kdcore.errors import PluginError, RunError
+from kdcore.hashing import digest
+
+if TYPE_CHECKING:
+    from kdcore.data.batch import Rows
+
+
+_KEYS = ("input_ids", "labels", "document", "offset", "position")
+_LEAST = {"labels": -100}  # of the others 0
+_MOST = 2**31 - 1
+
+
+class GivenRows(LaidRows):
+    """A sequence of rows of any make: lists, arrays, a `datasets.Dataset`."""
+
+    def __init__(self, rows: Any, split: str, given_by: str, *, first: int = 0) -> None:
+        if not len(rows):
+            raise RunError(f"{given_by} has no rows in its {split!r} split")
+        self._rows, self._where = rows, f"{given_by}: row {{}} of {split!r}"
+        self._first = first  # the number of the first one, in a stream
+        self.lengths = np.empty(len(rows), np.int64)
+        hashed, documents = digest(), dict[int, int]()
+        for index in range(len(rows)):
+            row = self.row(index)
+            self.lengths[index] = len(row["input_ids"])
+            for key, values in row.items():
+                hashed.update(f"{key} {len(values)} ".encode())
+                hashed.update(values.data)
+            for document, length in _documents(row):
+                documents[document] = max(length, documents.get(document, 0))
+        self.split = Split(split, hashed.hexdigest(), _dense(documents))
+
+    def row(self, index: int) -> Row:
+        """The row as arrays, with every key that it left out, but for `labels`."""
+        given = self._rows[index]
+        if not isinstance(given, Mapping):
+            self._refuse(index, f"is a {type(given).__name__}, and must be a mapping")
+        unknown = sorted(str(key) for key in given if key not in _KEYS)
+        if unknown:
+            self._refuse(index, f"has the key {unknown[0]!r}; possible are {', '.join(_KEYS)}")
+        if given.get("input_ids") is None:
+            self._refuse(index, "has no 'input_ids'")
+        keys = [key for key in _KEYS if given.get(key) is not None]
+        return self._complete(index, {key: self._array(index, key, given[key]) for key in keys})
+
+    def _array(self, index: int, key: str, values: Any) -> np.ndarray:
+        array = np.asarray(values)
+        if array.ndim != 1 or not len(array):
+            shape = list(array.shape)
+            self._refuse(index, f"has {key!r} of the shape {shape}, and must have one id or more")
+        if array.dtype.kind not in "iu":
+            self._refuse(
+                index, f"has {key!r} of the type {array.dtype}, and must have whole numbers"
+            )
+        least = _LEAST.get(key, 0)
+        if array.min() < least or array.max() > _MOST:
+            wrong = array[(array < least) | (array > _MOST)][0]
+            self._refuse(index, f"has {wrong} in {key!r}; the least possible is {least}")
+        return array.astype(np.int32)
+
+    def _complete(self, index: int, row: dict[str, np.ndarray]) -> Row:
+        length = len(row["input_ids"])
+        for key, array in row.items():
+            if len(array) != length:
+                self._refuse(index, f"has {len(array)} of {key!r} for {length} of 'input_ids'")
+        if ("document" in row) != ("offset" in row):
+            self._refuse(index, "has one of 'document' and 'offset', and needs both or neither")
+        count = np.arange(length, dtype=np.int32)
+        row.setdefault("position", count)
+        row.setdefault("document", np.full(length, self._first + index, np.int32))
+        row.setdefault("offset", count)
+        return row
+
+    def _refuse(self, index: int, fault: str) -> None:
+        raise PluginError(f"{self._where.format(self._first + index)} {fault}")
+
+
+def _documents(row: Row) -> Iterator[tuple[int, int]]:
+    """Each document in a row, and the least length it can have."""
+    borders = np.flatnonzero(np.diff(row["document"])) + 1
+    for piece in np.split(np.arange(len(row["document"])), borders):
+        yield int(row["document"][piece[0]]), int(row["offset"][piece].max()) + 1
+
+
+def _dense(lengths: Mapping[int, int]) -> np.ndarray:
+    dense = np.zeros(max(lengths) + 1, np.int64)
+    dense[list(lengths)] = list(lengths.values())
+    return dense
+
+
+class GivenStream(Stream):
+    """Rows that data hands over one by one; `rows` begins anew at each call."""
+
+    def __init__(
+        self, rows: Callable[[], Iterable[Row]], split: str, fingerprint: str, given_by: str
+    ) -> None:
+        super().__init__(split, fingerprint)
+        self._rows, self._given_by = rows, given_by
+
+    def windows(self, start: Place) -> Iterator[tuple[Place, LaidRows]]:
+        """So many rows at a time."""
+        rows = self._rows()
+        coming, read = _from(rows, start), start.read
+        while some := list(islice(coming, WINDOW)):
+            window = GivenRows(some, self.split.name, self._given_by, first=read)
+            window.split = self.split
+            read += len(some)
+            yield Place(read, read, _state_of(rows)), window
+
+
+def as_rows(
+    rows: Rows, split: str, *, given_by: str = "the data", at_most: int | None = None
+) -> LaidRows:
+    """What `make_rows` gave, as rows that can be relied on: checked, hashed, complete.
+
+    Without `document`, each row is a document. Without `position`, a row is one piece, with
+    positions from 0 on. Streamed rows are read to their end, or `at_most` so many; a
+    `Stream` to train on stays one.
+    """
+    from kdcore.data.streaming import Stream
+
+    streamed = isinstance(rows, Stream)
+    if isinstance(rows, LaidRows) and not (streamed and split != "train"):
+        return rows
+    if streamed or not hasattr(rows, "__len__") or not hasattr(rows, "__getitem__"):
+        rows = list(islice(rows, at_most))
+    return GivenRows(rows, split, given_by)

@@ -1,0 +1,124 @@
+"""Packing: lengths of documents -> pieces and rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+_WINDOW = 8192  # pieces that are fitted together: what bounds time and keeps neighbours near
+_LEAST = 2  # a row of one token predicts nothing
+_Cuts = tuple[np.ndarray, np.ndarray, np.ndarray]  # document, offset, length
+
+
+@dataclass(frozen=True, eq=False)
+class Pieces:
+    """Row r is the pieces starts[r] to starts[r + 1] side by side, each cut from one document."""
+
+    document: np.ndarray  # int32 [pieces]
+    offset: np.ndarray  # int32 [pieces], where in its document the piece begins
+    length: np.ndarray  # int32 [pieces]
+    starts: np.ndarray  # int64 [rows + 1]
+    isolated: bool  # pieces do not see one another: positions restart at each
+
+    def row_lengths(self) -> np.ndarray:
+        """[rows] in tokens."""
+        ends = np.concatenate([[0], np.cumsum(self.length, dtype=np.int64)])[self.starts]
+        return np.diff(ends)
+
+
+def pack(lengths: np.ndarray, block: int) -> Pieces:
+    """Whole documents side by side, isolated; longer ones in isolated pieces of `block`."""
+    document, offset, length = _cut(lengths, block)
+    row = best_fit(length, block)
+    order = np.argsort(row, kind="stable")
+    return Pieces(document[order], offset[order], length[order], _starts(row[order]), True)
+
+
+def chunk(lengths: np.ndarray, block: int, start: int = 0) -> Pieces:
+    """Contiguous cuts of everything, one document following another.
+
+    The first cut is at `start`, after a short row of what lies before.
+    """
+    ends = np.cumsum(lengths, dtype=np.int64)
+    begins, total = ends - lengths, int(ends[-1]) if len(ends) else 0
+    first = min(start, total) if start >= _LEAST else 0
+    if (total - first) % block < _LEAST:
+        total -= (total - first) % block
+    if total < _LEAST:
+        total = 0
+    cuts = np.union1d([0], np.arange(first, total, block))
+    begin = np.union1d(begins[begins < total], cuts[cuts < total])
+    document = np.searchsorted(begins, begin, side="right") - 1
+    length = np.diff(np.append(begin, total))
+    offset = begin - begins[document]
+    row = np.searchsorted(cuts, begin, side="right") - 1
+    return Pieces(*_small(document, offset, length), _starts(row), False)
+
+
+def one(lengths: np.ndarray, block: int, cut: Literal["left", "right", "split"]) -> Pieces:
+    """A document a row. Over-long ones are cut at that side, or split into several rows."""
+    if cut == "split":
+        document, offset, length = _cut(lengths, block)
+    else:
+        document, length = np.arange(len(lengths)), np.minimum(lengths, block)
+        offset = lengths - length if cut == "left" else np.zeros_like(lengths)
+    kept = length >= _LEAST
+    document, offset, length = _small(document[kept], offset[kept], length[kept])
+    return Pieces(document, offset, length, np.arange(len(document) + 1), True)
+
+
+def best_fit(lengths: np.ndarray, block: int) -> np.ndarray:
+    """The row of each piece, none over-full: the longest first into the fullest row with room.
+
+    Deterministic, and linear in the pieces: those of a window are fitted together.
+    """
+    row = np.empty(len(lengths), np.int64)
+    rows = 0
+    for start in range(0, len(lengths), _WINDOW):
+        window = slice(start, start + _WINDOW)
+        row[window], rows = _fit(lengths[window], block, rows)
+    return row
+
+
+def _fit(lengths: np.ndarray, block: int, rows: int) -> tuple[np.ndarray, int]:
+    order = np.argsort(-lengths, kind="stable")
+    row = np.empty(len(lengths), np.int64)
+    with_room: dict[int, list[int]] = {}
+    rooms = (
+        0  # bit r is set where a row has room for r tokens: the least that fits is one shift away
+    )
+    for index, length in zip(order.tolist(), lengths[order].tolist(), strict=True):
+        fitting = rooms >> length
+        if fitting:
+            room = length + (fitting & -fitting).bit_length() - 1
+            chosen = with_room[room].pop()
+            if not with_room[room]:
+                rooms ^= 1 << room
+        else:
+            chosen, room, rows = rows, block, rows + 1
+        row[index] = chosen
+        if room > length:
+            with_room.setdefault(room - length, []).append(chosen)
+            rooms |= 1 << (room - length)
+    return row, rows
+
+
+def _cut(lengths: np.ndarray, block: int) -> _Cuts:
+    """Each document in pieces of `block` and a rest."""
+    counts = -(-lengths // block)
+    document = np.repeat(np.arange(len(lengths)), counts)
+    first = np.cumsum(counts) - counts
+    offset = (np.arange(len(document)) - first[document]) * block
+    return _small(document, offset, np.minimum(block, lengths[document] - offset))
+
+
+def _starts(row: np.ndarray) -> np.ndarray:
+    """Ascending row numbers without gaps -> where each row begins, and the end."""
+    rows = int(row[-1]) + 1 if len(row) else 0
+    return np.searchsorted(row, np.arange(rows + 1))
+
+
+def _small(document: np.ndarray, offset: np.ndarray, length: np.ndarray) -> _Cuts:
+    return document.astype(np.int32), offset.astype(np.int32), length.astype(np.int32)

@@ -1,0 +1,210 @@
+"""Sampling: which rows make up an optimizer step, prefetched."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from itertools import groupby
+from operator import itemgetter
+from sys import maxsize
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+
+from kdcore.data.batch import Row, Split
+from kdcore.data.rows import LaidRows
+from kdcore.data.streaming import Place, Stream
+from kdcore.errors import RunError
+
+
+class Order:
+    """The rows of each optimizer step, by epoch and index."""
+
+    def __init__(self, rows: int, batch: int, seed: int) -> None:
+        self.rows, self.batch, self.seed = rows, batch, seed
+        self._drawn: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
+
+    def step(self, step: int) -> list[tuple[int, int]]:
+        """(epoch, row) of each row of a step; steps count from 1."""
+        return [self._at(n) for n in range((step - 1) * self.batch, step * self.batch)]
+
+    def _at(self, n: int) -> tuple[int, int]:
+        epoch, index = divmod(n, self.rows)
+        if self._drawn[0] != epoch:
+            order = np.random.default_rng([self.seed, epoch]).permutation(self.rows)
+            self._drawn = (epoch, order)
+        return epoch, int(self._drawn[1][index])
+
+
+def share(count: int, process: int, processes: int) -> range:
+    """The contiguous share of `count` things that a process takes."""
+    return range(count * process // processes, count * (process + 1) // processes)
+
+
+def drawn(rows: int, wanted: int, seed: int) -> np.ndarray:
+    """`wanted` of `rows` indices, drawn once by seed, in ascending order."""
+    if wanted >= rows:
+        return np.arange(rows)
+    return np.sort(np.random.default_rng([seed, 0x0E7A1]).choice(rows, wanted, replace=False))
+
+
+class TrainingRows:
+    """The rows of this process in each step, whether the data is fresh each epoch or not."""
+
+    def __init__(
+        self, epoch_rows: Callable[[int], LaidRows], order: Order, process: int, processes: int
+    ) -> None:
+        self._epoch_rows, self.order = epoch_rows, order
+        self.mine = share(order.batch, process, processes)
+        self._held: tuple[int, LaidRows] | None = None
+
+    @property
+    def split(self) -> Split:
+        """What the rows are cut from."""
+        return self._epoch_rows(0).split
+
+    @property
+    def rows_in_epoch(self) -> int | None:
+        """How many an epoch has, if that is known."""
+        return self.order.rows
+
+    def state(self, step: int) -> None:
+        """For a checkpoint: the step says it all."""
+
+    def go_on(self, state: None) -> None:
+        """There is nothing to put back."""
+
+    def step(self, step: int) -> list[Row]:
+        """This process's rows of a step, in their order in the step."""
+        places = self.order.step(step)[self.mine.start : self.mine.stop]
+        by_epoch = groupby(places, key=itemgetter(0))
+        return [row for epoch, some in by_epoch for row in self._some(epoch, [n for _, n in some])]
+
+    def _some(self, epoch: int, indices: list[int]) -> list[Row]:
+        if self._held is None or self._held[0] != epoch:
+            self._held = (epoch, self._epoch_rows(epoch))
+        rows = self._held[1]
+        # Data that is fresh each epoch may lay a row more or fewer.
+        return rows.some([index % len(rows) for index in indices])
+
+
+@dataclass(frozen=True)
+class _Begin:
+    """Where a window begins."""
+
+    window: int = 0  # so many windows lie before it, in all epochs
+    rows: int = 0  # and so many rows
+    epoch: int = 0
+    place: Place = field(default_factory=Place)  # in its epoch
+
+
+class StreamedRows:
+    """In the place of `TrainingRows`: windows of a stream, each in an order drawn from the seed.
+
+    Steps are asked for in ascending order; what lies before the window that is held is found by
+    laying its window again.
+    """
+
+    rows_in_epoch = None  # nobody knows
+
+    def __init__(
+        self,
+        stream: Callable[[int], Stream],
+        batch: int,
+        seed: int,
+        process: int = 0,
+        processes: int = 1,
+        *,
+        workers: int = 0,
+    ) -> None:
+        self._stream, self._batch, self._seed, self._workers = stream, batch, seed, workers
+        self.mine = share(batch, process, processes)
+        self._begins = [_Begin()]  # of the windows that are known, side by side
+        self._held: tuple[_Begin, LaidRows, np.ndarray] | None = None
+
+    @property
+    def split(self) -> Split:
+        """What the rows are cut from; its documents are not counted."""
+        return self._stream(0).split
+
+    def step(self, step: int) -> list[Row]:
+        """This process's rows of a step, in their order in the step."""
+        first = (step - 1) * self._batch
+        return [self._row(first + n) for n in self.mine]
+
+    def state(self, step: int) -> dict[str, Any]:
+        """For a checkpoint after a step: where the window of the next row begins."""
+        return asdict(self._known(step * self._batch))
+
+    def go_on(self, state: Any) -> None:
+        """Begin at what `state` gave."""
+        self._begins = [_Begin(**{**state, "place": Place(**state["place"])})]
+        self._held = None
+
+    def _known(self, row: int) -> _Begin:
+        """The last window that is known to begin at the row or before."""
+        at = bisect_right([begin.rows for begin in self._begins], row) - 1
+        return self._begins[max(at, 0)]
+
+    def _row(self, row: int) -> Row:
+        held = self._held
+        if held is None or row < held[0].rows:
+            wanted = self._known(row)
+            windows = self._windows_from(wanted)
+            self._coming = Ahead(lambda _: next(windows), maxsize, workers=self._workers)
+            held = self._take(wanted.window)
+        while row >= held[0].rows + len(held[1]):
+            held = self._take(held[0].window + 1)
+        begin, rows, order = held
+        return rows[int(order[row - begin.rows])]
+
+    def _take(self, window: int) -> tuple[_Begin, LaidRows, np.ndarray]:
+        begin, rows, behind = self._coming.take(window)
+        if behind.window > self._begins[-1].window:
+            self._begins.append(behind)
+        order = np.random.default_rng([self._seed, 0x57E4, window]).permutation(len(rows))
+        self._held = (begin, rows, order)
+        return self._held
+
+    def _windows_from(self, begin: _Begin) -> Iterator[tuple[_Begin, LaidRows, _Begin]]:
+        """The windows of this epoch from a place on, then those of all epochs after."""
+        while True:
+            before = begin
+            for place, rows in self._stream(begin.epoch).windows(begin.place):
+                behind = _Begin(begin.window + 1, begin.rows + len(rows), begin.epoch, place)
+                yield begin, rows, behind
+                begin = behind
+            if begin.rows == before.rows and before.place == Place():
+                raise RunError(f"the streamed {self.split.name} data has nothing to train on")
+            begin = _Begin(begin.window, begin.rows, begin.epoch + 1)
+
+
+_Batches = TypeVar("_Batches")
+
+
+class Ahead(Generic[_Batches]):
+    """What `make` gives for each step, asked for one step early where there are workers.
+
+    One thread is enough: rows are looked up in a memory map, and the order is that of the steps.
+    """
+
+    def __init__(self, make: Callable[[int], _Batches], last: int, *, workers: int) -> None:
+        self._make, self._last = make, last
+        self._pool = ThreadPoolExecutor(1, "kdcore-rows") if workers else None
+        self._next: tuple[int, Future[_Batches]] | None = None
+
+    def take(self, step: int) -> _Batches:
+        """The batches of a step; what preparing them raised is raised here."""
+        coming, self._next = self._next, None
+        taken = coming[1].result() if coming and coming[0] == step else self._make(step)
+        if self._pool is not None and step < self._last:
+            self._next = (step + 1, self._pool.submit(self._make, step + 1))
+        return taken
+
+    def forget(self) -> None:
+        """What was prepared is made again when it is asked for."""
+        if self._next is not None:
+            self._next[1].exception()
+        self._next = None

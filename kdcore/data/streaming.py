@@ -1,0 +1,154 @@
+"""Streaming data: windows of documents, with exact resume.
+
+The documents of a window are laid and shuffled as those of a small split are. Where a window begins
+is a few numbers that a checkpoint keeps, so that a run goes on without reading what lies before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kdcore.data.batch import Row, Split, TextSource
+from kdcore.data.rows import LaidRows, PieceRows, check_block, laid
+from kdcore.data.tokenized import TokenStore, by_size, encoded, eos_of, utf8
+from kdcore.errors import RunError
+from kdcore.guard import blame
+from kdcore.hashing import digest, of_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+WINDOW = 4096  # rows that are held and shuffled together
+
+
+@dataclass(frozen=True)
+class Place:
+    """A place between the documents of a stream, or the rows of one that is made of rows."""
+
+    read: int = 0  # so many were read before
+    laid: int = 0  # and so many of these held anything
+    source: Mapping[str, Any] | None = None  # what the source says of the place, if it can
+
+    def as_dict(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return asdict(self)
+
+
+class Stream(LaidRows):
+    """Rows that nobody counted: as a sequence it is empty, and iterating goes through all."""
+
+    def __init__(self, split: str, fingerprint: str) -> None:
+        nothing = np.empty(0, np.int64)
+        self.split, self.lengths = Split(split, fingerprint, nothing), nothing
+
+    def windows(self, start: Place) -> Iterator[tuple[Place, LaidRows]]:
+        """The windows from a place on, each with the place behind it."""
+        raise NotImplementedError
+
+    def __iter__(self) -> Iterator[Row]:
+        for _, rows in self.windows(Place()):
+            yield from rows
+
+    def first_window(self) -> LaidRows:
+        """The rows that come first."""
+        for _, rows in self.windows(Place()):
+            return rows
+        raise RunError(f"the streamed {self.split.name} data is empty")
+
+    def row(self, index: int) -> Row:
+        """Rows of a stream have no numbers."""
+        raise RunError(f"the {self.split.name} data is streamed: its rows come in order only")
+
+
+class _Texts(Stream):
+    """Texts that are tokenised as they come."""
+
+    def __init__(
+        self, data: TextSource, split: str, tokenizer: PreTrainedTokenizerBase, window: int
+    ) -> None:
+        hashed = digest()
+        hashed.update(f"stream 1 {split} {data.fingerprint()} {of_tokenizer(tokenizer)}".encode())
+        super().__init__(split, hashed.hexdigest())
+        self._data, self._tokenizer, self._window = data, tokenizer, window * data.block
+        self._eos = eos_of(data, tokenizer)
+
+    def windows(self, start: Place) -> Iterator[tuple[Place, LaidRows]]:
+        """Documents of about `window` full rows at a time."""
+        texts, place, held = self._data.texts(self.split.name), start, _Window()
+        for portion in self._portions(_from(texts, start)):
+            held.add(encoded([text for text in portion if text], self._tokenizer, self._eos))
+            read = place.read + len(portion)
+            if held.tokens < self._window:
+                place = replace(place, read=read)
+                continue
+            first = place.laid
+            place = Place(read, first + held.documents, _state_of(texts))
+            yield place, self._laid(held, first)
+            held = _Window()
+        if held.tokens:
+            first = place.laid
+            place = Place(place.read, first + held.documents, _state_of(texts))
+            yield place, self._laid(held, first)
+
+    def _portions(self, texts: Iterator[str]) -> Iterator[list[str]]:
+        portions = by_size(map(self._checked, texts), len)
+        while True:
+            with blame(self._data, "texts"):
+                portion = next(portions, None)
+            if portion is None:
+                return
+            yield portion
+
+    def _checked(self, text: str) -> str:
+        utf8(text, self._data, self.split.name)
+        return text
+
+    def _laid(self, held: _Window, first: int) -> LaidRows:
+        store = TokenStore(held.parts, np.concatenate(held.lengths))
+        return PieceRows(self.split, store, laid(self._data, store.lengths), first)
+
+
+class _Window:
+    """Tokens as they come."""
+
+    def __init__(self) -> None:
+        self.parts, self.lengths = list[np.ndarray](), list[np.ndarray]()
+        self.tokens = self.documents = 0
+
+    def add(self, made: Mapping[str, np.ndarray]) -> None:
+        """One portion's."""
+        self.parts.append(made["ids"])
+        self.lengths.append(made["lengths"])
+        self.tokens += len(made["ids"])
+        self.documents += len(made["lengths"])
+
+
+def stream_texts(
+    data: TextSource, split: str, tokenizer: PreTrainedTokenizerBase, *, window: int = WINDOW
+) -> Stream:
+    """The texts of a split as a stream of rows, laid as `data` says in windows of so many rows.
+
+    Nothing is kept on disk, and no more than a window in memory. If what `texts` gives has
+    `state_dict` and `load_state_dict`, as the streamed data sets of `datasets` have, a run that
+    goes on begins where it was; else the texts before are read again and passed over.
+    """
+    check_block(data)
+    return _Texts(data, split, tokenizer, window)
+
+
+def _from(items: Any, start: Place) -> Iterator[Any]:
+    """What lies behind the place."""
+    if start.source is not None and hasattr(items, "load_state_dict"):
+        items.load_state_dict(dict(start.source))
+        return iter(items)
+    return islice(items, start.read, None)
+
+
+def _state_of(items: Any) -> Mapping[str, Any] | None:
+    return items.state_dict() if hasattr(items, "state_dict") else None

@@ -1,0 +1,350 @@
+"""Tokenised documents, memory-mapped and cached on disk."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
+from itertools import chain
+from multiprocessing.connection import wait
+from threading import Thread
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+import numpy as np
+
+from kdcore.data.batch import TextSource
+from kdcore.errors import KdcoreError, PluginError, RunError
+from kdcore.hashing import digest, of_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from kdcore.data.batch import Row
+
+
+_CALL = 1 << 16  # characters that are handed to a tokenizer at once, and ids that are written
+_Item = TypeVar("_Item")
+_LARGE = 1 << 24  # characters that are worth other processes, which take a second to begin
+_WRITE = 64  # so many of these portions are written at once: what bounds the memory
+
+Places = tuple[np.ndarray, np.ndarray]
+"""The part that each token lies in, and its index there."""
+
+
+class TokenStore:
+    """Documents as ids, one after another, in memory-mapped Arrow. Those without are left out."""
+
+    def __init__(
+        self,
+        parts: Sequence[np.ndarray],
+        lengths: np.ndarray,
+        labels: Sequence[np.ndarray] | None = None,
+        documents: int | None = None,
+    ) -> None:
+        self._parts, self._labels = parts, labels
+        self._begins = np.cumsum([0, *map(len, self._parts)])[:-1]
+        self.lengths = lengths.astype(np.int64)  # [documents]
+        self.dropped = 0 if documents is None else documents - len(self.lengths)
+        self._ends = np.cumsum(self.lengths)
+
+    @classmethod
+    def of(cls, dataset: Any, documents: int | None = None) -> TokenStore:
+        """What `stored` wrote, read where it lies."""
+        table = dataset.data.table
+        parts, lengths = (
+            [_array(part) for part in table[key].chunks] for key in ("ids", "lengths")
+        )
+        labels = None
+        if "labels" in table.column_names:
+            labels = [_array(part) for part in table["labels"].chunks]
+        return cls(parts, np.concatenate(lengths), labels, documents)
+
+    def fingerprint(self) -> str:
+        """Of all tokens, their order, their labels, and where documents begin."""
+        hashed = digest()
+        for part in (*self._parts, *(self._labels or ()), self.lengths):
+            hashed.update(part.data)
+        return hashed.hexdigest()
+
+    def at(self, places: np.ndarray) -> np.ndarray:
+        """The ids at these indices, counted through all documents, int32."""
+        part = np.searchsorted(self._begins, places, side="right") - 1
+        found = np.empty(len(places), np.int32)
+        for n in np.unique(part):
+            here = part == n
+            found[here] = self._parts[n][places[here] - self._begins[n]]
+        return found
+
+    def locate(self, document: np.ndarray, offset: np.ndarray) -> Places:
+        """Where tokens of documents lie, for `take`."""
+        begin = self._ends[document] - self.lengths[document] + offset
+        part = np.searchsorted(self._begins, begin, side="right") - 1
+        return part.astype(np.int32), (begin - self._begins[part]).astype(np.int32)
+
+    def take(self, places: Places, length: np.ndarray) -> np.ndarray:
+        """The ids at each of the places, so long, side by side, int32."""
+        return _taken(self._parts, places, length)
+
+    def take_labels(self, places: Places, length: np.ndarray) -> np.ndarray | None:
+        """The labels there; None where every token is trained."""
+        return None if self._labels is None else _taken(self._labels, places, length)
+
+
+def _taken(parts: Sequence[np.ndarray], places: Places, length: np.ndarray) -> np.ndarray:
+    found = zip(places[0].tolist(), places[1].tolist(), length.tolist(), strict=True)
+    # A document never crosses from one part into the next: portions are written whole.
+    return np.concatenate([parts[part][at : at + n] for part, at, n in found])
+
+
+def tokenise(data: TextSource, split: str, tokenizer: PreTrainedTokenizerBase) -> TokenStore:
+    """The texts of a split as ids, from the cache if these very texts were tokenised before."""
+    eos = eos_of(data, tokenizer)
+    made_with = f"1 {of_tokenizer(tokenizer)} {eos}"
+    texts = _Texts(data, split, made_with)
+    key = texts.read()
+    if not texts.filled:
+        raise RunError(f"data {data} has no text in its {split!r} split")
+
+    def portions() -> Iterator[dict[str, np.ndarray]]:
+        again = _Texts(data, split, made_with)
+        processes = cores() if texts.characters > _LARGE else 1
+        work = partial(encoded, tokenizer=tokenizer, eos=eos)
+        yield from in_order(work, by_size(again, len), processes)
+        if again.key() != key:
+            raise PluginError(
+                f"data {data.name!r} gave other texts when it was asked for its {split!r} split "
+                "again; texts() must give the same ones each time"
+            )
+
+    return TokenStore.of(stored(portions, key, ("ids", "lengths")), texts.documents)
+
+
+def stored(
+    portions: Callable[[], Iterator[dict[str, np.ndarray]]], key: str, columns: Sequence[str]
+) -> Any:
+    """The portions on disk, written if there are none under the key. Processes may ask at once."""
+    from datasets import Dataset, Features, List, Value
+    from datasets.exceptions import DatasetGenerationError
+
+    ids = List(Value("int32"))
+    try:
+        return Dataset.from_generator(
+            portions,
+            features=Features(dict.fromkeys(columns, ids)),
+            fingerprint=f"kdcore-{key}",
+            writer_batch_size=_WRITE,
+        )
+    except DatasetGenerationError as error:
+        raise error.__cause__ if isinstance(error.__cause__, KdcoreError) else error from None
+
+
+class _Texts:
+    """The texts of a split, hashed as they pass. What was read is known at the end."""
+
+    def __init__(self, data: TextSource, split: str, made_with: str) -> None:
+        self._data, self._split = data, split
+        self._hashed = digest()
+        self._hashed.update(made_with.encode())
+        self.documents = self.filled = self.characters = 0
+
+    def __iter__(self) -> Iterator[str]:
+        for text in self._data.texts(self._split):
+            encoded = utf8(text, self._data, self._split)
+            self.documents += 1
+            if text:
+                self.filled += 1
+                self.characters += len(text)
+                self._hashed.update(b"%d " % len(encoded))
+                self._hashed.update(encoded)
+                yield text
+
+    def read(self) -> str:
+        """Read all of them for their key."""
+        for _ in self:
+            pass
+        return self.key()
+
+    def key(self) -> str:
+        """What stands for the texts that were read, and for what makes ids of them."""
+        return self._hashed.hexdigest()
+
+
+def utf8(text: object, data: TextSource, split: str) -> bytes:
+    """A text's bytes. What is no text, or has half a character, cannot be tokenised."""
+    if not isinstance(text, str):
+        raise PluginError(
+            f"data {data.name!r}: texts({split!r}) gave a {type(text).__name__}, and must give str"
+        )
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        half, before = text[error.start], text[max(0, error.start - 20) : error.start]
+        raise PluginError(
+            f"data {data.name!r}: texts({split!r}) gave half a character, {half!r}, behind "
+            f"{before!r}"
+        ) from error
+
+
+def eos_of(data: TextSource, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What ends each document."""
+    if not data.eos:
+        return []
+    if tokenizer.eos_token_id is None:
+        raise RunError(
+            f"the tokenizer {tokenizer.name_or_path!r} has no end-of-sequence token to end the "
+            "documents with; set eos = false in [data]"
+        )
+    return [int(tokenizer.eos_token_id)]
+
+
+def by_size(items: Iterable[_Item], size: Callable[[_Item], int]) -> Iterator[list[_Item]]:
+    """At least one portion, also when there is nothing: a file without any has no columns."""
+    portion, held = list[_Item](), 0
+    for item in items:
+        portion.append(item)
+        held += size(item)
+        if held >= _CALL:
+            yield portion
+            portion, held = [], 0
+    yield portion
+
+
+def encoded(
+    texts: list[str], tokenizer: PreTrainedTokenizerBase, eos: list[int]
+) -> dict[str, np.ndarray]:
+    """The ids of texts end to end, and how many each has. Those without are left out."""
+    found = _ids(texts, tokenizer) if texts else []
+    documents = [ids + eos for ids in found if ids]
+    lengths = np.array([len(ids) for ids in documents], np.int32)
+    flat = np.fromiter(chain.from_iterable(documents), np.int32, int(lengths.sum()))
+    return {"ids": flat, "lengths": lengths}
+
+
+def _ids(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """No special tokens: a bos would stand in the middle of packed and cut rows."""
+    encoded = tokenizer(
+        texts,
+        add_special_tokens=False,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,
+    )
+    ids: list[list[int]] = encoded["input_ids"]
+    return ids
+
+
+def _array(part: Any) -> np.ndarray:
+    """Arrow's lists of ints, flat, where they lie."""
+    flat: np.ndarray = part.flatten().to_numpy(zero_copy_only=True)
+    return flat
+
+
+_COLUMNS = ("ids", "labels", "lengths")
+
+
+def keep_documents(
+    data: TextSource, split: str, documents: Callable[[], Iterable[Row]], key: str
+) -> TokenStore:
+    """The documents on disk, asked for only if there are none under the key."""
+    hashed = digest()
+    hashed.update(f"documents 1 {split} {key}".encode())
+
+    def portions() -> Iterator[dict[str, np.ndarray]]:
+        checked = _checked(documents(), f"data {data.name!r}: document {{}} of {split!r}")
+        for portion in by_size(checked, lambda row: len(row["ids"])):
+            yield _joined(portion)
+
+    return TokenStore.of(stored(portions, hashed.hexdigest(), _COLUMNS))
+
+
+def _joined(portion: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    nothing = np.empty(0, np.int32)
+    flat = {
+        key: np.concatenate([nothing, *(row[key] for row in portion)]) for key in ("ids", "labels")
+    }
+    return flat | {"lengths": np.array([len(row["ids"]) for row in portion], np.int32)}
+
+
+def _checked(documents: Iterable[Row], which: str) -> Iterator[dict[str, np.ndarray]]:
+    """The ids and labels of each document that has any; without labels all of it is trained."""
+    for index, row in enumerate(documents):
+        said = which.format(index)
+        ids = _given_ids(row.get("input_ids"), f"{said} has 'input_ids'")
+        given = row.get("labels")
+        labels = ids if given is None else _given_ids(given, f"{said} has 'labels'")
+        if len(ids) != len(labels):
+            raise PluginError(f"{said} has {len(labels)} labels for {len(ids)} ids")
+        if len(ids):
+            yield {"ids": ids, "labels": labels}
+
+
+def _given_ids(values: Any, which: str) -> np.ndarray:
+    array = np.asarray([] if values is None else values)
+    if array.ndim == 1 and not len(array):
+        return array.astype(np.int32)
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        _refuse(which, array)
+    return array.astype(np.int32)
+
+
+def _refuse(which: str, array: np.ndarray) -> NoReturn:
+    raise PluginError(
+        f"{which} of the shape {list(array.shape)} and the type {array.dtype}, and must have a "
+        "flat list of whole numbers"
+    )
+
+
+_Made = TypeVar("_Made")
+_AHEAD = 4  # items that a process is given before its first result is taken: bounds the memory
+_work: Callable[[Any], Any]
+
+
+def cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+
+
+def in_order(
+    work: Callable[[_Item], _Made], items: Iterable[_Item], processes: int
+) -> Iterator[_Made]:
+    """`work` of each item. Items and results are pickled, `work` is not: processes are forked."""
+    if processes < 2 or "fork" not in multiprocessing.get_all_start_methods():
+        yield from map(work, items)
+        return
+    waiting: deque[Future[_Made]] = deque()
+    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("fork"), _begin, (work,))
+    try:
+        for item in items:
+            waiting.append(pool.submit(_done, item))
+            if len(waiting) > _AHEAD * processes:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    except BrokenProcessPool:
+        raise RunError(
+            "one of the processes that make tokens was ended, perhaps for want of memory"
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _begin(work: Callable[[Any], Any]) -> None:
+    global _work
+    _work = work
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a process has one core
+    Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _done(item: Any) -> Any:
+    return _work(item)
+
+
+def _end_with_parent() -> None:
+    """A parent that is killed cannot tell its children."""
+    if parent := multiprocessing.parent_process():
+        wait([parent.sentinel])
+        os._exit(1)

@@ -1,0 +1,63 @@
+"""Atomic writes, fsync, and whether an error means a full disk."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text so that whoever reads it meets the old one or the new one, never half of it."""
+    beside = path.with_name(f".{path.name}.partial")
+    beside.write_text(text)
+    sync(beside)
+    beside.replace(path)
+
+
+def move_into_place(beside: Path, target: Path) -> None:
+    """Rename a folder that was written whole; what stood there goes first."""
+    for path in beside.iterdir():
+        sync(path)
+    sync(beside)
+    if target.exists():
+        shutil.rmtree(target)
+    beside.rename(target)
+    sync(target.parent)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file or folder is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_IN_TEXT = re.compile(r"\(os error (\d+)\)")  # how libraries in Rust hand an error on
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether there was no room left for a file, by this error or one that led to it."""
+    return any(_number(each) in _FULL for each in exception_chain(error))
+
+
+def exception_chain(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and those that led to it, nearest first; each once."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _number(error: BaseException) -> int | None:
+    if isinstance(error, OSError):
+        return error.errno
+    found = _IN_TEXT.search(str(error))
+    return int(found[1]) if found else None

@@ -1,0 +1,125 @@
+"""Calls into plugin code: who raised, who returned something of the wrong kind."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+from kdcore.errors import KdcoreError, PluginError
+
+
+class Named(Protocol):
+    """A component, as far as messages about it need one."""
+
+    name: ClassVar[str]
+    component_kind: ClassVar[str]
+
+
+@contextmanager
+def blame(component: Named, method: str) -> Iterator[None]:
+    """While this component's method runs. What is already told to a person passes through."""
+    import torch
+
+    try:
+        with stdout_spared():
+            yield
+    except (KdcoreError, torch.OutOfMemoryError):
+        raise
+    except (Exception, SystemExit) as error:
+        raise PluginError(
+            f"{described(component)} raised {type(error).__name__} in {method}: {error}"
+        ) from error
+
+
+@contextmanager
+def stdout_spared() -> Iterator[None]:
+    """What is printed meanwhile goes to stderr: stdout is for results, and may be read as JSON."""
+    if threading.current_thread() is not threading.main_thread():  # stdout belongs to them all
+        yield
+        return
+    with redirect_stdout(sys.stderr):
+        yield
+
+
+def asked(component: Named, method: str, *arguments: Any, of: type | tuple[type, ...]) -> Any:
+    """What a component's method returns, which has to be of one of these types."""
+    with blame(component, method):
+        found = getattr(component, method)(*arguments)
+    if not isinstance(found, of):
+        types = of if isinstance(of, tuple) else (of,)
+        wanted = " or ".join(_in_words(each) for each in types)
+        raise returned(component, method, _shown(found), wanted)
+    return found
+
+
+def listed(component: Named, method: str, *arguments: Any) -> list[str]:
+    """The texts that a component's method gives one by one."""
+    with blame(component, method):
+        found = list(getattr(component, method)(*arguments))
+    for each in found:
+        if not isinstance(each, str):
+            raise returned(component, method, f"{_shown(each)} among its texts", "texts only")
+    return found
+
+
+def returned(component: Named, method: str, found: str, expected: str) -> PluginError:
+    """A method gave something else than its contract says."""
+    return PluginError(
+        f"{described(component)} returned {found} from {method}, expected {expected}"
+    )
+
+
+@contextmanager
+def unwritten(component: Named, method: str, *inputs: object) -> Iterator[None]:
+    """Refuse a method that writes into the tensors that it was given.
+
+    Tensors count their writes on the host: nothing waits for the device.
+    """
+    before = _writes(inputs)
+    yield
+    if _writes(inputs) != before:
+        raise PluginError(
+            f"{described(component)} wrote into the tensors that {method} was given, expected them "
+            "unchanged: work on a copy, and leave out the methods that end in an underscore"
+        )
+
+
+def _writes(values: Iterable[object]) -> list[int]:
+    import torch
+
+    return [each._version for each in values if isinstance(each, torch.Tensor)]
+
+
+def described(component: Named) -> str:
+    """A component by kind, name and where it is defined: loss 'kl' (kdcore_losses.kl.KL)."""
+    return f"{component.component_kind} {component.name!r} ({place_of(type(component))})"
+
+
+def place_of(cls: type) -> str:
+    """Where a class is defined: its module, or the file of a plugin that is one."""
+    file = getattr(sys.modules.get(cls.__module__), "__file__", None)
+    if cls.__module__.startswith("kdcore_plugin_file_") and file:  # a name that nobody typed
+        return f"{Path(file).name}: {cls.__qualname__}"
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _in_words(kind: type) -> str:
+    return "None" if kind is type(None) else _with_article(kind.__name__)
+
+
+def _shown(found: object) -> str:
+    return "None" if found is None else _with_article(type(found).__name__)
+
+
+def _with_article(name: str) -> str:
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+
+
+def needs_teacher(component: Named) -> bool:
+    """Whether it asks for the run's own teacher. A loss, an eval and a selection can say so."""
+    says: object = getattr(component, "needs_teacher", False)
+    return asked(component, "needs_teacher", of=bool) if callable(says) else bool(says)

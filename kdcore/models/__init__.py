@@ -1,0 +1,1 @@
+"""Models: loading, trunk and head, attention, vocabulary, generation. Internal."""

@@ -1,0 +1,173 @@
+"""PEFT adapters and CPU offload."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from kdcore.errors import RunError
+from kdcore.models.locations import file_on_hub, place_of, refuse_pickle
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+_log = logging.getLogger("kdcore")
+_CONFIG = "adapter_config.json"
+_WEIGHTS = "adapter_model.safetensors"
+
+
+def adapter_base(name: str) -> str | None:
+    """The model that an adapter names as its base, "" if it names none; None for a whole model.
+
+    `name` is a folder or a name on the hub. A folder that holds a whole model too is that model:
+    transformers puts the adapter onto it.
+    """
+    place = Path(place_of(name))
+    if os.path.isdir(place):
+        path = place / _CONFIG
+        if not path.is_file() or (place / "config.json").is_file():
+            return None
+    else:
+        on_hub = file_on_hub(name, _CONFIG)
+        if on_hub is None:
+            return None
+        path = Path(on_hub)
+    config = json.loads(path.read_text(encoding="utf-8"))
+    return config.get("base_model_name_or_path") or ""
+
+
+def with_adapter(model: PreTrainedModel, adapter: str, base: str) -> PreTrainedModel:
+    """The model, which was loaded from `base`, with an adapter that is not trained.
+
+    It stays unmerged, in float32: half weights would round most of it away.
+    """
+    path = place_of(adapter)
+    refuse_pickle(adapter)
+    with _explained(adapter):
+        from peft import PeftConfig, PeftModel
+        from peft.utils import load_peft_weights
+
+        config = PeftConfig.from_pretrained(path)
+        if not os.path.isdir(path) and file_on_hub(adapter, _WEIGHTS) is None:
+            raise RunError(
+                f"cannot load the adapter {adapter!r}: it has no {_WEIGHTS}, and weights that are "
+                "a pickle are not read, as that may run code"
+            )
+        weights = load_peft_weights(path, device="cpu")
+    if config.is_prompt_learning:
+        raise RunError(f"the adapter {adapter!r} is a prompt; kdcore takes those of weights")
+    named = config.base_model_name_or_path
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what is missing is told below, in a sentence
+            adapted = PeftModel.from_pretrained(
+                model, path, config=config, torch_device="cpu", ignore_mismatched_sizes=True
+            )
+        unfit = _unfit(adapted, weights, config)
+    except ValueError as error:
+        first = str(error).split("\n")[0]
+        unfit = "its modules are not there" if "not found in the base" in first else first
+    if unfit:
+        of = f"; it was made for {named!r}" if named else ""
+        raise RunError(f"the adapter {adapter!r} does not fit {base!r}: {unfit}{of}")
+    if named and Path(named).name != Path(base).name:
+        _log.warning("the adapter %r was made for %r and is put onto %r", adapter, named, base)
+    return cast("PreTrainedModel", adapted)
+
+
+@contextmanager
+def _explained(adapter: str) -> Iterator[None]:
+    """What goes wrong in reading an adapter, in one sentence."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except ImportError as error:
+        said = f'the adapter {adapter!r} needs peft: pip install "kdcore[lora]"'
+        raise RunError(said) from error
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        first = str(error).strip().split("\n")[0]
+        raise RunError(f"cannot load the adapter {adapter!r}: {first}") from error
+
+
+def _unfit(adapted: Any, weights: Mapping[str, Tensor], config: Any) -> str | None:
+    """What keeps the weights of an adapter from being those of the model, all of them."""
+    from peft.utils import get_peft_model_state_dict
+
+    expected = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    for name, wanted in expected.items():
+        if name not in weights:
+            return f"it lacks {_short(name)}"
+        shape, fits = list(weights[name].shape), list(wanted.shape)
+        if shape != fits:
+            return f"its {_short(name)} is {shape}, and {fits} belongs there"
+    kind = str(getattr(config.peft_type, "value", config.peft_type)).lower()
+    more = [name for name in weights if name not in expected and f"{kind}_" in name]
+    return f"its {_short(more[0])} has no place there" if more else None
+
+
+def _short(name: str) -> str:
+    return repr(name.removeprefix("base_model.model."))
+
+
+def merged(model: PreTrainedModel) -> PreTrainedModel:
+    """An ordinary model, all of it trained: an adapter on it becomes part of its weights.
+
+    What was merged lies nowhere by a name.
+    """
+    merge = getattr(model, "merge_and_unload", None)
+    if merge is None:
+        return model
+    made: PreTrainedModel = merge()
+    made.name_or_path = made.config._name_or_path = ""
+    made.requires_grad_(True)
+    return made
+
+
+def offload_layers(model: PreTrainedModel, device: torch.device) -> None:
+    """Leave the layers' weights where they are, and move each to the device while it runs.
+
+    Embeddings, head and what else stands outside the layers go onto the device for good: the
+    engine makes the head's products itself.
+    """
+    from accelerate import cpu_offload
+
+    outside = _outside(model)
+    for layer in _layers(model):
+        cpu_offload(layer, execution_device=device)
+    for tensor in outside:
+        tensor.data = tensor.data.to(device)
+
+
+def bytes_on_device(model: PreTrainedModel) -> int:
+    """What the device holds of the weights of an offloaded model at the most."""
+    largest = max((_bytes(p) for layer in _layers(model) for p in layer.parameters()), default=0)
+    parameters = {id(p) for p in model.parameters()}
+    return largest + sum(_bytes(t) for t in _outside(model) if id(t) in parameters)
+
+
+def _layers(model: PreTrainedModel) -> nn.ModuleList:
+    """The trunk's blocks: the list of modules that holds most of the weights."""
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    return max(lists, key=lambda each: sum(p.numel() for p in each.parameters()))
+
+
+def _outside(model: PreTrainedModel) -> list[Tensor]:
+    layers = _layers(model)
+    inside = {id(tensor) for tensor in chain(layers.parameters(), layers.buffers())}
+    return [t for t in chain(model.parameters(), model.buffers()) if id(t) not in inside]
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()

@@ -1,0 +1,342 @@
+"""A causal language model as trunk and head, verified at loading.
+
+Both work number by number, so a chunk of tokens is enough. Which of them a model uses is read from
+its configuration, and proved before it is believed.
+
+Everything that runs a model goes through here: `use_cache=False` is passed always, because with a
+cache transformers lets packed documents see each other, without any error.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+from kdcore.data.batch import Packing
+from kdcore.errors import RunError
+from kdcore.models import attention
+from kdcore.models.head import logits_of, unrounded
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from kdcore.data.batch import Batch
+
+_log = logging.getLogger("kdcore")
+
+
+_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4}  # of the largest value
+_HALF_TOLERANCE = 1e-2
+
+
+@contextmanager
+def still(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradient; every module's mode comes back."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def random_ids(model: PreTrainedModel, device: torch.device) -> Tensor:
+    """Two rows of sixteen ids, the same each time; no random state is touched."""
+    embedding = cast(Tensor, model.get_input_embeddings().weight)
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(len(embedding), (2, 16), generator=generator).to(device)
+
+
+@dataclass(frozen=True)
+class Proved:
+    """That the model's logits are its head applied to its trunk, then `bend` if there is one."""
+
+    bend: Bend | None
+
+
+def prove(model: PreTrainedModel, trunk: nn.Module, head: nn.Linear, ids: Tensor) -> Proved | None:
+    """Try what the model may do with the states; None where it does something else.
+
+    The head is fed enlarged states too: a fresh model's logits are so small that capping them
+    changes nothing yet.
+    """
+    seen: list[Tensor] = []
+
+    def enlarge(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
+        seen.append(inputs[0])
+        return (inputs[0] * (100 / (inputs[0] @ head.weight.t()).abs().max()),)
+
+    states: Tensor = trunk(input_ids=ids, use_cache=False)[0]
+    hook = head.register_forward_pre_hook(enlarge)
+    try:
+        logits = model(input_ids=ids, use_cache=False).logits
+    finally:
+        hook.remove()
+    if len(seen) != 1 or not same(seen[0], states):
+        return None
+    made = head(*enlarge(head, (seen[0],)))
+    if same(logits, made):
+        return Proved(None)
+    return next((Proved(bend) for bend in bends_of(model) if same(logits, bend(made))), None)
+
+
+def same(a: Tensor, b: Tensor, *, times: int = 1) -> bool:
+    """Equal shapes, and values equal up to the rounding of their type, or so many times that."""
+    if a.shape != b.shape:
+        return False
+    apart = (a.float() - b.float()).abs().max()
+    rounding = _TOLERANCE.get(a.dtype, _HALF_TOLERANCE) * times
+    return bool(apart <= rounding * b.float().abs().max())
+
+
+class Bend(Protocol):
+    """A function of each logit by itself."""
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """The model's logits from those of its head."""
+        ...
+
+    def back(self, gradient: Tensor, bent: Tensor) -> Tensor:
+        """The gradient in the head's logits from that in the model's, which are `bent`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """Times a constant: Cohere, Granite, Falcon-H1."""
+
+    by: float
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """Logits times the constant."""
+        return logits * self.by
+
+    def back(self, gradient: Tensor, bent: Tensor) -> Tensor:
+        """Gradient times the constant."""
+        return gradient * self.by
+
+
+@dataclass(frozen=True)
+class Capped:
+    """Never beyond plus or minus a cap: Gemma 2 and its descendants."""
+
+    at: float
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """The cap times tanh(logits / cap)."""
+        return torch.tanh(logits / self.at) * self.at
+
+    def back(self, gradient: Tensor, bent: Tensor) -> Tensor:
+        """The derivative of tanh is 1 - tanh^2."""
+        return gradient * (1 - (bent / self.at).square())
+
+
+def bends_of(model: PreTrainedModel) -> Iterator[Bend]:
+    """What the model's configuration says may be done to its logits."""
+    config: Any = model.config.get_text_config()
+    cap = getattr(config, "final_logit_softcapping", None)
+    if cap:
+        yield Capped(float(cap))
+    for name, sign in (("logit_scale", 1), ("lm_head_multiplier", 1), ("logits_scaling", -1)):
+        factor = getattr(config, name, None)
+        if isinstance(factor, int | float) and factor:
+            yield Scaled(float(factor) ** sign)
+
+
+class LanguageModel:
+    """A model's trunk and head.
+
+    Where the logits are not `states @ weight.T + bias`, nor a known function of these number by
+    number (an adapted or quantised head), `weight` is None, the states are the logits themselves,
+    and the log says so.
+    """
+
+    weight: nn.Parameter | None  # [rows, H]
+    bias: nn.Parameter | None  # [rows]
+    bend: Bend | None = None  # what is done to the head's logits
+    precision: torch.dtype | None = None  # what autocast computes in; None: the weight's own type
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        self._trunk = _trunk_of(model)
+        # Some models look for pads in the ids and warn: each time, waiting for the device. Packed
+        # rows have some and need no mask, and those that need one have it.
+        vars(self._trunk)["warn_if_padding_and_no_attention_mask"] = _say_nothing
+        head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        self.weight = self.bias = None
+        with still(model):
+            ids = random_ids(model, self.device)
+            proved = type(head) is nn.Linear and prove(model, self._trunk, head, ids)
+            if proved:
+                self.weight, self.bias = cast(nn.Parameter, head.weight), head.bias
+                self.width, self.bend = head.out_features, proved.bend
+            else:
+                self.width = int(model(input_ids=ids, use_cache=False).logits.shape[-1])
+                _log.info(
+                    "%s computes more than trunk and head: its full logits are used, "
+                    "which takes more memory",
+                    type(model).__name__,
+                )
+            self._packs = self._takes_positions = False
+            self._prove_causal(ids)
+            self._takes_positions = self._counts_from_zero(ids)
+            self._packs = self._takes_positions and self._packs_exactly(ids)
+            self.isolates = self._takes_positions and self._keeps_documents_apart(ids)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's inputs belong."""
+        # The first parameter's, which transformers means, is none where layers are offloaded.
+        return cast(Tensor, self.model.get_input_embeddings().weight).device
+
+    def compile_layers(self, **options: Any) -> None:
+        """Compile the trunk's layers in place; they are alike, so that one compilation serves all.
+
+        Options are those of `torch.compile`.
+        """
+        attention.keep_uncompiled()
+        for layers in self._trunk.children():
+            for layer in layers if isinstance(layers, nn.ModuleList) else ():
+                layer.compile(**options)
+
+    def states(self, batch: Batch) -> Tensor:
+        """The trunk's last hidden states, [rows * time, H]; gradient as the caller's mode says."""
+        packs = self._packs and batch.packing is not None
+        if not (packs or self.isolates) and batch.attention_mask is None:
+            self._refuse_packed(batch)
+        run = self._run(batch.input_ids, batch.position_ids, batch.attention_mask, batch.packing)
+        return run.flatten(0, 1)
+
+    def logits(self, states: Tensor) -> Tensor:
+        """Float32 logits [n, width] of chosen states [n, H], unrounded also from half weights."""
+        return self.head()(states)
+
+    def head(self) -> Callable[[Tensor], Tensor]:
+        """What `logits` does, for many calls: the weight is cast to `precision` once."""
+        weight, bias = self.computed_weight(), self.bias
+        if weight is None:
+            return unrounded
+        bend = self.bend
+        if bend is None:
+            return lambda states: logits_of(states, weight, bias)
+        return lambda states: bend(logits_of(states, weight, bias))
+
+    def computed_weight(self) -> Tensor | None:
+        """The head's weight in the type that the trunk computes in."""
+        if self.weight is None or self.precision is None:
+            return self.weight
+        return self.weight.detach().to(self.precision)
+
+    def _run(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        mask: Tensor | None,
+        packing: Packing | None = None,
+    ) -> Tensor:
+        shape = input_ids.shape
+        kernel = getattr(self.model.config, "_attn_implementation", None) or ""
+        if mask is None and "flash" in kernel:
+            # Flash attention looks for restarting positions only where there is a single row.
+            input_ids, position_ids = input_ids.reshape(1, -1), position_ids.reshape(1, -1)
+        arguments: dict[str, Any] = {"attention_mask": mask, "use_cache": False}
+        if packing is not None and self._packs:
+            arguments |= attention.arguments(packing, shape[0], input_ids.device)
+            if not packing.is_whole(shape[0]):
+                input_ids, position_ids = _real(input_ids, packing), _real(position_ids, packing)
+        if self._takes_positions:
+            arguments["position_ids"] = position_ids
+        module = self.model if self.weight is None else self._trunk
+        out = module(input_ids=input_ids, **arguments)
+        states: Tensor = out.logits if self.weight is None else out[0]
+        if packing is not None and self._packs and packing.real is not None:
+            laid = states.new_zeros(shape.numel(), states.shape[-1])
+            states = laid.index_copy(0, packing.real, states[0])
+        return states.reshape(*shape, states.shape[-1])
+
+    def _prove_causal(self, ids: Tensor) -> None:
+        """Raises RunError where what follows changes what came before."""
+        half, positions = ids.shape[1] // 2, torch.arange(ids.shape[1], device=ids.device)
+        other = torch.cat([ids[:, :half], ids[:, half:].flip(0)], dim=1)
+        seen = [self._run(either, positions, None)[:, :half] for either in (ids, other)]
+        if not same(*seen, times=10):
+            raise RunError(
+                f"{type(self.model).__name__} is not causal: what it says of a token changes with "
+                "those that follow, so it would see what it should predict. An encoder is causal "
+                "with is_decoder = true in its config"
+            )
+
+    def _counts_from_zero(self, ids: Tensor) -> bool:
+        """Whether the trunk takes positions, and those that it would use itself begin at 0."""
+        if "position_ids" not in inspect.signature(self._trunk.forward).parameters:
+            return False
+        positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+        own = self._run(ids, positions, None)
+        self._takes_positions = True  # for the trial
+        return same(own, self._run(ids, positions, None))
+
+    def _packs_exactly(self, ids: Tensor) -> bool:
+        """Whether pieces that attend by themselves are what they are alone."""
+        half = ids.shape[1] // 2
+        positions = torch.arange(half, device=ids.device).repeat(2).expand_as(ids)
+        alone = self._run(ids[:, half:], positions[:, :half], None)
+        if not attention.install(self.model, lambda: self._run(ids, positions, None)):
+            return False
+        starts = torch.arange(0, ids.numel() + 1, half, dtype=torch.int32, device=ids.device)
+        pieces = 2 * len(ids)
+        packed = Packing(None, (half,) * pieces, starts, half)
+        whole = replace(packed, lengths=packed.lengths[::2], starts=starts[: len(ids) + 1])
+        self._packs = True  # for the trial
+        try:
+            found = self._run(ids, positions, None, packed)[:, half:]
+            rows = self._run(ids[:, half:], positions[:, :half], None, whole)
+        except (TypeError, RuntimeError):
+            found = rows = ids[:, half:, None]
+        if same(found, alone) and same(rows, alone):
+            return True
+        attention.uninstall(self.model)
+        return False
+
+    def _keeps_documents_apart(self, ids: Tensor) -> bool:
+        """Whether the second document of a packed row is blind to what the first one says."""
+        half = ids.shape[1] // 2
+        positions = torch.arange(half, device=ids.device).repeat(2).expand_as(ids)
+        other = torch.cat([ids[:, half:], ids[:, half:]], dim=1)
+        seen = [self._run(either, positions, None)[:, half:] for either in (ids, other)]
+        return same(*seen)
+
+    def _refuse_packed(self, batch: Batch) -> None:
+        # This waits for the device, but only with models that cannot take packed rows anyway.
+        # Padding starts again too, at the right end, where nobody sees it.
+        positions, real = batch.position_ids, batch.document[:, 1:] >= 0
+        if bool(((positions[:, 1:] <= positions[:, :-1]) & real).any()):
+            raise RunError(
+                f"{type(self.model).__name__} lets packed documents see each other; "
+                'use rows = "one" or "chunk" in [data]'
+            )
+
+
+def _say_nothing(*_: Any) -> None:
+    pass
+
+
+def _real(tensor: Tensor, packing: Packing) -> Tensor:
+    """[rows, time] -> [1, n]: what is no padding."""
+    flat = tensor.reshape(-1)
+    return (flat if packing.real is None else flat[packing.real])[None]
+
+
+def _trunk_of(model: PreTrainedModel) -> nn.Module:
+    """The model without its head; of a PEFT model, that of the model it wraps."""
+    unwrap: Callable[[], PreTrainedModel] | None = getattr(model, "get_base_model", None)
+    trunk: nn.Module = (unwrap() if unwrap else model).base_model
+    return trunk

@@ -1,0 +1,142 @@
+"""Generation: sampling, and the tokens that stop it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from kdcore.data.batch import Row
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+
+def generate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str | Sequence[int]],
+    *,
+    max_new_tokens: int = 128,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    special_tokens: bool = False,
+    ends: Collection[int] = (),
+) -> list[str]:
+    """What the model writes after each prompt, a text or ids; the prompt is not repeated.
+
+    Temperature 0 takes the likeliest token; top_k 0 and top_p 1 leave nothing out. All prompts run
+    as one batch, padded at the left. `special_tokens`: as the tokenizer would begin a text; rows
+    are trained on without. `ends` are ids that end a text beside the model's and the tokenizer's
+    own. The mode of every module and all random states stay as they were.
+    """
+    rows = [_ids(tokenizer, prompt, special_tokens) for prompt in prompts]
+    time = max(map(len, rows))
+    ids = torch.tensor([[0] * (time - len(row)) + row for row in rows], device=model.device)
+    # By length, not by id: where padding is eos, a mask by id would hide the real ones.
+    mask = torch.tensor([[0] * (time - len(row)) + [1] * len(row) for row in rows])
+    config = _config(model, tokenizer, max_new_tokens, temperature, top_k, top_p, ends)
+    with _undisturbed(model, seed):
+        out: Any = model.generate(  # type: ignore[operator]
+            input_ids=ids, attention_mask=mask.to(model.device), generation_config=config
+        )
+    return [
+        _written(tokenizer, row, new) for row, new in zip(rows, out[:, time:].tolist(), strict=True)
+    ]
+
+
+def _written(tokenizer: PreTrainedTokenizerBase, given: list[int], new: list[int]) -> str:
+    """What was added. Some tokenizers take the space before a word off where a text begins."""
+    begin, whole = (
+        str(tokenizer.decode(ids, skip_special_tokens=True)) for ids in (given, given + new)
+    )
+    if whole.startswith(begin):
+        return whole[len(begin) :]
+    return str(tokenizer.decode(new, skip_special_tokens=True))
+
+
+def _ids(
+    tokenizer: PreTrainedTokenizerBase, prompt: str | Sequence[int], special_tokens: bool
+) -> list[int]:
+    """The prompt's ids; an empty one is the start of a text."""
+    if isinstance(prompt, str):
+        ids: list[int] = tokenizer.encode(prompt, add_special_tokens=special_tokens)
+    else:
+        ids = [int(each) for each in prompt]
+    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else _eos(tokenizer)
+    return ids or [start]
+
+
+def _eos(tokenizer: PreTrainedTokenizerBase) -> int:
+    return tokenizer.eos_token_id if isinstance(tokenizer.eos_token_id, int) else 0
+
+
+def _config(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    max_new_tokens: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    more_ends: Collection[int],
+) -> GenerationConfig:
+    from transformers import GenerationConfig
+
+    own = model.generation_config.eos_token_id if model.generation_config else None
+    own = own if isinstance(own, list) else [own]
+    ends = {*own, tokenizer.eos_token_id, *more_ends} - {None}
+    sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    arguments: dict[str, Any] = sampling if temperature > 0 else {}
+    return GenerationConfig(  # type: ignore[no-untyped-call]
+        max_new_tokens=max_new_tokens,
+        do_sample=temperature > 0,
+        eos_token_id=sorted(ends) or None,
+        pad_token_id=_eos(tokenizer),
+        **arguments,
+    )
+
+
+@contextmanager
+def _undisturbed(model: PreTrainedModel, seed: int) -> Iterator[None]:
+    """Evaluation mode and a seeded random state; both put back afterwards."""
+    training = [module for module in model.modules() if module.training]
+    devices = [model.device] if model.device.type == "cuda" else []
+    model.eval()  # type: ignore[no-untyped-call]
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices):
+            torch.manual_seed(seed)
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+_ROWS = 256  # enough to have met each
+
+
+def learned_ends(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """The special tokens that end a stretch of what is learned, in the first rows.
+
+    Empty where rows have no labels of their own, so that everything is learned.
+    """
+    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    found = set[int]()
+    for n in range(min(_ROWS, len(rows))):
+        labels = rows[n].get("labels")
+        if labels is not None:
+            learned = np.append(np.asarray(labels) != -100, False)
+            found.update(np.asarray(labels)[learned[:-1] & ~learned[1:]].tolist())
+    return found & special
+
+
+def add_ends(model: PreTrainedModel, ends: Collection[int]) -> None:
+    """Let the model's own generation settings stop there too."""
+    config = model.generation_config
+    if ends and config is not None:
+        own = config.eos_token_id
+        config.eos_token_id = sorted({*(own if isinstance(own, list) else [own]), *ends} - {None})

@@ -1,0 +1,127 @@
+"""Matrix products of the LM head, in chunks and at full precision.
+
+Results are float32, and float64 where the weights are. Half weights on a CUDA device are multiplied
+on tensor cores and come out in float32, never rounded to half. A CPU has no such product, and
+without half-precision units a very slow one; there the weight is upcast block by block instead.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kdcore.data.batch import Batch, LogitsAt
+
+_BLOCK = 16_384  # rows of the weight upcast at a time
+_IN_CACHE = 2**20  # numbers, of 4 bytes, that stay in the cache of a core
+_HALF = (torch.bfloat16, torch.float16)
+
+
+def unrounded(tensor: Tensor) -> Tensor:
+    """The same numbers in float32, or in float64 where they are."""
+    return tensor.to(unrounded_type(tensor.dtype))
+
+
+def unrounded_type(dtype: torch.dtype) -> torch.dtype:
+    """Float32, or float64 for float64."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def outside_autocast(device: str) -> AbstractContextManager[None]:
+    """Types are as they are written until the block ends. Free where nothing is cast anyway."""
+    if torch.is_autocast_enabled(device):
+        return torch.autocast(device, enabled=False)
+    return nullcontext()
+
+
+def logits_of(
+    states: Tensor, weight: Tensor, bias: Tensor | None = None, buffer: Tensor | None = None
+) -> Tensor:
+    """States [n, H], weight [V, H] and bias [V] -> logits [n, V], in `buffer` [n or more, V]."""
+    out = None if buffer is None else buffer[: len(states)]
+    with outside_autocast(states.device.type):
+        logits = _product(states, weight, out)
+        return logits if bias is None else logits.add_(bias)
+
+
+def _product(states: Tensor, weight: Tensor, out: Tensor | None) -> Tensor:
+    if weight.dtype not in _HALF:
+        return torch.mm(states.to(weight.dtype), weight.t(), out=out)
+    if weight.is_cuda:
+        return torch.mm(states.to(weight.dtype), weight.t(), out_dtype=torch.float32)
+    states = states.float()
+    logits = states.new_empty(states.shape[0], weight.shape[0]) if out is None else out
+    for rows in _blocks(weight):
+        logits[:, rows] = states @ weight[rows].float().t()
+    return logits
+
+
+def states_gradient(gradient: Tensor, weight: Tensor) -> Tensor:
+    """Gradient of the logits [n, V] and weight [V, H] -> gradient of the states [n, H]."""
+    if weight.dtype not in _HALF:
+        return gradient @ weight
+    if weight.is_cuda:
+        return torch.mm(gradient.to(weight.dtype), weight, out_dtype=torch.float32)
+    total = gradient.new_zeros(gradient.shape[0], weight.shape[1])
+    for rows in _blocks(weight):
+        total.addmm_(gradient[:, rows], weight[rows].float())
+    return total
+
+
+def add_weight_gradient(total: Tensor, gradient: Tensor, states: Tensor) -> None:
+    """Add a chunk's share to `total` [V, H]: gradient [n, V]^T times states [n, H]."""
+    if states.is_cuda and states.dtype in _HALF:
+        half = gradient.to(states.dtype)
+        torch.addmm(total, half.t(), states, out_dtype=torch.float32, out=total)
+    else:
+        total.addmm_(gradient.t(), states.to(total.dtype))
+
+
+def _blocks(weight: Tensor) -> Iterator[slice]:
+    return (slice(at, at + _BLOCK) for at in range(0, weight.shape[0], _BLOCK))
+
+
+def nll_from_logits(logits_at: LogitsAt, batch: Batch) -> Callable[[Tensor, Tensor], Tensor]:
+    """Negative log-likelihoods from logits that are made a chunk of positions at a time."""
+    device = batch.labels.device
+    size = chunk_size(batch.vocabulary, device)
+    if device.type == "cpu":
+        size *= 2  # no second copy of the logits is made, and larger products are faster ones
+
+    def shared(logits: Tensor) -> Tensor:
+        return unrounded(logits[:, : batch.vocabulary])
+
+    def nll(positions: Tensor, labels: Tensor) -> Tensor:
+        pieces = zip(torch.split(positions, size), torch.split(labels, size), strict=True)
+        return torch.cat([nll_of(shared(logits_at(some)), label) for some, label in pieces])
+
+    return torch.no_grad()(nll)
+
+
+def nll_of(logits: Tensor, labels: Tensor) -> Tensor:
+    """Logits [n, V], labels [n] -> negative log-likelihoods [n].
+
+    On a CPU a few rows at a time, whose probabilities stay in its cache: the same bits, twice as
+    fast.
+    """
+    on_cpu = logits.device.type == "cpu"
+    rows = max(1, _IN_CACHE // logits.shape[-1] if on_cpu else len(logits))
+    pieces = zip(torch.split(logits, rows), torch.split(labels, rows), strict=True)
+    return torch.cat([F.cross_entropy(some, label, reduction="none") for some, label in pieces])
+
+
+def chunk_size(vocabulary: int, device: torch.device, free: int | None = None) -> int:
+    """Tokens in a chunk, a power of two, which matrix products like.
+
+    One float32 copy of its logits is near 64 MB, on a GPU 512 MB; where `free` bytes are little,
+    it is at most a thirty-second of them, as losses need several copies.
+    """
+    copy = 2**29 if device.type == "cuda" else 2**26
+    if free is not None:
+        copy = min(copy, free // 32)
+    return 1 << round(math.log2(max(16, min(4096, copy / 4 / vocabulary))))

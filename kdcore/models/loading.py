@@ -1,0 +1,253 @@
+"""Models, configs and tokenizers by name; which dtype they get.
+
+Types are always explicit (a checkpoint's own would be used otherwise), and code from a model's
+repository runs only where the recipe trusts it by name.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from kdcore.errors import RunError
+from kdcore.models.locations import explained, is_path, is_trusted, place_of, refuse_pickle
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def load_model(
+    name: str,
+    *,
+    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
+    attention: str | None = None,
+    quantise: Literal["8bit", "4bit"] | None = None,
+    adapter: str | None = None,
+    offload: bool = False,
+    key: str | None = None,
+) -> PreTrainedModel:
+    """A causal language model from a folder or the hub, on the device.
+
+    `adapter` is a PEFT adapter to put onto it; where `name` is one itself, it comes on the base
+    that it names. Adapters stay unmerged. `offload` leaves the layers on the CPU until they run.
+    `attention` is transformers' `attn_implementation`. `key` is the recipe key that names the
+    model, for the advice in an error.
+    """
+    device = torch.device(device)
+    if offload and device.type == "cpu":
+        raise RunError(
+            f"offload = true keeps the layers of {name!r} out of a GPU's memory, and it runs on "
+            "the CPU; leave offload out"
+        )
+    base, own = _parts(name)
+    if own is not None and adapter is not None:
+        raise RunError(f"{name!r} is an adapter; leave {adapter!r} out, or name the base as model")
+    place = torch.device("cpu") if offload else device
+    known = key if own is None else None
+    model = _load(base, dtype, place, attention, quantise, key=known)
+    if adapter is not None or own is not None:
+        from kdcore.models.adapters import with_adapter
+
+        model = with_adapter(model, adapter or name, base)
+    if offload:
+        from kdcore.models.adapters import offload_layers
+
+        offload_layers(model, device)
+    return model
+
+
+def _parts(name: str) -> tuple[str, str | None]:
+    """A model's name, and that of the adapter on it where `name` is an adapter."""
+    base = _base_of(name)
+    if base == "":
+        raise RunError(
+            f"the adapter {name!r} does not say which model it is for; name that one as the model "
+            "and the adapter as `adapter`"
+        )
+    return (name, None) if base is None else (base, name)
+
+
+def _base_of(name: str) -> str | None:
+    from kdcore.models.adapters import adapter_base
+
+    gone = is_path(name) and not os.path.isdir(place_of(name))
+    return None if gone else adapter_base(name)
+
+
+def _load(
+    name: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    attention: str | None,
+    quantise: Literal["8bit", "4bit"] | None,
+    *,
+    key: str | None,
+) -> PreTrainedModel:
+    """A whole model."""
+    refuse_pickle(name)
+    arguments: dict[str, Any] = {"dtype": dtype}
+    if attention is not None:
+        arguments["attn_implementation"] = attention
+    if quantise is not None:
+        arguments["quantization_config"] = _quantisation(quantise, dtype, device)
+    if device.type != "cpu":
+        arguments["device_map"] = {"": device}
+    with explained(name, key), progress_bars(shown=sys.stderr.isatty()):
+        from transformers import AutoModelForCausalLM
+
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            place_of(name),
+            output_loading_info=True,
+            trust_remote_code=is_trusted(name),
+            use_safetensors=True,
+            **arguments,
+        )
+    model: PreTrainedModel
+    model, told = loaded
+    if told["missing_keys"]:
+        first = min(told["missing_keys"])
+        raise RunError(f"cannot use {name!r}: its files lack {first!r}, which would stay random")
+    return model
+
+
+def load_config(name: str, *, key: str | None = None) -> PretrainedConfig:
+    """The config of a model, without its weights; of an adapter's base."""
+    name = _parts(name)[0]
+    with explained(name, key):
+        from transformers import AutoConfig
+
+        config: PretrainedConfig = AutoConfig.from_pretrained(
+            place_of(name), trust_remote_code=is_trusted(name)
+        )
+    return config
+
+
+@contextmanager
+def without_downloads() -> Iterator[None]:
+    """While this lasts, the hub's libraries use what is on this machine already."""
+    import datasets.config
+    import huggingface_hub.constants
+
+    # Both read the environment when they are imported, and these names from then on.
+    places: tuple[Any, ...] = (datasets.config, huggingface_hub.constants)
+    before = [place.HF_HUB_OFFLINE for place in places]
+    try:
+        for place in places:
+            place.HF_HUB_OFFLINE = True
+        yield
+    finally:
+        for place, value in zip(places, before, strict=True):
+            place.HF_HUB_OFFLINE = value
+
+
+def load_tokenizer(name: str, *, key: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder or of a model on the hub; an adapter without has its base's."""
+    base, adapter = _parts(name)
+    if adapter is not None and not _has_tokenizer(adapter):
+        name = base
+    with explained(name, key):
+        from transformers import AutoTokenizer
+
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            place_of(name), trust_remote_code=is_trusted(name)
+        )
+        # A broken one would fail in the middle of the data, or of an evaluation.
+        tokenizer(["a"], add_special_tokens=False)
+        _ = tokenizer.all_special_ids
+    return tokenizer
+
+
+def _has_tokenizer(adapter: str) -> bool:
+    from kdcore.models.locations import file_on_hub
+
+    place, file = Path(place_of(adapter)), "tokenizer_config.json"
+    return (
+        (place / file).is_file() if os.path.isdir(place) else file_on_hub(adapter, file) is not None
+    )
+
+
+def model_fingerprint(name: str, *, base: bool = True) -> str:
+    """What the weights are: a hash of a folder's content, or the hub's revision.
+
+    That of an adapter goes on with that of its base; without `base` it is the adapter alone.
+    """
+    model = _base_of(name)
+    if model and base:
+        return f"{model_fingerprint(name, base=False)} on {model_fingerprint(model)}"
+    place = Path(place_of(name))
+    if os.path.isdir(place):
+        from kdcore.hashing import of_folder
+
+        return of_folder(place)
+    with explained(name, None):
+        from transformers.utils.hub import cached_file
+
+        config = cached_file(name, "config.json" if model is None else "adapter_config.json")
+    return f"{name}@{Path(config).parent.name}" if config else name
+
+
+def dtype_of(name: str, device: torch.device) -> torch.dtype:
+    """The type for weights that are not trained: "auto" is a half type on a GPU only."""
+    if name != "auto":
+        return _DTYPES[name]
+    if device.type != "cuda":
+        return torch.float32
+    has_units = torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if has_units else torch.float16
+
+
+def _quantisation(
+    quantise: Literal["8bit", "4bit"], dtype: torch.dtype, device: torch.device
+) -> Any:
+    from importlib.util import find_spec
+
+    if device.type != "cuda":
+        raise RunError(f'quantise = "{quantise}" needs a CUDA device, and this is {device.type!r}')
+    if find_spec("bitsandbytes") is None:
+        raise RunError(f'quantise = "{quantise}" needs bitsandbytes: pip install "kdcore[gpu]"')
+    from transformers import BitsAndBytesConfig
+
+    if quantise == "8bit":
+        options: dict[str, Any] = {"load_in_8bit": True}
+    else:
+        options = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+        options["bnb_4bit_compute_dtype"] = dtype
+    return BitsAndBytesConfig(**options)  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def progress_bars(*, shown: bool) -> Iterator[None]:
+    """Whether transformers draws its progress bars in a block: not into logs, not over a panel."""
+    from transformers.utils import logging as told
+
+    if shown or not told.is_progress_bar_enabled():
+        yield
+        return
+    told.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        told.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def precision_of(name: str) -> str:
+    """Accelerate's name of the precision that a recipe asks for, on this machine."""
+    if name != "auto":
+        return {"fp32": "no"}.get(name, name)
+    if not torch.cuda.is_available():
+        return "no"  # bf16 on a CPU without units for it is ten times slower
+    has_units = torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16" if has_units else "fp16"

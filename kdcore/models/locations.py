@@ -1,0 +1,126 @@
+"""Where a model is: a folder, an adapter or the hub; whose code is trusted."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+
+from kdcore.errors import KdcoreError, RunError
+
+_log = logging.getLogger("kdcore")
+
+
+def place_of(name: str) -> str:
+    """A folder's path with `~` filled in, or the name on the hub."""
+    return os.path.expanduser(name)
+
+
+def refuse_pickle(name: str) -> None:
+    """Refuse a folder whose weights are pickled only: reading these can run whatever they say."""
+    place = place_of(name)
+    files = os.listdir(place) if os.path.isdir(place) else []
+    pickled = sorted(each for each in files if each.endswith((".bin", ".pt", ".pth", ".pkl")))
+    if pickled and not any(each.endswith(".safetensors") for each in files):
+        raise RunError(
+            f"cannot load {name!r}: its weights are a pickle ({pickled[0]}), which may run code; "
+            "convert them first: from_pretrained and save_pretrained of transformers, in a place "
+            "where that may happen, make model.safetensors"
+        )
+
+
+def is_path(name: str) -> bool:
+    """Whether this cannot be a name on the hub, which has one slash at most."""
+    return name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
+
+
+@contextmanager
+def explained(name: str, key: str | None) -> Iterator[None]:
+    """What goes wrong in loading `name`, in one sentence."""
+    there = os.path.isdir(place_of(name))
+    if is_path(name) and not there:
+        raise RunError(f"cannot load {name!r}: there is no such folder")
+    try:
+        yield
+    except KdcoreError:
+        raise
+    except Exception as error:  # files that are no model break libraries in any way
+        why = _folder_fault(error) if there else _hub_fault(error, key)
+        if "trust_remote_code" in str(error):
+            why = (
+                "it brings code of its own, which is not run; if you know that code, say "
+                f'trust_remote_code = ["{name}"] at the top of the recipe'
+            )
+        raise RunError(f"cannot load {name!r}: {why}") from error
+
+
+def _folder_fault(error: Exception) -> str:
+    return f"the folder is there, but {_first_line(error)}"
+
+
+def _hub_fault(error: Exception, key: str | None) -> str:
+    instead = f"give a local folder with --set {key}=PATH" if key else "name a local folder"
+    causes = {type(cause).__name__ for cause in _chain(error)}
+    if "GatedRepoError" in causes:
+        return (
+            "not a folder here, and the hub lets nobody in unasked; ask there, then hf auth login"
+        )
+    if "RepositoryNotFoundError" in causes:
+        return f"not a folder here, and the hub has no such model (or a private one); {instead}"
+    if isinstance(error, OSError) and causes & _UNREACHABLE:
+        return f"not a folder here and the hub cannot be reached; download it, or {instead}"
+    return _first_line(error)
+
+
+_UNREACHABLE = {
+    "LocalEntryNotFoundError",
+    "OfflineModeIsEnabled",
+    "ConnectError",
+    "ConnectTimeout",
+    "ConnectionError",
+}
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _first_line(error: Exception) -> str:
+    first = str(error).strip().split("\n")[0]
+    speaks = isinstance(error, OSError | ValueError | ImportError | RuntimeError) and first
+    return first if speaks else f"{type(error).__name__}: {first}".removesuffix(": ")
+
+
+_named: set[str] = set()
+
+
+def trust(names: Sequence[str]) -> None:
+    """From now on these, as a recipe's `trust_remote_code` says, and none that was named before."""
+    _named.clear()
+    _named.update(names)
+    for name in names:
+        _log.warning("the recipe trusts %r: code from there may run in this process", name)
+
+
+def is_trusted(name: str) -> bool:
+    """Whether code of this model's or tokenizer's own may run; by the very name in the recipe."""
+    return name in _named
+
+
+def file_on_hub(name: str, file: str) -> str | None:
+    """Where a file of a repository is once it was downloaded; None where it is not to be had."""
+    from transformers.utils.hub import cached_file
+
+    found: str | None = None
+    with suppress(OSError, ValueError):  # loading it says what is wrong
+        found = cached_file(
+            name,
+            file,
+            _raise_exceptions_for_gated_repo=False,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+    return found

@@ -1,0 +1,138 @@
+"""What ids mean: the proof that tokenizers agree, the cut to shared ids, and bytes per id."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kdcore.errors import RunError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+_log = logging.getLogger("kdcore")
+_PROBE = "The 1st probe:  naïve “quotes”, 2024-05-17, 東京 and\n\tdef f(x): return x_1 + 3.14 🙂"
+
+
+def prove(student: PreTrainedTokenizerBase, others: Mapping[str, PreTrainedTokenizerBase]) -> int:
+    """How many ids, counted from 0, mean the same string to the student and to all others.
+
+    Where one tokenizer goes on with ids that another has not, the shared ones end with the shorter.
+    Ids that differ within the shared ones are an error that names the first five.
+    """
+    shared = _size(student)
+    for name, other in others.items():
+        _refuse_conflicts(student, name, other)
+        shared = min(shared, _size(other))
+        if _encoded(student, shared) != _encoded(other, shared):
+            _log.warning(
+                "the tokenizer of %s has the student's ids but cuts text otherwise: this teacher "
+                "reads the student's pieces, which it was not trained on",
+                name,
+            )
+    _keep_eos(student, shared)
+    return shared
+
+
+def cut_to(shared: int, widths: Mapping[str, int], eos: int | None = None) -> int:
+    """The ids that all logits are cut to: the shared ones that every head has a row for.
+
+    `eos` ends the student's texts, and must be one of them.
+    """
+    vocabulary = min(shared, *widths.values())
+    if eos is not None and eos >= vocabulary:
+        narrow = min(widths, key=lambda name: widths[name])
+        raise RunError(
+            f"the head of the {narrow} has {widths[narrow]:,} rows, and texts end with the id "
+            f"{eos}; its model does not fit the student's tokenizer"
+        )
+    rows = ", ".join(f"{name} {width:,}" for name, width in widths.items())
+    _log.info("vocabulary: %s rows; logits are cut to %s shared ids", rows, f"{vocabulary:,}")
+    return vocabulary
+
+
+def bytes_per_id(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
+    """How many UTF-8 bytes each id stands for in running text, int32 [ids]; special tokens 0.
+
+    Exact for byte-level tokenizers. Where words carry their space before them ("▁"), so does the
+    first word of a text, which has none.
+    """
+    sizes = np.zeros(_size(tokenizer), dtype=np.int32)
+    kind = _decoder(tokenizer)
+    for token, index in tokenizer.get_vocab().items():
+        sizes[index] = _bytes_of(token, kind)
+    for index, added in tokenizer.added_tokens_decoder.items():
+        sizes[index] = 0 if added.special else len(added.content.encode())
+    special = tokenizer.all_special_ids  # None for one that has no place among the ids
+    sizes[[n for n in special if n is not None and n < len(sizes)]] = 0
+    return sizes
+
+
+def _size(tokenizer: PreTrainedTokenizerBase) -> int:
+    return max(tokenizer.get_vocab().values(), default=-1) + 1
+
+
+def _strings(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
+    return {index: token for token, index in tokenizer.get_vocab().items()}
+
+
+def _refuse_conflicts(
+    student: PreTrainedTokenizerBase, name: str, other: PreTrainedTokenizerBase
+) -> None:
+    ours, theirs = _strings(student), _strings(other)
+    shared = range(min(_size(student), _size(other)))
+    conflicts = [n for n in shared if ours.get(n) != theirs.get(n)]
+    if not conflicts:
+        return
+    named = "\n".join(
+        f"    {n}: {_shown(ours, n)} to the student, {_shown(theirs, n)} to {name}"
+        for n in conflicts[:5]
+    )
+    raise RunError(
+        f"the tokenizers differ: {len(conflicts):,} of {len(shared):,} ids mean something else to "
+        f"{name} than to the student, so their logits cannot be compared; the first are\n{named}"
+    )
+
+
+def _shown(strings: Mapping[int, str], index: int) -> str:
+    return repr(strings[index]) if index in strings else "nothing"
+
+
+def _encoded(tokenizer: PreTrainedTokenizerBase, shared: int) -> list[int]:
+    ids: list[int] = tokenizer.encode(_PROBE, add_special_tokens=False)
+    return [n for n in ids if n < shared]
+
+
+def _keep_eos(student: PreTrainedTokenizerBase, shared: int) -> None:
+    """A student whose end-of-text is cut off would never learn to stop."""
+    eos = student.eos_token_id
+    if isinstance(eos, int) and eos >= shared:
+        raise RunError(
+            f"the student ends texts with id {eos} ({student.eos_token!r}), and a teacher's ids "
+            f"end at {shared - 1}; give [tokenizer] the teacher's model"
+        )
+
+
+def _decoder(tokenizer: PreTrainedTokenizerBase) -> str:
+    """How tokens become text: "bytes", "wordpiece" or "pieces"."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    parts = json.loads(backend.to_str()) if backend is not None else {}
+    steps = json.dumps([parts.get("decoder"), parts.get("pre_tokenizer")])
+    if '"ByteLevel"' in steps:
+        return "bytes"
+    return "wordpiece" if '"WordPiece"' in steps else "pieces"
+
+
+def _bytes_of(token: str, kind: str) -> int:
+    if kind == "bytes":
+        return len(token)  # one letter of the byte alphabet for each byte
+    if kind == "wordpiece":
+        return len(token.removeprefix("##").encode()) + (not token.startswith("##"))
+    if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
+        return 1
+    return len(token.replace("▁", " ").encode())

@@ -1,0 +1,1 @@
+"""The objective: chunked losses, teachers, selection. Internal."""

@@ -1,0 +1,181 @@
+"""Per-token losses on a chunk of logits, plain or compiled.
+
+Every chunk has one shape, as the last one is filled up and the surplus thrown away; weights enter
+as tensors. Losses whose options change during a run are not compiled again and again (dynamo would
+give up silently after eight variants): from the first change on they run uncompiled, and the log
+says so.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from types import FunctionType
+
+import torch
+from torch import Tensor, nn
+
+from kdcore.api.contracts import Loss
+from kdcore.data.batch import Coarse
+from kdcore.errors import PluginError
+from kdcore.guard import blame, described, unwritten
+from kdcore.objective.chunked_loss import Values
+from kdcore.objective.sparse import coarsened
+
+_log = logging.getLogger("kdcore")
+
+
+def values_of(losses: Sequence[Loss]) -> Values:
+    """The terms' weighted sums and their gradient in the student's logits, by autograd."""
+    for loss in losses:
+        _refuse_learnable(loss)
+
+    def values(
+        student: Tensor, teacher: Tensor | Coarse | None, labels: Tensor, weights: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            leaf = student.detach().requires_grad_()
+            each = [
+                (per_token(loss, leaf, teacher, labels) * weight).sum()
+                for loss, weight in zip(losses, weights, strict=True)
+            ]
+            (gradient,) = torch.autograd.grad(each, leaf)
+        return torch.stack(each).detach(), gradient
+
+    return values
+
+
+def _refuse_learnable(loss: Loss) -> None:
+    for name, held in vars(loss).items():
+        parameters = held.parameters() if isinstance(held, nn.Module) else [held]
+        if any(isinstance(p, Tensor) and p.requires_grad for p in parameters):
+            raise PluginError(
+                f"loss {loss.name!r} has something to learn in {name!r}, and gradients reach the "
+                "student only; freeze it with requires_grad_(False)"
+            )
+
+
+def per_token(
+    loss: Loss, student: Tensor, teacher: Tensor | Coarse | None, labels: Tensor
+) -> Tensor:
+    """A loss's values [n], its result checked; what it raises names it."""
+    inputs = (student, teacher, labels)
+    with blame(loss, "per_token"), unwritten(loss, "per_token", *inputs):
+        return checked_values(loss, student, teacher, labels)
+
+
+def checked_values(
+    loss: Loss, student: Tensor, teacher: Tensor | Coarse | None, labels: Tensor
+) -> Tensor:
+    """`per_token` as a compiler can trace it. What needs no teacher sees all of the vocabulary."""
+    if not loss.needs_teacher:
+        values = loss.per_token(student, None, labels)
+    elif isinstance(teacher, Coarse):
+        values = loss.per_token(*coarsened(student, teacher, labels))
+    else:
+        values = loss.per_token(student, teacher, labels)
+    if not isinstance(values, Tensor) or values.shape != labels.shape:
+        found = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+        raise PluginError(
+            f"{described(loss)} returned {found} from per_token, expected one value for each of "
+            f"{len(labels)} tokens: a tensor of shape ({len(labels)},)"
+        )
+    if student.requires_grad and not values.requires_grad:
+        raise PluginError(f"{described(loss)} returned values without a gradient")
+    return values
+
+
+def compiled_values_of(losses: Sequence[Loss], chunk: int) -> Values:
+    """The same values as `values_of(losses)`, compiled for chunks of exactly `chunk` tokens."""
+    # Imported here, as it takes a second and few runs compile.
+    from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
+
+    plain = values_of(losses)
+    # All of it as one graph, or an error: dynamo's own ways out of it are silent.
+    fast = torch.compile(_functional(losses), dynamic=False, fullgraph=True)
+    options = _options(losses)
+    compiled = True
+
+    def values(
+        student: Tensor, teacher: Tensor | Coarse | None, labels: Tensor, weights: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        nonlocal compiled
+        if compiled and not _same(_options(losses), options):
+            compiled = False
+            _log.warning("a loss changes its options during the run, so losses run uncompiled")
+        if compiled:
+            missing = chunk - len(labels)
+            other = _filled_answer(teacher, missing)
+            some = _of_own_strides(weights, chunk)
+            whole = _filled(student, missing)
+            try:
+                sums = fast(whole, other, _filled(labels, missing), some)
+                return sums, whole[: len(labels)]
+            except (TorchDynamoException, FailOnRecompileLimitHit) as error:
+                compiled = False
+                first = str(error).strip().split("\n")[0]
+                _log.warning("losses run uncompiled, as compiling them failed: %s", first)
+        return plain(student, teacher, labels, weights)
+
+    return values
+
+
+def _of_own_strides(weights: Tensor, chunk: int) -> Tensor:
+    """Filled up with zeros. The strides of what it was cut from would make each step a variant."""
+    some = weights.new_zeros(len(weights), chunk)
+    some[:, : weights.shape[1]] = weights
+    return some
+
+
+def _filled(tensor: Tensor, missing: int) -> Tensor:
+    """With the last row repeated. Rows of zeros could make a loss divide by zero."""
+    if not missing:
+        return tensor
+    return torch.cat([tensor, tensor[-1:].expand(missing, *tensor.shape[1:])])
+
+
+def _filled_answer(teacher: Tensor | Coarse | None, missing: int) -> Tensor | Coarse | None:
+    if isinstance(teacher, Coarse):
+        return Coarse(*(_filled(part, missing) for part in teacher))
+    return None if teacher is None else _filled(teacher, missing)
+
+
+def _functional(losses: Sequence[Loss]) -> Callable[..., Tensor]:
+    """Gives the sums, and leaves the gradient where the student's logits were."""
+
+    def values(
+        student: Tensor, teacher: Tensor | Coarse | None, labels: Tensor, weights: Tensor
+    ) -> Tensor:
+        def total(logits: Tensor) -> tuple[Tensor, Tensor]:
+            each = [
+                (checked_values(loss, logits, teacher, labels) * weight).sum()
+                for loss, weight in zip(losses, weights, strict=True)
+            ]
+            sums = torch.stack(each)
+            return sums.sum(), sums.detach()
+
+        sums: Tensor
+        gradient, sums = torch.func.grad(total, has_aux=True)(student)
+        student.copy_(gradient)
+        return sums
+
+    # Dynamo counts variants by code object, over all runs of a process: each set of losses has one
+    # of its own. With torch 2.13 and later this is `torch.compile(isolate_recompiles=True)`.
+    assert isinstance(values, FunctionType)
+    values.__code__ = values.__code__.replace()
+    return values
+
+
+def _options(losses: Sequence[Loss]) -> list[tuple[str, object]]:
+    return [item for loss in losses for item in vars(loss).items()]
+
+
+def _same(some: list[tuple[str, object]], others: list[tuple[str, object]]) -> bool:
+    return len(some) == len(others) and all(
+        name == other_name and (value is other or _equal(value, other))
+        for (name, value), (other_name, other) in zip(some, others, strict=True)
+    )
+
+
+def _equal(value: object, other: object) -> bool:
+    return not isinstance(value, Tensor) and bool(value == other)

@@ -1,0 +1,76 @@
+"""Distributions over a few ids and one bucket for all others, which stand for a whole vocabulary.
+
+A loss compares them as it compares any two distributions: the student's logits are coarsened to the
+same buckets, with the gradient of all of them, and the label becomes the index of its bucket. So
+every divergence is exactly that of the two coarsened distributions. A bucket has one logit, the
+log of its mass, which a temperature divides like any other: what is tempered is the coarsened
+distribution at temperature 1.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdcore.data.batch import Coarse
+
+Buckets = tuple[Tensor, Tensor, Tensor]
+"""Student and teacher logits [n, k + 1], and the labels' buckets [n]."""
+
+
+def coarsened(student: Tensor, teacher: Coarse, labels: Tensor) -> Buckets:
+    """Student logits [n, V], teacher and labels [n] as a loss sees them: over k + 1 buckets.
+
+    The others' mass is summed without the known ones, not as what these leave of 1: it keeps its
+    digits where it is small.
+    """
+    ids = teacher.ids
+    if torch.compiler.is_compiling():  # which makes as few passes of the plain way
+        others = student.scatter(1, ids, -math.inf).logsumexp(-1, keepdim=True)
+        buckets = torch.cat([student.gather(1, ids), others], -1)
+    else:
+        buckets = _Buckets.apply(student, ids)  # type: ignore[no-untyped-call]
+    return buckets, teacher.log_probabilities.to(student.dtype), bucket_of(labels, ids)
+
+
+class _Buckets(torch.autograd.Function):
+    """Logits [n, V] and ids [n, k] -> logits of these ids and of all others together [n, k + 1].
+
+    Half the passes over the vocabulary that autograd would make: one buffer holds what the forward
+    pass sums, and in the backward pass becomes the gradient.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, ids: Tensor) -> Tensor:
+        """The log of the sum of the others' exponentials, from the largest down."""
+        smallest = torch.finfo(student.dtype)
+        others = student.scatter(1, ids, -math.inf)
+        largest = others.amax(-1, keepdim=True).clamp_(min=smallest.min)
+        total = others.sub_(largest).exp_().sum(-1, keepdim=True)
+        ctx.others, ctx.ids, ctx.total = others, ids, total.clamp(min=smallest.tiny)
+        return torch.cat([student.gather(1, ids), total.log() + largest], -1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        """The others get theirs by their shares."""
+        others, ctx.others = ctx.others, None
+        assert others is not None, "the gradient of a coarse loss can be taken once"
+        shares = others.mul_(gradient[:, -1:] / ctx.total)
+        return shares.scatter_(1, ctx.ids, gradient[:, :-1]), None
+
+
+def bucket_of(labels: Tensor, ids: Tensor) -> Tensor:
+    """Where each label stands among its ids; behind them where it is none of them."""
+    same = ids == labels[:, None]
+    return torch.where(same.any(-1), same.int().argmax(-1), ids.shape[1])
+
+
+def likeliest(teacher: Tensor | Coarse) -> Tensor:
+    """The id of the highest probability, of those that are known [n]."""
+    if isinstance(teacher, Coarse):
+        first = teacher.log_probabilities[:, :-1].argmax(-1, keepdim=True)
+        return teacher.ids.gather(1, first)[:, 0]
+    return teacher.argmax(-1)

@@ -1,0 +1,261 @@
+"""Teachers: loaded, checked against the student, and asked for logits.
+
+Nesting teachers ask their members through here too.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import Tensor, nn
+
+from kdcore.api.contracts import Component, Teacher
+from kdcore.api.options import walk
+from kdcore.data.batch import AnswersAt, Batch, Coarse, LogitsAt
+from kdcore.errors import PluginError, RunError, UsageError
+from kdcore.guard import asked, blame, described, unwritten
+from kdcore.models.head import nll_from_logits, unrounded
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+    from kdcore.api.contracts import Run
+
+_log = logging.getLogger("kdcore")
+
+
+def read(teacher: Teacher, batch: Batch) -> LogitsAt:
+    """Let a teacher read a batch, and check and cut all that it says of it.
+
+    What comes back gives logits [n, batch.vocabulary] at flat positions [n], in float32 or above.
+    A teacher that knows some ids only is refused.
+    """
+    known = _ids_known(teacher)
+    if known is not None:
+        raise UsageError(
+            f"teacher {teacher.name!r} knows {known} ids of each position and not the others: "
+            "losses can learn from it where it is the recipe's [teacher], and nothing else"
+        )
+    return cast(LogitsAt, answers(teacher, batch))
+
+
+def answers(teacher: Teacher, batch: Batch) -> AnswersAt:
+    """As `read`, for whoever can do with a teacher that knows some ids only."""
+    if not asked(teacher, "gives_logits", of=bool):
+        raise UsageError(
+            f"teacher {teacher.name!r} knows losses only and gives no logits: it can be the "
+            "reference of a selection, but no loss can learn from its distribution"
+        )
+    _still(teacher)
+    with _asking(teacher, "read", batch):
+        at = teacher.read(batch)
+    if not callable(at):
+        raise _broken(teacher, "read", type(at).__name__, "a function of flat positions")
+
+    def answer(positions: Tensor) -> Tensor | Coarse:
+        with _asking(teacher, "read", batch, positions):
+            found = at(positions)
+        if _ids_known(teacher) is not None:
+            return _checked_coarse(teacher, found, len(positions), batch)
+        checked = _checked(teacher, "read", found, (len(positions), batch.vocabulary), batch)
+        return unrounded(checked[:, : batch.vocabulary])
+
+    return answer
+
+
+def read_nll(teacher: Teacher, batch: Batch) -> Callable[[Tensor, Tensor], Tensor]:
+    """A teacher's negative log-likelihoods: flat positions [n], labels [n] -> [n]."""
+    if type(teacher).nll is Teacher.nll:
+        return nll_from_logits(read(teacher, batch), batch)
+    _still(teacher)
+    with _asking(teacher, "nll", batch):
+        at = teacher.nll(batch)
+    if not callable(at):
+        expected = "a function of flat positions and labels"
+        raise _broken(teacher, "nll", type(at).__name__, expected)
+
+    def nll(positions: Tensor, labels: Tensor) -> Tensor:
+        with _asking(teacher, "nll", batch, positions, labels):
+            found = at(positions, labels)
+        return unrounded(_checked(teacher, "nll", found, (len(positions),), batch))
+
+    return nll
+
+
+def _ids_known(teacher: Teacher) -> int | None:
+    found: int | None = asked(teacher, "ids_known", of=(int, type(None)))
+    return found
+
+
+@contextmanager
+def _asking(teacher: Teacher, method: str, batch: Batch, *more: Tensor) -> Iterator[None]:
+    """While it answers: without gradient, and without a change to what others will read."""
+    inputs = (*vars(batch).values(), *more)
+    with torch.no_grad(), blame(teacher, method), unwritten(teacher, method, *inputs):
+        yield
+
+
+def _still(teacher: Teacher) -> None:
+    """Put the models that a teacher holds into evaluation mode, where it forgot to."""
+    for held in vars(teacher).values():
+        module = held if isinstance(held, nn.Module) else getattr(held, "model", None)
+        if isinstance(module, nn.Module) and module.training:
+            module.eval()
+
+
+def _checked(
+    teacher: Teacher, method: str, found: object, shape: tuple[int, ...], batch: Batch
+) -> Tensor:
+    """What a teacher gave, detached. A head may have more rows than there are shared ids."""
+    more = " or more" if len(shape) > 1 else ""
+    expected = f"floating-point numbers of shape [{', '.join(map(str, shape))}{more}]"
+    if not isinstance(found, Tensor):
+        raise _broken(teacher, method, type(found).__name__, expected)
+    fits = found.ndim == len(shape) and len(found) == shape[0] and found.shape[-1] >= shape[-1]
+    if not fits or not found.is_floating_point():
+        raise _broken(teacher, method, f"{found.dtype} of shape {list(found.shape)}", expected)
+    wanted = batch.input_ids.device
+    if found.device != wanted:
+        raise _broken(teacher, method, f"a tensor on {found.device}", f"one on {wanted}")
+    return found.detach()
+
+
+def _checked_coarse(teacher: Teacher, found: object, positions: int, batch: Batch) -> Coarse:
+    """The same of a teacher that knows some ids only."""
+    if not isinstance(found, Coarse):
+        raise _broken(teacher, "read", type(found).__name__, "a Coarse")
+    ids, logs = found
+    fits = ids.ndim == 2 and logs.shape == (len(ids), ids.shape[1] + 1) and len(ids) == positions
+    if not fits or ids.dtype != torch.int64 or not 0 < ids.shape[1] < batch.vocabulary:
+        said = f"a Coarse of {ids.dtype} {list(ids.shape)} and {list(logs.shape)}"
+        expected = f"int64 [{positions}, k] and [{positions}, k + 1], k below {batch.vocabulary}"
+        raise _broken(teacher, "read", said, expected)
+    checked = _checked(teacher, "read", logs, tuple(logs.shape), batch)
+    return Coarse(ids, unrounded(checked))
+
+
+def _broken(teacher: Teacher, method: str, found: str, expected: str) -> PluginError:
+    return PluginError(f"{described(teacher)} gave {found} from {method}, expected {expected}")
+
+
+def load_teacher(run: Run, component: Component) -> None:
+    """Load a teacher, or those in a selection, and all nested ones, as before a run.
+
+    For teachers that load their members themselves (`loads_members`), and for opened runs.
+    """
+    load_teachers(run, walk(component))
+
+
+def numbered(teachers: Sequence[Teacher]) -> dict[str, Teacher]:
+    """The teachers by what errors call them."""
+    return {f"teacher {each.name!r} ({n})": each for n, each in enumerate(teachers, 1)}
+
+
+def check_positions(teachers: Sequence[Teacher], device: torch.device, block: int) -> None:
+    """Refuse rows that are longer than the positions of a teacher reach."""
+    for name, config in _configs(teachers, device).items():
+        reach = getattr(config, "max_position_embeddings", None)
+        if reach is not None and block > reach:
+            raise RunError(
+                f"data.block = {block} is longer than the {reach} positions of the {name}; type "
+                f"--set data.block={reach}, or take another teacher"
+            )
+
+
+def widths_of(teachers: Sequence[Teacher], device: torch.device) -> Mapping[str, int]:
+    """The rows of the teachers' heads, where their configs say."""
+    widths = {
+        name: getattr(config, "vocab_size", None)
+        for name, config in _configs(teachers, device).items()
+    }
+    return {name: width for name, width in widths.items() if width is not None}
+
+
+def tell_habits(
+    student: PreTrainedTokenizerBase, others: Mapping[str, PreTrainedTokenizerBase]
+) -> None:
+    """Warn where a teacher ends, pads or lays out texts otherwise than the student will.
+
+    That the same ids mean the same strings is proved before; this is what they are used for.
+    """
+    for name, other in others.items():
+        if differing := list(_habits(student, other)):
+            _log.warning(
+                "the %s is out of step with the student: %s. What it says at these places is about "
+                "its own habit; a [tokenizer] of the teacher's model would agree",
+                name,
+                "; ".join(differing),
+            )
+
+
+def _habits(student: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> Iterator[str]:
+    if student.eos_token_id != other.eos_token_id:
+        yield f"texts end with {student.eos_token!r} here, with {other.eos_token!r} there"
+    # A tokenizer without a pad token has nothing to disagree about.
+    pads = (student.pad_token_id, other.pad_token_id)
+    if None not in pads and pads[0] != pads[1]:
+        yield f"the pad token is {student.pad_token!r} here, {other.pad_token!r} there"
+    templates = (student.chat_template, other.chat_template)
+    if None not in templates and templates[0] != templates[1]:
+        yield "the chat templates differ, and dialogues are laid out by the student's"
+
+
+def _configs(teachers: Sequence[Teacher], device: torch.device) -> Mapping[str, PretrainedConfig]:
+    from transformers import PreTrainedConfig
+
+    configs = {}
+    for name, teacher in numbered(teachers).items():
+        config = asked(teacher, "architecture", device, of=(PreTrainedConfig, type(None)))
+        if config is not None:
+            configs[name] = config.get_text_config()
+    return configs
+
+
+def teachers_in(components: Iterable[Component]) -> list[Teacher]:
+    """The teachers among components, in their order."""
+    return [one for one in components if isinstance(one, Teacher)]
+
+
+def load_teachers(run: Run, components: Iterable[Component]) -> None:
+    """Load every teacher, nested ones too, but for those that a teacher loads itself if it must."""
+    teachers = teachers_in(components)
+    theirs = {
+        id(nested)
+        for teacher in teachers
+        if teacher.loads_members
+        for nested in walk(teacher)
+        if nested is not teacher
+    }
+    for teacher in teachers:
+        if id(teacher) not in theirs:
+            with blame(teacher, "load"):
+                teacher.load(run)
+
+
+class Reading:
+    """One micro-batch with what was read of it, so that no teacher runs twice over it."""
+
+    def __init__(self, batch: Batch, rows: Sequence[int]) -> None:
+        self.batch = batch
+        self.rows = rows  # the place of each of its rows in the optimizer step
+        self._read: dict[int, AnswersAt] = {}
+
+    def logits_of(self, teacher: Teacher) -> AnswersAt:
+        """The teacher's logits by flat position; its trunk runs at the first call."""
+        if id(teacher) not in self._read:
+            self._read[id(teacher)] = answers(teacher, self.batch)
+        return self._read[id(teacher)]
+
+    def forget(self) -> None:
+        """Let go of what teachers keep for it."""
+        self._read.clear()
+
+    def nll_of(self, teacher: Teacher) -> Callable[[Tensor, Tensor], Tensor]:
+        """The teacher's negative log-likelihoods, from its logits if those were read already."""
+        if id(teacher) in self._read and teacher.ids_known() is None:
+            return nll_from_logits(cast(LogitsAt, self._read[id(teacher)]), self.batch)
+        return read_nll(teacher, self.batch)

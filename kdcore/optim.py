@@ -1,0 +1,148 @@
+"""Optimizers and learning rate schedules by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from kdcore.errors import UsageError, suggestion
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+_TORCH = {
+    name.lower(): ("torch.optim", name)
+    for name in ("AdamW", "Adam", "SGD", "NAdam", "RAdam", "Adafactor", "Adamax", "RMSprop")
+} | {"adagrad": ("torch.optim", "Adagrad")}
+
+_AS_TRANSFORMERS_SAYS = {name: _TORCH["adamw"] for name in ("adamw_torch", "adamw_torch_fused")}
+
+_IN_8_BITS = {
+    "adam_8bit": "Adam8bit",
+    "adamw_8bit": "AdamW8bit",
+    "adamw_bnb_8bit": "AdamW8bit",
+    "paged_adamw": "PagedAdamW",
+    "paged_adamw_32bit": "PagedAdamW",
+    "paged_adamw_8bit": "PagedAdamW8bit",
+    "lion": "Lion",
+    "lion_8bit": "Lion8bit",
+    "paged_lion_8bit": "PagedLion8bit",
+}
+
+_KNOWN = {
+    **_TORCH,
+    **_AS_TRANSFORMERS_SAYS,
+    **{name: ("bitsandbytes.optim", made) for name, made in _IN_8_BITS.items()},
+}
+"""Names as torch and transformers have them -> the module and the class."""
+
+_USUAL = {"betas": (0.9, 0.999), "eps": 1e-8}
+
+
+def make_optimizer(
+    name: str,
+    model: nn.Module,
+    *,
+    lr: float,
+    weight_decay: float = 0.0,
+    betas: Sequence[float] = (0.9, 0.999),
+    eps: float = 1e-8,
+) -> torch.optim.Optimizer:
+    """An optimizer over what is trained. Weight decay spares biases and norms."""
+    made = _class(name)
+    return made(
+        _groups([p for p in model.parameters() if p.requires_grad], weight_decay),
+        lr=lr,  # type: ignore[call-arg]
+        **_accepted(made, tuple(betas), eps),
+    )
+
+
+def _groups(trained: Sequence[nn.Parameter], decay: float) -> list[dict[str, Any]]:
+    """Matrices before biases and norms, in one group where they are treated alike."""
+    matrices = [p for p in trained if p.ndim > 1]
+    others = [p for p in trained if p.ndim <= 1]
+    if not decay:
+        return [{"params": matrices + others, "weight_decay": 0.0}]
+    groups = [
+        {"params": matrices, "weight_decay": decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def fault_of(name: str) -> str | None:
+    """Why there is no such optimizer here, and what to do; None where there is one."""
+    home, _ = _KNOWN.get(name.lower(), ("", ""))
+    if not home:
+        near = suggestion(name.lower(), list(_KNOWN)) or f"; there are {', '.join(sorted(_KNOWN))}"
+        return f"there is no optimizer {name!r}{near}"
+    library = home.partition(".")[0]
+    if find_spec(library) is None:
+        return f'the optimizer {name!r} needs {library}: pip install "kdcore[gpu]"'
+    return None
+
+
+def _class(name: str) -> type[torch.optim.Optimizer]:
+    if fault := fault_of(name):
+        raise UsageError(f"train.optimizer: {fault}")
+    home, named = _KNOWN[name.lower()]
+    made: type[torch.optim.Optimizer] = getattr(import_module(home), named)
+    return made
+
+
+def _accepted(
+    made: type[torch.optim.Optimizer], betas: tuple[float, ...], eps: float
+) -> dict[str, Any]:
+    """The options that this optimizer has; that it lacks one which was changed is an error."""
+    from inspect import signature
+
+    defaults = {name: one.default for name, one in signature(made).parameters.items()}
+    arguments = {"betas": betas, "eps": eps, "fused": True}
+    known = {
+        key: value
+        for key, value in arguments.items()
+        # Adafactor's eps is two numbers, and another thing.
+        if key in defaults and isinstance(defaults[key], type(value) | None)
+    }
+    for key, usual in _USUAL.items():
+        if key not in known and arguments[key] != usual:
+            raise UsageError(f"train.{key}: the optimizer {made.__name__} has no such option")
+    if known.get("betas") == _USUAL["betas"]:
+        del known["betas"]  # what nobody chose is the optimizer's to say: Lion's are others
+    return known
+
+
+def learning_rate(
+    lr: float, schedule: str, steps: int, *, warmup: float = 0.0, min_lr: float = 0.0
+) -> Callable[[int], float]:
+    """Step (from 1) -> learning rate. It has no state, so a resumed run needs none."""
+    warmup_steps = round(warmup * steps) if warmup < 1 else int(warmup)
+    factor = _factor(schedule, warmup_steps, steps)
+
+    def at(step: int) -> float:
+        done = step - 1
+        share = factor(done)
+        if done >= warmup_steps:
+            share = min_lr + (1 - min_lr) * share
+        return lr * share
+
+    return at
+
+
+def _factor(name: str, warmup: int, steps: int) -> Callable[[int], float]:
+    import torch
+    from transformers import get_scheduler
+
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = get_scheduler(
+        name, optimizer, num_warmup_steps=warmup, num_training_steps=max(steps, warmup + 1)
+    )
+    lambdas = getattr(scheduler, "lr_lambdas", None)
+    if not lambdas:
+        raise UsageError(f"train.schedule = {name!r} depends on more than the step")
+    found: Callable[[int], float] = lambdas[0]
+    return found

@@ -1,0 +1,1 @@
+"""The plugin host: discovery, loading, validation and the manager. Internal."""

@@ -1,0 +1,204 @@
+"""Loading one plugin, and the requirements of a recipe."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass, field
+from importlib.metadata import Distribution, PackageNotFoundError, distribution
+from importlib.metadata import requires as requires_of
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
+
+from kdcore.api.contracts import Component
+from kdcore.plugin import validation
+from kdcore.plugin.discovery import OWN, Candidate, shadow_note
+from kdcore.plugin.validation import EVENTS, PROVIDERS
+
+
+@dataclass(eq=False)
+class Plugin:
+    """What is known of one plugin. One that is blocked or broken takes part in nothing."""
+
+    name: str  # what `-p no:NAME` blocks
+    distribution: str  # or the file as typed
+    version: str  # empty for a file
+    module_name: str
+    hooks: tuple[str, ...] = ()
+    components: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # names by kind
+    broken: str | None = None  # the cause
+    note: str | None = None  # what its author or user should know
+    blocked: bool = False
+
+    @classmethod
+    def of(cls, candidate: Candidate, *, blocked: bool = False) -> Plugin:
+        """The plugin before it is loaded."""
+        place = (candidate.name, candidate.distribution, candidate.version, candidate.module_name)
+        return cls(*place, blocked=blocked)
+
+    def add_notes(self, notes: Iterable[str]) -> None:
+        """Append to the note."""
+        self.note = "; ".join([*([self.note] if self.note else []), *notes]) or None
+
+    @property
+    def status(self) -> str:
+        """ "on", "blocked" or "broken"."""
+        return "blocked" if self.blocked else "broken" if self.broken else "on"
+
+    @property
+    def events(self) -> tuple[str, ...]:
+        """The event hooks among its hooks."""
+        return tuple(hook for hook in self.hooks if hook in EVENTS)
+
+    @property
+    def origin(self) -> str:
+        """Distribution and version, or the file: where a person would look for it."""
+        return f"{self.distribution} {self.version}".strip()
+
+    def __str__(self) -> str:
+        return f"the plugin {self.name!r} ({self.origin})"
+
+
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """A plugin, and where it is not broken its module and the classes that it brings, by kind."""
+
+    plugin: Plugin
+    module: ModuleType | None = None
+    classes: Mapping[str, Sequence[type[Component]]] = field(default_factory=dict)
+
+
+class _BrokenError(Exception):
+    """A plugin does not keep the contract; the text says how."""
+
+
+def load(candidate: Candidate) -> Loaded:
+    """Import a plugin and ask it for its components. Any failure becomes `plugin.broken`."""
+    plugin = Plugin.of(candidate)
+    try:
+        # What a plugin prints must not end up in the output of `--json`.
+        with redirect_stdout(sys.stderr):
+            plugin.add_notes(_installation_notes(candidate))
+            return _checked(candidate, plugin)
+    except (Exception, SystemExit) as error:
+        plugin.broken = _cause(error)
+        return Loaded(plugin)
+
+
+def _checked(candidate: Candidate, plugin: Plugin) -> Loaded:
+    module = candidate.load()
+    if not isinstance(module, ModuleType):
+        raise _BrokenError(f"its entry point {candidate.module_name!r} is not a module")
+    plugin.hooks = validation.hook_names(module)
+    plugin.add_notes(validation.forgotten_hooks(module))
+    _insist(validation.hook_faults(module, EVENTS | PROVIDERS.keys()))
+    brought = {kind: hook for hook, kind in PROVIDERS.items() if hook in plugin.hooks}
+    classes = {kind: _ask(module, hook, kind) for kind, hook in brought.items()}
+    for found in classes.values():
+        for cls in found:
+            plugin.add_notes(validation.forgotten_hooks(cls))
+    plugin.components = {kind: _names(kind, found) for kind, found in classes.items() if found}
+    return Loaded(plugin, module, classes)
+
+
+def _ask(module: ModuleType, hook: str, kind: str) -> Sequence[type[Component]]:
+    """What the module's hook hands over, checked class by class."""
+    given = getattr(module, hook)()
+    if not isinstance(given, Sequence) or isinstance(given, str):
+        raise _BrokenError(f"{hook} returned {given!r}, not a sequence of classes")
+    _insist(fault for each in given for fault in validation.component_faults(kind, each))
+    return given
+
+
+def _names(kind: str, classes: Sequence[type[Component]]) -> tuple[str, ...]:
+    names = tuple(cls.name for cls in classes)
+    _insist(f"it brings two of the kind {kind} named {name!r}" for name in _repeated(names))
+    return names
+
+
+def _repeated(names: Sequence[str]) -> list[str]:
+    return [name for position, name in enumerate(names) if name in names[:position]]
+
+
+def _insist(faults: Iterable[str]) -> None:
+    found = list(faults)
+    if found:
+        raise _BrokenError("; ".join(found))
+
+
+def _installation_notes(candidate: Candidate) -> Iterator[str]:
+    """Told before the import, which may fail for just this reason."""
+    if candidate.entry_point is None or candidate.entry_point.dist is None:
+        return
+    top = candidate.entry_point.module.partition(".")[0]
+    spec = find_spec(top)
+    if spec is not None and spec.has_location and spec.origin is not None:
+        shadow = shadow_note(top, Path(spec.origin), candidate.entry_point.dist)
+        if shadow:
+            yield shadow
+    if candidate.distribution != OWN:
+        yield from own_version_notes(candidate.entry_point.dist)
+
+
+def _cause(error: BaseException) -> str:
+    """The error on one line, with the last place that is neither Python's nor this package's."""
+    if isinstance(error, _BrokenError):
+        return str(error)
+    said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    here = Path(__file__).parents[1]
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        file = Path(frame.filename)
+        if here not in file.parents and "importlib" not in frame.filename:
+            return f"{said} ({file.name}, line {frame.lineno})"
+    return said
+
+
+def check_requirements(requires: Iterable[str]) -> list[str]:
+    """What is missing of `["kdcore>=0.2", "kdcore-alpha"]`: one message for each that is unmet."""
+    messages = []
+    for text in requires:
+        try:
+            requirement = Requirement(text)
+        except InvalidRequirement as error:
+            reason = str(error).splitlines()[0]
+            messages.append(f"{text!r} is not a requirement such as 'kdcore>=0.1': {reason}")
+        else:
+            messages += _unmet(requirement)
+    return messages
+
+
+def own_version_notes(plugin: Distribution) -> Sequence[str]:
+    """What to tell about a plugin whose distribution asks for another version of kdcore."""
+    try:
+        requirements = [Requirement(text) for text in plugin.requires or ()]
+    except InvalidRequirement:
+        return []
+    mine = [each for each in requirements if canonicalize_name(each.name) == OWN]
+    return [message for each in mine for message in _unmet(each)]
+
+
+def _unmet(requirement: Requirement, extra: str = "") -> Sequence[str]:
+    if requirement.marker is not None and not requirement.marker.evaluate({"extra": extra}):
+        return []
+    requirement.marker = None
+    try:
+        installed = distribution(requirement.name).version
+    except PackageNotFoundError:
+        return [f"{requirement.name} is not installed: pip install '{requirement}'"]
+    if not requirement.specifier.contains(installed, prereleases=True):
+        wanted = f"{requirement.name}{requirement.specifier}"
+        return [f"{wanted} is needed, {installed} is installed: pip install '{requirement}'"]
+    return [message for name in sorted(requirement.extras) for message in _extra(requirement, name)]
+
+
+def _extra(requirement: Requirement, extra: str) -> list[str]:
+    """The unmet requirements of one extra, such as `kdcore[lora]`."""
+    needed = [Requirement(text) for text in requires_of(requirement.name) or ()]
+    only_here = [each for each in needed if each.marker and not each.marker.evaluate({"extra": ""})]
+    return [message for each in only_here for message in _unmet(each, extra)]

@@ -1,0 +1,214 @@
+"""The plugin manager: the registry of components, and dispatch of hooks."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+import pluggy
+
+from kdcore.api import hookspecs
+from kdcore.api.contracts import KINDS, Component, Logger
+from kdcore.errors import Interrupted, KdcoreError, PluginError, UsageError, suggestion
+from kdcore.files import is_full
+from kdcore.guard import stdout_spared
+from kdcore.plugin.discovery import Candidate, candidates
+from kdcore.plugin.loading import Plugin, load
+
+log = logging.getLogger("kdcore")
+
+
+class Events:
+    """Calls implementations one at a time, so that one can be switched off and faults have a name.
+
+    `describe` says in words whose implementation a module or component is.
+    """
+
+    def __init__(self, describe: Callable[[object], str]) -> None:
+        self._manager = pluggy.PluginManager("kdcore")
+        self._manager.add_hookspecs(hookspecs)
+        self._describe = describe
+
+    def add(self, module: object, name: str) -> None:
+        """Register the hooks of a plugin under its name; ValueError if it is registered already."""
+        self._manager.register(module, name)
+
+    def remove(self, module: object) -> None:
+        """Unregister a plugin or a component; nothing where it is not registered."""
+        if self._manager.get_name(module) is not None:
+            self._manager.unregister(module)
+
+    @contextmanager
+    def listening(self, components: Iterable[Component]) -> Iterator[None]:
+        """Call these instances too until the block ends: in their order, before the modules."""
+        # pluggy calls the latest first. The same instance may stand in a recipe at two places.
+        wanted = reversed(list({id(each): each for each in components}.values()))
+        added = [each for each in wanted if self._manager.get_name(each) is None]
+        try:
+            for component in added:
+                self._manager.register(component, name=f"component {id(component)}")
+            yield
+        finally:
+            for component in added:
+                self.remove(component)
+
+    def emit(self, hook: str, arguments: dict[str, object]) -> None:
+        """Call every implementation, also after one has failed; then raise the first failure.
+
+        A component of the kind Logger that raises is unregistered with one warning instead.
+        """
+        failures: list[KdcoreError] = []
+        # One listener must not change what the next one hears.
+        arguments = {
+            name: MappingProxyType(value) if isinstance(value, dict) else value
+            for name, value in arguments.items()
+        }
+        caller: pluggy.HookCaller = getattr(self._manager.hook, hook)
+        for implementation in reversed(caller.get_hookimpls()):
+            try:
+                # Results are what kdcore_runs_end may print; all else goes where messages go.
+                with nullcontext() if hook == "kdcore_runs_end" else stdout_spared():
+                    implementation.function(*(arguments[name] for name in implementation.argnames))
+            except Interrupted:
+                raise
+            except (Exception, SystemExit) as error:
+                failures += self._judged(hook, implementation.plugin, error)
+        if failures:
+            raise failures[0]
+
+    def _judged(
+        self, hook: str, plugin: object, error: Exception | SystemExit
+    ) -> list[KdcoreError]:
+        said = f"{type(error).__name__}: {error}"
+        # A full disk is no logger's fault, and the run's record would be lost.
+        if isinstance(plugin, Logger) and not is_full(error):
+            self.remove(plugin)
+            log.warning("%s raised in %s and is off now: %s", self._describe(plugin), hook, said)
+            return []
+        if isinstance(error, KdcoreError):
+            return [error]
+        failure = PluginError(f"{self._describe(plugin)} raised in {hook}: {said}")
+        failure.__cause__ = error
+        return [failure]
+
+
+@dataclass(frozen=True)
+class Provided:
+    """A component class and the plugin that brings it."""
+
+    cls: type[Component]
+    plugin: Plugin
+
+
+class Host:
+    """Every plugin, loaded one by one: what is wrong with one is told and harms no other.
+
+    `off` blocks plugins by name. `files` adds plugin files, which must exist and load.
+    """
+
+    def __init__(self, off: Iterable[str] = (), files: Iterable[str | Path] = ()) -> None:
+        self.plugins: list[Plugin] = []
+        self._found: dict[str, dict[str, list[Provided]]] = {kind: {} for kind in KINDS}
+        self._owners: dict[object, Plugin] = {}  # of modules and of component classes
+        self._events = Events(self.describe)
+        blocked = tuple(off)
+        for candidate in candidates(files):
+            self._add(candidate, blocked=candidate.name in blocked)
+        self._note_conflicts()
+        self._warn_of_unknown(blocked)
+
+    def provided(self, kind: str) -> Mapping[str, Provided]:
+        """The components of a kind by name, without the names that several plugins bring."""
+        return {name: each[0] for name, each in self._found[kind].items() if len(each) == 1}
+
+    def conflicts(self, kind: str) -> Mapping[str, Sequence[Provided]]:
+        """The names of a kind that several plugins bring, each with all who bring it."""
+        return {name: tuple(each) for name, each in self._found[kind].items() if len(each) > 1}
+
+    def why_missing(self, kind: str, name: str) -> str:
+        """Why `provided(kind)` lacks this name, and what to type; for a fault of a recipe."""
+        rivals = self.conflicts(kind).get(name)
+        if rivals:
+            plugins = " and ".join(str(each.plugin) for each in rivals)
+            ways = " or ".join(f"-p no:{each.plugin.name}" for each in rivals)
+            return f"the {kind} {name!r} comes from {plugins}: choose with {ways}"
+        sentences = [f"no {kind} is named {name!r}{self._nearest(kind, name)}"]
+        sentences += filter(None, (_why_absent(plugin, kind) for plugin in self.plugins))
+        return ". ".join(sentences).replace("?.", "?")
+
+    def emit(self, hook: str, /, **arguments: object) -> None:
+        """Tell an event to all who listen: `host.emit("kdcore_log", run=run, record=record)`.
+
+        A logger that raises is switched off for the rest of the run, with one warning. What others
+        raise becomes a PluginError, raised once everybody has been called.
+        """
+        self._events.emit(hook, arguments)
+
+    def listening(self, components: Iterable[Component]) -> AbstractContextManager[None]:
+        """Let component instances hear events until the block ends; list nested ones too."""
+        return self._events.listening(components)
+
+    def describe(self, plugin: object) -> str:
+        """A module or component in words: "the loss 'kl' of the plugin 'losses' (kdcore 0.1.0)"."""
+        if not isinstance(plugin, Component):
+            return str(self._owners.get(plugin, plugin))
+        kind = next((kind for kind, base in KINDS.items() if isinstance(plugin, base)), "component")
+        owner = self._owners.get(type(plugin), f"the module {type(plugin).__module__}")
+        return f"the {kind} {plugin.name!r} of {owner}"
+
+    def _add(self, candidate: Candidate, *, blocked: bool) -> None:
+        if blocked:
+            self.plugins.append(Plugin.of(candidate, blocked=True))
+            return
+        loaded = load(candidate)
+        plugin, module = loaded.plugin, loaded.module
+        self.plugins.append(plugin)
+        if module in self._owners:
+            plugin.broken = f"its module is that of {self._owners[module]}"
+        elif module is not None:
+            self._owners[module] = plugin
+            self._events.add(module, plugin.name)
+            for kind, classes in loaded.classes.items():
+                self._enter(kind, classes, plugin)
+        if plugin.broken and candidate.entry_point is None:
+            raise UsageError(f"-p {candidate.distribution}: {plugin.broken}")
+
+    def _enter(self, kind: str, classes: Sequence[type[Component]], plugin: Plugin) -> None:
+        for cls in classes:
+            self._owners.setdefault(cls, plugin)
+            self._found[kind].setdefault(cls.name, []).append(Provided(cls, plugin))
+
+    def _nearest(self, kind: str, name: str) -> str:
+        """A suggestion; else the kinds that do have the name; else the names there are."""
+        names = sorted(self._found[kind])
+        others = [other for other in KINDS if name in self._found[other]]
+        if others:
+            return f", but a {others[0]} is"
+        return suggestion(name, names) or (f"; there are {', '.join(names)}" if names else "")
+
+    def _note_conflicts(self) -> None:
+        for kind in KINDS:
+            for name, rivals in self.conflicts(kind).items():
+                for mine in rivals:
+                    others = " and ".join(str(each.plugin) for each in rivals if each is not mine)
+                    mine.plugin.add_notes([f"the {kind} {name!r} comes from {others} too"])
+
+    def _warn_of_unknown(self, blocked: Sequence[str]) -> None:
+        names = [plugin.name for plugin in self.plugins]
+        for name in blocked:
+            if name not in names:
+                log.warning("-p no:%s: there is no such plugin%s", name, suggestion(name, names))
+
+
+def _why_absent(plugin: Plugin, kind: str) -> str:
+    """What keeps a plugin from bringing a component of this kind, if anything does."""
+    said = str(plugin)[0].upper() + str(plugin)[1:]
+    if plugin.blocked:
+        return f"{said} is blocked"
+    if plugin.broken:
+        return f"{said} is broken: {plugin.broken}"
+    return f"{said}: {plugin.note}" if plugin.note and kind not in plugin.components else ""

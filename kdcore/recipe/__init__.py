@@ -1,0 +1,1 @@
+"""The recipe language: TOML files -> checked stages. Internal."""

@@ -1,0 +1,309 @@
+"""A recipe's tables -> a checked stage; rules between tables."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from typing import TYPE_CHECKING, TypeVar
+
+from kdcore.api.contracts import (
+    Component,
+    Data,
+    Eval,
+    Logger,
+    Loss,
+    Selection,
+    Stage,
+    StudentOptions,
+    Teacher,
+    Term,
+    Tokenizer,
+)
+from kdcore.api.train_options import RIVALS, SelectionOptions, TermOptions, TrainOptions
+from kdcore.errors import Fault, suggestion
+from kdcore.guard import asked, listed, needs_teacher
+from kdcore.recipe.build import Builder, shown
+from kdcore.recipe.node import (
+    AT_TOP,
+    ENGINE_KEYS,
+    IN_STAGE,
+    KINDS_OF_TABLES,
+    LISTS,
+    TABLES,
+    Source,
+    Written,
+)
+
+if TYPE_CHECKING:
+    from kdcore.plugin.manager import Host
+
+
+_Kind = TypeVar("_Kind", bound=Component)
+_Options = TypeVar("_Options")
+_LARGEST_SEED = 2**32 - 1  # NumPy takes no larger one
+
+
+class Assembly:
+    """One stage being put together. What could not be built is None, and told in `faults`."""
+
+    def __init__(self, table: Written, title: str, host: Host) -> None:
+        self.table = table
+        self.title = title  # "this recipe", or "the stage 'student'"
+        self.host = host
+        self.faults: list[Fault] = list(shape_faults(table, title))
+        self.builder = Builder(host, self.faults)
+        inner = table.table
+        self.tables = {key: inner[key] for key in TABLES if key in inner and inner[key].is_table}
+        self.lists = {key: inner[key].items for key in LISTS if key in inner}
+        self.seed = self._seed()
+        self.trusted = self._trusted()
+        self.student = self._options(StudentOptions, "student")
+        self.train = self._options(TrainOptions, "train")
+        self.data = self._component(Data, "data")
+        self.tokenizer = self._component(Tokenizer, "tokenizer")
+        self.teacher = self._component(Teacher, "teacher")
+        self.selection = self._component(Selection, "selection")
+        self.scope = self._engine_keys(SelectionOptions, "selection", self.tables.get("selection"))
+        self.terms = self._terms()
+        self.evals = self._list(Eval, "eval")
+        self.loggers = self._list(Logger, "log")
+        self.faults += rules_between(self)
+
+    def stage(self, name: str, run_name: str, tokenizer_data: Written) -> Stage | None:
+        """The stage, if there are no faults. A tokenizer is trained on `tokenizer_data`."""
+        if self.faults:
+            return None
+        assert self.student and self.train and self.data and self.scope, "no faults were found"
+        stage = Stage(
+            name=name,
+            run_name=run_name,
+            table=self.table.plain_table(),
+            seed=self.seed,
+            trusted=self.trusted,
+            student=self.student,
+            tokenizer=self.tokenizer,
+            tokenizer_data=self._tokenizer_data(tokenizer_data, self.data),
+            data=self.data,
+            teacher=self.teacher,
+            terms=self.terms,
+            selection=self.selection,
+            scope=self.scope.scope,
+            evals=[*self._always(Eval, "eval"), *self.evals],
+            loggers=[*self._always(Logger, "logger"), *self.loggers],
+            train=self.train,
+        )
+        self._ask_components(stage)
+        return None if self.faults else stage
+
+    def _seed(self) -> int:
+        seed = self.table.table.get("seed")
+        if seed is None:
+            return 0
+        value = seed.plain()
+        if type(value) is int and 0 <= value <= _LARGEST_SEED:
+            return value
+        said = f"seed should be a whole number from 0 to {_LARGEST_SEED}, not {shown(value)}"
+        self.faults.append(seed.fault(said))
+        return 0
+
+    def _trusted(self) -> list[str]:
+        given = self.table.table.get("trust_remote_code")
+        names = [] if given is None else given.plain()
+        if isinstance(names, list) and all(isinstance(name, str) for name in names):
+            return names
+        assert given is not None
+        said = "trust_remote_code should be a list of names, of models whose own code may run"
+        self.faults.append(given.fault(f"{said}, not {shown(names)}"))
+        return []
+
+    def _options(self, cls: type[_Options], key: str) -> _Options | None:
+        table = self.tables.get(key)
+        return None if table is None else self.builder.options(cls, table, f"[{key}]")
+
+    def _component(self, base: type[_Kind], key: str) -> _Kind | None:
+        table = self.tables.get(key)
+        return None if table is None else self._built(base, key, table)
+
+    def _built(self, base: type[_Kind], key: str, table: Written) -> _Kind | None:
+        kind = KINDS_OF_TABLES[key]
+        made = self.builder.component(kind, table, ENGINE_KEYS.get(kind, ()))
+        return made if isinstance(made, base) else None
+
+    def _list(self, base: type[_Kind], key: str) -> list[_Kind]:
+        """What could be built of a list."""
+        built = [self._built(base, key, item) for item in self.lists.get(key, ())]
+        return [made for made in built if made is not None]
+
+    def _engine_keys(
+        self, cls: type[_Options], kind: str, table: Written | None
+    ) -> _Options | None:
+        """The engine's options in a component's table, or its defaults without one."""
+        given = table.table if table is not None else {}
+        own = {key: value for key, value in given.items() if key in ENGINE_KEYS[kind]}
+        return self.builder.options(cls, (table or self.table).with_children(own), f"the {kind}")
+
+    def _terms(self) -> list[Term]:
+        terms, seen = [], Counter[str]()
+        for item in self.lists.get("loss", ()):
+            loss = self._built(Loss, "loss", item)
+            options = self._engine_keys(TermOptions, "loss", item)
+            if loss is not None and options is not None:
+                use = str(item.use)
+                seen[use] += 1
+                label = use if seen[use] == 1 else f"{use}.{seen[use]}"
+                terms.append(Term(label, use, loss, options.weight, options.on))
+        return terms
+
+    def _always(self, base: type[_Kind], kind: str) -> list[_Kind]:
+        """Those of a kind that every run has, where the recipe does not name them itself."""
+        key = next(key for key, each in KINDS_OF_TABLES.items() if each == kind)
+        named = {item.use for item in self.lists.get(key, ())}
+        wanted = [
+            name
+            for name, provided in self.host.provided(kind).items()
+            if getattr(provided.cls, "always", False) and name not in named
+        ]
+        self.faults += [
+            self.table.fault(self.host.why_missing(kind, name))
+            for name, rivals in self.host.conflicts(kind).items()
+            if name not in named and any(getattr(each.cls, "always", False) for each in rivals)
+        ]
+        tables = (Written.of({"use": name}, Source(f"the {kind} {name!r}")) for name in wanted)
+        built = (self._built(base, key, table) for table in tables)
+        able = (made for made in built if made is not None)
+        return [made for made in able if self.teacher is not None or not needs_teacher(made)]
+
+    def _tokenizer_data(self, table: Written, own: Data) -> Data:
+        if table.plain() == self.tables["data"].plain():
+            return own
+        made = self._built(Data, "data", table)
+        return own if made is None else made
+
+    def _ask_components(self, stage: Stage) -> None:
+        """Components may object to the recipe that they find themselves in."""
+        for component, table in self.builder.places:
+            self.faults += [table.fault(said) for said in listed(component, "faults", stage)]
+
+
+def assemble(
+    table: Written, names: tuple[str, str], tokenizer_data: Written | None, host: Host
+) -> tuple[Stage | None, Collection[Fault]]:
+    """The stage of these names (of the stage, and of its run), or every fault of its table."""
+    name, run_name = names
+    assembly = Assembly(table, f"the stage {name!r}" if name else "this recipe", host)
+    stage = assembly.stage(name, run_name, tokenizer_data or assembly.tables.get("data", table))
+    return stage, assembly.faults
+
+
+_NEEDED = {
+    "student": '[student] with model = "...", or [student.config] with model_type = "..."',
+    "data": '[data] with use = "..."',
+    "loss": '[[loss]] with use = "..."',
+    "train": "[train] with lr, and one of epochs, steps and tokens",
+}
+
+
+def shape_faults(table: Written, title: str) -> Iterator[Fault]:
+    """Keys that nobody knows, tables that are missing, and lists in place of tables."""
+    for key, value in table.table.items():
+        if key in AT_TOP:
+            yield value.fault(f"{key} stands at the top level of the recipe, not in a stage")
+        elif key not in IN_STAGE:
+            near = suggestion(key, (*AT_TOP, *IN_STAGE))
+            hint = "" if near else f"it has: {', '.join((*AT_TOP, *IN_STAGE))}"
+            yield value.fault(f"a recipe has no {key!r}{near}", hint)
+        elif key in TABLES and not value.is_table:
+            yield value.fault(f"{key} should be one table, not {_what(value)}", f"write [{key}]")
+        elif key in LISTS and not value.is_list:
+            said = f"{key} should be a list of tables, not {_what(value)}"
+            yield value.fault(said, f"write [[{key}]]")
+    for key, way in _NEEDED.items():
+        missing = key not in table.table
+        if missing or (key == "loss" and table.table[key].plain() == []):
+            place = table if missing else table.table[key]
+            brackets = f"[[{key}]]" if key in LISTS else f"[{key}]"
+            yield place.fault(f"{title} has no {brackets}", f"add {way}")
+
+
+def _what(value: Written) -> str:
+    return "a list" if value.is_list else shown(value.plain())
+
+
+def rules_between(stage: Assembly) -> Iterator[Fault]:
+    """Every rule that is broken, as far as it can be told."""
+    yield from _one_of_rivals(stage)
+    yield from _tokenizer_of_fresh_student(stage)
+    yield from _tokens_without_selection(stage)
+    yield from _teacher_and_its_users(stage)
+
+
+def _one_of_rivals(stage: Assembly) -> Iterator[Fault]:
+    for key, rivals in RIVALS.items():
+        table = stage.tables.get(key)
+        given = [rival for rival in table.table if rival in rivals] if table else []
+        names = f"{', '.join(rivals[:-1])} and {rivals[-1]}"
+        if table and not given:
+            yield table.fault(f"[{key}] needs one of {names}")
+        for rival in given[1:]:
+            said = f"[{key}] takes one of {names}, and {given[0]} is given as well"
+            yield table.table[rival].fault(said, f"leave out {given[0]} or {rival}")  # type: ignore[union-attr]
+
+
+def _tokenizer_of_fresh_student(stage: Assembly) -> Iterator[Fault]:
+    student = stage.tables.get("student")
+    if student and "config" in student.table and "tokenizer" not in stage.table.table:
+        said = "a student made from [student.config] brings no tokenizer"
+        yield student.table["config"].fault(said, 'add [tokenizer] with use = "..."')
+
+
+def _tokens_without_selection(stage: Assembly) -> Iterator[Fault]:
+    if "selection" in stage.table.table:
+        return
+    for item in stage.lists.get("loss", ()):
+        on = item.table.get("on")
+        if on is not None and on.value in ("all", "dropped"):
+            said = f"on = {shown(on.value)} needs a selection, and {stage.title} has no [selection]"
+            yield on.fault(said, "without one every token is kept: leave `on` out")
+
+
+def _teacher_and_its_users(stage: Assembly) -> Iterator[Fault]:
+    could = [*(term.loss for term in stage.terms), *stage.evals, stage.selection]
+    users = [one for one in could if one is not None and needs_teacher(one)]
+    places = {id(made): table for made, table in stage.builder.places}
+    table = stage.tables.get("teacher")
+    if table is not None:
+        if not users and _is_complete(stage):
+            said = "nobody uses the teacher: no loss, selection or eval asks for it"
+            yield table.fault(
+                said, 'leave [teacher] out, or say use = "none" where it is inherited'
+            )
+        if stage.teacher is not None:
+            for user, said, hint in _ill_served(stage.teacher, users, table.use):
+                yield places[id(user)].table["use"].fault(said, hint)
+    elif "teacher" not in stage.table.table:
+        for user in users:
+            said = f"{user.name!r} needs a teacher, and {stage.title} has no [teacher]"
+            yield places[id(user)].table["use"].fault(said, 'add [teacher] with use = "..."')
+
+
+def _ill_served(
+    teacher: Teacher, users: Sequence[Component], use: str | None
+) -> Iterator[tuple[Component, str, str]]:
+    """Who needs more than the teacher can give, with the fault and a hint."""
+    gives_logits = asked(teacher, "gives_logits", of=bool)
+    is_estimate = asked(teacher, "is_estimate", of=bool)
+    for user in users:
+        if isinstance(user, Loss) and not gives_logits:
+            said = f"the loss {user.name!r} needs logits, and the teacher {use!r} gives no logits"
+            yield user, said, ""
+        linear = isinstance(user, Loss) and asked(user, "linear_in_teacher", of=bool)
+        if is_estimate and not linear:
+            said = f"{user.name!r} needs the teacher's distribution, and {use!r} gives an estimate"
+            yield user, said, "only losses that are linear in its probabilities learn from that"
+
+
+def _is_complete(stage: Assembly) -> bool:
+    """Whether everything that could use a teacher was built."""
+    wanted = sum(len(stage.lists.get(key, ())) for key in ("loss", "eval"))
+    wanted += "selection" in stage.table.table
+    return wanted == len(stage.terms) + len(stage.evals) + (stage.selection is not None)

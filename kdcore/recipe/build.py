@@ -1,0 +1,224 @@
+"""Tables -> components, with a message for each wrong option."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin
+
+import tomli
+from pydantic import ValidationError
+
+from kdcore.api.contracts import Component
+from kdcore.api.options import (
+    _UNBUILT,
+    choices,
+    in_words,
+    inner_type,
+    kind_of,
+    kinds_in,
+    members,
+    option_types,
+)
+from kdcore.errors import Fault, PluginError, RecipeError, UsageError, suggestion
+from kdcore.guard import place_of
+from kdcore.recipe.node import Source, Written
+from kdcore.recipe.toml_positions import KeyPath
+
+if TYPE_CHECKING:
+    from kdcore.plugin.manager import Host
+
+
+Errors = Sequence[Mapping[str, Any]]
+_LONGEST = 60  # characters of a value that a message shows
+_SHORTER = {"greater than or equal to": "at least", "less than or equal to": "at most"}
+
+
+def complaints(
+    error: ValidationError,
+    table: Written,
+    types: Mapping[str, Any],
+    what: str,
+    without: Collection[str] = (),
+) -> Iterator[Fault]:
+    """A fault for each value that is wrong; `without` are options that were told of before."""
+    by_path: dict[KeyPath, list[Mapping[str, Any]]] = {}
+    for each in error.errors(include_url=False):
+        if each["loc"] and each["loc"][0] in without:
+            continue
+        # Behind the path, pydantic names the alternatives of a union.
+        path = each["loc"] if each["type"] == "missing" else table.reach(each["loc"])[1]
+        by_path.setdefault(path, []).append(each)
+    for path, errors in by_path.items():
+        if errors[0]["type"] == "missing":
+            yield table.fault(f"{what} needs {path[0]}: {in_words(types[str(path[0])])}")
+        else:
+            yield _complaint(table.reach(path)[0], path, errors, types)
+
+
+def _complaint(value: Written, path: KeyPath, errors: Errors, types: Mapping[str, Any]) -> Fault:
+    label = ".".join(str(part + 1 if isinstance(part, int) else part) for part in path)
+    # A number that is out of range says more than "not one of the texts of the union" does.
+    range_errors = [each for each in errors if not _is_of_type(each["type"])]
+    if range_errors:
+        return value.fault(_of_range(range_errors[0], label, value))
+    annotation: Any = types[str(path[0])]
+    for part in path[1:]:
+        annotation = inner_type(annotation, part)
+    plain = value.plain()
+    near = suggestion(plain, choices(annotation)) if isinstance(plain, str) else ""
+    message = f"{label} should be {in_words(annotation)}, not {shown(plain)}{near}"
+    return value.fault(message, _unquoted(plain, annotation))
+
+
+def _is_of_type(error_type: str) -> bool:
+    return error_type.endswith("_type") or error_type in ("literal_error", "is_instance_of")
+
+
+def _of_range(error: Mapping[str, Any], label: str, value: Written) -> str:
+    if error["type"] in ("value_error", "assertion_error"):
+        said = str(error["ctx"]["error"])
+        return said if not label or label in said else f"{label}: {said}"
+    said = error["msg"].replace("Input should", f"{label} should").replace(" after validation", "")
+    for long, short in _SHORTER.items():
+        said = said.replace(long, short)
+    if not said.startswith(label):
+        said = f"{label}: {said[0].lower()}{said[1:]}"
+    return said if ", not " in said else f"{said}, not {shown(value.plain())}"
+
+
+def _unquoted(plain: object, annotation: Any) -> str:
+    """The way out where a number or truth value stands in quotes."""
+    if not isinstance(plain, str) or str in members(annotation):
+        return ""
+    try:
+        meant = tomli.loads(f"value = {plain}")["value"]
+    except (ValueError, RecursionError):
+        return ""
+    fits = isinstance(meant, bool | int | float) and {bool, int, float} & {*members(annotation)}
+    return f"write it without quotes: {plain}" if fits else ""
+
+
+def shown(value: object) -> str:
+    """A value as TOML spells it, cut to a readable length."""
+    if isinstance(value, dict):
+        return "a table"
+    if isinstance(value, bool | str):
+        text = json.dumps(value, ensure_ascii=False)
+    elif isinstance(value, list):
+        text = f"[{', '.join(map(shown, value))}]"
+    else:
+        text = str(value)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
+
+
+_Options = TypeVar("_Options")
+
+
+def build_named(kind: str, name: str, host: Host) -> Component:
+    """A component with its defaults, as an option of the command line names it."""
+    faults: list[Fault] = []
+    builder = Builder(host, faults)
+    made = builder.component(kind, Written.of({"use": name}, Source(f"{kind} {name}")))
+    if made is None:
+        raise RecipeError(faults)
+    return made
+
+
+class Builder:
+    """Builds what tables describe, and gathers every fault."""
+
+    def __init__(self, host: Host, faults: list[Fault]) -> None:
+        self.host = host
+        self.faults = faults
+        self.places: list[tuple[Component, Written]] = []  # everything built, and from where
+
+    def component(
+        self, kind: str, table: Written, engine_keys: Collection[str] = ()
+    ) -> Component | None:
+        """The component that a table names, or None and faults. `engine_keys` are not its own."""
+        if not table.is_table or "use" not in table.table:
+            self.faults.append(self._nameless(kind, table))
+            return None
+        use = table.table["use"]
+        if table.use not in self.host.provided(kind):
+            self.faults.append(use.fault(self._why_not(kind, use)))
+            return None
+        cls = self.host.provided(kind)[str(table.use)].cls
+        what = f"the {kind} {table.use!r}"
+        made = self.options(cls, table, what, ("use", *engine_keys))
+        if made is not None:
+            self.places.append((made, table))
+        return made
+
+    def options(
+        self, cls: type[_Options], table: Written, what: str, engine_keys: Collection[str] = ()
+    ) -> _Options | None:
+        """An instance with the options of a table, or None and faults."""
+        types = option_types(cls)
+        own = {key: value for key, value in table.table.items() if key not in engine_keys}
+        unknown = [key for key in own if key not in types]
+        for key in unknown:
+            self.faults.append(own[key].fault(*_unknown(key, what, [*types, *engine_keys])))
+        given = {key: self._given(types[key], own[key]) for key in own if key in types}
+        unbuilt = [key for key, value in given.items() if value is _UNBUILT]
+        try:
+            made = cls(**{key: value for key, value in given.items() if value is not _UNBUILT})
+        except ValidationError as error:
+            # Told of already: the one that is missing is the one that was spelt wrongly.
+            misspelt = [near for key in unknown for near in get_close_matches(key, types, n=1)]
+            self.faults += complaints(error, table, types, what, [*unbuilt, *misspelt])
+            return None
+        except UsageError as error:  # from a component that checks its options together
+            self.faults.append(table.fault(str(error)))
+            return None
+        except (Exception, SystemExit) as error:
+            said = (
+                f"{what} ({place_of(cls)}) raised {type(error).__name__} when it was made: {error}"
+            )
+            raise PluginError(said) from error
+        return None if unknown or unbuilt else made
+
+    def _given(self, annotation: Any, value: Written) -> object:
+        """The plain value; where the type takes a component, tables become components."""
+        for member in members(annotation):
+            kind = kind_of(member)
+            if value.is_table and kind:
+                return self.component(kind, value) or _UNBUILT
+            if value.is_table and hasattr(member, "__pydantic_fields__"):
+                return self.options(member, value, f"a {member.__name__.lower()}") or _UNBUILT
+            if kinds_in(member) and get_origin(member) is (list if value.is_list else dict):
+                return self._nested(get_args(member)[-1], value)
+        return value.plain()
+
+    def _nested(self, annotation: Any, value: Written) -> object:
+        """A list or table of components."""
+        if value.is_list:
+            items = [self._given(annotation, each) for each in value.items]
+            return _UNBUILT if _UNBUILT in items else items
+        entries = {key: self._given(annotation, each) for key, each in value.table.items()}
+        return _UNBUILT if _UNBUILT in entries.values() else entries
+
+    def _nameless(self, kind: str, table: Written) -> Fault:
+        names = ", ".join(sorted(self.host.provided(kind))) or "none is installed"
+        if table.is_table:
+            return table.fault(f'a {kind} needs use = "NAME"', f"there are: {names}")
+        return table.fault(
+            f"a {kind} is a table, not {shown(table.plain())}",
+            f'write {{use = "NAME"}}; there are: {names}',
+        )
+
+    def _why_not(self, kind: str, use: Written) -> str:
+        name = use.value
+        if isinstance(name, str):
+            return self.host.why_missing(kind, name)
+        return f"use should be the name of a {kind}, in quotes, not {shown(name)}"
+
+
+def _unknown(key: str, what: str, known: Collection[str]) -> tuple[str, str]:
+    """Message and hint for a key that nobody knows."""
+    near = suggestion(key, known)
+    own = ", ".join(name for name in known if name != "use")
+    hint = f"it has: {own}" if own else "it has no options"
+    return f"{what} has no option {key!r}{near}", "" if near else hint

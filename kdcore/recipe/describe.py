@@ -1,0 +1,191 @@
+"""What a recipe trains, as a formula, and with every default filled in.
+
+`p(T)` and `q(T)` are teacher's and student's distributions at temperature T, `y` is the label, and
+`mean_all`, `mean_kept` and `mean_dropped` average over those tokens of the whole optimizer step.
+`done` is the share of the run that is over. Every factor is written out: nothing multiplies a term
+that is not in the formula.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from kdcore.api.contracts import Component, Stage, Term
+from kdcore.api.options import option_values
+from kdcore.api.train_options import Schedule
+from kdcore.guard import asked
+
+if TYPE_CHECKING:
+    from kdcore.api.contracts import Teacher
+
+
+_START, _NEXT = "loss = ", "\n     + "
+
+_SYMBOLS: Mapping[str, tuple[str, str]] = {
+    "mean_all": ("mean_all", "the mean over the tokens that the optimizer step predicts"),
+    "mean_kept": ("mean_kept", "the mean over those tokens that the selection keeps"),
+    "mean_dropped": ("mean_dropped", "the mean over those tokens that the selection drops"),
+    "done": ("done", "the share of the run's steps that are done"),
+    "p": ("p(T)", "the teacher's distribution over the next token, softmax(logits / T)"),
+    "q": ("q(T)", "the student's distribution over the next token, softmax(logits / T)"),
+    "y": ("y", "the next token in the text"),
+    "CE": ("CE(q, y)", "-log of the probability that q gives to y, in nats"),
+    "KL": ("KL(a, b)", "the sum of a * log(a / b) over the vocabulary, in nats"),
+    "TV": ("TV(a, b)", "half the sum of abs(a - b) over the vocabulary"),
+    "sum": ("sum", "the sum over the vocabulary"),
+}
+"""Name in a formula -> how it is written, and what it stands for."""
+
+_PLAIN = ("min", "max", "abs", "log", "exp")  # what needs no explanation
+
+
+def objective_formula(
+    terms: Sequence[Term], *, selects: bool, teacher: Teacher | None = None
+) -> str:
+    """The whole objective, one term a line.
+
+    Where the teacher knows k ids only, `p_k` and `q_k` are the distributions over these and all
+    others as one.
+    """
+    known = _known(teacher)
+    each = (f"{_weight(term.weight)} * {_mean(term, selects, known)}" for term in terms)
+    return _START + _NEXT.join(each)
+
+
+def symbols_of(
+    terms: Sequence[Term], *, selects: bool, teacher: Teacher | None = None
+) -> list[tuple[str, str]]:
+    """The symbols of the objective in order of appearance, each with its meaning in words.
+
+    A function that only some loss knows is explained by the first line of the loss's docstring.
+    """
+    known = {**_SYMBOLS, **_coarse_symbols(teacher)}
+    found: dict[str, tuple[str, str]] = {}
+    for term in terms:
+        alone = objective_formula([term], selects=selects, teacher=teacher).removeprefix(_START)
+        for name in _names(alone):
+            if name not in _PLAIN:
+                found.setdefault(name, known.get(name, (name, _about(term))))
+    return list(found.values())
+
+
+def _coarse_symbols(teacher: Teacher | None) -> dict[str, tuple[str, str]]:
+    """What the distributions over some ids and the others as one are called, and are."""
+    if teacher is None or (k := _known(teacher)) is None:
+        return {}
+    p, q = f"p_{k}", f"q_{k}"
+    drawn = f"the shares that {k} ids drawn from the teacher's distribution have of the draws"
+    likeliest = (
+        f"the teacher's distribution at T = 1 over its {k} likeliest ids and all others as one"
+    )
+    of_teacher = drawn if teacher.is_estimate() else likeliest
+    return {
+        p: (f"{p}(T)", f"{of_teacher}, then softmax(log / T)"),
+        q: (
+            f"{q}(T)",
+            f"the student's at T = 1 over the ids of {p} and all others as one, then the same",
+        ),
+    }
+
+
+def _weight(weight: float | Schedule) -> str:
+    if not isinstance(weight, Schedule):
+        return _number(weight)
+    start, end, until = map(_number, (weight.start, weight.end, weight.until))
+    return f"({start} + ({end} - {start}) * min(done / {until}, 1))"
+
+
+def _number(value: float) -> str:
+    """Enough digits to compute with, without the rounding of 1 - 0.7."""
+    return f"{value:.12g}"
+
+
+def _mean(term: Term, selects: bool, known: int | None) -> str:
+    tokens = term.on if selects else "all"
+    formula: str = asked(term.loss, "formula", of=str)
+    if known is not None and term.loss.needs_teacher:
+        formula = re.sub(r"\b([pq])(?=\()", rf"\1_{known}", formula)
+    return f"mean_{tokens}({formula})"
+
+
+def _known(teacher: Teacher | None) -> int | None:
+    found: int | None = None
+    if teacher is not None:
+        found = asked(teacher, "ids_known", of=(int, type(None)))
+    return found
+
+
+def _about(term: Term) -> str:
+    said = (inspect.getdoc(type(term.loss)) or "").split("\n")[0]
+    return f"of the loss {term.use!r}" + (f": {said}" if said else "")
+
+
+def _names(formula: str) -> list[str]:
+    """The names in an expression from left to right; none where it is not Python's syntax."""
+    try:
+        tree = ast.parse(formula, mode="eval")
+    except SyntaxError:
+        return []
+    names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
+    return [node.id for node in sorted(names, key=lambda node: (node.lineno, node.col_offset))]
+
+
+def resolved(stage: Stage, name: str, requires: Sequence[str] = ()) -> str:
+    """TOML that runs the stage again. `name` is the recipe's."""
+    import tomli_w
+
+    tables = _tables(stage)
+    recipe: dict[str, object] = {"name": stage.run_name, **tables}
+    if stage.tokenizer is not None and stage.tokenizer_data is not stage.data:
+        # Only a stage can have other data than the tokenizer is trained on.
+        top = {"tokenizer": tables.pop("tokenizer"), "data": table_of(stage.tokenizer_data)}
+        recipe = {"name": name, **top, "stage": {stage.name: tables}}
+    if requires:
+        recipe = {"requires": list(requires), **recipe}
+    return tomli_w.dumps(recipe)
+
+
+def _tables(stage: Stage) -> dict[str, object]:
+    student = {key: _plain(value) for key, value in option_values(stage.student).items()}
+    tables: dict[str, object] = {
+        "seed": stage.seed,
+        "trust_remote_code": list(stage.trusted),
+        "student": {key: each for key, each in student.items() if each not in (None, [])},
+        "tokenizer": _plain(stage.tokenizer),
+        "data": table_of(stage.data),
+        "teacher": _plain(stage.teacher),
+        "loss": [_term(term) for term in stage.terms],
+        "selection": _plain(stage.selection),
+        "eval": [table_of(one) for one in stage.evals],
+        "log": [table_of(one) for one in stage.loggers],
+        "train": _plain(option_values(stage.train)),
+    }
+    if isinstance(tables["selection"], dict):
+        tables["selection"]["scope"] = stage.scope
+    return {key: table for key, table in tables.items() if table not in (None, [])}
+
+
+def table_of(component: Component) -> dict[str, object]:
+    """A component as its table in a recipe; options without a value are left out."""
+    given = {key: value for key, value in option_values(component).items() if value is not None}
+    return {"use": component.name, **{key: _plain(value) for key, value in given.items()}}
+
+
+def _term(term: Term) -> dict[str, object]:
+    return {**table_of(term.loss), "weight": _plain(term.weight), "on": term.on}
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Component):
+        return table_of(value)
+    if isinstance(value, Schedule):
+        return option_values(value)
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items() if each is not None}
+    if isinstance(value, list):
+        return [_plain(each) for each in value]
+    return value

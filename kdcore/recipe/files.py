@@ -1,0 +1,158 @@
+"""Recipe files: reading, `extends`, and the recipes that kdcore ships."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import tomli
+
+from kdcore.errors import Fault, RecipeError, UsageError
+from kdcore.recipe.merge import merge_recipes
+from kdcore.recipe.node import Source, Written
+
+_EMPTY = "a recipe needs [student], [data], [[loss]] and [train]"
+
+
+@dataclass(frozen=True)
+class Typed:
+    """What a recipe file says, laid over what the files say that it extends."""
+
+    root: Written  # without `extends` and `requires`; `name` is the first file's own
+    requires: list[Written]  # of every file
+    text: str  # of the first file
+    alone: bool  # it extends nothing
+
+
+def read_files(path: Path, name: str) -> Typed:
+    """Follow `extends` to its end and merge; `name` is how the user typed the path."""
+    text = _read(path, name)
+    root = _parse(text, name)
+    seen, requires = [path.resolve()], [*_requires(root)]
+    layers = [root]
+    while "extends" in layers[-1].table:
+        extends = layers[-1].table.pop("extends")
+        path, name = _extended(extends, path, name)
+        if path.resolve() in seen:
+            raise RecipeError([_circle(extends, layers, name)])
+        seen.append(path.resolve())
+        layer = _parse(_read(path, name), name)
+        layer.table.pop("name", None)
+        requires += _requires(layer)
+        layers.append(layer)
+    merged = layers.pop()
+    for layer in reversed(layers):
+        merged = merge_recipes(merged, layer)
+    return Typed(merged, requires, text, alone=len(seen) == 1)
+
+
+def _requires(layer: Written) -> list[Written]:
+    requires = layer.table.pop("requires", None)
+    if requires is None:
+        return []
+    if not requires.is_list:
+        raise RecipeError([requires.fault('requires should be a list: ["kdcore>=0.1"]')])
+    return requires.items
+
+
+def _circle(extends: Written, layers: list[Written], name: str) -> Fault:
+    chain = " extends ".join([*(layer.source.name for layer in layers), name])
+    return extends.fault(f"extends goes round in a circle: {chain}")
+
+
+def _extended(extends: Written, path: Path, name: str) -> tuple[Path, str]:
+    """The file that another one extends, and its name as a user would type it."""
+    if not isinstance(extends.value, str):
+        raise RecipeError([extends.fault('extends should be one path: "other.toml"')])
+    try:
+        found = find_recipe(extends.value, path.parent)
+    except UsageError as error:
+        raise RecipeError([extends.fault(str(error))]) from None
+    if not found.is_file():  # a device would be read for ever
+        raise RecipeError([extends.fault(f"{extends.value!r} is no file")])
+    beside = os.path.normpath(Path(name).parent / extends.value)
+    return found, beside if os.path.exists(beside) else str(found)
+
+
+def _read(path: Path, name: str) -> str:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise RecipeError([Fault(f"cannot be read: {error.strerror}", name)]) from None
+    try:
+        return data.decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        before = data[: error.start]
+        line, column = before.count(b"\n") + 1, error.start - before.rfind(b"\n")
+        said = "this is no text in UTF-8, so no recipe"
+        raise RecipeError([Fault(said, name, line, column)]) from None
+
+
+def _parse(text: str, name: str) -> Written:
+    source = Source(name, text)
+    try:
+        table = tomli.loads(text)
+    except tomli.TOMLDecodeError as error:
+        raise RecipeError([_not_toml(error, name)]) from None
+    except ValueError:  # Python's, of a whole number
+        raise RecipeError([Fault("a whole number has more than 4,300 digits", name)]) from None
+    except RecursionError:
+        raise RecipeError([Fault("lists or tables are nested too deeply", name)]) from None
+    if not table:
+        hint = "begin from a shipped one: kdcore new recipe"
+        raise RecipeError([Fault(f"the recipe is empty: {_EMPTY}", name, hint=hint)])
+    return Written.of(table, source)
+
+
+def _not_toml(error: tomli.TOMLDecodeError, name: str) -> Fault:
+    shown = (error.doc.split("\n"))[error.lineno - 1].replace("\t", " ")
+    hint = 'a text stands in quotes: use = "kl"' if error.msg == "Invalid value" else ""
+    if error.msg.startswith("Cannot declare"):
+        hint = "a table is written once; [[name]] adds an item to a list of tables"
+    elif error.msg == "Cannot overwrite a value":
+        hint = "a key is given once"
+    said = f"this is not TOML: {error.msg[0].lower()}{error.msg[1:]}"
+    return Fault(said, name, error.lineno, error.colno, shown, hint)
+
+
+def find_recipe(name: str, among: Path | None = None) -> Path:
+    """The file of a recipe: a path that exists, else a shipped recipe of that name.
+
+    `among` is the folder that a relative path starts from; the current one by default.
+    """
+    path = (among or Path()) / name
+    if os.path.exists(path) and not os.path.isdir(path):
+        return path
+    shipped = {recipe_name(each): each for each in shipped_recipes()}
+    asked = name.removeprefix("./").removeprefix("recipes/").removesuffix(".toml")
+    if asked in shipped:
+        return shipped[asked]
+    if os.path.isdir(path):
+        raise UsageError(f"{name} is a folder; a recipe is a TOML file")
+    beside = {each.stem: str(each) for each in path.parent.glob("*.toml")}
+    near = [beside[stem] for stem in difflib.get_close_matches(path.stem, beside, 2)]
+    near += difflib.get_close_matches(asked, shipped, 3, 0.5)
+    hint = f"; the nearest are {', '.join(near)}" if near else "; type kdcore recipes for a list"
+    raise UsageError(f"there is no recipe {name!r}{hint}")
+
+
+def shipped_recipes() -> list[Path]:
+    """The recipes that come with kdcore."""
+    return sorted(_shipped_folder().rglob("*.toml"))
+
+
+def recipe_name(path: Path) -> str:
+    """What a shipped recipe is called: `rho_qwen`, `cpu/rho`."""
+    return path.relative_to(_shipped_folder()).with_suffix("").as_posix()
+
+
+def _shipped_folder() -> Path:
+    """In a wheel they lie in the package; an editable install finds them beside it."""
+    package = Path(__file__).parents[1]
+    inside = package / "recipes"
+    return inside if inside.is_dir() else package.parent / "recipes"
+
+
+_RECIPE = "recipe.toml"

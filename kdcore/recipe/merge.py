@@ -1,0 +1,182 @@
+"""Merging of tables, references between stages, and a run's identity."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
+
+from kdcore.api.train_options import RIVALS
+from kdcore.errors import Fault, suggestion
+from kdcore.recipe.node import Written
+
+NONE = "none"
+"""`use = "none"` removes what is inherited."""
+
+_NAMING = ("use", "model_type")  # tables that differ in these have other options too
+
+
+def merge_recipes(base: Written, over: Written) -> Written:
+    """`over` laid over `base`: whole recipes, or what a stage says over the top level."""
+    merged = dict(base.table)
+    for key, value in over.table.items():
+        if key not in merged:
+            merged[key] = value
+        elif key == "stage":
+            merged[key] = _merge_stages(merged[key], value)
+        else:
+            merged[key] = merge(merged[key], value, RIVALS.get(key, ()))
+    return over.with_children(merged)
+
+
+def _merge_stages(base: Written, over: Written) -> Written:
+    stages = dict(base.table)
+    for name, stage in over.table.items():
+        stages[name] = merge_recipes(stages[name], stage) if name in stages else stage
+    return over.with_children(stages)
+
+
+def merge(base: Written, over: Written, rivals: Collection[str] = ()) -> Written:
+    """Tables merge; what is no table, or a table with another `use`, takes the other's place.
+
+    Where `over` gives one of the `rivals`, no other of them is inherited.
+    """
+    if not (base.is_table and over.is_table) or over.whole or _is_another(base, over):
+        return over
+    gone = {*rivals} - over.table.keys() if {*rivals} & over.table.keys() else set()
+    merged = {key: value for key, value in base.table.items() if key not in gone}
+    for key, value in over.table.items():
+        merged[key] = merge(merged[key], value) if key in merged else value
+    return over.with_children(merged)
+
+
+def _is_another(base: Written, over: Written) -> bool:
+    return any(
+        key in base.table and key in over.table and base.table[key].value != over.table[key].value
+        for key in _NAMING
+    )
+
+
+def without_none(value: Written) -> Written:
+    """The same without the tables that `use = "none"` removes."""
+    if value.is_table:
+        kept = {key: each for key, each in value.table.items() if each.use != NONE}
+        return value.with_children({key: without_none(each) for key, each in kept.items()})
+    if value.is_list:
+        return value.with_children([without_none(v) for v in value.items if v.use != NONE])
+    return value
+
+
+_REFERENCE = re.compile(r"@(\w[\w.-]*)")
+
+
+def references(value: Written) -> Iterator[tuple[str, Written]]:
+    """The stages that a table names, each with the value that names it."""
+    for inner in (*value.table.values(), *value.items):
+        yield from references(inner)
+    match = _REFERENCE.fullmatch(value.value) if isinstance(value.value, str) else None
+    if match:
+        yield match[1], value
+
+
+def replace_references(value: Written, new: Callable[[str], str]) -> Written:
+    """The same with `new(NAME)` in place of every `"@NAME"`."""
+    if value.is_table:
+        inner = {key: replace_references(each, new) for key, each in value.table.items()}
+        return value.with_children(inner)
+    if value.is_list:
+        return value.with_children([replace_references(each, new) for each in value.items])
+    match = _REFERENCE.fullmatch(value.value) if isinstance(value.value, str) else None
+    return value.with_children(new(match[1])) if match else value
+
+
+def in_order(stages: Mapping[str, Written], faults: list[Fault]) -> list[tuple[str, list[str]]]:
+    """The stages with the stages that they name, in an order to run them; else in file order."""
+    needs: dict[str, dict[str, Written]] = {}
+    for name, stage in stages.items():
+        named = dict(references(stage))
+        faults += [_unknown(n, named[n], stages) for n in named if n not in stages]
+        needs[name] = {n: value for n, value in named.items() if n in stages}
+    order: list[str] = []
+    while len(order) < len(needs):
+        waiting = [name for name in needs if name not in order]
+        ready = [name for name in waiting if needs[name].keys() <= {*order}]
+        if not ready:
+            faults.append(_circle(waiting[0], needs, order))
+            return [(name, [*needs[name]]) for name in (*order, *waiting)]
+        order.append(ready[0])
+    return [(name, [*needs[name]]) for name in order]
+
+
+def _unknown(name: str, value: Written, stages: Mapping[str, Written]) -> Fault:
+    if "" in stages:
+        return value.fault(f"'@{name}' names a stage, and this recipe has no stages")
+    message = f"no stage is called {name!r}{suggestion(name, stages)}"
+    return value.fault(message, f"there are: {', '.join(stages)}")
+
+
+def _circle(start: str, needs: Mapping[str, Mapping[str, Written]], done: list[str]) -> Fault:
+    """A fault that shows who waits for whom; every stage that is not done waits for another."""
+    path = [start]
+    while path[-1] not in path[:-1]:
+        path.append(next(name for name in needs[path[-1]] if name not in done))
+    circle = path[path.index(path[-1]) :]
+    value = needs[circle[-2]][circle[-1]]
+    if len(circle) == 2:
+        return value.fault(f"the stage {circle[0]!r} names itself")
+    return value.fault(f"stages wait for one another: {' needs '.join(circle)}")
+
+
+_OF_RECIPE = ("name", "requires", "trust_remote_code", "log", "eval")
+
+_OF_TRAIN = (
+    "micro_batch",
+    "chunk",
+    "compile",
+    "compile_trunk",
+    "checkpointing",
+    "workers",
+    "non_finite",
+    "log_every",
+    "eval_every",
+    "save_every",
+    "save_keep",
+)
+
+
+def identity(
+    table: Written, tokenizer_data: Written | None, identity_of: Callable[[str], str]
+) -> str:
+    """Eight hexadecimal digits of the merged table as typed; the order of keys does not matter.
+
+    In place of `"@NAME"` stands that stage's own identity, so that its name does not matter
+    either. `tokenizer_data` is given where it is not the stage's own data.
+    """
+    content = [what_counts(_by_identity(table, identity_of))]
+    if tokenizer_data is not None:
+        content.append(_by_identity(tokenizer_data, identity_of))
+    text = json.dumps(content, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _by_identity(table: Written, identity_of: Callable[[str], str]) -> dict[str, object]:
+    return replace_references(table, lambda name: f"@{identity_of(name)}").plain_table()
+
+
+def what_counts(table: Mapping[str, object]) -> dict[str, object]:
+    """A stage's table without what cannot change its result; the seed even where it is missing."""
+    counts = {"seed": 0, **{key: each for key, each in table.items() if key not in _OF_RECIPE}}
+    train, selection = counts.get("train"), counts.get("selection")
+    if isinstance(train, dict):
+        counts["train"] = {
+            key: value
+            for key, value in train.items()
+            if key not in _OF_TRAIN or (key == "micro_batch" and _ranks_within(selection))
+        }
+    return counts
+
+
+def _ranks_within(selection: object) -> bool:
+    """Whether a selection ranks in each micro-batch, so that their size is of consequence."""
+    return isinstance(selection, dict) and selection.get("scope") == "micro_batch"

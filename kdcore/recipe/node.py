@@ -1,0 +1,150 @@
+"""Recipe values with their place in the file; the schema of the tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from kdcore.errors import Fault
+from kdcore.recipe.toml_positions import KeyPath, locate
+
+TABLES = ("student", "tokenizer", "data", "teacher", "selection", "train")
+LISTS = ("loss", "eval", "log")
+IN_STAGE = ("seed", "trust_remote_code", *TABLES, *LISTS)
+AT_TOP = ("name", "extends", "requires", "stage")
+
+KINDS_OF_TABLES = {
+    "tokenizer": "tokenizer",
+    "data": "data",
+    "teacher": "teacher",
+    "selection": "selection",
+    "loss": "loss",
+    "eval": "eval",
+    "log": "logger",
+}
+
+ENGINE_KEYS = {"loss": ("weight", "on"), "selection": ("scope",)}
+"""Keys of a table that are not its component's."""
+
+
+def in_stage(path: KeyPath) -> tuple[KeyPath, KeyPath]:
+    """`stage.NAME` (nothing at the top level), and the path from there on."""
+    return (path[:2], path[2:]) if path[:1] == ("stage",) else ((), path)
+
+
+def shape(path: KeyPath) -> type | None:
+    """Whether a key holds a list or a table of tables, where the engine knows it."""
+    key = in_stage(path)[1]
+    if key == ("student", "patch") or (len(key) == 1 and key[0] in LISTS):
+        return list
+    return dict if len(key) == 1 and key[0] in TABLES else None
+
+
+def stages_of(root: Written) -> dict[str, Written]:
+    """The stages of a recipe by name; none where it is a single run."""
+    return root.table["stage"].table if "stage" in root.table else {}
+
+
+@dataclass(frozen=True)
+class Source:
+    """What values are written in: a recipe file, or an option on the command line (no text)."""
+
+    name: str
+    text: str = ""
+
+    def fault(self, path: KeyPath, message: str, hint: str = "") -> Fault:
+        """A fault at the deepest part of `path` that is written here."""
+        line, column = locate(self.text, path)
+        shown = self.text.split("\n")[line - 1].replace("\t", " ") if path else ""
+        return Fault(message, self.name, line, column, shown, hint)
+
+
+@dataclass
+class Written:
+    """A value, and its place in its source. Tables and lists hold further ones."""
+
+    value: object  # bool, int, float, str, a date; dict[str, Written]; list[Written]
+    source: Source
+    path: KeyPath = ()
+    before: str = ""  # its `use` before --set changed that
+    whole: bool = False  # it merges with nothing that it is laid over
+
+    @classmethod
+    def of(cls, value: object, source: Source, path: KeyPath = ()) -> Written:
+        """A plain value as it stands at `path` of `source`."""
+        if isinstance(value, Mapping):
+            inner = {key: cls.of(each, source, (*path, key)) for key, each in value.items()}
+            return cls(inner, source, path)
+        if isinstance(value, list):
+            items = [cls.of(each, source, (*path, at)) for at, each in enumerate(value)]
+            return cls(items, source, path)
+        return cls(value, source, path)
+
+    @property
+    def is_table(self) -> bool:
+        """Whether it is a table."""
+        return isinstance(self.value, dict)
+
+    @property
+    def is_list(self) -> bool:
+        """Whether it is a list."""
+        return isinstance(self.value, list)
+
+    @property
+    def table(self) -> dict[str, Written]:
+        """What the table holds; nothing where this is no table."""
+        return self.value if isinstance(self.value, dict) else {}
+
+    @property
+    def items(self) -> list[Written]:
+        """What the list holds; nothing where this is no list."""
+        return self.value if isinstance(self.value, list) else []
+
+    @property
+    def use(self) -> str | None:
+        """The component that a table names."""
+        named = self.table.get("use")
+        return named.value if named is not None and isinstance(named.value, str) else None
+
+    def plain(self) -> object:
+        """The value without its places, as TOML gives it."""
+        if self.is_table:
+            return {key: each.plain() for key, each in self.table.items()}
+        if self.is_list:
+            return [each.plain() for each in self.items]
+        return self.value
+
+    def plain_table(self) -> dict[str, object]:
+        """The table without its places."""
+        return {key: each.plain() for key, each in self.table.items()}
+
+    def copy(self) -> Written:
+        """A copy whose tables and lists can be changed without changing these."""
+        if self.is_table:
+            return self.with_children({key: each.copy() for key, each in self.table.items()})
+        if self.is_list:
+            return self.with_children([each.copy() for each in self.items])
+        return self
+
+    def with_children(self, children: object) -> Written:
+        """The same place with other content."""
+        return Written(children, self.source, self.path, self.before, self.whole)
+
+    def reach(self, path: KeyPath) -> tuple[Written, KeyPath]:
+        """The deepest value along `path`, and the part of `path` that leads to it."""
+        here, taken = self, 0
+        for part in path:
+            inner = here._child(part)
+            if inner is None:
+                break
+            here, taken = inner, taken + 1
+        return here, path[:taken]
+
+    def _child(self, part: str | int) -> Written | None:
+        if isinstance(part, str):
+            return self.table.get(part)
+        return self.items[part] if part < len(self.items) else None
+
+    def fault(self, message: str, hint: str = "") -> Fault:
+        """A fault at this value."""
+        return self.source.fault(self.path, message, hint)

@@ -1,0 +1,325 @@
+"""`--set` and `--each`: dotted paths into a recipe.
+
+Items of a list are counted from 1, or named by their `use` where one item has it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import TYPE_CHECKING
+
+import tomli
+
+from kdcore.api.options import kinds_in, option_types
+from kdcore.api.train_options import RIVALS
+from kdcore.errors import Fault, UsageError, suggestion
+from kdcore.recipe.build import shown
+from kdcore.recipe.merge import NONE, merge
+from kdcore.recipe.node import (
+    ENGINE_KEYS,
+    KINDS_OF_TABLES,
+    Source,
+    Written,
+    in_stage,
+    shape,
+    stages_of,
+)
+from kdcore.recipe.toml_positions import KeyPath
+
+if TYPE_CHECKING:
+    from kdcore.plugin.manager import Host
+
+
+class NoSuchPlaceError(Exception):
+    """An address leads nowhere; message and hint say why."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message, self.hint = message, hint
+
+
+def parts_of(address: str) -> list[str]:
+    """The keys of an address; those with dots in them stand in quotes, as in TOML."""
+    try:
+        table = tomli.loads(f"{address} = 0")
+    except (ValueError, RecursionError):
+        parts = address.split(".")
+    else:
+        parts = []
+        while isinstance(table, dict) and len(table) == 1:
+            ((part, table),) = table.items()
+            parts.append(part)
+    if not parts or not all(parts):  # a comment has none
+        raise NoSuchPlaceError(f"{address!r} names no key of a recipe")
+    return parts
+
+
+def spelled(path: KeyPath) -> str:
+    """An address as one types it."""
+    return ".".join(str(part + 1) if isinstance(part, int) else part for part in path)
+
+
+def find(root: Written, parts: Sequence[str], source: Source) -> tuple[Written, KeyPath]:
+    """The value at an address, and its path. Tables that are missing on the way are made."""
+    here, path = root, KeyPath()
+    for part in parts:
+        try:
+            key = key_of(here, part, path)
+        except NoSuchPlaceError as error:
+            raise NoSuchPlaceError(
+                error.message, _in_stages(root, (*path, part)) or error.hint
+            ) from None
+        if isinstance(key, str) and key not in here.table:
+            _refuse_to_make(root, (*path, key))
+            here.table[key] = Written.of({}, source)
+        here = here.items[key] if isinstance(key, int) else here.table[key]
+        path = (*path, key)
+    return here, path
+
+
+def key_of(here: Written, part: str, path: KeyPath) -> str | int:
+    """What a part of an address means in a table, or which item of a list."""
+    if here.is_table:
+        return part
+    if here.is_list:
+        return _index(here.items, part, path)
+    raise NoSuchPlaceError(f"{spelled(path)} is {shown(here.value)}, which holds no {part!r}")
+
+
+def _index(items: Sequence[Written], part: str, path: KeyPath) -> int:
+    if part.isdecimal() and 1 <= int(part) <= len(items):
+        return int(part) - 1
+    named = [at for at, item in enumerate(items) if item.use == part]
+    # An earlier --set may have changed the name by which the recipe's author knows the item.
+    named = named or [at for at, item in enumerate(items) if item.before == part]
+    if len(named) == 1:
+        return named[0]
+    if named:
+        ways = " or ".join(spelled((*path, at)) for at in named)
+        raise NoSuchPlaceError(f"{len(named)} items of {spelled(path)} are {part!r}: say {ways}")
+    names = [item.use for item in items if item.use]
+    there = [f"{spelled((*path, at))} ({item.use})" for at, item in enumerate(items) if item.use]
+    raise NoSuchPlaceError(
+        f"{spelled(path)} has no item {part!r}{suggestion(part, names)}",
+        f"there are: {', '.join(there) or f'{len(items)}, counted from 1'}",
+    )
+
+
+def _refuse_to_make(root: Written, path: KeyPath) -> None:
+    """Stages and items of lists are not made on the way to something in them."""
+    stages = stages_of(root)
+    if path[0] == "stage" and len(path) <= 2:
+        near = suggestion(str(path[-1]), stages) if len(path) == 2 else ""
+        hint = f"there are: {', '.join(stages)}" if stages else "this recipe has no stages"
+        raise NoSuchPlaceError(f"there is no {spelled(path)}{near}", hint)
+    if shape(path) is list:
+        raise NoSuchPlaceError(f"the recipe has no {spelled(path)}", _in_stages(root, path))
+
+
+def _in_stages(root: Written, path: KeyPath) -> str:
+    """A hint at the stages that have what was looked for at the top level."""
+    *outer, last = path
+    ways = []
+    for name, stage in stages_of(root).items():
+        parent, reached = stage.reach(tuple(outer))
+        names = [item.use for item in parent.items] if parent.is_list else parent.table
+        if path[0] != "stage" and len(reached) == len(outer) and last in names:
+            ways.append(f"stage.{name}.{spelled(path)}")
+    return f"there is {', '.join(ways)}" if ways else ""
+
+
+def kind_at(root: Written, path: KeyPath, host: Host) -> str | None:
+    """The kind of the component whose table is at a path."""
+    stage, inner = in_stage(path)
+    start = 2 if inner[:2] == ("student", "patch") else 1
+    kind = "patch" if start == 2 else KINDS_OF_TABLES.get(str(inner[0])) if inner else None
+    for depth in range(start, len(inner)):
+        part = inner[depth]
+        if isinstance(part, int):
+            continue
+        use = root.reach((*stage, *inner[:depth]))[0].use
+        if kind is None or use is None or use not in host.provided(kind):
+            return None
+        types = option_types(host.provided(kind)[use].cls)
+        kind = next(iter(kinds_in(types.get(part))), None)
+    return kind
+
+
+def add_to_list(root: Written, key: str, name: str, flag: str) -> None:
+    """`--log NAME`, `--use NAME`: one with its defaults, in every stage that does not name it."""
+    source = Source(f"{flag} {name}")
+    root.table.setdefault(key, Written.of([], source))
+    for table in (root, *stages_of(root).values()):
+        found = table.table.get(key)
+        if found is not None and all(item.use != name for item in found.items):
+            found.items.append(Written.of({"use": name}, source))
+
+
+@dataclass
+class Overrides:
+    """Applies `--set` to a recipe; faults and notes are gathered."""
+
+    root: Written
+    host: Host
+    faults: list[Fault]
+    notes: list[str]
+
+    def apply(self, sets: Sequence[str]) -> None:
+        """In the order typed, but the top level first: stages inherit from it."""
+        for text in sorted(sets, key=lambda text: text.lstrip().startswith("stage.")):
+            self._set(text)
+
+    def _set(self, text: str) -> None:
+        """`K=V`: V is TOML, else a text; `K=` removes."""
+        source = Source(f"--set {text}")
+        address, equals, value = text.partition("=")
+        try:
+            if not equals:
+                raise NoSuchPlaceError(f"{text!r} is not KEY=VALUE", "KEY= removes a key")
+            parts = parts_of(address.strip())
+            if parts[0] in ("extends", "requires"):
+                raise NoSuchPlaceError(f"{parts[0]} is for files only")
+            self._own(parts)
+            parent, path = find(self.root, parts[:-1], source)
+            key = key_of(parent, parts[-1], path)
+            if value:
+                self._put(parent, (*path, key), Written.of(_parsed(value), source))
+            else:
+                self._remove(parent, (*path, key), source)
+        except NoSuchPlaceError as error:
+            self.faults.append(source.fault((), error.message, error.hint))
+
+    def _own(self, parts: Sequence[str]) -> None:
+        """Before a stage's table is changed, it takes over what it inherits from the top level."""
+        stages = stages_of(self.root) if parts[0] == "stage" and len(parts) >= 4 else {}
+        if stages and parts[1] in stages and parts[2] in self.root.table:
+            stage, inherited = stages[parts[1]], self.root.table[parts[2]]
+            own = stage.table.get(parts[2])
+            merged = merge(inherited, own, RIVALS.get(parts[2], ())) if own else inherited
+            stage.table[parts[2]] = merged.copy()
+            stage.table[parts[2]].whole = True
+
+    def _put(self, parent: Written, path: KeyPath, value: Written) -> None:
+        key = path[-1]
+        if isinstance(key, int):
+            parent.items[key] = value
+            return
+        if path[:-1] == ("stage",) and key not in parent.table:
+            raise NoSuchPlaceError(f"there is no {spelled(path)}{suggestion(key, parent.table)}")
+        if key == "use":
+            self._drop_options(parent, path[:-1], value)
+        for rival in _rivals(path):
+            parent.table.pop(rival, None)
+        value.whole = True
+        parent.table[key] = value
+        self._note_stages(path)
+
+    def _remove(self, parent: Written, path: KeyPath, source: Source) -> None:
+        key = path[-1]
+        if isinstance(key, int):
+            del parent.items[key]
+            return
+        stage, inner = in_stage(path)
+        is_inherited = bool(stage) and len(inner) == 1 and key in self.root.table
+        if key not in parent.table and not is_inherited:
+            near = suggestion(key, parent.table)
+            raise NoSuchPlaceError(f"the recipe gives no {spelled(path)}, so none is removed{near}")
+        parent.table.pop(key, None)
+        if is_inherited:
+            parent.table[key] = Written.of({"use": NONE}, source)
+
+    def _drop_options(self, table: Written, path: KeyPath, use: Written) -> None:
+        """Another component keeps the options that it also has."""
+        kind, new = kind_at(self.root, path, self.host), use.plain()
+        if kind is None or not isinstance(new, str) or table.use in (None, new):
+            return
+        provided = self.host.provided(kind)
+        if new not in provided:
+            return
+        known = {"use", *option_types(provided[new].cls), *ENGINE_KEYS.get(kind, ())}
+        dropped = [key for key in table.table if key not in known]
+        table.before = str(table.use)
+        for key in dropped:
+            del table.table[key]
+        if dropped:
+            options = ", ".join(dropped)
+            self.notes.append(f"{spelled(path)} is now {new!r}, which has no {options}: dropped")
+
+    def _note_stages(self, path: KeyPath) -> None:
+        """A stage that says the same thing itself does not hear of the top level."""
+        said = [path, *((*path[:-1], rival) for rival in _rivals(path))]
+        others = [
+            f"stage.{name}.{spelled(other)}"
+            for name, stage in stages_of(self.root).items()
+            for other in said
+            if stage.reach(other)[1] == other
+        ]
+        if others and path[0] != "stage":
+            says = f"{spelled(path)} is set, but where stages say otherwise"
+            self.notes.append(f"{says}: {', '.join(others)}")
+
+
+def _rivals(path: KeyPath) -> list[str]:
+    inner = in_stage(path)[1]
+    rivals = RIVALS.get(str(inner[0]), ()) if len(inner) == 2 else ()
+    return [rival for rival in rivals if rival != inner[1]] if path[-1] in rivals else []
+
+
+def _parsed(text: str) -> object:
+    try:
+        parsed = tomli.loads(f"value = {text}")
+    except tomli.TOMLDecodeError as error:
+        if text.lstrip().startswith(("[", "{")):
+            raise NoSuchPlaceError(
+                f"{text} is not TOML: {error.msg[0].lower()}{error.msg[1:]}",
+                'write a list as ["a", "b"] and a table as {use = "kl"}, in quotes for the shell',
+            ) from None
+        return text
+    except (ValueError, RecursionError):  # too many digits, or nested too deeply
+        return text
+    return parsed["value"] if parsed.keys() == {"value"} else text
+
+
+_PIECE = re.compile(
+    r"""
+    "(?:\\.|[^"\\])*"   # texts, in which commas and brackets mean nothing
+  | '[^']*'
+  | [\[\]{},]
+  | [^\[\]{},"']+
+  | ["']                # one without its partner is a letter like any other
+""",
+    re.VERBOSE,
+)
+
+
+def expand(sets: Sequence[str], eaches: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """Every combination as a label (`seed=1 loss.kl.use=kl`; empty without `--each`) and sets."""
+    choices = [_choices(each) for each in eaches]
+    keys = [variants[0].partition("=")[0] for variants in choices]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise UsageError(f"--each {key} is given twice; name all values in one")
+    return [(" ".join(chosen), [*sets, *chosen]) for chosen in product(*choices)]
+
+
+def _choices(each: str) -> list[str]:
+    key, equals, values = each.partition("=")
+    split = _at_commas(values)
+    if not key or not equals or not all(split):
+        raise UsageError(f"--each {each}: write K=a,b,c, such as --each seed=0,1,2")
+    return [f"{key}={value}" for value in split]
+
+
+def _at_commas(text: str) -> list[str]:
+    """The text cut at the commas that stand in no brackets and no quotes."""
+    values, depth = [""], 0
+    for piece in _PIECE.findall(text):
+        depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(piece, 0)
+        if piece == "," and depth == 0:
+            values.append("")
+        else:
+            values[-1] += piece
+    return [value.strip() for value in values]

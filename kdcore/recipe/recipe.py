@@ -1,0 +1,243 @@
+"""Recipes: read, merged and checked as a whole; then identities, stages and resolved texts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kdcore.api.contracts import Stage
+from kdcore.errors import Fault, RecipeError, UsageError
+from kdcore.plugin.loading import check_requirements
+from kdcore.recipe.assemble import assemble
+from kdcore.recipe.describe import resolved
+from kdcore.recipe.files import Typed, find_recipe, read_files
+from kdcore.recipe.merge import (
+    NONE,
+    identity,
+    in_order,
+    merge_recipes,
+    replace_references,
+    without_none,
+)
+from kdcore.recipe.node import AT_TOP, Written, stages_of
+from kdcore.recipe.overrides import Overrides, add_to_list
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from kdcore.plugin.manager import Host
+
+
+_NAME = re.compile(r"\w[\w.-]{0,79}")  # it becomes part of a folder's name
+
+
+@dataclass(frozen=True, eq=False)
+class StageTable:
+    """What a recipe says of one stage, with what the stage inherits."""
+
+    name: str  # "" where the recipe has no stages
+    needs: tuple[str, ...]  # the stages that it names
+    written: Written
+    tokenizer_data: Written | None  # where the tokenizer is trained on other data than the stage
+
+    @property
+    def table(self) -> dict[str, object]:
+        """The merged table as typed."""
+        return self.written.plain_table()
+
+
+@dataclass(frozen=True, eq=False)
+class Recipe:
+    """A recipe without faults."""
+
+    name: str
+    path: Path
+    text: str  # as typed; with `extends` or `--set` the merged recipe
+    notes: Sequence[str]  # what the user should know of how it was read
+    stages: Sequence[StageTable]  # in the order in which they run
+    requires: Sequence[str]
+    host: Host
+
+    def build(self, stage: str = "", references: Mapping[str, Path] | None = None) -> Stage:
+        """A fresh Stage, with the folders of other stages in place of `"@NAME"`."""
+        found = self._stage(stage)
+        table, data = found.written, found.tokenizer_data
+        if references:
+            paths = {name: str(path) for name, path in references.items()}
+            table = replace_references(table, lambda name: paths[name])
+            data = data and replace_references(data, lambda name: paths[name])
+        built, faults = assemble(table, (stage, self.run_name(stage)), data, self.host)
+        if built is None:
+            raise RecipeError([*faults])
+        return built
+
+    def identity(self, stage: str = "") -> str:
+        """Eight hexadecimal digits that change with whatever can change the stage's result."""
+        found = self._stage(stage)
+        return identity(found.written, found.tokenizer_data, self.identity)
+
+    def resolved(self, stage: str = "", references: Mapping[str, Path] | None = None) -> str:
+        """TOML with every default that was used, which runs this stage again."""
+        return resolved(self.build(stage, references), self.name, self.requires)
+
+    def _stage(self, name: str) -> StageTable:
+        return next(stage for stage in self.stages if stage.name == name)
+
+    def run_name(self, stage: str) -> str:
+        """What the folders of a stage's runs begin with."""
+        return f"{self.name}.{stage}" if stage else self.name
+
+
+def read_recipe(
+    name: str,
+    host: Host,
+    *,
+    sets: Sequence[str] = (),
+    logs: Sequence[str] = (),
+    evals: Sequence[str] = (),
+    only: str | None = None,
+) -> Recipe:
+    """The recipe of a path or shipped name, changed as the command line says.
+
+    `logs` and `evals` are names of what is added to its lists with default options. `only` is the
+    stage that will be built, "" the last one: the others may have faults.
+
+    Raises RecipeError with every fault; nothing is loaded here.
+    """
+    path = find_recipe(name)
+    is_elsewhere = path != Path(name) and Path(name).suffix == ".toml"
+    notes = [f"{name} is not here: {path} is used"] if is_elsewhere else []
+    typed = read_files(path, name if path == Path(name) else str(path))
+    faults: list[Fault] = []
+    for name_of_eval in evals:
+        add_to_list(typed.root, "eval", name_of_eval, "--use")
+    Overrides(typed.root, host, faults, notes).apply(sets)
+    for logger in logs:
+        add_to_list(typed.root, "log", logger, "--log")
+    recipe_name = _name(typed.root, path.stem, faults)
+    requires = _requires(typed, faults)
+    text = _text(typed, recipe_name, changed=bool(sets or logs or evals))
+    stages = _stages(typed.root, faults)
+    for stage in stages if only is None else _only(only, stages):
+        _, found = assemble(stage.written, (stage.name, ""), stage.tokenizer_data, host)
+        faults += found
+    if faults:
+        raise RecipeError(_in_reading_order(faults))
+    return Recipe(recipe_name, path, text, notes, stages, requires, host)
+
+
+def _only(name: str, stages: Sequence[StageTable]) -> Sequence[StageTable]:
+    return [stage for stage in stages if stage.name == name] or stages[-1:]
+
+
+def _in_reading_order(faults: Sequence[Fault]) -> list[Fault]:
+    """Each fault once, file by file; stages share the faults of the top level."""
+    files = [fault.file for fault in faults]
+    return sorted(dict.fromkeys(faults), key=lambda f: (files.index(f.file), f.line, f.column))
+
+
+def _name(root: Written, stem: str, faults: list[Fault]) -> str:
+    written = root.table.get("name")
+    name = stem if written is None else written.plain()
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        said = f"{name!r} cannot be part of a folder's name"
+        hint = 'give a name of letters, digits, ".", "_" and "-": name = "my_recipe"'
+        faults.append((written or root).fault(said, hint))
+    return str(name)
+
+
+def _requires(typed: Typed, faults: list[Fault]) -> list[str]:
+    texts = []
+    for written in typed.requires:
+        text = written.plain()
+        if isinstance(text, str):
+            texts.append(text)
+            faults += [written.fault(message) for message in check_requirements([text])]
+        else:
+            faults.append(written.fault('requires should name distributions: ["kdcore>=0.1"]'))
+    return texts
+
+
+def _text(typed: Typed, name: str, *, changed: bool) -> str:
+    """A text that says the same thing wherever it lies: under its name, without `extends`."""
+    if typed.alone and not changed:
+        named = "name" in typed.root.table
+        return typed.text if named else f'name = "{name}"\n{typed.text}'
+    import tomli_w
+
+    requires = {"requires": [each.plain() for each in typed.requires]} if typed.requires else {}
+    return tomli_w.dumps({"name": name, **requires, **typed.root.plain_table()})
+
+
+def _stages(root: Written, faults: list[Fault]) -> list[StageTable]:
+    """The stages over the top level; without stages, the top level itself."""
+    top = root.with_children({key: v for key, v in root.table.items() if key not in AT_TOP})
+    if "stage" not in root.table:
+        table = without_none(top)
+        in_order({"": table}, faults)
+        return [StageTable("", (), table, None)]
+    own = {name: stage for name, stage in stages_of(root).items() if stage.use != NONE}
+    faults += _stage_faults(root.table["stage"])
+    merged = {n: without_none(merge_recipes(top, own[n])) for n in own if own[n].is_table}
+    order = in_order(merged, faults)
+    data = _data_of_tokenizer(without_none(top), [merged[name] for name, _ in order])
+    return [
+        StageTable(name, tuple(needs), merged[name], _other_data(merged[name], own[name], data))
+        for name, needs in order
+    ]
+
+
+def _stage_faults(stages: Written) -> list[Fault]:
+    if not stages.table:
+        return [stages.fault("stage holds no stages", "write [stage.NAME.train] and so on")]
+    faults = []
+    for name, stage in stages.table.items():
+        if not stage.is_table:
+            hint = f"write [stage.{name}.train] and so on"
+            faults.append(stage.fault(f"stage.{name} should be a stage, a table of tables", hint))
+        elif not _NAME.fullmatch(name):
+            hint = 'use letters, digits, ".", "_" and "-"'
+            faults.append(stage.fault(f"{name!r} cannot be part of a folder's name", hint))
+    return faults
+
+
+def _data_of_tokenizer(top: Written, stages: Sequence[Written]) -> Written | None:
+    """What a tokenizer at the top level is trained on: the data there, else the first stage's."""
+    if "tokenizer" not in top.table:
+        return None
+    data = [table.table["data"] for table in (top, *stages) if "data" in table.table]
+    return data[0] if data else None
+
+
+def _other_data(merged: Written, own: Written, data: Written | None) -> Written | None:
+    """The data of the top level's tokenizer, where the stage uses that one and has other data."""
+    if data is None or "tokenizer" in own.table or "data" not in merged.table:
+        return None
+    return None if data.plain() == merged.table["data"].plain() else data
+
+
+def wanted_stages(recipe: Recipe, only: str | None) -> list[str]:
+    """The stages to run, in order: all, or one with what it needs."""
+    by_name = {stage.name: stage for stage in recipe.stages}
+    if only is None:
+        return list(by_name)
+    if only not in by_name:
+        raise UsageError(f"recipe {recipe.name!r} has no stage {only!r}: {', '.join(by_name)}")
+    wanted, asked = set(), [only]
+    while asked:
+        wanted.add(name := asked.pop())
+        asked += by_name[name].needs
+    return [name for name in by_name if name in wanted]
+
+
+def _agreed(accelerator: Accelerator, folder: Path) -> Path:
+    """The first process's choice, as another may look when the folder is there already."""
+    from accelerate.utils import broadcast_object_list
+
+    chosen = [folder]
+    if accelerator.num_processes > 1:
+        broadcast_object_list(chosen)
+    return chosen[0]

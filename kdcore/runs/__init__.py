@@ -1,0 +1,1 @@
+"""Runs: folders, stages in order, resume, reopening, what is published. Internal."""

@@ -1,0 +1,109 @@
+"""What a run leaves for others: its tokenizer and its final model."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kdcore.files import move_into_place
+from kdcore.guard import asked
+from kdcore.models.causal_lm import LanguageModel
+from kdcore.models.generation import add_ends, learned_ends
+from kdcore.models.loading import load_tokenizer, progress_bars
+from kdcore.runs.folder import FINAL
+from kdcore.runs.model_card import model_card
+from kdcore.training.student import finished
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from transformers import PreTrainedTokenizerBase
+
+    from kdcore.api.contracts import Stage
+    from kdcore.training.run_state import RunState
+
+
+_FOLDER = "tokenizer"
+_KEY = "kdcore-key.txt"
+
+
+def load_tokenizer_of(
+    run: RunState, others: Sequence[Path], accelerator: Accelerator
+) -> PreTrainedTokenizerBase:
+    """The run's tokenizer: its own kept one, another stage's, or a new one.
+
+    What is used is always what was kept, so that a continued run has just the same.
+    """
+    if run.main:
+        keep_tokenizer(run, others)
+    accelerator.wait_for_everyone()
+    return load_tokenizer(str(run.folder / _FOLDER))
+
+
+def keep_tokenizer(run: RunState, others: Sequence[Path]) -> Path:
+    """Lay the tokenizer of a run into its folder, if it is not there; where it lies."""
+    kept, key = run.folder / _FOLDER, _key(run.recipe)
+    if not kept.exists():
+        same = (path / _FOLDER for path in others)
+        found = next((path for path in same if _key_of(path) == key), None)
+        beside = kept.with_name(f".{_FOLDER}.partial")
+        shutil.rmtree(beside, ignore_errors=True)
+        if found is not None:
+            shutil.copytree(found, beside)
+        else:
+            _made(run).save_pretrained(beside)
+            (beside / _KEY).write_text(key)
+        move_into_place(beside, kept)
+    return kept
+
+
+def _made(run: RunState) -> PreTrainedTokenizerBase:
+    stage = run.recipe
+    if stage.tokenizer is not None:
+        from transformers import PreTrainedTokenizerBase
+
+        arguments = (run, stage.tokenizer_data)
+        made: PreTrainedTokenizerBase = asked(
+            stage.tokenizer, "load", *arguments, of=PreTrainedTokenizerBase
+        )
+        return made
+    assert stage.student.model is not None, "the recipe's check asks for a tokenizer otherwise"
+    return load_tokenizer(stage.student.model, key="student.model")
+
+
+def _key(stage: Stage) -> str:
+    if stage.tokenizer is None:
+        said = f"student {stage.student.model}"
+    else:
+        each = (stage.tokenizer, stage.tokenizer_data)
+        said = " ".join(asked(one, "fingerprint", of=str) for one in each)
+    return hashlib.sha256(said.encode()).hexdigest()
+
+
+def _key_of(folder: Path) -> str | None:
+    path = folder / _KEY
+    return path.read_text() if path.exists() else None
+
+
+def finish_student(run: RunState) -> None:
+    """On every process, so that whoever asks the run afterwards asks the same student."""
+    model = finished(run.student, run.recipe.student.patches)
+    if model is not run.student:
+        precision = run.language_model.precision
+        run.language_model = LanguageModel(model)
+        run.language_model.precision = precision
+
+
+def save_final(run: RunState) -> Path:
+    """Write the finished student beside, then rename."""
+    add_ends(run.student, learned_ends(run.rows("validation"), run.tokenizer))
+    target, beside = run.folder / FINAL, run.folder / f".{FINAL}.partial"
+    shutil.rmtree(beside, ignore_errors=True)
+    with progress_bars(shown=False):
+        run.student.save_pretrained(beside)
+    run.tokenizer.save_pretrained(beside)
+    (beside / "README.md").write_text(model_card(run))
+    move_into_place(beside, target)
+    return target

@@ -1,0 +1,105 @@
+"""Going on with a run by another recipe than it was begun with, where that is accepted by name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import tomli
+
+from kdcore.api.train_options import DURATIONS
+from kdcore.errors import RecipeError, UsageError
+from kdcore.files import write_whole
+from kdcore.recipe.merge import what_counts
+from kdcore.recipe.recipe import read_recipe
+from kdcore.runs.folder import FINAL, MARK, finished, locked
+
+if TYPE_CHECKING:
+    from kdcore.plugin.manager import Host
+
+
+Changes = Mapping[str, tuple[object, object]]
+"""By key, as in `--set`: what was and what is; None where there was or is nothing."""
+
+
+def extended(
+    out: Path, run_name: str, resolved: str, host: Host, accepted: frozenset[str]
+) -> Path | None:
+    """The run of this name that a recipe goes on with by what was accepted of its keys."""
+    if not any("." in name for name in accepted):
+        return None
+    found = None
+    for folder in sorted(out.glob(f"{run_name}-*")):
+        try:
+            changes = changes_of(folder, resolved, host)
+        except (RecipeError, OSError):
+            continue
+        if not refused(changes, accepted) and (changes or (folder / MARK).exists()):
+            found = folder
+    return found
+
+
+def changes_of(folder: Path, resolved: str, host: Host) -> Changes:
+    """What of a recipe that counts is not as the run in the folder has it."""
+    recipe = read_recipe(str(folder / "resolved.toml"), host)
+    before, now = _counted(recipe.resolved(recipe.stages[0].name)), _counted(resolved)
+    keys = [*before, *(key for key in now if key not in before)]
+    both = {key: (before.get(key), now.get(key)) for key in keys}
+    return {key: (was, is_) for key, (was, is_) in both.items() if was != is_}
+
+
+def refused(changes: Changes, accepted: frozenset[str]) -> list[str]:
+    """The keys that were not accepted; one word for the length of a run accepts all of them."""
+    durations = {f"train.{name}" for name in DURATIONS}
+    allowed = accepted | durations if accepted & durations else accepted
+    return [key for key in changes if key not in allowed]
+
+
+def take_over(folder: Path, resolved: str, host: Host, accepted: frozenset[str]) -> None:
+    """Let the run in the folder go on by this recipe, if all that changed is accepted.
+
+    The folder is marked: it is no run of the recipe any more that its name tells.
+    """
+    changes = changes_of(folder, resolved, host)
+    if names := refused(changes, accepted):
+        said = "; ".join(
+            f"{name}: was {_said(changes[name][0])}, is {_said(changes[name][1])}" for name in names
+        )
+        raise UsageError(
+            f"{folder} was begun with another recipe: {said}. Type --accept {','.join(names)} to "
+            "go on with it all the same, or give the recipe's name for a run of its own"
+        )
+    if not changes:
+        return
+    with locked(folder):
+        write_whole(folder / MARK, json.dumps(changes, indent=1, default=str) + "\n")
+        if finished(folder):
+            # The weights to go on from are in its last checkpoint.
+            (folder / FINAL).rename(folder / f".{FINAL}.partial")
+        write_whole(folder / "resolved.toml", resolved)
+
+
+def _counted(resolved: str) -> dict[str, object]:
+    table = tomli.loads(resolved)
+    for stage in table.pop("stage", {}).values():
+        table |= stage
+    return dict(_flat(what_counts(table), ""))
+
+
+def _flat(value: object, key: str) -> Iterator[tuple[str, object]]:
+    """Each value under its key as in `--set`: items of lists are counted from 1."""
+    if isinstance(value, dict):
+        items = [(str(name), each) for name, each in value.items()]
+    elif isinstance(value, list) and any(isinstance(each, dict) for each in value):
+        items = [(str(n), each) for n, each in enumerate(value, 1)]
+    else:
+        yield key, value
+        return
+    for name, each in items:
+        yield from _flat(each, f"{key}.{name}" if key else name)
+
+
+def _said(value: object) -> str:
+    return "nothing" if value is None else json.dumps(value, default=str)

@@ -1,0 +1,184 @@
+"""Run folders: chosen, locked, found by name, compared when a run is resumed."""
+
+from __future__ import annotations
+
+import difflib
+import fcntl
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+
+from kdcore.errors import RunError, UsageError
+from kdcore.files import _FULL, _number, exception_chain, write_whole
+from kdcore.recipe.files import _RECIPE
+
+
+def refuse_links(folder: Path) -> None:
+    """Refuse a folder with a link in it that leads elsewhere. The folder may be a link itself."""
+    home = folder.resolve()
+    for where, folders, files in os.walk(home):
+        for path in (Path(where, name) for name in (*folders, *files)):
+            if path.is_symlink() and not path.resolve().is_relative_to(home):
+                shown = folder / path.relative_to(home)
+                raise UsageError(
+                    f"{shown} is a link to {os.readlink(path)}, and a run writes nothing outside "
+                    "its folder: put what it leads to in its place, or remove it"
+                )
+
+
+FINAL = "final"
+MARK = "accepted.json"  # of a run that went on by another recipe than its name tells
+CHECKPOINTS = "checkpoints"
+
+
+def finished(folder: Path) -> bool:
+    """Whether the run in this folder reached its end."""
+    return (folder / FINAL).is_dir()
+
+
+def choose_folder(out: Path, run_name: str, identity: str, *, fresh: bool) -> Path:
+    """The folder of a run: the newest of its name and identity, with `fresh` the next free one.
+
+    Where there is none, one that finished under another name: identities know no names.
+    """
+    first = free = out / f"{run_name}-{identity}"
+    newest = None
+    for n in count(2):
+        if not free.exists():
+            break
+        newest = newest if (free / MARK).exists() else free
+        free = out / f"{first.name}-{n}"
+    if fresh:
+        return free
+    return newest or _finished_elsewhere(out, identity) or free
+
+
+def _finished_elsewhere(out: Path, identity: str) -> Path | None:
+    same = re.compile(rf".*-{identity}(-\d+)?")
+    found = (path for path in out.glob(f"*-{identity}*") if same.fullmatch(path.name))
+    theirs = (path for path in found if finished(path) and not (path / MARK).exists())
+    return max(theirs, default=None)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep every other process off the folder; the lock goes with the process."""
+    folder.mkdir(parents=True, exist_ok=True)
+    refuse_links(folder)
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RunError(
+                f"another process is running in {folder}; wait for it, or type --fresh for a "
+                "second run beside it"
+            ) from None
+        yield
+
+
+def keep_texts(folder: Path, texts: Mapping[str, str]) -> None:
+    """Write what the run is made from, if it is not there yet."""
+    for name, text in texts.items():
+        if not (folder / name).exists():
+            write_whole(folder / name, text)
+
+
+def compare_fingerprints(folder: Path, now: Mapping[str, str], accepted: frozenset[str]) -> None:
+    """Refuse to continue a run with other data, tokenizer, teacher or versions than it began with.
+
+    What is accepted by name is taken over as the new state of things.
+    """
+    path = folder / "fingerprints.json"
+    before = _fingerprints(path) if path.exists() else {}
+    changed = [name for name in now if name in before and before[name] != now[name]]
+    refused = [name for name in changed if name not in accepted]
+    if refused:
+        said = "; ".join(f"{name}: was {before[name]}, is {now[name]}" for name in refused)
+        raise UsageError(
+            f"{folder} was begun with something else: {said}. Type --accept "
+            f"{','.join(refused)} to go on all the same, or --fresh to begin again"
+        )
+    write_whole(path, json.dumps(dict(now), indent=1) + "\n")
+
+
+def _fingerprints(path: Path) -> dict[str, str]:
+    try:
+        found = json.loads(path.read_text("utf-8", "replace"))
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise UsageError(
+            f"{path} is damaged, so what the run was begun with is not known; remove that file to "
+            "go on all the same, or type --fresh to begin again"
+        )
+    return found
+
+
+def full_disk(error: BaseException, folder: Path) -> RunError:
+    """What a person can do about it; `folder` is the run's."""
+    from kdcore.training.checkpoint import in_order
+
+    cause = next(each for each in exception_chain(error) if _number(each) in _FULL)
+    number = _number(cause)
+    assert number is not None
+    said = os.strerror(number)
+    named = getattr(cause, "filename", None)
+    where = f" at {named}" if named else ""
+    there = in_order(folder / CHECKPOINTS)
+    kept = f"checkpoint {there[-1].name} is kept" if there else "there is no checkpoint yet"
+    return RunError(
+        f"{folder} cannot go on: {said}{where}; {kept}. Make room, and the same command continues; "
+        "--set train.save_keep=1 takes least"
+    )
+
+
+def runs_in(out: Path) -> list[Path]:
+    """The runs in a folder, the one that was busy last first."""
+    folders = [path for path in out.iterdir() if _is_run(path)] if os.path.isdir(out) else []
+    return sorted(folders, key=lambda path: (_last_change(path), path.name), reverse=True)
+
+
+def find_run(name: str, out: Path) -> Path:
+    """The folder of a run: a path, a folder's name, a unique prefix of one, or `last`."""
+    if name and _is_run(Path(name)):
+        return Path(name)
+    runs = runs_in(out)
+    if name == "last" and runs:
+        return runs[0]
+    exact = [run for run in runs if run.name == name]
+    found = exact or [run for run in runs if name and run.name.startswith(name)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        names = _some(run.name for run in found)
+        raise UsageError(f"several runs in {out} begin with {name!r}: {names}")
+    raise UsageError(_no_run(name, out, [run.name for run in runs]))
+
+
+def _no_run(name: str, out: Path, names: list[str]) -> str:
+    if not names:
+        return f"there is no run {name!r}: {out} holds no runs"
+    if name and os.path.isdir(name):
+        return f"{name} is no run: it has no {_RECIPE}"
+    near = difflib.get_close_matches(name, names, 3, 0.3) or names
+    return f"there is no run {name!r} in {out}; the nearest are {_some(near)}"
+
+
+def _is_run(path: Path) -> bool:
+    return os.path.isfile(path / _RECIPE)
+
+
+def _last_change(run: Path) -> float:
+    files = (run / _RECIPE, run / "metrics.jsonl")
+    return max(file.stat().st_mtime for file in files if file.exists())
+
+
+def _some(names: Iterable[str]) -> str:
+    """The first few names, and how many more there are."""
+    names = list(names)
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(names[:5]) + more

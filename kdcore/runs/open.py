@@ -1,0 +1,329 @@
+"""Opening a run, a model or a stage without training it.
+
+Nothing here writes into a run folder.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from kdcore.api.contracts import Component, Data, Eval, Run, Stage, StudentOptions, Teacher
+from kdcore.api.options import walk
+from kdcore.api.train_options import TrainOptions
+from kdcore.data.collate import Collate
+from kdcore.errors import Fault, RecipeError, UsageError
+from kdcore.guard import listed, needs_teacher
+from kdcore.models.adapters import adapter_base
+from kdcore.models.causal_lm import LanguageModel
+from kdcore.models.loading import (
+    HALF,
+    dtype_of,
+    load_config,
+    load_model,
+    load_tokenizer,
+    precision_of,
+)
+from kdcore.models.locations import trust
+from kdcore.objective.teachers import load_teacher
+from kdcore.recipe.build import Builder
+from kdcore.recipe.describe import objective_formula
+from kdcore.recipe.node import Source, Written
+from kdcore.recipe.overrides import Overrides, add_to_list
+from kdcore.recipe.recipe import read_recipe
+from kdcore.runs.artifacts import keep_tokenizer
+from kdcore.runs.folder import CHECKPOINTS, FINAL, choose_folder, finished
+from kdcore.training.checkpoint import damage, in_order, load_weights, newest
+from kdcore.training.micro_batch import on_cpu
+from kdcore.training.run_state import RunState
+from kdcore.training.setup import make_accelerator, prove_vocabulary, shared_ids, steps_of
+from kdcore.training.student import config_of, make_student
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from kdcore.data.batch import Batch, Row, Rows
+    from kdcore.data.rows import LaidRows
+    from kdcore.plugin.manager import Host
+    from kdcore.recipe.recipe import Recipe
+
+
+def open_run(
+    folder: Path,
+    host: Host,
+    *,
+    step: int | None = None,
+    sets: Sequence[str] = (),
+    evals: Sequence[str] | None = None,
+) -> RunState:
+    """A run with its tokenizer, rows and weights, in evaluation mode.
+
+    The weights are the finished student's, or those of the checkpoint of `step` (of an unfinished
+    run by default the newest). `evals` are the ones of the run's recipe that are left, by name;
+    one that it does not have is added with its defaults, and `sets` may change its options. The
+    teacher is loaded if one of them asks for it.
+    """
+    trust(())  # a folder's recipe may be a stranger's
+    recipe = read_recipe(str(folder / "resolved.toml"), host, sets=sets, evals=evals or ())
+    (table,) = recipe.stages
+    stage = _with_evals(recipe.build(table.name), evals)
+    done = step is None and finished(folder)
+    checkpoint = _newest(folder, needed=not done) if step is None else _of_step(folder, step)
+    run = _run(stage, folder, _state(checkpoint))
+    run.tokenizer = load_tokenizer(str(folder / "tokenizer"))
+    if done:
+        run.steps = run.steps or _steps(run)
+        run.step = run.steps
+        student = _as_saved(str(folder / FINAL), stage, run.device)
+    else:
+        student = make_student(
+            stage.student,
+            run.tokenizer,
+            stage.student.patches,
+            seed=stage.seed,
+            device=run.device,
+        )
+        assert checkpoint is not None
+        load_weights(checkpoint, student)
+    return _ready(run, student, stage.components())
+
+
+def open_model(
+    model: str, stage: Stage, folder: Path, evals: Sequence[str] | None = None
+) -> RunState:
+    """A model from a folder or the hub in the place of a stage's student, as `open_run` has it.
+
+    It reads with its own tokenizer. `folder` is where its run would be; it is not made.
+    """
+    trust(())
+    stage = _with_evals(stage, evals)
+    run = _run(stage, folder, {})
+    run.tokenizer = load_tokenizer(model)
+    read = [stage.teacher] if stage.teacher is not None and _asks_teacher(stage) else []
+    others = [nested for teacher in read for nested in walk(teacher)]
+    return _ready(run, _as_saved(model, stage, run.device), others)
+
+
+def finals_of(recipe: Recipe, stage: str, out: Path) -> dict[str, Path]:
+    """Where the final weights of the stages that a stage names are, or would be, in `out`."""
+    (needs,) = (each.needs for each in recipe.stages if each.name == stage)
+    return {need: folder_of(recipe, need, out) / FINAL for need in needs}
+
+
+def folder_of(recipe: Recipe, stage: str, out: Path) -> Path:
+    """The folder of a stage's run, which may not be there."""
+    return choose_folder(out, recipe.run_name(stage), recipe.identity(stage), fresh=False)
+
+
+def _with_evals(stage: Stage, names: Sequence[str] | None) -> Stage:
+    """The stage with the evals of these names only."""
+    kept = [one for one in stage.evals if names is None or one.name in names]
+    return replace(stage, evals=kept)
+
+
+def _newest(folder: Path, *, needed: bool) -> Path | None:
+    found = newest(folder / CHECKPOINTS)
+    if found is None and needed:
+        raise UsageError(f"{folder} has no checkpoint yet: kdcore run {folder} goes on")
+    return found
+
+
+def _of_step(folder: Path, step: int) -> Path:
+    kept = {int(path.name[5:]): path for path in in_order(folder / CHECKPOINTS)}
+    if step not in kept:
+        there = f"those of {', '.join(map(str, kept))}" if kept else "none"
+        raise UsageError(f"{folder} has no checkpoint of step {step}; it has {there}")
+    if fault := damage(kept[step]):
+        raise UsageError(f"the checkpoint {kept[step]} is damaged ({fault})")
+    return kept[step]
+
+
+def _state(checkpoint: Path | None) -> dict[str, Any]:
+    if checkpoint is None:
+        return {}
+    state: dict[str, Any] = json.loads((checkpoint / "state.json").read_text())
+    return state
+
+
+def _run(stage: Stage, folder: Path, state: Mapping[str, Any]) -> RunState:
+    accelerator = make_accelerator(stage.train)
+    known = ("step", "steps", "tokens", "vocabulary")
+    return RunState(
+        recipe=stage,
+        folder=folder,
+        device=accelerator.device,
+        objective=objective_formula(
+            stage.terms, selects=stage.selection is not None, teacher=stage.teacher
+        ),
+        autocast=accelerator.autocast,
+        micro_batch=_micro_batch(stage, accelerator.device, state),
+        **{key: state[key] for key in known if key in state},
+    )
+
+
+def _micro_batch(stage: Stage, device: torch.device, state: Mapping[str, Any]) -> int:
+    """As the recipe or the run's checkpoint says; else small, and on a CPU as a run has it."""
+    options = stage.train
+    if options.micro_batch != "auto":
+        return min(options.batch, options.micro_batch)
+    if "micro_batch" in state:
+        return int(state["micro_batch"])
+    largest = options.batch if device.type == "cpu" else min(options.batch, RunState.micro_batch)
+    return on_cpu(largest, stage.data.block)
+
+
+def _steps(run: RunState) -> int:
+    """How many steps a run took whose checkpoints are gone."""
+    options = run.recipe.train
+    if options.steps is not None:
+        return options.steps
+    rows = run.laid("train")
+    return steps_of(options, len(rows), rows.lengths)
+
+
+def _as_saved(name: str, stage: Stage, device: torch.device) -> PreTrainedModel:
+    """A model in the type that its weights are kept in; an adapter on its base as in the run."""
+    kept = None if adapter_base(name) else load_config(name).dtype
+    dtype = kept if isinstance(kept, torch.dtype) else dtype_of(stage.student.dtype, device)
+    return load_model(name, dtype=dtype, device=device, attention=stage.student.attention)
+
+
+def _asks_teacher(stage: Stage) -> bool:
+    return any(needs_teacher(one) for one in stage.evals)
+
+
+def _ready(run: RunState, student: PreTrainedModel, components: Sequence[Component]) -> RunState:
+    """The student proved, the ids agreed on, and the teacher loaded if an eval asks for it."""
+    stage = run.recipe
+    student.eval().requires_grad_(False)  # type: ignore[no-untyped-call]
+    run.language_model = LanguageModel(student)
+    run.language_model.precision = HALF.get(precision_of(stage.train.precision))
+    if not run.vocabulary:
+        teachers = [one for one in components if isinstance(one, Teacher)]
+        run.vocabulary = prove_vocabulary(run, teachers)
+    if run.teacher is not None and _asks_teacher(stage):
+        load_teacher(run, run.teacher)
+    return run
+
+
+@contextmanager
+def open_stage(recipe: Recipe, name: str, out: Path) -> Iterator[RunState]:
+    """A run of a stage with its tokenizer, rows and vocabulary, and neither student nor teacher.
+
+    Stages that it names must be finished in `out`. No run folder is made.
+    """
+    finals = finals_of(recipe, name, out)
+    for need, final in finals.items():
+        if not finished(final.parent):
+            raise UsageError(
+                f"the stage {need!r} is not finished in {out}: kdcore run {recipe.name} "
+                f"--stage {need} comes first"
+            )
+    stage = recipe.build(name, finals)
+    trust(stage.trusted)
+    known = [folder_of(recipe, name, out), *(final.parent for final in finals.values())]
+    out.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".unstarted-", dir=out) as folder:
+        accelerator = make_accelerator(stage.train)
+        run = RunState(recipe=stage, folder=Path(folder), device=accelerator.device)
+        run.tokenizer = load_tokenizer(str(keep_tokenizer(run, known)))
+        teachers = [one for one in stage.components() if isinstance(one, Teacher)]
+        run.vocabulary = shared_ids(run, teachers, _width(run))
+        run.micro_batch = on_cpu(stage.train.batch, stage.data.block)
+        yield run
+
+
+def batches_of(run: Run, rows: Sequence[Row]) -> Iterator[Batch]:
+    """Rows in order, a micro-batch at a time."""
+    laid: LaidRows = rows  # type: ignore[assignment]  # as the run has them
+    collate = Collate(laid.split, run.vocabulary, run.device)
+    for start in range(0, len(laid), run.micro_batch):
+        some = range(start, min(start + run.micro_batch, len(laid)))
+        yield collate([laid[n] for n in some])
+
+
+def _width(run: RunState) -> int:
+    """The rows of the student's head, by its config."""
+    student = run.recipe.student
+    if student.model is None:
+        config = config_of(student, run.tokenizer)
+    else:
+        config = load_config(student.model, key="student.model")
+    return int(config.get_text_config().vocab_size)
+
+
+class NoData(Data):
+    """Stands where nobody said what to read."""
+
+    name = "none"
+
+    def texts(self, split: str) -> Iterable[str]:
+        """There are none."""
+        raise UsageError("no recipe says on which text to measure; give one with --recipe")
+
+    def make_rows(
+        self, split: str, tokenizer: PreTrainedTokenizerBase, *, seed: int, epoch: int
+    ) -> Rows:
+        """There are none."""
+        raise UsageError("no recipe says on which text to measure; give one with --recipe")
+
+
+def bare_stage(model: str, evals: Sequence[str], host: Host, sets: Sequence[str] = ()) -> Stage:
+    """A stage that has a model as its student and these evals, with their defaults but for `sets`.
+
+    Evals that ask for rows or for a teacher are told that a recipe has to say which.
+    """
+    # The rate and the step are required options; nothing is trained.
+    plain = {"student": {"model": model}, "train": {"lr": 1.0, "steps": 1}}
+    root, faults = Written.of(plain, Source("the command line")), list[Fault]()
+    for name in evals:
+        add_to_list(root, "eval", name, "--use")
+    Overrides(root, host, faults, []).apply(sets)
+    faults += [
+        value.fault(f"without a recipe there is no {key} to set", "give one with --recipe")
+        for key, value in root.table.items()
+        if key not in ("student", "train", "eval")
+    ]
+    stage = None if faults else _built(root, host, faults)
+    if stage is None:
+        raise RecipeError(faults)
+    return stage
+
+
+def _built(root: Written, host: Host, faults: list[Fault]) -> Stage | None:
+    builder, data = Builder(host, faults), NoData()
+    student = builder.options(StudentOptions, root.table["student"], "[student]")
+    train = builder.options(TrainOptions, root.table["train"], "[train]")
+    made = [builder.component("eval", table) for table in root.table["eval"].items]
+    if student is None or train is None or faults:
+        return None
+    stage = Stage(
+        name="",
+        run_name="eval",
+        table=root.plain_table(),
+        seed=0,
+        student=student,
+        tokenizer=None,
+        tokenizer_data=data,
+        data=data,
+        teacher=None,
+        terms=[],
+        selection=None,
+        scope="step",
+        evals=[one for one in made if isinstance(one, Eval)],
+        loggers=[],
+        train=train,
+    )
+    for component, table in builder.places:
+        if isinstance(component, Eval) and needs_teacher(component):
+            said = f"{component.name!r} needs a teacher, and no recipe says which"
+            faults.append(table.fault(said, "give one with --recipe"))
+        faults += [table.fault(said) for said in listed(component, "faults", stage)]
+    return None if faults else stage

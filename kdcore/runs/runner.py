@@ -1,0 +1,289 @@
+"""The stages of a recipe, one after another: resumed, trained, reused."""
+
+from __future__ import annotations
+
+import logging
+import os
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from kdcore.errors import KdcoreError, PluginError, RunError
+from kdcore.files import is_full
+from kdcore.guard import asked
+from kdcore.hashing import of_tokenizer
+from kdcore.models.locations import trust
+from kdcore.recipe.describe import objective_formula
+from kdcore.recipe.overrides import expand
+from kdcore.recipe.recipe import _agreed, read_recipe, wanted_stages
+from kdcore.redact import without_own_secrets
+from kdcore.runs.artifacts import finish_student, load_tokenizer_of, save_final
+from kdcore.runs.environment import record, said_of
+from kdcore.runs.extend import extended, take_over
+from kdcore.runs.folder import (
+    CHECKPOINTS,
+    FINAL,
+    choose_folder,
+    compare_fingerprints,
+    find_run,
+    finished,
+    full_disk,
+    keep_texts,
+    locked,
+)
+from kdcore.training.checkpoint import sums_of
+from kdcore.training.micro_batch import kept_micro_batch
+from kdcore.training.run_state import RunState
+from kdcore.training.setup import make_accelerator, prepare
+from kdcore.training.signals import Signals
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from kdcore.api.contracts import Stage
+    from kdcore.plugin.manager import Host
+    from kdcore.recipe.recipe import Recipe
+    from kdcore.training.trainer import Trainer
+
+
+_log = logging.getLogger("kdcore")
+_VERSIONS = ("torch", "transformers", "kdcore")  # what a result depends on
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `kdcore run` was asked for, besides the recipe."""
+
+    out: Path
+    fresh: bool = False
+    accept: frozenset[str] = frozenset()
+    only: str | None = None  # one stage, and those that it needs
+    folder: Path | None = None  # the run to go on with, whatever its recipe's identity
+
+
+def run_recipe(recipe: Recipe, host: Host, options: Options) -> list[Path]:
+    """RunState every stage that is not finished; returns each stage's folder."""
+    done: dict[str, Path] = {}
+    for name in wanted_stages(recipe, options.only):
+        finals = {stage: folder / FINAL for stage, folder in done.items()}
+        stage = recipe.build(name, finals)
+        accelerator = make_accelerator(stage.train)
+        fresh = options.fresh and options.only in (None, name)
+        texts = {"recipe.toml": recipe.text, "resolved.toml": recipe.resolved(name, finals)}
+        going_on = None if fresh else _going_on(stage, texts["resolved.toml"], host, options)
+        folder = going_on or choose_folder(
+            options.out, stage.run_name, recipe.identity(name), fresh=fresh
+        )
+        if going_on is not None and accelerator.is_main_process:
+            take_over(folder, texts["resolved.toml"], host, options.accept)
+        folder = _agreed(accelerator, folder)
+        if finished(folder):
+            _log.info("%s is finished: %s is used", stage.run_name, folder)
+        else:
+            _run_stage(stage, folder, accelerator, host, texts, list(done.values()), options)
+        done[name] = folder
+    return list(done.values())
+
+
+def _going_on(stage: Stage, resolved: str, host: Host, options: Options) -> Path | None:
+    """The folder that is meant by its name, or by what is accepted of its recipe."""
+    name = stage.run_name
+    return options.folder or extended(options.out, name, resolved, host, options.accept)
+
+
+def _run_stage(
+    stage: Stage,
+    folder: Path,
+    accelerator: Accelerator,
+    host: Host,
+    texts: Mapping[str, str],
+    others: Sequence[Path],
+    options: Options,
+) -> None:
+    run = RunState(
+        recipe=stage,
+        folder=folder,
+        device=accelerator.device,
+        process=accelerator.process_index,
+        processes=accelerator.num_processes,
+        objective=objective_formula(
+            stage.terms, selects=stage.selection is not None, teacher=stage.teacher
+        ),
+    )
+    with _explained(folder), locked(folder) if run.main else nullcontext(), Signals() as signals:
+        if run.main:
+            keep_texts(folder, {**texts, "env.json": record(host)})
+        trust(stage.trusted)
+        run.tokenizer = load_tokenizer_of(run, others, accelerator)
+        trainer = prepare(run, host, accelerator, signals, CHECKPOINTS)
+        if run.main:
+            compare_fingerprints(folder, _fingerprints(run), options.accept)
+        resume(trainer)
+        with host.listening(stage.components()):
+            _train(trainer)
+
+
+def _fingerprints(run: RunState) -> dict[str, str]:
+    """What a run that is continued must find unchanged."""
+    from importlib.metadata import version
+
+    found = {
+        "data": run.laid("train").split.fingerprint,
+        "tokenizer": of_tokenizer(run.tokenizer),
+        "versions": ", ".join(f"{name} {version(name)}" for name in _VERSIONS),
+    }
+    if run.teacher is not None:
+        found["teacher"] = asked(run.teacher, "fingerprint", of=str)
+    return found
+
+
+def resume(trainer: Trainer) -> None:
+    """Put back the newest whole checkpoint, if there is one."""
+    run = trainer.run
+    newest = trainer.checkpoints.newest()
+    if newest is None:
+        run.micro_batch = kept_micro_batch(run, {})
+        return
+    state = trainer.checkpoints.load(newest)
+    run.step, run.tokens = state["step"], state["tokens"]
+    run.micro_batch = kept_micro_batch(run, state)
+    run.scores = state.get("scores", {})
+    trainer.rows.go_on(state.get("rows"))
+    run.chunk = trainer.objective.chunk = state.get("chunk", run.chunk)
+    trainer.recorder.restore(sums_of(newest))
+    run.say(f"{run.recipe.run_name} continues after step {run.step} of {run.steps}: {run.folder}")
+
+
+def _train(trainer: Trainer) -> None:
+    run, host = trainer.run, trainer.host
+    try:
+        host.emit("kdcore_run_start", run=run)
+        trainer.train()
+        finish_student(run)
+        if run.main:
+            save_final(run)
+        trainer.accelerator.wait_for_everyone()
+    except BaseException as error:
+        _end(trainer, error)
+        raise
+    host.emit("kdcore_run_end", run=run, error=None)
+
+
+def _end(trainer: Trainer, error: BaseException) -> None:
+    """Tell everybody that the run failed; what they raise must not hide why."""
+    try:
+        trainer.host.emit("kdcore_run_end", run=trainer.run, error=error)
+    except KdcoreError as another:
+        _log.warning("%s", another)
+
+
+@contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    """What a person can act on; for the rest the traceback is kept in the run folder."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise RunError(
+            f"the device is out of memory ({str(error).splitlines()[0]}); the same command with "
+            "--set train.micro_batch=1 or train.checkpointing=true needs less"
+        ) from error
+    except Exception as error:
+        if is_full(error):
+            raise full_disk(error, folder) from error
+        if isinstance(error, PluginError) or not isinstance(error, KdcoreError):
+            with suppress(OSError):
+                text = without_own_secrets(traceback.format_exc())
+                (folder / "traceback.txt").write_text(text)
+        raise
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The arguments of `kdcore run`."""
+
+    recipe: str
+    out: Path
+    sets: tuple[str, ...] = ()
+    each: tuple[str, ...] = ()
+    logs: tuple[str, ...] = ()
+    stage: str | None = None
+    fresh: bool = False
+    accept: frozenset[str] = frozenset()
+
+
+def run_all(asked: Asked, host: Host) -> list[Path]:
+    """Everything that was asked for; each run's folder, once."""
+    from accelerate import PartialState
+
+    folders = _runs(asked, host)
+    if PartialState().is_main_process:
+        host.emit("kdcore_runs_end", folders=folders)
+    return folders
+
+
+def _runs(asked: Asked, host: Host) -> list[Path]:
+    folder = _folder(asked)
+    options = Options(asked.out, asked.fresh, asked.accept, asked.stage, folder)
+    if folder is not None:
+        name = str(folder / "resolved.toml")
+        recipe = read_recipe(name, host, sets=asked.sets, logs=asked.logs)
+        _tell_what_differs(recipe, host)
+        return run_recipe(recipe, host, options)
+    # Every recipe of the product is checked before the first one runs.
+    recipes = [
+        (label, read_recipe(asked.recipe, host, sets=sets, logs=asked.logs))
+        for label, sets in expand(asked.sets, asked.each)
+    ]
+    return _run_each(recipes, host, options)
+
+
+def _folder(asked: Asked) -> Path | None:
+    """The run folder that is meant, where a recipe of that name is not."""
+    from kdcore.recipe.files import find_recipe
+
+    if os.path.isdir(asked.recipe):
+        return find_run(asked.recipe, asked.out)
+    try:
+        find_recipe(asked.recipe)
+    except KdcoreError as unknown_recipe:
+        try:
+            return find_run(asked.recipe, asked.out)
+        except KdcoreError:
+            raise unknown_recipe from None
+    return None
+
+
+def _tell_what_differs(recipe: Recipe, host: Host) -> None:
+    """Where the recipe is another run's resolved.toml, that run's env.json lies beside it."""
+    said = said_of(recipe.path.parent, host)
+    if said:
+        _log.info(said)
+
+
+def _run_each(recipes: list[tuple[str, Recipe]], host: Host, options: Options) -> list[Path]:
+    folders: dict[Path, None] = {}
+    failures: list[str] = []
+    for label, recipe in recipes:
+        for note in recipe.notes:
+            _log.info(note)
+        _tell_what_differs(recipe, host)
+        if label:
+            _log.info("%s: %s", recipe.name, label)
+        try:
+            folders.update(dict.fromkeys(run_recipe(recipe, host, options)))
+        except RunError as error:
+            if len(recipes) == 1:
+                raise
+            failures.append(f"{label}: {error}")
+            _log.warning("%s failed: %s", label, error)
+    if failures:
+        raise RunError(
+            f"{len(failures)} of {len(recipes)} failed; the same command tries these again:\n"
+            + "\n".join(failures)
+        )
+    return list(folders)

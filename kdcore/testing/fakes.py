@@ -1,0 +1,102 @@
+"""Small stand-ins for what a run is made of: a model, a tokenizer, a teacher, a batch, its tokens.
+
+Everything is made on the CPU, from seeds, without network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from kdcore.api.contracts import Teacher, component
+from kdcore.data.batch import Batch, LogitsAt, Split
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from kdcore.api.contracts import Tokens
+
+
+def tiny_llama(vocabulary: int = 64, *, hidden: int = 32, seed: int = 0) -> PreTrainedModel:
+    """A fresh two-layer Llama in evaluation mode. The global random state stays as it was."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model: PreTrainedModel = LlamaForCausalLM(config)
+    model.train(False)
+    return model
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerBase:
+    """A tokenizer of 257 ids: one for each byte, and the end of a document, which also pads."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    end = "<|endoftext|>"
+    letters = [end, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    inner = Tokenizer(models.BPE({letter: n for n, letter in enumerate(letters)}, []))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    tokenizer: PreTrainedTokenizerBase = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=inner, eos_token=end, pad_token=end
+    )
+    return tokenizer
+
+
+def make_batch(rows: Sequence[Sequence[int]], vocabulary: int = 64) -> Batch:
+    """Rows of ids as a batch: each row one document, padded on the right, labels shifted."""
+    import numpy as np
+
+    from kdcore.data.collate import Collate
+
+    split = Split("train", "testing", np.array([len(row) for row in rows]))
+    laid = [
+        {"input_ids": row, "document": [n] * len(row), "offset": range(len(row))}
+        for n, row in enumerate(rows)
+    ]
+    return Collate(split, vocabulary, torch.device("cpu"))(laid)
+
+
+@component
+class TableTeacher(Teacher):
+    """A teacher that looks at the current id only: its logits are that row of a random table."""
+
+    name = "table"
+    vocabulary: int = 64
+    seed: int = 1
+
+    def table(self) -> Tensor:
+        """Its logits by current id [vocabulary, vocabulary]."""
+        generator = torch.Generator().manual_seed(self.seed)
+        return 2 * torch.randn(self.vocabulary, self.vocabulary, generator=generator)
+
+    def read(self, batch: Batch) -> LogitsAt:
+        """Rows of the table."""
+        ids, table = batch.input_ids.flatten(), self.table()
+        return lambda positions: table[ids[positions]]
+
+
+def make_tokens(batch: Batch, teacher: Teacher | None = None, *, step: int = 1) -> Tokens:
+    """A batch's valid tokens as a selection sees them; the student is `tiny_llama`."""
+    from kdcore.distributed import alone
+    from kdcore.models.causal_lm import LanguageModel
+    from kdcore.objective.selection import Scored, StepTokens
+    from kdcore.objective.teachers import Reading
+
+    student = LanguageModel(tiny_llama(batch.vocabulary))
+    with torch.no_grad():
+        parts = [Scored(Reading(batch, range(len(batch.input_ids))), student.states(batch))]
+    return StepTokens(parts, student, teacher, step=step, seed=0, gather=alone)

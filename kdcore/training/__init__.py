@@ -1,0 +1,1 @@
+"""Training: set-up, step, loop, checkpoints, evaluation. Internal."""

@@ -1,0 +1,248 @@
+"""Checkpoints: saved atomically, verified, loaded.
+
+A checkpoint holds what is trained (never the teacher), the optimizer, the loss scaler, and of every
+process its random state and the sums of steps that no record has told yet. The data's order and the
+schedules are functions of the step, so the step says it all. `manifest.json` is written last and
+holds a checksum of every file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from kdcore.files import move_into_place
+from kdcore.training.rng import RandomState
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+_log = logging.getLogger("kdcore")
+
+
+_INSIDE = "/"  # between a name and what lies inside: bitsandbytes has tables in its tables
+
+
+def flat(state: Mapping[int, Mapping[str, Any]]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors, each with memory of its own, and everything else."""
+    tensors: dict[str, Tensor] = {}
+    values: dict[str, Any] = {}
+    held = set[int]()
+    for index, entries in state.items():
+        for name, value in _leaves(entries, f"{index}."):
+            if isinstance(value, Tensor):
+                place = value.untyped_storage().data_ptr()
+                tensors[name] = value.clone() if place in held else value
+                held.add(place)
+            else:
+                values[name] = value
+    return tensors, values
+
+
+def nested(entries: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
+    """The state whose tensors and values these are."""
+    state: dict[int, dict[str, Any]] = {}
+    for key, value in entries.items():
+        index, _, name = key.partition(".")
+        *tables, last = name.split(_INSIDE)
+        table = state.setdefault(int(index), {})
+        for inside in tables:
+            table = table.setdefault(inside, {})
+        table[last] = value
+    return state
+
+
+def _leaves(table: Mapping[str, Any], before: str) -> Iterator[tuple[str, Any]]:
+    for name, value in table.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{before}{name}{_INSIDE}")
+        else:
+            yield before + name, value
+
+
+_MANIFEST = "manifest.json"
+
+
+class Checkpoints:
+    """The checkpoints of one run folder."""
+
+    def __init__(
+        self,
+        folder: Path,
+        accelerator: Accelerator,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        keep: int,
+    ) -> None:
+        self.folder, self.accelerator, self.keep = folder, accelerator, keep
+        self.model, self.optimizer = model, optimizer
+
+    def has(self, step: int) -> bool:
+        """Whether there is a checkpoint of this step."""
+        return (self.folder / f"step-{step}").exists()
+
+    def save(
+        self,
+        step: int,
+        state: Mapping[str, Any],
+        sums: Mapping[str, Tensor] | None = None,
+        *,
+        alone: bool = False,
+    ) -> Path:
+        """Write the checkpoint of a step whole, or not at all; drop those beyond `keep`.
+
+        `sums` are this process's own, and come back from `sums_of`. `alone`: the other processes
+        are gone, and with them what only they knew.
+        """
+        beside = self.folder / f".step-{step}.partial"
+        try:
+            return self._save(step, state, sums or {}, beside, alone)
+        except Exception:
+            # On a full disk, half a checkpoint would be in the way of everything else.
+            shutil.rmtree(beside, ignore_errors=True)
+            raise
+
+    def _save(
+        self,
+        step: int,
+        state: Mapping[str, Any],
+        sums: Mapping[str, Tensor],
+        beside: Path,
+        alone: bool,
+    ) -> Path:
+        together = (lambda: None) if alone else self.accelerator.wait_for_everyone
+        target = self.folder / f"step-{step}"
+        main = self.accelerator.is_main_process
+        if main:
+            shutil.rmtree(beside, ignore_errors=True)
+            beside.mkdir(parents=True)
+        together()
+        rank = self.accelerator.process_index
+        save_file(RandomState.now().tensors(), beside / f"random-{rank}.safetensors")
+        _save(sums, beside / f"sums-{rank}.safetensors")
+        together()
+        if main:
+            self._write(beside, {**state, "step": step})
+            move_into_place(beside, target)
+            for path in in_order(self.folder):
+                if _step(path) > step:  # damaged, or the run would have gone on from it
+                    shutil.rmtree(path)
+            self._drop_old(step)
+        together()
+        return target
+
+    def _write(self, folder: Path, state: dict[str, Any]) -> None:
+        tensors, scalars = flat(self.optimizer.state_dict()["state"])
+        _save(trained(self.model), folder / "student.safetensors")
+        _save(tensors, folder / "optimizer.safetensors")
+        scaler = self.accelerator.scaler
+        state["optimizer"] = scalars
+        state["scaler"] = scaler.state_dict() if scaler is not None else None
+        (folder / "state.json").write_text(json.dumps(state, indent=1))
+        sums = {path.name: _checksum(path) for path in sorted(folder.iterdir())}
+        (folder / _MANIFEST).write_text(json.dumps(sums, indent=1))
+
+    def newest(self) -> Path | None:
+        """The newest checkpoint that is whole; a damaged one is passed over with a message."""
+        return newest(self.folder)
+
+    def load(self, path: Path) -> dict[str, Any]:
+        """Put everything back; returns what was given to `save`."""
+        state: dict[str, Any] = json.loads((path / "state.json").read_text())
+        load_weights(path, self.model)
+        self._load_optimizer(path, state.pop("optimizer"))
+        scaler_state = state.pop("scaler")
+        if scaler_state and self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(scaler_state)
+        random = path / f"random-{self.accelerator.process_index}.safetensors"
+        if random.exists():  # not where it is continued on more processes than wrote it
+            RandomState.of(load_file(random)).put_back()
+        if self.accelerator.is_main_process:
+            self._drop_old(state["step"])  # as a run does that was not ended just before it
+        return state
+
+    def _load_optimizer(self, path: Path, scalars: dict[str, Any]) -> None:
+        whole = self.optimizer.state_dict()
+        whole["state"] = nested(load_file(path / "optimizer.safetensors") | scalars)
+        self.optimizer.load_state_dict(whole)
+
+    def _drop_old(self, step: int) -> None:
+        """Those beyond `keep`, and what was left half."""
+        older = [path for path in in_order(self.folder) if _step(path) <= step][: -self.keep]
+        for path in [*older, *self.folder.glob(".step-*.partial")]:
+            shutil.rmtree(path)
+
+
+def newest(folder: Path) -> Path | None:
+    """The newest checkpoint there that is whole; a damaged one is passed over with a message."""
+    there = in_order(folder)
+    for path in reversed(there):
+        fault = damage(path)
+        if fault is None:
+            return path
+        instead = "the run begins again" if path == there[0] else "the one before is used"
+        _log.warning("checkpoint %s is damaged (%s); %s", path.name, fault, instead)
+    return None
+
+
+def sums_of(path: Path) -> list[dict[str, Tensor]]:
+    """What each process that wrote a checkpoint gave as its `sums`, by their numbers."""
+    found = sorted(path.glob("sums-*.safetensors"), key=lambda each: int(each.stem[5:]))
+    return [load_file(each) for each in found]
+
+
+def load_weights(path: Path, model: nn.Module) -> None:
+    """Put a checkpoint's weights into the model."""
+    saved = load_file(path / "student.safetensors", device="cpu")
+    with torch.no_grad():
+        for name, tensor in trained(model).items():
+            tensor.copy_(saved[name])
+
+
+def trained(model: nn.Module) -> dict[str, Tensor]:
+    """What training changes: trained parameters, each once, and the buffers that models save."""
+    kept = set(model.state_dict())
+    buffers = {name: buffer for name, buffer in model.named_buffers() if name in kept}
+    parameters = {name: p.data for name, p in model.named_parameters() if p.requires_grad}
+    return parameters | buffers
+
+
+def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+
+
+def in_order(folder: Path) -> list[Path]:
+    """The checkpoints there, by step."""
+    found = [path for path in folder.glob("step-*") if path.name[5:].isdigit()]
+    return sorted(found, key=_step)
+
+
+def _step(path: Path) -> int:
+    return int(path.name[5:])
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint; None where it is whole."""
+    try:
+        sums = json.loads((path / _MANIFEST).read_text())
+        if elsewhere := [name for name in sums if Path(name).name != name]:
+            return f"its manifest names {elsewhere[0]!r}, which is no file of its own"
+        broken = [name for name, known in sums.items() if _checksum(path / name) != known]
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        return str(error)
+    return f"{', '.join(broken)} changed" if broken else None
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

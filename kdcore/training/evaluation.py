@@ -1,0 +1,137 @@
+"""Sums over held-out tokens: in chunks, sharded over the processes, no row twice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import count
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from kdcore.api.contracts import Loss, Teacher
+from kdcore.data.batch import Batch, Coarse, Row
+from kdcore.data.collate import Collate
+from kdcore.data.given import as_rows
+from kdcore.guard import asked, blame
+from kdcore.models.head import chunk_size, nll_of
+from kdcore.objective.losses import per_token
+from kdcore.objective.sparse import likeliest
+from kdcore.objective.teachers import answers
+
+if TYPE_CHECKING:
+    from kdcore.api.contracts import Run
+
+
+def measured(run: Run) -> dict[str, float | str]:
+    """What all evals of the run's recipe measure."""
+    scores: dict[str, float | str] = {}
+    for one in run.recipe.evals:
+        found = asked(one, "measure", run, of=Mapping)
+        for name, each in found.items():
+            with blame(one, "measure"):  # numbers of other libraries' types become Python's
+                scores[str(name)] = each if isinstance(each, str) else float(each)
+    return scores
+
+
+def evaluate(
+    run: Run, rows: Sequence[Row], losses: Sequence[Loss], teacher: Teacher | None
+) -> Mapping[str, float]:
+    """See `Run.evaluate`."""
+    sums = _Sums(run, losses, teacher)
+    collate = Collate(rows.split, run.vocabulary, run.device)  # type: ignore[attr-defined]
+    longest_first = np.argsort(-rows.lengths, kind="stable")  # type: ignore[attr-defined]
+    stride = run.micro_batch * run.processes
+    with torch.no_grad(), evaluating(run.student):
+        for start in range(run.process * run.micro_batch, len(rows), stride):
+            some = longest_first[start : start + run.micro_batch]
+            sums.add(collate(rows.some(some.tolist())))  # type: ignore[attr-defined]
+    return sums.everywhere()
+
+
+def log_likelihoods(run: Run, rows: Sequence[Row], batch: int) -> list[float]:
+    """See `Run.log_likelihoods`."""
+    laid = as_rows(rows, "given")
+    longest_first = np.argsort(-laid.lengths, kind="stable")
+    groups = [longest_first[at : at + batch] for at in range(0, len(laid), batch)]
+    collate = Collate(laid.split, run.vocabulary, run.device)
+    totals = torch.zeros(len(laid), dtype=torch.float64, device=run.device)
+    with torch.no_grad(), evaluating(run.student):
+        for group in groups[run.process :: run.processes]:
+            made = collate(laid.some(group.tolist()))
+            whose = torch.from_numpy(group).to(run.device)
+            for at, student in _chunks(run, made):
+                nll = nll_of(student, made.labels[at])
+                totals.index_add_(0, whose[at // made.input_ids.shape[1]], -nll.double())
+    if run.processes > 1:
+        torch.distributed.all_reduce(totals)
+    found: list[float] = totals.tolist()
+    return found
+
+
+def _chunks(run: Run, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
+    """The valid positions of a batch, some at a time, and the student's logits there [n, V]."""
+    model = run.language_model
+    with run.autocast():
+        states = model.states(batch)
+    head = model.head()
+    for at in torch.split(batch.valid, chunk_size(batch.vocabulary, run.device)):
+        yield at, head(states[at])[:, : batch.vocabulary]
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode for the length of a block, each module put back as it was."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _keys(losses: Sequence[Loss]) -> list[str]:
+    """Each loss's name; "kl.2" for a second "kl", as among the terms of a recipe."""
+    taken, keys = {"tokens", "bytes", "nll", "agreement"}, []
+    for loss in losses:
+        every = (loss.name if n == 1 else f"{loss.name}.{n}" for n in count(1))
+        keys.append(next(key for key in every if key not in taken))
+        taken.add(keys[-1])
+    return keys
+
+
+class _Sums:
+    """Float64 sums by name."""
+
+    def __init__(self, run: Run, losses: Sequence[Loss], teacher: Teacher | None) -> None:
+        self.run, self.losses, self.teacher = run, losses, teacher
+        self.bytes = torch.from_numpy(run.bytes_per_id).to(run.device)
+        compared = ["agreement"] if teacher else []
+        self.names = ["tokens", "bytes", "nll", *_keys(losses), *compared]
+        self.total = torch.zeros(len(self.names), dtype=torch.float64, device=run.device)
+
+    def add(self, batch: Batch) -> None:
+        """One batch's sums."""
+        other = answers(self.teacher, batch) if self.teacher else None
+        for at, student in _chunks(self.run, batch):
+            self.total += self._chunk(student, other and other(at), batch.labels[at])
+
+    def _chunk(self, student: Tensor, teacher: Tensor | Coarse | None, labels: Tensor) -> Tensor:
+        values = [
+            torch.ones_like(labels),
+            self.bytes[labels],
+            nll_of(student, labels),
+            *(per_token(loss, student, teacher, labels) for loss in self.losses),
+        ]
+        if teacher is not None:
+            values.append(student.argmax(-1) == likeliest(teacher))
+        return torch.stack([value.double().sum() for value in values])
+
+    def everywhere(self) -> Mapping[str, float]:
+        """The sums of all processes."""
+        if self.run.processes > 1:
+            torch.distributed.all_reduce(self.total)
+        return dict(zip(self.names, self.total.tolist(), strict=True))

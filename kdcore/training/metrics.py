@@ -1,0 +1,149 @@
+"""What happened in the steps since the last record, summed on the device and read when logged."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from kdcore.api.hookspecs import Record
+from kdcore.objective.gradient_shares import shares_of
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from kdcore.api.contracts import Term
+    from kdcore.objective.selection import Choices, Ranked
+    from kdcore.training.run_state import RunState
+
+
+class Recorder:
+    """Sums over steps. Adding waits for nothing; `count` and `record` read everything at once."""
+
+    def __init__(self, run: RunState, accelerator: Accelerator) -> None:
+        self.run, self.accelerator = run, accelerator
+        self.labels = [term.label for term in run.recipe.terms]
+        self._begin()
+
+    def _begin(self) -> None:
+        self._terms = torch.zeros(len(self.labels), device=self.run.device)
+        self._squares = torch.zeros_like(self._terms)
+        self._steps = self._tokens = self._kept = 0  # of the steps that were counted
+        self._uncounted: list[tuple[Tensor, Tensor, list[Tensor]]] = []  # steps, valid, kept
+        self._ranked: Ranked | None = None
+        self._since = time.perf_counter()
+
+    @property
+    def steps(self) -> int:
+        """How many steps were counted since the last record."""
+        return self._steps
+
+    def add(
+        self,
+        terms: Sequence[Term],
+        shares: Sequence[Tensor],
+        choices: Choices,
+        good: Tensor,
+        squares: Tensor | None = None,
+    ) -> None:
+        """One step: its computed terms and their shares [terms] of each micro-batch.
+
+        Where `good` is 0 the step was held back, and counts for nothing. `squares` are those of
+        each term's gradient, where they were measured.
+        """
+        if squares is not None:
+            self._squares += torch.where(good > 0, squares, 0)
+        for share in shares:
+            counted = torch.where(good > 0, share, 0)
+            for term, value in zip(terms, counted, strict=True):
+                self._terms[self.labels.index(term.label)].add_(value)
+        self._uncounted.append((good, choices.valid * good, [n * good for n in choices.kept]))
+        self._ranked = choices.ranked
+
+    def count(self) -> None:
+        """Let the run know how many tokens it has trained on."""
+        if not self._uncounted:
+            return
+        good, valid, kept = zip(*self._uncounted, strict=True)
+        tokens = int(torch.stack(valid).long().sum())
+        counts = [count for some in kept for count in some]
+        self._kept += int(torch.stack(counts).long().sum()) if counts else 0
+        self._tokens += tokens
+        self._steps += int(torch.stack(good).sum())
+        self.run.tokens += tokens
+        self._uncounted = []
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time that does not count as training."""
+        began = time.perf_counter()
+        yield
+        self._since += time.perf_counter() - began
+
+    def record(self, lr: float) -> Record:
+        """The record of the steps added; begins anew."""
+        self.count()
+        terms = self._by_label(self._terms, self._steps)
+        record = Record(
+            step=self.run.step,
+            tokens=self.run.tokens,
+            loss=sum(terms.values()),
+            terms=terms,
+            lr=lr,
+            kept=self._kept_share(),
+            tokens_per_second=self._tokens / (time.perf_counter() - self._since),
+            selection=_ranking(self._ranked),
+            gradient=shares_of(self._by_label(self._squares)),
+        )
+        self._begin()
+        return record
+
+    def _by_label(self, sums: Tensor, count: int = 1) -> dict[str, float]:
+        """Over all processes."""
+        mean = self.accelerator.reduce(sums, "sum") / count
+        return dict(zip(self.labels, mean.tolist(), strict=True))
+
+    def _kept_share(self) -> float:
+        if self.run.recipe.selection is None:
+            return 1.0
+        kept = torch.tensor(float(self._kept), device=self.run.device)
+        return float(self.accelerator.reduce(kept, "sum")) / max(1, self._tokens)
+
+    def state(self) -> dict[str, Tensor]:
+        """This process's sums, for a checkpoint between two records."""
+        self.count()
+        taken = time.perf_counter() - self._since
+        counts = [self._steps, self._tokens, self._kept, taken]
+        counted = torch.tensor(counts, dtype=torch.float64)
+        return {"terms": self._terms, "squares": self._squares, "counts": counted}
+
+    def restore(self, states: Sequence[Mapping[str, Tensor]]) -> None:
+        """Go on with the sums of the processes that wrote a checkpoint, however many they were."""
+        self._begin()
+        if not states:
+            return
+        steps, tokens, _, taken = states[0]["counts"].tolist()
+        self._steps, self._tokens = int(steps), int(tokens)
+        self._since -= taken
+        for state in states[self.run.process :: self.run.processes]:
+            self._terms += state["terms"].to(self._terms.device)
+            self._squares += state["squares"].to(self._terms.device)
+            self._kept += int(state["counts"][2])
+
+
+def _ranking(ranked: Ranked | None) -> dict[str, float]:
+    """The threshold and the mean scores of what the last step's ranking kept and dropped."""
+    if ranked is None:
+        return {}
+    scores, keep = ranked.scores, ranked.kept
+    kept, dropped = scores[keep], scores[~keep & ~scores.isnan()]
+    found = {}
+    if len(kept):
+        found = {"threshold": float(kept.min()), "excess_kept": float(kept.mean())}
+    if len(dropped):
+        found["excess_dropped"] = float(dropped.mean())
+    return found

@@ -1,0 +1,233 @@
+"""Sizes of micro-batches and chunks, and what happens out of memory."""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import math
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+
+from kdcore.errors import KdcoreError, RunError, StartAgain
+from kdcore.files import write_whole
+from kdcore.models.head import chunk_size
+from kdcore.objective.chunked_loss import Values
+from kdcore.objective.losses import compiled_values_of, values_of
+from kdcore.training.rng import RandomState
+
+if TYPE_CHECKING:
+    from kdcore.api.contracts import Term
+    from kdcore.training.run_state import RunState
+    from kdcore.training.step import TrainStep
+
+_log = logging.getLogger("kdcore")
+
+
+_WORTH = 1e10  # logits of a run: on a CPU compiling takes half a minute, and saves 16 ns of each
+
+
+def chunk_of(run: RunState) -> int:
+    """Tokens in a chunk, once the models are loaded; no more than a process has in a step."""
+    options = run.recipe.train
+    if options.chunk != "auto":
+        return options.chunk
+    most = math.ceil(options.batch / run.processes) * run.data.block
+    return min(most, chunk_size(run.vocabulary, run.device, _free(run.device)))
+
+
+def values_for(run: RunState) -> Callable[[Sequence[Term]], Values]:
+    """The way to compute a set of terms, made once for each set."""
+    compiling = _compiles(run)
+
+    @lru_cache
+    def made(labels: tuple[str, ...], losses: tuple[object, ...]) -> Values:
+        if compiling:
+            return compiled_values_of(losses, run.chunk)  # type: ignore[arg-type]
+        return values_of(losses)  # type: ignore[arg-type]
+
+    def values(terms: Sequence[Term]) -> Values:
+        return made(tuple(t.label for t in terms), tuple(t.loss for t in terms))
+
+    return values
+
+
+def _compiles(run: RunState) -> bool:
+    wanted = run.recipe.train.compile
+    if wanted != "auto":
+        return wanted
+    if run.device.type == "cuda":
+        return find_spec("triton") is not None
+    return _has_compiler() and _logits(run) > _WORTH
+
+
+def _logits(run: RunState) -> float:
+    lengths = run.laid("train").lengths
+    each = float(lengths.mean()) if len(lengths) else run.data.block  # nobody counts a stream's
+    return each * run.recipe.train.batch * run.steps * run.vocabulary
+
+
+def _has_compiler() -> bool:
+    return any(shutil.which(name) for name in ("g++", "clang++"))
+
+
+def _free(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    import psutil  # type: ignore[import-untyped]
+
+    return int(psutil.virtual_memory().available)
+
+
+_KEPT = "micro_batch.json"  # in the run folder, where several processes found one
+_CPU_TOKENS = 4096  # larger micro-batches were no faster on two cores, and take more memory
+
+
+def on_cpu(largest: int, block: int) -> int:
+    """By a formula of the row length, so that it is the same on every machine."""
+    return max(1, min(largest, _CPU_TOKENS // block))
+
+
+def by_probe(largest: int, attempt: Callable[[int], None]) -> int:
+    """The largest of `largest`, its half, its quarter, ... that `attempt` has the memory for.
+
+    Raises torch.OutOfMemoryError where a single row does not fit.
+    """
+    rows = largest
+    while True:
+        try:
+            attempt(rows)
+        except torch.OutOfMemoryError:
+            if rows == 1:
+                raise
+            rows = (rows + 1) // 2
+        else:
+            return rows
+        finally:
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+
+def halved(run: RunState) -> int:
+    """Half of the run's, where that leaves the experiment as it is; 0 where there is no half."""
+    if run.recipe.selection is not None and run.recipe.scope == "micro_batch":
+        raise RunError(
+            f"the device has too little memory for train.micro_batch = {run.micro_batch}, and "
+            '[selection] scope = "micro_batch" makes that a part of the experiment: another one is '
+            "another run. train.checkpointing = true or a smaller train.chunk needs less"
+        )
+    return 0 if run.micro_batch == 1 else (run.micro_batch + 1) // 2
+
+
+def micro_batch_state(run: RunState) -> dict[str, object]:
+    """What was found and what was asked for, so that asking for something else is heard."""
+    return {"micro_batch": run.micro_batch, "micro_batch_asked": run.recipe.train.micro_batch}
+
+
+def keep_micro_batch(run: RunState, rows: int) -> None:
+    """For all processes, when they start again."""
+    state = {**micro_batch_state(run), "micro_batch": rows}
+    write_whole(run.folder / _KEPT, json.dumps(state) + "\n")
+
+
+def kept_micro_batch(run: RunState, checkpoint: Mapping[str, Any]) -> int:
+    """What this run was found to fit in before, unless the recipe asks for something else now."""
+    path = run.folder / _KEPT
+    states = [checkpoint, json.loads(path.read_text()) if path.exists() else {}]
+    asked = run.recipe.train.micro_batch
+    found = [
+        int(state["micro_batch"])
+        for state in states
+        if "micro_batch" in state and state.get("micro_batch_asked", asked) == asked
+    ]
+    return min(found, default=run.micro_batch)
+
+
+_Result = TypeVar("_Result")
+
+
+class Memory:
+    """Does things again with half the micro-batch, where there was not enough memory.
+
+    Of several processes, the others wait in the midst of a step for the one that had too little:
+    all of them end, the first one with a checkpoint of the step before, and start again.
+    """
+
+    def __init__(self, step: TrainStep, save_alone: Callable[[], None]) -> None:
+        self._step, self._run = step, step.run
+        self._save_alone = save_alone
+
+    def enough(self, before: RandomState, work: Callable[[], _Result]) -> _Result:
+        """What `work` gives; nothing it did may be of consequence before it has returned."""
+        while True:
+            try:
+                return work()
+            except torch.OutOfMemoryError as error:
+                said = str(error).splitlines()[0]
+            except (RuntimeError, KdcoreError):  # a plugin may be blamed for a process that is gone
+                if not self._is_told():
+                    raise
+                said = "in another process"
+            # Here, where the error and all the tensors that hang on it are gone.
+            self._step.optimizer.zero_grad(set_to_none=True)
+            before.put_back()
+            self._make_room(said)
+
+    def _is_told(self) -> bool:
+        """Whether it was another process that had too little, and has said so before it ended."""
+        run = self._run
+        return run.processes > 1 and kept_micro_batch(run, {}) < run.micro_batch
+
+    def _make_room(self, said: str) -> None:
+        run = self._run
+        smaller = halved(run)
+        if not smaller:
+            raise torch.OutOfMemoryError(said)
+        _log.warning(
+            "out of memory after step %d: train.micro_batch is %d from here on, not %d (%s)",
+            *(run.step, smaller, run.micro_batch, said),
+        )
+        if run.processes > 1:
+            self._end(smaller)
+        run.micro_batch = smaller
+        self._step.ahead.forget()
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _end(self, smaller: int) -> None:
+        run = self._run
+        keep_micro_batch(run, smaller)
+        self._save_alone()
+        raise StartAgain(
+            f"a process ran out of memory after step {run.step}; with the same command all of them "
+            f"start again, with train.micro_batch = {smaller}"
+        )
+
+
+def _micro_batch(step: TrainStep) -> int:
+    run, options = step.run, step.run.recipe.train
+    largest = max(1, math.ceil(options.batch / run.processes))
+    if options.micro_batch != "auto":
+        return min(largest, options.micro_batch)
+    if run.device.type != "cuda":
+        return on_cpu(largest, run.recipe.data.block)
+    found = by_probe(largest, lambda rows: _attempt(step, rows))
+    return -int(step.gather(torch.tensor([-found], device=run.device))[0].max())
+
+
+def _attempt(step: TrainStep, rows: int) -> None:
+    """A forward and backward of full rows, beside the memory that the optimizer will take."""
+    run = step.run
+    block = run.recipe.data.block
+    trained = sum(p.numel() for p in step.objective.parameters() if p.requires_grad)
+    moments = torch.empty(2 * trained, device=run.device)
+    ids = list(range(block))
+    row = {"input_ids": [0] * block, "document": [0] * block, "offset": ids, "position": ids}
+    step.rehearse([row] * rows)
+    del moments

@@ -1,0 +1,295 @@
+"""Non-finite losses and gradients: found, skipped or stopped at, and diagnosed."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdcore.data.batch import Row
+from kdcore.distributed import Total
+from kdcore.errors import RunError
+from kdcore.objective.selection import Choices, choose
+from kdcore.objective.teachers import Reading
+from kdcore.training.rng import RandomState
+from kdcore.training.step import gradient_norm
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from kdcore.api.contracts import Term
+    from kdcore.training.step import TrainStep
+
+_log = logging.getLogger("kdcore")
+
+
+Found = tuple[int, RandomState]
+"""A step that was not finite, and the generators as they were before it."""
+
+
+class Finite:
+    """Judges each step, and holds back the optimizer where loss or gradient is not finite.
+
+    On a CPU that is known at once, and with a loss scaler too, whose step reads its numbers anyway.
+    On a GPU asking would make the host wait for every step. There the optimizer's own kernels leave
+    all as it is while `found_inf` is 1 (made for loss scalers, and read on the GPU only), and what
+    was found is read with the log. With "stop" every step behind a bad one is held back too, so
+    that the state is still the one before it; with "skip" the bad ones only.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        optimizer: torch.optim.Optimizer,
+        total: Total,
+        *,
+        sticks: bool,
+    ) -> None:
+        self._accelerator, self._total, self._sticks = accelerator, total, sticks
+        self._inner: Any = getattr(optimizer, "optimizer", optimizer)
+        fused = all(group.get("fused") for group in self._inner.param_groups)
+        on_gpu = accelerator.device.type == "cuda"
+        self.is_late = on_gpu and accelerator.scaler is None and fused
+        self._good = torch.ones((), device=accelerator.device)
+        self._judged: list[tuple[int, RandomState, Tensor]] = []
+
+    def judge(
+        self, step: int, norm: Tensor, shares: Sequence[Tensor], before: RandomState
+    ) -> Tensor:
+        """1 where the step may change the weights, else 0; by all processes' numbers."""
+        good = torch.cat([*shares, *self._judged_norm(norm)]).isfinite().all().float()
+        if (processes := self._accelerator.num_processes) > 1:
+            good = (self._total(good) == processes).float()
+        self._good = torch.minimum(self._good, good) if self._sticks else good
+        if self.is_late:
+            self._inner.found_inf = 1 - self._good
+        if self.is_late or not good:
+            self._judged.append((step, before, good))
+        return self._good
+
+    def _judged_norm(self, norm: Tensor) -> list[Tensor]:
+        """A scaler looks for its scale by gradients that overflow: that is no fault above 1."""
+        scaler = self._accelerator.scaler
+        return [] if scaler is not None and scaler.get_scale() >= 1 else [norm.reshape(1)]
+
+    def found(self) -> list[Found]:
+        """The bad steps since the last time; on a GPU this waits for them."""
+        if not self._judged:
+            return []
+        flags = torch.stack([good for _, _, good in self._judged]).tolist()
+        found = [each[:2] for each, good in zip(self._judged, flags, strict=True) if not good]
+        self._judged = []
+        return found
+
+
+_FOLDER = "non_finite"
+_SHOWN = 3  # rows that a message tells of
+_LETTERS = 160  # of a row's text
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row that is not finite by itself."""
+
+    place: int  # in the step, from 1
+    document: int  # its first
+    terms: Mapping[str, str]  # what is not finite of which term: "loss" or "gradient"
+    text: str
+
+    def __str__(self) -> str:
+        what = ", ".join(f"{label}: {what}" for label, what in self.terms.items())
+        return f"row {self.place} (document {self.document}; {what}): {self.text!r}"
+
+
+def told(trainer: TrainStep, step: int) -> str:
+    """Which rows and terms of a step are not finite, in words; takes a forward for each row."""
+    found = _bad_rows(trainer, step)
+    rows = trainer.run.batch
+    if not found:
+        return f"no row of its {rows} is so by itself, but their sum is"
+    labels = dict.fromkeys(label for row in found for label in row.terms)
+    shown = "".join(f"\n    {row}" for row in found[:_SHOWN])
+    more = f"\n    and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+    return f"{', '.join(labels)} in {len(found)} of its {rows} rows:{shown}{more}"
+
+
+def keep_rows(trainer: TrainStep, step: int) -> Path:
+    """Write this process's rows of a step where `saved_rows` reads them; the path."""
+    from safetensors.numpy import save_file
+
+    run = trainer.run
+    folder = run.folder / _FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    own = f"-process-{run.process}" if run.processes > 1 else ""
+    rows = trainer.rows.step(step)
+    keys = {key for row in rows for key in row if row[key] is not None}
+    arrays = {key: np.concatenate([_values(row, key) for row in rows]) for key in sorted(keys)}
+    arrays["length"] = np.array([len(row["input_ids"]) for row in rows], np.int64)
+    path = folder / f"step-{step}{own}.safetensors"
+    save_file(arrays, path, {"step": str(step)})
+    return path
+
+
+def _values(row: Row, key: str) -> np.ndarray:
+    """Labels that a row leaves out are its ids."""
+    given = row.get(key)
+    return np.asarray(row["input_ids"] if given is None else given, np.int64)
+
+
+def saved_rows(path: str | Path) -> list[Row]:
+    """The rows of a step that was not finite, from the file that the run wrote of it."""
+    from safetensors.numpy import load_file
+
+    arrays = load_file(path)
+    borders = np.cumsum(arrays.pop("length"))[:-1]
+    pieces = {key: np.split(array, borders) for key, array in arrays.items()}
+    return [dict(zip(pieces, row, strict=True)) for row in zip(*pieces.values(), strict=True)]
+
+
+def _bad_rows(trainer: TrainStep, step: int) -> list[BadRow]:
+    """Those of all processes."""
+    run, rows, first = trainer.run, trainer.rows.step(step), trainer.rows.mine.start
+    readings = [Reading(trainer.collate([row]), [first + n]) for n, row in enumerate(rows)]
+    readings = readings or [Reading(trainer.collate([]), [first])]
+    choices = choose(run, readings, step, trainer.gather, trainer.total)
+    found = []
+    for n, row in enumerate(rows):
+        if bad := _bad_terms(trainer, readings[n], choices, n, step):
+            text = str(run.tokenizer.decode(row["input_ids"]))[:_LETTERS]
+            found.append(BadRow(first + n + 1, int(row["document"][0]), bad, text))
+        readings[n].forget()
+    if run.processes == 1:
+        return found
+    from accelerate.utils import gather_object
+
+    gathered: list[BadRow] = gather_object(found)
+    return gathered
+
+
+def _bad_terms(
+    trainer: TrainStep, reading: Reading, choices: Choices, n: int, step: int
+) -> dict[str, str]:
+    """What is not finite of a row by itself: a term's loss, else its gradient."""
+    terms = trainer.terms_of(step)
+    losses = _attempt(trainer, reading, terms, choices, n)[0].tolist()
+    bad = {
+        term.label: "loss"
+        for (term, _), loss in zip(terms, losses, strict=True)
+        if not math.isfinite(loss)
+    }
+    if bad or trainer.accelerator.scaler is not None:
+        return bad
+    for each in terms:
+        if not _attempt(trainer, reading, [each], choices, n)[1].isfinite():
+            bad[each[0].label] = "gradient"
+    return bad
+
+
+def _attempt(
+    trainer: TrainStep,
+    reading: Reading,
+    terms: Sequence[tuple[Term, float]],
+    choices: Choices,
+    n: int,
+) -> tuple[Tensor, Tensor]:
+    """Forward and backward of a row: each term's share [terms], and the gradient's norm."""
+    with trainer.accelerator.no_sync(trainer.wrapped):
+        shares = trainer.backward(reading, terms, choices.each[n])
+    norm = gradient_norm(trainer.objective)
+    trainer.optimizer.zero_grad(set_to_none=True)
+    return shares, norm
+
+
+_IN_A_ROW = 10  # skipped steps behind which nothing better will come
+_LOOKED_AT = 3  # skipped steps that are looked at row by row, and whose rows are kept
+
+
+class Refusals:
+    """`train.non_finite` at work."""
+
+    def __init__(self, trainer: TrainStep, save: Callable[[], None]) -> None:
+        self._trainer, self._save = trainer, save
+        self._skips = trainer.run.recipe.train.non_finite == "skip"
+        self._skipped = 0
+        self._last = (0, 0)  # the last skipped step, and how many came before it in a row
+        self._finite: Finite | None = None
+
+    @property
+    def are_late(self) -> bool:
+        """Whether a step is judged on the GPU, and known here when something is read."""
+        return self._judge.is_late
+
+    @are_late.setter
+    def are_late(self, late: bool) -> None:
+        self._judge.is_late = late
+
+    @property
+    def _judge(self) -> Finite:
+        if self._finite is None:
+            made = self._trainer
+            self._finite = Finite(
+                made.accelerator, made.optimizer, made.total, sticks=not self._skips
+            )
+        return self._finite
+
+    def judge(
+        self, step: int, norm: Tensor, shares: Sequence[Tensor], before: RandomState
+    ) -> Tensor:
+        """1 where the step may change the weights, else 0."""
+        return self._judge.judge(step, norm, shares, before)
+
+    def check(self) -> None:
+        """Deal with what was found since the last time."""
+        for found in self._judge.found():
+            if not self._skips:
+                self._stop(*found)
+            self._skip(found)
+
+    def found_nothing(self) -> bool:
+        """Whether all steps so far were finite, for who cannot wait to deal with it."""
+        return not self._judge.found()
+
+    def _stop(self, step: int, before: RandomState) -> None:
+        """Put the state before the step into a checkpoint, and tell what is wrong with the step."""
+        trainer, run = self._trainer, self._trainer.run
+        run.step = step - 1
+        why, path = self._why(step, before), keep_rows(trainer, step)
+        before.put_back()
+        self._save()
+        raise RunError(
+            f"step {step} is not finite: {why}\n"
+            f"The weights are those of step {run.step}, and its rows are in {path}. The same "
+            "command meets the step again; --set train.non_finite=skip goes on without it, a "
+            "smaller train.lr may help too"
+        )
+
+    def _skip(self, found: Found) -> None:
+        step, before = found
+        self._skipped += 1
+        behind, row = self._last
+        self._last = (step, row + 1 if behind == step - 1 else 1)
+        if self._last[1] == _IN_A_ROW:
+            raise RunError(
+                f"{_IN_A_ROW} steps in a row, the last of them {step}, are not finite: "
+                f"{self._why(step, before)}\nNothing is learned any more; the last checkpoint is "
+                "from before"
+            )
+        if self._skipped <= _LOOKED_AT:
+            after = RandomState.now()
+            why, path = self._why(step, before), keep_rows(self._trainer, step)
+            after.put_back()
+            _log.warning("step %d is not finite and was skipped: %s\nits rows: %s", step, why, path)
+        else:
+            _log.warning("step %d is not finite and was skipped", step)
+
+    def _why(self, step: int, before: RandomState) -> str:
+        before.put_back()
+        self._trainer.optimizer.zero_grad(set_to_none=True)
+        return told(self._trainer, step)

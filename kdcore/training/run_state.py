@@ -1,0 +1,168 @@
+"""One stage while it runs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+
+from kdcore.api.contracts import Loss, Run, Teacher
+from kdcore.data.batch import Row
+from kdcore.data.sampler import Order, StreamedRows, TrainingRows
+from kdcore.data.streaming import Stream
+from kdcore.errors import RunError
+from kdcore.guard import blame, returned
+
+if TYPE_CHECKING:
+    import numpy as np
+    from transformers import PreTrainedTokenizerBase
+
+    from kdcore.api.contracts import Stage
+    from kdcore.data.rows import LaidRows
+    from kdcore.models.causal_lm import LanguageModel
+
+
+_log = logging.getLogger("kdcore")
+
+
+@dataclass(eq=False)
+class RunState(Run):
+    """A `Run` as the engine fills it."""
+
+    recipe: Stage
+    folder: Path
+    device: torch.device
+    process: int = 0
+    processes: int = 1
+    step: int = 0  # optimizer steps done
+    steps: int = 0  # in the whole run
+    tokens: int = 0  # valid tokens trained on so far
+    micro_batch: int = 8
+    chunk: int = 0  # tokens that head and losses see at a time
+    vocabulary: int = 0  # ids that student and teachers share; logits are cut to these
+    objective: str = ""  # the effective objective as a formula, as `kdcore plan` prints it
+    scores: Mapping[str, float | str] = field(default_factory=dict)  # of the last evaluation
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
+    tokenizer: PreTrainedTokenizerBase = field(init=False)
+    language_model: LanguageModel = field(init=False)
+    _rows: dict[tuple[str, int], LaidRows] = field(default_factory=dict)
+
+    @cached_property
+    def bytes_per_id(self) -> np.ndarray:
+        """UTF-8 bytes that each id stands for in running text, int32 [ids]; special tokens 0."""
+        from kdcore.models.vocabulary import bytes_per_id
+
+        return bytes_per_id(self.tokenizer)
+
+    def rows(self, split: str) -> Sequence[Row]:
+        """The rows of "train" (of its first epoch), or the evaluated ones of "validation"."""
+        if split == "train":
+            return self.laid(split)
+        from kdcore.data.sampler import drawn
+
+        rows = self.laid(split)
+        wanted = self.recipe.train.eval_rows
+        if wanted == "all" or wanted >= len(rows):
+            return rows
+        return rows.subset(drawn(len(rows), wanted, self.seed))
+
+    def ids(self, split: str, places: np.ndarray) -> np.ndarray:
+        """The ids of a split's documents at these indices, counted through all of them.
+
+        For what reads documents otherwise than the rows lay them.
+        """
+        return self.laid(split).ids(places)
+
+    def laid(self, split: str, epoch: int = 0) -> LaidRows:
+        """All rows of a split; training rows may be a `Stream`, which knows none ahead.
+
+        Only the last epoch's are held, besides the first's.
+        """
+        from kdcore.data.given import GivenStream, as_rows
+
+        key = (split, epoch if self.data.fresh_each_epoch else 0)
+        if key not in self._rows:
+            self._rows = {k: v for k, v in self._rows.items() if k[1] == 0}
+            make = partial(self.data.make_rows, split, self.tokenizer, seed=self.seed, epoch=key[1])
+            with blame(self.data, "make_rows"):
+                made = make()
+            given_by, options = f"data {self.data.name!r}", self.recipe.train
+            if split == "train" and options.steps is not None and not hasattr(made, "__len__"):
+                made = GivenStream(make, split, self.data.fingerprint(), given_by)
+            at_most = None if options.eval_rows == "all" else options.eval_rows
+            most = at_most if split != "train" else None
+            if not (hasattr(made, "__iter__") or hasattr(made, "__getitem__")):
+                raise returned(self.data, "make_rows", type(made).__name__, "rows")
+            with blame(self.data, "make_rows"):  # rows may come one by one
+                self._rows[key] = as_rows(made, split, given_by=given_by, at_most=most)
+        return self._rows[key]
+
+    def evaluate(
+        self, rows: Sequence[Row], losses: Sequence[Loss], teacher: Teacher | None = None
+    ) -> Mapping[str, float]:
+        """Sums over the valid tokens of `rows`, in chunks, sharded over the processes.
+
+        Keys: `tokens`, `bytes` (of text that these tokens stand for), `nll` (nats), each loss's
+        name (a second `kl` is `kl.2`), and with a teacher `agreement` (tokens that both rank
+        first).
+        """
+        from kdcore.training.evaluation import evaluate
+
+        return evaluate(self, rows, losses, teacher)
+
+    def log_likelihoods(self, rows: Sequence[Row], *, batch: int = 64) -> list[float]:
+        """The log-probability that the student gives to each row's trained tokens, in nats.
+
+        `batch` rows run at a time, of like lengths; every process gets all results.
+        """
+        from kdcore.training.evaluation import log_likelihoods
+
+        return log_likelihoods(self, rows, batch)
+
+    def state(self) -> dict[str, object]:
+        """What its checkpoints hold of it, besides weights and random states."""
+        kept = ("tokens", "micro_batch", "chunk", "vocabulary", "steps", "scores")
+        return {key: getattr(self, key) for key in kept}
+
+    def say(self, message: str) -> None:
+        """Tell the user something, once: on the terminal and in log.txt."""
+        if self.main:
+            _log.info(message)
+
+
+def training_rows(run: RunState) -> TrainingRows | StreamedRows:
+    """This process's. A stream needs to be told where to end, and says what it does without."""
+    rows, options = run.laid("train"), run.recipe.train
+    if not isinstance(rows, Stream):
+        order = Order(len(rows), options.batch, run.seed)
+        return TrainingRows(lambda e: run.laid("train", e), order, run.process, run.processes)
+    if options.steps is None:
+        raise RunError(
+            f"the data {run.data.name!r} is streamed, and nobody knows how long it is: set "
+            "train.steps instead of epochs or tokens"
+        )
+    if "epoch" in (options.save_every, options.eval_every):
+        run.say(
+            "the training data is streamed, so nobody knows where an epoch ends: evaluated and "
+            "saved at the end, or set train.eval_every and train.save_every to steps"
+        )
+    return StreamedRows(
+        lambda epoch: cast(Stream, run.laid("train", epoch)),
+        options.batch,
+        run.seed,
+        run.process,
+        run.processes,
+        workers=workers_of(run),
+    )
+
+
+def workers_of(run: RunState) -> int:
+    """On a CPU, whoever prepares rows takes a core from who trains."""
+    wanted = run.recipe.train.workers
+    return int(run.device.type == "cuda") if wanted == "auto" else wanted

@@ -1,0 +1,175 @@
+"""From a checked stage to a trainer: tokenizer, student, teachers, rows, optimizer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kdcore.api.contracts import Teacher
+from kdcore.errors import RunError
+from kdcore.guard import asked
+from kdcore.models.causal_lm import LanguageModel
+from kdcore.models.loading import HALF, precision_of
+from kdcore.models.vocabulary import cut_to, prove
+from kdcore.objective.objective import Objective
+from kdcore.objective.teachers import (
+    check_positions,
+    load_teachers,
+    numbered,
+    teachers_in,
+    tell_habits,
+    widths_of,
+)
+from kdcore.optim import learning_rate, make_optimizer
+from kdcore.training.checkpoint import Checkpoints
+from kdcore.training.micro_batch import _micro_batch, chunk_of, values_for
+from kdcore.training.run_state import training_rows
+from kdcore.training.student import check_length, make_student
+from kdcore.training.trainer import Trainer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import torch
+    from accelerate import Accelerator
+    from torch import nn
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from kdcore.api.train_options import TrainOptions
+    from kdcore.plugin.manager import Host
+    from kdcore.training.run_state import RunState
+    from kdcore.training.signals import Signals
+
+
+def make_accelerator(options: TrainOptions) -> Accelerator:
+    """A fresh accelerator in the recipe's precision, whatever ran before in this process."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=False)
+    return Accelerator(mixed_precision=precision_of(options.precision))
+
+
+def prepare(
+    run: RunState, host: Host, accelerator: Accelerator, signals: Signals, checkpoints_at: str
+) -> Trainer:
+    """Load and prove everything; the run has its tokenizer already."""
+    stage, options = run.recipe, run.recipe.train
+    with accelerator.main_process_first():
+        rows = run.laid("train")
+    run.steps = steps_of(options, len(rows), rows.lengths)
+    student = _prepare_student(run)
+    load_teachers(run, stage.components())
+    run.chunk = chunk_of(run)
+    objective = Objective(run.language_model, run.chunk)
+    optimizer = optimizer_of(options, student)
+    run.autocast = accelerator.autocast
+    run.language_model.precision = HALF.get(accelerator.mixed_precision)
+    wrapped, optimizer = accelerator.prepare(objective, optimizer)
+    trainer = Trainer(
+        run=run,
+        host=host,
+        accelerator=accelerator,
+        objective=objective,
+        wrapped=wrapped,
+        values=values_for(run),
+        optimizer=optimizer,
+        rate=rate_of(options, run.steps),
+        rows=training_rows(run),
+        checkpoints=Checkpoints(
+            run.folder / checkpoints_at, accelerator, student, optimizer, keep=options.save_keep
+        ),
+        signals=signals,
+    )
+    run.micro_batch = _micro_batch(trainer)
+    return trainer
+
+
+def _prepare_student(run: RunState) -> PreTrainedModel:
+    """Make it, and prove it and the ids that it shares with its teachers."""
+    stage = run.recipe
+    teachers = teachers_in(stage.components())
+    check_positions(teachers, run.device, stage.data.block)
+    student = make_student(
+        stage.student,
+        run.tokenizer,
+        stage.student.patches,
+        seed=run.seed,
+        device=run.device,
+    )
+    check_length(student, stage.data.block)
+    if stage.train.checkpointing:
+        enable_checkpointing(student)
+    run.language_model = LanguageModel(student)
+    run.vocabulary = prove_vocabulary(run, teachers)
+    if stage.train.compile_trunk:
+        run.language_model.compile_layers()
+    return student
+
+
+def enable_checkpointing(student: PreTrainedModel) -> None:
+    """Make the trunk's activations again in the backward pass instead of keeping them."""
+    # The older name goes with transformers 6, and the first releases of 5 have no other.
+    newer = getattr(student, "activation_checkpointing_enable", None)
+    enable = newer or student.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+
+
+def steps_of(options: TrainOptions, rows: int, lengths: np.ndarray) -> int:
+    """How many optimizer steps the recipe asks for."""
+    if options.steps is not None:
+        return options.steps
+    if options.epochs is None:
+        assert options.tokens is not None
+        return math.ceil(options.tokens * rows / (int(lengths.sum()) * options.batch))
+    taken = math.floor(rows * options.epochs * (1 + 1e-12))  # 0.29 x 100 is 28.999999999999996
+    if taken < options.batch:
+        instead = f"train.batch={taken}" if taken else "train.steps=1"
+        raise RunError(
+            f"{options.epochs} epochs of {rows} rows are less than one step of "
+            f"{options.batch} rows; type --set {instead}"
+        )
+    return taken // options.batch
+
+
+def prove_vocabulary(run: RunState, teachers: Sequence[Teacher]) -> int:
+    """The ids that the tokenizers of student and teachers agree on, and every head has."""
+    return shared_ids(run, teachers, run.language_model.width)
+
+
+def shared_ids(run: RunState, teachers: Sequence[Teacher], width: int) -> int:
+    """The same where the student is not loaded, and its head has `width` rows."""
+    from transformers import PreTrainedTokenizerBase
+
+    others: dict[str, PreTrainedTokenizerBase] = {}
+    for name, teacher in numbered(teachers).items():
+        tokenizer = asked(teacher, "tokenizer", of=(PreTrainedTokenizerBase, type(None)))
+        if tokenizer is not None:
+            others[name] = tokenizer
+    shared = prove(run.tokenizer, others)
+    tell_habits(run.tokenizer, others)
+    widths = {"student": width, **widths_of(teachers, run.device)}
+    eos = run.tokenizer.eos_token_id
+    return cut_to(shared, widths, eos if isinstance(eos, int) else None)
+
+
+def optimizer_of(options: TrainOptions, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer of `[train]` over what is trained."""
+    return make_optimizer(
+        options.optimizer,
+        model,
+        lr=options.lr,
+        weight_decay=options.weight_decay,
+        betas=options.betas,
+        eps=options.eps,
+    )
+
+
+def rate_of(options: TrainOptions, steps: int) -> Callable[[int], float]:
+    """The learning rate of `[train]` by step, from 1."""
+    return learning_rate(
+        options.lr, options.schedule, steps, warmup=options.warmup, min_lr=options.min_lr
+    )

@@ -1,0 +1,139 @@
+"""The gradients of one optimizer step: rows, teachers, selection, forward and backward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from kdcore.data.batch import Row
+from kdcore.data.collate import Collate, micro_batches
+from kdcore.data.sampler import Ahead, StreamedRows, TrainingRows
+from kdcore.distributed import over, total_of
+from kdcore.objective.chunked_loss import Values
+from kdcore.objective.gradient_shares import GradientShares, is_measured
+from kdcore.objective.objective import Choose, Objective, Seen
+from kdcore.objective.selection import Choices, choose
+from kdcore.objective.teachers import Reading
+from kdcore.training.run_state import workers_of
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from kdcore.api.contracts import Term
+    from kdcore.training.run_state import RunState
+
+
+def gradient_norm(module: torch.nn.Module) -> Tensor:
+    """Of all parameters' gradients together, without reading it."""
+    return torch.nn.utils.get_total_norm(
+        [p.grad for p in module.parameters() if p.grad is not None]
+    )
+
+
+@dataclass(eq=False, kw_only=True)
+class TrainStep:
+    """What it takes to compute the gradients of an optimizer step, and to apply them."""
+
+    run: RunState
+    accelerator: Accelerator
+    objective: Objective
+    wrapped: nn.Module  # the objective as DDP wraps it
+    values: Callable[[Sequence[Term]], Values]
+    optimizer: torch.optim.Optimizer
+    rows: TrainingRows | StreamedRows
+
+    def __post_init__(self) -> None:
+        self.gather, self.total = over(self.accelerator), total_of(self.accelerator)
+        self.modules = list(self.objective.modules())
+        self.parameters = list(self.objective.parameters())
+        self.watch: GradientShares | None = None
+        self.collate = Collate(self.rows.split, self.run.vocabulary, self.run.device)
+        self.ahead = Ahead(self._readings, self.run.steps, workers=workers_of(self.run))
+
+    def gradients(
+        self, step: int, terms: Sequence[tuple[Term, float]]
+    ) -> tuple[list[Tensor], Choices]:
+        """Each micro-batch's shares of the loss, its gradients added up, and what was kept."""
+        if is_measured(step, self.run.steps, len(terms)):
+            self.watch = GradientShares(
+                [term.label for term in self.run.recipe.terms], self.run.device
+            )
+        readings = self.ahead.take(step)
+        choices = choose(self.run, readings, step, self.gather, self.total)
+        shares: list[Tensor] = []
+        for n, reading in enumerate(readings):
+            synced = n == len(readings) - 1
+            with nullcontext() if synced else self.accelerator.no_sync(self.wrapped):
+                shares.append(self.backward(reading, terms, choices.each[n]))
+            reading.forget()
+        return shares, choices
+
+    def _readings(self, step: int) -> list[Reading]:
+        """This process's micro-batches of a step; one without tokens where it has no rows."""
+        rows, first = self.rows.step(step), self.rows.mine.start
+        # Micro-batches that rank by themselves are part of the experiment: rows as they were drawn.
+        mixed = self.run.recipe.selection is not None and self.run.recipe.scope == "micro_batch"
+        places = micro_batches(rows, self.run.micro_batch, by_length=not mixed)
+        return [
+            Reading(self.collate([rows[n] for n in some]), [first + n for n in some])
+            for some in places
+        ]
+
+    def terms_of(self, step: int) -> list[tuple[Term, float]]:
+        """The terms that count in this step, with their weights."""
+        done = (step - 1) / self.run.steps
+        weighted = [(term, term.weight_at(done)) for term in self.run.recipe.terms]
+        # A step in which every weight is zero still runs, so that processes stay together.
+        return [(term, weight) for term, weight in weighted if weight] or weighted[:1]
+
+    def backward(
+        self,
+        reading: Reading,
+        terms: Sequence[tuple[Term, float]],
+        chosen: Choose,
+    ) -> Tensor:
+        """Adds a micro-batch's gradients; returns each term's share of the loss [terms]."""
+        teacher = self.run.teacher
+        asked = teacher is not None and any(term.loss.needs_teacher for term, _ in terms)
+        logits_at = reading.logits_of(teacher) if asked and teacher is not None else None
+        values = self.values([term for term, _ in terms])
+        if self.watch is not None:
+            values = self.watch.watched(values, [term for term, _ in terms])
+        with self.run.autocast():
+            loss, share = self.wrapped(reading.batch, terms, values, logits_at, chosen)
+        if self.run.processes > 1:  # DDP averages their gradients; the loss is a sum over them
+            loss = loss * self.run.processes
+        loss.backward() if self.accelerator.scaler is None else self.accelerator.backward(loss)
+        return share  # type: ignore[no-any-return]
+
+    def rehearse(self, rows: Sequence[Row]) -> None:
+        """Forward and backward of one micro-batch as in a step, without taking the step."""
+        reading = Reading(self.collate(rows), range(len(rows)))
+        valid = torch.tensor(float(len(reading.batch.valid)), device=self.run.device)
+        with self.accelerator.no_sync(self.wrapped):
+            seen = Seen(None, valid, valid, valid)
+            self.backward(reading, self.terms_of(1), lambda states: seen)
+        self.optimizer.zero_grad(set_to_none=True)
+
+    @property
+    def base_optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer without what accelerate wraps around it."""
+        return getattr(self.optimizer, "optimizer", self.optimizer)
+
+    def apply(self) -> None:
+        """The optimizer's step. Accelerate's, as its clipping, looks for packages on the disk."""
+        (self.base_optimizer if self.accelerator.scaler is None else self.optimizer).step()
+
+    def clip(self) -> Tensor:
+        """The gradient's norm before it was clipped."""
+        clip = self.run.recipe.train.clip
+        if not clip:
+            return gradient_norm(self.objective)
+        if self.accelerator.scaler is None:
+            return nn.utils.clip_grad_norm_(self.parameters, clip)
+        return self.accelerator.clip_grad_norm_(self.parameters, clip)  # type: ignore[no-any-return]

@@ -1,0 +1,156 @@
+"""The student: made from a config or loaded, patched, in the types that training needs."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from kdcore.api.contracts import Patch
+from kdcore.errors import RunError, UsageError
+from kdcore.guard import asked
+from kdcore.models.adapters import merged
+from kdcore.models.loading import dtype_of, load_model
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+    from kdcore.api.contracts import StudentOptions
+
+
+def make_student(
+    options: StudentOptions,
+    tokenizer: PreTrainedTokenizerBase,
+    patches: Iterable[Patch],
+    *,
+    seed: int,
+    device: torch.device,
+) -> PreTrainedModel:
+    """The student on the device, patched. What is trained has float32 master weights.
+
+    One that is loaded as an adapter begins as its base with the adapter merged.
+    """
+    seed_all(seed)
+    if options.model is not None:
+        loaded = load_model(
+            options.model,
+            dtype=dtype_of(options.dtype, device),
+            device=device,
+            attention=options.attention,
+            key="student.model",
+        )
+        model = merged(loaded)
+    else:
+        model = from_config(options, tokenizer)
+        model.to(device)  # type: ignore[arg-type]  # transformers' stub lacks devices
+    return patched(model, patches)
+
+
+def seed_all(seed: int) -> None:
+    """Every global generator: what libraries and plugins draw from without being told a seed."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def patched(model: PreTrainedModel, patches: Iterable[Patch]) -> PreTrainedModel:
+    """The model with its patches, and float32 masters for what is trained."""
+    for patch in patches:
+        model = asked(patch, "apply", model, of=torch.nn.Module)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise UsageError("nothing of the student is trained: every parameter is frozen")
+    return model
+
+
+def finished(model: PreTrainedModel, patches: Iterable[Patch]) -> PreTrainedModel:
+    """The model as it is saved: patches have their last word."""
+    for patch in patches:
+        model = asked(patch, "finish", model, of=torch.nn.Module)
+    return model
+
+
+def from_config(options: StudentOptions, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """A fresh model in float32 on the CPU: the same seed gives the same weights anywhere."""
+    from transformers import AutoModelForCausalLM
+
+    config = config_of(options, tokenizer)
+    arguments = {"attn_implementation": options.attention} if options.attention else {}
+    with _explained(config.model_type):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+            config, dtype=torch.float32, **arguments
+        )
+    return model
+
+
+def config_of(options: StudentOptions, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
+    """The fresh student's config: dropout 0 and the tokenizer's ids unless the recipe sets them."""
+    from transformers import AutoConfig
+
+    typed = dict(options.config or {})
+    model_type = str(typed.pop("model_type"))
+    try:
+        plain = AutoConfig.for_model(model_type)
+    except ValueError:
+        raise UsageError(
+            f"[student.config] model_type = {model_type!r}: transformers knows no such model"
+        ) from None
+    _refuse_unknown(typed, plain, model_type)
+    ids = {
+        "vocab_size": len(tokenizer),
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    no_dropout = {
+        key: 0.0
+        for key, value in plain.to_dict().items()
+        if key.endswith(("dropout", "pdrop", "dropout_prob")) and isinstance(value, float)
+    }
+    with _explained(model_type):
+        config: PretrainedConfig = AutoConfig.for_model(model_type, **(ids | no_dropout | typed))
+    return config
+
+
+@contextmanager
+def _explained(model_type: str) -> Iterator[None]:
+    """What transformers has against a config, in a sentence."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    try:
+        yield
+    except (StrictDataclassError, ValueError, KeyError, ImportError) as error:
+        lines = str(error).strip().split("\n")
+        said = f"there is no {lines[0]}" if isinstance(error, KeyError) else lines[0]
+        if isinstance(error, StrictDataclassError):
+            said = lines[-1].partition("Error: ")[2] or lines[-1]  # the first ones say where
+        raise UsageError(f"[student.config] makes no {model_type!r} model: {said}") from error
+
+
+def _refuse_unknown(typed: dict[str, Any], plain: PretrainedConfig, model_type: str) -> None:
+    """Configs swallow what they do not know; a typing error must not train another model."""
+    from difflib import get_close_matches
+
+    known = {*plain.to_dict(), *plain.attribute_map}
+    if hasattr(plain, "rope_parameters"):
+        known.add("rope_theta")  # which goes into rope_parameters
+    for key in typed.keys() - known:
+        near = get_close_matches(key, known, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise UsageError(f"[student.config] {key!r} is no option of {model_type!r}{hint}")
+
+
+def check_length(model: PreTrainedModel, block: int) -> None:
+    """Refuse rows that are longer than the model's positions reach."""
+    reach = getattr(model.config, "max_position_embeddings", None)
+    if reach is not None and block > reach:
+        raise RunError(
+            f"data.block = {block} is longer than the student's {reach} positions; type "
+            f"--set data.block={reach}, or give the model more positions"
+        )

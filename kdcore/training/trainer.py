@@ -1,0 +1,148 @@
+"""The loop: one optimizer step after another, with what is due between them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from kdcore.errors import Interrupted
+from kdcore.objective.gradient_shares import lopsided
+from kdcore.training.checkpoint import Checkpoints
+from kdcore.training.evaluation import measured
+from kdcore.training.metrics import Recorder
+from kdcore.training.micro_batch import Memory, micro_batch_state
+from kdcore.training.non_finite import Refusals
+from kdcore.training.rng import RandomState
+from kdcore.training.step import TrainStep
+
+if TYPE_CHECKING:
+    from kdcore.plugin.manager import Host
+    from kdcore.training.signals import Signals
+
+
+_log = logging.getLogger("kdcore")
+
+
+@dataclass(eq=False, kw_only=True)
+class Trainer(TrainStep):
+    """Everything that a run needs to take steps."""
+
+    host: Host
+    rate: Callable[[int], float]
+    checkpoints: Checkpoints
+    signals: Signals
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.recorder = Recorder(self.run, self.accelerator)
+        self.refusals = Refusals(self, self.save_if_missing)
+        self.memory = Memory(self, self._save_alone)
+        self.told: set[str] = set()
+
+    def train(self) -> None:
+        """From `run.step` to `run.steps`."""
+        run, options = self.run, self.run.recipe.train
+        if run.step == 0 and options.eval_first:
+            self._evaluate()
+        while run.step < run.steps:
+            self.host.emit("kdcore_step_start", run=run, step=run.step + 1)
+            self.step(run.step + 1)
+            run.step += 1
+            if not self.refusals.are_late:
+                self.refusals.check()
+            saving = self._due(options.save_every)
+            if run.step % options.log_every == 0 or run.step == run.steps or saving:
+                self._log()
+            if self._due(options.eval_every):
+                self._evaluate()
+            if stop := self.signals.agreed(self.accelerator):
+                self._stop(stop)
+            if saving:
+                self.save()
+
+    def step(self, step: int) -> None:
+        """One optimizer step on this process's rows."""
+        if not all(module.training for module in self.modules):
+            self.objective.train()
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate(step)
+        before, terms = RandomState.now(), self.terms_of(step)
+        shares, choices = self.memory.enough(before, lambda: self.gradients(step, terms))
+        good = self.refusals.judge(step, self.clip(), shares, before)
+        if self.refusals.are_late or good:
+            self.apply()
+        self.base_optimizer.zero_grad(set_to_none=True)
+        watched, self.watch = self.watch, None
+        squares = None if watched is None else watched.squares
+        self.recorder.add([term for term, _ in terms], shares, choices, good, squares)
+
+    def _due(self, every: int | Literal["epoch"]) -> bool:
+        """Whether something with this cadence is due after the step just done."""
+        step, run = self.run.step, self.run
+        if step == run.steps:
+            return True
+        if every != "epoch":
+            return step % every == 0
+        rows = self.rows.rows_in_epoch
+        if rows is None:
+            return False
+        return step * run.batch // rows > (step - 1) * run.batch // rows
+
+    def _log(self) -> None:
+        self.refusals.check()
+        self.recorder.count()
+        if self.recorder.steps:
+            record = self.recorder.record(self.rate(self.run.step))
+            self.host.emit("kdcore_log", run=self.run, record=record)
+            for label, said in lopsided(record.gradient, self.run.recipe.terms).items():
+                if label not in self.told and self.run.main:
+                    _log.warning(said)
+                self.told.add(label)
+
+    def _evaluate(self) -> None:
+        self.refusals.check()
+        self.recorder.count()
+        with self.recorder.paused():
+            before = RandomState.now()
+            scores = self.run.scores = self.memory.enough(before, lambda: measured(self.run))
+            if scores:
+                self.host.emit("kdcore_scores", run=self.run, step=self.run.step, scores=scores)
+
+    def _stop(self, signal_number: int) -> None:
+        if self.run.step == self.run.steps:
+            return
+        self.save()
+        raise Interrupted(
+            f"interrupted after step {self.run.step} of {self.run.steps}; a checkpoint is "
+            "written, and the same command continues",
+            signal_number,
+        )
+
+    def save_if_missing(self) -> None:
+        """A checkpoint of the step that was done last, unless there is one."""
+        if self.run.step and not self.checkpoints.has(self.run.step):
+            self.save()
+
+    def _save_alone(self) -> None:
+        """The same by this process alone, where the others are gone."""
+        run = self.run
+        missing = run.step > 0 and not self.checkpoints.has(run.step)
+        if run.main and missing and self.refusals.found_nothing():
+            self.recorder.count()
+            self.checkpoints.save(run.step, self.state(), alone=True)
+
+    def state(self) -> dict[str, object]:
+        """What a checkpoint holds besides weights, optimizer and what each process has."""
+        rows = {"rows": self.rows.state(self.run.step)}
+        return self.run.state() | micro_batch_state(self.run) | rows
+
+    def save(self) -> None:
+        """A checkpoint of the step that was done last."""
+        self.refusals.check()
+        run = self.run
+        with self.recorder.paused():
+            sums = self.recorder.state()
+            path = self.checkpoints.save(run.step, self.state(), sums)
+        self.host.emit("kdcore_checkpoint", run=run, step=run.step, path=path)

@@ -1,0 +1,118 @@
+"""Third-party distributions in examples/ are built, installed and used as anybody would."""
+
+import ast
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+import kdcore
+
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES = ROOT / "examples"
+ALPHA = EXAMPLES / "kdcore-alpha"
+
+
+@pytest.mark.parametrize("file", sorted(EXAMPLES.glob("*/*.py")), ids=lambda file: file.stem)
+def test_examples_import_the_public_api_and_torch_only(file):
+    allowed = {*sys.stdlib_module_names, "torch", "kdcore"}
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            assert node.module.partition(".")[0] in allowed
+            if node.module.startswith("kdcore"):
+                assert node.module == "kdcore"
+                assert {each.name for each in node.names} <= set(kdcore.__all__)
+        elif isinstance(node, ast.Import):
+            assert {each.name.partition(".")[0] for each in node.names} <= allowed - {"kdcore"}
+
+
+@pytest.mark.slow
+def test_the_tests_of_the_example_pass():
+    environment = {**os.environ, "PYTHONPATH": str(ALPHA)}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests"]
+    done = subprocess.run(command, cwd=ALPHA, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+class Environment:
+    """A fresh virtual environment that borrows third-party packages from the current one."""
+
+    def __init__(self, folder: Path) -> None:
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+        self.folder, self.python = folder, folder / "bin" / "python"
+
+    def pip(self, *arguments: str) -> None:
+        command = [sys.executable, "-m", "pip", "--python", str(self.python), "--quiet"]
+        subprocess.run([*command, *arguments], check=True)
+
+    def borrow(self) -> None:
+        """Behind its own packages; the .pth files there, editable installs, are not followed."""
+        paths = self.run("-c", "import sysconfig; print(sysconfig.get_path('purelib'))").stdout
+        borrowed = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
+        Path(paths.strip(), "borrowed.pth").write_text("\n".join(sorted(borrowed)))
+
+    def run(self, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        environment.pop("PYTHONPATH", None)
+        command = [str(self.python), *arguments]
+        return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+
+    def kdcore(self, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+        return self.run(str(self.folder / "bin" / "kdcore"), *arguments, cwd=cwd)
+
+
+@pytest.fixture(scope="module")
+def wheels(tmp_path_factory) -> list[str]:
+    folder = tmp_path_factory.mktemp("wheels")
+    for project in (ROOT, ALPHA):
+        command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir"]
+        subprocess.run([*command, str(folder), str(project)], check=True, capture_output=True)
+    return [str(wheel) for wheel in folder.iterdir()]
+
+
+@pytest.fixture
+def environment(tmp_path, wheels) -> Environment:
+    fresh = Environment(tmp_path / "environment")
+    fresh.pip("install", "--no-deps", "--no-index", *wheels)
+    fresh.borrow()
+    return fresh
+
+
+@pytest.fixture
+def here(tmp_path) -> Path:
+    """An empty folder with the recipe: nothing of the repository is near."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    shutil.copy(ALPHA / "alpha.toml", folder)
+    return folder
+
+
+@pytest.mark.slow
+def test_an_installed_example_is_used_by_a_recipe(environment, here):
+    files = environment.run("-c", "import kdcore, kdcore_alpha; print(kdcore.__file__)", cwd=here)
+    assert files.stdout.startswith(str(environment.folder)), "the repository's kdcore was imported"
+
+    done = environment.kdcore("run", "alpha.toml", cwd=here)
+    assert done.returncode == 0, done.stderr
+    (run,) = (here / "runs").glob("alpha-*")
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    trained = [line for line in lines if "loss/hellinger" in line]
+    assert {line["step"] for line in trained} >= {5, 10, 15, 20}
+    assert all(0.79 < line["kept"] < 0.82 for line in trained)
+    assert trained[-1]["loss"] < trained[0]["loss"]
+    assert len((run / "curve.csv").read_text().splitlines()) == 1 + len(trained)
+    assert (run / "final" / "model.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_an_uninstalled_example_is_named(environment, here):
+    environment.pip("uninstall", "--yes", "kdcore-alpha")
+    done = environment.kdcore("run", "alpha.toml", cwd=here)
+    assert done.returncode == 2
+    assert "kdcore-alpha is not installed: pip install 'kdcore-alpha>=0.1'" in done.stderr
+    assert not (here / "runs").exists()

@@ -1,0 +1,75 @@
+import signal
+from dataclasses import replace
+from types import SimpleNamespace
+
+import given
+import pytest
+from kdcore_selections import Hardest
+from training import assert_equal, records, trainer, weights
+
+from kdcore.errors import Interrupted
+from kdcore.runs.runner import resume
+from kdcore.training.signals import Signals
+
+pytestmark = pytest.mark.slow
+
+ROWS = given.packed_rows()
+TEACHER = given.model(seed=1)
+
+
+@pytest.mark.parametrize("log_every", [1, 3, 5])
+@pytest.mark.parametrize("selection", [None, Hardest(keep=0.5)])
+def test_a_continued_run_ends_at_the_same_numbers_to_the_last_bit(tmp_path, selection, log_every):
+    """Also where it was interrupted between two records."""
+    options = {"selection": selection, "save_every": 5, "log_every": log_every}
+    whole = trainer(tmp_path / "whole", **options)
+    whole.train()
+    first = trainer(tmp_path / "parts", **options)
+    first.signals = SimpleNamespace(agreed=lambda _: signal.SIGTERM * (first.run.step == 4))
+    with pytest.raises(Interrupted, match="after step 4 of 6") as caught:
+        first.train()
+    assert caught.value.exit_code == 143
+    second = trainer(tmp_path / "parts", **options)
+    assert second.checkpoints.newest().name == "step-4"
+    resume(second)
+    second.train()
+    assert_equal(weights(whole), weights(second))
+    ended = [records(first) + records(second), records(whole)]
+    for one, other in zip(*ended, strict=True):
+        assert replace(one, tokens_per_second=0) == replace(other, tokens_per_second=0)
+
+
+def test_evaluations_know_how_many_tokens_were_trained_on(tmp_path):
+    """Also between two records."""
+    known = []
+    asked = SimpleNamespace(measure=lambda run: known.append(run.tokens) or {})
+    made = trainer(tmp_path, steps=4, evals=[asked], eval_every=2, log_every=100)
+    made.train()
+    assert known == [43, 2 * 43]
+
+
+def test_a_signal_after_the_last_step_changes_nothing(tmp_path):
+    made = trainer(tmp_path, steps=2, signals=SimpleNamespace(agreed=lambda _: signal.SIGINT))
+    with pytest.raises(Interrupted):
+        made.train()
+    made.run.step = 1
+    made.train()
+    assert made.run.step == 2
+
+
+def test_a_real_signal_ends_the_run_after_its_step(tmp_path):
+    with Signals() as signals:
+        made = trainer(tmp_path, signals=signals)
+        emit = made.host.emit
+
+        def interrupt(hook, **arguments):
+            emit(hook, **arguments)
+            if hook == "kdcore_step_start" and arguments["step"] == 3:
+                signal.raise_signal(signal.SIGINT)
+
+        made.host.emit = interrupt
+        with pytest.raises(Interrupted) as caught:
+            made.train()
+    assert caught.value.exit_code == 130
+    assert made.run.step == 3
+    assert made.checkpoints.newest().name == "step-3"

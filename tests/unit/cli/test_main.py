@@ -1,0 +1,159 @@
+"""The command line: ways out, what is loaded for what, and where messages go."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kdcore.cli import main
+from kdcore.errors import Interrupted, PluginError, RunError, UsageError
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def kdcore(monkeypatch, capsys):
+    def called(*arguments):
+        monkeypatch.setattr(sys, "argv", ["kdcore", *arguments])
+        with pytest.raises(SystemExit) as out:
+            main.main()
+        said = capsys.readouterr()
+        return out.value.code, said.out, said.err
+
+    return called
+
+
+def test_alone_it_says_where_to_begin(kdcore):
+    code, out, _ = kdcore()
+    assert code == 0
+    lines = [line.split("  ")[0] for line in out.strip().splitlines()]
+    assert lines == [
+        "kdcore run quickstart",
+        "kdcore recipes",
+        "kdcore new recipe FROM [TO]",
+        "kdcore new plugin NAME",
+    ]
+
+
+def test_every_verb_is_listed_with_what_it_does(kdcore):
+    code, out, _ = kdcore("--help")
+    assert code == 0
+    for verb in ("run", "check", "plan", "show", "generate", "plugins", "recipes", "new", "env"):
+        (line,) = [line for line in out.splitlines() if line[1:].strip().startswith(f"{verb} ")]
+        assert len(line.strip("│ ")) > len(verb) + 10
+
+
+def test_a_faulty_recipe_gives_2_and_every_fault(kdcore):
+    Path("r.toml").write_text("[train]\nlr = 0\nstep = 3\n")
+    code, out, err = kdcore("check", "r.toml")
+    assert (code, out) == (2, "")
+    assert "r.toml:2:1: " in err and "r.toml:3:1: " in err and "did you mean" in err
+
+
+@pytest.mark.parametrize(
+    "arguments, says",
+    [
+        (["run", "quikstart"], "quickstart"),
+        (["check", "nowhere.toml"], "nowhere.toml"),
+        (["plan", "rho_qwem"], "rho_qwen"),
+        (["show", "nothing"], "nothing"),
+        (["new", "recipe", "quikstart"], "quickstart"),
+        (["plugins", "pannel"], "panel"),
+        (["generate", "nothing", "--prompt", "a"], "nothing"),
+        (["run"], "RECIPE"),
+        (["run", "quickstart", "--processes", "0"], "processes"),
+        (["run", "quickstart", "-p", "./absent.py"], "absent.py"),
+        (["run", "quickstart", "--set", "train.lr"], "train.lr"),
+        (["run", "quickstart", "--each", "seed"], "seed"),
+        (["run", "quickstart", "--stage", "pupil"], "pupil"),
+        (["fly"], "fly"),
+    ],
+)
+def test_bad_arguments_give_2_and_say_what(kdcore, arguments, says):
+    code, out, err = kdcore(*arguments)
+    assert code == 2, err
+    assert says in err + out
+    assert "Traceback" not in err + out
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    "error, code",
+    [
+        (UsageError("so"), 2),
+        (RunError("so"), 1),
+        (PluginError("so"), 3),
+        (Interrupted("so", 15), 143),
+        (Interrupted("so", 2), 130),
+        (KeyboardInterrupt(), 130),
+        (PermissionError(13, "Permission denied", "runs"), 1),
+        (ZeroDivisionError("so"), 3),
+    ],
+)
+def test_every_error_has_its_exit_code_and_one_line(kdcore, monkeypatch, error, code):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(main, "host_of", fail)
+    found, _, err = kdcore("check", "quickstart")
+    assert found == code
+    if not isinstance(error, KeyboardInterrupt):  # who typed ^C knows why it ended
+        assert err.startswith("kdcore: ") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b", "~nobody-here/x"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["check", "NAME"],
+        ["check", "quickstart", "-p", "NAME"],
+        ["check", "quickstart", "--set", "data={use='text', path='NAME'}"],
+        ["check", "quickstart", "--set", "stage.kd.teacher.model=NAME"],
+        ["run", "NAME"],
+        ["run", "quickstart", "--out", "NAME", "--stage", "nowhere"],
+        ["show", "NAME"],
+        ["generate", "NAME", "--prompt", "a"],
+        ["new", "recipe", "quickstart", "NAME"],
+        ["cache", "ls", "--out", "NAME"],
+    ],
+)
+def test_names_that_no_file_can_have(kdcore, arguments, name):
+    code, out, err = kdcore(*(argument.replace("NAME", name) for argument in arguments))
+    assert code in (0, 1, 2)
+    assert "Traceback" not in out + err and "a bug" not in err
+
+
+def test_plugins_are_blocked_by_the_environment_too(kdcore, monkeypatch):
+    monkeypatch.setenv("KDCORE_PLUGINS_OFF", "losses, panel")
+    code, _, err = kdcore("check", "quickstart")
+    assert code == 2
+    assert "losses" in err and "blocked" in err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "arguments, absent",
+    [
+        ("--help", {"torch", "transformers", "datasets"}),
+        ("recipes", {"torch", "transformers", "datasets"}),
+        ("check quickstart rho_qwen", {"transformers", "datasets", "accelerate"}),
+    ],
+)
+def test_what_is_not_loaded(arguments, absent):
+    code = (
+        "import sys\n"
+        f"sys.argv = ['kdcore', *{arguments.split()!r}]\n"
+        "from kdcore.cli.main import main\n"
+        "try: main()\n"
+        "except SystemExit as out: assert out.code == 0, out.code\n"
+        f"print(sorted({absent!r} & sys.modules.keys()), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines()[-1] == "[]"

@@ -1,0 +1,44 @@
+"""Batches prepared a step early are those of their step."""
+
+import threading
+
+import pytest
+
+from kdcore.data.sampler import Ahead
+
+
+@pytest.mark.parametrize("workers", [0, 1, 8])
+def test_every_step_gets_its_own(workers):
+    ahead = Ahead(lambda step: step * 10, 5, workers=workers)
+    assert [ahead.take(step) for step in (1, 2, 3, 4, 5)] == [10, 20, 30, 40, 50]
+
+
+def test_a_step_that_was_not_expected_is_made():
+    ahead = Ahead(lambda step: step * 10, 9, workers=1)
+    assert [ahead.take(step) for step in (1, 4, 5, 2)] == [10, 40, 50, 20]
+
+
+def test_the_next_step_is_made_elsewhere_and_none_after_the_last():
+    made: dict[int, str] = {}
+
+    def make(step):
+        made[step] = threading.current_thread().name
+        return step
+
+    ahead = Ahead(make, 2, workers=1)
+    assert [ahead.take(1), ahead.take(2)] == [1, 2]
+    assert made[1] == threading.current_thread().name
+    assert made[2].startswith("kdcore-rows")
+    assert set(made) == {1, 2}
+
+
+def test_what_goes_wrong_early_is_raised_in_its_step():
+    def make(step):
+        if step == 2:
+            raise ValueError("no such row")
+        return step
+
+    ahead = Ahead(make, 3, workers=1)
+    assert ahead.take(1) == 1
+    with pytest.raises(ValueError, match="no such row"):
+        ahead.take(2)

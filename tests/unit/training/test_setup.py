@@ -1,0 +1,115 @@
+from types import SimpleNamespace
+
+import engine
+import given
+import numpy as np
+import pytest
+import tiny
+import torch
+from engine import Held, term
+from kdcore_ensemble import Ensemble
+from kdcore_losses import ForwardKL
+
+from kdcore import RunError, Teacher, component
+from kdcore.api.options import walk
+from kdcore.api.train_options import TrainOptions
+from kdcore.models.loading import precision_of
+from kdcore.objective.teachers import load_teachers
+from kdcore.training.setup import enable_checkpointing, steps_of
+
+pytestmark = pytest.mark.slow
+
+LENGTHS = np.array([10, 20, 30, 40] * 25)  # 100 rows of 25 tokens
+
+
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [
+        ({"steps": 7}, 7),
+        ({"epochs": 1.0}, 12),
+        ({"epochs": 2.0}, 25),
+        ({"epochs": 0.08}, 1),
+        ({"epochs": 0.5, "batch": 5}, 10),
+        ({"epochs": 0.07, "batch": 7}, 1),  # 7.000000000000001 rows
+        ({"epochs": 0.29, "batch": 29}, 1),  # 28.999999999999996
+        ({"tokens": 200}, 1),
+        ({"tokens": 201}, 2),
+        ({"tokens": 2500}, 13),
+    ],
+)
+def test_steps(options, steps):
+    """Epochs run into one another: floor(rows x epochs / batch)."""
+    assert steps_of(TrainOptions(lr=0.1, **options), 100, LENGTHS) == steps
+
+
+@pytest.mark.parametrize(
+    ("epochs", "batch", "instead"),
+    [(0.02, 8, "batch=2"), (1.0, 200, "batch=100"), (0.001, 8, "steps=1")],
+)
+def test_less_than_a_step_is_an_error_with_a_way_out(epochs, batch, instead):
+    with pytest.raises(RunError, match=rf"{epochs} epochs of 100 rows .* --set train\.{instead}$"):
+        steps_of(TrainOptions(lr=0.1, epochs=epochs, batch=batch), 100, LENGTHS)
+    key, _, value = instead.partition("=")
+    kept = {"epochs": epochs} if key == "batch" else {}
+    assert steps_of(TrainOptions(lr=0.1, **kept, **{key: int(value)}), 100, LENGTHS) == 1
+
+
+def test_precision():
+    assert precision_of("fp32") == "no"
+    assert precision_of("bf16") == "bf16"
+    if not torch.cuda.is_available():
+        assert precision_of("auto") == "no"
+
+
+def test_emulated_bf16_is_none(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation
+    )
+    assert precision_of("auto") == "fp16"
+
+
+@pytest.mark.parametrize("kind", tiny.KINDS)
+def test_checkpointed_activations_change_nothing(kind):
+    def step(student):
+        terms = [term(ForwardKL())]
+        teacher = Held(given.model(seed=1))
+        return engine.step(student, given.packed_rows(), terms, teacher=teacher, micro_batch=3)
+
+    plain = step(given.model(kind))
+    student = given.model(kind)
+    enable_checkpointing(student)
+    again = step(student)
+    assert any(getattr(module, "gradient_checkpointing", False) for module in student.modules())
+    assert again.terms == plain.terms
+    for name, gradient in plain.gradients.items():
+        assert torch.equal(again.gradients[name], gradient)
+
+
+@component
+class Counting(Teacher):
+    name = "counting"
+    loaded: int = 0
+
+    def load(self, run):
+        self.loaded += 1
+
+
+@component
+class Wrapping(Counting):
+    """Loads the teacher in it when it must."""
+
+    name = "wrapping"
+    loads_members = True
+    teacher: Teacher
+
+
+def test_every_teacher_is_loaded_once_but_for_those_that_another_one_loads():
+    inner, members = Counting(), [Counting(), Counting()]
+    wrapping = Wrapping(teacher=Ensemble(members=[inner]))
+    components = [
+        one for top in (wrapping, Ensemble(members=members), members[0]) for one in walk(top)
+    ]
+    load_teachers(SimpleNamespace(), list(dict.fromkeys(components)))
+    assert (inner.loaded, wrapping.loaded) == (0, 1)
+    assert [member.loaded for member in members] == [1, 1]

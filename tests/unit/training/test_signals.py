@@ -1,0 +1,62 @@
+import signal
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from kdcore.training.signals import Signals
+
+ALONE = SimpleNamespace(num_processes=1)
+
+
+@pytest.mark.parametrize(
+    ("number", "known_as"),
+    [
+        (signal.SIGINT, signal.SIGINT),
+        (signal.SIGTERM, signal.SIGTERM),
+        (signal.SIGUSR1, signal.SIGTERM),
+    ],
+)
+def test_a_signal_is_noted(number, known_as):
+    with Signals() as signals:
+        assert signals.agreed(ALONE) == 0
+        signal.raise_signal(number)
+        assert signals.agreed(ALONE) == known_as
+
+
+def test_a_second_interrupt_ends_at_once():
+    with Signals():
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_a_second_polite_signal_does_not():
+    with Signals() as signals:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
+        assert signals.agreed(ALONE) == signal.SIGTERM
+
+
+def test_what_signals_did_before_comes_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with Signals():
+        assert signal.getsignal(signal.SIGTERM) is not before
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def processes(device, others):
+    """Two processes, of which the other one got these signals, one after another."""
+    got = iter(others)
+
+    def gather(mine):
+        return torch.cat([mine, torch.tensor([next(got)])])
+
+    return SimpleNamespace(num_processes=2, device=torch.device(device), gather=gather)
+
+
+def test_processes_agree():
+    signals = Signals()
+    accelerator = processes("cpu", [0, signal.SIGTERM])
+    assert signals.agreed(accelerator) == 0
+    assert signals.agreed(accelerator) == signal.SIGTERM
