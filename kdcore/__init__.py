@@ -80,6 +80,11 @@ if TYPE_CHECKING:
     from kdcore.runs.open import open_model as open_model
     from kdcore.runs.open import open_run as open_run
     from kdcore.runs.open import open_stage as open_stage
+    from kdcore.session import Result as Result
+    from kdcore.session import check as check
+    from kdcore.session import load as load
+    from kdcore.session import plan as plan
+    from kdcore.session import run as run
     from kdcore.training.evaluation import measured as measured
     from kdcore.training.non_finite import saved_rows as saved_rows
 
@@ -109,6 +114,7 @@ _EXPORTS = {
     "runs.environment": "environment_of",
     "runs.folder": "find_run runs_in",
     "runs.open": "bare_stage batches_of finals_of folder_of open_model open_run open_stage",
+    "session": "Result check load plan run",
     "training.evaluation": "measured",
     "training.non_finite": "saved_rows",
 }

@@ -67,7 +67,7 @@ class Options:
 
 
 def run_recipe(recipe: Recipe, host: Host, options: Options) -> list[Path]:
-    """RunState every stage that is not finished; returns each stage's folder."""
+    """Run every stage that is not finished; returns each stage's folder."""
     done: dict[str, Path] = {}
     for name in wanted_stages(recipe, options.only):
         finals = {stage: folder / FINAL for stage, folder in done.items()}
