@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from kdcore.api.contracts import Logger as Logger
     from kdcore.api.contracts import Loss as Loss
     from kdcore.api.contracts import Patch as Patch
+    from kdcore.api.contracts import PreparedLoss as PreparedLoss
     from kdcore.api.contracts import Run as Run
     from kdcore.api.contracts import Selection as Selection
     from kdcore.api.contracts import Stage as Stage
@@ -91,8 +92,8 @@ if TYPE_CHECKING:
 _EXPORTS = {
     "analysis.plan": "StagePlan plans_of",
     "analysis.rows": "ChosenRow RowSample SampledRow chosen_rows sample_rows",
-    "api.contracts": "Component Data Eval KINDS Logger Loss Patch Run Selection Stage "
-    "Teacher Tokenizer Tokens component hookimpl",
+    "api.contracts": "Component Data Eval KINDS Logger Loss Patch PreparedLoss Run Selection "
+    "Stage Teacher Tokenizer Tokens component hookimpl",
     "api.hookspecs": "Record",
     "api.options": "as_typed options_of",
     "cli.main": "host_of",

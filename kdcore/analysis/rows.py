@@ -25,7 +25,8 @@ from kdcore.distributed import alone
 from kdcore.guard import needs_teacher
 from kdcore.hashing import of_tokenizer
 from kdcore.models.loading import load_tokenizer
-from kdcore.objective.selection import StepTokens, keep_of, tokens_of
+from kdcore.objective.selection import keep_of, tokens_of
+from kdcore.objective.step_tokens import StepTokens
 from kdcore.objective.teachers import Reading, load_teacher
 from kdcore.recipe.recipe import wanted_stages
 from kdcore.runs.artifacts import keep_tokenizer

@@ -218,13 +218,44 @@ class Loss(Component):
         return as_call(self)
 
 
+class PreparedLoss(Loss):
+    """A loss whose value at a token depends on more than that token, such as a whole answer.
+
+    `prepare` sees the whole optimizer step, once and without gradient. What depends on an answer is
+    a coefficient of its tokens: the gradient of f(sum of log q) is f' times the sum of theirs.
+    """
+
+    def prepare(self, tokens: Tokens) -> Tensor:
+        """A float for each of this process's valid tokens, [n] or [n, k] with the same k and dtype
+        in each step. Runs after the selection, whatever its scope.
+        """
+        raise NotImplementedError
+
+    def per_token_prepared(
+        self, student: Tensor, teacher: Tensor | None, labels: Tensor, prepared: Tensor
+    ) -> Tensor:
+        """As `per_token`, with the rows of `prepared` that belong to these tokens."""
+        raise NotImplementedError
+
+    def per_token(self, student: Tensor, teacher: Tensor | None, labels: Tensor) -> Tensor:
+        """Refused: without a step to prepare there is no value."""
+        raise UsageError(
+            f"loss {self.name!r} is prepared over a whole optimizer step: it can be a [[loss]], "
+            "and neither a score of a selection nor an eval"
+        )
+
+
 class Selection(Component):
     """Which tokens of an optimizer step are trained on."""
 
     component_kind: ClassVar[str] = "selection"
 
     def keep(self, tokens: Tokens) -> Tensor:
-        """A bool for each of this process's valid tokens [n]. Called without gradient."""
+        """A bool for each of this process's valid tokens [n], or floats >= 0: their weights.
+
+        Called without gradient. A term with `on = "kept"` is the weighted mean, divided by the sum
+        of the weights; `on = "dropped"` sees the tokens of weight 0.
+        """
         raise NotImplementedError
 
     def needs_teacher(self) -> bool:
@@ -485,6 +516,27 @@ class Tokens:
     @property
     def position(self) -> Tensor:
         """The index of the predicting token in its row, int64 [n]."""
+        raise NotImplementedError
+
+    @property
+    def document(self) -> Tensor:
+        """The document of each token in its split, int64 [n]."""
+        raise NotImplementedError
+
+    def seen(self, loss: Loss) -> Tensor:
+        """Which tokens the `[[loss]]` of this loss sees after the selection, bool [n]."""
+        raise NotImplementedError
+
+    def count(self, loss: Loss) -> Tensor:
+        """The denominator of that term over the whole step and all processes, a scalar."""
+        raise NotImplementedError
+
+    def by_document(self, values: Tensor) -> Tensor:
+        """Each token's document summed over the step and all processes, float64 [n]."""
+        raise NotImplementedError
+
+    def by_row(self, values: Tensor) -> Tensor:
+        """Each token's row summed over the step, float64 [n]."""
         raise NotImplementedError
 
     def student_nll(self) -> Tensor:

@@ -7,7 +7,7 @@ backward itself. Gradients are made in the forward pass, so no logits are made t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,10 +24,13 @@ from kdcore.models.head import (
     unrounded_type,
 )
 
-Values = Callable[[Tensor, Tensor | Coarse | None, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""Student and teacher logits [n, V], labels [n], weights [terms, n] -> each term's weighted sum
-[terms], and the gradient of their total in the student's logits [n, V], which may take their place
-in memory."""
+Prepared = Sequence[Tensor | None]
+"""For each term what its loss prepared of these tokens, [n] or [n, k]; None where it does not."""
+
+Values = Callable[[Tensor, Tensor | Coarse | None, Tensor, Tensor, Prepared], tuple[Tensor, Tensor]]
+"""Student and teacher logits [n, V], labels [n], weights [terms, n] and what was prepared -> each
+term's weighted sum [terms], and the gradient of their total in the student's logits [n, V], which
+may take their place in memory."""
 
 
 @dataclass(eq=False)
@@ -41,6 +44,7 @@ class Work:
     teacher: AnswersAt | None
     vocabulary: int
     chunk: int
+    prepared: Prepared = ()
     bend: Bend | None = None  # what the model does to its head's logits
     sums: Tensor = field(init=False)  # [terms], left here by the function for the log
 
@@ -113,10 +117,11 @@ def _values(student: Tensor, rows: Tensor, at: slice, work: Work) -> tuple[Tenso
     """Each term's weighted sum over a chunk, and the gradient in its head's logits."""
     teacher = None if work.teacher is None else work.teacher(rows)
     labels, weights = work.labels[at], work.weights[:, at]
+    prepared = [None if each is None else each[at] for each in work.prepared]
     if work.bend is None:
-        return work.values(student, teacher, labels, weights)
+        return work.values(student, teacher, labels, weights, prepared)
     bent = work.bend(student)
-    sums, gradient = work.values(bent.clone(), teacher, labels, weights)
+    sums, gradient = work.values(bent.clone(), teacher, labels, weights, prepared)
     return sums, work.bend.back(gradient, bent)
 
 

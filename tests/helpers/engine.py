@@ -63,7 +63,7 @@ class Watched(Selection):
 
     def keep(self, tokens):
         keep = self.selection.keep(tokens)
-        places = torch.stack([tokens.row, tokens.position], dim=1)[keep]
+        places = torch.stack([tokens.row, tokens.position], dim=1)[keep > 0]
         self.kept |= {tuple(place) for place in places.tolist()}
         return keep
 

@@ -80,7 +80,7 @@ def test_gradients_are_those_of_full_logits(chunk, bias):
 def test_no_more_than_a_chunk_of_logits_exists():
     seen, inner = [], values_of([CrossEntropy(), ForwardKL()])
 
-    def values(student, teacher, labels, weights):
+    def values(student, teacher, labels, weights, prepared=()):
         seen.append(len(student))
         assert len(student) == len(teacher) == len(labels) == weights.shape[1]
         return inner(student, teacher, labels, weights)
@@ -196,7 +196,7 @@ def test_a_buffer_is_not_seen_by_the_next_chunk():
     """Each chunk has its own logits, the ragged last one too."""
     seen = []
 
-    def values(student, teacher, labels, weights):
+    def values(student, teacher, labels, weights, prepared=()):
         seen.append(student.clone())
         return weights.sum(1), torch.zeros_like(student)
 
