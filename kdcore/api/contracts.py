@@ -559,6 +559,10 @@ class Tokens:
         """
         raise NotImplementedError
 
+    def over_step(self, values: Tensor) -> Tensor:
+        """The values of all processes' tokens in the step's order [N]."""
+        raise NotImplementedError
+
     def random(self) -> Tensor:
         """A number in [0, 1) for each token, from seed, step and its place in the step [n]."""
         raise NotImplementedError

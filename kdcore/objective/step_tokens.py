@@ -199,6 +199,11 @@ class StepTokens(Tokens):
         self.ranked = Ranked(everyone, kept)
         return kept[first : first + len(scores)]
 
+    def over_step(self, values: Tensor) -> Tensor:
+        """The values of all processes' tokens in the step's order [N]."""
+        everyone, _ = self._gather(values)
+        return everyone
+
     def random(self) -> Tensor:
         """A number in [0, 1) for each token, from seed, step and its place in the step [n]."""
         return self._joined([self._drawn(part.reading) for part in self._parts])
