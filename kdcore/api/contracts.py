@@ -24,7 +24,7 @@ import pluggy
 from pydantic import ConfigDict, Field, field_validator
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
-from kdcore.api.options import as_call, as_typed, names_on_hub, of_options, walk
+from kdcore.api.options import as_call, as_typed, names_on_hub, of_options, placed, walk
 from kdcore.api.train_options import On, Schedule, TrainOptions, _options
 from kdcore.errors import UsageError
 
@@ -75,6 +75,16 @@ class Component:
         By default its name and its options. A component that reads files adds what it read.
         """
         return of_options(self)
+
+    def state_dict(self) -> Mapping[str, Tensor | int | float | str | bytes]:
+        """What a checkpoint must hold of this component so that a run resumes exactly.
+
+        The same on every process. Nothing by default.
+        """
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` gave, after `load` and before the first step."""
 
     def faults(self, recipe: Stage) -> Iterable[str]:
         """What is wrong between this component and the rest of its recipe, one sentence each."""
@@ -378,6 +388,27 @@ class Stage:
         """Every component, each before those that are nested in it."""
         seen = dict.fromkeys(nested for one in self._direct() for nested in walk(one))
         return list(seen)
+
+    def by_place(self) -> dict[str, Component]:
+        """Every component by where it is in the recipe, such as `loss.0` or `teacher.members.1`."""
+        found: dict[str, Component] = {}
+        singles: dict[str, Component | None] = {
+            "data": self.data,
+            "teacher": self.teacher,
+            "selection": self.selection,
+        }
+        lists: dict[str, Sequence[Component]] = {
+            "student.patch": self.student.patches,
+            "loss": [term.loss for term in self.terms],
+            "eval": self.evals,
+            "log": self.loggers,
+        }
+        for place, single in singles.items():
+            found |= placed(single, place) if single is not None else {}
+        for place, several in lists.items():
+            for n, one in enumerate(several):
+                found |= placed(one, f"{place}.{n}")
+        return found
 
     def _direct(self) -> Iterator[Component]:
         single = (self.tokenizer, self.tokenizer_data, self.data, self.teacher, self.selection)

@@ -80,7 +80,12 @@ def prepare(
         rate=rate_of(options, run.steps),
         rows=training_rows(run),
         checkpoints=Checkpoints(
-            run.folder / checkpoints_at, accelerator, student, optimizer, keep=options.save_keep
+            run.folder / checkpoints_at,
+            accelerator,
+            student,
+            optimizer,
+            keep=options.save_keep,
+            components=run.recipe.by_place(),
         ),
         signals=signals,
     )

@@ -120,7 +120,7 @@ def test_keep_and_reference_are_required():
 
 
 def test_hook_kdcore_selections():
-    names = "rho random hardest entropy score band agreement and or not soft"
+    names = "rho random hardest entropy score band agreement and or not soft gls"
     assert [each.name for each in kdcore_selections()] == names.split()
     assert all(issubclass(each, Selection) for each in kdcore_selections())
 
