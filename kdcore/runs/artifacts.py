@@ -91,9 +91,7 @@ def finish_student(run: RunState) -> None:
     """On every process, so that whoever asks the run afterwards asks the same student."""
     model = finished(run.student, run.recipe.student.patches)
     if model is not run.student:
-        precision = run.language_model.precision
-        run.language_model = LanguageModel(model)
-        run.language_model.precision = precision
+        run.language_model = LanguageModel(model, run.language_model.precision)
 
 
 def save_final(run: RunState) -> Path:
