@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kdcore.api.contracts import Teacher
+from kdcore.distributed import main_first
 from kdcore.errors import RunError
 from kdcore.guard import asked
 from kdcore.models.causal_lm import LanguageModel
@@ -62,7 +63,7 @@ def prepare(
 ) -> Trainer:
     """Load and prove everything; the run has its tokenizer already."""
     stage, options = run.recipe, run.recipe.train
-    with accelerator.main_process_first():
+    with main_first(accelerator):
         rows = run.laid("train")
     run.steps = steps_of(options, len(rows), rows.lengths)
     student = _prepare_student(run, HALF.get(accelerator.mixed_precision))
