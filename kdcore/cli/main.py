@@ -110,9 +110,10 @@ def run(
 ) -> None:
     """Run a recipe, or go on with a run."""
     _tell(quiet)
-    if processes > 1 and "WORLD_SIZE" not in os.environ:
-        from kdcore.cli.launch import launch
+    from kdcore.cli.launch import join, launch
 
+    join(os.environ, processes)
+    if processes > 1 and "WORLD_SIZE" not in os.environ:
         raise SystemExit(launch(sys.argv[1:], processes))
     from kdcore.runs.runner import Asked, run_all
 

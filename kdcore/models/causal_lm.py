@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -163,10 +163,10 @@ class LanguageModel:
     weight: nn.Parameter | None  # [rows, H]
     bias: nn.Parameter | None  # [rows]
     bend: Bend | None = None  # what is done to the head's logits
-    precision: torch.dtype | None = None  # what autocast computes in; None: the weight's own type
+    precision: torch.dtype | None  # what autocast computes in; None: the weight's own type
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        self.model = model
+    def __init__(self, model: PreTrainedModel, precision: torch.dtype | None = None) -> None:
+        self.model, self.precision = model, precision
         self._trunk = _trunk_of(model)
         # Some models look for pads in the ids and warn: each time, waiting for the device. Packed
         # rows have some and need no mask, and those that need one have it.
@@ -186,7 +186,7 @@ class LanguageModel:
                     "which takes more memory",
                     type(model).__name__,
                 )
-            self._packs = self._takes_positions = False
+            self._packs = self._at_once = self._takes_positions = False
             self._prove_causal(ids)
             self._takes_positions = self._counts_from_zero(ids)
             self._packs = self._takes_positions and self._packs_exactly(ids)
@@ -250,7 +250,9 @@ class LanguageModel:
             input_ids, position_ids = input_ids.reshape(1, -1), position_ids.reshape(1, -1)
         arguments: dict[str, Any] = {"attention_mask": mask, "use_cache": False}
         if packing is not None and self._packs:
-            arguments |= attention.arguments(packing, shape[0], input_ids.device)
+            arguments |= attention.arguments(
+                packing, shape[0], input_ids.device, at_once=self._at_once
+            )
             if not packing.is_whole(shape[0]):
                 input_ids, position_ids = _real(input_ids, packing), _real(position_ids, packing)
         if self._takes_positions:
@@ -302,9 +304,19 @@ class LanguageModel:
         except (TypeError, RuntimeError):
             found = rows = ids[:, half:, None]
         if same(found, alone) and same(rows, alone):
+            with self._autocast():
+                self._at_once = attention.is_exact_at_once(
+                    self.model, lambda: self._run(ids, positions, None, packed)
+                )
             return True
         attention.uninstall(self.model)
         return False
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        """As in training."""
+        if self.precision is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, self.precision)
 
     def _keeps_documents_apart(self, ids: Tensor) -> bool:
         """Whether the second document of a packed row is blind to what the first one says."""

@@ -17,9 +17,9 @@ from torch import Tensor
 from kdcore.data.batch import AnswersAt, Coarse
 from kdcore.models.causal_lm import Bend
 from kdcore.models.head import (
-    add_weight_gradient,
+    LogitsGradient,
+    float16_scale,
     logits_of,
-    states_gradient,
     unrounded,
     unrounded_type,
 )
@@ -69,12 +69,11 @@ class ChunkedLoss(torch.autograd.Function):
 
         Without a weight the states are the logits themselves.
         """
-        wanted = ctx.needs_input_grad
-        to_states = _zeros(states) if wanted[0] else None
-        to_weight = _zeros(weight) if wanted[1] else None
-        to_bias = _zeros(bias) if wanted[2] else None
         used = None if computed is None else computed[: work.vocabulary]
         used_bias = None if bias is None else unrounded(bias[: work.vocabulary])
+        inputs = (states, weight, bias)
+        wanted = zip(inputs, ctx.needs_input_grad[:3], strict=True)
+        made = _Gradients([_zeros(x) if wants else None for x, wants in wanted], used, work)
         buffer = _buffer(used, work)
         work.sums = states.new_zeros(len(work.weights), dtype=unrounded_type(states.dtype))
         for at in work.chunks():
@@ -87,16 +86,10 @@ class ChunkedLoss(torch.autograd.Function):
             sums, gradient = _values(student, rows, at, work)
             del student  # else it would live beside the next one
             work.sums += sums
-            if to_states is not None:
-                to_logits = gradient if used is None else states_gradient(gradient, used)
-                to_states[rows, : to_logits.shape[1]] = to_logits
-            if to_weight is not None:
-                add_weight_gradient(to_weight[: work.vocabulary], gradient, some)
-            if to_bias is not None:
-                to_bias[: work.vocabulary] += gradient.sum(0)
+            made.add(gradient, rows, some)
             del gradient
-        ctx.gradients = (to_states, to_weight, to_bias)
-        ctx.types = tuple(None if x is None else x.dtype for x in (states, weight, bias))
+        ctx.gradients = made
+        ctx.types = tuple(None if x is None else x.dtype for x in inputs)
         return work.sums.sum()
 
     @staticmethod
@@ -104,13 +97,43 @@ class ChunkedLoss(torch.autograd.Function):
         """Scale the gradients made in `forward`. `grad_output` is never read on the host."""
         if torch.is_grad_enabled():
             raise NotImplementedError("a chunked loss has no gradient of its gradient")
-        gradients, ctx.gradients = ctx.gradients, None
-        assert gradients is not None, "the gradient of a chunked loss can be taken once"
+        made, ctx.gradients = ctx.gradients, None
+        assert made is not None, "the gradient of a chunked loss can be taken once"
         scaled = [
-            None if gradient is None else gradient.mul_(grad_output).to(kind)
-            for gradient, kind in zip(gradients, ctx.types, strict=True)
+            None if gradient is None else gradient.to(kind)
+            for gradient, kind in zip(made.times(grad_output), ctx.types, strict=True)
         ]
         return (*scaled, None, None)
+
+
+class _Gradients:
+    """In the states, the head's weight and its bias, each None where nobody wants it."""
+
+    def __init__(self, each: list[Tensor | None], used: Tensor | None, work: Work) -> None:
+        self._to_states, self._to_weight, self._to_bias = each
+        self._used, self._width = used, work.vocabulary
+        self._scale = None if used is None else float16_scale(work.weights, used.dtype)
+
+    def add(self, gradient: Tensor, rows: Tensor, states: Tensor) -> None:
+        """A chunk's: its gradient in the logits [n, V], where its states [n, H] are, and they."""
+        if self._to_bias is not None:
+            self._to_bias[: self._width] += gradient.sum(0)
+        if self._used is None:
+            if self._to_states is not None:
+                self._to_states[rows, : self._width] = gradient
+            return
+        factor = LogitsGradient(gradient, self._used.dtype, self._scale)
+        if self._to_states is not None:
+            self._to_states[rows] = factor.to_states(self._used)
+        if self._to_weight is not None:
+            factor.add_to_weight(self._to_weight[: self._width], states)
+
+    def times(self, factor: Tensor) -> list[Tensor | None]:
+        """All of them times a scalar, in place; what float16 was scaled by goes out here."""
+        of_products = factor if self._scale is None else factor / self._scale
+        factors = (of_products, of_products, factor)
+        each = (self._to_states, self._to_weight, self._to_bias)
+        return [None if x is None else x.mul_(by) for x, by in zip(each, factors, strict=True)]
 
 
 def _values(student: Tensor, rows: Tensor, at: slice, work: Work) -> tuple[Tensor, Tensor]:

@@ -203,8 +203,8 @@ def _ready(run: RunState, student: PreTrainedModel, components: Sequence[Compone
     """The student proved, the ids agreed on, and the teacher loaded if an eval asks for it."""
     stage = run.recipe
     student.eval().requires_grad_(False)  # type: ignore[no-untyped-call]
-    run.language_model = LanguageModel(student)
-    run.language_model.precision = HALF.get(precision_of(stage.train.precision))
+    precision = HALF.get(precision_of(stage.train.precision, run.device))
+    run.language_model = LanguageModel(student, precision)
     if not run.vocabulary:
         teachers = [one for one in components if isinstance(one, Teacher)]
         run.vocabulary = prove_vocabulary(run, teachers)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from kdcore.distributed import main_first
 from kdcore.errors import KdcoreError, PluginError, RunError
 from kdcore.files import is_full
 from kdcore.guard import asked
@@ -165,9 +166,9 @@ def _train(trainer: Trainer) -> None:
         host.emit("kdcore_run_start", run=run)
         trainer.train()
         finish_student(run)
-        if run.main:
-            save_final(run)
-        trainer.accelerator.wait_for_everyone()
+        with main_first(trainer.accelerator):
+            if run.main:
+                save_final(run)
     except BaseException as error:
         _end(trainer, error)
         raise
