@@ -53,6 +53,8 @@ def read_once(kind: str, folder: Path) -> dict[str, float]:
         data=_named(Data),
         tokenizer=tiny_tokenizer(),
         say=print,
+        main=True,
+        recipe=SimpleNamespace(components=list),
     )
     teacher.load(run)
     split = Split("train", "benchmark", np.full(DOCUMENTS, ROW))

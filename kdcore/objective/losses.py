@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from kdcore.api.contracts import Loss
 from kdcore.data.batch import Coarse
 from kdcore.errors import PluginError
-from kdcore.guard import blame, described, unwritten
+from kdcore.guard import asked, blame, described, unwritten
 from kdcore.objective.chunked_loss import Values
 from kdcore.objective.sparse import coarsened
 
@@ -60,18 +60,29 @@ def per_token(
 ) -> Tensor:
     """A loss's values [n], its result checked; what it raises names it."""
     inputs = (student, teacher, labels)
+    temperature = temperature_of(loss) if isinstance(teacher, Coarse) else 1.0
     with blame(loss, "per_token"), unwritten(loss, "per_token", *inputs):
-        return checked_values(loss, student, teacher, labels)
+        return checked_values(loss, student, teacher, labels, temperature)
+
+
+def temperature_of(loss: Loss) -> float | None:
+    """The one temperature of both sides; None where a loss has several, or changes it."""
+    found = asked(loss, "temperatures", of=Sequence)
+    return float(found[0]) if len(found) == 1 else None
 
 
 def checked_values(
-    loss: Loss, student: Tensor, teacher: Tensor | Coarse | None, labels: Tensor
+    loss: Loss,
+    student: Tensor,
+    teacher: Tensor | Coarse | None,
+    labels: Tensor,
+    temperature: float | None,
 ) -> Tensor:
     """`per_token` as a compiler can trace it. What needs no teacher sees all of the vocabulary."""
     if not loss.needs_teacher:
         values = loss.per_token(student, None, labels)
     elif isinstance(teacher, Coarse):
-        values = loss.per_token(*coarsened(student, teacher, labels))
+        values = loss.per_token(*coarsened(student, teacher, labels, temperature))
     else:
         values = loss.per_token(student, teacher, labels)
     if not isinstance(values, Tensor) or values.shape != labels.shape:
@@ -136,20 +147,23 @@ def _filled(tensor: Tensor, missing: int) -> Tensor:
 
 def _filled_answer(teacher: Tensor | Coarse | None, missing: int) -> Tensor | Coarse | None:
     if isinstance(teacher, Coarse):
-        return Coarse(*(_filled(part, missing) for part in teacher))
+        ids, logs, tempered = teacher
+        more = tempered and {at: _filled(some, missing) for at, some in tempered.items()}
+        return Coarse(_filled(ids, missing), _filled(logs, missing), more)
     return None if teacher is None else _filled(teacher, missing)
 
 
 def _functional(losses: Sequence[Loss]) -> Callable[..., Tensor]:
     """Gives the sums, and leaves the gradient where the student's logits were."""
+    temperatures = [temperature_of(loss) for loss in losses]
 
     def values(
         student: Tensor, teacher: Tensor | Coarse | None, labels: Tensor, weights: Tensor
     ) -> Tensor:
         def total(logits: Tensor) -> tuple[Tensor, Tensor]:
             each = [
-                (checked_values(loss, logits, teacher, labels) * weight).sum()
-                for loss, weight in zip(losses, weights, strict=True)
+                (checked_values(loss, logits, teacher, labels, at) * weight).sum()
+                for loss, weight, at in zip(losses, weights, temperatures, strict=True)
             ]
             sums = torch.stack(each)
             return sums.sum(), sums.detach()
