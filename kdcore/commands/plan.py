@@ -165,9 +165,9 @@ def _rate(train: Train, steps: int | None) -> str:
     if not train.warmup:
         return f"{said}, no warm-up"
     if train.warmup >= 1:
-        return f"{said}, {int(train.warmup)} steps of warm-up"
+        return f"{said}, {int(train.warmup)} steps of warm-up, the first at rate 0"
     counted = f" ({round(train.warmup * steps)} steps)" if steps else ""
-    return f"{said}, {percent(train.warmup)} of the steps as warm-up{counted}"
+    return f"{said}, {percent(train.warmup)} of the steps as warm-up{counted}, the first at rate 0"
 
 
 def _optimizer(train: Train) -> str:

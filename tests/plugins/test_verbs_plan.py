@@ -123,8 +123,14 @@ def facts(plan):
     "train, said",
     [
         ({}, "0.006, cosine, no warm-up"),
-        ({"warmup": 20, "min_lr": 0.1}, "0.006, cosine to 10 % of it, 20 steps of warm-up"),
-        ({"warmup": 0.1}, "0.006, cosine, 10 % of the steps as warm-up (15 steps)"),
+        (
+            {"warmup": 20, "min_lr": 0.1},
+            "0.006, cosine to 10 % of it, 20 steps of warm-up, the first at rate 0",
+        ),
+        (
+            {"warmup": 0.1},
+            "0.006, cosine, 10 % of the steps as warm-up (15 steps), the first at rate 0",
+        ),
         ({"schedule": "constant_with_warmup"}, "0.006, constant with warmup, no warm-up"),
     ],
 )
