@@ -399,6 +399,7 @@ class Run:
     vocabulary: int  # ids that student and teachers share; logits are cut to these
     objective: str  # the effective objective as a formula, as `kdcore plan` prints it
     scores: Mapping[str, float | str]  # of the last evaluation
+    reads_teacher: bool  # False where it was opened for evals that need none: it is not loaded
     tokenizer: PreTrainedTokenizerBase  # the student's
     language_model: LanguageModel  # the student as trunk and head
     autocast: Callable[[], AbstractContextManager[Any]]
