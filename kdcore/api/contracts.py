@@ -157,6 +157,21 @@ class Teacher(Component):
         """Of how many ids at each position `read` tells, in a `Coarse`; None: of all, as logits."""
         return None
 
+    def knows_others_at(self, temperature: float) -> bool | None:
+        """Whether its `Coarse` tells the mass of all other ids at this temperature.
+
+        None, by default at any temperature but 1: it does not say. Losses then temper its masses at
+        temperature 1, which is another objective, and a warning says so.
+        """
+        return True if temperature == 1 else None
+
+    def warnings(self, recipe: Stage, caches: Path) -> Iterable[str]:
+        """What to know before a run, one sentence each, for `kdcore plan`.
+
+        `caches` is where stores lie, or would. Nothing may be loaded.
+        """
+        return ()
+
     def is_estimate(self) -> bool:
         """Whether what `read` tells is drawn at random and right on average only.
 
@@ -193,9 +208,10 @@ class Teacher(Component):
         """Flat positions, labels [n] -> negative log-likelihoods [n]; by default from `read`."""
         from kdcore.models.head import nll_from_logits
 
-        if self.ids_known() is not None:
+        known = self.ids_known()
+        if known is not None:
             raise UsageError(
-                f"teacher {self.name!r} knows some ids of each position only, and gives no "
+                f"teacher {self.name!r} knows {known} ids of each position only, and gives no "
                 "likelihoods of all labels"
             )
         return nll_from_logits(cast("LogitsAt", self.read(batch)), batch)
@@ -216,6 +232,16 @@ class Loss(Component):
         sides are those of these ids and, last, of all others together, and labels index them.
         """
         raise NotImplementedError
+
+    def temperatures(self) -> Sequence[float]:
+        """Those that it divides both sides' logits by: the option `temperature`, or 1 without it.
+
+        Where a teacher knows k ids, the engine hands a loss of one temperature T buckets that are
+        right at T. Empty: T changes during the run or from token to token, and only a teacher of
+        all ids serves the loss.
+        """
+        found = getattr(self, "temperature", 1.0)
+        return [float(found)] if isinstance(found, (int, float)) else []
 
     def linear_in_teacher(self) -> bool:
         """Whether the gradient is linear in the teacher's probabilities, so that it is right on
@@ -435,6 +461,7 @@ class Run:
     vocabulary: int  # ids that student and teachers share; logits are cut to these
     objective: str  # the effective objective as a formula, as `kdcore plan` prints it
     scores: Mapping[str, float | str]  # of the last evaluation
+    reads_teacher: bool  # False where it was opened for evals that need none: it is not loaded
     tokenizer: PreTrainedTokenizerBase  # the student's
     language_model: LanguageModel  # the student as trunk and head
     autocast: Callable[[], AbstractContextManager[Any]]

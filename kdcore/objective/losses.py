@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from kdcore.api.contracts import Loss, PreparedLoss
 from kdcore.data.batch import Coarse
 from kdcore.errors import PluginError
-from kdcore.guard import blame, described, unwritten
+from kdcore.guard import asked, blame, described, unwritten
 from kdcore.objective.chunked_loss import Prepared, Values
 from kdcore.objective.sparse import coarsened
 
@@ -71,8 +71,15 @@ def per_token(
     """A loss's values [n], its result checked; what it raises names it."""
     inputs = (student, teacher, labels, prepared)
     method = "per_token" if prepared is None else "per_token_prepared"
+    temperature = temperature_of(loss) if isinstance(teacher, Coarse) else 1.0
     with blame(loss, method), unwritten(loss, method, *inputs):
-        return checked_values(loss, student, teacher, labels, prepared)
+        return checked_values(loss, student, teacher, labels, temperature, prepared)
+
+
+def temperature_of(loss: Loss) -> float | None:
+    """The one temperature of both sides; None where a loss has several, or changes it."""
+    found = asked(loss, "temperatures", of=Sequence)
+    return float(found[0]) if len(found) == 1 else None
 
 
 def checked_values(
@@ -80,13 +87,14 @@ def checked_values(
     student: Tensor,
     teacher: Tensor | Coarse | None,
     labels: Tensor,
+    temperature: float | None = 1.0,
     prepared: Tensor | None = None,
 ) -> Tensor:
     """`per_token` as a compiler can trace it. What needs no teacher sees all of the vocabulary."""
     if not loss.needs_teacher:
         teacher = None
     elif isinstance(teacher, Coarse):
-        student, teacher, labels = coarsened(student, teacher, labels)
+        student, teacher, labels = coarsened(student, teacher, labels, temperature)
     if isinstance(loss, PreparedLoss) and prepared is not None:
         values = loss.per_token_prepared(student, teacher, labels, prepared)
     else:
@@ -158,12 +166,15 @@ def _filled(tensor: Tensor, missing: int) -> Tensor:
 
 def _filled_answer(teacher: Tensor | Coarse | None, missing: int) -> Tensor | Coarse | None:
     if isinstance(teacher, Coarse):
-        return Coarse(*(_filled(part, missing) for part in teacher))
+        ids, logs, tempered = teacher
+        more = tempered and {at: _filled(some, missing) for at, some in tempered.items()}
+        return Coarse(_filled(ids, missing), _filled(logs, missing), more)
     return None if teacher is None else _filled(teacher, missing)
 
 
 def _functional(losses: Sequence[Loss]) -> Callable[..., Tensor]:
     """Gives the sums, and leaves the gradient where the student's logits were."""
+    temperatures = [temperature_of(loss) for loss in losses]
 
     def values(
         student: Tensor,
@@ -174,9 +185,9 @@ def _functional(losses: Sequence[Loss]) -> Callable[..., Tensor]:
     ) -> Tensor:
         def total(logits: Tensor) -> tuple[Tensor, Tensor]:
             each = [
-                (checked_values(loss, logits, teacher, labels, ready) * weight).sum()
-                for loss, weight, ready in zip(
-                    losses, weights, prepared or [None] * len(losses), strict=True
+                (checked_values(loss, logits, teacher, labels, at, ready) * weight).sum()
+                for loss, weight, at, ready in zip(
+                    losses, weights, temperatures, prepared or [None] * len(losses), strict=True
                 )
             ]
             sums = torch.stack(each)

@@ -76,7 +76,9 @@ def open_run(
     stage = _with_evals(recipe.build(table.name), evals)
     done = step is None and finished(folder)
     checkpoint = _newest(folder, needed=not done) if step is None else _of_step(folder, step)
-    run = _run(stage, folder, _state(checkpoint))
+    state = _state(checkpoint)
+    run = _run(stage, folder, state)
+    run.scores = {} if sets else state.get("scores", {})
     run.tokenizer = load_tokenizer(str(folder / "tokenizer"))
     if done:
         run.steps = run.steps or _steps(run)
@@ -208,7 +210,8 @@ def _ready(run: RunState, student: PreTrainedModel, components: Sequence[Compone
     if not run.vocabulary:
         teachers = [one for one in components if isinstance(one, Teacher)]
         run.vocabulary = prove_vocabulary(run, teachers)
-    if run.teacher is not None and _asks_teacher(stage):
+    run.reads_teacher = run.teacher is not None and _asks_teacher(stage)
+    if run.teacher is not None and run.reads_teacher:
         load_teacher(run, run.teacher)
     return run
 

@@ -48,6 +48,7 @@ class RunState(Run):
     vocabulary: int = 0  # ids that student and teachers share; logits are cut to these
     objective: str = ""  # the effective objective as a formula, as `kdcore plan` prints it
     scores: Mapping[str, float | str] = field(default_factory=dict)  # of the last evaluation
+    reads_teacher: bool = True
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
     tokenizer: PreTrainedTokenizerBase = field(init=False)
     language_model: LanguageModel = field(init=False)

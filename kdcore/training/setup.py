@@ -22,6 +22,7 @@ from kdcore.objective.teachers import (
     numbered,
     teachers_in,
     tell_habits,
+    tell_untempered,
     widths_of,
 )
 from kdcore.optim import learning_rate, make_optimizer
@@ -68,6 +69,7 @@ def prepare(
     run.steps = steps_of(options, len(rows), rows.lengths)
     student = _prepare_student(run, HALF.get(accelerator.mixed_precision))
     load_teachers(run, stage.components())
+    tell_untempered(stage.teacher, [term.loss for term in stage.terms])
     run.chunk = chunk_of(run)
     objective = Objective(run.language_model, run.chunk)
     optimizer = optimizer_of(options, student)

@@ -226,8 +226,8 @@ def teacher_with_dropout(monkeypatch):
 def temperature_on_one_side(monkeypatch):
     inner = losses.checked_values
 
-    def one_sided(loss, student, teacher, labels, prepared=None):
-        return inner(loss, student, teacher if teacher is None else teacher * 2, labels, prepared)
+    def one_sided(loss, student, teacher, labels, *more):
+        return inner(loss, student, teacher if teacher is None else teacher * 2, labels, *more)
 
     monkeypatch.setattr(losses, "checked_values", one_sided)
 

@@ -126,7 +126,7 @@ def scores_at(folder, step):
 
 def test_the_numbers_are_those_of_the_run(here):
     before, own = lines(here), scores_at(here, 4)
-    assert own.keys() == {"nll", "perplexity", "bits_per_byte", "agreement", "kl"}
+    assert own.keys() == {"nll", "perplexity", "bits_per_byte", "agreement", "kl", "teacher_nll"}
     (said,) = as_json("two.student")
     assert said == {
         "model": "two.student",
@@ -163,7 +163,7 @@ def test_the_run_stays_as_busy_as_it_was(here):
 
 def test_only_one_eval_and_one_that_the_recipe_lacks(here):
     (said,) = as_json("two.student", "--use", "perplexity")
-    assert said["scores"].keys() == {"nll", "perplexity", "bits_per_byte"}
+    assert said["scores"].keys() == {"nll", "perplexity", "bits_per_byte", "teacher_nll"}
     sets = ("--set", "eval.width.factor=2.0")
     done = typed("two.student", "--use", "width", *sets)
     assert done.stdout.splitlines()[1].split() == ["width", "32.000"]
