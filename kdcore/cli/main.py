@@ -41,6 +41,8 @@ _WELCOME = """\
 kdcore run quickstart        distil a small model in a few minutes, on any machine
 kdcore recipes               what else there is to run
 kdcore new recipe FROM [TO]  begin your own from one of them
+kdcore new recipe --teacher MODEL --student MODEL|20M --data FILE
+                             begin one for your own models and text
 kdcore new plugin NAME       a package for your own loss, data, teacher, selection, ..."""
 
 Plugins = Annotated[
