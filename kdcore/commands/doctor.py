@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kdcore.analysis.rows import RowSample
+from kdcore.cli.examples import examples
 from kdcore.cli.main import host_of
 from kdcore.commands.examination import Examined, Finding, Model, examine, trained_share
 from kdcore.commands.output import Plugins, tell
@@ -24,6 +25,7 @@ _MARGIN = (0, 0, 0, 2)
 _STYLES = {"fault": "bold red", "warning": "yellow", "note": "dim"}
 
 
+@examples("kdcore doctor quickstart --stage kd", "kdcore doctor mine.toml --set data.block=1024")
 def doctor(
     recipe: Annotated[str, typer.Argument(help="A path, or the name of a shipped recipe.")],
     stage: Annotated[str | None, typer.Option(metavar="NAME", help="Of this stage only.")] = None,

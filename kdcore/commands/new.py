@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import tomli
 import typer
 
+from kdcore.cli.examples import as_epilog
 from kdcore.commands.plugin_template import check_name, files_of
 from kdcore.errors import UsageError
 from kdcore.recipe.files import find_recipe, recipe_name
@@ -26,15 +27,17 @@ Model = Annotated[str | None, typer.Option(metavar="MODEL", help="A folder, or a
 
 
 @new.command(
-    epilog="Examples: kdcore new recipe quickstart mine.toml; "
-    "kdcore new recipe --teacher ./teacher --student 20M --data answers.jsonl"
+    epilog=as_epilog(
+        "kdcore new recipe quickstart mine.toml",
+        "kdcore new recipe mine.toml --teacher ./teacher --student 20M --data answers.jsonl",
+    )
 )
 def recipe(
     source: Annotated[
-        str | None, typer.Argument(metavar="[FROM]", help="A shipped recipe or a file.")
+        str | None, typer.Argument(metavar="FROM", help="A shipped recipe or a file.")
     ] = None,
     target: Annotated[
-        Path | None, typer.Argument(metavar="[TO]", help="The new file; beside you by default.")
+        Path | None, typer.Argument(metavar="TO", help="The new file; beside you by default.")
     ] = None,
     teacher: Model = None,
     student: Annotated[
@@ -126,7 +129,7 @@ def _finds(name: str, folder: Path, base: Path) -> bool:
         return False
 
 
-@new.command()
+@new.command(epilog=as_epilog("kdcore new plugin kdcore-mine"))
 def plugin(
     name: Annotated[str, typer.Argument(help="Of the package, such as kdcore-mine.")],
 ) -> None:

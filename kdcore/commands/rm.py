@@ -14,6 +14,7 @@ from kdcore_cached.catalogue import stores_in
 from kdcore_cached.store import remove
 from kdcore_files import LOG
 
+from kdcore.cli.examples import examples
 from kdcore.commands.cache_tables import size
 from kdcore.errors import RunError, UsageError
 from kdcore.runs.folder import CHECKPOINTS, find_run, finished, locked, runs_in
@@ -22,6 +23,7 @@ _ENDED = re.compile(r" ends after step \d+ of \d+: (\w+): ")
 _NO_FAILURES = ("Interrupted", "KeyboardInterrupt")
 
 
+@examples("kdcore rm quickstart.kd", "kdcore rm --failed --yes")
 def rm(
     runs: Annotated[
         list[str] | None, typer.Argument(metavar="RUN...", help="Paths, names or prefixes.")

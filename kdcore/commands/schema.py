@@ -18,6 +18,7 @@ from kdcore.api.train_options import (
     TermOptions,
     TrainOptions,
 )
+from kdcore.cli.examples import examples
 from kdcore.cli.main import host_of
 from kdcore.commands.output import Plugins, print_json
 from kdcore.plugin.manager import Host
@@ -40,6 +41,7 @@ _PLAIN: Mapping[Any, Schema] = {
 _BOUNDS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
 
 
+@examples("kdcore schema", "kdcore schema -p ./mine.py")
 def schema(plugins: Plugins = None) -> None:
     """Print the JSON schema of recipes for the installed plugins, for an editor to check with."""
     print_json(schema_of(host_of(plugins)))
