@@ -88,7 +88,7 @@ class _Planning:
             hang_on_it = ["rows and tokens", *(["the student"] if stage.student.config else [])]
             self.unknown += [f"{what}: {why}" for what in hang_on_it]
         rows = self._try("rows and tokens", lambda: run.laid("train")) if tokenizer else None
-        config = self._try("the student", lambda: _config(stage, tokenizer))
+        config = self._try("the student", lambda: student_config(stage, tokenizer))
         if config is not None and tokenizer is not None:
             self._keep(config, tokenizer)
         ids = len(tokenizer) if tokenizer else None
@@ -177,7 +177,10 @@ def _student_of(stage: Stage) -> str:
     return f"{kind}({', '.join(f'{key}={value!r}' for key, value in options.items())}), fresh"
 
 
-def _config(stage: Stage, tokenizer: PreTrainedTokenizerBase | None) -> PretrainedConfig | None:
+def student_config(
+    stage: Stage, tokenizer: PreTrainedTokenizerBase | None
+) -> PretrainedConfig | None:
+    """Of the model that is loaded, or of the fresh one; None: that one hangs on its tokenizer."""
     if stage.student.model is not None:
         return load_config(stage.student.model, key="student.model")
     return config_of(stage.student, tokenizer) if tokenizer is not None else None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kdcore.cli.examples import examples
 from kdcore.commands.models import named
 from kdcore.errors import UsageError
 
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+@examples(
+    'kdcore generate last --prompt "Once upon a time"',
+    'kdcore generate mine ./teacher --prompt "Why?" --chat --temperature 0',
+)
 def generate(
     models: Annotated[list[str], typer.Argument(metavar="RUN|MODEL...")],
     prompts: Annotated[

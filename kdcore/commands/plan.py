@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kdcore.analysis.plan import StagePlan, plans_of
+from kdcore.cli.examples import examples
 from kdcore.cli.main import host_of
 from kdcore.commands.output import Plugins, tell
 from kdcore.errors import KdcoreError
@@ -32,6 +33,7 @@ _TOKEN = 4  # bytes of a token on disk
 _MARGIN = (0, 0, 0, 2)
 
 
+@examples("kdcore plan quickstart", "kdcore plan mine.toml --set data.block=1024")
 def plan(
     recipe: Annotated[str, typer.Argument(help="A path, or the name of a shipped recipe.")],
     sets: Annotated[
