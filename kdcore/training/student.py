@@ -148,7 +148,8 @@ def _refuse_unknown(typed: dict[str, Any], plain: PretrainedConfig, model_type: 
 
 def check_length(model: PreTrainedModel, block: int) -> None:
     """Refuse rows that are longer than the model's positions reach."""
-    reach = getattr(model.config, "max_position_embeddings", None)
+    # A model of texts and images has the positions of its texts in a config of their own.
+    reach = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if reach is not None and block > reach:
         raise RunError(
             f"data.block = {block} is longer than the student's {reach} positions; type "

@@ -2,6 +2,7 @@ import pytest
 import tiny
 import torch
 from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from kdcore import Patch, RunError, UsageError, component
 from kdcore.api.contracts import StudentOptions
@@ -141,4 +142,18 @@ def test_rows_longer_than_the_positions_reach_are_refused(tokenizer):
     made = student(tokenizer, max_position_embeddings=64)
     check_length(made, 64)
     with pytest.raises(RunError, match=r"longer than the student's 64 .* --set data\.block=64"):
+        check_length(made, 65)
+
+
+def test_a_student_that_reads_images_too_has_the_positions_of_its_text_model():
+    text = {key: value for key, value in CONFIG.items() if key != "model_type"}
+    text |= {"vocab_size": 64, "head_dim": 8, "max_position_embeddings": 64}
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    vision |= {"num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+    config = AutoConfig.for_model(
+        "gemma3", text_config=text, vision_config=vision, mm_tokens_per_image=4
+    )
+    made = AutoModelForCausalLM.from_config(config)
+    check_length(made, 64)
+    with pytest.raises(RunError, match="longer than the student's 64 positions"):
         check_length(made, 65)
