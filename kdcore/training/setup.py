@@ -104,6 +104,7 @@ def _prepare_student(run: RunState) -> PreTrainedModel:
     if stage.train.checkpointing:
         enable_checkpointing(student)
     run.language_model = LanguageModel(student)
+    run.language_model.check_length(stage.data.block)
     run.vocabulary = prove_vocabulary(run, teachers)
     if stage.train.compile_trunk:
         run.language_model.compile_layers()
