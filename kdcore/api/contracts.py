@@ -289,6 +289,7 @@ class StudentOptions:
     config: dict[str, object] | None = None
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     attention: str | None = None
+    balance: Literal["config", "none"] = "config"
     patch: list[Patch] = Field(default_factory=list)
 
     @field_validator("config")

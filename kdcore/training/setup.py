@@ -27,7 +27,7 @@ from kdcore.optim import learning_rate, make_optimizer
 from kdcore.training.checkpoint import Checkpoints
 from kdcore.training.micro_batch import _micro_batch, chunk_of, values_for
 from kdcore.training.run_state import training_rows
-from kdcore.training.student import check_length, make_student
+from kdcore.training.student import check_balance, check_length, make_student
 from kdcore.training.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -101,6 +101,7 @@ def _prepare_student(run: RunState) -> PreTrainedModel:
         device=run.device,
     )
     check_length(student, stage.data.block)
+    check_balance(student, stage.student)
     if stage.train.checkpointing:
         enable_checkpointing(student)
     run.language_model = LanguageModel(student)
