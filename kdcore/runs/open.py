@@ -40,6 +40,7 @@ from kdcore.recipe.overrides import Overrides, add_to_list
 from kdcore.recipe.recipe import read_recipe
 from kdcore.runs.artifacts import keep_tokenizer
 from kdcore.runs.folder import CHECKPOINTS, FINAL, choose_folder, finished
+from kdcore.runs.held_out import as_begun
 from kdcore.training.checkpoint import damage, in_order, load_weights, newest
 from kdcore.training.micro_batch import on_cpu
 from kdcore.training.run_state import RunState
@@ -73,7 +74,7 @@ def open_run(
     trust(())  # a folder's recipe may be a stranger's
     recipe = read_recipe(str(folder / "resolved.toml"), host, sets=sets, evals=evals or ())
     (table,) = recipe.stages
-    stage = _with_evals(recipe.build(table.name), evals)
+    stage = as_begun(_with_evals(recipe.build(table.name), evals), folder)
     done = step is None and finished(folder)
     checkpoint = _newest(folder, needed=not done) if step is None else _of_step(folder, step)
     run = _run(stage, folder, _state(checkpoint))

@@ -36,6 +36,7 @@ from kdcore.runs.folder import (
     keep_texts,
     locked,
 )
+from kdcore.runs.held_out import as_begun
 from kdcore.training.checkpoint import sums_of
 from kdcore.training.micro_batch import kept_micro_batch
 from kdcore.training.run_state import RunState
@@ -85,6 +86,7 @@ def run_recipe(recipe: Recipe, host: Host, options: Options) -> list[Path]:
         if finished(folder):
             _log.info("%s is finished: %s is used", stage.run_name, folder)
         else:
+            stage = as_begun(stage, folder)
             _run_stage(stage, folder, accelerator, host, texts, list(done.values()), options)
         done[name] = folder
     return list(done.values())
