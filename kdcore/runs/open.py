@@ -39,8 +39,8 @@ from kdcore.recipe.node import Source, Written
 from kdcore.recipe.overrides import Overrides, add_to_list
 from kdcore.recipe.recipe import read_recipe
 from kdcore.runs.artifacts import keep_tokenizer
+from kdcore.runs.begun import as_begun
 from kdcore.runs.folder import CHECKPOINTS, FINAL, choose_folder, finished
-from kdcore.runs.held_out import as_begun
 from kdcore.training.checkpoint import damage, in_order, load_weights, newest
 from kdcore.training.micro_batch import on_cpu
 from kdcore.training.run_state import RunState

@@ -23,6 +23,7 @@ from kdcore.recipe.overrides import expand
 from kdcore.recipe.recipe import _agreed, read_recipe, wanted_stages
 from kdcore.redact import without_own_secrets
 from kdcore.runs.artifacts import finish_student, load_tokenizer_of, save_final
+from kdcore.runs.begun import as_begun
 from kdcore.runs.environment import record, said_of
 from kdcore.runs.extend import extended, take_over
 from kdcore.runs.folder import (
@@ -36,7 +37,6 @@ from kdcore.runs.folder import (
     keep_texts,
     locked,
 )
-from kdcore.runs.held_out import as_begun
 from kdcore.training.checkpoint import sums_of
 from kdcore.training.micro_batch import kept_micro_batch
 from kdcore.training.run_state import RunState

@@ -1,4 +1,4 @@
-"""The held-out rows of runs that were begun before these had a seed of their own."""
+"""Runs that were begun by an older version go on, and are measured, as they were begun."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tomli
+
+from kdcore.api.contracts import Data
 
 if TYPE_CHECKING:
     from kdcore.api.contracts import Stage
@@ -26,10 +28,17 @@ def seed_begun_with(folder: Path) -> int | None:
 
 
 def as_begun(stage: Stage, folder: Path) -> Stage:
-    """The stage with the held-out rows that the run in the folder has measured so far."""
+    """The stage as the run in the folder has it so far.
+
+    Older runs have held-out rows drawn by their seed, documents without a bos, and tokens of what
+    documents spelled out.
+    """
     typed = stage.table.get("train")
     seed = seed_begun_with(folder)
     if seed is None or (isinstance(typed, dict) and "eval_seed" in typed):
         return stage
+    for component in stage.components():
+        if isinstance(component, Data):
+            component.bos, component.special_tokens = False, "parse"
     options: Any = stage.train  # a dataclass, which mypy cannot see
     return replace(stage, train=replace(options, eval_seed=seed))
