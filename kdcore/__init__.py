@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from kdcore.data.batch import Row as Row
     from kdcore.data.batch import Rows as Rows
     from kdcore.data.batch import Split as Split
+    from kdcore.data.encoding import bos_of as bos_of
     from kdcore.data.rows import lay_documents as lay_documents
     from kdcore.data.rows import lay_texts as lay_texts
     from kdcore.data.streaming import stream_texts as stream_texts
@@ -98,6 +99,7 @@ _EXPORTS = {
     "api.options": "as_typed options_of",
     "cli.main": "host_of",
     "data.batch": "AnswersAt Batch Coarse LogitsAt Row Rows Split",
+    "data.encoding": "bos_of",
     "data.rows": "lay_documents lay_texts",
     "data.streaming": "stream_texts",
     "errors": "KdcoreError PluginError RecipeError RunError UsageError",

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdcore import Eval, Loss, Run, RunError, Stage, component, generate, hookimpl
+from kdcore import Eval, Loss, Run, RunError, Stage, bos_of, component, generate, hookimpl
 
 _OF_TEACHER = "teacher_nll"
 
@@ -126,6 +126,7 @@ class Samples(Eval):
             top_k=self.top_k,
             top_p=self.top_p,
             seed=self.seed,
+            bos=bos_of(run.data, run.tokenizer),
         )
         pairs = zip(self.prompts, texts, strict=True)
         return {f"sample/{n}": prompt + text for n, (prompt, text) in enumerate(pairs, 1)}

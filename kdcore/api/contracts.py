@@ -99,7 +99,14 @@ class Data(Component):
     block: int = 512
     rows: Literal["pack", "chunk", "one"] = "pack"
     cut: Literal["left", "right", "split"] = "right"
+    bos: Annotated[
+        Literal["auto"] | bool, Field(description="begins a document; auto: as the tokenizer does")
+    ] = "auto"
     eos: bool = True
+    special_tokens: Annotated[
+        Literal["text", "parse"],
+        Field(description="what those are that a document spells out: text, or tokens"),
+    ] = "text"
     fresh_each_epoch: ClassVar[bool] = False
     streams: ClassVar[bool] = False  # True: training rows come one by one, and nobody counts them
 
@@ -120,6 +127,11 @@ class Data(Component):
         from kdcore.data.rows import lay_texts
 
         return lay_texts(self, split, tokenizer)
+
+    def fingerprint(self) -> str:
+        """Name and options; how documents begin and are read only where that was chosen."""
+        chosen = {"bos": self.bos != "auto", "special_tokens": self.special_tokens != "text"}
+        return of_options(self, without=[name for name, is_ in chosen.items() if not is_])
 
     def names_on_hub(self) -> Iterable[str]:
         """The data sets on the hub that it reads, for the model card; by default options say so."""
@@ -356,6 +368,7 @@ class StudentOptions:
     config: dict[str, object] | None = None
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     attention: str | None = None
+    balance: Literal["config", "none"] = "config"
     patch: list[Patch] = Field(default_factory=list)
 
     @field_validator("config")

@@ -201,9 +201,9 @@ def _is_component(value: object) -> TypeGuard[Named]:
     return hasattr(type(value), "component_kind")
 
 
-def of_options(component: Named) -> str:
+def of_options(component: Named, without: Iterable[str] = ()) -> str:
     """Name and options, defaults included; nested components by their own fingerprints."""
-    return _call(component.name, component, _asked)
+    return _call(component.name, component, _asked, without)
 
 
 def _asked(nested: Named) -> str:

@@ -121,7 +121,9 @@ class _Examining:
         config.save_pretrained(self.run.folder / FINAL)
         options = self.run.recipe.student
         kept = dtype_of(options.dtype, self.run.device) if options.model else torch.float32
-        precision = precision_of(self.run.recipe.train.precision).replace("no", "fp32")
+        precision = precision_of(self.run.recipe.train.precision, self.run.device).replace(
+            "no", "fp32"
+        )
         plain = kept == torch.float32 and precision == "fp32"
         dtype = "fp32" if plain else f"{_short(kept)}, trained in {precision}, fp32 masters"
         self.said.models.append(_model("student", options.model or "fresh", config, dtype))

@@ -107,7 +107,8 @@ def _facts(plan: StagePlan) -> Facts:
         yield "teacher", said["teacher"]
     tokenizer = said.get("tokenizer", "the student's own")
     yield "tokenizer", tokenizer + (f": {plan.ids:,} ids" if plan.ids else "")
-    yield "data", said["data"] + _laid(plan)
+    begins = f", each beginning with {plan.bos!r}" if plan.bos else ""
+    yield "data", said["data"] + _laid(plan) + begins
     if "selection" in said:
         yield "keeps", f"{said['selection']}: {_ranked(plan)}"
     yield "trains", _length(plan)

@@ -87,7 +87,9 @@ class TextSource(Protocol):
     block: int
     rows: Literal["pack", "chunk", "one"]
     cut: Literal["left", "right", "split"]
+    bos: Literal["auto"] | bool
     eos: bool
+    special_tokens: Literal["text", "parse"]
 
     @property
     def fresh_each_epoch(self) -> bool:

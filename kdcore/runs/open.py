@@ -39,6 +39,7 @@ from kdcore.recipe.node import Source, Written
 from kdcore.recipe.overrides import Overrides, add_to_list
 from kdcore.recipe.recipe import read_recipe
 from kdcore.runs.artifacts import keep_tokenizer
+from kdcore.runs.begun import as_begun
 from kdcore.runs.folder import CHECKPOINTS, FINAL, choose_folder, finished
 from kdcore.training.checkpoint import damage, in_order, load_weights, newest
 from kdcore.training.micro_batch import on_cpu
@@ -73,7 +74,7 @@ def open_run(
     trust(())  # a folder's recipe may be a stranger's
     recipe = read_recipe(str(folder / "resolved.toml"), host, sets=sets, evals=evals or ())
     (table,) = recipe.stages
-    stage = _with_evals(recipe.build(table.name), evals)
+    stage = as_begun(_with_evals(recipe.build(table.name), evals), folder)
     done = step is None and finished(folder)
     checkpoint = _newest(folder, needed=not done) if step is None else _of_step(folder, step)
     state = _state(checkpoint)

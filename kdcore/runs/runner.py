@@ -24,6 +24,7 @@ from kdcore.recipe.overrides import expand
 from kdcore.recipe.recipe import _agreed, read_recipe, wanted_stages
 from kdcore.redact import without_own_secrets
 from kdcore.runs.artifacts import finish_student, load_tokenizer_of, save_final
+from kdcore.runs.begun import as_begun
 from kdcore.runs.environment import record, said_of
 from kdcore.runs.extend import extended, take_over
 from kdcore.runs.folder import (
@@ -86,6 +87,7 @@ def run_recipe(recipe: Recipe, host: Host, options: Options) -> list[Path]:
         if finished(folder):
             _log.info("%s is finished: %s is used", stage.run_name, folder)
         else:
+            stage = as_begun(stage, folder)
             _run_stage(stage, folder, accelerator, host, texts, list(done.values()), options)
         done[name] = folder
     return list(done.values())

@@ -29,7 +29,7 @@ from kdcore.optim import learning_rate, make_optimizer
 from kdcore.training.checkpoint import Checkpoints
 from kdcore.training.micro_batch import _micro_batch, chunk_of, values_for
 from kdcore.training.run_state import training_rows
-from kdcore.training.student import check_length, make_student
+from kdcore.training.student import check_balance, check_length, make_student
 from kdcore.training.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -112,9 +112,11 @@ def _prepare_student(run: RunState, precision: torch.dtype | None) -> PreTrained
         device=run.device,
     )
     check_length(student, stage.data.block)
+    check_balance(student, stage.student)
     if stage.train.checkpointing:
         enable_checkpointing(student)
     run.language_model = LanguageModel(student, precision)
+    run.language_model.check_length(stage.data.block)
     run.vocabulary = prove_vocabulary(run, teachers)
     if stage.train.compile_trunk:
         run.language_model.compile_layers()

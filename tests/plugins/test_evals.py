@@ -143,7 +143,7 @@ def test_forward_kl_is_never_negative(logits, seed):
 def test_samples():
     tokenizer = tiny.byte_tokenizer()
     student = tiny.model(vocabulary=len(tokenizer)).train()
-    run = SimpleNamespace(student=student, tokenizer=tokenizer)
+    run = SimpleNamespace(student=student, tokenizer=tokenizer, data=tiny.Lines())
     state = torch.get_rng_state()
     samples = Samples(prompts=["Once", "She had"], max_new_tokens=5, top_k=10, top_p=0.9)
     scores = samples.measure(run)
