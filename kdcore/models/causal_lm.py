@@ -14,7 +14,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from kdcore.data.batch import Packing
 from kdcore.errors import RunError
 from kdcore.models import attention, positions
 from kdcore.models.head import logits_of, unrounded
+from kdcore.models.logit_transforms import Bend, bends_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -96,60 +97,6 @@ def same(a: Tensor, b: Tensor, *, times: int = 1) -> bool:
     apart = (a.float() - b.float()).abs().max()
     rounding = _TOLERANCE.get(a.dtype, _HALF_TOLERANCE) * times
     return bool(apart <= rounding * b.float().abs().max())
-
-
-class Bend(Protocol):
-    """A function of each logit by itself."""
-
-    def __call__(self, logits: Tensor) -> Tensor:
-        """The model's logits from those of its head."""
-        ...
-
-    def back(self, gradient: Tensor, bent: Tensor) -> Tensor:
-        """The gradient in the head's logits from that in the model's, which are `bent`."""
-        ...
-
-
-@dataclass(frozen=True)
-class Scaled:
-    """Times a constant: Cohere, Granite, Falcon-H1."""
-
-    by: float
-
-    def __call__(self, logits: Tensor) -> Tensor:
-        """Logits times the constant."""
-        return logits * self.by
-
-    def back(self, gradient: Tensor, bent: Tensor) -> Tensor:
-        """Gradient times the constant."""
-        return gradient * self.by
-
-
-@dataclass(frozen=True)
-class Capped:
-    """Never beyond plus or minus a cap: Gemma 2 and its descendants."""
-
-    at: float
-
-    def __call__(self, logits: Tensor) -> Tensor:
-        """The cap times tanh(logits / cap)."""
-        return torch.tanh(logits / self.at) * self.at
-
-    def back(self, gradient: Tensor, bent: Tensor) -> Tensor:
-        """The derivative of tanh is 1 - tanh^2."""
-        return gradient * (1 - (bent / self.at).square())
-
-
-def bends_of(model: PreTrainedModel) -> Iterator[Bend]:
-    """What the model's configuration says may be done to its logits."""
-    config: Any = model.config.get_text_config()
-    cap = getattr(config, "final_logit_softcapping", None)
-    if cap:
-        yield Capped(float(cap))
-    for name, sign in (("logit_scale", 1), ("lm_head_multiplier", 1), ("logits_scaling", -1)):
-        factor = getattr(config, name, None)
-        if isinstance(factor, int | float) and factor:
-            yield Scaled(float(factor) ** sign)
 
 
 class LanguageModel:

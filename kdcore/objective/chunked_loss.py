@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from kdcore.data.batch import AnswersAt, Coarse
-from kdcore.models.causal_lm import Bend
 from kdcore.models.head import (
     LogitsGradient,
     float16_scale,
@@ -23,6 +22,7 @@ from kdcore.models.head import (
     unrounded,
     unrounded_type,
 )
+from kdcore.models.logit_transforms import Bend
 
 Prepared = Sequence[Tensor | None]
 """For each term what its loss prepared of these tokens, [n] or [n, k]; None where it does not."""

@@ -83,7 +83,7 @@ FAULTS = [
     ),
     Fault(
         "no eos after a document",
-        "kdcore/data/tokenized.py",
+        "kdcore/data/encoding.py",
         "return [int(tokenizer.eos_token_id)]",
         "return []",
         "unit/data/test_rows.py",
@@ -234,7 +234,7 @@ FAULTS = [
     ),
     Fault(
         "reference loss added in RHO",
-        "plugins/kdcore_selections.py",
+        "plugins/kdcore_selections/top.py",
         "return tokens.student_nll() - tokens.nll(self.reference)",
         "return tokens.student_nll() + tokens.nll(self.reference)",
         "plugins/test_selections.py",
@@ -271,8 +271,8 @@ FAULTS = [
     Fault(
         "the student's other ids forgotten",
         "kdcore/objective/sparse.py",
-        "return shares.scatter_(1, ctx.ids, gradient[:, :-1]), None",
-        "return torch.zeros_like(shares).scatter_(1, ctx.ids, gradient[:, :-1]), None",
+        "return shares.scatter_(1, ctx.ids, gradient[:, :-1]), None, None",
+        "return torch.zeros_like(shares).scatter_(1, ctx.ids, gradient[:, :-1]), None, None",
         "unit/objective/test_sparse.py",
     ),
     # Training

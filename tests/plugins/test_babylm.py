@@ -257,7 +257,9 @@ def test_the_drawn_validation_rows_are_the_same_at_each_epoch(longer, byte_token
     from kdcore.training.run_state import RunState
 
     data = BabyLM(**longer, block=32, rows="chunk", random_offset=True)
-    stage = SimpleNamespace(data=data, seed=3, train=SimpleNamespace(eval_rows=5, steps=None))
+    stage = SimpleNamespace(
+        data=data, seed=3, train=SimpleNamespace(eval_rows=5, eval_seed=0, steps=None)
+    )
     run = RunState(recipe=stage, folder=tmp_path, device=None)
     run.tokenizer = byte_tokenizer
     first = flat(run.rows("validation"))

@@ -7,7 +7,7 @@ from torch import nn
 from transformers import LlamaForCausalLM
 
 from kdcore import LanguageModel, RunError
-from kdcore.models.causal_lm import Capped, Scaled
+from kdcore.models.logit_transforms import Capped, Scaled
 
 LENGTHS = (7, 5, 9, 4)
 LAYOUT = [[(0, 0, 7), (1, 0, 5)], [(2, 0, 9)], [(3, 0, 4), (1, 0, 3), (1, 3, 5)]]

@@ -5,8 +5,8 @@ import torch
 from kdcore_losses import CrossEntropy, ForwardKL
 from torch.nn import functional as F
 
-from kdcore.models.causal_lm import Capped, Scaled
 from kdcore.models.head import chunk_size
+from kdcore.models.logit_transforms import Capped, Scaled
 from kdcore.objective.chunked_loss import ChunkedLoss, Work
 from kdcore.objective.losses import values_of
 
