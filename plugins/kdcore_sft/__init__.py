@@ -6,13 +6,14 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Annotated
 
-from kdcore_text.records import Record, Records
+from kdcore_text.records import Record
 from kdcore_text.splits import Splits
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from kdcore import Data, component, hookimpl
 from kdcore_sft.dialogues import Dialogues
 from kdcore_sft.formats import Dialogue, dialogue_of
+from kdcore_sft.records import OF_MESSAGES, OF_RECORDS, ChatRecords, Fields
 
 __all__ = ["Dialogue", "Dialogues", "Sft", "dialogue_of"]
 
@@ -30,6 +31,12 @@ class Sft(Dialogues):
     answer is learned with the token that ends its turn; where the template writes none after the
     last one, `eos` appends the tokenizer's. Dialogues longer than `block` lose text of the prompt
     first, at its `cut` side ("right" or "left").
+
+    `chat_template_kwargs` are variables that the template reads, as `{enable_thinking = false}`;
+    what a record has itself goes before them. A dialogue begins as its template writes it; with
+    `bos` true, or "auto" and a built-in template, with the tokenizer's bos, if it has none.
+    `fields` says what names mean in the files, as `{instruction = "question", output = "answer"}`:
+    ours on the left, the files' on the right, with dots for what lies in nested records.
     """
 
     name = "sft"
@@ -40,6 +47,19 @@ class Sft(Dialogues):
     validation_share: Annotated[float, Field(gt=0, lt=1)] | None = None
     fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
     skip: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    fields: dict[str, str] = Field(default_factory=dict)
+
+    @field_validator("fields")
+    @classmethod
+    def _are_ours(cls, fields: dict[str, str]) -> dict[str, str]:
+        known = (*OF_RECORDS, *OF_MESSAGES)
+        unknown = [name for name in fields if name not in known]
+        if unknown:
+            raise ValueError(
+                f"{', '.join(unknown)}: names on the left are those of sft, which are "
+                f"{', '.join(known)}"
+            )
+        return fields
 
     def __post_init__(self) -> None:
         if self.validation is not None and self.validation_share is not None:
@@ -51,16 +71,20 @@ class Sft(Dialogues):
 
     def dialogues(self, split: str) -> Iterator[Dialogue]:
         """The records of "train" or "validation" as dialogues."""
-        return (dialogue_of(record, self.system) for record in self._splits.of(split))
+        fields = Fields(self.fields)
+        for record in self._splits.of(split):
+            yield dialogue_of(fields.of(record), self.system)
+        fields.check(split)
 
     def fingerprint(self) -> str:
         """The options, and the content of the files that are here."""
-        return f"{super().fingerprint()} {self._splits.content()}"
+        options = super().fingerprint().replace(", fields={}", "")  # as it was without
+        return f"{options} {self._splits.content()}"
 
     @cached_property
     def _splits(self) -> Splits[Record]:
         return Splits(
-            Records(self.config),
+            ChatRecords(self.config),
             path=self.path,
             split=self.split,
             validation=self.validation,

@@ -7,14 +7,15 @@ same words stand elsewhere, whether the template strips them, or what tokens the
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kdcore import RunError
-from kdcore_sft.formats import Dialogue, Message
-from kdcore_sft.templates import Template
-
-_MARK = "\ue000kdcore\ue001"  # of the private use area, and no blanks that could be stripped
+from kdcore_sft.formats import Dialogue
+from kdcore_sft.forms import MARK
+from kdcore_sft.messages import REASONING, Message, says_something
+from kdcore_sft.templates import Refused, Template
 
 
 @dataclass(frozen=True)
@@ -39,14 +40,15 @@ class Rendered:
 
 
 def answered(messages: Sequence[Message]) -> list[int]:
-    """The turns of the assistant's that say something."""
+    """The turns of the assistant's that say something and are to be learned."""
     said = (n for n, each in enumerate(messages) if each["role"] == "assistant")
-    return [n for n in said if messages[n]["content"].strip()]
+    return [n for n in said if messages[n].get("train", True) and says_something(messages[n])]
 
 
 def rendered(dialogue: Dialogue, template: Template, train_on: str = "all") -> Rendered:
-    """A dialogue as text. Its last turn must be an answer that says something."""
-    text = template.render(dialogue.messages, dialogue.where)
+    """A dialogue as text. Its last turn must be an answer that is learned."""
+    template = template.of(dialogue)
+    text = template.render(dialogue)
     turns = answered(dialogue.messages)[-1 if train_on == "last" else 0 :]
     assert turns[-1] == len(dialogue.messages) - 1
     answers = [_answer(dialogue, turn, text, template) for turn in turns]
@@ -60,22 +62,25 @@ def rendered(dialogue: Dialogue, template: Template, train_on: str = "all") -> R
 
 
 def _answer(dialogue: Dialogue, turn: int, text: str, template: Template) -> Answer:
-    before, after = _around(dialogue, turn, template)
-    start = _start(dialogue, turn, text, before, template)
-    end = len(text) - len(after)
-    if start is None or start > end or not text.endswith(after):
+    start = _start(dialogue, turn, text, template)
+    ends = None if start is None else _end(dialogue, turn, text, start, template)
+    if start is None or ends is None or start > ends[0]:
         raise RunError(
             f"{dialogue.where}: the chat template makes something else of message {turn + 1}, "
             "so that its tokens cannot be told; set another template in [data]"
         )
-    return Answer(start, end, _stop(text, end, template))
+    if not text[start : ends[0]].strip():
+        keys = ", ".join(sorted(dialogue.messages[turn].keys() - {"role"}))
+        raise RunError(
+            f"{dialogue.where}: the chat template writes nothing of message {turn + 1}, which has "
+            f"{keys}; set another template in [data]"
+        )
+    return Answer(start, *ends)
 
 
-def _around(dialogue: Dialogue, turn: int, template: Template) -> tuple[str, str]:
-    """What the template writes before and after a turn."""
-    messages = list[Message](dialogue.messages)
-    messages[turn] = {**messages[turn], "content": _MARK}
-    parts = template.render(messages, dialogue.where).split(_MARK)
+def _around(dialogue: Dialogue, turn: int, template: Template, *without: str) -> tuple[str, str]:
+    """What the template writes before and after the content of a turn."""
+    parts = _parts(dialogue, turn, template, *without)
     if len(parts) != 2:
         raise RunError(
             f"{dialogue.where}: the chat template writes message {turn + 1} {len(parts) - 1} "
@@ -84,24 +89,94 @@ def _around(dialogue: Dialogue, turn: int, template: Template) -> tuple[str, str
     return parts[0], parts[1]
 
 
-def _start(dialogue: Dialogue, turn: int, text: str, before: str, template: Template) -> int | None:
+def _parts(dialogue: Dialogue, turn: int, template: Template, *without: str) -> list[str]:
+    messages = list[Message](dialogue.messages)
+    kept = {key: value for key, value in messages[turn].items() if key not in without}
+    messages[turn] = {**kept, "content": MARK}
+    return template.render(replace(dialogue, messages=messages)).split(MARK)
+
+
+def _start(dialogue: Dialogue, turn: int, text: str, template: Template) -> int | None:
     """Where the model goes on by itself: after what it is given when it is asked.
 
     A template that cannot ask may still write a header; then the answer begins after that.
     """
     asked = _asked(dialogue, turn, template)
+    if asked is not None and text.startswith(asked) and template.has_header:
+        return len(asked)
+    before = _before(dialogue, turn, template)
     if asked is not None and text.startswith(asked):
         header = before[len(asked) :] if before.startswith(asked) else ""
-        if template.has_header or not header.strip():
+        if not header.strip():
             return len(asked)
     return len(before) if text.startswith(before) else None
 
 
+def _before(dialogue: Dialogue, turn: int, template: Template) -> str:
+    """What is written before anything of a turn. Thoughts lie before the content, and are its."""
+    message = dialogue.messages[turn]
+    calls = [key for key in _CALLS if key in message]
+    try:
+        before, _ = _around(dialogue, turn, template, *calls)
+    except Refused:
+        before, _ = _around(_alone(dialogue, turn), turn, template, *calls)
+    if not any(key in message for key in REASONING):
+        return before
+    thoughtless, _ = _around(_alone(dialogue, turn), turn, template, *calls, *REASONING)
+    return os.path.commonprefix([before, thoughtless])  # noqa: RUF071 # characters are meant
+
+
+_CALLS = ("tool_calls", "function_call")
+
+
 def _asked(dialogue: Dialogue, turn: int, template: Template) -> str | None:
     try:
-        return template.render(dialogue.messages[:turn], dialogue.where, header=True)
-    except RunError:  # it may want a user's turn first
+        return template.render(replace(dialogue, messages=dialogue.messages[:turn]), header=True)
+    except Refused:  # it may want a user's turn first
         return None
+
+
+def _end(
+    dialogue: Dialogue, turn: int, text: str, start: int, template: Template
+) -> tuple[int, int] | None:
+    """Where the answer ends, and where the token does that ends the turn."""
+    calls = [key for key in _CALLS if key in dialogue.messages[turn]]
+    try:
+        _, after = _around(dialogue, turn, template, *calls)
+    except Refused:  # what follows may need the calls
+        return _end_by_mark(dialogue, turn, text, start, template)
+    end = len(text) - len(after)
+    if text.endswith(after):
+        return end, _stop(text, end, template)
+    if not calls:
+        return None
+    # Calls may be ended by another token than words.
+    rest = after[_stop(after, 0, template) :]
+    stop = len(text) - len(rest)
+    mark = next((each for each in template.ends if text[:stop].endswith(each)), None)
+    if mark is not None and rest != after and text.endswith(rest):
+        return stop - len(mark), stop
+    return _end_by_mark(dialogue, turn, text, start, template)
+
+
+def _end_by_mark(
+    dialogue: Dialogue, turn: int, text: str, start: int, template: Template
+) -> tuple[int, int] | None:
+    """By the last of the tokens that would end the turn if it had words and nothing came after."""
+    _, after = _around(_alone(dialogue, turn), turn, template, *_CALLS)
+    blanks = len(after) - len(after.lstrip())
+    mark = after[blanks : _stop(after, 0, template)]
+    limit = len(text)
+    if turn + 1 < len(dialogue.messages):
+        before, _ = _around(dialogue, turn + 1, template)
+        limit = len(before) if text.startswith(before) else 0
+    at = text.rfind(mark, start, limit) if mark else -1
+    return None if at < 0 else (at, at + len(mark))
+
+
+def _alone(dialogue: Dialogue, turn: int) -> Dialogue:
+    """Up to a turn."""
+    return replace(dialogue, messages=dialogue.messages[: turn + 1])
 
 
 def _stop(text: str, end: int, template: Template) -> int:
@@ -114,12 +189,13 @@ def _stop(text: str, end: int, template: Template) -> int:
 
 def prompts(dialogue: Dialogue, template: Template) -> dict[int, tuple[int, int]]:
     """The characters of each turn that is not the assistant's, where they can be told."""
-    text = template.render(dialogue.messages, dialogue.where)
+    template = template.of(dialogue)
+    text = template.render(dialogue)
     found = dict[int, tuple[int, int]]()
     for turn, message in enumerate(dialogue.messages):
         if message["role"] != "assistant":
-            before, after = _around(dialogue, turn, template)
-            end = len(text) - len(after)
-            if text.startswith(before) and text.endswith(after) and len(before) <= end:
+            before, *after = _parts(dialogue, turn, template)
+            end = len(text) - len(after[0]) if len(after) == 1 else -1
+            if len(before) <= end and text.startswith(before) and text.endswith(after[0]):
                 found[turn] = (len(before), end)
     return found

@@ -6,16 +6,19 @@ prompt (system and user) are shortened, the longest first, and the dialogue is r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import Literal
 
 from kdcore_sft.answers import answered, prompts, rendered
-from kdcore_sft.formats import Dialogue, Message
+from kdcore_sft.formats import Dialogue
 from kdcore_sft.masking import Document
+from kdcore_sft.messages import Message
 from kdcore_sft.templates import Template
 
 _LEAST = 8  # the share of a row that a text keeps while there are exchanges to leave out
+_OPENING = ("system", "developer")
 _PROMPT = 4  # the share of a row that the prompt keeps where the answer does not fit
 
 
@@ -31,6 +34,14 @@ class _Text:
 
 
 @dataclass(frozen=True)
+class Cut:
+    """What a dialogue was cut to, and the share of its prompt's texts that is left."""
+
+    document: Document
+    left: float
+
+
+@dataclass(frozen=True)
 class Cutter:
     """Shortens dialogues to `block` tokens."""
 
@@ -40,7 +51,7 @@ class Cutter:
     side: Literal["left", "right"]
     train_on: Literal["all", "last"]
 
-    def cut(self, dialogue: Dialogue) -> Document:
+    def cut(self, dialogue: Dialogue) -> Cut:
         """The dialogue in at most `block` tokens. Something of its answer is always learned."""
         *longer, single = self._shorter(dialogue)
         for some in longer:
@@ -52,26 +63,34 @@ class Cutter:
     def _shorter(self, dialogue: Dialogue) -> Iterator[Dialogue]:
         """The dialogue with ever fewer exchanges; the last one has one."""
         turns = answered(dialogue.messages)
-        opening = [each for each in dialogue.messages[:1] if each["role"] == "system"]
-        for left_out in range(len(turns)):
-            if self.train_on == "all" or not left_out:
-                some = dialogue.messages[: turns[len(turns) - 1 - left_out] + 1]
-            else:
-                some = [*opening, *dialogue.messages[turns[left_out - 1] + 1 :]]
-            yield replace(dialogue, messages=some)
+        opening = list(takewhile(lambda each: each["role"] in _OPENING, dialogue.messages))
+        # An exchange begins with the user's turn: a tool's stands for nothing without its call.
+        asked = [n for n, each in enumerate(dialogue.messages) if each["role"] == "user"]
+        yield dialogue
+        if self.train_on == "all":
+            for turn in reversed(turns[:-1]):
+                yield replace(dialogue, messages=dialogue.messages[: turn + 1])
+        else:
+            for begin in [n for n in asked if len(opening) < n < turns[-1]]:
+                yield replace(dialogue, messages=[*opening, *dialogue.messages[begin:]])
 
-    def _shortened(self, dialogue: Dialogue, room: int, least: int) -> Document | None:
+    def _shortened(self, dialogue: Dialogue, room: int, least: int) -> Cut | None:
         """With its prompt's texts cut so that it fits the room; None if they would be too short."""
+        before: int | None = None
         while True:
             document = self.encode(dialogue).without_rest()
             excess = len(document) - room
-            if excess <= 0:
-                return document
-            text = rendered(dialogue, self.template, self.train_on).text
+            if excess <= 0 and before is None:
+                return Cut(document, 1)
             texts = self._texts(dialogue, document)
-            cap = _cap([len(each) for each in texts.values()], excess)
+            lengths = [len(each) for each in texts.values()]
+            before = sum(lengths) if before is None else before
+            if excess <= 0:
+                return Cut(document, sum(lengths) / before)
+            cap = _cap(lengths, excess)
             if cap is None or cap < least:
                 return None
+            text = rendered(dialogue, self.template, self.train_on).text
             messages = list[Message](dialogue.messages)
             for turn, each in texts.items():
                 if len(each) > cap:
@@ -101,7 +120,7 @@ class Cutter:
         end = text.characters[1]
         return int(document.begin[at]) if at < text.tokens[1] else end, end
 
-    def _squeezed(self, dialogue: Dialogue) -> Document:
+    def _squeezed(self, dialogue: Dialogue) -> Cut:
         """Of one exchange that does not fit beside the template's marks."""
         whole = self.encode(dialogue).without_rest()
         texts = self._texts(dialogue, whole)
@@ -109,11 +128,17 @@ class Cutter:
         header = whole.first - max((each.tokens[1] for each in texts.values()), default=0)
         answer = len(whole) - whole.first
         if min(header, prompt) + answer <= self.block:
-            return whole.part(len(whole) - self.block, len(whole))
+            return _pushed_out(whole, texts.values(), len(whole) - self.block)
         cut = self._shortened(dialogue, prompt + answer, 0)
         if cut is None:
-            cut = whole.part(len(whole) - answer - prompt, len(whole))
-        return cut.part(0, self.block)
+            cut = _pushed_out(whole, texts.values(), len(whole) - answer - prompt)
+        return Cut(cut.document.part(0, self.block), cut.left)
+
+
+def _pushed_out(whole: Document, texts: Collection[_Text], begin: int) -> Cut:
+    """From a token on."""
+    left = sum(max(0, each.tokens[1] - max(begin, each.tokens[0])) for each in texts)
+    return Cut(whole.part(begin, len(whole)), left / max(1, sum(map(len, texts))))
 
 
 def _cap(lengths: Sequence[int], excess: int) -> int | None:

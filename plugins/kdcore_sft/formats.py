@@ -2,75 +2,95 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from kdcore_text.records import Record
 
 from kdcore import RunError
+from kdcore_sft.messages import Message, checked, plain, text_of, without_nothing
 
-ROLES = ("system", "user", "assistant")
 _UNDERSTOOD = (
-    "instruction and output (and input, if there is one), prompt and completion, or messages"
+    "instruction and output (and input, if there is one), prompt and completion, messages, or "
+    "conversations"
 )
-
-Message = Mapping[str, str]
-"""`role` and `content`."""
+_TURNS = ("messages", "conversations")
 
 
 @dataclass(frozen=True)
 class Dialogue:
-    """Turns that end with the assistant's. `where` says where they come from, for messages."""
+    """Turns that end with the assistant's. `where` says where they come from, for messages.
+
+    A turn has `role`, `content` (text, parts or None) and whatever else the record gives it;
+    `train` is False on turns of the assistant's that are read and not learned. `given` is what the
+    record has beside its turns, for a chat template that asks for it. `spelled`: special tokens
+    that it spells out are hidden, to stay text.
+    """
 
     messages: Sequence[Message]
     where: str
+    given: Mapping[str, Any] = field(default_factory=dict)
+    spelled: bool = False
 
 
 def dialogue_of(record: Record, system: str | None = None) -> Dialogue:
     """A record as a dialogue. `system` stands before those that have no system turn."""
     # A table has a column for what any of its records has: what is None is not there.
     values = {key: value for key, value in record.values.items() if value is not None}
-    if "messages" in values:
-        messages = _messages(values["messages"], record.where)
+    if any(key in values for key in _TURNS):
+        key = next(key for key in _TURNS if key in values)
+        messages = _up_to_answer(checked(values.pop(key), key, record.where), record.where)
     elif "instruction" in values:
         given = [_text(values, key, record) for key in ("instruction", "input") if key in values]
-        messages = _exchange("\n".join(filter(None, given)), _needed(values, "output", record))
+        answer = _needed(values, "output", record)
+        messages = _exchange("\n".join(filter(None, given)), answer)
+        values = _without(values, "instruction", "input", "output")
     elif "prompt" in values:
-        answer = _needed(values, "completion", record)
-        messages = _exchange(_text(values, "prompt", record), answer)
+        messages = _prompted(values, record)
+        values = _without(values, "prompt", "completion")
     else:
-        there = ", ".join(map(str, values)) or "nothing"
-        raise RunError(f"{record.where} has {there}, and needs {_UNDERSTOOD}")
-    if system is not None and not any(each["role"] == "system" for each in messages):
-        messages = [{"role": "system", "content": system}, *messages]
-    return Dialogue(messages, record.where)
+        raise RunError(_unknown(record.where, values))
+    own = text_of(values.pop("system"), f"{record.where} has system") if "system" in values else ""
+    opening = own or system
+    if opening and not any(each["role"] in ("system", "developer") for each in messages):
+        messages = [{"role": "system", "content": opening}, *messages]
+    return Dialogue(messages, record.where, _given(values, record.where))
 
 
 def _exchange(question: str, answer: str) -> list[Message]:
     return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
 
+def _prompted(values: Mapping[str, Any], record: Record) -> list[Message]:
+    """Texts, or turns of which those of the completion are learned."""
+    if isinstance(values.get("completion"), list | tuple):
+        parts = {key: checked(values[key], key, record.where) for key in ("prompt", "completion")}
+        read = [
+            {**each, "train": False} if each["role"] == "assistant" else each
+            for each in parts["prompt"]
+        ]
+        return _up_to_answer([*read, *parts["completion"]], record.where)
+    answer = _needed(values, "completion", record)
+    return _exchange(_text(values, "prompt", record), answer)
+
+
 def _needed(values: Mapping[str, Any], key: str, record: Record) -> str:
     if key not in values:
-        raise RunError(f"{record.where} has {', '.join(values)}, and lacks {key}")
+        raise RunError(
+            f"{record.where} has {', '.join(map(str, values))}, and lacks {key}; if it goes by "
+            f'another name, set fields = {{{key} = "NAME"}} in [data]'
+        )
     return _text(values, key, record)
 
 
 def _text(values: Mapping[str, Any], key: str, record: Record) -> str:
-    value = values[key]
-    if not isinstance(value, str):
-        _refuse(record.where, f"has {key} of the type {type(value).__name__}, and must have text")
-    return value
+    return text_of(values[key], f"{record.where} has {key}")
 
 
-def _messages(given: Any, where: str) -> list[Message]:
+def _up_to_answer(messages: list[Message], where: str) -> list[Message]:
     """The turns up to the last of the assistant's: what follows has no answer."""
-    if not isinstance(given, Sequence) or isinstance(given, str):
-        _refuse(where, f"has messages of the type {type(given).__name__}, and must have a list")
-    messages = [_message(each, f"{where}: message {n}") for n, each in enumerate(given, 1)]
-    if not messages:
-        raise RunError(f"{where} has no messages")
     while messages and messages[-1]["role"] != "assistant":
         messages.pop()
     if not messages:
@@ -78,19 +98,50 @@ def _messages(given: Any, where: str) -> list[Message]:
     return messages
 
 
-def _message(given: Any, where: str) -> Message:
-    if not isinstance(given, Mapping):
-        _refuse(where, f"has the type {type(given).__name__}, and must have role and content")
-    for key in ("role", "content"):
-        if given.get(key) is None:
-            _refuse(where, f"has no {key}")
-        if not isinstance(given[key], str):
-            _refuse(
-                where, f"has a {key} of the type {type(given[key]).__name__}, and must have text"
-            )
-    if given["role"] not in ROLES:
-        _refuse(where, f"has the role {given['role']!r}; possible are {', '.join(ROLES)}")
-    return {key: given[key] for key in ("role", "content")}
+def _without(values: Mapping[str, Any], *keys: str) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key not in keys}
+
+
+def _unknown(where: str, values: Mapping[str, Any]) -> str:
+    said = f"{where} has {', '.join(map(str, values)) or 'nothing'}, and needs {_UNDERSTOOD}"
+    texts = [key for key, value in values.items() if isinstance(value, str)]
+    if len(texts) > 1:
+        named = f'instruction = "{texts[0]}", output = "{texts[1]}"'
+        said += f"; say which is which in [data]: fields = {{{named}}}"
+    return said
+
+
+def _given(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """What stands beside the turns; tables of tools may be written as JSON."""
+    options = values.get("chat_template_kwargs", {})
+    if not isinstance(options, Mapping):
+        _refuse(where, f"has chat_template_kwargs of the type {type(options).__name__}, no table")
+    given = {str(key): value for key, value in {**values, **without_nothing(options)}.items()}
+    given.pop("chat_template_kwargs", None)
+    for key in ("tools", "documents"):
+        if key in given:
+            given[key] = _tables(given[key], key, where)
+    return {key: plain(value) for key, value in given.items()}
+
+
+def _tables(value: Any, key: str, where: str) -> list[Any]:
+    value = _parsed(value, key, where)
+    if not isinstance(value, Sequence):
+        _refuse(where, f"has {key} of the type {type(value).__name__}, and must have a list")
+    tables = [_parsed(each, key, where) for each in value]
+    for each in tables:
+        if not isinstance(each, Mapping):
+            _refuse(where, f"has {type(each).__name__} among its {key}, and must have tables")
+    return tables
+
+
+def _parsed(value: Any, key: str, where: str) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError as error:
+        raise RunError(f"{where} has {key} that are text and no JSON: {error}") from None
 
 
 def _refuse(where: str, fault: str) -> NoReturn:

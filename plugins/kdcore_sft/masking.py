@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from kdcore import Row, RunError
 from kdcore_sft.answers import Rendered
+from kdcore_sft.marks import Marks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -60,9 +62,18 @@ class Document:
 
 
 def documents(
-    dialogues: Sequence[Rendered], tokenizer: PreTrainedTokenizerBase, *, eos: bool
+    dialogues: Sequence[Rendered],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    bos: Sequence[int],
+    eos: bool,
 ) -> list[Document]:
-    """Each dialogue as ids; where its template does not end it, with the tokenizer's eos."""
+    """Each dialogue as ids; where its template does not end it, with the tokenizer's eos.
+
+    `bos` are ids that begin each, unless its template does so.
+    """
+    if not dialogues:
+        return []
     encoded = tokenizer(
         [each.text for each in dialogues],
         add_special_tokens=False,  # the template has written them
@@ -73,9 +84,23 @@ def documents(
     )
     pairs = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
     return [
-        _document(each, *pair, _eos(each, tokenizer, eos))
+        _document(each, *pair, bos, _eos(each, tokenizer, eos))
         for each, pair in zip(dialogues, pairs, strict=True)
     ]
+
+
+def document(
+    dialogue: Rendered,
+    marks: Marks,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    bos: Sequence[int],
+    eos: bool,
+) -> Document:
+    """A dialogue whose texts spell out special tokens as ids."""
+    encoded = marks.encode(dialogue.text)
+    end = _eos(dialogue, tokenizer, eos)
+    return _document(dialogue, encoded.ids, encoded.offsets, bos, end)
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -99,7 +124,11 @@ def _eos(dialogue: Rendered, tokenizer: PreTrainedTokenizerBase, wanted: bool) -
 
 
 def _document(
-    dialogue: Rendered, ids: Sequence[int], offsets: Sequence[Sequence[int]], eos: Sequence[int]
+    dialogue: Rendered,
+    ids: Sequence[int],
+    offsets: npt.ArrayLike,
+    bos: Sequence[int],
+    eos: Sequence[int],
 ) -> Document:
     raw = np.array(offsets, np.int64).reshape(-1, 2)
     end = raw[:, 1]
@@ -109,10 +138,11 @@ def _document(
     trained = np.zeros(len(ids), bool)
     for answer in dialogue.answers:
         trained |= (begin < answer.stop) & (end > answer.start)
-    at = np.full(len(eos), len(dialogue.text))
+    first = [] if list(ids[: len(bos)]) == list(bos) else bos
+    nowhere, at = np.zeros(len(first), np.int64), np.full(len(eos), len(dialogue.text))
     return Document(
-        np.array([*ids, *eos], np.int64),
-        np.concatenate([begin, at]),
-        np.concatenate([end, at]),
-        np.concatenate([trained, np.ones(len(eos), bool)]),
+        np.array([*first, *ids, *eos], np.int64),
+        np.concatenate([nowhere, begin, at]),
+        np.concatenate([nowhere, end, at]),
+        np.concatenate([nowhere.astype(bool), trained, np.ones(len(eos), bool)]),
     )

@@ -201,7 +201,7 @@ def test_what_a_template_refuses_is_told_with_the_record(tmp_path):
     turns = [{"role": "user", "content": "a"}] * 2 + [{"role": "assistant", "content": "b"}]
     with pytest.raises(RunError, match=r"record 2: the chat template refuses it: .* alternate"):
         rows_of(tmp_path, [ask("a", "b"), {"messages": turns}], tokenizer)
-    with pytest.raises(RunError, match=r"record 1: the chat template refuses it: "):
+    with pytest.raises(RunError, match=r"the chat template cannot be read: Expected"):
         rows_of(tmp_path, [ask("a", "b")], TOKENIZER, template="{% for %}")
     with pytest.raises(RunError, match="writes message 2 0 times, and must write it once"):
         rows_of(tmp_path, [ask("a", "b")], TOKENIZER, template="{{ messages[0].content }}")
@@ -239,3 +239,23 @@ def test_the_real_tokenizer_of_qwen(tmp_path):
     records = [ask(*chats.CHINESE[:2]), ask(*chats.CHINESE[1:]), ask("Hi", "Hello.")]
     rows = rows_of(tmp_path, records, tokenizer, template=QWEN)
     chats.check_law(rows, records, tokenizer, QWEN)
+
+
+def test_dialogues_begin_as_the_template_writes_them_and_built_in_ones_as_the_tokenizer(tmp_path):
+    tokenizer = chats.llama_tokenizer()
+    bos = [("<s>", tokenizer.bos_token_id)]
+    adding = processors.TemplateProcessing(single="<s> $A", pair="<s> $A $B", special_tokens=bos)
+    tokenizer.backend_tokenizer.post_processor = adding
+
+    def beginnings(template, **options):
+        records = [ask("one", "two"), ask("three </s>", "four " * 30)]
+        rows = rows_of(tmp_path, records, tokenizer, template=template, **options)
+        for row in rows:
+            assert (row["labels"] == tokenizer.bos_token_id).sum() == 0
+        return [row["input_ids"].tolist()[:3].count(tokenizer.bos_token_id) for row in rows]
+
+    assert beginnings("plain") == beginnings("plain", bos=True) == [1, 1]
+    assert beginnings("plain", bos=False) == [0, 0]
+    assert beginnings(chats.LLAMA) == beginnings(chats.LLAMA, bos=True) == [1, 1]
+    assert beginnings(NAKED) == [0, 0]
+    assert beginnings(NAKED, bos=True) == [1, 1]

@@ -4,6 +4,7 @@ import logging
 
 import chats
 import pytest
+from chat_templates import THOUGHTFUL
 from chats import QWEN, ask, chat, data_of, learned, rows_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -175,3 +176,35 @@ def test_the_law_holds_for_rows_that_fit_exactly(tmp_path, caplog):
     (row,) = rows_of(tmp_path, [record], TOKENIZER, block=whole - 1)
     assert text(row).endswith("Who?<|im_end|>\n<|im_start|>assistant\nA fox.<|im_end|>")
     assert "of 1 dialogues 0 were cut" in caplog.messages[-1]
+
+
+def test_prompts_of_which_little_is_left_are_a_warning(tmp_path, caplog):
+    records = [ask(LONG * 4, LONG[:200]), *[ask("Who?", "A fox.")] * 3]
+    block = MARKS + length(LONG[:200]) + 6
+    rows = rows_of(tmp_path, records, TOKENIZER, block=block)
+    assert len(question(rows[0])) < 20
+    (said,) = [each for each in caplog.records if "of their prompt" in each.getMessage()]
+    assert said.levelname == "WARNING"
+    assert said.getMessage() == (
+        "train: 1 of 4 dialogues (25.0%) keep less than an eighth of the text of their prompt, as "
+        f"there is no room for it: raise block (now {block}) in [data]"
+    )
+    caplog.clear()
+    rows_of(tmp_path, records, TOKENIZER, block=block + length(LONG * 2))
+    assert "of their prompt" not in caplog.text
+
+
+def test_exchanges_go_with_the_calls_that_they_have(tmp_path):
+    call = {"type": "function", "function": {"name": "f", "arguments": {}}}
+    turns = [
+        {"role": "user", "content": "one"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": LONG},
+        {"role": "assistant", "content": LONG},
+        {"role": "user", "content": "two"},
+        {"role": "assistant", "content": "three"},
+    ]
+    options = {"template": THOUGHTFUL, "train_on": "last", "block": 90}
+    (row,) = rows_of(tmp_path, [{"messages": turns}], TOKENIZER, **options)
+    assert text(row).startswith("<|im_start|>user\ntwo")
+    assert learned(row, TOKENIZER) == ["<think>\n\n</think>\n\nthree<|im_end|>"]

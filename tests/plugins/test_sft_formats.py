@@ -60,14 +60,18 @@ def test_each_format_is_told_by_its_names():
 def test_what_is_no_format_is_told_with_the_names_there_are():
     assert refused({"question": "a", "answer": "b", "n": None}) == (
         " has question, answer, and needs instruction and output (and input, if there is one), "
-        "prompt and completion, or messages"
+        "prompt and completion, messages, or conversations; say which is which in [data]: "
+        'fields = {instruction = "question", output = "answer"}'
     )
     assert refused({}).startswith(" has nothing, and needs instruction")
     assert (
         refused({"instruction": "a", "response": "b"})
-        == " has instruction, response, and lacks output"
+        == " has instruction, response, and lacks output; if it goes by another name, set "
+        'fields = {output = "NAME"} in [data]'
     )
-    assert refused({"prompt": "a", "completion": None}) == " has prompt, and lacks completion"
+    assert refused({"prompt": "a", "completion": None}).startswith(
+        " has prompt, and lacks completion; if it goes by another name"
+    )
 
 
 @pytest.mark.parametrize(
@@ -85,12 +89,12 @@ def test_what_is_no_format_is_told_with_the_names_there_are():
         ({"messages": [{"role": "user"}]}, ": message 1 has no content"),
         ({"messages": [{"content": "Hi"}]}, ": message 1 has no role"),
         (
-            {"messages": [{"role": "user", "content": ["Hi"]}]},
-            ": message 1 has a content of the type list, and must have text",
+            {"messages": [{"role": "user", "content": 5}]},
+            ": message 1 has a content of the type int, and must have text or parts",
         ),
         (
             {"messages": [{"role": "user", "content": ""}, {"role": "human", "content": ""}]},
-            ": message 2 has the role 'human'; possible are system, user, assistant",
+            ": message 2 has the role 'human'; possible are system, developer, user, assistant, to",
         ),
         (
             {"messages": [{"role": "user", "content": "Hi"}]},

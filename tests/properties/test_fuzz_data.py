@@ -25,6 +25,7 @@ scalars = st.one_of(
     st.text(max_size=9),
 )
 KEYS = ["text", "instruction", "input", "output", "prompt", "completion", "messages", "role"]
+KEYS += ["tool_calls", "tools", "reasoning_content", "weight", "train", "documents"]
 KEYS += ["content", "from", "value", "conversations", "system", "", "TEXT", "\0"]
 anything = st.recursive(
     scalars,

@@ -1,0 +1,175 @@
+"""Special tokens that are spelled out in the texts of a dialogue: text, and no tokens.
+
+While a dialogue is rendered, one character of the private use area stands for each that it spells
+out, so that those in the rendered text are the template's. For the tokenizer it is the other way
+round: in a copy of it each special token is called by that character, and its name is text like
+any other. So ids are those of the whole dialogue at once, with only the template's marks as marks.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kdcore import RunError
+from kdcore_sft.formats import Dialogue
+from kdcore_sft.messages import Message
+from kdcore_sft.templates import Template
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerBase
+
+_FIRST = 0x100000  # of the last plane of the private use area
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Ids, and the characters from `begin` to `end` that each stands for."""
+
+    ids: Sequence[int]
+    offsets: np.ndarray  # [tokens, 2]
+
+
+class Marks:
+    """The special tokens of a tokenizer, and what they are called while they are text."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: Template) -> None:
+        self._tokenizer, self._template = tokenizer, template
+        added = tokenizer.added_tokens_decoder.values()
+        special = {each.content for each in added if each.special} | {*tokenizer.all_special_tokens}
+        names = [each for each in special if each and not self._is_word(each)]
+        self.names = sorted(sorted(names), key=len, reverse=True)
+        self._other = {name: chr(_FIRST + n) for n, name in enumerate(self.names)}
+        self._other |= {other: name for name, other in self._other.items()}
+        self._spelled = re.compile("|".join(map(re.escape, self.names)) or "(?!)")
+        # A template that looks for a mark in an answer, as for </think>, makes of it what it will,
+        # and of the one before it.
+        all_of_it = filter(None, [template, template.for_tools])
+        known = {text for each in all_of_it for text in each.looks_for}
+        known |= {each.replace("</", "<") for each in known}
+        self._kept = {name for name in self.names if any(name in each for each in known)}
+
+    def found(self, dialogue: Dialogue) -> list[str]:
+        """The special tokens that a dialogue spells out, but for those that its template wants."""
+        found = list[str]()
+        self._hide(dialogue, found.append)
+        return found
+
+    def hidden(self, dialogue: Dialogue) -> Dialogue:
+        """The dialogue with a character in place of each special token that it spells out."""
+        found = list[str]()
+        hidden = self._hide(dialogue, found.append)
+        if not found:
+            return dialogue
+        texts = json.dumps(
+            [dialogue.messages, self._template.of(dialogue).given(dialogue)], ensure_ascii=False
+        )
+        if any(chr(_FIRST + n) in texts for n in range(len(self.names))):
+            raise RunError(
+                f"{dialogue.where} has {found[0]} in its text beside characters of the private use "
+                "area that stand for such tokens here: take one of them out"
+            )
+        return replace(hidden, spelled=True)
+
+    def encode(self, text: str) -> Encoded:
+        """The ids of a rendered dialogue with hidden tokens; offsets are those of this text."""
+        swapped, begins, ends = list[str](), list[int](), list[int]()
+        for match in self._pieces.finditer(text):
+            piece = self._other.get(match[0], match[0])
+            swapped.append(piece)
+            if piece is match[0]:
+                begins += range(match.start(), match.end())
+                ends += range(match.start() + 1, match.end() + 1)
+            else:
+                begins += [match.start()] * len(piece)
+                ends += [match.end()] * len(piece)
+        encoded = self._renamed.encode("".join(swapped), add_special_tokens=False)
+        offsets = [
+            (begins[begin], ends[end - 1]) if end > begin else (_at(begins, ends, begin),) * 2
+            for begin, end in encoded.offsets
+        ]
+        return Encoded(encoded.ids, np.array(offsets, np.int64).reshape(-1, 2))
+
+    def _hide(self, dialogue: Dialogue, found: Callable[[str], None]) -> Dialogue:
+        def swap(text: str, kept: set[str]) -> str:
+            def other(match: re.Match[str]) -> str:
+                if match[0] in kept:
+                    return match[0]
+                found(match[0])
+                return self._other[match[0]]
+
+            return self._spelled.sub(other, text)
+
+        def turn(message: Message) -> Message:
+            kept = self._kept if message["role"] == "assistant" else set[str]()
+            hidden = _each_text(message, lambda text: swap(text, kept))
+            return {**hidden, "role": message["role"]}
+
+        given = _each_text(dialogue.given, lambda text: swap(text, set()))
+        messages = [turn(each) for each in dialogue.messages]
+        return replace(dialogue, messages=messages, given=given)
+
+    def _is_word(self, name: str) -> bool:
+        """Whether a text that has it becomes this token anyhow, as any letter does."""
+        tokenizer = self._tokenizer
+        ids = tokenizer(name, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        # Unigram would, and does not where the piece goes by another name.
+        unigram = type(tokenizer.backend_tokenizer.model).__name__ == "Unigram"
+        return tokenizer.convert_tokens_to_ids(name) in ids and not (unigram and len(name) > 1)
+
+    @cached_property
+    def _pieces(self) -> re.Pattern[str]:
+        others = "".join(chr(_FIRST + n) for n in range(len(self.names)))
+        return re.compile(f"{self._spelled.pattern}|[{others}]|.", re.DOTALL)
+
+    @cached_property
+    def _renamed(self) -> Tokenizer:
+        """The tokenizer with its special tokens called otherwise, each with the id that it had."""
+        from tokenizers import Tokenizer
+
+        backend = self._tokenizer.backend_tokenizer
+        state = json.loads(backend.to_str())
+        state |= {"truncation": None, "padding": None}
+        for token in state["added_tokens"]:
+            token["content"] = self._other.get(token["content"], token["content"])
+        model = state["model"]
+        vocabulary = model.get("vocab", {})
+        if isinstance(vocabulary, dict):
+            model["vocab"] = {self._other.get(key, key): id for key, id in vocabulary.items()}
+        else:
+            model["vocab"] = [[self._other.get(key, key), *rest] for key, *rest in vocabulary]
+        if isinstance(model.get("unk_token"), str):
+            model["unk_token"] = self._other.get(model["unk_token"], model["unk_token"])
+        renamed = Tokenizer.from_str(json.dumps(state))
+        wrong = [n for n in self.names if renamed.token_to_id(self._other[n]) != self._id(n)]
+        if wrong:
+            raise RunError(
+                f"the tokenizer {self._tokenizer.name_or_path!r} cannot tell {wrong[0]} in a text "
+                'from the token; set special_tokens = "parse" in [data]'
+            )
+        return renamed
+
+    def _id(self, name: str) -> int | None:
+        found: int | None = self._tokenizer.backend_tokenizer.token_to_id(name)
+        return found
+
+
+def _each_text(value: Any, change: Callable[[str], str]) -> Any:
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, dict):
+        return {key: _each_text(each, change) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_each_text(each, change) for each in value]
+    return value
+
+
+def _at(begins: Sequence[int], ends: Sequence[int], place: int) -> int:
+    return begins[place] if place < len(begins) else (ends[-1] if ends else 0)
