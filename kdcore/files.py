@@ -39,12 +39,36 @@ def sync(path: Path) -> None:
 
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
+_OPEN = {errno.EMFILE, errno.ENFILE}
+_BROKEN = {
+    getattr(errno, name)
+    for name in ("EIO", "ESTALE", "ENXIO", "ENODEV", "EREMOTEIO", "ENOTCONN", "EHOSTDOWN")
+    if hasattr(errno, name)
+}
 _IN_TEXT = re.compile(r"\(os error (\d+)\)")  # how libraries in Rust hand an error on
 
 
 def is_full(error: BaseException) -> bool:
     """Whether there was no room left for a file, by this error or one that led to it."""
-    return any(_number(each) in _FULL for each in exception_chain(error))
+    return any(error_number(each) in _FULL for each in exception_chain(error))
+
+
+def machine_fault(error: BaseException) -> BaseException | None:
+    """The error that tells what the machine refused, of this one and those that led to it."""
+    known = _FULL | _REFUSED | _OPEN | _BROKEN
+    return next((each for each in exception_chain(error) if error_number(each) in known), None)
+
+
+def way_out(number: int) -> str:
+    """What a person can do about what the machine refused, by its number."""
+    if number in _FULL:
+        return "make room"
+    if number in _REFUSED:
+        return "let this user write there, or name another place"
+    if number in _OPEN:
+        return "allow more open files (ulimit -n 4096)"
+    return "see whether that disk is well and still mounted"
 
 
 def exception_chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -56,7 +80,8 @@ def exception_chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _number(error: BaseException) -> int | None:
+def error_number(error: BaseException) -> int | None:
+    """The number of the machine's refusal that an error tells of."""
     if isinstance(error, OSError):
         return error.errno
     found = _IN_TEXT.search(str(error))

@@ -13,7 +13,7 @@ from itertools import count
 from pathlib import Path
 
 from kdcore.errors import RunError, UsageError
-from kdcore.files import _FULL, _number, exception_chain, write_whole
+from kdcore.files import _FULL, error_number, exception_chain, write_whole
 from kdcore.recipe.files import _RECIPE
 
 
@@ -122,8 +122,8 @@ def full_disk(error: BaseException, folder: Path) -> RunError:
     """What a person can do about it; `folder` is the run's."""
     from kdcore.training.checkpoint import in_order
 
-    cause = next(each for each in exception_chain(error) if _number(each) in _FULL)
-    number = _number(cause)
+    cause = next(each for each in exception_chain(error) if error_number(each) in _FULL)
+    number = error_number(cause)
     assert number is not None
     said = os.strerror(number)
     named = getattr(cause, "filename", None)

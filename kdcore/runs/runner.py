@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from kdcore.checksums import refuse_changed
 from kdcore.errors import KdcoreError, PluginError, RunError
 from kdcore.files import is_full
 from kdcore.guard import asked
@@ -83,6 +84,7 @@ def run_recipe(recipe: Recipe, host: Host, options: Options) -> list[Path]:
             take_over(folder, texts["resolved.toml"], host, options.accept)
         folder = _agreed(accelerator, folder)
         if finished(folder):
+            refuse_changed(folder / FINAL)
             _log.info("%s is finished: %s is used", stage.run_name, folder)
         else:
             _run_stage(stage, folder, accelerator, host, texts, list(done.values()), options)

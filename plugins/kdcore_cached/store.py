@@ -14,6 +14,7 @@ from uuid import uuid4
 import numpy as np
 
 from kdcore import Batch, RunError, Split
+from kdcore_cached.checks import CHECK, checks_of
 from kdcore_cached.kinds import Array, Kind
 from kdcore_cached.places import places
 
@@ -27,7 +28,8 @@ class Store:
 
     A token's slot is its document's start and its index there. The folder's name is a hash of what
     the values are bound to, so nothing else can be read from it. Several processes and runs may
-    write at once: all write the same, and what tells that a slot is filled comes last.
+    write at once: all write the same, and what tells that a slot is filled comes last. Values that
+    do not fit their hash are missing; stores of earlier versions have no hashes.
     """
 
     def __init__(
@@ -39,7 +41,7 @@ class Store:
         say: Callable[[str], None],
         about: Mapping[str, object] | None = None,
     ) -> None:
-        self.kind, self._about = kind, dict(about or {})
+        self.kind, self._about, self._say = kind, dict(about or {}), say
         self._starts = np.concatenate([[0], np.cumsum(split.lengths, dtype=np.int64)])
         self._meta = as_text(meta)
         self.folder = folder
@@ -49,6 +51,8 @@ class Store:
         if not self.folder.exists():
             self._make()
         self.arrays = [mapped(self.folder, array, self.tokens) for array in kind.arrays]
+        hashed = (self.folder / CHECK.file).exists()
+        self._checks = mapped(self.folder, CHECK, self.tokens) if hashed else None
 
     @property
     def tokens(self) -> int:
@@ -63,7 +67,14 @@ class Store:
 
     def missing(self, slots: np.ndarray) -> np.ndarray:
         """Whether nothing is stored there [n]."""
-        return self.kind.missing(self.arrays[-1][slots])
+        missing = self.kind.missing(self.arrays[-1][slots])
+        if self._checks is None:
+            return missing
+        broken: np.ndarray = ~missing & (self._checks[slots] != checks_of(slots, self.take(slots)))
+        if broken.any():
+            self._say(f"{self.folder}: {broken.sum():,} values are damaged and are made anew")
+        missing |= broken
+        return missing
 
     def take(self, slots: np.ndarray) -> list[np.ndarray]:
         """What each array holds there [n] or [n, width]."""
@@ -71,15 +82,19 @@ class Store:
 
     def put(self, slots: np.ndarray, values: Iterable[np.ndarray]) -> None:
         """Store what each array is to hold there."""
+        values = [np.asarray(each, a.dtype) for a, each in zip(self.arrays, values, strict=True)]
+        if self._checks is not None:
+            self._checks[slots] = checks_of(slots, values)
         for array, some in zip(self.arrays, values, strict=True):
             array[slots] = some
 
     def _is_whole(self) -> bool:
-        meta = self.folder / META
+        meta, hashed = self.folder / META, self.folder / CHECK.file
         if any(path.is_symlink() for path in (self.folder, *self.folder.iterdir())):
             return False  # nothing is written through a stranger's link
-        sizes_fit = all(_fits(self.folder, each, self.tokens) for each in self.kind.arrays)
-        return sizes_fit and meta.is_file() and meta.read_text(encoding="utf-8") == self._meta
+        arrays = [*self.kind.arrays, *([CHECK] if hashed.exists() else [])]
+        sizes_fit = all(_fits(self.folder, each, self.tokens) for each in arrays)
+        return sizes_fit and meta.is_file() and meta.read_bytes() == self._meta.encode()
 
     def _make(self) -> None:
         """Everything missing, in one move: no process ever sees half a store."""
@@ -88,7 +103,7 @@ class Store:
         (beside / META).write_text(self._meta, encoding="utf-8")
         (beside / ABOUT).write_text(json.dumps(self._about, indent=1), encoding="utf-8")
         try:
-            for array in self.kind.arrays:
+            for array in (*self.kind.arrays, CHECK):
                 _reserve(beside / array.file, array, self.tokens)
             beside.rename(self.folder)
         except OSError as error:
