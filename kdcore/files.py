@@ -1,4 +1,4 @@
-"""Atomic writes, fsync, and whether an error means a full disk."""
+"""Atomic writes, fsync, and what the machine refuses: full disks, broken ones, closed ones."""
 
 from __future__ import annotations
 
@@ -31,7 +31,10 @@ def move_into_place(beside: Path, target: Path) -> None:
 
 def sync(path: Path) -> None:
     """Wait until a file or folder is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    windows = os.name == "nt"  # which has no such thing for folders, and wants to write files
+    if windows and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDWR if windows else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -39,7 +42,7 @@ def sync(path: Path) -> None:
 
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
+_REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}
 _OPEN = {errno.EMFILE, errno.ENFILE}
 _BROKEN = {
     getattr(errno, name)
@@ -60,15 +63,23 @@ def machine_fault(error: BaseException) -> BaseException | None:
     return next((each for each in exception_chain(error) if error_number(each) in known), None)
 
 
-def way_out(number: int) -> str:
-    """What a person can do about what the machine refused, by its number."""
+def refusal(fault: BaseException) -> tuple[str, str]:
+    """What the machine refused and where, and what a person can do about it."""
+    number = error_number(fault)
+    assert number is not None
+    named = getattr(fault, "filename", None)
+    said = os.strerror(number) + (f" at {named}" if named else "")
     if number in _FULL:
-        return "make room"
-    if number in _REFUSED:
-        return "let this user write there, or name another place"
-    if number in _OPEN:
-        return "allow more open files (ulimit -n 4096)"
-    return "see whether that disk is well and still mounted"
+        way = "make room"
+    elif number in _OPEN:
+        way = "allow more open files (ulimit -n 4096)"
+    elif number in _REFUSED:
+        way = "let this user write there, or name another place"
+    else:
+        way = "see whether that disk is well and still mounted"
+    if number in _REFUSED | _FULL and named and Path(named).is_relative_to(Path.home() / ".cache"):
+        way += "; HF_HOME=FOLDER before the command keeps the libraries' caches elsewhere"
+    return said, way
 
 
 def exception_chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -13,7 +13,14 @@ import pluggy
 
 from kdcore.api import hookspecs
 from kdcore.api.contracts import KINDS, Component, Logger
-from kdcore.errors import Interrupted, KdcoreError, PluginError, UsageError, suggestion
+from kdcore.errors import (
+    Interrupted,
+    KdcoreError,
+    PluginError,
+    RunError,
+    UsageError,
+    suggestion,
+)
 from kdcore.files import is_full
 from kdcore.guard import stdout_spared
 from kdcore.plugin.discovery import Candidate, candidates
@@ -59,7 +66,8 @@ class Events:
     def emit(self, hook: str, arguments: dict[str, object]) -> None:
         """Call every implementation, also after one has failed; then raise the first failure.
 
-        A component of the kind Logger that raises is unregistered with one warning instead.
+        A component of the kind Logger that raises is unregistered with one warning instead. Its
+        RunError ends the run.
         """
         failures: list[KdcoreError] = []
         # One listener must not change what the next one hears.
@@ -85,7 +93,7 @@ class Events:
     ) -> list[KdcoreError]:
         said = f"{type(error).__name__}: {error}"
         # A full disk is no logger's fault, and the run's record would be lost.
-        if isinstance(plugin, Logger) and not is_full(error):
+        if isinstance(plugin, Logger) and not isinstance(error, RunError) and not is_full(error):
             self.remove(plugin)
             log.warning("%s raised in %s and is off now: %s", self._describe(plugin), hook, said)
             return []
@@ -143,8 +151,8 @@ class Host:
     def emit(self, hook: str, /, **arguments: object) -> None:
         """Tell an event to all who listen: `host.emit("kdcore_log", run=run, record=record)`.
 
-        A logger that raises is switched off for the rest of the run, with one warning. What others
-        raise becomes a PluginError, raised once everybody has been called.
+        A logger that raises anything but RunError is switched off for the rest of the run, with one
+        warning. What others raise becomes a PluginError, raised once everybody has been called.
         """
         self._events.emit(hook, arguments)
 

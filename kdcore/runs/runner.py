@@ -7,7 +7,7 @@ import os
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ import torch
 
 from kdcore.checksums import refuse_changed
 from kdcore.errors import KdcoreError, PluginError, RunError
-from kdcore.files import is_full
+from kdcore.files import is_full, machine_fault
 from kdcore.guard import asked
 from kdcore.hashing import of_tokenizer
 from kdcore.models.locations import trust
@@ -33,9 +33,10 @@ from kdcore.runs.folder import (
     compare_fingerprints,
     find_run,
     finished,
-    full_disk,
     keep_texts,
     locked,
+    refused_by_machine,
+    stage_of,
 )
 from kdcore.training.checkpoint import sums_of
 from kdcore.training.micro_batch import kept_micro_batch
@@ -73,6 +74,8 @@ def run_recipe(recipe: Recipe, host: Host, options: Options) -> list[Path]:
     for name in wanted_stages(recipe, options.only):
         finals = {stage: folder / FINAL for stage, folder in done.items()}
         stage = recipe.build(name, finals)
+        if options.folder is not None and not stage.name:
+            stage = replace(stage, name=stage_of(options.folder, stage.run_name))
         accelerator = make_accelerator(stage.train)
         fresh = options.fresh and options.only in (None, name)
         texts = {"recipe.toml": recipe.text, "resolved.toml": recipe.resolved(name, finals)}
@@ -195,9 +198,11 @@ def _explained(folder: Path) -> Iterator[None]:
             "--set train.micro_batch=1 or train.checkpointing=true needs less"
         ) from error
     except Exception as error:
-        if is_full(error):
-            raise full_disk(error, folder) from error
-        if isinstance(error, PluginError) or not isinstance(error, KdcoreError):
+        unexpected = isinstance(error, PluginError) or not isinstance(error, KdcoreError)
+        fault = machine_fault(error) if unexpected or is_full(error) else None
+        if fault is not None:
+            raise refused_by_machine(fault, folder) from error
+        if unexpected:
             with suppress(OSError):
                 text = without_own_secrets(traceback.format_exc())
                 (folder / "traceback.txt").write_text(text)

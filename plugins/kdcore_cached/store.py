@@ -110,7 +110,10 @@ class Store:
             shutil.rmtree(beside)
             if not self.folder.exists():  # else another process was faster
                 size = self.kind.bytes_per_token * self.tokens
-                raise RunError(f"cannot make {self.folder} ({size:,} bytes): {error}") from error
+                raise RunError(
+                    f"cannot make {self.folder} ({size:,} bytes): {error}; once that is mended, "
+                    "the same command continues"
+                ) from error
 
 
 def as_text(meta: Mapping[str, object]) -> str:

@@ -1,15 +1,22 @@
-"""Damage between runs: refused with a way out, or mended with a line; never trained on."""
+"""Damage between runs and refusals of the machine: told with a way out, or mended with a line."""
 
+import errno
+import json
 import logging
+import os
 import shutil
 from pathlib import Path
 
 import pytest
+from kdcore_cached import store
 from whole_runs import RECIPE, STAGES, flip, run
 
 from kdcore import RunError
+from kdcore.data import tokenized
 from kdcore.plugin.manager import Host
+from kdcore.runs import artifacts, runner
 from kdcore.runs.open import open_run
+from kdcore.runs.runner import Asked, run_all
 
 pytestmark = pytest.mark.slow
 
@@ -78,3 +85,54 @@ def test_the_caches_of_a_teacher(host, caplog):
     assert run(host, STAGES) == [big, small]
     assert (small / "final" / "model.safetensors").read_bytes() == before
     assert "values are damaged and are made anew" in caplog.text
+
+
+def test_a_folder_that_goes_on_keeps_its_stages_name(host):
+    """In the lines that it adds too."""
+    big, small = run(host, STAGES)
+    shutil.rmtree(small / "final")
+    for path in (small / "checkpoints").glob("step-4"):
+        shutil.rmtree(path)
+    assert run(host, STAGES) == [big, small]
+    lines = [json.loads(line) for line in (small / "metrics.jsonl").read_text().splitlines()]
+    shutil.rmtree(small / "final")
+    shutil.rmtree(small / "checkpoints" / "step-4")
+    run_all(Asked(str(small), Path("runs")), host)
+    again = [json.loads(line) for line in (small / "metrics.jsonl").read_text().splitlines()]
+    assert {line["stage"] for line in again} == {"small"}
+    assert [line["step"] for line in again] == [line["step"] for line in lines]
+    assert "the stage `small`" in (small / "final" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["EIO", "EACCES", "ESTALE", "EROFS", "EMFILE", "EDQUOT"])
+@pytest.mark.parametrize("where", ["checkpoint", "final", "cache", "tokens", "texts"])
+def test_what_the_machine_refuses_is_no_bug(host, monkeypatch, name, where):
+    """It is named with a way out; once it is mended, the same command ends as if nothing was."""
+    from safetensors import SafetensorError
+
+    from kdcore.training import checkpoint
+
+    number = getattr(errno, name)
+    error = OSError(number, os.strerror(number), f"/there/{where}")
+    if where == "checkpoint":
+        error = SafetensorError(f"I/O error: {os.strerror(number)} (os error {number})")
+    targets = {
+        "checkpoint": (checkpoint, "save_file"),
+        "final": (artifacts, "model_card"),
+        "cache": (store, "_reserve"),
+        "tokens": (tokenized, "stored"),
+        "texts": (runner, "keep_texts"),
+    }
+
+    def refused(*arguments, **options):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*targets[where], refused)
+        with pytest.raises(RunError) as caught:
+            run(host, STAGES)
+    assert caught.value.exit_code == 1
+    said = str(caught.value)
+    assert os.strerror(number) in said and "the same command continues" in said
+    assert where == "checkpoint" or f"/there/{where}" in said
+    assert len(run(host, STAGES)) == 2
