@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -78,8 +78,7 @@ class Events:
         caller: pluggy.HookCaller = getattr(self._manager.hook, hook)
         for implementation in reversed(caller.get_hookimpls()):
             try:
-                # Results are what kdcore_runs_end may print; all else goes where messages go.
-                with nullcontext() if hook == "kdcore_runs_end" else stdout_spared():
+                with stdout_spared():
                     implementation.function(*(arguments[name] for name in implementation.argnames))
             except Interrupted:
                 raise

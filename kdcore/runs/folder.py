@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import fcntl
 import json
 import os
 import re
@@ -12,9 +11,12 @@ from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 
+import tomli
+
 from kdcore.errors import RunError, UsageError
-from kdcore.files import _FULL, error_number, exception_chain, write_whole
+from kdcore.files import is_full, refusal, write_whole
 from kdcore.recipe.files import _RECIPE
+from kdcore.runs.lock import alone_in
 
 
 def refuse_links(folder: Path) -> None:
@@ -69,14 +71,7 @@ def locked(folder: Path) -> Iterator[None]:
     """Keep every other process off the folder; the lock goes with the process."""
     folder.mkdir(parents=True, exist_ok=True)
     refuse_links(folder)
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise RunError(
-                f"another process is running in {folder}; wait for it, or type --fresh for a "
-                "second run beside it"
-            ) from None
+    with alone_in(folder):
         yield
 
 
@@ -118,22 +113,28 @@ def _fingerprints(path: Path) -> dict[str, str]:
     return found
 
 
-def full_disk(error: BaseException, folder: Path) -> RunError:
-    """What a person can do about it; `folder` is the run's."""
+def refused_by_machine(fault: BaseException, folder: Path) -> RunError:
+    """What a person can do about what the machine refused; `folder` is the run's."""
     from kdcore.training.checkpoint import in_order
 
-    cause = next(each for each in exception_chain(error) if error_number(each) in _FULL)
-    number = error_number(cause)
-    assert number is not None
-    said = os.strerror(number)
-    named = getattr(cause, "filename", None)
-    where = f" at {named}" if named else ""
+    said, way = refusal(fault)
     there = in_order(folder / CHECKPOINTS)
     kept = f"checkpoint {there[-1].name} is kept" if there else "there is no checkpoint yet"
+    least = "; --set train.save_keep=1 takes least" if is_full(fault) else ""
     return RunError(
-        f"{folder} cannot go on: {said}{where}; {kept}. Make room, and the same command continues; "
-        "--set train.save_keep=1 takes least"
+        f"{folder} cannot go on: {said}; {kept}. {way[0].upper()}{way[1:]}, and the same command "
+        f"continues{least}"
     )
+
+
+def stage_of(folder: Path, run_name: str) -> str:
+    """The stage that a run is of, by the recipe as it was typed; "" where that has no stages."""
+    try:
+        typed = tomli.loads((folder / _RECIPE).read_text("utf-8", "replace"))
+    except (OSError, ValueError):
+        return ""
+    start = f"{typed.get('name')}."
+    return run_name.removeprefix(start) if run_name.startswith(start) else ""
 
 
 def runs_in(out: Path) -> list[Path]:

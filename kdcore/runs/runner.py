@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -66,6 +66,7 @@ class Options:
     accept: frozenset[str] = frozenset()
     only: str | None = None  # one stage, and those that it needs
     folder: Path | None = None  # the run to go on with, whatever its recipe's identity
+    tell: Callable[[Path], None] = lambda folder: None  # of each stage that is finished
 
 
 def run_recipe(recipe: Recipe, host: Host, options: Options) -> list[Path]:
@@ -92,6 +93,7 @@ def run_recipe(recipe: Recipe, host: Host, options: Options) -> list[Path]:
         else:
             _run_stage(stage, folder, accelerator, host, texts, list(done.values()), options)
         done[name] = folder
+        options.tell(folder)
     return list(done.values())
 
 
@@ -223,19 +225,21 @@ class Asked:
     accept: frozenset[str] = frozenset()
 
 
-def run_all(asked: Asked, host: Host) -> list[Path]:
-    """Everything that was asked for; each run's folder, once."""
+def run_all(
+    asked: Asked, host: Host, tell: Callable[[Path], None] = lambda folder: None
+) -> list[Path]:
+    """Everything that was asked for; each run's folder, once. `tell` hears of each as it ends."""
     from accelerate import PartialState
 
-    folders = _runs(asked, host)
+    folders = _runs(asked, host, tell)
     if PartialState().is_main_process:
         host.emit("kdcore_runs_end", folders=folders)
     return folders
 
 
-def _runs(asked: Asked, host: Host) -> list[Path]:
+def _runs(asked: Asked, host: Host, tell: Callable[[Path], None]) -> list[Path]:
     folder = _folder(asked)
-    options = Options(asked.out, asked.fresh, asked.accept, asked.stage, folder)
+    options = Options(asked.out, asked.fresh, asked.accept, asked.stage, folder, tell)
     if folder is not None:
         name = str(folder / "resolved.toml")
         recipe = read_recipe(name, host, sets=asked.sets, logs=asked.logs)
