@@ -28,15 +28,16 @@ def checksum(path: Path) -> str:
 
 
 def keep(folder: Path, name: str, written: Path) -> None:
-    """Note the files of `written`, which is `name` in the run folder from the next moment on."""
-    files = sorted(path for path in written.iterdir() if path.name not in _FREE)
-    sums = {path.name: [path.stat().st_size, checksum(path)] for path in files}
+    """Note a file, or those of a folder, which is `name` in the run folder from now on."""
+    found = {"": written} if written.is_file() else {path.name: path for path in written.iterdir()}
+    files = sorted((name, path) for name, path in found.items() if name not in _FREE)
+    sums = {name: [path.stat().st_size, checksum(path)] for name, path in files}
     known = _known(folder) | {name: sums}
     write_whole(folder / CHECKSUMS, json.dumps(known, indent=1) + "\n")
 
 
 def damage(place: Path) -> str | None:
-    """The first file of a folder in a run that is not as the run wrote it, and how; else None."""
+    """The first file of a run's folder, or the file, that is not as the run wrote it, and how."""
     sums = _known(place.parent).get(place.name, {})
     found = (_fault(place / name, size, known) for name, (size, known) in sums.items())
     return next(filter(None, found), None)

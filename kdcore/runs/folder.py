@@ -13,6 +13,7 @@ from pathlib import Path
 
 import tomli
 
+from kdcore.checksums import keep
 from kdcore.errors import RunError, UsageError
 from kdcore.files import is_full, refusal, write_whole
 from kdcore.recipe.files import _RECIPE
@@ -35,6 +36,8 @@ def refuse_links(folder: Path) -> None:
 FINAL = "final"
 MARK = "accepted.json"  # of a run that went on by another recipe than its name tells
 CHECKPOINTS = "checkpoints"
+RESOLVED = "resolved.toml"
+FAILURE = "failure.txt"  # why the last start of an unfinished run ended
 
 
 def finished(folder: Path) -> bool:
@@ -75,11 +78,21 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
+def failure_of(folder: Path) -> str | None:
+    """Why the last start of a run failed or was stopped, in one line; None where it did not."""
+    path = folder / FAILURE
+    if finished(folder) or not path.is_file():
+        return None
+    return path.read_text("utf-8", "replace").strip()
+
+
 def keep_texts(folder: Path, texts: Mapping[str, str]) -> None:
     """Write what the run is made from, if it is not there yet."""
     for name, text in texts.items():
         if not (folder / name).exists():
             write_whole(folder / name, text)
+            if name == RESOLVED:
+                keep(folder, name, folder / name)
 
 
 def compare_fingerprints(folder: Path, now: Mapping[str, str], accepted: frozenset[str]) -> None:

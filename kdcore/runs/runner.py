@@ -6,16 +6,16 @@ import logging
 import os
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from kdcore.checksums import refuse_changed
+from kdcore.checksums import damage, refuse_changed
 from kdcore.errors import KdcoreError, PluginError, RunError
-from kdcore.files import is_full, machine_fault
+from kdcore.files import is_full, machine_fault, write_whole
 from kdcore.guard import asked
 from kdcore.hashing import of_tokenizer
 from kdcore.models.locations import trust
@@ -28,7 +28,9 @@ from kdcore.runs.environment import record, said_of
 from kdcore.runs.extend import extended, take_over
 from kdcore.runs.folder import (
     CHECKPOINTS,
+    FAILURE,
     FINAL,
+    RESOLVED,
     choose_folder,
     compare_fingerprints,
     find_run,
@@ -122,7 +124,12 @@ def _run_stage(
             stage.terms, selects=stage.selection is not None, teacher=stage.teacher
         ),
     )
-    with _explained(folder), locked(folder) if run.main else nullcontext(), Signals() as signals:
+    with ExitStack() as around:
+        around.enter_context(_explained(folder))
+        if run.main:
+            around.enter_context(locked(folder))
+            around.enter_context(_noted(folder))
+        signals = around.enter_context(Signals())
         if run.main:
             keep_texts(folder, {**texts, "env.json": record(host)})
         trust(stage.trusted)
@@ -133,6 +140,21 @@ def _run_stage(
         resume(trainer)
         with host.listening(stage.components()):
             _train(trainer)
+
+
+@contextmanager
+def _noted(folder: Path) -> Iterator[None]:
+    """Keep in the run folder, for those who look at it later, why it ended before its end."""
+    path = folder / FAILURE
+    path.unlink(missing_ok=True)
+    try:
+        yield
+    except Exception as error:
+        first = str(error).partition("\n")[0]
+        told = first if isinstance(error, KdcoreError) else f"{type(error).__name__}: {first}"
+        with suppress(OSError):
+            write_whole(path, without_own_secrets(told) + "\n")
+        raise
 
 
 def _fingerprints(run: RunState) -> dict[str, str]:
@@ -241,7 +263,12 @@ def _runs(asked: Asked, host: Host, tell: Callable[[Path], None]) -> list[Path]:
     folder = _folder(asked)
     options = Options(asked.out, asked.fresh, asked.accept, asked.stage, folder, tell)
     if folder is not None:
-        name = str(folder / "resolved.toml")
+        name = str(folder / RESOLVED)
+        if fault := damage(folder / RESOLVED):
+            raise RunError(
+                f"{fault} since the run began: what it was is not known. Give the recipe's name "
+                "instead of the folder; changes of a run are given with --set and --accept"
+            )
         recipe = read_recipe(name, host, sets=asked.sets, logs=asked.logs)
         _tell_what_differs(recipe, host)
         return run_recipe(recipe, host, options)

@@ -15,6 +15,7 @@ from kdcore import RunError
 from kdcore.data import tokenized
 from kdcore.plugin.manager import Host
 from kdcore.runs import artifacts, runner
+from kdcore.runs.folder import failure_of
 from kdcore.runs.open import open_run
 from kdcore.runs.runner import Asked, run_all
 
@@ -136,3 +137,16 @@ def test_what_the_machine_refuses_is_no_bug(host, monkeypatch, name, where):
     assert os.strerror(number) in said and "the same command continues" in said
     assert where == "checkpoint" or f"/there/{where}" in said
     assert len(run(host, STAGES)) == 2
+
+
+def test_why_a_run_ended_lies_in_its_folder_until_it_goes_on(host, monkeypatch):
+    def refused(*arguments, **options):
+        raise PermissionError(errno.EACCES, "Permission denied", "/there/final")
+
+    with monkeypatch.context() as patch, pytest.raises(RunError):
+        patch.setattr(artifacts, "model_card", refused)
+        run(host)
+    (folder,) = Path("runs").glob("r-*")
+    assert "Permission denied" in failure_of(folder)
+    assert run(host) == [folder]
+    assert failure_of(folder) is None and not (folder / "failure.txt").exists()
