@@ -85,10 +85,12 @@ class Refusal:
                 refusal.touch(self.name)
                 return super().write(content)
 
-        def open_(file: Any, mode: str = "r", buffering: int = -1, **options: Any) -> Any:
+        def open_(
+            file: Any, mode: str = "r", buffering: int = -1, *more: Any, **options: Any
+        ) -> Any:
             if buffering == 0 and isinstance(file, str | os.PathLike):
                 return Raw(os.fspath(file), mode.replace("b", ""))
-            return opened(file, mode, buffering, **options)
+            return opened(file, mode, buffering, *more, **options)
 
         def fsync(descriptor: int) -> None:
             refusal.touch(os.readlink(f"/proc/self/fd/{descriptor}"))
