@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from kdcore.api.contracts import Logger as Logger
     from kdcore.api.contracts import Loss as Loss
     from kdcore.api.contracts import Patch as Patch
+    from kdcore.api.contracts import PreparedLoss as PreparedLoss
     from kdcore.api.contracts import Run as Run
     from kdcore.api.contracts import Selection as Selection
     from kdcore.api.contracts import Stage as Stage
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from kdcore.data.batch import Row as Row
     from kdcore.data.batch import Rows as Rows
     from kdcore.data.batch import Split as Split
+    from kdcore.data.encoding import bos_of as bos_of
     from kdcore.data.rows import lay_documents as lay_documents
     from kdcore.data.rows import lay_texts as lay_texts
     from kdcore.data.streaming import stream_texts as stream_texts
@@ -80,18 +82,24 @@ if TYPE_CHECKING:
     from kdcore.runs.open import open_model as open_model
     from kdcore.runs.open import open_run as open_run
     from kdcore.runs.open import open_stage as open_stage
+    from kdcore.session import Result as Result
+    from kdcore.session import check as check
+    from kdcore.session import load as load
+    from kdcore.session import plan as plan
+    from kdcore.session import run as run
     from kdcore.training.evaluation import measured as measured
     from kdcore.training.non_finite import saved_rows as saved_rows
 
 _EXPORTS = {
     "analysis.plan": "StagePlan plans_of",
     "analysis.rows": "ChosenRow RowSample SampledRow chosen_rows sample_rows",
-    "api.contracts": "Component Data Eval KINDS Logger Loss Patch Run Selection Stage "
-    "Teacher Tokenizer Tokens component hookimpl",
+    "api.contracts": "Component Data Eval KINDS Logger Loss Patch PreparedLoss Run Selection "
+    "Stage Teacher Tokenizer Tokens component hookimpl",
     "api.hookspecs": "Record",
     "api.options": "as_typed options_of",
     "cli.main": "host_of",
     "data.batch": "AnswersAt Batch Coarse LogitsAt Row Rows Split",
+    "data.encoding": "bos_of",
     "data.rows": "lay_documents lay_texts",
     "data.streaming": "stream_texts",
     "errors": "KdcoreError PluginError RecipeError RunError UsageError",
@@ -109,6 +117,7 @@ _EXPORTS = {
     "runs.environment": "environment_of",
     "runs.folder": "find_run runs_in",
     "runs.open": "bare_stage batches_of finals_of folder_of open_model open_run open_stage",
+    "session": "Result check load plan run",
     "training.evaluation": "measured",
     "training.non_finite": "saved_rows",
 }

@@ -1,9 +1,11 @@
-"""Collectives: gather and sum over processes."""
+"""Collectives, gather and sum over processes, and taking turns for as long as it takes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -11,6 +13,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+_POLLING = 0.1  # seconds
 
 Gather = Callable[[Tensor], tuple[Tensor, int]]
 """This process's values [n] -> everybody's [N], and where this process's begin among them."""
@@ -46,3 +49,34 @@ def total_of(accelerator: Accelerator) -> Total:
     if accelerator.num_processes == 1:
         return lambda value: value
     return lambda value: accelerator.reduce(value, "sum")
+
+
+@contextmanager
+def main_first(accelerator: Accelerator) -> Iterator[None]:
+    """The block runs in the main process, and when that has left it in all others.
+
+    However long that takes: a collective would give up, with NCCL after ten minutes, and tokenising
+    a large corpus takes longer. Others go on too where the block fails in the main process.
+    """
+    if accelerator.num_processes == 1:
+        yield
+        return
+    store = _store()
+    turn = store.add(f"kdcore/turns/{accelerator.process_index}", 1)
+    done = f"kdcore/done/{turn}"
+    if accelerator.is_main_process:
+        try:
+            yield
+        finally:
+            store.set(done, b"1")
+        return
+    while not store.check([done]):  # not `wait`, which no signal interrupts
+        time.sleep(_POLLING)
+    yield
+
+
+def _store() -> Any:
+    """Where the processes found each other."""
+    from torch.distributed.distributed_c10d import _get_default_store
+
+    return _get_default_store()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from kdcore.errors import UsageError, suggestion
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
+    from torch import Tensor, nn
 
 
 _TORCH = {
@@ -52,19 +53,21 @@ def make_optimizer(
     betas: Sequence[float] = (0.9, 0.999),
     eps: float = 1e-8,
 ) -> torch.optim.Optimizer:
-    """An optimizer over what is trained. Weight decay spares biases and norms."""
+    """An optimizer over what is trained. Weight decay spares what `is_spared` says."""
     made = _class(name)
     return made(
-        _groups([p for p in model.parameters() if p.requires_grad], weight_decay),
+        _groups(model, weight_decay),
         lr=lr,  # type: ignore[call-arg]
         **_accepted(made, tuple(betas), eps),
     )
 
 
-def _groups(trained: Sequence[nn.Parameter], decay: float) -> list[dict[str, Any]]:
-    """Matrices before biases and norms, in one group where they are treated alike."""
-    matrices = [p for p in trained if p.ndim > 1]
-    others = [p for p in trained if p.ndim <= 1]
+def _groups(model: nn.Module, decay: float) -> list[dict[str, Any]]:
+    """Matrices before what is spared, in one group where they are treated alike."""
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for owner, name, parameter in _trained(model):
+        (others if is_spared(owner, name, parameter) else matrices).append(parameter)
     if not decay:
         return [{"params": matrices + others, "weight_decay": 0.0}]
     groups = [
@@ -72,6 +75,36 @@ def _groups(trained: Sequence[nn.Parameter], decay: float) -> list[dict[str, Any
         {"params": others, "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
+
+
+def _trained(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:
+    """Each trained parameter once, in the model's order, with the module that owns it."""
+    modules = dict(model.named_modules())
+    for name, parameter in model.named_parameters():
+        owner, _, last = name.rpartition(".")
+        if parameter.requires_grad:
+            yield modules[owner], last, parameter
+
+
+_SPARED = re.compile(
+    r"(.*_)?bias(_.*)?"  # of experts [experts, n] and of heads [heads, n] too
+    r"|(.*_)?(norm|scale|gamma|beta)"
+    r"|A_log|D|dt_.*bias|sinks|(.*_)?lambda"  # state space models; attention sinks
+    r"|time_(mix|decay|first|faaaa|maa).*"  # RWKV
+)
+"""Names of parameters that are no matrices, whatever their shape."""
+
+
+def is_spared(owner: nn.Module, name: str, parameter: Tensor) -> bool:
+    """Whether weight decay leaves a parameter of a module alone.
+
+    Norms and biases are known by module and name: Cohere's norms of queries and keys are
+    [heads, n], gpt-oss's biases of experts [experts, n]. A state space model marks its own.
+    """
+    if getattr(parameter, "_no_weight_decay", False) or "norm" in type(owner).__name__.lower():
+        return True
+    is_vector = sum(length > 1 for length in parameter.shape) <= 1 and parameter.ndim != 2
+    return is_vector or _SPARED.fullmatch(name) is not None
 
 
 def fault_of(name: str) -> str | None:

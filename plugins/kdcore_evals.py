@@ -4,35 +4,56 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdcore import Eval, Loss, Run, RunError, Stage, component, generate, hookimpl
+from kdcore import Eval, Loss, Run, RunError, Stage, bos_of, component, generate, hookimpl
+
+_OF_TEACHER = "teacher_nll"
 
 
 @component
 class Perplexity(Eval):
     """The student's likelihood of held-out text: nats per token, perplexity, bits per byte.
 
-    Bits per byte can be compared across tokenizers, the other two cannot.
+    Bits per byte can be compared across tokenizers, the other two cannot. `teacher_nll` is the
+    teacher's own, of the same rows: it is measured once a run, where the teacher gives the logits
+    of all ids.
     """
 
     name = "perplexity"
     always = True
 
     def measure(self, run: Run) -> Mapping[str, float | str]:
-        """`nll`, `perplexity` and `bits_per_byte`."""
-        sums = run.evaluate(run.rows("validation"), [])
+        """`nll`, `perplexity`, `bits_per_byte`, and where it is known `teacher_nll`."""
+        sums = _sums(run, self)
         nll = sums["nll"] / _tokens(sums)
-        return {
+        scores: dict[str, float | str] = {
             "nll": nll,
             "perplexity": math.exp(nll) if nll < 700 else math.inf,
             "bits_per_byte": sums["nll"] / math.log(2) / max(1, sums["bytes"]),
         }
+        if _OF_TEACHER in sums:
+            scores[_OF_TEACHER] = sums[_OF_TEACHER] / sums["tokens"]
+        elif _OF_TEACHER in run.scores:
+            scores[_OF_TEACHER] = run.scores[_OF_TEACHER]
+        return scores
+
+
+@component
+class TeacherLikelihood(Loss):
+    """The teacher's own negative log-likelihood of the label."""
+
+    name = _OF_TEACHER
+
+    def per_token(self, student: Tensor, teacher: Tensor | None, labels: Tensor) -> Tensor:
+        """In nats [n]."""
+        assert teacher is not None
+        return F.cross_entropy(teacher, labels, reduction="none")
 
 
 @component
@@ -59,6 +80,9 @@ class Agreement(Eval):
     name = "agreement"
     needs_teacher = True
 
+    def __post_init__(self) -> None:
+        self._left: _Left | None = None
+
     def faults(self, recipe: Stage) -> Iterable[str]:
         """A teacher that knows losses only has no distribution to compare with."""
         if recipe.teacher is not None and not recipe.teacher.gives_logits():
@@ -69,7 +93,7 @@ class Agreement(Eval):
         """`agreement` and `kl`."""
         if run.teacher is None or not run.teacher.gives_logits():
             raise RunError('the eval "agreement" needs a teacher that gives logits')
-        sums = run.evaluate(run.rows("validation"), [ForwardKL()], run.teacher)
+        sums = _sums(run, self)
         tokens = _tokens(sums)
         return {"agreement": sums["agreement"] / tokens, "kl": sums[ForwardKL.name] / tokens}
 
@@ -102,9 +126,46 @@ class Samples(Eval):
             top_k=self.top_k,
             top_p=self.top_p,
             seed=self.seed,
+            bos=bos_of(run.data, run.tokenizer),
         )
         pairs = zip(self.prompts, texts, strict=True)
         return {f"sample/{n}": prompt + text for n, (prompt, text) in enumerate(pairs, 1)}
+
+
+@dataclass(frozen=True)
+class _Left:
+    """What a pass over the held-out rows found, for the eval that has yet to ask for it."""
+
+    step: int
+    eval: Eval
+    sums: Mapping[str, float]
+
+
+def _sums(run: Run, one: Eval) -> Mapping[str, float]:
+    """Perplexity and agreement are measured by one pass, which the first of them makes."""
+    rows, evals = run.rows("validation"), run.recipe.evals
+    agreement = next((each for each in evals if isinstance(each, Agreement)), None)
+    perplexity = next((each for each in evals if isinstance(each, Perplexity)), None)
+    pair = agreement is not None and perplexity is not None and one in (agreement, perplexity)
+    if not pair or agreement is None or perplexity is None:
+        losses = [ForwardKL()] if isinstance(one, Agreement) else _of_teacher(run)
+        return run.evaluate(rows, losses, run.teacher if losses else None)
+    left, agreement._left = agreement._left, None
+    if left is not None and (left.step, left.eval) == (run.step, one):
+        return left.sums
+    sums = run.evaluate(rows, [ForwardKL(), *_of_teacher(run)], run.teacher)
+    other = perplexity if one is agreement else agreement
+    agreement._left = _Left(run.step, other, sums)
+    return sums
+
+
+def _of_teacher(run: Run) -> list[Loss]:
+    """What tells the teacher's own likelihood, where it is to be measured."""
+    teacher = run.teacher
+    if teacher is None or not run.reads_teacher or _OF_TEACHER in run.scores:
+        return []
+    able = teacher.gives_logits() and teacher.ids_known() is None
+    return [TeacherLikelihood()] if able else []
 
 
 def _tokens(sums: Mapping[str, float]) -> float:

@@ -1,6 +1,10 @@
 """What a cached teacher costs to read, and what it saves.
 
-    python benchmarks/speed/cache.py            both tables; --read or --step for one of them
+    python benchmarks/speed/cache.py            all tables; --write, --read or --step for one
+
+Writing: tokens a CPU second into a store that grows to five million tokens, by half a million,
+beside what as many bytes of fresh memory take by themselves: the page cache that a growing store
+fills is such memory. Where a large store is slower than a small one, so is that.
 
 Reading: tokens a CPU second out of a store of each kind, a vocabulary of 151,936, micro-batches of
 4,096 tokens in rows of 512 that lie in random order, up to tensors that losses take. The target is
@@ -33,6 +37,34 @@ from cached_step import prepare, step_once
 ROUNDS = 3
 KINDS = ("nll", "topk", "sampled")
 VOCABULARY, ROW, ROWS_AT_ONCE, DOCUMENTS = 151_936, 512, 8, 1024
+PIECE, PIECES = 1 << 19, 9  # tokens
+# Writing
+
+
+def write_once(kind: str, folder: Path) -> dict[str, float]:
+    """Fills a store in order; CPU seconds of each piece, and of as much fresh memory."""
+    import numpy as np
+    from kdcore_cached.catalogue import kind_of
+    from kdcore_cached.store import Store
+
+    from kdcore import Split
+
+    known = {"kind": kind, "k": 32, "draws": 32, "seed": 0, "vocabulary": VOCABULARY}
+    made = kind_of(known)
+    split = Split("train", "benchmark", np.full(PIECE * PIECES // ROW, ROW))
+    store = Store(folder / f"{kind}-{os.getpid()}", known, split, made, print)
+    values, found, held = _values(made, 1 << 12), {}, []
+    for piece in range(PIECES):
+        start = time.process_time()
+        for at in range(piece * PIECE, (piece + 1) * PIECE, 1 << 12):
+            store.put(np.arange(at, at + (1 << 12)), values)
+        found[f"store {piece}"] = time.process_time() - start
+        start = time.process_time()
+        held.append(np.ones(PIECE * made.bytes_per_token, np.uint8))
+        found[f"memory {piece}"] = time.process_time() - start
+    return found
+
+
 # Reading
 
 
@@ -53,6 +85,8 @@ def read_once(kind: str, folder: Path) -> dict[str, float]:
         data=_named(Data),
         tokenizer=tiny_tokenizer(),
         say=print,
+        main=True,
+        recipe=SimpleNamespace(components=list),
     )
     teacher.load(run)
     split = Split("train", "benchmark", np.full(DOCUMENTS, ROW))
@@ -135,6 +169,17 @@ def measure(variant: Sequence[str]) -> dict[str, float]:
     return {key: statistics.median(each[key] for each in found) for key in found[0]}
 
 
+def tell_writing(folder: Path) -> None:
+    print("| kind | million tokens | million tokens a CPU second | fresh memory |")
+    print("|---|---|---|---|")
+    for kind in KINDS:
+        found = measure(["write", kind, str(folder)])
+        for piece in range(0, PIECES, 2):
+            rates = (PIECE / found[f"{what} {piece}"] / 1e6 for what in ("store", "memory"))
+            told = " | ".join(f"{rate:.1f}" for rate in rates)
+            print(f"| {kind} | {(piece + 1) * PIECE / 1e6:.1f} | {told} |", flush=True)
+
+
 def tell_reading(folder: Path) -> None:
     print("| kind | bytes/token | million tokens a CPU second |\n|---|---|---|")
     rates = {}
@@ -159,20 +204,22 @@ def tell_step(folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--read", action="store_true")
-    parser.add_argument("--step", action="store_true")
+    for table in ("write", "read", "step"):
+        parser.add_argument(f"--{table}", action="store_true")
     parser.add_argument("--variant", nargs=3, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.variant:
         what, variant, place = asked.variant
-        once = read_once if what == "read" else step_once
+        once = {"write": write_once, "read": read_once, "step": step_once}[what]
         print(json.dumps(once(variant, Path(place))))
         return
-    both = asked.read == asked.step
+    every = not (asked.write or asked.read or asked.step)
     with tempfile.TemporaryDirectory() as folder:
-        if asked.read or both:
+        if asked.write or every:
+            tell_writing(Path(folder))
+        if asked.read or every:
             tell_reading(Path(folder))
-        if asked.step or both:
+        if asked.step or every:
             tell_step(Path(folder))
 
 

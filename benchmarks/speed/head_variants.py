@@ -16,11 +16,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdcore.models.head import (
-    add_weight_gradient,
+    LogitsGradient,
     chunk_size,
     logits_of,
     nll_from_logits,
-    states_gradient,
 )
 from kdcore.objective.chunked_loss import ChunkedLoss, Values, Work
 from kdcore.objective.losses import compiled_values_of, values_of
@@ -98,8 +97,9 @@ def products_only(given: Given, loss: str) -> Tensor:
             some = given.states[rows]
             gradient = logits_of(some, given.weight)
             given.teacher(rows)
-            to_states[rows] = states_gradient(gradient, given.weight)
-            add_weight_gradient(to_weight, gradient, some)
+            factor = LogitsGradient(gradient, given.weight.dtype)
+            to_states[rows] = factor.to_states(given.weight)
+            factor.add_to_weight(to_weight, some)
     return torch.zeros(())
 
 

@@ -220,7 +220,7 @@ class _Estimating:
             vocabulary=self.vocabulary,
             chunk=chunk if options.chunk == "auto" else options.chunk,
             losses=[term.loss for term in self.stage.terms],
-            precision=HALF.get(precision_of(options.precision)),
+            precision=HALF.get(precision_of(options.precision, self.device)),
             selects=self.stage.selection is not None,
             repeats=rows < options.batch,
         )

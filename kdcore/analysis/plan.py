@@ -19,6 +19,7 @@ from kdcore.analysis.memory import Estimate, estimate
 from kdcore.api.contracts import Data, Teacher
 from kdcore.api.options import as_typed
 from kdcore.data.batch import Rows
+from kdcore.data.encoding import bos_of
 from kdcore.errors import KdcoreError
 from kdcore.guard import asked
 from kdcore.models.loading import load_config, load_tokenizer, without_downloads
@@ -56,6 +57,7 @@ class StagePlan:
     estimate: Estimate | None
     bytes_per_token: float  # that teachers keep on disk
     unknown: Sequence[str]  # what is not known, and why
+    bos: str = ""  # what documents begin with
 
 
 def plans_of(recipe: Recipe) -> Iterator[StagePlan]:
@@ -75,6 +77,7 @@ class _Planning:
     place: Path
     known: list[Path]  # the folders of the stages before
     unknown: list[str] = field(default_factory=list)
+    bos: str = ""
 
     def plan(self) -> StagePlan:
         stage = self._stage()
@@ -87,8 +90,10 @@ class _Planning:
             why = self.unknown[-1].partition(": ")[2]
             hang_on_it = ["rows and tokens", *(["the student"] if stage.student.config else [])]
             self.unknown += [f"{what}: {why}" for what in hang_on_it]
+        if tokenizer is not None:
+            self.bos = self._try("how documents begin", lambda: _bos(stage.data, tokenizer)) or ""
         rows = self._try("rows and tokens", lambda: run.laid("train")) if tokenizer else None
-        config = self._try("the student", lambda: _config(stage, tokenizer))
+        config = self._try("the student", lambda: student_config(stage, tokenizer))
         if config is not None and tokenizer is not None:
             self._keep(config, tokenizer)
         ids = len(tokenizer) if tokenizer else None
@@ -108,6 +113,7 @@ class _Planning:
             objective=objective_formula(typed.terms, selects=selects, teacher=typed.teacher),
             symbols=symbols_of(typed.terms, selects=selects, teacher=typed.teacher),
             ids=ids,
+            bos=self.bos,
             documents=len(rows.split.lengths) if rows else None,
             rows=len(rows) if rows else None,
             tokens=int(rows.lengths.sum()) if rows else None,
@@ -161,6 +167,10 @@ class _Planning:
         return text
 
 
+def _bos(data: Data, tokenizer: PreTrainedTokenizerBase) -> str:
+    return str(tokenizer.decode(bos_of(data, tokenizer)))
+
+
 def _as_calls(stage: Stage) -> dict[str, str]:
     student = [_student_of(stage), *map(as_typed, stage.student.patches)]
     kinds = ("tokenizer", "data", "teacher", "selection")
@@ -177,7 +187,10 @@ def _student_of(stage: Stage) -> str:
     return f"{kind}({', '.join(f'{key}={value!r}' for key, value in options.items())}), fresh"
 
 
-def _config(stage: Stage, tokenizer: PreTrainedTokenizerBase | None) -> PretrainedConfig | None:
+def student_config(
+    stage: Stage, tokenizer: PreTrainedTokenizerBase | None
+) -> PretrainedConfig | None:
+    """Of the model that is loaded, or of the fresh one; None: that one hangs on its tokenizer."""
     if stage.student.model is not None:
         return load_config(stage.student.model, key="student.model")
     return config_of(stage.student, tokenizer) if tokenizer is not None else None

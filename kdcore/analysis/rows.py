@@ -7,7 +7,7 @@ this may download what is not here yet.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -25,7 +25,8 @@ from kdcore.distributed import alone
 from kdcore.guard import needs_teacher
 from kdcore.hashing import of_tokenizer
 from kdcore.models.loading import load_tokenizer
-from kdcore.objective.selection import StepTokens, keep_of, tokens_of
+from kdcore.objective.selection import keep_of, tokens_of
+from kdcore.objective.step_tokens import StepTokens
 from kdcore.objective.teachers import Reading, load_teacher
 from kdcore.recipe.recipe import wanted_stages
 from kdcore.runs.artifacts import keep_tokenizer
@@ -65,6 +66,8 @@ class RowSample:
     tokens: int
     cut: int  # documents that were longer than a row
     dropped: int  # documents that could train nothing
+    # [documents] in tokens, whole or as far as the data keeps them
+    lengths: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
 
 
 def sample_rows(
@@ -76,16 +79,16 @@ def sample_rows(
     epoch they are the first epoch's, and of a stream those of its first window.
     """
     with TemporaryDirectory(prefix="kdcore-rows-") as folder:
-        opened = _opened(recipe, Path(folder), stage)
+        opened = opened_stages(recipe, Path(folder), stage)
         alike: dict[tuple[object, ...], list[RunState]] = {}
         for run in opened:
             if stage in (None, run.recipe.name):
                 alike.setdefault(_key(run), []).append(run)
         for runs in alike.values():
-            yield _sample(runs[0], [run.recipe.run_name for run in runs], split, count)
+            yield sample_of(runs[0], [run.recipe.run_name for run in runs], split, count)
 
 
-def _opened(recipe: Recipe, place: Path, only: str | None) -> list[RunState]:
+def opened_stages(recipe: Recipe, place: Path, only: str | None) -> list[RunState]:
     """Each stage with its tokenizer, in order; a tokenizer is all that stages leave behind here."""
     folders = {name: place / f"@{name}" for name in wanted_stages(recipe, only)}
     finals = {name: folder / FINAL for name, folder in folders.items()}
@@ -104,7 +107,8 @@ def _key(run: RunState) -> tuple[object, ...]:
     return as_typed(run.data), run.seed, of_tokenizer(run.tokenizer)
 
 
-def _sample(run: RunState, names: Sequence[str], split: str, count: int) -> RowSample:
+def sample_of(run: RunState, names: Sequence[str], split: str, count: int) -> RowSample:
+    """`count` rows of a split of one stage; `names` are the runs that see these very rows."""
     rows = run.laid(split)
     if isinstance(rows, Stream):
         rows = rows.first_window()
@@ -120,6 +124,7 @@ def _sample(run: RunState, names: Sequence[str], split: str, count: int) -> RowS
         tokens=int(rows.lengths.sum()),
         cut=rows.cut,
         dropped=rows.dropped,
+        lengths=rows.split.lengths,
     )
 
 

@@ -24,7 +24,7 @@ import pluggy
 from pydantic import ConfigDict, Field, field_validator
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
-from kdcore.api.options import as_call, as_typed, names_on_hub, of_options, walk
+from kdcore.api.options import as_call, as_typed, names_on_hub, of_options, placed, walk
 from kdcore.api.train_options import On, Schedule, TrainOptions, _options
 from kdcore.errors import UsageError
 
@@ -76,6 +76,16 @@ class Component:
         """
         return of_options(self)
 
+    def state_dict(self) -> Mapping[str, Tensor | int | float | str | bytes]:
+        """What a checkpoint must hold of this component so that a run resumes exactly.
+
+        The same on every process. Nothing by default.
+        """
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` gave, after `load` and before the first step."""
+
     def faults(self, recipe: Stage) -> Iterable[str]:
         """What is wrong between this component and the rest of its recipe, one sentence each."""
         return ()
@@ -89,7 +99,14 @@ class Data(Component):
     block: int = 512
     rows: Literal["pack", "chunk", "one"] = "pack"
     cut: Literal["left", "right", "split"] = "right"
+    bos: Annotated[
+        Literal["auto"] | bool, Field(description="begins a document; auto: as the tokenizer does")
+    ] = "auto"
     eos: bool = True
+    special_tokens: Annotated[
+        Literal["text", "parse"],
+        Field(description="what those are that a document spells out: text, or tokens"),
+    ] = "text"
     fresh_each_epoch: ClassVar[bool] = False
     streams: ClassVar[bool] = False  # True: training rows come one by one, and nobody counts them
 
@@ -110,6 +127,11 @@ class Data(Component):
         from kdcore.data.rows import lay_texts
 
         return lay_texts(self, split, tokenizer)
+
+    def fingerprint(self) -> str:
+        """Name and options; how documents begin and are read only where that was chosen."""
+        chosen = {"bos": self.bos != "auto", "special_tokens": self.special_tokens != "text"}
+        return of_options(self, without=[name for name, is_ in chosen.items() if not is_])
 
     def names_on_hub(self) -> Iterable[str]:
         """The data sets on the hub that it reads, for the model card; by default options say so."""
@@ -147,6 +169,21 @@ class Teacher(Component):
         """Of how many ids at each position `read` tells, in a `Coarse`; None: of all, as logits."""
         return None
 
+    def knows_others_at(self, temperature: float) -> bool | None:
+        """Whether its `Coarse` tells the mass of all other ids at this temperature.
+
+        None, by default at any temperature but 1: it does not say. Losses then temper its masses at
+        temperature 1, which is another objective, and a warning says so.
+        """
+        return True if temperature == 1 else None
+
+    def warnings(self, recipe: Stage, caches: Path) -> Iterable[str]:
+        """What to know before a run, one sentence each, for `kdcore plan`.
+
+        `caches` is where stores lie, or would. Nothing may be loaded.
+        """
+        return ()
+
     def is_estimate(self) -> bool:
         """Whether what `read` tells is drawn at random and right on average only.
 
@@ -183,9 +220,10 @@ class Teacher(Component):
         """Flat positions, labels [n] -> negative log-likelihoods [n]; by default from `read`."""
         from kdcore.models.head import nll_from_logits
 
-        if self.ids_known() is not None:
+        known = self.ids_known()
+        if known is not None:
             raise UsageError(
-                f"teacher {self.name!r} knows some ids of each position only, and gives no "
+                f"teacher {self.name!r} knows {known} ids of each position only, and gives no "
                 "likelihoods of all labels"
             )
         return nll_from_logits(cast("LogitsAt", self.read(batch)), batch)
@@ -207,6 +245,16 @@ class Loss(Component):
         """
         raise NotImplementedError
 
+    def temperatures(self) -> Sequence[float]:
+        """Those that it divides both sides' logits by: the option `temperature`, or 1 without it.
+
+        Where a teacher knows k ids, the engine hands a loss of one temperature T buckets that are
+        right at T. Empty: T changes during the run or from token to token, and only a teacher of
+        all ids serves the loss.
+        """
+        found = getattr(self, "temperature", 1.0)
+        return [float(found)] if isinstance(found, (int, float)) else []
+
     def linear_in_teacher(self) -> bool:
         """Whether the gradient is linear in the teacher's probabilities, so that it is right on
         average where these are estimates that are right on average.
@@ -218,13 +266,44 @@ class Loss(Component):
         return as_call(self)
 
 
+class PreparedLoss(Loss):
+    """A loss whose value at a token depends on more than that token, such as a whole answer.
+
+    `prepare` sees the whole optimizer step, once and without gradient. What depends on an answer is
+    a coefficient of its tokens: the gradient of f(sum of log q) is f' times the sum of theirs.
+    """
+
+    def prepare(self, tokens: Tokens) -> Tensor:
+        """A float for each of this process's valid tokens, [n] or [n, k] with the same k and dtype
+        in each step. Runs after the selection, whatever its scope.
+        """
+        raise NotImplementedError
+
+    def per_token_prepared(
+        self, student: Tensor, teacher: Tensor | None, labels: Tensor, prepared: Tensor
+    ) -> Tensor:
+        """As `per_token`, with the rows of `prepared` that belong to these tokens."""
+        raise NotImplementedError
+
+    def per_token(self, student: Tensor, teacher: Tensor | None, labels: Tensor) -> Tensor:
+        """Refused: without a step to prepare there is no value."""
+        raise UsageError(
+            f"loss {self.name!r} is prepared over a whole optimizer step: it can be a [[loss]], "
+            "and neither a score of a selection nor an eval"
+        )
+
+
 class Selection(Component):
     """Which tokens of an optimizer step are trained on."""
 
     component_kind: ClassVar[str] = "selection"
 
     def keep(self, tokens: Tokens) -> Tensor:
-        """A bool for each of this process's valid tokens [n]. Called without gradient."""
+        """A bool for each of this process's valid tokens [n], or floats >= 0: their weights.
+
+        Called without gradient. A term with `on = "kept"` is the weighted mean, divided by the sum
+        of the weights; `on = "dropped"` sees the tokens of weight 0.
+        """
         raise NotImplementedError
 
     def needs_teacher(self) -> bool:
@@ -292,6 +371,7 @@ class StudentOptions:
     config: dict[str, object] | None = None
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     attention: str | None = None
+    balance: Literal["config", "none"] = "config"
     patch: list[Patch] = Field(default_factory=list)
 
     @field_validator("config")
@@ -351,6 +431,27 @@ class Stage:
         seen = dict.fromkeys(nested for one in self._direct() for nested in walk(one))
         return list(seen)
 
+    def by_place(self) -> dict[str, Component]:
+        """Every component by where it is in the recipe, such as `loss.0` or `teacher.members.1`."""
+        found: dict[str, Component] = {}
+        singles: dict[str, Component | None] = {
+            "data": self.data,
+            "teacher": self.teacher,
+            "selection": self.selection,
+        }
+        lists: dict[str, Sequence[Component]] = {
+            "student.patch": self.student.patches,
+            "loss": [term.loss for term in self.terms],
+            "eval": self.evals,
+            "log": self.loggers,
+        }
+        for place, single in singles.items():
+            found |= placed(single, place) if single is not None else {}
+        for place, several in lists.items():
+            for n, one in enumerate(several):
+                found |= placed(one, f"{place}.{n}")
+        return found
+
     def _direct(self) -> Iterator[Component]:
         single = (self.tokenizer, self.tokenizer_data, self.data, self.teacher, self.selection)
         yield from (one for one in single if one is not None)
@@ -376,6 +477,7 @@ class Run:
     vocabulary: int  # ids that student and teachers share; logits are cut to these
     objective: str  # the effective objective as a formula, as `kdcore plan` prints it
     scores: Mapping[str, float | str]  # of the last evaluation
+    reads_teacher: bool  # False where it was opened for evals that need none: it is not loaded
     tokenizer: PreTrainedTokenizerBase  # the student's
     language_model: LanguageModel  # the student as trunk and head
     autocast: Callable[[], AbstractContextManager[Any]]
@@ -490,6 +592,27 @@ class Tokens:
         """The index of the predicting token in its row, int64 [n]."""
         raise NotImplementedError
 
+    @property
+    def document(self) -> Tensor:
+        """The document of each token in its split, int64 [n]."""
+        raise NotImplementedError
+
+    def seen(self, loss: Loss) -> Tensor:
+        """Which tokens the `[[loss]]` of this loss sees after the selection, bool [n]."""
+        raise NotImplementedError
+
+    def count(self, loss: Loss) -> Tensor:
+        """The denominator of that term over the whole step and all processes, a scalar."""
+        raise NotImplementedError
+
+    def by_document(self, values: Tensor) -> Tensor:
+        """Each token's document summed over the step and all processes, float64 [n]."""
+        raise NotImplementedError
+
+    def by_row(self, values: Tensor) -> Tensor:
+        """Each token's row summed over the step, float64 [n]."""
+        raise NotImplementedError
+
     def student_nll(self) -> Tensor:
         """The student's negative log-likelihood of each label, in nats [n]."""
         raise NotImplementedError
@@ -508,6 +631,10 @@ class Tokens:
         N counts the valid tokens of the step. Ties go to the token that comes first; NaN is never
         kept.
         """
+        raise NotImplementedError
+
+    def over_step(self, values: Tensor) -> Tensor:
+        """The values of all processes' tokens in the step's order [N]."""
         raise NotImplementedError
 
     def random(self) -> Tensor:

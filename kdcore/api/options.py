@@ -172,6 +172,23 @@ def walk(component: _Component) -> Iterator[_Component]:
             yield from walk(nested)
 
 
+def placed(component: _Component, place: str) -> Iterator[tuple[str, _Component]]:
+    """A component and all that are nested in it, by their dotted paths."""
+    yield place, component
+    for option, value in option_values(component).items():
+        for path, nested in _placed_in(value, f"{place}.{option}"):
+            yield from placed(nested, path)
+
+
+def _placed_in(value: object, place: str) -> Iterator[tuple[str, Any]]:
+    if _is_component(value):
+        yield place, value
+    elif isinstance(value, list | dict):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, each in items:
+            yield from _placed_in(each, f"{place}.{key}")
+
+
 def _components_in(value: object) -> Iterator[Any]:
     if _is_component(value):
         yield value
@@ -184,9 +201,9 @@ def _is_component(value: object) -> TypeGuard[Named]:
     return hasattr(type(value), "component_kind")
 
 
-def of_options(component: Named) -> str:
+def of_options(component: Named, without: Iterable[str] = ()) -> str:
     """Name and options, defaults included; nested components by their own fingerprints."""
-    return _call(component.name, component, _asked)
+    return _call(component.name, component, _asked, without)
 
 
 def _asked(nested: Named) -> str:

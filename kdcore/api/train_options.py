@@ -67,6 +67,7 @@ class TrainOptions:
     save_every: Literal["epoch"] | Count = "epoch"
     eval_first: bool = True
     eval_rows: Literal["all"] | Count = 2048
+    eval_seed: Annotated[int, Field(ge=0)] = 0
     save_keep: Count = 2
     workers: Literal["auto"] | Annotated[int, Field(ge=0)] = "auto"
 

@@ -1,4 +1,4 @@
-"""`--processes N`: the same command in N processes that find each other through the environment."""
+"""One command in several processes: by `--processes N`, or as another launcher started it."""
 
 from __future__ import annotations
 
@@ -8,18 +8,76 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from contextlib import ExitStack
 from tempfile import TemporaryFile
 from threading import Thread
 
-from kdcore.errors import StartAgain
+from kdcore.errors import StartAgain, UsageError
 
 _TO_END = 10.0  # seconds that processes have when another one has ended
 _TO_SAVE = 600.0  # where one of them may write a checkpoint first
 # A terminal's ^C is for us to pass on, else they get it twice.
 _GROUP = 0 if os.name == "posix" else None
 _LAUNCHED = "KDCORE_LAUNCHED"
+_SHARDED = {
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism config",
+}
+_YES = {"1", "true", "t", "yes", "y", "on"}
+_INSTEAD = (
+    "type kdcore run RECIPE --processes N, or torchrun --nproc-per-node N -m kdcore run RECIPE"
+)
+
+
+def join(environment: MutableMapping[str, str], processes: int) -> None:
+    """Check what a launcher says in the environment, and complete it where there is no GPU.
+
+    `processes` is what the command itself asks for. Raises UsageError for what kdcore cannot do:
+    models in shards, tasks of SLURM that do not know each other, more processes than GPUs.
+    """
+    for variable, name in _SHARDED.items():
+        if environment.get(variable, "").lower() in _YES:
+            raise UsageError(
+                f"the launcher asks for {name} ({variable}), and kdcore trains whole models with "
+                f"DDP; {_INSTEAD}"
+            )
+    if "WORLD_SIZE" in environment:
+        here = environment.get("LOCAL_WORLD_SIZE", environment["WORLD_SIZE"])
+        if int(environment["WORLD_SIZE"]) > 1:
+            _give_each_a_device(environment, int(here))
+    elif _is_one_of_several_tasks(environment):
+        raise UsageError(
+            "srun started several tasks, and none knows of the others (WORLD_SIZE is not set); "
+            f"start one task on each node, and there {_INSTEAD}"
+        )
+    elif processes > 1:
+        _give_each_a_device(environment, processes)
+
+
+def _is_one_of_several_tasks(environment: MutableMapping[str, str]) -> bool:
+    # A batch script is task 0 too, and has the job's SLURM_NTASKS, but is no step of srun.
+    tasks, number = (environment.get(f"SLURM_{x}", "0") for x in ("STEP_NUM_TASKS", "PROCID"))
+    return int(tasks) > 1 or int(number) > 0
+
+
+def _give_each_a_device(environment: MutableMapping[str, str], processes: int) -> None:
+    """All on the CPU where there is no GPU."""
+    import torch
+
+    gpus = torch.cuda.device_count()
+    if environment.get("ACCELERATE_USE_CPU", "").lower() in _YES:
+        return
+    if not gpus:
+        environment["ACCELERATE_USE_CPU"] = "true"
+    elif gpus < processes:
+        raise UsageError(
+            f"there are {processes} processes and {gpus} GPU{'s' * (gpus > 1)} here, and each "
+            f"process takes one; type --processes {gpus}, or ACCELERATE_USE_CPU=true before the "
+            "command for the CPU"
+        )
 
 
 def launch(arguments: Sequence[str], processes: int) -> int:
@@ -60,8 +118,6 @@ def _launch(arguments: Sequence[str], processes: int) -> int:
 
 
 def _environment(rank: int, processes: int, port: str) -> dict[str, str]:
-    import torch
-
     threads = max(1, (os.cpu_count() or 1) // processes)
     found = {
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
@@ -73,8 +129,6 @@ def _environment(rank: int, processes: int, port: str) -> dict[str, str]:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": port,
     }
-    if torch.cuda.device_count() < processes:
-        found["ACCELERATE_USE_CPU"] = "true"
     return {**os.environ, **found}
 
 

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from kdcore.cli.examples import as_epilog, epilog_of
 from kdcore.cli.results import tell_results
 from kdcore.errors import KdcoreError, PluginError, RunError, UsageError
 from kdcore.files import machine_fault, refusal
@@ -43,6 +44,8 @@ _WELCOME = """\
 kdcore run quickstart        distil a small model in a few minutes, on any machine
 kdcore recipes               what else there is to run
 kdcore new recipe FROM [TO]  begin your own from one of them
+kdcore new recipe --teacher MODEL --student MODEL|20M --data FILE
+                             begin one for your own models and text
 kdcore new plugin NAME       a package for your own loss, data, teacher, selection, ..."""
 
 Plugins = Annotated[
@@ -76,18 +79,42 @@ class _Verbs(TyperGroup):
             return _listed(found)
         return _loaded(found)
 
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, command, rest = super().resolve_command(ctx, args)
+        if ctx.resilient_parsing and command is not None:  # a shell completes its arguments
+            from kdcore.cli.completion import complete_arguments
 
-app = typer.Typer(cls=_Verbs, invoke_without_command=True, add_completion=False)
+            verb = _verbs().get(args[0])
+            command = _loaded(verb) if verb is not None else command
+            complete_arguments(command)
+        return name, command, rest
+
+
+app = typer.Typer(cls=_Verbs, invoke_without_command=True)
 
 
 @app.callback()
-def kdcore(ctx: typer.Context) -> None:
+def kdcore(
+    ctx: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
     """Distillation and loss experiments on causal language models, as plugins and recipes."""
+    if version:
+        from importlib.metadata import version as version_of
+
+        print(f"kdcore {version_of('kdcore')}")
+        raise typer.Exit
     if ctx.invoked_subcommand is None:
         print(_WELCOME)
 
 
-@app.command()
+@app.command(
+    epilog=as_epilog(
+        "kdcore run quickstart",
+        "kdcore run quickstart --stage ce --each seed=0,1",
+        "kdcore run mine.toml --set train.lr=1e-4 --log tracker",
+    )
+)
 def run(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE|RUN", help="A recipe, or a run.")],
     sets: Sets = None,
@@ -115,9 +142,10 @@ def run(
 ) -> None:
     """Run a recipe, or go on with a run. Standard output has each stage's folder, the last last."""
     _tell(quiet)
-    from kdcore.cli.launch import end_with_launcher, launch
+    from kdcore.cli.launch import end_with_launcher, join, launch
 
     end_with_launcher()
+    join(os.environ, processes)
     if processes > 1 and "WORLD_SIZE" not in os.environ:
         raise SystemExit(launch(sys.argv[1:], processes))
     from kdcore.runs.runner import Asked, run_all
@@ -140,7 +168,9 @@ def run(
             tell_results(folders, as_json=as_json)
 
 
-@app.command()
+@app.command(
+    epilog=as_epilog("kdcore check quickstart rho_qwen", "kdcore check mine.toml --set train.lr=1")
+)
 def check(
     recipes: Annotated[list[str], typer.Argument(metavar="RECIPE...")],
     sets: Sets = None,
@@ -285,7 +315,7 @@ def _loaded(verb: EntryPoint) -> Any:
     if isinstance(found, typer.Typer):
         return typer.main.get_command(found)
     alone = typer.Typer(add_completion=False)
-    alone.command(name=verb.name)(found)
+    alone.command(name=verb.name, epilog=epilog_of(found))(found)
     return typer.main.get_command(alone)
 
 

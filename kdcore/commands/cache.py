@@ -14,6 +14,7 @@ from kdcore_panel.numbers import percent
 from rich.console import Console
 from rich.text import Text
 
+from kdcore.cli.examples import as_epilog
 from kdcore.cli.main import host_of
 from kdcore.commands.cache_tables import line_of, planned, size, table_of
 from kdcore.commands.output import AsJson, Plugins, print_json, tell
@@ -40,7 +41,7 @@ Sets = Annotated[
 ]
 
 
-@cache.command()
+@cache.command(epilog=as_epilog("kdcore cache build mine.toml"))
 def build(
     recipe: Annotated[str, typer.Argument(help="A path, or the name of a shipped recipe.")],
     stage: StageName = None,
@@ -59,7 +60,9 @@ def build(
             tell(Text(f"{kept.folder}: {said}; it holds {percent(there)} {of}"))
 
 
-@cache.command()
+@cache.command(
+    epilog=as_epilog("kdcore cache verify", "kdcore cache verify mine.toml --sample 500")
+)
 def verify(
     what: Annotated[
         str | None,
@@ -89,7 +92,7 @@ def verify(
         raise RunError("\n".join(wrong))
 
 
-@cache.command()
+@cache.command(epilog=as_epilog("kdcore cache ls"))
 def ls(out: Out = Path("runs"), as_json: AsJson = False) -> None:
     """List what is stored: of which teacher and data, how many bytes, how much of it is there."""
     rows = [line_of(one) for one in stores_in(out / "caches")]
@@ -101,7 +104,7 @@ def ls(out: Out = Path("runs"), as_json: AsJson = False) -> None:
         tell(table_of(rows))
 
 
-@cache.command()
+@cache.command(epilog=as_epilog("kdcore cache rm 0123456789ab --yes"))
 def rm(
     names: Annotated[list[str], typer.Argument(metavar="STORE...", help="Names, or their ends.")],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,

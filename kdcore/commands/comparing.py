@@ -34,6 +34,8 @@ class Told:
     settings: Settings  # without the seed, and without what cannot change the result
     scores: Mapping[str, float]  # the last value of each evaluation
     unfinished_at: int | None  # the step, or None where it is finished
+    rows_drawn_by: object = None  # the seed of the held-out rows; None where all of them are
+    is_old: bool = False  # begun before these rows had a seed of their own
     failure: str | None = None  # why its last start ended before its end
 
 
@@ -42,7 +44,12 @@ def tell_run(folder: Path) -> Told:
     table = read_settings(folder)
     history = History(read_metrics(folder))
     scores = {curve.name.removeprefix("eval/"): curve.now for curve in history.group("eval/")}
+    train = table.get("train", {})
+    old = "eval_seed" not in train
+    drawn_by = table.get("seed", 0) if old else train["eval_seed"]
     return Told(
+        rows_drawn_by=None if train.get("eval_rows") == "all" else drawn_by,
+        is_old=old,
         folder=folder,
         name=str(table.get("name") or folder.name.rpartition("-")[0]),
         seed=table.get("seed", 0),

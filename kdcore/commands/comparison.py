@@ -35,7 +35,7 @@ def comparison_in_full(folders: Sequence[Path]) -> list[RenderableType]:
     groups = grouped([tell_run(folder) for folder in folders])
     keys = differing(groups)
     shown = {key for group in groups for key in _telling(group, groups)}
-    parts: list[RenderableType] = [_table(groups)]
+    parts: list[RenderableType] = [_table(groups), *_told_of_rows(groups)]
     if not shown >= set(keys):
         parts += [Text(), _differences(groups, keys)]
     return [*parts, *reasons([run.folder for group in groups for run in group.runs])]
@@ -46,6 +46,17 @@ def reasons(folders: Sequence[Path]) -> list[RenderableType]:
     found = [(folder.name, failure_of(folder)) for folder in folders]
     lines = [Text.assemble((f"{name}  ", "bold"), why) for name, why in found if why]
     return [Text(), *lines] if lines else []
+
+
+def _told_of_rows(groups: Sequence[Group]) -> list[RenderableType]:
+    """A line where runs were not measured on the same held-out rows."""
+    runs = [run for group in groups for run in group.runs]
+    drawn = [run for run in runs if run.rows_drawn_by is not None]
+    if len({run.rows_drawn_by for run in drawn}) < 2:
+        return []
+    old = sum(run.is_old for run in drawn)
+    why = f"; {old} of these runs are older than train.eval_seed" if old else ""
+    return [Text(f"the held-out rows were not drawn by one seed{why}", "yellow")]
 
 
 def _table(groups: Sequence[Group]) -> Fitting:

@@ -9,11 +9,13 @@ from kdcore_panel.numbers import size
 from rich.table import Table
 from rich.text import Text
 
+from kdcore.cli.examples import examples
 from kdcore.cli.main import host_of
 from kdcore.commands.output import AsJson, Plugins, print_json, tell
 from kdcore.runs.environment import environment_of
 
 
+@examples("kdcore env", "kdcore env --json")
 def env(as_json: AsJson = False, plugins: Plugins = None) -> None:
     """Versions, machine, devices and plugins, as they stand in a bug report.
 

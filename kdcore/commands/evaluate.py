@@ -16,6 +16,7 @@ from kdcore_panel.facts import read_settings
 from kdcore_panel.numbers import value
 from rich.text import Text
 
+from kdcore.cli.examples import examples
 from kdcore.cli.main import host_of
 from kdcore.commands.fitting import Column, Fitting
 from kdcore.commands.models import Named, named
@@ -31,6 +32,11 @@ if TYPE_CHECKING:
     from kdcore.api.contracts import Stage
 
 
+@examples(
+    "kdcore eval last",
+    "kdcore eval quickstart.kd --use perplexity",
+    "kdcore eval ./student ./teacher --recipe mine.toml",
+)
 def evaluate(
     models: Annotated[list[str], typer.Argument(metavar="RUN|MODEL...")],
     uses: Annotated[

@@ -5,17 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+from kdcore_panel.facts import read_settings
 
+from kdcore.api.contracts import Data
+from kdcore.cli.examples import examples
 from kdcore.commands.models import named
+from kdcore.data.encoding import bos_of
 from kdcore.errors import UsageError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+@examples(
+    'kdcore generate last --prompt "Once upon a time"',
+    'kdcore generate mine ./teacher --prompt "Why?" --chat --temperature 0',
+)
 def generate(
     models: Annotated[list[str], typer.Argument(metavar="RUN|MODEL...")],
     prompts: Annotated[
@@ -36,8 +44,8 @@ def generate(
     for each, place in zip(found, places, strict=True):
         if len(found) > 1:
             print(f"--- {each.name}")
-        is_run = each.run is not None
-        print("\n\n".join(_written(place, prompts, chat, is_run, sampling)))
+        begins = _begins(each.run)
+        print("\n\n".join(_written(place, prompts, chat, begins, sampling)))
         if len(found) > 1:
             print()
 
@@ -52,7 +60,11 @@ class _Sampling:
 
 
 def _written(
-    place: str, prompts: Sequence[str], chat: bool, is_run: bool, sampling: _Sampling
+    place: str,
+    prompts: Sequence[str],
+    chat: bool,
+    begins: Literal["auto"] | bool,
+    sampling: _Sampling,
 ) -> list[str]:
     """What a model makes of each prompt; in a dialogue its answer only."""
     import torch
@@ -64,12 +76,23 @@ def _written(
     tokenizer = load_tokenizer(place)
     given = [_as_turn(tokenizer, prompt, place) for prompt in prompts] if chat else prompts
     model = load_model(place, dtype=dtype_of("auto", device), device=device)
-    # Runs are trained on rows without special tokens; a template brings its own.
-    special = not is_run and not chat
-    texts = write(model, tokenizer, given, special_tokens=special, **vars(sampling))
+    # A template brings its own.
+    bos = [] if chat else bos_of(Data(bos=begins), tokenizer)
+    texts = write(model, tokenizer, given, bos=bos, **vars(sampling))
     if chat:
         return texts
     return [prompt + text for prompt, text in zip(prompts, texts, strict=True)]
+
+
+def _begins(run: Path | None) -> Literal["auto"] | bool:
+    """Whether texts begin with a bos: as the documents of a run, a model's as its tokenizer says.
+
+    Runs that say nothing of it are older, and began without.
+    """
+    begins: Literal["auto"] | bool = "auto"
+    if run is not None:
+        begins = read_settings(run).get("data", {}).get("bos", False)
+    return begins
 
 
 def _as_turn(tokenizer: PreTrainedTokenizerBase, prompt: str, place: str) -> str:

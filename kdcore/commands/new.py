@@ -5,35 +5,102 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tomli
 import typer
 
+from kdcore.cli.examples import as_epilog
 from kdcore.commands.plugin_template import check_name, files_of
 from kdcore.errors import UsageError
 from kdcore.recipe.files import find_recipe, recipe_name
+from kdcore.recipe.recipe import NAME
+
+Kind = Literal["sft", "text"]
 
 new = typer.Typer(
     help="Begin a recipe or a plugin of your own.", no_args_is_help=True, add_completion=False
 )
 
 
-@new.command()
+Model = Annotated[str | None, typer.Option(metavar="MODEL", help="A folder, or a name on the hub.")]
+
+
+@new.command(
+    epilog=as_epilog(
+        "kdcore new recipe quickstart mine.toml",
+        "kdcore new recipe mine.toml --teacher ./teacher --student 20M --data answers.jsonl",
+    )
+)
 def recipe(
-    source: Annotated[str, typer.Argument(metavar="FROM", help="A shipped recipe or a file.")],
+    source: Annotated[
+        str | None, typer.Argument(metavar="FROM", help="A shipped recipe or a file.")
+    ] = None,
     target: Annotated[
         Path | None, typer.Argument(metavar="TO", help="The new file; beside you by default.")
     ] = None,
+    teacher: Model = None,
+    student: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL|20M", help="A model, or how many parameters a fresh one has."),
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(metavar="FILE", help="What to train on: JSON lines, text, ...")
+    ] = None,
+    kind: Annotated[
+        Kind | None, typer.Option(help="Answers (sft) or all text; by default what the file has.")
+    ] = None,
 ) -> None:
-    """Copy a recipe, comments and all, to change it."""
+    """Begin a recipe: a copy of FROM, or one for your own teacher, student and file."""
+    if any((teacher, student, data, kind)):
+        if target is not None:
+            raise UsageError("--teacher, --student and --data begin a recipe without FROM")
+        _from_models(teacher, student, data, kind, source)
+    elif source is None:
+        raise UsageError(
+            "a new recipe begins FROM another (kdcore recipes lists them), or from --teacher, "
+            "--student and --data"
+        )
+    else:
+        _copy(source, target)
+
+
+def _copy(source: str, target: Path | None) -> None:
+    """A recipe, comments and all, to change it."""
     path = find_recipe(source)
     target = (target or Path(path.name)).with_suffix(".toml")
     if os.path.exists(target):
         raise UsageError(f"{target} exists already: kdcore new recipe {source} OTHER_NAME")
     target.parent.mkdir(parents=True, exist_ok=True)
-    _write_new(target, _same_base(path.read_text(encoding="utf-8"), path, target))
+    _write_recipe(target, _same_base(path.read_text(encoding="utf-8"), path, target))
     print(f"{target}\nkdcore check {target}\nkdcore run {target}")
+
+
+def _from_models(
+    teacher: str | None, student: str | None, data: str | None, kind: Kind | None, to: str | None
+) -> None:
+    """A recipe for models and a file: what is wrong with these is told before anything is kept."""
+    from kdcore.commands.data_file import look_at
+    from kdcore.commands.recipe_template import measure, recipe_text
+    from kdcore.commands.student_choice import choose
+
+    given = {"teacher": teacher, "student": student, "data": data}
+    missing = [f"--{name}" for name, value in given.items() if not value]
+    if missing or not (teacher and student and data):
+        raise UsageError(f"{' and '.join(missing)} missing: a new recipe needs all three")
+    target = Path(to or _stem(data)).with_suffix(".toml")
+    if not NAME.fullmatch(target.stem):
+        raise UsageError(f"{target.stem!r} cannot name runs: use letters, digits, '.', '_' and '-'")
+    if os.path.exists(target):
+        raise UsageError(f"{target} exists already: put another name after `new recipe`")
+    file, choice = look_at(data, kind), choose(teacher, student)
+    _write_recipe(target, recipe_text(file, choice, measure(file, choice)))
+    print(target, *(f"kdcore {verb} {target}" for verb in ("check", "doctor", "run")), sep="\n")
+
+
+def _stem(data: str) -> str:
+    """A recipe's name after a file's."""
+    return re.sub(r"[^\w.-]+", "_", Path(data).name.split(".")[0]).strip("._-") or "mine"
 
 
 def _same_base(text: str, source: Path, target: Path) -> str:
@@ -62,7 +129,7 @@ def _finds(name: str, folder: Path, base: Path) -> bool:
         return False
 
 
-@new.command()
+@new.command(epilog=as_epilog("kdcore new plugin kdcore-mine"))
 def plugin(
     name: Annotated[str, typer.Argument(help="Of the package, such as kdcore-mine.")],
 ) -> None:
@@ -78,6 +145,20 @@ def plugin(
     print(f"pip install -e ./{folder}")
 
 
+def _write_recipe(target: Path, text: str) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        _write_new(target, text)
+    except OSError as error:
+        raise UsageError(f"cannot write {target}: {error.strerror}") from None
+
+
 def _write_new(path: Path, text: str) -> None:
-    with path.open("x", encoding="utf-8") as file:  # "x": never over anything
-        file.write(text)
+    """Never over anything, and all of it or nothing."""
+    with path.open("x", encoding="utf-8") as file:
+        try:
+            file.write(text)
+            file.flush()
+        except OSError:
+            path.unlink()
+            raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -14,9 +15,14 @@ from rich.table import Table
 from rich.text import Text
 
 from kdcore.analysis.plan import StagePlan, plans_of
+from kdcore.cli.examples import examples
 from kdcore.cli.main import host_of
 from kdcore.commands.output import Plugins, tell
-from kdcore.recipe.recipe import read_recipe
+from kdcore.errors import KdcoreError
+from kdcore.guard import listed
+from kdcore.objective.teachers import teachers_in
+from kdcore.recipe.recipe import Recipe, read_recipe
+from kdcore.runs.open import finals_of
 
 Train = Any  # the recipe's [train]
 Facts = Iterator[tuple[str, str]]
@@ -27,6 +33,7 @@ _TOKEN = 4  # bytes of a token on disk
 _MARGIN = (0, 0, 0, 2)
 
 
+@examples("kdcore plan quickstart", "kdcore plan mine.toml --set data.block=1024")
 def plan(
     recipe: Annotated[str, typer.Argument(help="A path, or the name of a shipped recipe.")],
     sets: Annotated[
@@ -35,6 +42,9 @@ def plan(
     logs: Annotated[
         list[str] | None, typer.Option("--log", metavar="NAME", help="Add a logger by name.")
     ] = None,
+    out: Annotated[
+        Path, typer.Option(help="Where runs are kept; teachers may know something of their caches.")
+    ] = Path("runs"),
     plugins: Plugins = None,
 ) -> None:
     """Tell what a recipe will do: objective, sizes, steps, memory and disk. Loads no weights."""
@@ -44,8 +54,20 @@ def plan(
     symbols: dict[str, str] = {}
     for each in plans_of(found):
         _tell_stage(each)
+        for said in _warnings(found, each.stage.name, out):
+            tell(Padding(Text(said, "yellow"), _MARGIN), "")
         symbols |= each.symbols
     tell(Text("symbols", "bold"), _grid(symbols.items()))
+
+
+def _warnings(recipe: Recipe, stage: str, out: Path) -> list[str]:
+    """What its teachers say of it, as far as their own models are there."""
+    try:
+        built = recipe.build(stage, finals_of(recipe, stage, out))
+        teachers = teachers_in(built.components())
+        return [said for one in teachers for said in listed(one, "warnings", built, out / "caches")]
+    except (KdcoreError, OSError):
+        return []
 
 
 def _tell_stage(plan: StagePlan) -> None:
@@ -85,7 +107,8 @@ def _facts(plan: StagePlan) -> Facts:
         yield "teacher", said["teacher"]
     tokenizer = said.get("tokenizer", "the student's own")
     yield "tokenizer", tokenizer + (f": {plan.ids:,} ids" if plan.ids else "")
-    yield "data", said["data"] + _laid(plan)
+    begins = f", each beginning with {plan.bos!r}" if plan.bos else ""
+    yield "data", said["data"] + _laid(plan) + begins
     if "selection" in said:
         yield "keeps", f"{said['selection']}: {_ranked(plan)}"
     yield "trains", _length(plan)
@@ -145,9 +168,9 @@ def _rate(train: Train, steps: int | None) -> str:
     if not train.warmup:
         return f"{said}, no warm-up"
     if train.warmup >= 1:
-        return f"{said}, {int(train.warmup)} steps of warm-up"
+        return f"{said}, {int(train.warmup)} steps of warm-up, the first at rate 0"
     counted = f" ({round(train.warmup * steps)} steps)" if steps else ""
-    return f"{said}, {percent(train.warmup)} of the steps as warm-up{counted}"
+    return f"{said}, {percent(train.warmup)} of the steps as warm-up{counted}, the first at rate 0"
 
 
 def _optimizer(train: Train) -> str:

@@ -18,6 +18,7 @@ from rich.text import Text
 
 from kdcore.api.contracts import KINDS, Component
 from kdcore.api.options import options_of
+from kdcore.cli.examples import examples
 from kdcore.cli.main import host_of
 from kdcore.commands.output import AsJson, Plugins, print_json, tell
 from kdcore.errors import UsageError
@@ -27,9 +28,11 @@ if TYPE_CHECKING:
     Plugin = Any  # what Host.plugins holds
 
 
+@examples("kdcore plugins", "kdcore plugins skew-kl", "kdcore plugins -p ./mine.py")
 def plugins(
     name: Annotated[
-        str | None, typer.Argument(help="A plugin or a component: then with every option.")
+        str | None,
+        typer.Argument(metavar="PLUGIN|COMPONENT", help="One of them, with every option."),
     ] = None,
     as_json: AsJson = False,
     plugins: Plugins = None,

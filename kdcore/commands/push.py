@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kdcore.checksums import refuse_changed
+from kdcore.cli.examples import examples
 from kdcore.errors import RunError, UsageError
 from kdcore.runs.folder import find_run
 
@@ -22,6 +23,7 @@ _PART = r"[A-Za-z0-9_](?:[\w.-]{0,94}[A-Za-z0-9_])?"
 _REPOSITORY = re.compile(rf"{_PART}/{_PART}", re.ASCII)
 
 
+@examples("kdcore push last me/my-student --private")
 def push(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A finished run.")],
     repository: Annotated[str, typer.Argument(metavar="REPO", help="OWNER/NAME on the hub.")],

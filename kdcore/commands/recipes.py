@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
+from kdcore.cli.examples import examples
 from kdcore.commands.output import AsJson, print_json, tell
 from kdcore.recipe.files import recipe_name, shipped_recipes
 
@@ -15,6 +16,7 @@ _NEEDS = "Needs:"
 _SMALLER = "A 24 GB card:"
 
 
+@examples("kdcore recipes", "kdcore recipes --json")
 def recipes(as_json: AsJson = False) -> None:
     """List the shipped recipes: what each shows, what it needs, and how it fits 24 GB."""
     found = [_described(path) for path in shipped_recipes()]

@@ -15,6 +15,7 @@ from kdcore_panel.numbers import duration, value
 from kdcore_panel.summary import Summary
 from rich.text import Text
 
+from kdcore.cli.examples import examples
 from kdcore.commands import show_options as asked
 from kdcore.commands.comparison import as_rows, comparison_in_full, reasons, to_csv
 from kdcore.commands.fitting import Column, Fitting
@@ -25,6 +26,12 @@ from kdcore.runs.folder import failure_of, find_run, finished, runs_in
 AsCsv = Annotated[bool, typer.Option("--csv", help="As CSV.")]
 
 
+@examples(
+    "kdcore show",
+    "kdcore show last",
+    'kdcore show "quickstart.*" --csv',
+    "kdcore show --data quickstart --rows 1",
+)
 def show(
     runs: Annotated[
         list[str] | None,

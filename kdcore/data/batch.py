@@ -75,6 +75,8 @@ class Coarse(NamedTuple):
 
     ids: Tensor  # int64 [n, k], no id twice at a position, fewer than there are
     log_probabilities: Tensor  # [n, k + 1] at temperature 1; the last one is of all other ids
+    tempered: Mapping[float, Tensor] | None = None
+    """Temperature T -> [n]: T times the log of the sum of the others' p^(1/T). None: not told."""
 
 
 class TextSource(Protocol):
@@ -85,7 +87,9 @@ class TextSource(Protocol):
     block: int
     rows: Literal["pack", "chunk", "one"]
     cut: Literal["left", "right", "split"]
+    bos: Literal["auto"] | bool
     eos: bool
+    special_tokens: Literal["text", "parse"]
 
     @property
     def fresh_each_epoch(self) -> bool:

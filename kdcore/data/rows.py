@@ -11,6 +11,7 @@ import numpy as np
 
 from kdcore.data import packing
 from kdcore.data.batch import Row, Split, TextSource
+from kdcore.data.encoding import bos_of
 from kdcore.data.packing import Pieces
 from kdcore.data.tokenized import TokenStore, tokenise
 from kdcore.errors import RunError, UsageError
@@ -147,8 +148,9 @@ def lay_texts(
     known = held.get(split)
     if known is None or known[0] is not tokenizer:
         known = held[split] = (tokenizer, tokenise(data, split, tokenizer))
-        return _rows_of(data, split, known[1], start, told=True)
-    return _rows_of(data, split, known[1], start, told=False)
+        begins = str(tokenizer.decode(bos_of(data, tokenizer)))
+        return _rows_of(data, split, known[1], start, begins)
+    return _rows_of(data, split, known[1], start)
 
 
 def lay_documents(
@@ -163,7 +165,7 @@ def lay_documents(
     from kdcore.data.tokenized import keep_documents
 
     check_block(data)
-    return _rows_of(data, split, keep_documents(data, split, documents, key), 0, told=True)
+    return _rows_of(data, split, keep_documents(data, split, documents, key), 0, "")
 
 
 _held: WeakKeyDictionary[TextSource, dict[str, tuple[object, TokenStore]]] = WeakKeyDictionary()
@@ -176,8 +178,9 @@ def check_block(data: TextSource) -> None:
 
 
 def _rows_of(
-    data: TextSource, split: str, store: TokenStore, start: int, *, told: bool
+    data: TextSource, split: str, store: TokenStore, start: int, begins: str | None = None
 ) -> LaidRows:
+    """`begins`: what each document begins with, to tell of the rows; None: they were told of."""
     pieces = laid(data, store.lengths, start)
     rows = PieceRows(Split(split, store.fingerprint(), store.lengths), store, pieces)
     if data.rows != "chunk":
@@ -185,8 +188,8 @@ def _rows_of(
     rows.dropped = store.dropped + len(store.lengths) - len(np.unique(pieces.document))
     if not len(rows):
         raise RunError(f"the {split} texts of data {data.name!r} are too short to train on")
-    if told:
-        _tell(data, rows)
+    if begins is not None:
+        _tell(data, rows, begins)
     return rows
 
 
@@ -199,13 +202,15 @@ def laid(data: TextSource, lengths: np.ndarray, start: int = 0) -> Pieces:
     return packing.one(lengths, data.block, data.cut)
 
 
-def _tell(data: TextSource, rows: LaidRows) -> None:
+def _tell(data: TextSource, rows: LaidRows, begins: str) -> None:
     """One line on what became of the texts."""
     tokens = int(rows.lengths.sum())
     said = (
         f"{rows.split.name}: {len(rows.split.lengths):,} documents, {tokens:,} tokens in "
         f"{len(rows):,} rows of at most {data.block}, {tokens / len(rows) / data.block:.1%} full"
     )
+    if begins:
+        said += f"; each begins with {begins!r}"
     if rows.cut:
         lossy = data.rows == "one" and data.cut != "split"
         how = f"at the {data.cut}" if lossy else "into pieces"

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kdcore.data.batch import Row, Split, TextSource
+from kdcore.data.encoding import Encoder, SpelledCount
 from kdcore.data.rows import LaidRows, PieceRows, check_block, laid
-from kdcore.data.tokenized import TokenStore, by_size, encoded, eos_of, utf8
+from kdcore.data.tokenized import TokenStore, by_size, utf8
 from kdcore.errors import RunError
 from kdcore.guard import blame
 from kdcore.hashing import digest, of_tokenizer
@@ -72,17 +73,19 @@ class _Texts(Stream):
     def __init__(
         self, data: TextSource, split: str, tokenizer: PreTrainedTokenizerBase, window: int
     ) -> None:
+        self._encoder = Encoder(data, tokenizer)
+        made_of = [split, data.fingerprint(), of_tokenizer(tokenizer), *self._encoder.bos]
         hashed = digest()
-        hashed.update(f"stream 1 {split} {data.fingerprint()} {of_tokenizer(tokenizer)}".encode())
+        hashed.update(f"stream 1 {' '.join(map(str, made_of))}".encode())
         super().__init__(split, hashed.hexdigest())
-        self._data, self._tokenizer, self._window = data, tokenizer, window * data.block
-        self._eos = eos_of(data, tokenizer)
+        self._data, self._window = data, window * data.block
+        self._spelled = SpelledCount(self._encoder)
 
     def windows(self, start: Place) -> Iterator[tuple[Place, LaidRows]]:
         """Documents of about `window` full rows at a time."""
         texts, place, held = self._data.texts(self.split.name), start, _Window()
         for portion in self._portions(_from(texts, start)):
-            held.add(encoded([text for text in portion if text], self._tokenizer, self._eos))
+            held.add(self._encoder([text for text in portion if text]))
             read = place.read + len(portion)
             if held.tokens < self._window:
                 place = replace(place, read=read)
@@ -107,6 +110,9 @@ class _Texts(Stream):
 
     def _checked(self, text: str) -> str:
         utf8(text, self._data, self.split.name)
+        if not self._spelled.texts:  # nobody knows how many there will be: the first one is told of
+            self._spelled.see(text)
+            self._spelled.tell(self.split.name, None)
         return text
 
     def _laid(self, held: _Window, first: int) -> LaidRows:

@@ -8,8 +8,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from functools import partial
-from itertools import chain
 from multiprocessing.connection import wait
 from threading import Thread
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -17,9 +15,10 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import numpy as np
 
 from kdcore.data.batch import TextSource
+from kdcore.data.encoding import Encoder, SpelledCount
 from kdcore.data.token_cache import verified
 from kdcore.errors import KdcoreError, PluginError, RunError
-from kdcore.hashing import digest, of_tokenizer
+from kdcore.hashing import digest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -106,18 +105,17 @@ def _taken(parts: Sequence[np.ndarray], places: Places, length: np.ndarray) -> n
 
 def tokenise(data: TextSource, split: str, tokenizer: PreTrainedTokenizerBase) -> TokenStore:
     """The texts of a split as ids, from the cache if these very texts were tokenised before."""
-    eos = eos_of(data, tokenizer)
-    made_with = f"1 {of_tokenizer(tokenizer)} {eos}"
-    texts = _Texts(data, split, made_with)
+    encoder = Encoder(data, tokenizer)
+    texts = _Texts(data, split, encoder)
     key = texts.read()
     if not texts.filled:
         raise RunError(f"data {data} has no text in its {split!r} split")
+    texts.spelled.tell(split, texts.filled)
 
     def portions() -> Iterator[dict[str, np.ndarray]]:
-        again = _Texts(data, split, made_with)
+        again = _Texts(data, split, encoder)
         processes = cores() if texts.characters > _LARGE else 1
-        work = partial(encoded, tokenizer=tokenizer, eos=eos)
-        yield from in_order(work, by_size(again, len), processes)
+        yield from in_order(encoder, by_size(again, len), processes)
         if again.key() != key:
             raise PluginError(
                 f"data {data.name!r} gave other texts when it was asked for its {split!r} split "
@@ -152,10 +150,11 @@ def stored(
 class _Texts:
     """The texts of a split, hashed as they pass. What was read is known at the end."""
 
-    def __init__(self, data: TextSource, split: str, made_with: str) -> None:
+    def __init__(self, data: TextSource, split: str, encoder: Encoder) -> None:
         self._data, self._split = data, split
         self._hashed = digest()
-        self._hashed.update(made_with.encode())
+        self._hashed.update(encoder.fingerprint().encode())
+        self.spelled = SpelledCount(encoder)
         self.documents = self.filled = self.characters = 0
 
     def __iter__(self) -> Iterator[str]:
@@ -170,9 +169,9 @@ class _Texts:
                 yield text
 
     def read(self) -> str:
-        """Read all of them for their key."""
-        for _ in self:
-            pass
+        """Read all of them for their key, and look at them."""
+        for text in self:
+            self.spelled.see(text)
         return self.key()
 
     def key(self) -> str:
@@ -196,18 +195,6 @@ def utf8(text: object, data: TextSource, split: str) -> bytes:
         ) from error
 
 
-def eos_of(data: TextSource, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """What ends each document."""
-    if not data.eos:
-        return []
-    if tokenizer.eos_token_id is None:
-        raise RunError(
-            f"the tokenizer {tokenizer.name_or_path!r} has no end-of-sequence token to end the "
-            "documents with; set eos = false in [data]"
-        )
-    return [int(tokenizer.eos_token_id)]
-
-
 def by_size(items: Iterable[_Item], size: Callable[[_Item], int]) -> Iterator[list[_Item]]:
     """At least one portion, also when there is nothing: a file without any has no columns."""
     portion, held = list[_Item](), 0
@@ -218,30 +205,6 @@ def by_size(items: Iterable[_Item], size: Callable[[_Item], int]) -> Iterator[li
             yield portion
             portion, held = [], 0
     yield portion
-
-
-def encoded(
-    texts: list[str], tokenizer: PreTrainedTokenizerBase, eos: list[int]
-) -> dict[str, np.ndarray]:
-    """The ids of texts end to end, and how many each has. Those without are left out."""
-    found = _ids(texts, tokenizer) if texts else []
-    documents = [ids + eos for ids in found if ids]
-    lengths = np.array([len(ids) for ids in documents], np.int32)
-    flat = np.fromiter(chain.from_iterable(documents), np.int32, int(lengths.sum()))
-    return {"ids": flat, "lengths": lengths}
-
-
-def _ids(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """No special tokens: a bos would stand in the middle of packed and cut rows."""
-    encoded = tokenizer(
-        texts,
-        add_special_tokens=False,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        verbose=False,
-    )
-    ids: list[list[int]] = encoded["input_ids"]
-    return ids
 
 
 def _array(part: Any) -> np.ndarray:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from kdcore.errors import RunError
+from kdcore.models.causal_lm import random_ids, same, still
 from kdcore.models.locations import file_on_hub, place_of, refuse_pickle
 
 if TYPE_CHECKING:
@@ -124,15 +125,65 @@ def _short(name: str) -> str:
 def merged(model: PreTrainedModel) -> PreTrainedModel:
     """An ordinary model, all of it trained: an adapter on it becomes part of its weights.
 
-    What was merged lies nowhere by a name.
+    What was merged lies nowhere by a name. It says what the adapted model says, or RunError.
     """
     merge = getattr(model, "merge_and_unload", None)
     if merge is None:
         return model
+    adapted: Any = model
+    before = _said(model)
+    _untie(adapted.get_base_model())
     made: PreTrainedModel = merge()
     made.name_or_path = made.config._name_or_path = ""
     made.requires_grad_(True)
+    _tell_untied(made)
+    _refuse_another(before, _said(made))
     return made
+
+
+def _untie(model: PreTrainedModel) -> None:
+    """Give head and embeddings a matrix each, where they share one and one of them is adapted.
+
+    Merging what adapts the one would change the other too.
+    """
+    ends: list[Any] = [model.get_output_embeddings(), model.get_input_embeddings()]  # type: ignore[no-untyped-call]
+    head, embeddings = map(_plain, ends)
+    shared = getattr(head, "weight", None)
+    if shared is not None and shared is embeddings.weight and ends != [head, embeddings]:
+        head.weight = nn.Parameter(shared.detach().clone(), requires_grad=False)
+
+
+def _tell_untied(model: PreTrainedModel) -> None:
+    """Let the config say of two matrices that they are two, or the saved model would have one."""
+    config, head = model.config, model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    shares = getattr(head, "weight", None) is model.get_input_embeddings().weight
+    if shares or not getattr(config.get_text_config(), "tie_word_embeddings", False):
+        return
+    config.get_text_config().tie_word_embeddings = config.tie_word_embeddings = False
+    _log.info("the adapter makes two matrices of head and embeddings, which its base ties")
+
+
+def _plain(module: Any) -> Any:
+    """The module that an adapter wraps, or itself."""
+    while isinstance(inner := getattr(module, "base_layer", None), nn.Module):
+        module = inner
+    return module
+
+
+def _said(model: PreTrainedModel) -> Tensor:
+    """The logits of a few ids."""
+    with still(model):
+        ids = random_ids(model, model.get_input_embeddings().weight.device)  # type: ignore[arg-type]
+        logits: Tensor = model(input_ids=ids, use_cache=False).logits
+    return logits
+
+
+def _refuse_another(adapted: Tensor, merged: Tensor) -> None:
+    if not same(merged, adapted, times=10):
+        raise RunError(
+            "the adapter cannot be merged: the merged model computes something else; merge it with "
+            "peft's merge_and_unload, and name the result as student.model"
+        )
 
 
 def offload_layers(model: PreTrainedModel, device: torch.device) -> None:

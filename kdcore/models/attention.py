@@ -1,15 +1,19 @@
 """Causal attention within each piece of packed rows, without a mask: for transformers' models.
 
 Registered with transformers as an attention implementation. Where a call says how its rows are
-packed, each piece attends by itself: on a CPU one causal call for each, on a GPU torch's
-variable-length flash attention. Rows that are one piece each attend side by side; transformers
-would look for restarting positions in them, and make the host wait for what it finds. Everything
-else goes the way of "sdpa".
+packed, each piece attends by itself: on a CPU one causal call for each, on a GPU in half precision
+torch's variable-length flash attention, once it was seen to give the same. Rows that are one piece
+each attend side by side; transformers would look for restarting positions in them, and make the
+host wait for what it finds. Everything else goes the way of "sdpa".
 """
 
 from __future__ import annotations
 
+import inspect
+import logging
 from collections.abc import Callable
+from functools import cache
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,11 +24,13 @@ if TYPE_CHECKING:
 
     from kdcore.data.batch import Packing
 
+_log = logging.getLogger("kdcore")
 
 NAME = "kdcore_packed"
 _TRIAL = "kdcore_trial"
 _TAKES_THE_PLACE_OF = "sdpa"
 _HALF = (torch.bfloat16, torch.float16)
+_KERNELS_APART = 2e-2  # two kernels in half precision on the same numbers, of the largest one
 
 
 def install(model: PreTrainedModel, forward: Callable[[], object]) -> bool:
@@ -82,6 +88,55 @@ def uninstall(model: PreTrainedModel) -> None:
     model.config._attn_implementation = _TAKES_THE_PLACE_OF
 
 
+def is_exact_at_once(model: PreTrainedModel, forward: Callable[[], object]) -> bool:
+    """Whether one call for all pieces gives what each gives by itself, in every layer.
+
+    `forward` runs packed rows as they are trained. False in float32 and on a CPU, which have no
+    such call.
+    """
+    exact: list[bool] = []
+
+    def compared(
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        *,
+        packing: Packing,
+        at_once: bool,
+        **options: Any,
+    ) -> tuple[Tensor, None]:
+        some = _as_autocast(query, key, value)
+        wanted = _by_piece(module, some, packing, options)
+        if _suits_at_once(some, options):
+            exact.append(_near(_at_once(some, packing, options), wanted))
+        return wanted, None
+
+    _attend_by(model, _TRIAL, compared)
+    try:
+        forward()
+    except (RuntimeError, TypeError, ValueError) as error:
+        _tell_slower(model, str(error).strip().partition("\n")[0])
+        return False
+    finally:
+        _attend_by(model, NAME, attend)
+    if not all(exact):
+        _tell_slower(model, "the flash kernel gives other numbers than one call for each")
+    return bool(exact) and all(exact)
+
+
+def _tell_slower(model: PreTrainedModel, why: str) -> None:
+    _log.info(
+        "%s: packed documents attend one by one, which is slower (%s)", type(model).__name__, why
+    )
+
+
+def _near(found: Tensor, wanted: Tensor) -> bool:
+    apart = (found.float() - wanted.float()).abs().max()
+    return bool(apart <= _KERNELS_APART * wanted.float().abs().max())
+
+
 def keep_uncompiled() -> None:
     """No compiler may look into packed attention: it would compile anew for each micro-batch.
 
@@ -91,13 +146,18 @@ def keep_uncompiled() -> None:
     _packed = torch.compiler.disable(_packed)  # type: ignore[no-untyped-call]
 
 
-def arguments(packing: Packing, rows: int, device: torch.device) -> dict[str, Any]:
+def arguments(
+    packing: Packing, rows: int, device: torch.device, *, at_once: bool
+) -> dict[str, Any]:
     """What a trunk is called with so that its attention knows how these rows are packed.
 
-    The mask has four dimensions, which transformers hands on as it is, and is not looked at.
+    `at_once`: all pieces in one call, where type and device allow it. The mask has four
+    dimensions, which transformers hands on as it is, and is not looked at.
     """
     mask = torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=device)
-    told = {"whole_rows": True} if packing.is_whole(rows) else {"packing": packing}
+    told: dict[str, Any] = {"packing": packing, "at_once": at_once}
+    if packing.is_whole(rows):
+        told = {"whole_rows": True}
     return {"attention_mask": mask, **told}
 
 
@@ -109,6 +169,7 @@ def attend(
     attention_mask: Tensor | None,
     *,
     packing: Packing | None = None,
+    at_once: bool = False,
     whole_rows: bool = False,
     **options: Any,
 ) -> tuple[Tensor, None]:
@@ -116,37 +177,59 @@ def attend(
 
     Packed pieces lie end to end in a single row.
     """
+    some = (query, key, value)
     if whole_rows:
-        some, window = (query, key, value), options.get("sliding_window")
-        return _piece(module, some, window, options), None
+        return _piece(module, _as_autocast(*some), options), None
     if packing is None:
-        return _plain(module, query, key, value, attention_mask, **options)
-    return _packed(module, query, key, value, packing, options), None
+        return _plain(module, *some, attention_mask, **options)
+    return _packed(module, some, packing, at_once, options), None
+
+
+_Three = tuple[Tensor, Tensor, Tensor]  # queries, keys and values
 
 
 def _packed(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    packing: Packing,
-    options: dict[str, Any],
+    module: nn.Module, some: _Three, packing: Packing, at_once: bool, options: dict[str, Any]
 ) -> Tensor:
-    window = options.get("sliding_window")
-    if query.is_cuda and query.dtype in _HALF and not options.get("dropout"):
-        return _at_once(query, key, value, packing, options.get("scaling"), window)
-    # Split, not sliced: a slice's gradient is as large as what it was cut from.
-    split = [torch.split(each, list(packing.lengths), dim=2) for each in (query, key, value)]
-    found = [_piece(module, some, window, options) for some in zip(*split, strict=True)]
-    return torch.cat(found, dim=1)
+    some = _as_autocast(*some)
+    if at_once and _suits_at_once(some, options):
+        return _at_once(some, packing, options)
+    return _by_piece(module, some, packing, options)
 
 
-def _piece(
-    module: nn.Module, some: tuple[Tensor, ...], window: int | None, options: dict[str, Any]
-) -> Tensor:
+def _as_autocast(*some: Tensor) -> _Three:
+    """What autocast makes of them for attention, done before the kernel is chosen.
+
+    Rotary positions are float32 under autocast, and values are not.
+    """
     query, key, value = some
-    mask = _band(query.shape[2], window, query.device)
+    kind = query.device.type
+    if kind != "cuda" or not torch.is_autocast_enabled(kind):
+        return query, key, value
+    dtype = torch.get_autocast_dtype(kind)
+    return query.to(dtype), key.to(dtype), value.to(dtype)
+
+
+def _by_piece(module: nn.Module, some: _Three, packing: Packing, options: dict[str, Any]) -> Tensor:
+    # Split, not sliced: a slice's gradient is as large as what it was cut from.
+    query, key, value = (torch.split(each, list(packing.lengths), dim=2) for each in some)
+    pieces = zip(query, key, value, strict=True)
+    return torch.cat([_piece(module, piece, options) for piece in pieces], dim=1)
+
+
+def _piece(module: nn.Module, some: _Three, options: dict[str, Any]) -> Tensor:
+    query, key, value = some
+    mask = _band(query.shape[2], options.get("sliding_window"), query.device)
+    if query.is_cuda and query.dtype not in _HALF and query.shape[1] != key.shape[1]:
+        # Only products of [time, time] know grouped queries in float32: each gets its own keys.
+        key, value = _for_each_query(query, key), _for_each_query(query, value)
+        module = SimpleNamespace(is_causal=getattr(module, "is_causal", True))  # type: ignore[assignment]
     return _plain(module, query, key, value, mask, **options)[0]
+
+
+def _for_each_query(query: Tensor, other: Tensor) -> Tensor:
+    """Keys or values [rows, groups, time, D], repeated for each head of queries."""
+    return other.repeat_interleave(query.shape[1] // other.shape[1], dim=1)
 
 
 def _band(length: int, window: int | None, device: torch.device) -> Tensor | None:
@@ -164,30 +247,42 @@ def _plain(module: nn.Module, *arguments: Any, **options: Any) -> tuple[Tensor, 
     return sdpa_attention_forward(module, *arguments, **options)
 
 
-def _at_once(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    packing: Packing,
-    scale: float | None,
-    window: int | None,
-) -> Tensor:
-    """All pieces in one call."""
-    from torch.nn.attention.varlen import varlen_attn
+def _suits_at_once(some: _Three, options: dict[str, Any]) -> bool:
+    query = some[0]
+    return query.is_cuda and query.dtype in _HALF and not options.get("dropout")
 
-    heads = query.shape[1]
-    queries, keys, values = (each.transpose(1, 2).flatten(0, 1) for each in (query, key, value))
-    found = varlen_attn(
-        queries,
-        keys,
-        values,
-        packing.starts,
-        packing.starts,
-        packing.longest,
-        packing.longest,
-        scale=scale,
+
+@cache
+def _varlen() -> tuple[Callable[..., Any], bool]:
+    """torch's function, and whether it knows grouped queries."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        known = set[str]()
+    else:
+        known = set(inspect.signature(varlen_attn).parameters)
+    if not {"scale", "window_size"} <= known:
+        raise RuntimeError("torch 2.11 is the first with a kernel for all at once")
+    return varlen_attn, "enable_gqa" in known
+
+
+def _at_once(some: _Three, packing: Packing, options: dict[str, Any]) -> Tensor:
+    """All pieces in one call."""
+    query, key, value = some
+    varlen_attn, knows_groups = _varlen()
+    grouped: dict[str, Any] = {}
+    if query.shape[1] != key.shape[1]:
+        if knows_groups:
+            grouped = {"enable_gqa": True}
+        else:
+            key, value = _for_each_query(query, key), _for_each_query(query, value)
+    window = options.get("sliding_window")
+    made = varlen_attn(
+        *(each.transpose(1, 2).flatten(0, 1) for each in (query, key, value)),
+        *(packing.starts, packing.starts, packing.longest, packing.longest),
+        scale=options.get("scaling"),
         window_size=(-1 if window is None else window - 1, 0),
-        enable_gqa=heads != key.shape[1],
+        **grouped,
     )
-    assert isinstance(found, Tensor)
-    return found[None]
+    assert isinstance(made, Tensor)
+    return made[None]

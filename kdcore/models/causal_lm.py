@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from kdcore.data.batch import Packing
 from kdcore.errors import RunError
-from kdcore.models import attention
+from kdcore.models import attention, positions
 from kdcore.models.head import logits_of, unrounded
 
 if TYPE_CHECKING:
@@ -163,10 +163,10 @@ class LanguageModel:
     weight: nn.Parameter | None  # [rows, H]
     bias: nn.Parameter | None  # [rows]
     bend: Bend | None = None  # what is done to the head's logits
-    precision: torch.dtype | None = None  # what autocast computes in; None: the weight's own type
+    precision: torch.dtype | None  # what autocast computes in; None: the weight's own type
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        self.model = model
+    def __init__(self, model: PreTrainedModel, precision: torch.dtype | None = None) -> None:
+        self.model, self.precision = model, precision
         self._trunk = _trunk_of(model)
         # Some models look for pads in the ids and warn: each time, waiting for the device. Packed
         # rows have some and need no mask, and those that need one have it.
@@ -186,9 +186,10 @@ class LanguageModel:
                     "which takes more memory",
                     type(model).__name__,
                 )
-            self._packs = self._takes_positions = False
+            self._packs = self._at_once = self._takes_positions = False
             self._prove_causal(ids)
             self._takes_positions = self._counts_from_zero(ids)
+            self._switch, self._has_two_ways = self._looks_at_call(ids)
             self._packs = self._takes_positions and self._packs_exactly(ids)
             self.isolates = self._takes_positions and self._keeps_documents_apart(ids)
 
@@ -213,8 +214,40 @@ class LanguageModel:
         packs = self._packs and batch.packing is not None
         if not (packs or self.isolates) and batch.attention_mask is None:
             self._refuse_packed(batch)
+        if self._switch is not None and batch.packing is not None:
+            self.check_length(batch.packing.longest)
+            if batch.input_ids.shape[1] > self._switch:
+                return self._apart(batch, batch.packing)
         run = self._run(batch.input_ids, batch.position_ids, batch.attention_mask, batch.packing)
         return run.flatten(0, 1)
+
+    def check_length(self, length: int) -> None:
+        """Refuse pieces whose positions would depend on what else goes through the trunk."""
+        if not self._has_two_ways and self._switch is not None and length > self._switch:
+            raise RunError(
+                f"{type(self.model).__name__} has other positions for each length beyond "
+                f"{self._switch}, so what it computes would depend on a row's neighbours; type "
+                f"--set data.block={self._switch}"
+            )
+
+    def _apart(self, batch: Batch, packing: Packing) -> Tensor:
+        """States of pieces that share a call with none on the other side of the switch."""
+        assert self._switch is not None
+        if self._packs:
+            some = positions.apart(packing, self._switch)
+            runs = [self._run(batch.input_ids, batch.position_ids, None, each) for each in some]
+            return (
+                torch.stack(runs).sum(0).flatten(0, 1) if len(runs) > 1 else runs[0].flatten(0, 1)
+            )
+        ids, places = batch.input_ids.reshape(-1), batch.position_ids.reshape(-1)
+        laid: Tensor | None = None
+        for each in positions.each_alone(packing):
+            at = torch.arange(len(ids), device=self.device) if each.real is None else each.real
+            states = self._run(ids[at][None], places[at][None], None)[0]
+            laid = states.new_zeros(len(ids), states.shape[-1]) if laid is None else laid
+            laid = laid.index_copy(0, at, states)
+        assert laid is not None
+        return laid
 
     def logits(self, states: Tensor) -> Tensor:
         """Float32 logits [n, width] of chosen states [n, H], unrounded also from half weights."""
@@ -250,7 +283,9 @@ class LanguageModel:
             input_ids, position_ids = input_ids.reshape(1, -1), position_ids.reshape(1, -1)
         arguments: dict[str, Any] = {"attention_mask": mask, "use_cache": False}
         if packing is not None and self._packs:
-            arguments |= attention.arguments(packing, shape[0], input_ids.device)
+            arguments |= attention.arguments(
+                packing, shape[0], input_ids.device, at_once=self._at_once
+            )
             if not packing.is_whole(shape[0]):
                 input_ids, position_ids = _real(input_ids, packing), _real(position_ids, packing)
         if self._takes_positions:
@@ -284,6 +319,24 @@ class LanguageModel:
         self._takes_positions = True  # for the trial
         return same(own, self._run(ids, positions, None))
 
+    def _looks_at_call(self, ids: Tensor) -> tuple[int | None, bool]:
+        """See `positions.switch_of`: a row is tried beside one with ever further positions."""
+        time, config = ids.shape[1], self.model.config.get_text_config()
+        reach = getattr(config, "max_position_embeddings", None)
+        if not self._takes_positions or not isinstance(reach, int):
+            return None, True
+        places = torch.arange(time, device=ids.device)
+
+        def probe(length: int) -> list[Tensor]:
+            with positions.watched(self._trunk, len(ids)) as seen:
+                states = self._run(ids, torch.stack([places, places + length - time]), None)
+            return [*seen, states[0]]
+
+        def alike(some: list[Tensor], others: list[Tensor]) -> bool:
+            return all(map(torch.equal, some[:-1], others[:-1])) and same(some[-1], others[-1])
+
+        return positions.switch_of(probe, alike, time, reach)
+
     def _packs_exactly(self, ids: Tensor) -> bool:
         """Whether pieces that attend by themselves are what they are alone."""
         half = ids.shape[1] // 2
@@ -302,9 +355,19 @@ class LanguageModel:
         except (TypeError, RuntimeError):
             found = rows = ids[:, half:, None]
         if same(found, alone) and same(rows, alone):
+            with self._autocast():
+                self._at_once = attention.is_exact_at_once(
+                    self.model, lambda: self._run(ids, positions, None, packed)
+                )
             return True
         attention.uninstall(self.model)
         return False
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        """As in training."""
+        if self.precision is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, self.precision)
 
     def _keeps_documents_apart(self, ids: Tensor) -> bool:
         """Whether the second document of a packed row is blind to what the first one says."""

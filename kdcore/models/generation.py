@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from kdcore.data.batch import Row
+from kdcore.data.encoding import own_beginning
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -26,16 +27,19 @@ def generate(
     top_p: float = 1.0,
     seed: int = 0,
     special_tokens: bool = False,
+    bos: Sequence[int] = (),
     ends: Collection[int] = (),
 ) -> list[str]:
     """What the model writes after each prompt, a text or ids; the prompt is not repeated.
 
     Temperature 0 takes the likeliest token; top_k 0 and top_p 1 leave nothing out. All prompts run
-    as one batch, padded at the left. `special_tokens`: as the tokenizer would begin a text; rows
-    are trained on without. `ends` are ids that end a text beside the model's and the tokenizer's
-    own. The mode of every module and all random states stay as they were.
+    as one batch, padded at the left. Texts begin with `bos`, as `bos_of` has it of a run's rows;
+    `special_tokens`: as the tokenizer would begin them. What begins so already is left as it is,
+    and so are prompts that are ids. `ends` are ids that end a text beside the model's and the
+    tokenizer's own. The mode of every module and all random states stay as they were.
     """
-    rows = [_ids(tokenizer, prompt, special_tokens) for prompt in prompts]
+    begins = own_beginning(tokenizer) if special_tokens else list(bos)
+    rows = [_ids(tokenizer, prompt, begins) for prompt in prompts]
     time = max(map(len, rows))
     ids = torch.tensor([[0] * (time - len(row)) + row for row in rows], device=model.device)
     # By length, not by id: where padding is eos, a mask by id would hide the real ones.
@@ -61,11 +65,12 @@ def _written(tokenizer: PreTrainedTokenizerBase, given: list[int], new: list[int
 
 
 def _ids(
-    tokenizer: PreTrainedTokenizerBase, prompt: str | Sequence[int], special_tokens: bool
+    tokenizer: PreTrainedTokenizerBase, prompt: str | Sequence[int], begins: list[int]
 ) -> list[int]:
     """The prompt's ids; an empty one is the start of a text."""
     if isinstance(prompt, str):
-        ids: list[int] = tokenizer.encode(prompt, add_special_tokens=special_tokens)
+        ids: list[int] = tokenizer.encode(prompt, add_special_tokens=False)
+        ids = ids if ids[: len(begins)] == begins else [*begins, *ids]
     else:
         ids = [int(each) for each in prompt]
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else _eos(tokenizer)

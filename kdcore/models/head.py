@@ -61,25 +61,57 @@ def _product(states: Tensor, weight: Tensor, out: Tensor | None) -> Tensor:
     return logits
 
 
-def states_gradient(gradient: Tensor, weight: Tensor) -> Tensor:
-    """Gradient of the logits [n, V] and weight [V, H] -> gradient of the states [n, H]."""
-    if weight.dtype not in _HALF:
-        return gradient @ weight
-    if weight.is_cuda:
-        return torch.mm(gradient.to(weight.dtype), weight, out_dtype=torch.float32)
-    total = gradient.new_zeros(gradient.shape[0], weight.shape[1])
-    for rows in _blocks(weight):
-        total.addmm_(gradient[:, rows], weight[rows].float())
-    return total
+class LogitsGradient:
+    """A chunk's gradient in the logits [n, V], for the two products of the head's backward.
+
+    On a GPU half products take it in the half type of `operand`, cast once. float16 has no numbers
+    near 1e-8, where gradients that are divided by a step's tokens are: there it is multiplied by
+    `scale` first, and so are both results.
+    """
+
+    def __init__(self, gradient: Tensor, operand: torch.dtype, scale: Tensor | None = None) -> None:
+        self._in_half = gradient.is_cuda and operand in _HALF
+        self._gradient = _in_type(gradient, operand, scale) if self._in_half else gradient
+
+    def to_states(self, weight: Tensor) -> Tensor:
+        """With weight [V, H]: the gradient in the states [n, H]."""
+        if self._in_half:
+            return torch.mm(self._gradient, weight, out_dtype=torch.float32)
+        if weight.dtype not in _HALF:
+            return self._gradient @ weight
+        total = self._gradient.new_zeros(self._gradient.shape[0], weight.shape[1])
+        for rows in _blocks(weight):
+            total.addmm_(self._gradient[:, rows], weight[rows].float())
+        return total
+
+    def add_to_weight(self, total: Tensor, states: Tensor) -> None:
+        """With states [n, H]: added to the gradient in the weight [V, H]."""
+        if self._in_half:
+            torch.addmm(total, self._gradient.t(), states, out_dtype=torch.float32, out=total)
+        else:
+            total.addmm_(self._gradient.t(), states.to(total.dtype))
 
 
-def add_weight_gradient(total: Tensor, gradient: Tensor, states: Tensor) -> None:
-    """Add a chunk's share to `total` [V, H]: gradient [n, V]^T times states [n, H]."""
-    if states.is_cuda and states.dtype in _HALF:
-        half = gradient.to(states.dtype)
-        torch.addmm(total, half.t(), states, out_dtype=torch.float32, out=total)
-    else:
-        total.addmm_(gradient.t(), states.to(total.dtype))
+def _in_type(gradient: Tensor, dtype: torch.dtype, scale: Tensor | None) -> Tensor:
+    if scale is None:
+        return gradient.to(dtype)
+    return torch.mul(gradient, scale, out=torch.empty_like(gradient, dtype=dtype))
+
+
+_HEADROOM = 2**8  # below float16's 65,504, above what is left of a flat distribution's tail
+
+
+def float16_scale(weights: Tensor, operand: torch.dtype) -> Tensor | None:
+    """By what a gradient is multiplied before it is float16: a power of two, on the device.
+
+    `weights` [terms, n] are the largest numbers that the gradient of a usual loss has. None where
+    nothing is cast to float16.
+    """
+    if not weights.is_cuda or operand != torch.float16 or not weights.numel():
+        return None
+    largest = weights.abs().amax().clamp(min=2.0**-64)
+    mantissa, _ = torch.frexp(largest)
+    return _HEADROOM * mantissa / largest
 
 
 def _blocks(weight: Tensor) -> Iterator[slice]:

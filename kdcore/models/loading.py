@@ -246,11 +246,11 @@ def progress_bars(*, shown: bool) -> Iterator[None]:
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def precision_of(name: str) -> str:
-    """Accelerate's name of the precision that a recipe asks for, on this machine."""
+def precision_of(name: str, device: torch.device) -> str:
+    """Accelerate's name of the precision that a recipe asks for, on this device."""
     if name != "auto":
         return {"fp32": "no"}.get(name, name)
-    if not torch.cuda.is_available():
+    if device.type != "cuda":
         return "no"  # bf16 on a CPU without units for it is ten times slower
     has_units = torch.cuda.is_bf16_supported(including_emulation=False)
     return "bf16" if has_units else "fp16"

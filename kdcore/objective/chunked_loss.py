@@ -7,7 +7,7 @@ backward itself. Gradients are made in the forward pass, so no logits are made t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,17 +17,20 @@ from torch import Tensor
 from kdcore.data.batch import AnswersAt, Coarse
 from kdcore.models.causal_lm import Bend
 from kdcore.models.head import (
-    add_weight_gradient,
+    LogitsGradient,
+    float16_scale,
     logits_of,
-    states_gradient,
     unrounded,
     unrounded_type,
 )
 
-Values = Callable[[Tensor, Tensor | Coarse | None, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""Student and teacher logits [n, V], labels [n], weights [terms, n] -> each term's weighted sum
-[terms], and the gradient of their total in the student's logits [n, V], which may take their place
-in memory."""
+Prepared = Sequence[Tensor | None]
+"""For each term what its loss prepared of these tokens, [n] or [n, k]; None where it does not."""
+
+Values = Callable[[Tensor, Tensor | Coarse | None, Tensor, Tensor, Prepared], tuple[Tensor, Tensor]]
+"""Student and teacher logits [n, V], labels [n], weights [terms, n] and what was prepared -> each
+term's weighted sum [terms], and the gradient of their total in the student's logits [n, V], which
+may take their place in memory."""
 
 
 @dataclass(eq=False)
@@ -41,6 +44,7 @@ class Work:
     teacher: AnswersAt | None
     vocabulary: int
     chunk: int
+    prepared: Prepared = ()
     bend: Bend | None = None  # what the model does to its head's logits
     sums: Tensor = field(init=False)  # [terms], left here by the function for the log
 
@@ -65,12 +69,11 @@ class ChunkedLoss(torch.autograd.Function):
 
         Without a weight the states are the logits themselves.
         """
-        wanted = ctx.needs_input_grad
-        to_states = _zeros(states) if wanted[0] else None
-        to_weight = _zeros(weight) if wanted[1] else None
-        to_bias = _zeros(bias) if wanted[2] else None
         used = None if computed is None else computed[: work.vocabulary]
         used_bias = None if bias is None else unrounded(bias[: work.vocabulary])
+        inputs = (states, weight, bias)
+        wanted = zip(inputs, ctx.needs_input_grad[:3], strict=True)
+        made = _Gradients([_zeros(x) if wants else None for x, wants in wanted], used, work)
         buffer = _buffer(used, work)
         work.sums = states.new_zeros(len(work.weights), dtype=unrounded_type(states.dtype))
         for at in work.chunks():
@@ -83,16 +86,10 @@ class ChunkedLoss(torch.autograd.Function):
             sums, gradient = _values(student, rows, at, work)
             del student  # else it would live beside the next one
             work.sums += sums
-            if to_states is not None:
-                to_logits = gradient if used is None else states_gradient(gradient, used)
-                to_states[rows, : to_logits.shape[1]] = to_logits
-            if to_weight is not None:
-                add_weight_gradient(to_weight[: work.vocabulary], gradient, some)
-            if to_bias is not None:
-                to_bias[: work.vocabulary] += gradient.sum(0)
+            made.add(gradient, rows, some)
             del gradient
-        ctx.gradients = (to_states, to_weight, to_bias)
-        ctx.types = tuple(None if x is None else x.dtype for x in (states, weight, bias))
+        ctx.gradients = made
+        ctx.types = tuple(None if x is None else x.dtype for x in inputs)
         return work.sums.sum()
 
     @staticmethod
@@ -100,23 +97,54 @@ class ChunkedLoss(torch.autograd.Function):
         """Scale the gradients made in `forward`. `grad_output` is never read on the host."""
         if torch.is_grad_enabled():
             raise NotImplementedError("a chunked loss has no gradient of its gradient")
-        gradients, ctx.gradients = ctx.gradients, None
-        assert gradients is not None, "the gradient of a chunked loss can be taken once"
+        made, ctx.gradients = ctx.gradients, None
+        assert made is not None, "the gradient of a chunked loss can be taken once"
         scaled = [
-            None if gradient is None else gradient.mul_(grad_output).to(kind)
-            for gradient, kind in zip(gradients, ctx.types, strict=True)
+            None if gradient is None else gradient.to(kind)
+            for gradient, kind in zip(made.times(grad_output), ctx.types, strict=True)
         ]
         return (*scaled, None, None)
+
+
+class _Gradients:
+    """In the states, the head's weight and its bias, each None where nobody wants it."""
+
+    def __init__(self, each: list[Tensor | None], used: Tensor | None, work: Work) -> None:
+        self._to_states, self._to_weight, self._to_bias = each
+        self._used, self._width = used, work.vocabulary
+        self._scale = None if used is None else float16_scale(work.weights, used.dtype)
+
+    def add(self, gradient: Tensor, rows: Tensor, states: Tensor) -> None:
+        """A chunk's: its gradient in the logits [n, V], where its states [n, H] are, and they."""
+        if self._to_bias is not None:
+            self._to_bias[: self._width] += gradient.sum(0)
+        if self._used is None:
+            if self._to_states is not None:
+                self._to_states[rows, : self._width] = gradient
+            return
+        factor = LogitsGradient(gradient, self._used.dtype, self._scale)
+        if self._to_states is not None:
+            self._to_states[rows] = factor.to_states(self._used)
+        if self._to_weight is not None:
+            factor.add_to_weight(self._to_weight[: self._width], states)
+
+    def times(self, factor: Tensor) -> list[Tensor | None]:
+        """All of them times a scalar, in place; what float16 was scaled by goes out here."""
+        of_products = factor if self._scale is None else factor / self._scale
+        factors = (of_products, of_products, factor)
+        each = (self._to_states, self._to_weight, self._to_bias)
+        return [None if x is None else x.mul_(by) for x, by in zip(each, factors, strict=True)]
 
 
 def _values(student: Tensor, rows: Tensor, at: slice, work: Work) -> tuple[Tensor, Tensor]:
     """Each term's weighted sum over a chunk, and the gradient in its head's logits."""
     teacher = None if work.teacher is None else work.teacher(rows)
     labels, weights = work.labels[at], work.weights[:, at]
+    prepared = [None if each is None else each[at] for each in work.prepared]
     if work.bend is None:
-        return work.values(student, teacher, labels, weights)
+        return work.values(student, teacher, labels, weights, prepared)
     bent = work.bend(student)
-    sums, gradient = work.values(bent.clone(), teacher, labels, weights)
+    sums, gradient = work.values(bent.clone(), teacher, labels, weights, prepared)
     return sums, work.bend.back(gradient, bent)
 
 

@@ -13,7 +13,7 @@ from kdcore.api.train_options import Schedule
 
 if TYPE_CHECKING:
     from kdcore.data.batch import Coarse
-    from kdcore.objective.chunked_loss import Values
+    from kdcore.objective.chunked_loss import Prepared, Values
 
 
 _EVERY = 100  # steps at the least, and a twentieth of the run
@@ -43,16 +43,20 @@ class GradientShares:
         unseen = True
 
         def watching(
-            student: Tensor, teacher: Tensor | Coarse | None, labels: Tensor, weights: Tensor
+            student: Tensor,
+            teacher: Tensor | Coarse | None,
+            labels: Tensor,
+            weights: Tensor,
+            prepared: Prepared = (),
         ) -> tuple[Tensor, Tensor]:
             nonlocal unseen
             for n, place in enumerate(places if unseen else ()):
                 alone = torch.zeros_like(weights)
                 alone[n] = weights[n]
-                _, gradient = values(student.clone(), teacher, labels, alone)
+                _, gradient = values(student.clone(), teacher, labels, alone, prepared)
                 self.squares[place] += gradient.square().sum()
             unseen = False
-            return values(student, teacher, labels, weights)
+            return values(student, teacher, labels, weights, prepared)
 
         return watching
 

@@ -15,11 +15,11 @@ from types import FunctionType
 import torch
 from torch import Tensor, nn
 
-from kdcore.api.contracts import Loss
+from kdcore.api.contracts import Loss, PreparedLoss
 from kdcore.data.batch import Coarse
 from kdcore.errors import PluginError
-from kdcore.guard import blame, described, unwritten
-from kdcore.objective.chunked_loss import Values
+from kdcore.guard import asked, blame, described, unwritten
+from kdcore.objective.chunked_loss import Prepared, Values
 from kdcore.objective.sparse import coarsened
 
 _log = logging.getLogger("kdcore")
@@ -31,13 +31,19 @@ def values_of(losses: Sequence[Loss]) -> Values:
         _refuse_learnable(loss)
 
     def values(
-        student: Tensor, teacher: Tensor | Coarse | None, labels: Tensor, weights: Tensor
+        student: Tensor,
+        teacher: Tensor | Coarse | None,
+        labels: Tensor,
+        weights: Tensor,
+        prepared: Prepared = (),
     ) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             leaf = student.detach().requires_grad_()
             each = [
-                (per_token(loss, leaf, teacher, labels) * weight).sum()
-                for loss, weight in zip(losses, weights, strict=True)
+                (per_token(loss, leaf, teacher, labels, ready) * weight).sum()
+                for loss, weight, ready in zip(
+                    losses, weights, prepared or [None] * len(losses), strict=True
+                )
             ]
             (gradient,) = torch.autograd.grad(each, leaf)
         return torch.stack(each).detach(), gradient
@@ -56,22 +62,41 @@ def _refuse_learnable(loss: Loss) -> None:
 
 
 def per_token(
-    loss: Loss, student: Tensor, teacher: Tensor | Coarse | None, labels: Tensor
+    loss: Loss,
+    student: Tensor,
+    teacher: Tensor | Coarse | None,
+    labels: Tensor,
+    prepared: Tensor | None = None,
 ) -> Tensor:
     """A loss's values [n], its result checked; what it raises names it."""
-    inputs = (student, teacher, labels)
-    with blame(loss, "per_token"), unwritten(loss, "per_token", *inputs):
-        return checked_values(loss, student, teacher, labels)
+    inputs = (student, teacher, labels, prepared)
+    method = "per_token" if prepared is None else "per_token_prepared"
+    temperature = temperature_of(loss) if isinstance(teacher, Coarse) else 1.0
+    with blame(loss, method), unwritten(loss, method, *inputs):
+        return checked_values(loss, student, teacher, labels, temperature, prepared)
+
+
+def temperature_of(loss: Loss) -> float | None:
+    """The one temperature of both sides; None where a loss has several, or changes it."""
+    found = asked(loss, "temperatures", of=Sequence)
+    return float(found[0]) if len(found) == 1 else None
 
 
 def checked_values(
-    loss: Loss, student: Tensor, teacher: Tensor | Coarse | None, labels: Tensor
+    loss: Loss,
+    student: Tensor,
+    teacher: Tensor | Coarse | None,
+    labels: Tensor,
+    temperature: float | None = 1.0,
+    prepared: Tensor | None = None,
 ) -> Tensor:
     """`per_token` as a compiler can trace it. What needs no teacher sees all of the vocabulary."""
     if not loss.needs_teacher:
-        values = loss.per_token(student, None, labels)
+        teacher = None
     elif isinstance(teacher, Coarse):
-        values = loss.per_token(*coarsened(student, teacher, labels))
+        student, teacher, labels = coarsened(student, teacher, labels, temperature)
+    if isinstance(loss, PreparedLoss) and prepared is not None:
+        values = loss.per_token_prepared(student, teacher, labels, prepared)
     else:
         values = loss.per_token(student, teacher, labels)
     if not isinstance(values, Tensor) or values.shape != labels.shape:
@@ -97,7 +122,11 @@ def compiled_values_of(losses: Sequence[Loss], chunk: int) -> Values:
     compiled = True
 
     def values(
-        student: Tensor, teacher: Tensor | Coarse | None, labels: Tensor, weights: Tensor
+        student: Tensor,
+        teacher: Tensor | Coarse | None,
+        labels: Tensor,
+        weights: Tensor,
+        prepared: Prepared = (),
     ) -> tuple[Tensor, Tensor]:
         nonlocal compiled
         if compiled and not _same(_options(losses), options):
@@ -109,13 +138,14 @@ def compiled_values_of(losses: Sequence[Loss], chunk: int) -> Values:
             some = _of_own_strides(weights, chunk)
             whole = _filled(student, missing)
             try:
-                sums = fast(whole, other, _filled(labels, missing), some)
+                ready = [None if each is None else _filled(each, missing) for each in prepared]
+                sums = fast(whole, other, _filled(labels, missing), some, ready)
                 return sums, whole[: len(labels)]
             except (TorchDynamoException, FailOnRecompileLimitHit) as error:
                 compiled = False
                 first = str(error).strip().split("\n")[0]
                 _log.warning("losses run uncompiled, as compiling them failed: %s", first)
-        return plain(student, teacher, labels, weights)
+        return plain(student, teacher, labels, weights, prepared)
 
     return values
 
@@ -136,20 +166,29 @@ def _filled(tensor: Tensor, missing: int) -> Tensor:
 
 def _filled_answer(teacher: Tensor | Coarse | None, missing: int) -> Tensor | Coarse | None:
     if isinstance(teacher, Coarse):
-        return Coarse(*(_filled(part, missing) for part in teacher))
+        ids, logs, tempered = teacher
+        more = tempered and {at: _filled(some, missing) for at, some in tempered.items()}
+        return Coarse(_filled(ids, missing), _filled(logs, missing), more)
     return None if teacher is None else _filled(teacher, missing)
 
 
 def _functional(losses: Sequence[Loss]) -> Callable[..., Tensor]:
     """Gives the sums, and leaves the gradient where the student's logits were."""
+    temperatures = [temperature_of(loss) for loss in losses]
 
     def values(
-        student: Tensor, teacher: Tensor | Coarse | None, labels: Tensor, weights: Tensor
+        student: Tensor,
+        teacher: Tensor | Coarse | None,
+        labels: Tensor,
+        weights: Tensor,
+        prepared: Prepared = (),
     ) -> Tensor:
         def total(logits: Tensor) -> tuple[Tensor, Tensor]:
             each = [
-                (checked_values(loss, logits, teacher, labels) * weight).sum()
-                for loss, weight in zip(losses, weights, strict=True)
+                (checked_values(loss, logits, teacher, labels, at, ready) * weight).sum()
+                for loss, weight, at, ready in zip(
+                    losses, weights, temperatures, prepared or [None] * len(losses), strict=True
+                )
             ]
             sums = torch.stack(each)
             return sums.sum(), sums.detach()

@@ -6,8 +6,8 @@ is its weight times the mean over the tokens that it sees in the whole optimizer
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -26,19 +26,28 @@ if TYPE_CHECKING:
 class Seen:
     """Which of a micro-batch's valid tokens the selection kept, and the step's counts."""
 
-    keep: Tensor | None  # bool [valid tokens]; None without a selection
+    keep: Tensor | None  # bool [valid tokens], or floats: their weights; None without a selection
     valid: Tensor  # scalars: tokens of the whole optimizer step,
     ranked: Tensor  # of these, those that were ranked against each other,
-    kept: Tensor  # and of these those that were kept
+    kept: Tensor  # of these those that were kept, of weights those above 0,
+    mass: Tensor | None = None  # and of weights their sum; None: the selection gave no weights
+    prepared: Mapping[str, Tensor] = field(default_factory=dict)  # by term: [valid tokens, ...]
 
     def mask(self, on: str) -> Tensor | None:
-        """The tokens that a term with this `on` sees; None for all."""
+        """The tokens that a term with this `on` sees, or their weights; None for all."""
         if self.keep is None or on == "all":
             return None
-        return self.keep if on == "kept" else ~self.keep
+        return self.keep if on == "kept" else self.keep == 0
+
+    def over_count(self, weight: float, on: str, dtype: torch.dtype) -> Tensor:
+        """The weight over the term's denominator; 0 where weights add up to 0."""
+        count = self.count(on, dtype)
+        if self.mass is None or on != "kept":
+            return weight / count
+        return torch.where(count == 0, 0, weight / count)
 
     def count(self, on: str, dtype: torch.dtype) -> Tensor:
-        """How many tokens that are in the whole step, at least 1.
+        """How many tokens a term sees in the whole step, at least 1; of weights their sum.
 
         A micro-batch that ranks its own tokens counts as its share of the step's, whatever it
         keeps of them.
@@ -47,6 +56,8 @@ class Seen:
             return self.valid.to(dtype).clamp(min=1)
         valid, ranked, kept = (n.to(dtype) for n in (self.valid, self.ranked, self.kept))
         shares = {"all": ranked, "kept": kept, "dropped": ranked - kept}
+        if self.mass is not None and on == "kept":
+            return self.mass.to(dtype) * (valid / ranked.clamp(min=1))
         return (shares[on] * (valid / ranked.clamp(min=1))).clamp(min=1)
 
 
@@ -97,17 +108,20 @@ class Objective(nn.Module):
         dtype: torch.dtype,
     ) -> Work:
         valid = batch.valid
-        each = [weight / seen.count(term.on, dtype) for term, weight in terms]
+        each = [seen.over_count(weight, term.on, dtype) for term, weight in terms]
         masks = [seen.mask(term.on) for term, _ in terms]
         weights = torch.stack([_laid(*both, len(valid)) for both in zip(each, masks, strict=True)])
+        prepared = [seen.prepared.get(term.label) for term, _ in terms]
         if all(mask is not None for mask in masks):
             some = (weights != 0).any(0)
             valid, weights = valid[some], weights[:, some]
+            prepared = [None if each is None else each[some] for each in prepared]
         device = batch.labels.device
         return Work(
             positions=valid,
             labels=batch.labels[valid],
             weights=weights,
+            prepared=prepared,
             values=values,
             teacher=teacher,
             vocabulary=batch.vocabulary,

@@ -2,38 +2,61 @@
 
 A loss compares them as it compares any two distributions: the student's logits are coarsened to the
 same buckets, with the gradient of all of them, and the label becomes the index of its bucket. So
-every divergence is exactly that of the two coarsened distributions. A bucket has one logit, the
-log of its mass, which a temperature divides like any other: what is tempered is the coarsened
-distribution at temperature 1.
+every divergence is exactly that of the two coarsened distributions. A bucket has one logit, which a
+loss divides by its temperature T like any other: it is T times the log of the others' sum of
+exp(logit / T), so that what is coarsened is the tempered distribution, as a loss over all ids has
+it. Where the teacher does not tell its others' mass at T, the distributions at temperature 1 are
+coarsened first and tempered then.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from kdcore.data.batch import Coarse
+from kdcore.errors import RunError
 
 Buckets = tuple[Tensor, Tensor, Tensor]
 """Student and teacher logits [n, k + 1], and the labels' buckets [n]."""
 
 
-def coarsened(student: Tensor, teacher: Coarse, labels: Tensor) -> Buckets:
-    """Student logits [n, V], teacher and labels [n] as a loss sees them: over k + 1 buckets.
+def coarsened(
+    student: Tensor, teacher: Coarse, labels: Tensor, temperature: float | None = 1.0
+) -> Buckets:
+    """Student logits [n, V], teacher and labels [n] as a loss of this temperature sees them: over
+    k + 1 buckets. Temperature None: nobody knows it.
 
     The others' mass is summed without the known ones, not as what these leave of 1: it keeps its
     digits where it is small.
     """
-    ids = teacher.ids
+    ids, logs = teacher.ids, teacher.log_probabilities
+    at = 1.0
+    if temperature != 1 and teacher.tempered is not None:
+        at, others_logit = _others_at(teacher.tempered, temperature)
+        logs = torch.cat([logs[:, :-1], others_logit[:, None]], -1)
     if torch.compiler.is_compiling():  # which makes as few passes of the plain way
-        others = student.scatter(1, ids, -math.inf).logsumexp(-1, keepdim=True)
-        buckets = torch.cat([student.gather(1, ids), others], -1)
+        others = (student / at).scatter(1, ids, -math.inf).logsumexp(-1, keepdim=True)
+        buckets = torch.cat([student.gather(1, ids), at * others], -1)
     else:
-        buckets = _Buckets.apply(student, ids)  # type: ignore[no-untyped-call]
-    return buckets, teacher.log_probabilities.to(student.dtype), bucket_of(labels, ids)
+        buckets = _Buckets.apply(student, ids, at)  # type: ignore[no-untyped-call]
+    return buckets, logs.to(student.dtype), bucket_of(labels, ids)
+
+
+def _others_at(tempered: Mapping[float, Tensor], temperature: float | None) -> tuple[float, Tensor]:
+    if temperature is not None and temperature in tempered:
+        return temperature, tempered[temperature]
+    told = ", ".join(f"{each:g}" for each in (1.0, *sorted(tempered)))
+    wanted = "one that changes" if temperature is None else f"{temperature:g}"
+    raise RunError(
+        f"a loss is at temperature {wanted}, and the teacher tells the mass of the ids that it "
+        f"does not know at {told} only; a teacher of all ids, such as the one that is cached, "
+        "serves every temperature"
+    )
 
 
 class _Buckets(torch.autograd.Function):
@@ -44,22 +67,26 @@ class _Buckets(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, student: Tensor, ids: Tensor) -> Tensor:
+    def forward(ctx: Any, student: Tensor, ids: Tensor, temperature: float) -> Tensor:
         """The log of the sum of the others' exponentials, from the largest down."""
         smallest = torch.finfo(student.dtype)
         others = student.scatter(1, ids, -math.inf)
         largest = others.amax(-1, keepdim=True).clamp_(min=smallest.min)
-        total = others.sub_(largest).exp_().sum(-1, keepdim=True)
+        apart = others.sub_(largest)
+        if temperature != 1:
+            apart.div_(temperature)
+        total = apart.exp_().sum(-1, keepdim=True)
         ctx.others, ctx.ids, ctx.total = others, ids, total.clamp(min=smallest.tiny)
-        return torch.cat([student.gather(1, ids), total.log() + largest], -1)
+        logit = total.log() if temperature == 1 else temperature * total.log()
+        return torch.cat([student.gather(1, ids), logit + largest], -1)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         """The others get theirs by their shares."""
         others, ctx.others = ctx.others, None
         assert others is not None, "the gradient of a coarse loss can be taken once"
         shares = others.mul_(gradient[:, -1:] / ctx.total)
-        return shares.scatter_(1, ctx.ids, gradient[:, :-1]), None
+        return shares.scatter_(1, ctx.ids, gradient[:, :-1]), None, None
 
 
 def bucket_of(labels: Tensor, ids: Tensor) -> Tensor:

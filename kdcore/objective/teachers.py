@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor, nn
 
-from kdcore.api.contracts import Component, Teacher
+from kdcore.api.contracts import Component, Loss, Teacher
 from kdcore.api.options import walk
 from kdcore.data.batch import AnswersAt, Batch, Coarse, LogitsAt
 from kdcore.errors import PluginError, RunError, UsageError
@@ -128,14 +128,18 @@ def _checked_coarse(teacher: Teacher, found: object, positions: int, batch: Batc
     """The same of a teacher that knows some ids only."""
     if not isinstance(found, Coarse):
         raise _broken(teacher, "read", type(found).__name__, "a Coarse")
-    ids, logs = found
+    ids, logs, tempered = found
     fits = ids.ndim == 2 and logs.shape == (len(ids), ids.shape[1] + 1) and len(ids) == positions
     if not fits or ids.dtype != torch.int64 or not 0 < ids.shape[1] < batch.vocabulary:
         said = f"a Coarse of {ids.dtype} {list(ids.shape)} and {list(logs.shape)}"
         expected = f"int64 [{positions}, k] and [{positions}, k + 1], k below {batch.vocabulary}"
         raise _broken(teacher, "read", said, expected)
-    checked = _checked(teacher, "read", logs, tuple(logs.shape), batch)
-    return Coarse(ids, unrounded(checked))
+
+    def same(told: Tensor, *shape: int) -> Tensor:
+        return unrounded(_checked(teacher, "read", told, shape, batch))
+
+    more = tempered and {at: same(others, positions) for at, others in tempered.items()}
+    return Coarse(ids, same(logs, *logs.shape), more)
 
 
 def _broken(teacher: Teacher, method: str, found: str, expected: str) -> PluginError:
@@ -190,6 +194,21 @@ def tell_habits(
                 name,
                 "; ".join(differing),
             )
+
+
+def tell_untempered(teacher: Teacher | None, losses: Iterable[Loss]) -> None:
+    """Warn where losses ask a teacher of k ids for a temperature that it says nothing about."""
+    if teacher is None or _ids_known(teacher) is None:
+        return
+    for loss in losses:
+        for at in asked(loss, "temperatures", of=Sequence) if loss.needs_teacher else ():
+            if asked(teacher, "knows_others_at", at, of=(bool, type(None))) is None:
+                _log.warning(
+                    "the teacher %r does not tell the mass of the ids that it does not know at "
+                    "temperature %g: the loss %r tempers its masses at temperature 1, which is "
+                    "another objective; `knows_others_at` and `Coarse.tempered` would tell it",
+                    *(teacher.name, at, loss.name),
+                )
 
 
 def _habits(student: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> Iterator[str]:

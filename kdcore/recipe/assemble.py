@@ -299,7 +299,28 @@ def _ill_served(
         linear = isinstance(user, Loss) and asked(user, "linear_in_teacher", of=bool)
         if is_estimate and not linear:
             said = f"{user.name!r} needs the teacher's distribution, and {use!r} gives an estimate"
-            yield user, said, "only losses that are linear in its probabilities learn from that"
+            hint = "only losses that are linear in its probabilities learn from that"
+            yield user, said, f"{hint}: at a temperature other than 1 there is none"
+        elif isinstance(user, Loss) and user.needs_teacher and gives_logits:
+            yield from _ill_tempered(teacher, user, use)
+
+
+def _ill_tempered(
+    teacher: Teacher, loss: Loss, use: str | None
+) -> Iterator[tuple[Component, str, str]]:
+    """A loss whose temperature asks for more than a teacher of k ids knows of all others."""
+    if asked(teacher, "ids_known", of=(int, type(None))) is None:
+        return
+    all_ids = "a teacher that gives the logits of all ids serves every temperature"
+    found = asked(loss, "temperatures", of=Sequence)
+    if len(found) != 1:
+        said = f"the loss {loss.name!r} changes its temperature, or has several, and the teacher "
+        said += f"{use!r} knows some ids: the mass of all others has to be known at one temperature"
+        yield loss, said, all_ids
+    elif asked(teacher, "knows_others_at", found[0], of=(bool, type(None))) is False:
+        said = f"the loss {loss.name!r} is at temperature {found[0]:g}, and the teacher {use!r} "
+        said += "cannot know what mass the ids that it does not tell of have there"
+        yield loss, said, f"take temperature = 1; {all_ids}"
 
 
 def _is_complete(stage: Assembly) -> bool:

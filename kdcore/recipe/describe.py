@@ -63,7 +63,7 @@ def symbols_of(
 
     A function that only some loss knows is explained by the first line of the loss's docstring.
     """
-    known = {**_SYMBOLS, **_coarse_symbols(teacher)}
+    known = {**_SYMBOLS, **_coarse_symbols(teacher, terms)}
     found: dict[str, tuple[str, str]] = {}
     for term in terms:
         alone = objective_formula([term], selects=selects, teacher=teacher).removeprefix(_START)
@@ -73,11 +73,16 @@ def symbols_of(
     return list(found.values())
 
 
-def _coarse_symbols(teacher: Teacher | None) -> dict[str, tuple[str, str]]:
+def _coarse_symbols(teacher: Teacher | None, terms: Sequence[Term]) -> dict[str, tuple[str, str]]:
     """What the distributions over some ids and the others as one are called, and are."""
     if teacher is None or (k := _known(teacher)) is None:
         return {}
     p, q = f"p_{k}", f"q_{k}"
+    if not teacher.is_estimate() and _tells_others(teacher, terms):
+        return {
+            p: (f"{p}(T)", f"p(T) over the teacher's {k} likeliest ids and all others as one"),
+            q: (f"{q}(T)", f"q(T) over the ids of {p} and all others as one"),
+        }
     drawn = f"the shares that {k} ids drawn from the teacher's distribution have of the draws"
     likeliest = (
         f"the teacher's distribution at T = 1 over its {k} likeliest ids and all others as one"
@@ -90,6 +95,13 @@ def _coarse_symbols(teacher: Teacher | None) -> dict[str, tuple[str, str]]:
             f"the student's at T = 1 over the ids of {p} and all others as one, then the same",
         ),
     }
+
+
+def _tells_others(teacher: Teacher, terms: Sequence[Term]) -> bool:
+    """Whether it knows the others' mass at every temperature of the losses."""
+    losses = [term.loss for term in terms if term.loss.needs_teacher]
+    temperatures = [at for loss in losses for at in asked(loss, "temperatures", of=Sequence)]
+    return all(asked(teacher, "knows_others_at", at, of=(bool, type(None))) for at in temperatures)
 
 
 def _weight(weight: float | Schedule) -> str:

@@ -140,6 +140,7 @@ _OF_TRAIN = (
     "non_finite",
     "log_every",
     "eval_every",
+    "eval_seed",
     "save_every",
     "save_keep",
 )

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from kdcore.plugin.manager import Host
 
 
-_NAME = re.compile(r"\w[\w.-]{0,79}")  # it becomes part of a folder's name
+NAME = re.compile(r"\w[\w.-]{0,79}")  # it becomes part of a folder's name
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,7 +142,7 @@ def _in_reading_order(faults: Sequence[Fault]) -> list[Fault]:
 def _name(root: Written, stem: str, faults: list[Fault]) -> str:
     written = root.table.get("name")
     name = stem if written is None else written.plain()
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
+    if not isinstance(name, str) or not NAME.fullmatch(name):
         said = f"{name!r} cannot be part of a folder's name"
         hint = 'give a name of letters, digits, ".", "_" and "-": name = "my_recipe"'
         faults.append((written or root).fault(said, hint))
@@ -198,7 +198,7 @@ def _stage_faults(stages: Written) -> list[Fault]:
         if not stage.is_table:
             hint = f"write [stage.{name}.train] and so on"
             faults.append(stage.fault(f"stage.{name} should be a stage, a table of tables", hint))
-        elif not _NAME.fullmatch(name):
+        elif not NAME.fullmatch(name):
             hint = 'use letters, digits, ".", "_" and "-"'
             faults.append(stage.fault(f"{name!r} cannot be part of a folder's name", hint))
     return faults

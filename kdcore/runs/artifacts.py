@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdcore.checksums import damage, keep
+from kdcore.distributed import main_first
 from kdcore.files import move_into_place
 from kdcore.guard import asked
 from kdcore.models.causal_lm import LanguageModel
@@ -39,9 +40,9 @@ def load_tokenizer_of(
 
     What is used is always what was kept, so that a continued run has just the same.
     """
-    if run.main:
-        keep_tokenizer(run, others)
-    accelerator.wait_for_everyone()
+    with main_first(accelerator):
+        if run.main:
+            keep_tokenizer(run, others)
     return load_tokenizer(str(run.folder / _FOLDER))
 
 
@@ -103,9 +104,7 @@ def finish_student(run: RunState) -> None:
     """On every process, so that whoever asks the run afterwards asks the same student."""
     model = finished(run.student, run.recipe.student.patches)
     if model is not run.student:
-        precision = run.language_model.precision
-        run.language_model = LanguageModel(model)
-        run.language_model.precision = precision
+        run.language_model = LanguageModel(model, run.language_model.precision)
 
 
 def save_final(run: RunState) -> Path:

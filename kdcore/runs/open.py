@@ -39,6 +39,7 @@ from kdcore.recipe.node import Source, Written
 from kdcore.recipe.overrides import Overrides, add_to_list
 from kdcore.recipe.recipe import read_recipe
 from kdcore.runs.artifacts import keep_tokenizer
+from kdcore.runs.begun import as_begun
 from kdcore.runs.folder import CHECKPOINTS, FINAL, choose_folder, finished
 from kdcore.training.checkpoint import damage, in_order, load_weights, newest
 from kdcore.training.micro_batch import on_cpu
@@ -73,10 +74,12 @@ def open_run(
     trust(())  # a folder's recipe may be a stranger's
     recipe = read_recipe(str(folder / "resolved.toml"), host, sets=sets, evals=evals or ())
     (table,) = recipe.stages
-    stage = _with_evals(recipe.build(table.name), evals)
+    stage = as_begun(_with_evals(recipe.build(table.name), evals), folder)
     done = step is None and finished(folder)
     checkpoint = _newest(folder, needed=not done) if step is None else _of_step(folder, step)
-    run = _run(stage, folder, _state(checkpoint))
+    state = _state(checkpoint)
+    run = _run(stage, folder, state)
+    run.scores = {} if sets else state.get("scores", {})
     run.tokenizer = load_tokenizer(str(folder / "tokenizer"))
     if done:
         run.steps = run.steps or _steps(run)
@@ -203,12 +206,13 @@ def _ready(run: RunState, student: PreTrainedModel, components: Sequence[Compone
     """The student proved, the ids agreed on, and the teacher loaded if an eval asks for it."""
     stage = run.recipe
     student.eval().requires_grad_(False)  # type: ignore[no-untyped-call]
-    run.language_model = LanguageModel(student)
-    run.language_model.precision = HALF.get(precision_of(stage.train.precision))
+    precision = HALF.get(precision_of(stage.train.precision, run.device))
+    run.language_model = LanguageModel(student, precision)
     if not run.vocabulary:
         teachers = [one for one in components if isinstance(one, Teacher)]
         run.vocabulary = prove_vocabulary(run, teachers)
-    if run.teacher is not None and _asks_teacher(stage):
+    run.reads_teacher = run.teacher is not None and _asks_teacher(stage)
+    if run.teacher is not None and run.reads_teacher:
         load_teacher(run, run.teacher)
     return run
 

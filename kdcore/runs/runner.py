@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from kdcore.checksums import damage, refuse_changed
+from kdcore.distributed import main_first
 from kdcore.errors import KdcoreError, PluginError, RunError
 from kdcore.files import is_full, machine_fault, write_whole
 from kdcore.guard import asked
@@ -24,6 +25,7 @@ from kdcore.recipe.overrides import expand
 from kdcore.recipe.recipe import _agreed, read_recipe, wanted_stages
 from kdcore.redact import without_own_secrets
 from kdcore.runs.artifacts import finish_student, load_tokenizer_of, save_final
+from kdcore.runs.begun import as_begun
 from kdcore.runs.environment import record, said_of
 from kdcore.runs.extend import extended, take_over
 from kdcore.runs.folder import (
@@ -72,7 +74,7 @@ class Options:
 
 
 def run_recipe(recipe: Recipe, host: Host, options: Options) -> list[Path]:
-    """RunState every stage that is not finished; returns each stage's folder."""
+    """Run every stage that is not finished; returns each stage's folder."""
     done: dict[str, Path] = {}
     for name in wanted_stages(recipe, options.only):
         finals = {stage: folder / FINAL for stage, folder in done.items()}
@@ -93,6 +95,7 @@ def run_recipe(recipe: Recipe, host: Host, options: Options) -> list[Path]:
             refuse_changed(folder / FINAL)
             _log.info("%s is finished: %s is used", stage.run_name, folder)
         else:
+            stage = as_begun(stage, folder)
             _run_stage(stage, folder, accelerator, host, texts, list(done.values()), options)
         done[name] = folder
         options.tell(folder)
@@ -194,9 +197,9 @@ def _train(trainer: Trainer) -> None:
         host.emit("kdcore_run_start", run=run)
         trainer.train()
         finish_student(run)
-        if run.main:
-            save_final(run)
-        trainer.accelerator.wait_for_everyone()
+        with main_first(trainer.accelerator):
+            if run.main:
+                save_final(run)
     except BaseException as error:
         _end(trainer, error)
         raise

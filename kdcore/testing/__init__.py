@@ -97,7 +97,11 @@ def _kept(selection: Selection, tokens: Tokens) -> Tensor:
     except AssertionError as error:
         raise AssertionError(f"{selection.name}: {error}; say so in `needs_teacher`") from error
     _require(isinstance(kept, Tensor), selection, f"returned {type(kept).__name__}, not a tensor")
-    _require(kept.dtype == torch.bool, selection, f"returned {kept.dtype}, not torch.bool")
+    known = kept.dtype == torch.bool or kept.is_floating_point()
+    _require(known, selection, f"returned {kept.dtype}, neither torch.bool nor floats: weights")
+    if kept.is_floating_point():
+        good = bool(((kept >= 0) & kept.isfinite()).all())
+        _require(good, selection, "returned weights that are negative or not finite")
     found, expected = tuple(kept.shape), (len(tokens.labels),)
     _require(found == expected, selection, f"returned the shape {found}, not {expected}")
     return kept

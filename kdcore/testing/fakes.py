@@ -93,7 +93,7 @@ def make_tokens(batch: Batch, teacher: Teacher | None = None, *, step: int = 1) 
     """A batch's valid tokens as a selection sees them; the student is `tiny_llama`."""
     from kdcore.distributed import alone
     from kdcore.models.causal_lm import LanguageModel
-    from kdcore.objective.selection import Scored, StepTokens
+    from kdcore.objective.step_tokens import Scored, StepTokens
     from kdcore.objective.teachers import Reading
 
     student = LanguageModel(tiny_llama(batch.vocabulary))

@@ -21,10 +21,13 @@ from torch import Tensor, nn
 
 from kdcore.checksums import checksum
 from kdcore.files import move_into_place
+from kdcore.training.component_state import component_states, restore_components
 from kdcore.training.rng import RandomState
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+    from kdcore.api.contracts import Component
 
 _log = logging.getLogger("kdcore")
 
@@ -83,8 +86,10 @@ class Checkpoints:
         optimizer: torch.optim.Optimizer,
         *,
         keep: int,
+        components: Mapping[str, Component] | None = None,
     ) -> None:
         self.folder, self.accelerator, self.keep = folder, accelerator, keep
+        self.components = components or {}
         self.model, self.optimizer = model, optimizer
 
     def has(self, step: int) -> bool:
@@ -145,6 +150,9 @@ class Checkpoints:
         tensors, scalars = flat(self.optimizer.state_dict()["state"])
         _save(trained(self.model), folder / "student.safetensors")
         _save(tensors, folder / "optimizer.safetensors")
+        kept, state["components"] = component_states(self.components)
+        if kept:
+            _save(kept, folder / "components.safetensors")
         scaler = self.accelerator.scaler
         state["optimizer"] = scalars
         state["scaler"] = scaler.state_dict() if scaler is not None else None
@@ -161,6 +169,12 @@ class Checkpoints:
         state: dict[str, Any] = json.loads((path / "state.json").read_text())
         load_weights(path, self.model)
         self._load_optimizer(path, state.pop("optimizer"))
+        kept = path / "components.safetensors"
+        restore_components(
+            self.components,
+            load_file(kept) if kept.exists() else {},
+            state.pop("components", {}),
+        )
         scaler_state = state.pop("scaler")
         if scaler_state and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(scaler_state)

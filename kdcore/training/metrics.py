@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from kdcore.api.contracts import Term
-    from kdcore.objective.selection import Choices, Ranked
+    from kdcore.objective.selection import Choices
+    from kdcore.objective.step_tokens import Ranked
     from kdcore.training.run_state import RunState
 
 

@@ -48,6 +48,7 @@ class RunState(Run):
     vocabulary: int = 0  # ids that student and teachers share; logits are cut to these
     objective: str = ""  # the effective objective as a formula, as `kdcore plan` prints it
     scores: Mapping[str, float | str] = field(default_factory=dict)  # of the last evaluation
+    reads_teacher: bool = True
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
     tokenizer: PreTrainedTokenizerBase = field(init=False)
     language_model: LanguageModel = field(init=False)
@@ -70,7 +71,7 @@ class RunState(Run):
         wanted = self.recipe.train.eval_rows
         if wanted == "all" or wanted >= len(rows):
             return rows
-        return rows.subset(drawn(len(rows), wanted, self.seed))
+        return rows.subset(drawn(len(rows), wanted, self.recipe.train.eval_seed))
 
     def ids(self, split: str, places: np.ndarray) -> np.ndarray:
         """The ids of a split's documents at these indices, counted through all of them.
@@ -89,7 +90,8 @@ class RunState(Run):
         key = (split, epoch if self.data.fresh_each_epoch else 0)
         if key not in self._rows:
             self._rows = {k: v for k, v in self._rows.items() if k[1] == 0}
-            make = partial(self.data.make_rows, split, self.tokenizer, seed=self.seed, epoch=key[1])
+            seed = self.seed if split == "train" else self.recipe.train.eval_seed
+            make = partial(self.data.make_rows, split, self.tokenizer, seed=seed, epoch=key[1])
             with blame(self.data, "make_rows"):
                 made = make()
             given_by, options = f"data {self.data.name!r}", self.recipe.train

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kdcore.api.contracts import Teacher
+from kdcore.distributed import main_first
 from kdcore.errors import RunError
 from kdcore.guard import asked
 from kdcore.models.causal_lm import LanguageModel
@@ -21,13 +22,14 @@ from kdcore.objective.teachers import (
     numbered,
     teachers_in,
     tell_habits,
+    tell_untempered,
     widths_of,
 )
 from kdcore.optim import learning_rate, make_optimizer
 from kdcore.training.checkpoint import Checkpoints
 from kdcore.training.micro_batch import _micro_batch, chunk_of, values_for
 from kdcore.training.run_state import training_rows
-from kdcore.training.student import check_length, make_student
+from kdcore.training.student import check_balance, check_length, make_student
 from kdcore.training.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -49,8 +51,12 @@ def make_accelerator(options: TrainOptions) -> Accelerator:
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
-    AcceleratorState._reset_state(reset_partial_state=False)
-    return Accelerator(mixed_precision=precision_of(options.precision))
+    def fresh(precision: str) -> Accelerator:
+        AcceleratorState._reset_state(reset_partial_state=False)
+        return Accelerator(mixed_precision=precision)
+
+    # Which device it takes, and with it what "auto" means, is known to accelerate alone.
+    return fresh(precision_of(options.precision, fresh("no").device))
 
 
 def prepare(
@@ -58,16 +64,16 @@ def prepare(
 ) -> Trainer:
     """Load and prove everything; the run has its tokenizer already."""
     stage, options = run.recipe, run.recipe.train
-    with accelerator.main_process_first():
+    with main_first(accelerator):
         rows = run.laid("train")
     run.steps = steps_of(options, len(rows), rows.lengths)
-    student = _prepare_student(run)
+    student = _prepare_student(run, HALF.get(accelerator.mixed_precision))
     load_teachers(run, stage.components())
+    tell_untempered(stage.teacher, [term.loss for term in stage.terms])
     run.chunk = chunk_of(run)
     objective = Objective(run.language_model, run.chunk)
     optimizer = optimizer_of(options, student)
     run.autocast = accelerator.autocast
-    run.language_model.precision = HALF.get(accelerator.mixed_precision)
     wrapped, optimizer = accelerator.prepare(objective, optimizer)
     trainer = Trainer(
         run=run,
@@ -80,7 +86,12 @@ def prepare(
         rate=rate_of(options, run.steps),
         rows=training_rows(run),
         checkpoints=Checkpoints(
-            run.folder / checkpoints_at, accelerator, student, optimizer, keep=options.save_keep
+            run.folder / checkpoints_at,
+            accelerator,
+            student,
+            optimizer,
+            keep=options.save_keep,
+            components=run.recipe.by_place(),
         ),
         signals=signals,
     )
@@ -88,7 +99,7 @@ def prepare(
     return trainer
 
 
-def _prepare_student(run: RunState) -> PreTrainedModel:
+def _prepare_student(run: RunState, precision: torch.dtype | None) -> PreTrainedModel:
     """Make it, and prove it and the ids that it shares with its teachers."""
     stage = run.recipe
     teachers = teachers_in(stage.components())
@@ -101,9 +112,11 @@ def _prepare_student(run: RunState) -> PreTrainedModel:
         device=run.device,
     )
     check_length(student, stage.data.block)
+    check_balance(student, stage.student)
     if stage.train.checkpointing:
         enable_checkpointing(student)
-    run.language_model = LanguageModel(student)
+    run.language_model = LanguageModel(student, precision)
+    run.language_model.check_length(stage.data.block)
     run.vocabulary = prove_vocabulary(run, teachers)
     if stage.train.compile_trunk:
         run.language_model.compile_layers()

@@ -64,7 +64,9 @@ class TrainStep:
                 [term.label for term in self.run.recipe.terms], self.run.device
             )
         readings = self.ahead.take(step)
-        choices = choose(self.run, readings, step, self.gather, self.total)
+        choices = choose(
+            self.run, readings, step, self.gather, self.total, [term for term, _ in terms]
+        )
         shares: list[Tensor] = []
         for n, reading in enumerate(readings):
             synced = n == len(readings) - 1

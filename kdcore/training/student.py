@@ -148,9 +148,42 @@ def _refuse_unknown(typed: dict[str, Any], plain: PretrainedConfig, model_type: 
 
 def check_length(model: PreTrainedModel, block: int) -> None:
     """Refuse rows that are longer than the model's positions reach."""
-    reach = getattr(model.config, "max_position_embeddings", None)
+    # A model of texts and images has the positions of its texts in a config of their own.
+    reach = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if reach is not None and block > reach:
         raise RunError(
             f"data.block = {block} is longer than the student's {reach} positions; type "
             f"--set data.block={reach}, or give the model more positions"
         )
+
+
+_BALANCE = ("router_aux_loss_coef", "aux_loss_coef", "router_z_loss_coef", "moe_loss_weight")
+_ALWAYS = ("z_loss_coefficient",)
+
+
+def check_balance(model: PreTrainedModel, options: StudentOptions) -> None:
+    """Refuse a config that asks for losses beside those of the recipe, which nobody would train.
+
+    transformers adds the balance loss of a mixture of experts to its own where the config has
+    output_router_logits; `[student] balance = "none"` trains without.
+    """
+    asked = dict(_balance_losses(model.config))
+    if asked and options.balance == "config":
+        said = ", ".join(f"{key} = {value:g}" for key, value in asked.items())
+        raise RunError(
+            f"the student's config asks for a loss of its routers or logits ({said}), and the "
+            "recipe's losses are all that is trained; type --set student.balance=none to train "
+            "without it"
+        )
+
+
+def _balance_losses(config: PretrainedConfig) -> Iterator[tuple[str, float]]:
+    """The coefficients that are not 0, of the losses that transformers would add."""
+    text = config.get_text_config()
+    parts = [config, text, getattr(text, "ffn_config", None)]
+    on = any(getattr(part, "output_router_logits", False) for part in parts)
+    for key in _ALWAYS + (_BALANCE if on else ()):
+        for part in parts:
+            value = getattr(part, key, None)
+            if isinstance(value, int | float) and value:
+                yield key, float(value)

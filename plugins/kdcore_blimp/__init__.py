@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from kdcore import Eval, Row, Run, RunError, component, hookimpl
+from kdcore import Eval, Row, Run, RunError, bos_of, component, hookimpl
 from kdcore_blimp.pairs import Pair, files_of, read_pairs
 
 if TYPE_CHECKING:
@@ -25,7 +25,8 @@ class Blimp(Eval):
     `path` is a folder of JSONL files with `sentence_good` and `sentence_bad`, each file a paradigm,
     or one such file, or a data set on the hub, each config a paradigm. `paradigms` chooses among
     them, `pairs` takes the first so many of each. A sentence's log-probability is the sum over all
-    its tokens after one start token (bos, else eos); a tie is wrong. `prefix` is put before each
+    its tokens after what a document of the run begins with, else after a bos or an eos; a tie is
+    wrong. `prefix` is put before each
     sentence and scored with it; lm-eval has a space there.
     """
 
@@ -54,11 +55,18 @@ class Blimp(Eval):
         """`blimp`, the mean over the paradigms whatever their sizes, and `blimp/PARADIGM`."""
         paradigms = self._paradigms()
         pairs = [pair for some in paradigms.values() for pair in some]
-        sums = run.log_likelihoods(rows_of(pairs, run.tokenizer, self.prefix))
+        sums = run.log_likelihoods(self._rows(pairs, run))
         right = iter([good > bad for good, bad in zip(sums[::2], sums[1::2], strict=True)])
         shares = {name: fmean(islice(right, len(some))) for name, some in paradigms.items()}
         each = {f"{self.name}/{paradigm}": share for paradigm, share in shares.items()}
         return {self.name: fmean(shares.values()), **each}
+
+    def _rows(self, pairs: Sequence[Pair], run: Run) -> Sequence[Row]:
+        begins: Sequence[int] = bos_of(run.data, run.tokenizer)
+        eos = run.tokenizer.eos_token_id
+        if run.data.bos is False and eos is not None:  # a bos that was never seen
+            begins = [eos]
+        return rows_of(pairs, run.tokenizer, self.prefix, begins)
 
     def _paradigms(self) -> Mapping[str, Sequence[Pair]]:
         """The pairs of each paradigm, read once."""
@@ -68,19 +76,23 @@ class Blimp(Eval):
 
 
 def rows_of(
-    pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase, prefix: str = ""
+    pairs: Sequence[Pair],
+    tokenizer: PreTrainedTokenizerBase,
+    prefix: str = "",
+    bos: Sequence[int] = (),
 ) -> Sequence[Row]:
-    """A row for each sentence, good and bad in turn: a start token, then the tokens to score."""
-    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-    start = eos if bos is None else bos
-    if start is None:
+    """A row for each sentence, good and bad in turn: what it begins with, then what is scored."""
+    own = [tokenizer.bos_token_id, tokenizer.eos_token_id]
+    start = [*bos] or [each for each in own if each is not None][:1]
+    if not start:
         raise RunError("the eval 'blimp' needs a tokenizer with a bos or an eos token")
     sentences = [prefix + sentence for pair in pairs for sentence in pair]
     rows = []
     for index, ids in enumerate(tokenizer(sentences, add_special_tokens=False)["input_ids"]):
         if not ids:
             raise RunError(f"the tokenizer makes no token of {sentences[index]!r}: no likelihood")
-        rows.append({"input_ids": [start, *ids], "labels": [-100, *ids]})
+        labels = [*[-100] * len(start), *ids]
+        rows.append({"input_ids": [*start, *ids], "labels": labels})
     return rows
 
 

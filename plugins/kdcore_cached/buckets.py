@@ -13,10 +13,18 @@ from torch import Tensor
 from kdcore import Batch, Coarse, Teacher, read
 from kdcore_cached.drawing import drawn
 from kdcore_cached.kinds import Array, Kind
+from kdcore_cached.others import (
+    ENOUGH,
+    ids_that_hold,
+    log_share_of_others,
+    logit_of_others,
+    others_array,
+)
 from kdcore_cached.places import places
 
 _LOGITS = 2**24  # made at a time to find out what is stored
 _HERE = "known.u1"
+_LOOKED_AT = 256  # tokens, to find out how many ids would hold enough
 
 
 class Buckets(Kind):
@@ -38,16 +46,20 @@ class Buckets(Kind):
 
     def coarse(self, values: Sequence[np.ndarray]) -> Coarse:
         """What the arrays hold of some tokens, as a teacher tells it."""
-        ids, masses = (torch.from_numpy(some) for some in values[:2])
-        return self.told(ids, masses)
+        return self.told([torch.from_numpy(some) for some in self.needed(values)])
 
-    def told(self, ids: Tensor, masses: Tensor) -> Coarse:
-        """The same, wherever what is stored was moved to."""
-        return Coarse(ids.long(), self.log_masses(masses))
+    def needed(self, values: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
+        """Those that `told` asks for: all but the marks."""
+        return [*values[:2], *values[len(self.arrays) :]]
+
+    def told(self, values: Sequence[Tensor]) -> Coarse:
+        """What the arrays hold of some tokens, wherever it was moved to."""
+        return Coarse(values[0].long(), self.log_masses(values[1]), {})
 
     def broken(self, values: Sequence[np.ndarray], vocabulary: int) -> np.ndarray:
         """Ids that are none, or twice there, or masses that are not 1 together."""
-        ids, logs = self.coarse(values)
+        ids, masses = (torch.from_numpy(some) for some in values[:2])
+        logs = self.log_masses(masses)
         none = ((ids < 0) | (ids >= vocabulary)).any(-1)
         twice = (ids.sort(-1).values.diff(dim=-1) == 0).any(-1)
         off = ~((logs.exp().sum(-1) - 1).abs() < 1e-2)
@@ -77,8 +89,11 @@ class TopK(Buckets):
 
     name = "topk"
 
-    def __init__(self, k: int, vocabulary: int) -> None:
+    def __init__(self, k: int, vocabulary: int, temperatures: Sequence[float] = ()) -> None:
         self.k = min(k, vocabulary - 1)
+        self.temperatures = temperatures  # at which the others' mass is stored too, none of them 1
+        self.wanted: dict[float, int] = {}  # temperature -> k that would hold enough, if k does not
+        self.beside = [others_array(each) for each in temperatures]
         self.arrays = (
             Array("ids.i32", np.dtype(np.int32), self.k),
             Array("log_probabilities.f16", np.dtype(np.float16), self.k + 1),
@@ -93,15 +108,38 @@ class TopK(Buckets):
         """As they are."""
         return stored.float()
 
+    def told(self, values: Sequence[Tensor]) -> Coarse:
+        """Also the others' logits at each temperature, beside which the ids' have theirs."""
+        ids, logs, _ = super().told(values[:2])
+        each = zip(self.temperatures, values[2:], strict=True)
+        return Coarse(ids, logs, {at: logit_of_others(logs[:, :-1], some, at) for at, some in each})
+
     def scored(self, teacher: Teacher, batch: Batch) -> Sequence[np.ndarray]:
         """The k likeliest, and what is left of the others: summed, not subtracted from 1."""
         pieces = []
         for logits in _logits(teacher, batch):
             logs = logits.log_softmax(-1)
             found, ids = logs.topk(self.k)
+            tempered = [log_share_of_others(logs, ids, at) for at in self.temperatures]
+            self._look_for_more(logs, tempered)
             others = logs.scatter_(1, ids, -math.inf).logsumexp(-1, keepdim=True)
-            pieces.append((ids.int(), torch.cat([found, others], -1).half()))
+            pieces.append((ids.int(), torch.cat([found, others], -1).half(), *tempered))
         return _joined(pieces)
+
+    def differs(self, stored: Sequence[np.ndarray], live: Sequence[np.ndarray]) -> np.ndarray:
+        """Also what the others' shares at other temperatures differ by."""
+        found = super().differs(stored, live)
+        marks = len(self.arrays)
+        for mine, theirs in zip(stored[marks:], live[marks:], strict=True):
+            apart = np.exp(mine.astype(np.float32)) - np.exp(theirs.astype(np.float32))
+            found = np.maximum(found, np.abs(apart))
+        return found
+
+    def _look_for_more(self, logs: Tensor, tempered: Sequence[Tensor]) -> None:
+        """How many ids would hold enough at a temperature, where those that are stored do not."""
+        for at, shares in zip(self.temperatures, tempered, strict=True):
+            if at not in self.wanted and float((1 - shares.float().exp()).mean()) < ENOUGH:
+                self.wanted[at] = ids_that_hold(ENOUGH, (logs[:_LOOKED_AT] / at).softmax(-1))
 
 
 class Sampled(Buckets):
@@ -167,7 +205,7 @@ def _logits(teacher: Teacher, batch: Batch) -> Iterator[Tensor]:
         yield at(some)
 
 
-def _joined(pieces: Sequence[tuple[Tensor, Tensor]]) -> Sequence[np.ndarray]:
-    """Ids, what is stored of them, and the marks that they are there."""
-    ids, values = (torch.cat(some).cpu().numpy() for some in zip(*pieces, strict=True))
-    return ids, values, np.ones(len(ids), np.uint8)
+def _joined(pieces: Sequence[tuple[Tensor, ...]]) -> Sequence[np.ndarray]:
+    """Ids, what is stored of them, the marks that they are there, and what lies beside."""
+    ids, values, *more = (torch.cat(some).cpu().numpy() for some in zip(*pieces, strict=True))
+    return ids, values, np.ones(len(ids), np.uint8), *more

@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 
 from kdcore import UsageError
 from kdcore_cached.buckets import Sampled, TopK
 from kdcore_cached.checks import CHECK, checks_of
-from kdcore_cached.kinds import Kind, Losses
+from kdcore_cached.kinds import Array, Kind, Losses
+from kdcore_cached.others import first_filled, mass_of_known, others_array, temperatures_in
 from kdcore_cached.store import ABOUT, META, key_of, mapped
 
 _SLOTS = 1 << 18  # looked at together
 
 
-def kind_of(meta: Mapping[str, Any]) -> Kind:
-    """The kind that `meta.json` tells of."""
+def kind_of(meta: Mapping[str, Any], temperatures: Sequence[float] = ()) -> Kind:
+    """The kind that `meta.json` tells of, with files for these temperatures beside it."""
     if meta["kind"] == TopK.name:
-        return TopK(meta["k"], meta["vocabulary"])
+        return TopK(meta["k"], meta["vocabulary"], temperatures)
     if meta["kind"] == Sampled.name:
         return Sampled(meta["draws"], meta["seed"], meta["vocabulary"])
     if meta["kind"] == Losses.name:
@@ -55,12 +57,18 @@ class Kept:
     def tell(self, **more: object) -> None:
         """Add to what people are told."""
         told = json.dumps(self.about | more, indent=1)
-        (self.folder / ABOUT).write_text(told, encoding="utf-8")
+        whole = self.folder / f".{ABOUT}-{uuid4().hex}"
+        whole.write_text(told, encoding="utf-8")
+        whole.replace(self.folder / ABOUT)
+
+    def wanted(self) -> dict[float, int]:
+        """Temperature -> how many ids would hold a tenth of the mass, where those here do not."""
+        return {float(at): k for at, k in self.about.get("wanted", {}).items()}
 
     @cached_property
     def kind(self) -> Kind:
         """What it holds of each token."""
-        return kind_of(self.meta)
+        return kind_of(self.meta, temperatures_in(self.folder))
 
     @property
     def bytes(self) -> int:
@@ -95,12 +103,13 @@ class Kept:
             return f"{META} cannot be read ({error})"
         if not self.folder.name.endswith(f"-{key_of(text)}"):
             return f"{META} was changed: the folder's name is of another one"
+        files = (*kind.arrays, *kind.beside)
         if missing := [one.file for one in kind.arrays if not (self.folder / one.file).is_file()]:
             return f"{missing[0]} is missing"
+        hashed = [CHECK] if (self.folder / CHECK.file).is_file() else []
         sizes = {
             (self.folder / one.file).stat().st_size / one.bytes_per_token
-            for one in (*kind.arrays, CHECK)
-            if (self.folder / one.file).is_file()
+            for one in (*files, *hashed)
         }
         if len(sizes) > 1 or not all(size.is_integer() for size in sizes):
             return "its files are of different lengths: one is torn"
@@ -121,6 +130,25 @@ class Kept:
             broken = slots[off]
             arrays[-1][broken] = self.kind.forgotten()
             found += len(broken)
+        return found + sum(self._forget_beside(one) for one in self.kind.beside)
+
+    def _forget_beside(self, array: Array) -> int:
+        """The same of a file beside, whose numbers are below 0 wherever they are there."""
+        values, found = mapped(self.folder, array, self.tokens), 0
+        for start in range(0, self.tokens, _SLOTS):
+            some = values[start : start + _SLOTS]
+            torn = ~(some <= 0)
+            some[torn] = array.fill
+            found += int(torn.sum())
+        return found
+
+    def masses(self) -> dict[float, float]:
+        """The mass of the stored ids at each temperature that the store knows, on average."""
+        found = {}
+        for at in temperatures_in(self.folder):
+            shares = first_filled(mapped(self.folder, others_array(at), self.tokens, "r"))
+            if len(shares):
+                found[at] = mass_of_known(shares)
         return found
 
     def _marks(self) -> Iterator[tuple[int, np.ndarray]]:

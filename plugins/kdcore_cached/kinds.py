@@ -27,16 +27,20 @@ class Array:
 
 
 class Kind(ABC):
-    """What is stored of each token. The last array is written last, and tells what is there."""
+    """What is stored of each token. The last of `arrays` is written last, and marks what is there.
+
+    Values come in the order of `arrays`, those of `beside` behind them.
+    """
 
     name: str
     arrays: Sequence[Array]
+    beside: Sequence[Array] = ()  # more of each token, not in the store's key; 0: not there yet
     tolerance: float  # by which `differs` may find what is stored off, in rounding of half types
 
     @property
     def bytes_per_token(self) -> int:
         """On disk, with a hash of two bytes."""
-        return 2 + sum(array.bytes_per_token for array in self.arrays)
+        return 2 + sum(array.bytes_per_token for array in (*self.arrays, *self.beside))
 
     def bound(self) -> dict[str, object]:
         """What else `meta.json` says of it."""
@@ -52,7 +56,7 @@ class Kind(ABC):
 
     @abstractmethod
     def scored(self, teacher: Teacher, batch: Batch) -> Sequence[np.ndarray]:
-        """What each array holds of what the batch's valid positions predict, by the teacher."""
+        """What each array, also those beside, holds of what the batch's valid positions predict."""
 
     @abstractmethod
     def broken(self, values: Sequence[np.ndarray], vocabulary: int) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
@@ -53,6 +53,7 @@ class Store:
         self.arrays = [mapped(self.folder, array, self.tokens) for array in kind.arrays]
         hashed = (self.folder / CHECK.file).exists()
         self._checks = mapped(self.folder, CHECK, self.tokens) if hashed else None
+        self.beside = [self._laid_beside(array, say) for array in kind.beside]
 
     @property
     def tokens(self) -> int:
@@ -66,27 +67,57 @@ class Store:
         return slots
 
     def missing(self, slots: np.ndarray) -> np.ndarray:
-        """Whether nothing is stored there [n]."""
-        missing = self.kind.missing(self.arrays[-1][slots])
-        if self._checks is None:
-            return missing
-        broken: np.ndarray = ~missing & (self._checks[slots] != checks_of(slots, self.take(slots)))
+        """Whether something is to be stored there [n]."""
+        broken = self._broken(slots)
         if broken.any():
             self._say(f"{self.folder}: {broken.sum():,} values are damaged and are made anew")
-        missing |= broken
-        return missing
+        found = self.kind.missing(self.arrays[-1][slots]) | broken
+        for more in self.beside:
+            found |= more[slots] == 0
+        return found
+
+    def _broken(self, slots: np.ndarray) -> np.ndarray:
+        """Whether something is stored there that does not fit its hash [n]."""
+        if self._checks is None:
+            return np.zeros(len(slots), bool)
+        stored = [np.take(array, slots, axis=0) for array in self.arrays]
+        there = ~self.kind.missing(stored[-1])
+        off: np.ndarray = there & (self._checks[slots] != checks_of(slots, stored))
+        return off
 
     def take(self, slots: np.ndarray) -> list[np.ndarray]:
         """What each array holds there [n] or [n, width]."""
-        return [np.take(array, slots, axis=0) for array in self.arrays]
+        return [np.take(array, slots, axis=0) for array in (*self.arrays, *self.beside)]
 
-    def put(self, slots: np.ndarray, values: Iterable[np.ndarray]) -> None:
-        """Store what each array is to hold there."""
-        values = [np.asarray(each, a.dtype) for a, each in zip(self.arrays, values, strict=True)]
+    def put(self, slots: np.ndarray, values: Sequence[np.ndarray]) -> None:
+        """Store what each array is to hold there. What is whole already stays, to the last bit."""
+        new = self.kind.missing(self.arrays[-1][slots]) | self._broken(slots)
+        pairs = zip(self.arrays, values, strict=False)
+        fresh = [np.asarray(some[new], array.dtype) for array, some in pairs]
         if self._checks is not None:
-            self._checks[slots] = checks_of(slots, values)
-        for array, some in zip(self.arrays, values, strict=True):
+            self._checks[slots[new]] = checks_of(slots[new], fresh)
+        for array, some in zip(self.arrays, fresh, strict=True):
+            array[slots[new]] = some
+        for array, some in zip(self.beside, values[len(self.arrays) :], strict=True):
             array[slots] = some
+
+    def _laid_beside(self, array: Array, say: Callable[[str], None]) -> np.memmap:
+        """A file that other runs had no need of, made where it is missing or damaged."""
+        path = self.folder / array.file
+        if path.exists() and not _fits(self.folder, array, self.tokens):
+            say(f"{path} is damaged: it is made anew")
+            path.unlink()
+        if not path.exists():
+            beside = self.folder / f".{array.file}-{uuid4().hex}"
+            try:
+                _reserve(beside, array, self.tokens)
+                _appear(beside, path)
+            except OSError as error:
+                size = array.bytes_per_token * self.tokens
+                raise RunError(f"cannot make {path} ({size:,} bytes): {error}") from error
+            finally:
+                beside.unlink(missing_ok=True)
+        return mapped(self.folder, array, self.tokens)
 
     def _is_whole(self) -> bool:
         meta, hashed = self.folder / META, self.folder / CHECK.file
@@ -138,6 +169,17 @@ def remove(folder: Path) -> None:
     with suppress(FileNotFoundError):
         folder.rename(aside)
         aside.unlink() if aside.is_symlink() else shutil.rmtree(aside)
+
+
+def _appear(made: Path, path: Path) -> None:
+    """Give a file its name, unless another process was faster, whose file is in use by then."""
+    try:
+        os.link(made, path)
+    except FileExistsError:
+        return
+    except OSError:  # a file system without links
+        if not path.exists():
+            made.rename(path)
 
 
 def _fits(folder: Path, array: Array, tokens: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,14 +27,17 @@ from kdcore import (
     load_teacher,
     of_tokenizer,
 )
-from kdcore_cached.buckets import Buckets
-from kdcore_cached.catalogue import kind_of
+from kdcore_cached.buckets import Buckets, TopK
+from kdcore_cached.catalogue import Kept, kind_of, stores_in
 from kdcore_cached.kinds import Kind
+from kdcore_cached.others import TOKENS, mass_of_known, temperatures_of, too_little
 from kdcore_cached.store import Store, as_text, key_of
 from kdcore_cached.windows import Windows, length_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+_log = logging.getLogger("kdcore")
 
 _LAYOUT = ("block", "rows", "cut", "eos")  # of the data: what decides which context a token has
 _BELONGS = {"k": "topk", "draws": "sampled", "seed": "sampled"}  # options to kinds
@@ -45,8 +49,8 @@ class CachedTeacher(Teacher):
     """Another teacher, written down: what was asked once is read from disk from then on.
 
     The wrapped teacher is loaded only when something is missing. Runs share the stores, which lie
-    beside them in `caches/`. A temperature divides what is stored, the logs of k + 1 masses at
-    temperature 1, on the teacher's and on the student's side.
+    beside them in `caches/`. Of kind topk the mass of all other ids is stored at each temperature
+    that the recipe's losses have.
     """
 
     name = "cached"
@@ -102,6 +106,9 @@ class CachedTeacher(Teacher):
         """Find out what the stores are bound to; the wrapped teacher stays where it is."""
         self._run, self._is_loaded = run, False
         self._stores: dict[str, Store] = {}
+        self._temperatures = temperatures_of(run.recipe) if self.kind == "topk" else []
+        self._shares: list[np.ndarray] = []  # of all others at these, of the first tokens
+        self._is_looked_at = not self._temperatures
         self._bound: dict[str, object] = {
             "teacher": self.teacher.fingerprint(),
             "device": run.device.type,  # a teacher's "auto" types go by it
@@ -125,6 +132,23 @@ class CachedTeacher(Teacher):
     def ids_known(self) -> int | None:
         """Those that are stored."""
         return {"nll": None, "topk": self.k or _IDS, "sampled": self.draws or _DRAWS}[self.kind]
+
+    def knows_others_at(self, temperature: float) -> bool:
+        """Draws have no share at other temperatures."""
+        return temperature == 1 or self.kind == "topk"
+
+    def warnings(self, recipe: Stage, caches: Path) -> Iterable[str]:
+        """Temperatures at which the ids that are stored of the same teacher have little mass."""
+        asked = temperatures_of(recipe)
+        k = self.k or _IDS
+        stores = [one for one in stores_in(caches) if self.kind == "topk" and not one.fault()]
+        known = [one for one in stores if one.meta.get("k") == k and one.masses()]
+        mine = self.teacher.fingerprint() if asked and known else None
+        for store in known:
+            if store.meta["teacher"] == mine:
+                masses = {at: mass for at, mass in store.masses().items() if at in asked}
+                yield from too_little(k, masses, store.wanted())
+                return
 
     def is_estimate(self) -> bool:
         """What was drawn."""
@@ -153,8 +177,9 @@ class CachedTeacher(Teacher):
         if device.type == "cpu":
             return lambda positions: kind.coarse(store.take(slots[place[positions].numpy()]))
         # A GPU gets all of the batch at once: asking the host for each chunk would wait for it.
-        ids, masses = (torch.from_numpy(each).to(device) for each in store.take(slots)[:2])
-        return lambda positions: kind.told(ids[place[positions]], masses[place[positions]])
+        taken = kind.needed(store.take(slots))
+        whole = [torch.from_numpy(each).to(device) for each in taken]
+        return lambda positions: kind.told([each[place[positions]] for each in whole])
 
     def stored(self, batch: Batch) -> list[np.ndarray]:
         """What the arrays hold of the batch's valid positions, stored first where it is missing."""
@@ -171,7 +196,26 @@ class CachedTeacher(Teacher):
             self._load_wrapped(store)
             for some in self._shown(batch, slots, missing):
                 store.put(store.slots(some), store.kind.scored(self.teacher, some))
+        if not self._is_looked_at:
+            self._look_at(store, slots)
         return slots
+
+    def _look_at(self, store: Store, slots: np.ndarray) -> None:
+        """Warn once where the ids have little mass, as soon as enough tokens are stored."""
+        self._shares.append(np.stack(store.take(slots)[len(store.kind.arrays) :]))
+        if sum(some.shape[1] for some in self._shares) < min(TOKENS, store.tokens // 2):
+            return
+        self._is_looked_at = True
+        shares = np.concatenate(self._shares, axis=1)[:, :TOKENS]
+        self._shares.clear()
+        each = zip(self._temperatures, shares, strict=True)
+        kind, kept = store.kind, Kept(store.folder)
+        assert isinstance(kind, TopK), "others have no temperatures"
+        if kind.wanted and self._run.main:
+            kept.tell(wanted={str(at): k for at, k in kind.wanted.items()})
+        masses = {at: mass_of_known(some) for at, some in each}
+        for said in too_little(kind.k, masses, kept.wanted() | kind.wanted):
+            _log.warning("%s", said)
 
     def store(self, batch: Batch) -> Store:
         """The store of the batch's split, opened once."""
@@ -210,7 +254,8 @@ class CachedTeacher(Teacher):
     def kind_for(self, vocabulary: int = 1 << 31) -> Kind:
         """What is stored of each token, where there are so many ids."""
         known = {"k": self.k or _IDS, "draws": self.draws or _DRAWS, "seed": self.seed or 0}
-        return kind_of({"kind": self.kind, "vocabulary": vocabulary, **known})
+        temperatures = getattr(self, "_temperatures", ())  # none before the run is known
+        return kind_of({"kind": self.kind, "vocabulary": vocabulary, **known}, temperatures)
 
     def _shown(self, batch: Batch, slots: np.ndarray, missing: np.ndarray) -> Iterable[Batch]:
         """What the teacher reads to tell of what is missing."""

@@ -19,6 +19,7 @@ from kdcore_losses.kullback_leibler import (
     SymmetricKL,
 )
 from kdcore_losses.likelihood import CrossEntropy
+from kdcore_losses.on_policy import MiniLLM, OnPolicyDistillation
 from kdcore_losses.others import AlphaBeta, JensenShannon, TotalVariation
 
 
@@ -36,4 +37,6 @@ def kdcore_losses() -> Sequence[type[Loss]]:
         SymmetricKL,
         AdaptiveKL,
         AlphaBeta,
+        OnPolicyDistillation,
+        MiniLLM,
     ]

@@ -12,7 +12,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from kdcore import Data, Eval, Run, component, generate, hookimpl
+from kdcore import Data, Eval, Run, bos_of, component, generate, hookimpl
 from kdcore_stories.grammar import facts, keeps_facts, tell
 from kdcore_stories.tasks import StoryTasks
 
@@ -59,6 +59,7 @@ class Facts(Eval):
             max_new_tokens=self.max_new_tokens,
             temperature=self.temperature,
             seed=self.seed,
+            bos=bos_of(run.data, run.tokenizer),
         )
         stories = [prompt + ending for prompt, ending in zip(prompts, endings, strict=True)]
         return {"facts": sum(map(keeps_facts, stories)) / len(stories), "story": stories[0]}

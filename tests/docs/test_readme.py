@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from own_models import lay_own_models
 from typer.testing import CliRunner
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -18,6 +19,7 @@ COMMANDS = [
 ]
 # Stages have steps of their own; two of each show that a command runs.
 SHORT = ["--set", "stage.teacher.train.steps=2", "--set", "train.eval_rows=8"]
+OWN = ["--set", "train.steps=2"]  # of a recipe without stages
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +27,7 @@ def here(tmp_path_factory):
     folder = tmp_path_factory.mktemp("here")
     (python,) = [text for language, text in BLOCKS if language == "python"]
     (folder / "overlap.py").write_text(python)
+    lay_own_models(folder)
     return folder
 
 
@@ -36,7 +39,7 @@ def test_a_command_of_kdcore_runs(command, here, monkeypatch):
 
     arguments = shlex.split(command)[1:]
     if arguments[0] == "run":
-        arguments += [*SHORT, "-p", "no:panel"]
+        arguments += [*(OWN if arguments[1] == "mine.toml" else SHORT), "-p", "no:panel"]
     said = CliRunner().invoke(main.app, arguments)
     assert said.exit_code == 0, said.output
 

@@ -89,7 +89,7 @@ from kdcore_selections import Rho
 
 from kdcore.data.collate import NOT_TRAINED, Collate, _Arrays
 from kdcore.models import attention
-from kdcore.objective import losses, selection, teachers
+from kdcore.objective import losses, step_tokens, teachers
 from kdcore.objective.objective import Seen
 
 KL = ForwardKL(temperature=2.0)
@@ -213,9 +213,9 @@ def ranked_by_micro_batch(monkeypatch):
 
 
 def the_lowest_kept(monkeypatch):
-    inner = selection.StepTokens.top
+    inner = step_tokens.StepTokens.top
     monkeypatch.setattr(
-        selection.StepTokens, "top", lambda some, scores, share: inner(some, -scores, share)
+        step_tokens.StepTokens, "top", lambda some, scores, share: inner(some, -scores, share)
     )
 
 
@@ -226,8 +226,8 @@ def teacher_with_dropout(monkeypatch):
 def temperature_on_one_side(monkeypatch):
     inner = losses.checked_values
 
-    def one_sided(loss, student, teacher, labels):
-        return inner(loss, student, teacher if teacher is None else teacher * 2, labels)
+    def one_sided(loss, student, teacher, labels, *more):
+        return inner(loss, student, teacher if teacher is None else teacher * 2, labels, *more)
 
     monkeypatch.setattr(losses, "checked_values", one_sided)
 

@@ -16,6 +16,7 @@ from given import VOCABULARY
 from kdcore_losses import CrossEntropy, ForwardKL
 from safetensors.torch import load_file
 
+from kdcore.models.head import LogitsGradient
 from kdcore.objective import chunked_loss
 from kdcore.training.setup import enable_checkpointing, optimizer_of
 
@@ -66,9 +67,7 @@ def test_a_frozen_head_has_no_gradient_and_no_place_for_one(tied, monkeypatch):
     made = []
     zeros = chunked_loss._zeros
     monkeypatch.setattr(chunked_loss, "_zeros", lambda like: made.append(like.shape) or zeros(like))
-    monkeypatch.setattr(
-        chunked_loss, "add_weight_gradient", lambda *_: pytest.fail("it was computed")
-    )
+    monkeypatch.setattr(LogitsGradient, "add_to_weight", lambda *_: pytest.fail("it was computed"))
     model = student(double=False, tied=tied)
     rows = given.packed_rows()[:1]
     found = engine.step(model, rows, [term()])

@@ -125,7 +125,7 @@ def stories(tmp_path, tokenizer, *texts, **options):
     """The recipe's data with these stories, in short rows."""
     path = tmp_path / "stories.txt"
     path.write_text("\n<|endoftext|>\n".join(texts))
-    given = {"block": 64, "rows": "one", "cut": "left"} | options
+    given = {"block": 64, "rows": "one", "cut": "left", "bos": False} | options
     return lay_texts(TinyStories(path=str(path), **given), "train", tokenizer)
 
 
@@ -133,6 +133,7 @@ def test_the_recipe_lays_one_story_a_row_and_cuts_its_beginning(stage):
     data = stage.data
     assert (data.version, data.fraction) == (2, 0.1)
     assert (data.block, data.rows, data.cut, data.eos) == (2048, "one", "left", True)
+    assert data.bos is False
 
 
 @pytest.mark.parametrize("pads_with", [None, "<unk>", "</s>"])

@@ -63,7 +63,7 @@ class Watched(Selection):
 
     def keep(self, tokens):
         keep = self.selection.keep(tokens)
-        places = torch.stack([tokens.row, tokens.position], dim=1)[keep]
+        places = torch.stack([tokens.row, tokens.position], dim=1)[keep > 0]
         self.kept |= {tuple(place) for place in places.tolist()}
         return keep
 
@@ -150,7 +150,11 @@ def trainer(
     """A trainer of these parts, all others as in a run."""
     accelerator = accelerator or Alone()
     data = SimpleNamespace(
-        name="given", fresh_each_epoch=False, make_rows=lambda *_, **__: rows, block=16
+        name="given",
+        bos="auto",
+        fresh_each_epoch=False,
+        make_rows=lambda *_, **__: rows,
+        block=16,
     )
     options = {"lr": 0.1, "clip": 0.0, "eval_first": False} | options
     stage = SimpleNamespace(

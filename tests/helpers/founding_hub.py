@@ -129,7 +129,7 @@ WORKER = """
 import io, json, sys
 from contextlib import redirect_stderr, redirect_stdout
 import logging
-from kdcore import cli
+from kdcore.cli import main as cli
 answers = sys.stdout
 for line in sys.stdin:
     sys.argv = ["kdcore", *json.loads(line)]

@@ -10,7 +10,7 @@ from standin_hub import serving
 TOKEN = "hf_notATokenOfAnybody123"
 _LINES = """
 import shlex, sys
-from kdcore import cli
+from kdcore.cli import main as cli
 for line in sys.argv[1:]:
     sys.argv = shlex.split(line)
     if code := cli._exit_code():

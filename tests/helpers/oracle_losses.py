@@ -35,12 +35,14 @@ def value(loss, token):
 
 
 def buckets(loss, token, logits):
-    """The masses of the ids that a loss is said to know, and of all others together; tempered."""
-    masses = torch.softmax(logits, -1)
+    """The masses of the ids that a loss is said to know, and of all others together; tempered
+    before they are summed where `tempers_first` says so, else behind it."""
+    first = loss.temperature if hasattr(loss, "tempers_first") else 1
+    masses = torch.softmax(logits / first, -1)
     ids = loss.known(token.teacher)
     others = [n for n in range(len(masses)) if n not in ids]
     coarse = torch.stack([*(masses[n] for n in ids), masses[others].sum()])
-    tempered = coarse ** (1 / loss.temperature)
+    tempered = coarse ** (first / loss.temperature)
     return tempered / tempered.sum()
 
 

@@ -1,13 +1,14 @@
 """Models, tokenizers and batches that are small enough to make in a test."""
 
 import json
+from dataclasses import field
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from kdcore import Split
+from kdcore import Data, Split, component
 from kdcore.data.collate import Collate
 
 TEXTS = [
@@ -116,3 +117,14 @@ def _row(some, pieces):
         "offset": joined(lambda n, start, end: np.arange(start, end)),
         "position": joined(lambda n, start, end: np.arange(end - start)),
     }
+
+
+@component
+class Lines(Data):
+    """Documents that a test gives."""
+
+    name = "tiny-lines"
+    lines: list[str] = field(default_factory=lambda: list(TEXTS))
+
+    def texts(self, split):
+        return iter(self.lines)

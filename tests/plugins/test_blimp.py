@@ -15,6 +15,7 @@ from kdcore_blimp import Blimp, kdcore_evals, rows_of
 from kdcore_blimp.pairs import read_pairs
 from pydantic import ValidationError
 from standin_hub import serving
+from tokenizers.processors import TemplateProcessing
 
 from kdcore import RunError
 
@@ -41,7 +42,7 @@ class StubRun:
 
     def __init__(self, *sums):
         self.sums, self.rows = list(sums), []
-        self.tokenizer = tiny.byte_tokenizer()
+        self.tokenizer, self.data = tiny.byte_tokenizer(), tiny.Lines()
 
     def log_likelihoods(self, rows):
         self.rows.append(rows)
@@ -102,6 +103,21 @@ def test_a_row_is_a_start_and_the_sentence():
     good, bad = rows_of(PAIRS[:1], tokenizer, " ")
     assert good["input_ids"] == [tokenizer.eos_token_id, *tokenizer.encode(" " + PAIRS[0][0])]
     assert tokenizer.decode(bad["labels"][1:]) == " " + PAIRS[0][1]
+
+
+def test_sentences_begin_as_the_documents_of_the_run(tmp_path):
+    tokenizer, run = tiny.llama_tokenizer(), StubRun(*[-1.0, -2.0] * 4)
+    lay(tmp_path)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<unk> <s> $A", special_tokens=[("<s>", 1), ("<unk>", 0)]
+    )
+    run.tokenizer = tokenizer
+    for bos, start in (("auto", [0, 1]), (False, [tokenizer.eos_token_id])):
+        run.data = tiny.Lines(bos=bos)
+        Blimp(path=str(tmp_path)).measure(run)
+        ids, labels = run.rows[-1][0]["input_ids"], run.rows[-1][0]["labels"]
+        assert ids[: len(start)] == start
+        assert labels == [*[-100] * len(start), *ids[len(start) :]]
 
 
 def test_ties_and_what_is_no_number_are_wrong(tmp_path):

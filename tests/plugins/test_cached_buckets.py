@@ -48,7 +48,7 @@ def test_the_likeliest_ids_and_all_masses_everywhere(tmp_path, model):
     first, second = cached(run, model, **TOP), cached(run, model, **TOP)
     for teacher in (first, second):
         for batch in batches():
-            ids, logs = told(teacher, batch)
+            ids, logs, _ = told(teacher, batch)
             whole = log_probabilities(alive, batch)
             assert torch.equal(ids, whole.topk(5).indices)
             assert torch.equal(logs[:, :5], whole.gather(1, ids).half().float())
@@ -70,7 +70,7 @@ def test_other_batches_and_parts_of_them(tmp_path, model, kind):
     whole = told(cached(run, model, **kind), batch)
     again = cached(run, model, **kind)
     apart = [told(again, some) for some in batches((1, 1, 1, 1, 1))]
-    for n, part in enumerate(whole):
+    for n, part in enumerate(whole[:2]):
         assert torch.equal(part, torch.cat([some[n] for some in apart]))
     order = torch.randperm(len(batch.valid))[:7]
     some = answers(again, batch)(batch.valid[order])
@@ -102,7 +102,7 @@ def test_a_single_id(tmp_path, model, options):
     alive = live(run, model)
     for batch in batches():
         for _ in range(2):
-            ids, logs = told(cached(run, model, **options), batch)
+            ids, logs, _ = told(cached(run, model, **options), batch)
             assert (ids.shape[1], logs.shape[1]) == (1, 2)
             if options["kind"] == "topk":
                 assert torch.equal(ids[:, 0], log_probabilities(alive, batch).argmax(-1))

@@ -37,52 +37,55 @@ class Known(Teacher):
         return engine.Held(cases.model(seed=self.number)).read(batch)
 
 
-def loaded(folder, number=1, **options):
+def loaded(folder, *losses, number=1, **options):
     teacher = CachedTeacher(teacher=Known(number=number), **options)
     run = SimpleNamespace(
         caches=folder / "caches",
         device=tiny.CPU,
         data=Texts(),
         tokenizer=tiny.byte_tokenizer(),
+        main=True,
+        recipe=SimpleNamespace(components=lambda: losses),
         say=lambda said: None,
     )
     teacher.load(run)
     return teacher
 
 
-def stored(logits):
-    """What half precision leaves of the k likeliest ids and of the sum of all others."""
-    masses = torch.softmax(logits, -1)
-    order = sorted(range(len(masses)), key=lambda n: -masses[n])
-    others = masses[order[K:]].sum()
-    logs = torch.stack([*(masses[n] for n in order[:K]), others]).log()
-    return order[:K], logs.half().double().exp()
+def likeliest(logits):
+    return sorted(range(len(logits)), key=lambda n: -logits[n])[:K]
 
 
 def of_buckets(loss):
     if not loss.needs_teacher:
         return loss
     made = copy.copy(loss)
-    object.__setattr__(made, "known", lambda teacher: stored(teacher)[0])
+    object.__setattr__(made, "known", likeliest)
+    object.__setattr__(made, "tempers_first", True)
     return made
 
 
 @cache
-def rounded(size=VOCABULARY):
-    """A teacher whose buckets are what is stored: the others share theirs alike."""
+def rounded(temperature, size=VOCABULARY):
+    """A teacher whose buckets are what half precision leaves: the others share theirs alike."""
     model = oracle.model_teacher(cases.model(seed=1), size)
 
     def of(row):
-        return torch.stack([_spread(logits, size) for logits in model(row)])
+        return torch.stack([_spread(logits, size, temperature) for logits in model(row)])
 
     return of
 
 
-def _spread(logits, size):
-    ids, masses = stored(logits)
-    each = (masses[-1] / (size - K)).expand(size).clone()
-    each[ids] = masses[:-1]
-    return each.log()
+def _spread(logits, size, temperature):
+    ids = likeliest(logits)
+    known = torch.softmax(logits, -1)[ids].log().half().double()
+    at = torch.softmax(logits / temperature, -1)
+    others = (1 - at[ids].sum()).log().half().double().exp()
+    odds = others / (1 - others)
+    mass = others if temperature == 1 else (known / temperature).exp().sum() * odds
+    found = (temperature * (mass / (size - K)).log()).expand(size).clone()
+    found[ids] = known
+    return found
 
 
 @pytest.mark.parametrize("times", ["stored first", "read"])
@@ -92,16 +95,17 @@ def _spread(logits, size):
 def test_top_k_equals_whole_logits_that_are_coarsened(tmp_path, loss, times):
     terms = [term(loss, 0.7), term(CrossEntropy(), 0.3)]
     for _ in range(1 if times == "stored first" else 2):
-        teacher = loaded(tmp_path, kind="topk", k=K)
+        teacher = loaded(tmp_path, loss, kind="topk", k=K)
         found = engine.step(cases.model(), ROWS["packed"], terms, teacher=teacher, micro_batch=3)
     expected = oracle.step(
         cases.model(),
         ROWS["packed"],
         [term(of_buckets(t.loss), t.weight) for t in terms],
         vocabulary=VOCABULARY,
-        teacher=rounded(),
+        teacher=rounded(loss.temperature),
     )
-    assert_equal(found, expected)
+    rounding = 1e-10 if loss.temperature == 1 else 1e-6  # the others' logit is made in float32
+    assert_equal(found, expected, loss=rounding, gradient=rounding)
 
 
 @pytest.mark.parametrize("micro_batch", [1, 8])
@@ -219,3 +223,23 @@ def test_rows_that_are_fresh_each_epoch(tmp_path, host):
 def test_options_of_another_kind_are_faults(tmp_path, host):
     (found,) = faults(tmp_path, host, RECIPE, "teacher.k=4")
     assert found == 'k is an option of kind = "topk", not of "nll"'
+
+
+class Changes(ForwardKL):
+    name = "changes"
+
+    def temperatures(self):
+        return []
+
+
+def test_temperatures_that_a_teacher_of_some_ids_cannot_serve(tmp_path, host, monkeypatch):
+    assert faults(tmp_path, host, RECIPE, 'teacher.kind="topk"', "loss.1.temperature=3.0") == []
+    monkeypatch.setattr(ForwardKL, "temperatures", Changes.temperatures)
+    (found,) = faults(tmp_path, host, RECIPE, 'teacher.kind="topk"')
+    assert found.startswith("the loss 'kl' changes its temperature, or has several, and")
+    live = 'teacher={use="hf", model="t"}'
+    assert faults(tmp_path, host, RECIPE, live) == []
+    monkeypatch.undo()
+    monkeypatch.setattr(CachedTeacher, "knows_others_at", lambda self, at: at == 1)
+    (found,) = faults(tmp_path, host, RECIPE, 'teacher.kind="topk"', "loss.1.temperature=3.0")
+    assert found.startswith("the loss 'kl' is at temperature 3, and the teacher 'cached' cannot")

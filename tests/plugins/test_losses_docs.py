@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import textbook
 import tomli
+import torch
 from kdcore_losses import kdcore_losses
 
 TEXT = (Path(__file__).parents[2] / "docs" / "losses.md").read_text(encoding="utf-8")
@@ -49,3 +50,39 @@ def test_the_table_has_formula_and_options(name):
 def test_every_function_of_a_formula_is_explained():
     explained = {quoted(row[0])[0].split("(")[0] for row in ROWS if "(" in row[0]}
     assert set(textbook.FUNCTIONS) <= explained
+
+
+P, Q = torch.tensor([[0.4, 0.35, 0.15, 0.1]]), torch.tensor([[0.1, 0.2, 0.3, 0.4]])
+
+
+def value(loss, p=P, q=Q):
+    return loss.per_token(q.log(), p.log(), torch.zeros(len(p), dtype=torch.long)).item()
+
+
+def adaptive(in_head, p=P, q=Q):
+    """Both divergences by the shares that head and tail have of the distance."""
+    apart = (p - q).abs()
+    share = (apart * in_head).sum() / apart.sum()
+    forward, reverse = ((a * (a / b).log()).sum() for a, b in ((p, q), (q, p)))
+    return (share * forward + (1 - share) * reverse).item()
+
+
+def test_adaptive_kl_is_kdflows_and_that_of_its_authors_at_no_head():
+    ascending = torch.tensor([[1.0, 0.6, 0.25, 0.1]])  # the mass of the ids no likelier
+    descending = torch.tensor([[0.4, 0.75, 0.9, 1.0]])
+    kdflow, authors = adaptive(ascending > 0.5), adaptive(descending < 0.5)
+    assert value(LOSSES["adaptive-kl"](head=0.5)) == pytest.approx(kdflow, rel=1e-5)
+    assert (kdflow, authors) == pytest.approx((0.50985, 0.51053), abs=2e-5)
+    # A head of at most 0.4 gives theirs here, and another teacher takes one above 0.42.
+    assert value(LOSSES["adaptive-kl"](head=0.4)) == pytest.approx(authors, rel=1e-5)
+    p, q = torch.tensor([[0.42, 0.07, *[0.51 / 8] * 8]]), torch.linspace(0.05, 0.15, 10)[None]
+    theirs = adaptive(p.cumsum(-1) < 0.5, p, q)
+    assert value(LOSSES["adaptive-kl"](head=0.45), p, q) == pytest.approx(theirs, rel=1e-5)
+    assert value(LOSSES["adaptive-kl"](head=0.4), p, q) != pytest.approx(theirs, rel=1e-3)
+
+
+def test_the_limits_of_alpha_beta_are_divided_by_the_square():
+    """ABKD's ab_div(alpha, 0) is alpha times this: its sum is divided by alpha alone."""
+    alpha = 0.5
+    limit = (P**alpha * alpha * (P / Q).log() - P**alpha + Q**alpha).sum().item()
+    assert value(LOSSES["alpha-beta"](alpha=alpha, beta=0.0)) == pytest.approx(limit / alpha**2)

@@ -120,7 +120,8 @@ def test_keep_and_reference_are_required():
 
 
 def test_hook_kdcore_selections():
-    assert [each.name for each in kdcore_selections()] == ["rho", "random", "hardest", "entropy"]
+    names = "rho random hardest entropy score band agreement and or not soft gls"
+    assert [each.name for each in kdcore_selections()] == names.split()
     assert all(issubclass(each, Selection) for each in kdcore_selections())
 
 

@@ -65,7 +65,8 @@ def measured(monkeypatch, endings, **options):
         return [endings(prompt) for prompt in prompts]
 
     monkeypatch.setattr("kdcore_stories.generate", generate)
-    scores = Facts(**options).measure(SimpleNamespace(student=None, tokenizer=None))
+    run = SimpleNamespace(student=None, tokenizer=None, data=Stories(bos=False))
+    scores = Facts(**options).measure(run)
     return scores, asked
 
 
@@ -98,7 +99,7 @@ def test_first_sentences_are_in_no_split(monkeypatch):
 
 def test_a_student_is_measured_as_it_was(byte_tokenizer):
     student = tiny_llama(257).train()
-    run = SimpleNamespace(student=student, tokenizer=byte_tokenizer)
+    run = SimpleNamespace(student=student, tokenizer=byte_tokenizer, data=Stories())
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
     first = Facts(samples=3, max_new_tokens=4).measure(run)

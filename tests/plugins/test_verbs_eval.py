@@ -124,9 +124,27 @@ def scores_at(folder, step):
 # ---- runs ------------------------------------------------------------------------
 
 
+def test_the_held_out_rows_are_the_same_for_every_seed(here):
+    found = [as_json("two.student", "--set", f"seed={seed}")[0]["scores"] for seed in range(10)]
+    assert found == [scores_at(here, 4)] * 10
+    (other,) = as_json("two.student", "--set", "train.eval_seed=1")
+    assert other["scores"] != found[0]
+
+
+def test_a_run_from_before_is_measured_on_the_rows_that_its_seed_drew(here):
+    resolved = here / "resolved.toml"
+    now = resolved.read_text()
+    old = "".join(line for line in now.splitlines(True) if not line.startswith("eval_seed"))
+    resolved.write_text(old.replace("seed = 0", "seed = 1", 1))
+    found = [as_json("two.student", "--set", f"seed={seed}")[0]["scores"] for seed in (0, 5)]
+    resolved.write_text(now)
+    (expected,) = as_json("two.student", "--set", "train.eval_seed=1")
+    assert found == [expected["scores"]] * 2
+
+
 def test_the_numbers_are_those_of_the_run(here):
     before, own = lines(here), scores_at(here, 4)
-    assert own.keys() == {"nll", "perplexity", "bits_per_byte", "agreement", "kl"}
+    assert own.keys() == {"nll", "perplexity", "bits_per_byte", "agreement", "kl", "teacher_nll"}
     (said,) = as_json("two.student")
     assert said == {
         "model": "two.student",
@@ -163,7 +181,7 @@ def test_the_run_stays_as_busy_as_it_was(here):
 
 def test_only_one_eval_and_one_that_the_recipe_lacks(here):
     (said,) = as_json("two.student", "--use", "perplexity")
-    assert said["scores"].keys() == {"nll", "perplexity", "bits_per_byte"}
+    assert said["scores"].keys() == {"nll", "perplexity", "bits_per_byte", "teacher_nll"}
     sets = ("--set", "eval.width.factor=2.0")
     done = typed("two.student", "--use", "width", *sets)
     assert done.stdout.splitlines()[1].split() == ["width", "32.000"]

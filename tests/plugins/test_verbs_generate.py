@@ -1,6 +1,8 @@
 import pytest
 import tiny
+import tomli_w
 import typer
+from tokenizers.processors import TemplateProcessing
 from typer.testing import CliRunner
 
 from kdcore import UsageError
@@ -38,6 +40,28 @@ def test_a_run(runs):
         typed("fox", "--prompt", "Once upon", "--out", runs, "--seed", 1, *SHORT).stdout
         != said.stdout
     )
+
+
+@pytest.mark.parametrize("own, begins", [("auto", True), (False, False), (None, False)])
+def test_a_runs_prompts_begin_as_its_documents(runs, monkeypatch, own, begins):
+    """A run that says nothing of it is older, and its documents began with nothing."""
+    final, asked = runs / "fox-1111" / "final", []
+    tokenizer = tiny.byte_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|end|> $A", special_tokens=[("<|end|>", 0)]
+    )
+    tokenizer.save_pretrained(final)
+    data = {} if own is None else {"bos": own}
+    (runs / "fox-1111" / "resolved.toml").write_text(tomli_w.dumps({"name": "fox", "data": data}))
+
+    def write(model, tokenizer, prompts, *, bos, **options):
+        asked.append(bos)
+        return [""] * len(prompts)
+
+    monkeypatch.setattr("kdcore.models.generation.generate", write)
+    typed("fox", "--prompt", "Once", "--out", runs)
+    typed(final, "--prompt", "Once")
+    assert asked == [[0] if begins else [], [0]]
 
 
 def test_several_models_and_prompts(runs):

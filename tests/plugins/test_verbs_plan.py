@@ -8,7 +8,7 @@ from kdcore_selections import Rho
 from told import FORMULA, expect
 from typer.testing import CliRunner
 
-from kdcore import StagePlan, UsageError
+from kdcore import StagePlan, Teacher, UsageError
 from kdcore.analysis.memory import Estimate
 from kdcore.analysis.parameters import Part
 from kdcore.api.train_options import TrainOptions
@@ -44,6 +44,7 @@ def estimate(**changes):
 def plan_of(selection=None, scope="step", block=128, **changes):
     train = TrainOptions(**{"lr": 6e-3, "steps": 150, "batch": 16, **changes.pop("train", {})})
     stage = SimpleNamespace(
+        name="kd",
         run_name="mine.kd",
         train=train,
         selection=selection,
@@ -76,10 +77,12 @@ def plan_of(selection=None, scope="step", block=128, **changes):
 def say(monkeypatch, capsys):
     """What the verb says of these plans."""
 
-    def said(*plans, columns="80"):
+    def said(*plans, columns="80", teachers=()):
         monkeypatch.setenv("COLUMNS", columns)
         monkeypatch.setattr(verb, "plans_of", lambda recipe: iter(plans))
-        read = SimpleNamespace(notes=["a note"])
+        stage = SimpleNamespace(components=lambda: teachers)
+        read = SimpleNamespace(notes=["a note"], build=lambda name, finals: stage)
+        monkeypatch.setattr(verb, "finals_of", lambda recipe, name, out: {})
         monkeypatch.setattr(verb, "read_recipe", lambda *arguments, **options: read)
         verb.plan("mine")
         told = capsys.readouterr()
@@ -120,8 +123,14 @@ def facts(plan):
     "train, said",
     [
         ({}, "0.006, cosine, no warm-up"),
-        ({"warmup": 20, "min_lr": 0.1}, "0.006, cosine to 10 % of it, 20 steps of warm-up"),
-        ({"warmup": 0.1}, "0.006, cosine, 10 % of the steps as warm-up (15 steps)"),
+        (
+            {"warmup": 20, "min_lr": 0.1},
+            "0.006, cosine to 10 % of it, 20 steps of warm-up, the first at rate 0",
+        ),
+        (
+            {"warmup": 0.1},
+            "0.006, cosine, 10 % of the steps as warm-up (15 steps), the first at rate 0",
+        ),
         ({"schedule": "constant_with_warmup"}, "0.006, constant with warmup, no warm-up"),
     ],
 )
@@ -213,3 +222,26 @@ def test_a_faulty_recipe_is_told_before_anything_else(tmp_path):
     (tmp_path / "mine.toml").write_text(RECIPE.replace("steps", "stepz"))
     with pytest.raises(UsageError, match="stepz"):
         verb.plan(str(tmp_path / "mine.toml"))
+
+
+class Thin(Teacher):
+    """Knows something of itself."""
+
+    name = "thin"
+
+    def warnings(self, recipe, caches):
+        yield f"thin ids, by what lies in {caches}"
+
+
+class Away(Teacher):
+    """Its model is not here."""
+
+    name = "away"
+
+    def warnings(self, recipe, caches):
+        raise UsageError("no such model")
+
+
+def test_what_a_teacher_says_of_itself(say):
+    assert "  thin ids, by what lies in runs/caches\n" in say(nothing_known(), teachers=[Thin()])
+    assert say(nothing_known(), teachers=[Away()]) == say(nothing_known())

@@ -110,6 +110,17 @@ def test_stages_of_a_recipe_side_by_side(here, capsys):
     expect("show_several_80", said(capsys, ["quickstart.*"]))
 
 
+def test_runs_on_other_held_out_rows_are_compared_with_a_word(here, capsys):
+    for seed, old in enumerate((True, True, False)):
+        keep_run("runs", f"a-{seed}", lines=scores(1.0), seed=seed, old=old)
+    word = "the held-out rows were not drawn by one seed; 2 of these runs are older than"
+    assert word in said(capsys, ["a-0", "a-1", "a-2"])
+    assert "held-out" not in said(capsys, ["a-0", "a-2"])
+    keep_run("runs", "a-3", lines=scores(1.0), train={"eval_seed": 3})
+    text = said(capsys, ["a-2", "a-3"])
+    assert "the held-out rows were not drawn by one seed\n" in text
+
+
 def test_namesakes_are_told_apart_by_what_differs(here, capsys):
     for use in ("kl", "reverse-kl"):
         losses = [{"use": "ce"}, {"use": use}]

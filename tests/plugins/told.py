@@ -99,12 +99,14 @@ def some_lines(until=300):
     ]
 
 
-def keep_run(out, name, *, lines=None, finished=True, **table):
+def keep_run(out, name, *, lines=None, finished=True, old=False, **table):
     """A run folder with metrics; `table` changes the resolved recipe."""
     folder = Path(out) / name
     folder.mkdir(parents=True)
     run_name = name.rpartition("-")[0]
     settings = {"name": run_name, "seed": 0, **_TABLE, **table}
+    if not old:
+        settings["train"] = {"eval_seed": 0} | settings.get("train", {})
     (folder / "recipe.toml").write_text("")
     (folder / "resolved.toml").write_text(tomli_w.dumps(settings))
     text = "".join(to_json(line) + "\n" for line in (some_lines() if lines is None else lines))

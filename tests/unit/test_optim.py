@@ -2,9 +2,11 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+import tiny
 import torch
 from pydantic import ValidationError
 from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from kdcore import UsageError
 from kdcore.api.train_options import TrainOptions
@@ -28,6 +30,84 @@ def test_weight_decay_spares_biases_and_norms():
         id(p) for p in (made[0].bias, *made[1].parameters())
     }
     assert (decayed["weight_decay"], spared["weight_decay"]) == (0.5, 0.0)
+
+
+SMALL = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+MIXTURE = {"head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2}
+
+
+def small(kind, **options):
+    """A model whose every parameter is 1."""
+    made = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **options))
+    for parameter in made.parameters():
+        torch.nn.init.ones_(parameter)
+    return made
+
+
+def decayed_in(made):
+    """What a step without gradient makes smaller, by the last two parts of its name."""
+    for parameter in made.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer_of(TrainOptions(lr=0.1, weight_decay=0.5), made).step()
+    smaller = {name for name, p in made.named_parameters() if (p < 1).any()}
+    return {".".join(name.split(".")[-2:]) for name in smaller}
+
+
+@pytest.mark.parametrize(
+    "kind, options, spared, decayed",
+    [
+        (
+            "cohere",
+            SMALL | {"use_qk_norm": True},
+            {"q_norm.weight", "k_norm.weight", "norm.weight"},
+            {"q_proj.weight", "embed_tokens.weight"},
+        ),
+        (
+            "gpt_oss",
+            SMALL | MIXTURE,
+            {"experts.down_proj_bias", "experts.gate_up_proj_bias", "self_attn.sinks"},
+            {"experts.down_proj", "experts.gate_up_proj", "router.weight"},
+        ),
+        (
+            "mamba",
+            {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2},
+            {"mixer.A_log", "mixer.D", "norm.weight"},
+            {"in_proj.weight", "x_proj.weight"},
+        ),
+        (
+            "rwkv",
+            {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2},
+            {"attention.time_mix_key", "attention.time_decay", "ln1.weight"},
+            {"key.weight", "embeddings.weight"},
+        ),
+    ],
+)
+def test_weight_decay_goes_by_module_and_name_and_not_by_shape(kind, options, spared, decayed):
+    made = small(kind, **options)
+    names = {".".join(name.split(".")[-2:]) for name, _ in made.named_parameters()}
+    assert spared | decayed <= names
+    smaller = decayed_in(made)
+    assert decayed <= smaller
+    assert not spared & smaller
+
+
+@pytest.mark.parametrize("kind", tiny.KINDS)
+def test_what_recipes_train_is_decayed_as_ever(kind):
+    """Matrices and embeddings, and no vector: the numbers that are published stand on it."""
+    made = tiny.model(kind)
+    groups = optimizer_of(TrainOptions(lr=0.1, weight_decay=0.5), made).param_groups
+    found = [[id(p) for p in group["params"]] for group in groups]
+    by_shape = [
+        [id(p) for p in made.parameters() if (p.ndim > 1) == wide] for wide in (True, False)
+    ]
+    assert found == by_shape
 
 
 def test_options_reach_the_optimizer():

@@ -34,6 +34,12 @@ def test_linear_warms_up_and_goes_down():
     assert rates(schedule="linear", warmup=2) == pytest.approx(exact)
 
 
+def test_the_first_step_of_a_warmup_moves_nothing():
+    """As docs/recipe.md and `kdcore plan` say; shipped recipes were measured with it."""
+    found = rates(schedule="constant_with_warmup", warmup=4)
+    assert found[:5] == [0.0, 0.5, 1.0, 1.5, 2.0]
+
+
 def test_a_warmup_below_one_is_a_share():
     assert rates(schedule="linear", warmup=0.2) == rates(schedule="linear", warmup=2)
 

@@ -180,7 +180,7 @@ def test_a_gpu_takes_what_fits_in_half_precision(tmp_path, a_gpu):
 
 MEASURE = """
 import sys
-from kdcore.cli import app
+from kdcore.cli.main import app
 app(["run", *sys.argv[1:]], standalone_mode=False)
 for line in open("/proc/self/status"):
     if line.startswith("VmHWM:"):

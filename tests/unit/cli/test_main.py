@@ -40,6 +40,8 @@ def test_alone_it_says_where_to_begin(kdcore):
         "kdcore run quickstart",
         "kdcore recipes",
         "kdcore new recipe FROM [TO]",
+        "kdcore new recipe --teacher MODEL --student MODEL|20M --data FILE",
+        "",
         "kdcore new plugin NAME",
     ]
 

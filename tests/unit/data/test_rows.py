@@ -99,13 +99,13 @@ def test_empty_documents_are_left_out_and_told(byte_tokenizer, caplog):
     ]
 
 
-def test_no_bos_is_added(byte_tokenizer):
+def test_no_bos_is_added_where_nobody_wants_one(byte_tokenizer):
     from tokenizers.processors import TemplateProcessing
 
     marked = TemplateProcessing(single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)])
     byte_tokenizer.backend_tokenizer.post_processor = marked
     assert byte_tokenizer("a")["input_ids"][0] == 0
-    rows = rows_of(byte_tokenizer, ["abc"], rows="one", eos=False)
+    rows = rows_of(byte_tokenizer, ["abc"], rows="one", eos=False, bos=False)
     assert byte_tokenizer.decode(rows[0]["input_ids"]) == "abc"
 
 

@@ -104,6 +104,54 @@ def test_a_student_begins_with_the_adapter_merged_and_trains_whole(adapter):
     assert merged(student) is student
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"target_modules": ["q_proj", "lm_head"]},
+        {"target_modules": ["q_proj", "embed_tokens"]},
+        {"target_modules": ["lm_head", "embed_tokens"]},
+        {"target_modules": ["lm_head"], "use_dora": True},
+        {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+        {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
+        {"target_modules": ["q_proj"], "trainable_token_indices": [5, 6, 7]},
+    ],
+    ids=["head", "embeddings", "both", "dora", "saved head", "saved embeddings", "tokens"],
+)
+def test_an_adapter_of_a_tied_head_begins_as_itself_and_is_saved_as_itself(tmp_path, options):
+    from peft import LoraConfig, get_peft_model
+
+    tiny.save(tmp_path / "base", tie_word_embeddings=True)
+    torch.manual_seed(5)
+    model = get_peft_model(
+        load(tmp_path / "base"), LoraConfig(task_type="CAUSAL_LM", r=4, **options)
+    )
+    for name, parameter in model.named_parameters():
+        if any(part in name for part in ("lora_", "modules_to_save", "trainable_tokens")):
+            torch.nn.init.normal_(parameter, std=0.2)
+    expected = logits(model)
+    model.save_pretrained(tmp_path / "adapter")
+    made = StudentOptions(model=str(tmp_path / "adapter"))
+    student = make_student(made, None, [], seed=0, device=tiny.CPU)
+    torch.testing.assert_close(logits(student), expected, rtol=1e-4, atol=1e-4)
+    student.save_pretrained(tmp_path / "final")
+    assert torch.equal(logits(load(tmp_path / "final")), logits(student))
+
+
+def test_a_merge_that_makes_another_model_is_refused(adapter):
+    folder, _ = adapter
+    model = load(folder)
+    whole = model.merge_and_unload
+
+    def half(**options):
+        made = whole(**options)
+        torch.nn.init.zeros_(made.lm_head.weight)
+        return made
+
+    model.merge_and_unload = half
+    with pytest.raises(RunError, match="the merged model computes something else"):
+        merged(model)
+
+
 # What is refused
 
 

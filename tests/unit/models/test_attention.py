@@ -1,5 +1,9 @@
 """Attention within the pieces of packed rows equals attention over each document alone."""
 
+import re
+import sys
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import tiny
@@ -226,19 +230,120 @@ def test_another_way_that_was_asked_for_is_kept(attention):
     assert language_model.isolates
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("name", KINDS)
-def test_on_a_gpu_in_half(name):
-    model = model_of(name).to("cuda", torch.bfloat16)
-    language_model = LanguageModel(model)
-    made = Collate(tiny.split_of([np.zeros(9)]), 64, torch.device("cuda"))(rows())
-    states = language_model.states(made).view(*made.input_ids.shape, -1)
+def made_on_the_gpu(name, precision=torch.bfloat16, weights=torch.float32):
+    """A language model that computes in half, and a batch of packed rows."""
+    model = LanguageModel(model_of(name).to("cuda", weights), precision)
+    return model, Collate(tiny.split_of([np.zeros(9)]), 64, torch.device("cuda"))(rows())
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """How documents attend from here on: "at once" or "piece", a word for each call."""
+    seen, at_once, piece = [], attention._at_once, attention._piece
+    monkeypatch.setattr(attention, "_at_once", lambda *a: (seen.append("at once"), at_once(*a))[1])
+    monkeypatch.setattr(attention, "_piece", lambda *a: (seen.append("piece"), piece(*a))[1])
+    return seen
+
+
+def assert_near_in_half(name, language_model, made, precision=torch.bfloat16):
+    with torch.autocast("cuda", precision):
+        states = language_model.states(made).view(*made.input_ids.shape, -1)
     slow = model_of(name)
     for n, row in enumerate(rows()):
         expected = alone(slow, row)
         found = states[n, : len(expected)].float().cpu()
         torch.testing.assert_close(found, expected, atol=0.1, rtol=0.1)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("weights", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("name", KINDS)
+def test_on_a_gpu_in_half_all_documents_attend_at_once(name, weights, precision, calls):
+    language_model, made = made_on_the_gpu(name, precision, weights)
+    calls.clear()
+    assert_near_in_half(name, language_model, made, precision)
+    assert calls == ["at once"] * 2  # a call in each layer
+
+
+def in_torch_2_10(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, is_causal=False):
+    raise AssertionError("it knows no scale")
+
+
+def without_flash(*arguments, scale, window_size, enable_gqa=False):
+    raise RuntimeError("FlashAttention only supports Ampere GPUs or newer.")
+
+
+def that_mixes_documents(query, key, value, *arguments, scale, window_size, enable_gqa=False):
+    return query * 0 + 1
+
+
+@pytest.fixture
+def torch_with(monkeypatch):
+    def replaced(function):
+        module = None if function is None else SimpleNamespace(varlen_attn=function)
+        monkeypatch.setitem(sys.modules, "torch.nn.attention.varlen", module)
+        attention._varlen.cache_clear()
+
+    yield replaced
+    attention._varlen.cache_clear()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize(
+    ("kernel", "said"),
+    [
+        (None, r"LlamaForCausalLM: .* one by one, which is slower \(torch 2.11 is the first"),
+        (in_torch_2_10, "torch 2.11 is the first"),
+        (without_flash, "only supports Ampere"),
+        (that_mixes_documents, "gives other numbers"),
+    ],
+)
+def test_without_a_kernel_that_is_exact_documents_attend_one_by_one(
+    kernel, said, torch_with, calls, caplog
+):
+    torch_with(kernel)
+    with caplog.at_level("INFO", "kdcore"):
+        language_model, made = made_on_the_gpu("llama")
+    assert re.search(said, caplog.text)
+    calls.clear()
+    assert_near_in_half("llama", language_model, made)
+    assert set(calls) == {"piece"}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_kernel_that_knows_no_groups_gets_keys_for_each_query(monkeypatch, calls):
+    known = attention._varlen()[0]
+
+    def ungrouped(*tensors, scale, window_size):
+        assert len({each.shape for each in tensors[:3]}) == 1
+        return known(*tensors, scale=scale, window_size=window_size)
+
+    monkeypatch.setattr(attention, "_varlen", lambda: (ungrouped, False))
+    language_model, made = made_on_the_gpu("qwen2")
+    calls.clear()
+    assert_near_in_half("qwen2", language_model, made)
+    assert calls == ["at once"] * 2
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_grouped_queries_in_float32_take_a_kernel(monkeypatch):
+    """Only plain products of [time, time] take groups in float32."""
+    grouped, plain = [], attention._plain
+
+    def noted(module, query, key, *others, **options):
+        grouped.append(query.shape[1] != key.shape[1])
+        return plain(module, query, key, *others, **options)
+
+    monkeypatch.setattr(attention, "_plain", noted)
+    language_model, made = made_on_the_gpu("qwen2", None)
+    grouped.clear()
+    language_model.states(made)
+    assert grouped and not any(grouped)
 
 
 def test_a_model_may_be_proved_again():

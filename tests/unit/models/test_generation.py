@@ -104,3 +104,5 @@ def test_prompts_begin_like_rows_unless_asked_otherwise():
     plain = written(model, tokenizer, ["Once"], **greedy)
     begun = written(model, tokenizer, ["Once"], special_tokens=True, **greedy)
     assert begun == written(model, tokenizer, ["<|end|>Once"], **greedy) != plain
+    assert begun == written(model, tokenizer, ["Once"], bos=[tokenizer.eos_token_id], **greedy)
+    assert begun == written(model, tokenizer, ["<|end|>Once"], special_tokens=True, **greedy)

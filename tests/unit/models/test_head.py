@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from kdcore.models.head import add_weight_gradient, logits_of, states_gradient
+from kdcore.models.head import LogitsGradient, logits_of
 
 KINDS = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
@@ -26,9 +26,10 @@ def test_products_are_not_rounded_to_the_weights_type(dtype):
     states, weight, bias = drawn(5, 8, dtype=dtype), drawn(33, 8, dtype=dtype), drawn(33)
     gradient = drawn(5, 33, dtype=wide, seed=1)
     logits = logits_of(states, weight, bias.to(dtype))
-    back = states_gradient(gradient, weight)
+    factor = LogitsGradient(gradient, weight.dtype)
+    back = factor.to_states(weight)
     total = torch.ones(33, 8, dtype=wide)
-    add_weight_gradient(total, gradient, states)
+    factor.add_to_weight(total, states)
     assert {logits.dtype, back.dtype, total.dtype} == {wide}
     exact = states.double() @ weight.double().t() + bias.to(dtype).double()
     assert_exact(logits, exact)

@@ -80,7 +80,7 @@ def test_gradients_are_those_of_full_logits(chunk, bias):
 def test_no_more_than_a_chunk_of_logits_exists():
     seen, inner = [], values_of([CrossEntropy(), ForwardKL()])
 
-    def values(student, teacher, labels, weights):
+    def values(student, teacher, labels, weights, prepared=()):
         seen.append(len(student))
         assert len(student) == len(teacher) == len(labels) == weights.shape[1]
         return inner(student, teacher, labels, weights)
@@ -196,7 +196,7 @@ def test_a_buffer_is_not_seen_by_the_next_chunk():
     """Each chunk has its own logits, the ragged last one too."""
     seen = []
 
-    def values(student, teacher, labels, weights):
+    def values(student, teacher, labels, weights, prepared=()):
         seen.append(student.clone())
         return weights.sum(1), torch.zeros_like(student)
 
@@ -204,3 +204,38 @@ def test_a_buffer_is_not_seen_by_the_next_chunk():
     ChunkedLoss.apply(*mine, mine[1], work(values=values))
     full = F.linear(*mine)[SEEN, :VOCABULARY]
     torch.testing.assert_close(torch.cat(seen), full.detach(), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("spread", [0.1, 5.0])
+@pytest.mark.parametrize("loss", [CrossEntropy(), ForwardKL()])
+@pytest.mark.parametrize("tokens", [1, 16_384, 65_536])
+def test_half_types_keep_the_gradient_of_a_large_step(dtype, spread, loss, tokens):
+    """Of a vocabulary of 151,665 and so many tokens, flat and peaked, against float64."""
+    rows, hidden, vocabulary = 8, 16, 151_665
+    states = drawn(rows, hidden, dtype=dtype).float()
+    weight = (drawn(vocabulary, hidden, seed=1) * spread / 4).to(dtype).float()
+    teacher = drawn(rows, vocabulary, seed=2, dtype=torch.float32) * spread
+    target = 18_000 * torch.arange(rows)
+
+    def gradients(kind, device, computed):
+        made = [each.to(device, kind).requires_grad_() for each in (states, weight)]
+        given = Work(
+            positions=torch.arange(rows, device=device),
+            labels=target.to(device),
+            weights=torch.full((1, rows), 1 / tokens, dtype=kind, device=device),
+            values=values_of([loss]),
+            teacher=lambda at: teacher.to(device, kind)[at],
+            vocabulary=vocabulary,
+            chunk=4,
+        )
+        scale = 1.0 if kind == torch.float64 else 2.0**14  # as a loss scaler has it
+        ChunkedLoss.apply(*made, None, made[1].detach().to(computed), given).mul(scale).backward()
+        return [each.grad.cpu().double() / scale for each in made]
+
+    found = gradients(torch.float32, "cuda", dtype)
+    wanted = gradients(torch.float64, "cpu", torch.float64)
+    for one, other in zip(found, wanted, strict=True):
+        assert (one - other).norm() <= 0.01 * other.norm()

@@ -159,12 +159,15 @@ def test_a_step_of_the_engine():
         torch.testing.assert_close(fast.gradients[name], exact, rtol=1e-5, atol=1e-5)
 
 
-def test_a_teacher_that_knows_some_ids():
+def test_a_teacher_that_knows_some_ids(caplog):
     losses = [ForwardKL(temperature=2.0), CrossEntropy()]
     fast, plain = compiled_values_of(losses, CHUNK), values_of(losses)
     for tokens in (16, 7):
         student, teacher, labels, weights = chunk(tokens, terms=2)
         known, ids = teacher.log_softmax(-1).topk(5)
         others = (1 - known.exp().sum(-1, keepdim=True)).log()
-        coarse = Coarse(ids, torch.cat([known, others], -1))
-        assert_same(fast, plain, student, coarse, labels, weights)
+        logs = torch.cat([known, others], -1)
+        assert_same(fast, plain, student, Coarse(ids, logs), labels, weights)
+        tempered = Coarse(ids, logs, {2.0: 2 * teacher.log_softmax(-1)[:, 0]})
+        assert_same(fast, plain, student, tempered, labels, weights)
+    assert "uncompiled" not in caplog.text

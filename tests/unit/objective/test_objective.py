@@ -169,7 +169,9 @@ def test_a_loss_that_wants_to_learn_is_refused(held):
     values_of([Broken(held.requires_grad_(False))])
 
 
-@pytest.mark.parametrize("keep", [torch.ones(3), torch.ones(2, dtype=torch.bool), [True] * 3])
+@pytest.mark.parametrize(
+    "keep", [torch.ones(3).long(), torch.ones(2, dtype=torch.bool), [True] * 3]
+)
 def test_a_selection_that_breaks_its_contract_is_named(keep):
     selection = engine.Keeps(lambda tokens: keep)
     with pytest.raises(PluginError, match=r"selection 'keeps' .*returned"):

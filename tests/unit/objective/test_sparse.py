@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kdcore_losses import CrossEntropy, ForwardKL, ReverseKL, TotalVariation
 
-from kdcore import Coarse, PluginError, Teacher, UsageError, read, read_nll
+from kdcore import Coarse, PluginError, RunError, Teacher, UsageError, read, read_nll
 from kdcore.objective.losses import per_token, values_of
 from kdcore.objective.sparse import bucket_of, coarsened, likeliest
 from kdcore.objective.teachers import answers
@@ -27,6 +27,13 @@ def top(logits, k):
     known, ids = logs.topk(k)
     others = logs.scatter(1, ids, -math.inf).logsumexp(-1, keepdim=True)
     return Coarse(ids, torch.cat([known, others], -1))
+
+
+def tempered(logits, k, temperature):
+    """The same of a teacher that tells the others' mass at a temperature."""
+    ids, logs, _ = top(logits, k)
+    whole = logits.log_softmax(-1).scatter(1, ids, -math.inf)
+    return Coarse(ids, logs, {temperature: temperature * (whole / temperature).logsumexp(-1)})
 
 
 def masses(logits, ids):
@@ -67,7 +74,8 @@ def test_zero_where_the_student_equals_the_teacher(loss):
 @pytest.mark.parametrize("k", [1, 4, VOCABULARY - 1])
 @pytest.mark.parametrize("loss", [ForwardKL, ReverseKL])
 def test_value_and_gradient_are_those_of_the_masses(loss, k, temperature):
-    """With a temperature both coarsened distributions are tempered, not what they were made of."""
+    """Where the teacher does not tell the others' mass at a temperature, both coarsened
+    distributions are tempered, not what they were made of."""
     student, teacher = drawn(1)
     known = top(teacher, k)
     leaf = student.clone().requires_grad_()
@@ -80,6 +88,79 @@ def test_value_and_gradient_are_those_of_the_masses(loss, k, temperature):
     found, to_logits = values(student, known, LABELS, torch.ones(1, 4, dtype=torch.float64))
     torch.testing.assert_close(found[0], expected.sum().detach(), rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(to_logits, gradient, rtol=1e-10, atol=1e-10)
+
+
+def of_values(loss, student, teacher):
+    ones = torch.ones(1, len(student), dtype=student.dtype)
+    return values_of([loss])(student, teacher, LABELS, ones)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 2.0, 4.0])
+@pytest.mark.parametrize("k", [1, 4, VOCABULARY - 1])
+@pytest.mark.parametrize("loss", [ForwardKL, ReverseKL])
+def test_where_the_teacher_tells_it_what_is_tempered_is_coarsened(loss, k, temperature):
+    student, teacher = drawn(7)
+    known, tempering = tempered(teacher, k, temperature), loss(temperature=temperature)
+    leaf = student.clone().requires_grad_()
+    p, q = (masses(logits / temperature, known.ids) for logits in (teacher, leaf))
+    a, b = (p, q) if loss is ForwardKL else (q, p)
+    expected = temperature**2 * (a * (a / b).log()).sum()
+    (gradient,) = torch.autograd.grad(expected, leaf)
+    found, to_logits = of_values(tempering, student, known)
+    torch.testing.assert_close(found[0], expected.detach(), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(to_logits, gradient, rtol=1e-10, atol=1e-10)
+    if k == VOCABULARY - 1:  # nothing is lost
+        whole, exact = of_values(tempering, student, teacher)
+        torch.testing.assert_close(found, whole, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(to_logits, exact, rtol=1e-10, atol=1e-10)
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10**6), k=st.integers(1, VOCABULARY - 1), temperature=st.floats(0.25, 8))
+def test_at_no_temperature_above_the_divergence_of_all_ids(seed, k, temperature):
+    student, teacher = drawn(seed)
+    loss = ForwardKL(temperature=temperature)
+    found = per_token(loss, student, tempered(teacher, k, temperature), LABELS)
+    whole = per_token(loss, student, teacher, LABELS)
+    assert (found >= -1e-9).all() and (found <= whole + 1e-9 * (1 + whole)).all()
+
+
+class Cooling(ForwardKL):
+    """At a temperature that nobody knows ahead."""
+
+    def temperatures(self):
+        return []
+
+
+@pytest.mark.parametrize("loss, at", [(ForwardKL(temperature=3.0), "3"), (Cooling(), "one that")])
+def test_a_temperature_that_the_teacher_does_not_tell(loss, at):
+    student, teacher = drawn(8)
+    with pytest.raises(RunError, match=f"a loss is at temperature {at}.* does not know at 1, 2 on"):
+        per_token(loss, student, tempered(teacher, 3, 2.0), LABELS)
+
+
+def test_losses_of_several_temperatures_beside_each_other():
+    student, teacher = drawn(9)
+    known = tempered(teacher, 3, 2.0)
+    losses = [ForwardKL(temperature=2.0), ForwardKL(), CrossEntropy()]
+    ones = torch.ones(3, 4, dtype=torch.float64)
+    together, _ = values_of(losses)(student, known, LABELS, ones)
+    alone = [of_values(loss, student, known)[0][0] for loss in losses]
+    assert together.tolist() == [each.item() for each in alone]
+
+
+@pytest.mark.parametrize("gap", [80.0, 300.0, -80.0, -300.0])
+def test_small_masses_keep_their_digits_at_a_temperature(gap):
+    student = torch.zeros(1, VOCABULARY)
+    student[0, :3] = gap
+    logs = torch.tensor([[0.25] * 4]).log()
+    known = Coarse(torch.tensor([[0, 1, 2]]), logs, {2.0: logs[:, 3]})
+    leaf = student.clone().requires_grad_()
+    found = (coarsened(leaf, known, LABELS[:1], 2.0)[0] / 2).log_softmax(-1)
+    exact = (student.double() / 2).log_softmax(-1)[0, 3:].logsumexp(-1)
+    assert found[0, 3].item() == pytest.approx(exact.item(), rel=1e-6, abs=1e-6)
+    (gradient,) = torch.autograd.grad(found[0, 3], leaf)
+    assert gradient.isfinite().all()
 
 
 # Masses near 0 and 1, ties

@@ -11,7 +11,7 @@ from kdcore_losses import CrossEntropy, ForwardKL
 from kdcore import Split
 from kdcore.data.collate import Collate
 from kdcore.distributed import alone
-from kdcore.objective.selection import Scored, StepTokens
+from kdcore.objective.step_tokens import Scored, StepTokens
 from kdcore.objective.teachers import Reading
 
 STUDENT, TEACHER = given.model(double=True), given.model(double=True, seed=1)
@@ -79,7 +79,7 @@ def test_the_students_likelihoods_are_made_once():
 
 def test_scores_are_made_in_chunks(monkeypatch):
     whole = tokens(ROWS, teacher=Held(TEACHER)).score(ForwardKL())
-    monkeypatch.setattr("kdcore.objective.selection.chunk_size", lambda vocabulary, device: 5)
+    monkeypatch.setattr("kdcore.objective.step_tokens.chunk_size", lambda vocabulary, device: 5)
     sizes = []
 
     class Counting(ForwardKL):

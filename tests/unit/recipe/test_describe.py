@@ -114,7 +114,7 @@ def engines_loss(terms, step, done, selects):
 
 def at(teacher, positions):
     if isinstance(teacher, Coarse):
-        return Coarse(*(part[positions] for part in teacher))
+        return Coarse(*(part[positions] for part in teacher[:2]))
     return teacher[positions]
 
 
@@ -249,4 +249,6 @@ def coarse_masses(logits, ids):
 def test_the_symbols_of_a_teacher_of_some_ids():
     found = dict(symbols_of([term("kl"), term("ce")], selects=False, teacher=KnowsThree()))
     assert list(found) == ["mean_all", "KL(a, b)", "p_3(T)", "q_3(T)", "CE(q, y)", "q(T)", "y"]
-    assert "its 3 likeliest ids and all others as one" in found["p_3(T)"]
+    assert "3 likeliest ids and all others as one" in found["p_3(T)"]
+    warm = symbols_of([term("kl", temperature=2.0)], selects=False, teacher=KnowsThree())
+    assert dict(warm)["p_3(T)"].endswith("all others as one, then softmax(log / T)")

@@ -217,7 +217,14 @@ class Scores(Selection):
     name = "scores"
 
     def keep(self, tokens):
-        return tokens.student_nll()
+        return tokens.labels
+
+
+class Losing(Selection):
+    name = "losing"
+
+    def keep(self, tokens):
+        return -tokens.student_nll()
 
 
 class Rows(Selection):
@@ -249,7 +256,8 @@ def test_a_good_selection_passes():
     ("made", "said"),
     [
         (Whims, "whims: keeps other tokens when asked again"),
-        (Scores, r"scores: returned torch\.float32, not torch\.bool"),
+        (Scores, r"scores: returned torch\.int64, neither torch\.bool nor floats: weights"),
+        (Losing, "losing: returned weights that are negative or not finite"),
         (Rows, r"rows: returned the shape \(3,\), not \(24,\)"),
         (Unsaid, "unsaid: .*; say so in `needs_teacher`"),
     ],

@@ -54,19 +54,24 @@ def test_less_than_a_step_is_an_error_with_a_way_out(epochs, batch, instead):
     assert steps_of(TrainOptions(lr=0.1, **kept, **{key: int(value)}), 100, LENGTHS) == 1
 
 
+GPU = torch.device("cuda")
+
+
 def test_precision():
-    assert precision_of("fp32") == "no"
-    assert precision_of("bf16") == "bf16"
-    if not torch.cuda.is_available():
-        assert precision_of("auto") == "no"
+    assert precision_of("fp32", GPU) == "no"
+    assert precision_of("bf16", tiny.CPU) == "bf16"
+
+
+def test_a_cpu_computes_in_float32_also_beside_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert precision_of("auto", tiny.CPU) == "no"
 
 
 def test_emulated_bf16_is_none(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(
         torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation
     )
-    assert precision_of("auto") == "fp16"
+    assert precision_of("auto", GPU) == "fp16"
 
 
 @pytest.mark.parametrize("kind", tiny.KINDS)

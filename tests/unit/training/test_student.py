@@ -2,10 +2,11 @@ import pytest
 import tiny
 import torch
 from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from kdcore import Patch, RunError, UsageError, component
 from kdcore.api.contracts import StudentOptions
-from kdcore.training.student import check_length, make_student
+from kdcore.training.student import check_balance, check_length, make_student
 
 CPU = torch.device("cpu")
 CONFIG = {
@@ -142,3 +143,49 @@ def test_rows_longer_than_the_positions_reach_are_refused(tokenizer):
     check_length(made, 64)
     with pytest.raises(RunError, match=r"longer than the student's 64 .* --set data\.block=64"):
         check_length(made, 65)
+
+
+def test_a_student_that_reads_images_too_has_the_positions_of_its_text_model():
+    text = {key: value for key, value in CONFIG.items() if key != "model_type"}
+    text |= {"vocab_size": 64, "head_dim": 8, "max_position_embeddings": 64}
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    vision |= {"num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+    config = AutoConfig.for_model(
+        "gemma3", text_config=text, vision_config=vision, mm_tokens_per_image=4
+    )
+    made = AutoModelForCausalLM.from_config(config)
+    check_length(made, 64)
+    with pytest.raises(RunError, match="longer than the student's 64 positions"):
+        check_length(made, 65)
+
+
+MIXTURE = {
+    "model_type": "qwen3_moe",
+    "moe_intermediate_size": 16,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "output_router_logits": True,
+}
+MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 8, "mamba_n_groups": 1, "mamba_d_state": 8}
+
+
+@pytest.mark.parametrize(
+    "config, said",
+    [
+        (MIXTURE | {"router_aux_loss_coef": 50.0}, r"\(router_aux_loss_coef = 50\)"),
+        ({"model_type": "bamba", "z_loss_coefficient": 0.1} | MAMBA, r"\(z_loss_coefficient = 0.1"),
+    ],
+)
+def test_a_balance_loss_that_the_config_asks_for_is_not_left_out_silently(tokenizer, config, said):
+    made = student(tokenizer, **config)
+    with pytest.raises(RunError, match=said + ".* --set student.balance=none"):
+        check_balance(made, StudentOptions(config=CONFIG))
+    check_balance(made, StudentOptions(config=CONFIG, balance="none"))
+
+
+@pytest.mark.parametrize(
+    "without", [{"router_aux_loss_coef": 0.0}, {"output_router_logits": False}]
+)
+def test_a_mixture_of_experts_that_asks_for_none_is_trained(tokenizer, without):
+    made = student(tokenizer, **(MIXTURE | {"router_aux_loss_coef": 50.0} | without))
+    check_balance(made, StudentOptions(config=CONFIG))

@@ -1,15 +1,15 @@
-"""Selections: rho, hardest and entropy keep the tokens that score highest, random any."""
+"""Selections that keep a share of the tokens: those that score highest, or any."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from kdcore import Loss, Selection, Stage, Teacher, Tokens, component, hookimpl
+from kdcore import Loss, Selection, Stage, Teacher, Tokens, component
 
 
 @component
@@ -91,10 +91,47 @@ class Entropy(Top):
         return tokens.score(_TeacherEntropy() if self.of == "teacher" else _StudentEntropy())
 
 
-@hookimpl
-def kdcore_selections() -> Sequence[type[Selection]]:
-    """All of the above."""
-    return [Rho, Random, Hardest, Entropy]
+@component
+class Score(Top):
+    """Tokens where a loss, any loss, is highest."""
+
+    name = "score"
+    score: Loss
+
+    def needs_teacher(self) -> bool:
+        """Whether the loss needs the run's teacher."""
+        return self.score.needs_teacher
+
+    def scores(self, tokens: Tokens) -> Tensor:
+        """The loss of each token."""
+        return tokens.score(self.score)
+
+
+@component
+class Band(Selection):
+    """Tokens whose loss lies between two percentiles of the step: neither known nor noise."""
+
+    name = "band"
+    score: Loss
+    # `from` in recipes; the word is Python's.
+    above: Annotated[float, Field(alias="from", ge=0, lt=1)] = 0.0
+    below: Annotated[float, Field(alias="to", gt=0, le=1)] = 1.0
+
+    def faults(self, recipe: Stage) -> Iterable[str]:
+        """A band that is empty."""
+        if self.above >= self.below:
+            yield f"from = {self.above} is not below to = {self.below}: no token lies between"
+
+    def needs_teacher(self) -> bool:
+        """Whether the loss needs the run's teacher."""
+        return self.score.needs_teacher
+
+    def keep(self, tokens: Tokens) -> Tensor:
+        """Those above `from` that are not above `to`."""
+        scores = tokens.score(self.score)
+        high = tokens.top(scores, 1 - self.below) if self.below < 1 else None
+        kept = tokens.top(scores, 1 - self.above)
+        return kept if high is None else kept & ~high
 
 
 class _StudentEntropy(Loss):

@@ -1,0 +1,93 @@
+"""What a shell completes: names of recipes, runs, plugins and components.
+
+An argument says by its metavar what it takes, so that the verbs of other distributions are
+completed too: RECIPE or FROM, RUN, PLUGIN, COMPONENT, alone or as in RECIPE|RUN.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from kdcore.recipe.files import recipe_name, shipped_recipes
+from kdcore.runs.folder import runs_in
+
+_Context = Any
+_Parameter = Any
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One completion, as shells are told of it."""
+
+    value: str
+    type: str = "plain"
+    help: str | None = None
+
+
+def complete_arguments(command: Any) -> None:
+    """Let the parameters of a command, or of a group's commands, complete what they take."""
+    for inner in getattr(command, "commands", {}).values():
+        complete_arguments(inner)
+    for parameter in command.params:
+        sources = [*_sources(parameter)]
+        if sources:
+            parameter.shell_complete = partial(_candidates, sources)
+
+
+def _sources(parameter: _Parameter) -> Iterator[Callable[[_Context, str], Iterable[str]]]:
+    if parameter.param_type_name == "argument":
+        words = re.findall("[A-Z]+", (parameter.metavar or parameter.name).upper())
+        yield from (_SOURCES[word] for word in words if word in _SOURCES)
+    elif parameter.name == "logs":
+        yield partial(_components, kinds=("logger",))
+
+
+def _candidates(
+    sources: Iterable[Callable[[_Context, str], Iterable[str]]], ctx: _Context, incomplete: str
+) -> list[Candidate]:
+    found = (name for source in sources for name in source(ctx, incomplete))
+    return [Candidate(name) for name in dict.fromkeys(found) if name.startswith(incomplete)]
+
+
+def _recipes(ctx: _Context, incomplete: str) -> Iterator[str]:
+    yield from (recipe_name(path) for path in shipped_recipes())
+    folder = Path(incomplete).parent if "/" in incomplete else Path()
+    if folder.is_dir():
+        yield from sorted(str(path) for path in folder.glob("*.toml"))
+
+
+def _runs(ctx: _Context, incomplete: str) -> Iterator[str]:
+    runs = runs_in(Path(ctx.params.get("out") or "runs"))
+    yield from (run.name for run in runs)
+    if runs:
+        yield "last"
+
+
+def _components(
+    ctx: _Context, incomplete: str, kinds: Iterable[str] | None = None
+) -> Iterator[str]:
+    from kdcore.api.contracts import KINDS
+    from kdcore.cli.main import host_of
+
+    host = host_of(None)
+    yield from (name for kind in kinds or KINDS for name in host.provided(kind))
+
+
+def _plugins(ctx: _Context, incomplete: str) -> Iterator[str]:
+    from kdcore.cli.main import host_of
+
+    yield from (plugin.name for plugin in host_of(None).plugins)
+
+
+_SOURCES: Mapping[str, Callable[[_Context, str], Iterable[str]]] = {
+    "RECIPE": _recipes,
+    "FROM": _recipes,
+    "RUN": _runs,
+    "PLUGIN": _plugins,
+    "COMPONENT": _components,
+}

@@ -1,0 +1,201 @@
+"""What a file of one's own holds: its format, its columns, and which data component reads it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+from kdcore_text import Text
+from kdcore_text.records import Record, Records
+from kdcore_text.splits import Splits
+
+from kdcore.errors import RunError, UsageError
+
+Kind = Literal["sft", "text"]
+
+SAMPLE = 2000  # documents that are looked at closely
+_RECORDS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow")
+_PACKED = (".gz", ".bz2", ".xz", ".zst")
+_MARK = b"<|endoftext|>"
+
+_FORMS = (("messages",), ("conversations",), ("instruction", "output"), ("prompt", "completion"))
+"""What `sft` reads without being told; the first name of each tells a record's format."""
+_ASKED = ("question", "instruction", "prompt", "query", "problem", "input", "user", "human")
+_ANSWERED = ("answer", "output", "response", "completion", "solution", "target", "assistant")
+_CONTEXT = ("context", "passage", "input")
+_TEXTS = ("text", "content", "document", "story", "body")
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """A file that can be trained on, and the options that say how."""
+
+    path: str
+    kind: Kind
+    documents: int  # that hold anything
+    sample: Sequence[Mapping[str, Any]]  # the first records; of text, under "text"
+    options: Mapping[str, Any] = field(default_factory=dict)  # of the component `kind`
+    note: str = ""  # what the options are there for
+    columns: Sequence[str] = ()  # none: it is plain text
+
+
+def look_at(path: str, kind: Kind | None) -> DataFile:
+    """Read a file to its end. What cannot be trained on is a UsageError of one sentence."""
+    place = Path(os.path.expanduser(path))
+    if os.path.isdir(place):
+        raise UsageError(f"{path} is a folder: --data takes one file")
+    if not os.path.isfile(place):
+        raise UsageError(f"there is no file {path!r}: --data takes a file that is here")
+    if not place.stat().st_size:
+        raise UsageError(f"{path} is empty: there is nothing to train on")
+    try:
+        return _records(path, kind) if _has_records(place) else _plain(path, kind)
+    except RunError as error:
+        raise UsageError(str(error)) from None
+
+
+def _has_records(place: Path) -> bool:
+    name = place.name.lower()
+    name = next((name.removesuffix(each) for each in _PACKED if name.endswith(each)), name)
+    return name.endswith(_RECORDS)
+
+
+def _plain(path: str, kind: Kind | None) -> DataFile:
+    if kind == "sft":
+        raise UsageError(f"{path} is plain text, without questions and answers: type --kind text")
+    separator = _separator(Path(os.path.expanduser(path)))
+    options: dict[str, Any] = {} if separator is None else {"separator": separator}
+    sample, count = list[Mapping[str, Any]](), 0
+    for text in Text(path=path, **options).texts("train"):
+        count += 1
+        if count <= SAMPLE:
+            sample.append({"text": text})
+    note = {None: "", "\n": "each line is a document, as there are no blank ones"}
+    said = note.get(separator, "what the file has between documents")
+    return _usable(DataFile(path, "text", count, sample, options, said))
+
+
+def _separator(place: Path) -> str | None:
+    """What lies between documents: a mark, the ends of lines, or else blank lines (None)."""
+    blank = False
+    with place.open("rb") as file:
+        for line in map(bytes.strip, file):
+            if line == _MARK:
+                return _MARK.decode()
+            blank = blank or not line
+    return None if blank or place.name.lower().endswith(_PACKED) else "\n"
+
+
+def _records(path: str, kind: Kind | None) -> DataFile:
+    columns, form, sample = dict[str, None](), _Form(path), list[Mapping[str, Any]]()
+    characters: dict[str, int] = {}
+    for record in Splits(Records(None), path=path).of("train"):
+        columns.update(dict.fromkeys(record.values))
+        form.check(record)
+        for key, value in record.values.items():
+            if isinstance(value, str) and value.strip():
+                characters[key] = characters.get(key, 0) + len(value)
+        if len(sample) < SAMPLE:
+            sample.append(record.values)
+        form.count += 1
+    if not form.count:
+        raise UsageError(f"{path} holds no usable record: it has none at all")
+    mapped = None if kind == "text" else _as_dialogues(columns, form)
+    if mapped is not None:
+        fields, note = mapped
+        options = {"fields": fields} if fields else {}
+        return DataFile(path, "sft", form.count, sample, options, note, [*columns])
+    return _as_texts(path, kind, sample, columns, characters)
+
+
+class _Form:
+    """The format of a file's records, by the names that tell it; two in one file are refused."""
+
+    def __init__(self, path: str) -> None:
+        self.path, self.count = path, 0
+        self.name: str | None = None
+        self._first = ""
+
+    def check(self, record: Record) -> None:
+        """Compare a record with those before it."""
+        names = [name for name, *_ in _FORMS if record.values.get(name) is not None]
+        name = names[0] if names else next((n for n in _TEXTS[:1] if n in record.values), None)
+        if name is None:
+            return
+        if self.name is None:
+            self.name, self._first = name, record.where
+        elif self.name not in record.values:
+            raise UsageError(
+                f"{record.where} has {name!r}, and earlier ones have {self.name!r}: one file "
+                "holds records of one format, so split it in two"
+            )
+
+
+def _as_dialogues(columns: Mapping[str, None], form: _Form) -> tuple[dict[str, str], str] | None:
+    """The names to map, and why; None where nothing is asked and answered."""
+    if any(set(needed) <= columns.keys() for needed in _FORMS):
+        return {}, ""
+    by_lower = {name.lower(): name for name in columns}
+    asked = next((by_lower[name] for name in _ASKED if name in by_lower), None)
+    answered = next((by_lower[name] for name in _ANSWERED if name in by_lower), None)
+    if asked is None or answered is None:
+        return None
+    fields = {"instruction": asked, "output": answered}
+    context = next((by_lower[n] for n in _CONTEXT if n in by_lower and by_lower[n] != asked), None)
+    if context not in (None, "input"):
+        fields["input"] = str(context)
+    return {ours: theirs for ours, theirs in fields.items() if ours != theirs}, (
+        "sft's name = the file's"
+    )
+
+
+def _as_texts(
+    path: str,
+    kind: Kind | None,
+    sample: Sequence[Mapping[str, Any]],
+    columns: Mapping[str, None],
+    characters: Mapping[str, int],
+) -> DataFile:
+    known = [name for name in columns if name.lower() in _TEXTS and name in characters]
+    found = known or [name for name in characters if len(characters) == 1 or kind == "text"]
+    if kind == "sft" or not found:
+        _refuse(path, kind, columns, characters)
+    column = known[0] if known else max(found, key=lambda name: characters[name])
+    options = {} if column == "text" else {"column": column}
+    texts = [{"text": each.get(column) or ""} for each in sample]
+    filled = Text(path=path, column=column).texts("train")
+    count = sum(1 for _ in filled)
+    note = "the column that holds the text"
+    return _usable(DataFile(path, "text", count, texts, options, note, [*columns]))
+
+
+def _refuse(
+    path: str, kind: Kind | None, columns: Mapping[str, None], characters: Mapping[str, int]
+) -> NoReturn:
+    there = ", ".join(columns) or "none"
+    if not characters:
+        raise UsageError(f"{path} holds no usable record: no column of it has text ({there})")
+    wanted = "instruction and output, prompt and completion, or messages"
+    if kind == "sft":
+        raise UsageError(f"{path} has the columns {there}: --kind sft needs {wanted}")
+    raise UsageError(
+        f"{path} has the columns {there}, and which of them is learned is not plain: name them "
+        f"{wanted}, or type --kind text for the longest"
+    )
+
+
+def _usable(found: DataFile) -> DataFile:
+    if not found.documents:
+        raise UsageError(f"{found.path} holds no usable record: all of them are blank")
+    return found
+
+
+def columns_of(found: DataFile) -> Iterator[str]:
+    """What the file has, in words, for the head of the recipe."""
+    what = "dialogues" if found.kind == "sft" else "texts"
+    yield f"{found.documents:,} {what}"
+    if found.columns:
+        yield f"columns {', '.join(found.columns[:8])}"

@@ -1,0 +1,148 @@
+"""`kdcore doctor`: one page on a recipe's models, tokenizer and data, before any hour is spent."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Annotated
+
+import numpy as np
+import typer
+from kdcore_panel.numbers import count, percent
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from kdcore.analysis.rows import RowSample
+from kdcore.cli.examples import examples
+from kdcore.cli.main import host_of
+from kdcore.commands.examination import Examined, Finding, Model, examine, trained_share
+from kdcore.commands.output import Plugins, tell
+from kdcore.errors import UsageError
+from kdcore.recipe.recipe import read_recipe
+
+_MARGIN = (0, 0, 0, 2)
+_STYLES = {"fault": "bold red", "warning": "yellow", "note": "dim"}
+
+
+@examples("kdcore doctor quickstart --stage kd", "kdcore doctor mine.toml --set data.block=1024")
+def doctor(
+    recipe: Annotated[str, typer.Argument(help="A path, or the name of a shipped recipe.")],
+    stage: Annotated[str | None, typer.Option(metavar="NAME", help="Of this stage only.")] = None,
+    sets: Annotated[
+        list[str] | None, typer.Option("--set", metavar="K=V", help="Change a key of the recipe.")
+    ] = None,
+    plugins: Plugins = None,
+) -> None:
+    """Look at models, tokenizer, lengths and masks on one page. Loads no weights.
+
+    Tokenises the data, as the run will. Ends with 2 where a run would stop at a fault.
+    """
+    found = read_recipe(recipe, host_of(plugins), sets=sets or ())
+    for note in found.notes:
+        print(note, file=sys.stderr)
+    names = [each.name for each in found.stages]
+    if stage is not None and stage not in names:
+        raise UsageError(f"recipe {found.name!r} has no stage {stage!r}: {', '.join(names)}")
+    faults = 0
+    for examined in examine(found, stage):
+        if stage is None or examined.name == found.run_name(stage):
+            _tell(examined)
+            faults += sum(each.degree == "fault" for each in examined.findings)
+    if faults:
+        raise typer.Exit(UsageError.exit_code)
+
+
+def _tell(found: Examined) -> None:
+    tell(Text(found.name, "bold"), Padding(_models(found.models), _MARGIN), "")
+    tell(_grid([*_tokenizer(found), *_data(found)]), "")
+    tell(Padding(_findings(found.findings), _MARGIN), "")
+
+
+def _models(models: list[Model]) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="cyan")
+    for title in ("", "model", "parameters", "dtype", "ids", "head", "positions"):
+        is_number = title in ("parameters", "ids", "positions")
+        table.add_column(title, justify="right" if is_number else "left", overflow="fold")
+    for each in models:
+        table.add_row(
+            Text(each.role, "cyan"),
+            Text(f"{each.name} ({each.kind})"),
+            "not known" if each.parameters is None else count(each.parameters),
+            each.dtype,
+            f"{each.width:,}",
+            "tied" if each.tied else "its own",
+            "any" if each.reach is None else f"{each.reach:,}",
+        )
+    return table
+
+
+def _tokenizer(found: Examined) -> Iterator[tuple[str, str]]:
+    tokenizer = found.tokenizer
+    assert tokenizer is not None
+    shared = "" if found.ids is None else f", {found.ids:,} shared by all models"
+    yield "tokenizer", f"{type(tokenizer).__name__}, {len(tokenizer):,} ids{shared}"
+    tokens = [
+        f"{name} {_token(getattr(tokenizer, f'{name}_token'))}" for name in ("bos", "eos", "pad")
+    ]
+    yield "special tokens", ", ".join(tokens)
+    added = len(tokenizer("a")["input_ids"]) - len(tokenizer.encode("a", add_special_tokens=False))
+    yield "rows begin", "with bos: it adds one" if added else "without bos, as it adds none"
+    yield "chat template", "its own" if tokenizer.chat_template else "none"
+
+
+def _token(text: object) -> str:
+    return "none" if text is None else repr(text)
+
+
+def _data(found: Examined) -> Iterator[tuple[str, str]]:
+    for sample in found.samples:
+        if sample is found.samples[0]:
+            yield "data", sample.data
+        beginning = f"{sample.split}: "
+        told = [each.removeprefix(beginning) for each in found.told if each.startswith(beginning)]
+        yield sample.split, "\n".join(told) or _rows(sample)
+    if not found.samples:
+        return
+    sample = found.samples[0]
+    yield "lengths", _lengths(sample)
+    trained = f"{trained_share(sample):.1%} of the tokens are trained"
+    yield "masks", f"{trained}, of {len(sample.rows):,} rows that were drawn"
+    ends, documents = found.ended
+    yield "ends", f"{ends:,} of {documents:,} documents in them end with a learned end token"
+
+
+def _rows(sample: RowSample) -> str:
+    full = percent(sample.tokens / sample.rows_in_all / sample.block)
+    return (
+        f"{sample.documents:,} documents, {sample.tokens:,} tokens in {sample.rows_in_all:,} rows "
+        f"of at most {sample.block:,}, {full} full"
+    )
+
+
+def _lengths(sample: RowSample) -> str:
+    middle, most, longest = np.quantile(sample.lengths, [0.5, 0.95, 1.0])
+    return (
+        f"half of the documents have up to {middle:,.0f} tokens, 95 % up to {most:,.0f}, the "
+        f"longest {longest:,.0f}"
+    )
+
+
+def _grid(rows: list[tuple[str, str]]) -> Padding:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="cyan", no_wrap=True)
+    table.add_column(overflow="fold")
+    for label, text in rows:
+        table.add_row(label, Text(text))
+    return Padding(table, _MARGIN)
+
+
+def _findings(findings: list[Finding]) -> Text:
+    if not findings:
+        return Text("nothing found that a run would stumble over", "green")
+    lines = [
+        Text.assemble((f"{each.degree}: ", _STYLES[each.degree]), each.text) for each in findings
+    ]
+    return Text("\n").join(
+        sorted(lines, key=lambda line: [*_STYLES].index(line.plain.split(":")[0]))
+    )

@@ -1,0 +1,157 @@
+"""`kdcore rm`: remove runs that nothing else needs."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import tomli
+import typer
+from kdcore_cached.catalogue import stores_in
+from kdcore_cached.store import remove
+from kdcore_files import LOG
+
+from kdcore.cli.examples import examples
+from kdcore.commands.cache_tables import size
+from kdcore.errors import RunError, UsageError
+from kdcore.runs.folder import CHECKPOINTS, find_run, finished, locked, runs_in
+
+_ENDED = re.compile(r" ends after step \d+ of \d+: (\w+): ")
+_NO_FAILURES = ("Interrupted", "KeyboardInterrupt")
+
+
+@examples("kdcore rm quickstart.kd", "kdcore rm --failed --yes")
+def rm(
+    runs: Annotated[
+        list[str] | None, typer.Argument(metavar="RUN...", help="Paths, names or prefixes.")
+    ] = None,
+    failed: Annotated[
+        bool,
+        typer.Option("--failed", help="Those that ended with an error, or have no checkpoint."),
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    out: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),
+) -> None:
+    """Remove runs. Asks first, and leaves what other runs or stores of teachers need."""
+    asked = list(dict.fromkeys(find_run(name, out) for name in runs or ()))
+    if not asked and not failed:
+        raise UsageError("name runs to remove, or type --failed (kdcore show lists them)")
+    found = [*asked, *(_unneeded_failures(out, asked) if failed else ())]
+    _refuse_needed(asked, found, out)
+    for folder in found:
+        _refuse_running(folder)
+        print(f"{folder}: {_state(folder)}, {size(_bytes(folder))}")
+    if not found:
+        print(f"no run in {out} has failed")
+        return
+    if not yes:
+        _ask(len(found))
+    for folder in found:
+        with locked(folder):
+            remove(folder)
+
+
+def _ask(count: int) -> None:
+    if not sys.stdin.isatty():
+        raise UsageError("nothing was removed: without a terminal to ask on, type --yes")
+    typer.confirm(f"remove {'it' if count == 1 else f'these {count}'}?", abort=True)
+
+
+def _unneeded_failures(out: Path, asked: Sequence[Path]) -> Iterator[Path]:
+    for folder in runs_in(out):
+        if folder in asked or not has_failed(folder) or _is_running(folder):
+            continue
+        users = list(_users(folder, out, [*asked, folder]))
+        if users:
+            print(f"{folder} is left: {', '.join(users)} needs it", file=sys.stderr)
+        else:
+            yield folder
+
+
+def has_failed(folder: Path) -> bool:
+    """Whether a run that is not finished ended with an error, or has nothing to go on from.
+
+    One that was interrupted after a checkpoint has not.
+    """
+    if finished(folder):
+        return False
+    log = folder / LOG
+    text = log.read_text("utf-8", "replace") if log.is_file() else ""
+    ends = _ENDED.findall(text)
+    by_error = bool(ends) and ends[-1] not in _NO_FAILURES
+    return by_error or not any((folder / CHECKPOINTS).glob("*"))
+
+
+def _refuse_needed(asked: Sequence[Path], leaving: Sequence[Path], out: Path) -> None:
+    """Nothing is removed where one of these is needed by what stays."""
+    needed = {folder: list(_users(folder, out, leaving)) for folder in asked}
+    lines = [
+        f"{folder} is needed by {', '.join(users)}" for folder, users in needed.items() if users
+    ]
+    if lines:
+        raise UsageError(
+            "\n".join(lines) + "\nnothing was removed: name these too (kdcore cache rm removes "
+            "stores), or leave what they need"
+        )
+
+
+def _users(folder: Path, out: Path, leaving: Sequence[Path]) -> Iterator[str]:
+    """The runs and stores that name a run's model, without those that leave with it.
+
+    A run's name has a hash in it: whatever path leads there has it as one of its parts.
+    """
+    gone = {each.resolve() for each in leaving}
+    for other in runs_in(out):
+        named = (part for text in _texts(other) for part in Path(text).parts)
+        if other.resolve() not in gone and folder.name in named:
+            yield str(other)
+    for store in stores_in(out / "caches"):
+        if f"{folder.name}/" in str(store.about["teacher"]):
+            yield str(store.folder)
+
+
+def _texts(folder: Path) -> Iterator[str]:
+    """Every text in a run's recipe; one that cannot be read is taken for the recipe as it is."""
+    path = folder / "resolved.toml"
+    if not path.is_file():
+        return
+    text = path.read_text("utf-8", "replace")
+    try:
+        yield from _in(tomli.loads(text))
+    except tomli.TOMLDecodeError:
+        yield from re.findall(r'"([^"\n]*)"', text)
+
+
+def _in(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    for each in inner:
+        yield from _in(each)
+
+
+def _is_running(folder: Path) -> bool:
+    try:
+        with locked(folder):
+            return False
+    except RunError:
+        return True
+
+
+def _refuse_running(folder: Path) -> None:
+    if _is_running(folder):
+        raise UsageError(f"{folder} is running: nothing was removed; stop it first")
+
+
+def _state(folder: Path) -> str:
+    if finished(folder):
+        return "finished"
+    return "failed" if has_failed(folder) else "unfinished"
+
+
+def _bytes(folder: Path) -> int:
+    files = (path for path in folder.rglob("*") if not path.is_symlink() and path.is_file())
+    return sum(path.stat().st_size for path in files)

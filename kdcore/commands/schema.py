@@ -1,0 +1,212 @@
+"""`kdcore schema`: the recipe language of the installed plugins as JSON Schema, for editors."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import annotated_types
+from pydantic.fields import FieldInfo
+
+from kdcore.api.contracts import KINDS, StudentOptions
+from kdcore.api.options import kind_of, members, option_fields
+from kdcore.api.train_options import (
+    RIVALS,
+    Schedule,
+    SelectionOptions,
+    TermOptions,
+    TrainOptions,
+)
+from kdcore.cli.examples import examples
+from kdcore.cli.main import host_of
+from kdcore.commands.output import Plugins, print_json
+from kdcore.plugin.manager import Host
+from kdcore.recipe.merge import NONE
+from kdcore.recipe.node import IN_STAGE, KINDS_OF_TABLES, LISTS, TABLES
+
+Schema = dict[str, Any]
+
+_ENGINE = {"loss": TermOptions, "selection": SelectionOptions}
+_DIALECT = "https://json-schema.org/draft/2020-12/schema"
+_NEEDED = ("student", "data", "loss", "train")
+_PLAIN: Mapping[Any, Schema] = {
+    bool: {"type": "boolean"},
+    int: {"type": "integer"},
+    float: {"type": "number"},
+    str: {"type": "string"},
+    list: {"type": "array"},
+    dict: {"type": "object"},
+}
+_BOUNDS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
+
+
+@examples("kdcore schema", "kdcore schema -p ./mine.py")
+def schema(plugins: Plugins = None) -> None:
+    """Print the JSON schema of recipes for the installed plugins, for an editor to check with."""
+    print_json(schema_of(host_of(plugins)))
+
+
+def schema_of(host: Host) -> Schema:
+    """The schema. What extends, or has stages, may leave out what is inherited."""
+    parts = {f"{kind}.part": _of_kind(host, kind, whole=False) for kind in KINDS}
+    wholes = {kind: _of_kind(host, kind, whole=True) for kind in KINDS}
+    of_stage = _tables(whole=False)
+    inherits = {"anyOf": [{"required": ["extends"]}, {"required": ["stage"]}]}
+    return {
+        "$schema": _DIALECT,
+        "title": "A recipe of kdcore",
+        "type": "object",
+        "properties": {**_TOP, **of_stage},
+        "additionalProperties": False,
+        "if": inherits,
+        "else": {"required": [*_NEEDED], "properties": _tables(whole=True)},
+        "$defs": {
+            **wholes,
+            **parts,
+            "stage": {
+                "type": "object",
+                "properties": {**of_stage, "use": {"const": NONE}},
+                "additionalProperties": False,
+            },
+        },
+    }
+
+
+_TEXTS = {"type": "array", "items": {"type": "string"}}
+_TOP: Mapping[str, Schema] = {
+    "name": {"type": "string", "description": "begins the names of run folders"},
+    "extends": {"type": "string", "description": "the recipe that this one changes"},
+    "requires": {**_TEXTS, "description": "distributions, as pip writes them"},
+    "stage": {
+        "type": "object",
+        "minProperties": 1,
+        "additionalProperties": {"$ref": "#/$defs/stage"},
+    },
+}
+
+
+def _tables(*, whole: bool) -> Schema:
+    """The tables of a stage, or of a recipe without any."""
+    found: Schema = {
+        "seed": {"type": "integer", "minimum": 0, "maximum": 2**32 - 1},
+        "trust_remote_code": _TEXTS,
+        "student": _of_options(StudentOptions, whole=whole, rivals=RIVALS["student"]),
+        "train": _of_options(TrainOptions, whole=whole, rivals=RIVALS["train"]),
+    }
+    for key in (*TABLES, *LISTS):
+        if key in KINDS_OF_TABLES:
+            # Lists take the place of what they inherit, and so do their items.
+            kind = KINDS_OF_TABLES[key]
+            one = _reference(kind, whole=whole or key in LISTS)
+            found[key] = {"type": "array", "items": one} if key in LISTS else one
+    return {key: found[key] for key in IN_STAGE}
+
+
+def _reference(kind: str, *, whole: bool) -> Schema:
+    return {"$ref": f"#/$defs/{kind}" + ("" if whole else ".part")}
+
+
+def _of_kind(host: Host, kind: str, *, whole: bool) -> Schema:
+    """Any component of a kind: its name in `use`, and its options."""
+    none: Schema = {
+        "properties": {"use": {"const": NONE}},
+        "required": ["use"],
+        "description": "removes what is inherited",
+    }
+    engine = _ENGINE.get(kind)
+    own = _properties(engine, whole=True) if engine is not None else {}
+    found = [none]
+    for name, provided in sorted(host.provided(kind).items()):
+        one = _of_options(provided.cls, whole=whole, more={"use": {"const": name}, **own})
+        if whole:
+            one["required"] = ["use", *one.get("required", ())]
+        doc = inspect.getdoc(provided.cls) or ""
+        found.append({"description": doc.split("\n")[0], **one})
+    return {"type": "object", "anyOf": found}
+
+
+def _of_options(
+    cls: type,
+    *,
+    whole: bool,
+    rivals: Sequence[str] = (),
+    more: Mapping[str, Schema] | None = None,
+) -> Schema:
+    """A table of options; `rivals` are those of which exactly one is given."""
+    found: Schema = {
+        "type": "object",
+        "properties": {**(more or {}), **_properties(cls, whole=whole)},
+        "additionalProperties": False,
+    }
+    fields = option_fields(cls).items()
+    needed = [name for name, (_, field) in fields if field.is_required()]
+    if whole and needed:
+        found["required"] = needed
+    if whole and rivals:
+        found["oneOf"] = [{"required": [each]} for each in rivals]
+    return found
+
+
+def _properties(cls: type, *, whole: bool) -> Schema:
+    return {name: _of_field(field, whole=whole) for name, (_, field) in option_fields(cls).items()}
+
+
+def _of_field(field: FieldInfo, *, whole: bool) -> Schema:
+    found = _of_type(field.annotation, whole=whole)
+    _bound(found, field.metadata)
+    if field.description:
+        found["description"] = field.description
+    if not field.is_required():
+        default = field.get_default(call_default_factory=True)
+        if isinstance(default, bool | int | float | str | list | dict):
+            found["default"] = default
+    return found
+
+
+def _of_type(annotation: Any, *, whole: bool) -> Schema:
+    """A type, with the bounds that stand beside it at any depth."""
+    if get_origin(annotation) is Annotated:
+        inner, *bounds = get_args(annotation)
+        found = _of_type(inner, whole=whole)
+        _bound(found, bounds)
+        return found
+    origin = get_origin(annotation)
+    if origin in (None, list, dict, Literal):
+        return _of_one(annotation, whole=whole)
+    # A union; None stands for what is left out.
+    parts = [_of_type(each, whole=whole) for each in get_args(annotation) if members(each)]
+    return parts[0] if len(parts) == 1 else {"anyOf": parts}
+
+
+def _of_one(member: Any, *, whole: bool) -> Schema:
+    kind, origin = kind_of(member), get_origin(member)
+    if kind is not None:
+        return _reference(kind, whole=whole)
+    if member is Schedule:
+        return _of_options(Schedule, whole=True)
+    if origin is Literal:
+        return {"enum": [*get_args(member)]}
+    if origin is list:
+        return {"type": "array", "items": _of_type(get_args(member)[0], whole=True)}
+    if origin is dict:
+        return {
+            "type": "object",
+            "additionalProperties": _of_type(get_args(member)[1], whole=whole),
+        }
+    return dict(_PLAIN.get(member, {}))
+
+
+def _bound(found: Schema, bounds: Iterable[Any]) -> None:
+    """Add the limits that pydantic checks and JSON Schema has a word for."""
+    for bound in bounds:
+        if isinstance(bound, FieldInfo):
+            _bound(found, bound.metadata)
+        for name, word in _BOUNDS.items():
+            if (limit := getattr(bound, name, None)) is not None:
+                found[word] = limit
+        many = "Items" if found.get("type") == "array" else "Length"
+        if isinstance(bound, annotated_types.MinLen):
+            found[f"min{many}"] = bound.min_length
+        if isinstance(bound, annotated_types.MaxLen):
+            found[f"max{many}"] = bound.max_length

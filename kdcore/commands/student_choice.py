@@ -1,0 +1,163 @@
+"""The models of a new recipe: a teacher that can teach, a student that it can, and a rate."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from kdcore.errors import RunError, UsageError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)([KMB])", re.IGNORECASE)
+_UNITS = {"K": 1e3, "M": 1e6, "B": 1e9}
+
+RATES: Mapping[str, Sequence[tuple[float, float]]] = {
+    "loaded": [(2e8, 1e-4), (1e9, 2e-5), (math.inf, 1e-5)],
+    "fresh": [(5e7, 1e-3), (2e8, 6e-4), (1e9, 3e-4), (math.inf, 2e-4)],
+}
+"""Learning rates: (parameters up to which, rate), of students that are loaded and fresh ones."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The teacher, and the student that learns from it."""
+
+    teacher: str
+    student: str  # a model, or "" for a fresh one
+    config: Mapping[str, Any]  # of a fresh one
+    parameters: int
+    tokenizer: PreTrainedTokenizerBase  # the student's
+    reach: int  # tokens that both can look back
+    trusted: Sequence[str] = ()
+
+    @property
+    def rate(self) -> float:
+        """The learning rate of a student of this size."""
+        table = RATES["loaded" if self.student else "fresh"]
+        return next(rate for limit, rate in table if self.parameters <= limit)
+
+
+def choose(teacher: str, student: str) -> Choice:
+    """Look at configs and tokenizers; no weights are loaded. Raises UsageError with a sentence."""
+    try:
+        return _chosen(teacher, student)
+    except RunError as error:
+        raise UsageError(str(error).split("\n")[0]) from None
+
+
+def _chosen(teacher: str, student: str) -> Choice:
+    from kdcore.models.loading import load_config, load_tokenizer
+    from kdcore.models.vocabulary import prove
+
+    config = load_config(teacher, key="teacher.model")
+    _refuse_others("teacher", teacher, config)
+    tokenizer = load_tokenizer(teacher)
+    size = _SIZE.fullmatch(student)
+    if size is not None:
+        _refuse_endless(teacher, tokenizer)
+        wanted = float(size[1]) * _UNITS[size[2].upper()]
+        reach = _reach(config)
+        shape = shape_of(wanted, len(tokenizer), student)
+        shape["max_position_embeddings"] = min(reach, 2048)
+        parameters = parameters_of_shape(shape, len(tokenizer))
+        return Choice(teacher, "", shape, parameters, tokenizer, min(reach, 2048))
+    own = load_config(student, key="student.model")
+    _refuse_others("student", student, own)
+    ours = load_tokenizer(student)
+    prove(ours, {"the teacher": tokenizer})
+    return Choice(teacher, student, {}, _parameters(own), ours, min(_reach(config), _reach(own)))
+
+
+def _refuse_others(role: str, name: str, config: PretrainedConfig) -> None:
+    """A masked model has a class for causal use too, so that what was trained tells more."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    causal = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    trained = config.architectures or []
+    mapped = config.model_type in causal or bool(getattr(config, "auto_map", None))
+    others = trained and not any(re.search("CausalLM|LMHead|Conditional", each) for each in trained)
+    if config.is_encoder_decoder or not mapped or others:
+        is_what = trained[0] if trained else config.model_type
+        raise UsageError(
+            f"the {role} {name!r} is no causal language model ({is_what}): it does not predict the "
+            "next token from those before"
+        )
+
+
+def _refuse_endless(teacher: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    if tokenizer.eos_token_id is None:
+        raise UsageError(
+            f"the tokenizer of {teacher!r} has no token that ends a text (eos), so that a fresh "
+            "student would never stop: name a student model that has one"
+        )
+
+
+def _reach(config: PretrainedConfig) -> int:
+    return int(getattr(config.get_text_config(), "max_position_embeddings", None) or 2048)
+
+
+def _parameters(config: PretrainedConfig) -> int:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from kdcore.analysis.parameters import parameters_of
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    return parameters_of(model)[0]
+
+
+def shape_of(wanted: float, ids: int, typed: str) -> dict[str, Any]:
+    """The config of a LLaMA with tied embeddings whose parameters come nearest to `wanted`.
+
+    Among those within a twentieth of it, the one whose width is nearest to 48 times its depth.
+    """
+    shapes = [
+        shape
+        for width in range(64, 8193, 64)
+        if (shape := _of_width(width, wanted, ids)) is not None
+    ]
+    if not shapes:
+        least = parameters_of_shape(_shape(64, 2), ids)
+        raise UsageError(
+            f"--student {typed} is too small for a vocabulary of {ids:,} ids: the embeddings of a "
+            f"student of two layers take most of {least / 1e6:.1f}M, so type "
+            f"--student {math.ceil(least / 1e6)}M or more"
+        )
+    near = [each for each in shapes if _off(each, wanted, ids) < 0.05]
+    if not near:
+        return min(shapes, key=lambda each: _off(each, wanted, ids))
+    return min(near, key=lambda e: abs(math.log(e["hidden_size"] / e["num_hidden_layers"] / 48)))
+
+
+def _of_width(width: int, wanted: float, ids: int) -> dict[str, Any] | None:
+    one, two = (parameters_of_shape(_shape(width, layers), ids) for layers in (1, 2))
+    layers = round((wanted - one) / (two - one)) + 1
+    return _shape(width, layers) if layers >= 2 else None
+
+
+def _off(shape: Mapping[str, Any], wanted: float, ids: int) -> float:
+    return abs(parameters_of_shape(shape, ids) / wanted - 1)
+
+
+def _shape(width: int, layers: int) -> dict[str, Any]:
+    return {
+        "model_type": "llama",
+        "hidden_size": width,
+        "intermediate_size": 64 * math.ceil(width * 8 / 3 / 64),
+        "num_hidden_layers": layers,
+        "num_attention_heads": width // 64,
+        "tie_word_embeddings": True,
+    }
+
+
+def parameters_of_shape(shape: Mapping[str, Any], ids: int) -> int:
+    """Embeddings, once; each layer's four attention matrices, three of the MLP and two norms."""
+    width, inner = shape["hidden_size"], shape["intermediate_size"]
+    layer = 4 * width**2 + 3 * width * inner + 2 * width
+    return int(ids * width + shape["num_hidden_layers"] * layer + width)

@@ -1,0 +1,201 @@
+"""Documents as ids: how they begin and end, and what becomes of special tokens spelled in them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Sequence
+from functools import cached_property
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kdcore.data.batch import TextSource
+from kdcore.data.windows import LONG, in_windows
+from kdcore.errors import RunError
+from kdcore.hashing import of_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+_log = logging.getLogger("kdcore")
+_FIRST = 0x100000  # of the last plane of the private use area
+
+
+def bos_of(data: TextSource, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What begins each document: with `bos = "auto"` what the tokenizer puts before a text."""
+    own = own_beginning(tokenizer) if data.bos else []
+    if data.bos == "auto" or own or not data.bos:
+        return own
+    if tokenizer.bos_token_id is None:
+        raise RunError(
+            f"the tokenizer {tokenizer.name_or_path!r} has no beginning-of-sequence token to begin "
+            "the documents with; set bos = false in [data]"
+        )
+    return [int(tokenizer.bos_token_id)]
+
+
+def own_beginning(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The ids that a tokenizer puts before a text."""
+    plain, special = (tokenizer.encode("a", add_special_tokens=each) for each in (False, True))
+    for at in range(len(special) - len(plain) + 1):
+        if special[at : at + len(plain)] == plain:
+            return [int(each) for each in special[:at]]
+    return []
+
+
+def eos_of(data: TextSource, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What ends each document."""
+    if not data.eos:
+        return []
+    if tokenizer.eos_token_id is None:
+        raise RunError(
+            f"the tokenizer {tokenizer.name_or_path!r} has no end-of-sequence token to end the "
+            "documents with; set eos = false in [data]"
+        )
+    return [int(tokenizer.eos_token_id)]
+
+
+class Encoder:
+    """Makes documents of texts, as a data component's options say."""
+
+    def __init__(self, data: TextSource, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.bos, self.eos = bos_of(data, tokenizer), eos_of(data, tokenizer)
+        self.parses = data.special_tokens == "parse"
+        self.tokenizer = tokenizer
+        self.spelled = Spelled(tokenizer)
+
+    def fingerprint(self) -> str:
+        """All that makes ids of a text."""
+        return f"2 {of_tokenizer(self.tokenizer)} {self.bos} {self.eos} {self.parses}"
+
+    def __call__(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
+        """The ids of texts end to end, and how many each has. Those without are left out."""
+        documents = [self._whole(ids) for ids in self._ids(texts) if len(ids)]
+        lengths = np.array(list(map(len, documents)), np.int32)
+        if any(isinstance(each, np.ndarray) for each in documents):
+            flat = np.concatenate(documents, dtype=np.int32)
+        else:
+            flat = np.fromiter(chain.from_iterable(documents), np.int32, int(lengths.sum()))
+        return {"ids": flat, "lengths": lengths}
+
+    def _whole(self, ids: Any) -> Any:
+        """With what begins and ends it; what begins it already is not put there twice."""
+        bos = [] if list(ids[: len(self.bos)]) == self.bos else self.bos
+        if isinstance(ids, np.ndarray):
+            return np.concatenate([bos, ids, self.eos], dtype=np.int32, casting="unsafe")
+        return [*bos, *ids, *self.eos] if bos else ids + self.eos
+
+    def _ids(self, texts: Sequence[str]) -> list[Any]:
+        apart = {n for n, text in enumerate(texts) if self._needs_care(text)}
+        usual = [text for n, text in enumerate(texts) if n not in apart]
+        made = iter(_plain(self.tokenizer, usual) if usual else [])
+        return [self._careful(text) if n in apart else next(made) for n, text in enumerate(texts)]
+
+    def _needs_care(self, text: str) -> bool:
+        return len(text) > LONG or (not self.parses and self.spelled.has_one(text))
+
+    def _careful(self, text: str) -> Any:
+        """The ids of a long text, or of one with special tokens that stay text."""
+        as_text = not self.parses and self.spelled.has_one(text)
+        tokenizer = self.spelled.renamed if as_text else self.tokenizer
+        options = {"split_special_tokens": True} if as_text else {}
+        if len(text) > LONG and tokenizer.is_fast:
+            return in_windows(text, tokenizer, size=LONG, **options)
+        return _plain(tokenizer, [text], **options)[0]
+
+
+def _plain(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], **options: bool
+) -> list[list[int]]:
+    """Without special tokens, which the encoder adds: those of a tokenizer may end a text too."""
+    encoded = tokenizer(
+        list(texts),
+        add_special_tokens=False,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,
+        **options,
+    )
+    ids: list[list[int]] = encoded["input_ids"]
+    return ids
+
+
+class Spelled:
+    """The special tokens of a tokenizer, as texts may spell them out."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+        added = tokenizer.added_tokens_decoder.values()
+        special = {each.content for each in added if each.special} | {*tokenizer.all_special_tokens}
+        # Some are words like any other: what a text says with these is what they stand for.
+        self.names = sorted((each for each in special if len(each) > 1), key=len, reverse=True)
+        self._begins = tuple({each[:2] for each in self.names})
+        self._pattern = re.compile("|".join(map(re.escape, self.names)) or "(?!)")
+
+    def has_one(self, text: str) -> bool:
+        """Whether a text spells one out."""
+        # Looking for two letters is ten times quicker than for any of the names.
+        return any(each in text for each in self._begins) and self.first(text) is not None
+
+    def first(self, text: str) -> str | None:
+        """The one that a text spells out first."""
+        found = self._pattern.search(text)
+        return found and found[0]
+
+    @cached_property
+    def renamed(self) -> PreTrainedTokenizerBase:
+        """The tokenizer, to which these are text like any other.
+
+        BPE has no merges that make one. Unigram has them among its pieces, and takes them: in a
+        copy of it they go by characters that nobody writes.
+        """
+        if not self.tokenizer.is_fast:
+            return self.tokenizer
+        backend = self.tokenizer.backend_tokenizer
+        if type(backend.model).__name__ != "Unigram":
+            return self.tokenizer
+        from tokenizers import Tokenizer
+        from transformers import PreTrainedTokenizerFast
+
+        other = {name: chr(_FIRST + n) for n, name in enumerate(self.names)}
+        state = json.loads(backend.to_str())
+        for token in state["added_tokens"]:
+            token["content"] = other.get(token["content"], token["content"])
+        pieces = state["model"]["vocab"]
+        state["model"]["vocab"] = [[other.get(key, key), *rest] for key, *rest in pieces]
+        return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+            tokenizer_object=Tokenizer.from_str(json.dumps(state))
+        )
+
+
+class SpelledCount:
+    """Counts the texts that spell special tokens out, to tell of them once."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._spelled, self._parses = encoder.spelled, encoder.parses
+        self.texts = 0
+        self.first: str | None = None
+
+    def see(self, text: str) -> None:
+        """One more text."""
+        if self._spelled.has_one(text):
+            self.texts += 1
+            self.first = self.first or self._spelled.first(text)
+
+    def tell(self, split: str, documents: int | None) -> None:
+        """A warning, if there is something to tell; None: nobody counts the documents."""
+        if not self.texts:
+            return
+        said = (
+            'they become tokens, as special_tokens = "parse" says'
+            if self._parses
+            else 'they stay text (special_tokens = "parse" in [data] makes tokens of them)'
+        )
+        which = "a document spells"
+        if documents is not None:
+            which = f"{self.texts:,} of {documents:,} documents spell"
+        _log.warning(f"{split}: {which} out special tokens, such as {self.first}: {said}")

@@ -1,0 +1,92 @@
+"""Positions that look at the whole call: what they make of a piece depends on its neighbours.
+
+LongRoPE takes other frequencies for all positions of a call where one of them lies beyond the
+positions that the model was first trained on. A piece alone is what it should be, so pieces on
+either side of that length go through the trunk apart.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from kdcore.data.batch import Packing
+
+Probe = Callable[[int], list[Tensor]]
+"""Runs a row beside one whose positions end before the number given; what it makes of the first."""
+
+Same = Callable[[list[Tensor], list[Tensor]], bool]
+
+
+def switch_of(probe: Probe, same: Same, least: int, reach: int) -> tuple[int | None, bool]:
+    """The longest call in which positions are what they are in the shortest; None: any call.
+
+    And whether there is one other way beyond it: else each length has positions of its own.
+    `probe` is tried at calls of `least` to `reach` positions.
+    """
+    alone = probe(least)
+
+    def differs(length: int, other: list[Tensor] = alone) -> bool:
+        probe(least)  # what remembers a long call forgets it
+        return not same(probe(length), other)
+
+    if reach <= least or not differs(reach):
+        return None, True
+    first = bisect_left(range(least + 1, reach), True, key=differs) + least + 1
+    probe(least)
+    beyond = probe(first)
+    two = not differs(reach, beyond)
+    probe(least)
+    return first - 1, two
+
+
+@contextmanager
+def watched(trunk: nn.Module, rows: int) -> Iterator[list[Tensor]]:
+    """What the trunk's rotary embeddings give for the first of so many rows, while this lasts.
+
+    Of fresh weights the states hardly depend on positions; these do.
+    """
+    seen: list[Tensor] = []
+
+    def note(_: nn.Module, __: Any, given: Any) -> None:
+        each = given if isinstance(given, tuple) else (given,)
+        seen.extend(t[0] for t in each if isinstance(t, Tensor) and t.ndim and len(t) == rows)
+
+    rotary = [each for each in trunk.modules() if "rotary" in type(each).__name__.lower()]
+    hooks = [each.register_forward_hook(note) for each in rotary]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def apart(packing: Packing, switch: int) -> list[Packing]:
+    """The pieces up to a length and those beyond it, each as a packing of its own."""
+    lengths = np.array(packing.lengths)
+    long = lengths > switch
+    if long.all() or not long.any():
+        return [packing]
+    return [_some(packing, lengths, chosen) for chosen in (~long, long)]
+
+
+def each_alone(packing: Packing) -> list[Packing]:
+    """Every piece as a packing of its own."""
+    lengths = np.array(packing.lengths)
+    return [_some(packing, lengths, np.arange(len(lengths)) == n) for n in range(len(lengths))]
+
+
+def _some(packing: Packing, lengths: np.ndarray, chosen: np.ndarray) -> Packing:
+    device = packing.starts.device
+    places = torch.from_numpy(np.flatnonzero(chosen.repeat(lengths))).to(device)
+    kept: list[int] = lengths[chosen].tolist()
+    starts = torch.tensor([0, *accumulate(kept)], dtype=torch.int32, device=device)
+    real = places if packing.real is None else packing.real[places]
+    return Packing(real, tuple(kept), starts, max(kept))

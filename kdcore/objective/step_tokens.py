@@ -1,0 +1,284 @@
+"""The tokens of an optimizer step, scored and summed when somebody asks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdcore.api.contracts import Loss, Teacher, Term, Tokens
+from kdcore.data.batch import LogitsAt
+from kdcore.distributed import Gather, alone
+from kdcore.errors import UsageError
+from kdcore.guard import described
+from kdcore.models.causal_lm import LanguageModel
+from kdcore.models.head import chunk_size, nll_from_logits, unrounded
+from kdcore.objective.losses import per_token
+from kdcore.objective.objective import Seen
+from kdcore.objective.teachers import Reading
+
+if TYPE_CHECKING:
+    pass
+
+
+class Scored:
+    """A micro-batch and the student's states [rows * time, H] on it, without gradient.
+
+    `states` may be a function: then the student's trunk runs when they are first asked for.
+    """
+
+    def __init__(self, reading: Reading, states: Tensor | Callable[[], Tensor]) -> None:
+        self.reading = reading
+        self._states = states
+
+    @property
+    def states(self) -> Tensor:
+        """[rows * time, H]."""
+        if not isinstance(self._states, Tensor):
+            self._states = self._states()
+        return self._states
+
+
+@dataclass(frozen=True, eq=False)
+class Ranked:
+    """The scores of all processes' tokens [N], and which were kept."""
+
+    scores: Tensor
+    kept: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Chosen:
+    """What was kept of a step's tokens, for losses that prepare."""
+
+    terms: Sequence[Term]
+    keep: Tensor | None  # [n] in the order of the step, bool or weights
+    counts: Seen  # the step's
+
+
+class StepTokens(Tokens):
+    """The `Tokens` of a step, over the micro-batches that this process runs."""
+
+    def __init__(
+        self,
+        parts: Sequence[Scored],
+        student: LanguageModel,
+        teacher: Teacher | None,
+        *,
+        step: int,
+        seed: int,
+        gather: Gather,
+    ) -> None:
+        self._parts, self._student, self._teacher = parts, student, teacher
+        self._seed, self._gather = seed, gather
+        self._student_nll: Tensor | None = None
+        self._order = _order_of(parts)
+        self._head: Callable[[Tensor], Tensor] | None = None
+        self.step = step
+        self.ranked: Ranked | None = None  # by the last `top`
+        self.chosen: Chosen | None = None  # once the selection is made
+
+    @property
+    def labels(self) -> Tensor:
+        """The id that each token's position predicts [n]."""
+        return self._joined(
+            [part.reading.batch.labels[part.reading.batch.valid] for part in self._parts]
+        )
+
+    @property
+    def row(self) -> Tensor:
+        """The index of its row in the optimizer step [n]."""
+        return self._joined([self._place(part)[0] for part in self._parts])
+
+    @property
+    def position(self) -> Tensor:
+        """The index of the predicting token in its row [n]."""
+        return self._joined([self._place(part)[1] for part in self._parts])
+
+    @property
+    def document(self) -> Tensor:
+        """The document of each token in its split [n]."""
+        batches = [part.reading.batch for part in self._parts]
+        return self._joined([batch.document.flatten()[batch.valid] for batch in batches])
+
+    def seen(self, loss: Loss) -> Tensor:
+        """Which tokens the term of this loss sees [n]."""
+        term, chosen = self._term(loss)
+        if chosen.keep is None or term.on == "all":
+            return torch.ones_like(self.labels, dtype=torch.bool)
+        return chosen.keep > 0 if term.on == "kept" else chosen.keep == 0
+
+    def count(self, loss: Loss) -> Tensor:
+        """The denominator of the term of this loss, a scalar."""
+        term, chosen = self._term(loss)
+        return chosen.counts.count(term.on, torch.get_default_dtype())
+
+    def by_document(self, values: Tensor) -> Tensor:
+        """Each token's document summed over the step and all processes, float64 [n]."""
+        return self._summed(values, self.document)
+
+    def by_row(self, values: Tensor) -> Tensor:
+        """Each token's row summed over the step, float64 [n]."""
+        return self._summed(values, self.row)
+
+    def _summed(self, values: Tensor, groups: Tensor) -> Tensor:
+        """In the step's order, so that the number of processes changes no bit."""
+        everyone, first = self._gather(values.double())
+        group, _ = self._gather(groups)
+        _, place = torch.unique(group, return_inverse=True)
+        sums = torch.zeros(len(everyone), dtype=torch.float64, device=values.device)
+        sums.index_add_(0, place, everyone)
+        return sums[place[first : first + len(values)]]
+
+    def _term(self, loss: Loss) -> tuple[Term, Chosen]:
+        chosen = self.chosen
+        found = [term for term in chosen.terms if term.loss is loss] if chosen else []
+        if chosen is None or not found:
+            raise UsageError(
+                f"{described(loss)} is no term of this step: seen and count are for `prepare`"
+            )
+        return found[0], chosen
+
+    def student_nll(self) -> Tensor:
+        """The student's negative log-likelihood of each label, in nats [n]."""
+        if self._student_nll is None:
+            self._student_nll = self._each(
+                lambda part: nll_from_logits(self._logits(part), part.reading.batch)
+            )
+        return self._student_nll
+
+    def nll(self, teacher: Teacher | None = None) -> Tensor:
+        """A teacher's (by default the run's) negative log-likelihood of each label, in nats [n]."""
+        asked = self._asked(teacher)
+        if asked is self._teacher and asked.gives_logits():
+            for part in self._parts:
+                part.reading.logits_of(asked)  # kept for the losses, which would read it again
+        return self._each(lambda part: part.reading.nll_of(asked))
+
+    def score(self, loss: Loss, teacher: Teacher | None = None) -> Tensor:
+        """Any loss as a score of each token, in chunks [n]."""
+        asked = self._asked(teacher) if loss.needs_teacher else None
+
+        def scores(part: Scored) -> Callable[[Tensor, Tensor], Tensor]:
+            student = self._logits(part)
+            other = part.reading.logits_of(asked) if asked is not None else None
+            size = chunk_size(part.reading.batch.vocabulary, part.reading.batch.valid.device)
+
+            def at(positions: Tensor, labels: Tensor) -> Tensor:
+                pieces = [
+                    per_token(loss, student(some), other and other(some), label)
+                    for some, label in zip(
+                        torch.split(positions, size), torch.split(labels, size), strict=True
+                    )
+                ]
+                return torch.cat(pieces)
+
+            return at
+
+        return self._each(scores)
+
+    def top(self, scores: Tensor, share: float) -> Tensor:
+        """The ceil(share x N) highest scores over all processes as a bool [n].
+
+        N counts the valid tokens of the step. Ties go to the token that comes first; NaN is never
+        kept.
+        """
+        everyone, first = self._gather(unrounded(scores))
+        # A share such as 0.55 times 100 is a hair above 55: that hair is rounding, not a token.
+        wanted = math.ceil(share * len(everyone) - 1e-9)
+        # NaN becomes -inf, and a true -inf the lowest finite number.
+        ranking = everyone.nan_to_num(nan=-math.inf).argsort(descending=True, stable=True)
+        kept = torch.zeros_like(everyone, dtype=torch.bool)
+        kept[ranking[:wanted]] = True
+        kept &= ~everyone.isnan()
+        self.ranked = Ranked(everyone, kept)
+        return kept[first : first + len(scores)]
+
+    def over_step(self, values: Tensor) -> Tensor:
+        """The values of all processes' tokens in the step's order [N]."""
+        everyone, _ = self._gather(values)
+        return everyone
+
+    def random(self) -> Tensor:
+        """A number in [0, 1) for each token, from seed, step and its place in the step [n]."""
+        return self._joined([self._drawn(part.reading) for part in self._parts])
+
+    def _drawn(self, reading: Reading) -> Tensor:
+        time = reading.batch.input_ids.shape[1]
+        # A generator for each row: what it draws for a position hangs on nothing else in the step.
+        generators = [np.random.default_rng([self._seed, self.step, row]) for row in reading.rows]
+        each = [one.random(time, dtype=np.float32) for one in generators]
+        flat = np.concatenate(each) if each else np.empty(0, np.float32)
+        return torch.from_numpy(flat).to(reading.batch.valid.device)[reading.batch.valid]
+
+    def _asked(self, teacher: Teacher | None) -> Teacher:
+        asked = teacher or self._teacher
+        assert asked is not None, "a recipe whose selection needs a teacher has one"
+        return asked
+
+    def _logits(self, part: Scored) -> LogitsAt:
+        vocabulary = part.reading.batch.vocabulary
+        head = self._head = self._head or self._student.head()
+        return lambda positions: head(part.states[positions])[:, :vocabulary]
+
+    def _each(self, make: Callable[[Scored], Callable[[Tensor, Tensor], Tensor]]) -> Tensor:
+        def values(part: Scored) -> Tensor:
+            batch = part.reading.batch
+            return make(part)(batch.valid, batch.labels[batch.valid])
+
+        with torch.no_grad():
+            return self._joined([values(part) for part in self._parts])
+
+    def _joined(self, values: Sequence[Tensor]) -> Tensor:
+        """Each part's values [n] in the order of the step."""
+        joined = torch.cat(list(values))
+        return joined if self._order is None else joined[self._order]
+
+    @property
+    def parts(self) -> int:
+        """How many micro-batches they come from."""
+        return len(self._parts)
+
+    def alone(self, part: int) -> StepTokens:
+        """The tokens of one micro-batch, which rank by themselves."""
+        return StepTokens(
+            [self._parts[part]],
+            self._student,
+            self._teacher,
+            step=self.step,
+            seed=self._seed,
+            gather=alone,
+        )
+
+    def joined(self, values: Sequence[Tensor]) -> Tensor:
+        """Each micro-batch's values in its own order -> [n] in the order of the step."""
+        return self._joined(values)
+
+    def by_part(self, values: Tensor) -> Sequence[Tensor]:
+        """Values [n] in the order of the step, for each part in its own order."""
+        if self._order is not None:
+            values = torch.empty_like(values).index_copy_(0, self._order, values)
+        return torch.split(values, [len(part.reading.batch.valid) for part in self._parts])
+
+    @staticmethod
+    def _place(part: Scored) -> tuple[Tensor, Tensor]:
+        time = part.reading.batch.input_ids.shape[1]
+        valid = part.reading.batch.valid
+        return _rows_of(part)[valid // time], valid % time
+
+
+def _rows_of(part: Scored) -> Tensor:
+    return torch.tensor(part.reading.rows, dtype=torch.long, device=part.reading.batch.valid.device)
+
+
+def _order_of(parts: Sequence[Scored]) -> Tensor | None:
+    """Where in the parts, laid end to end, each token of the step stands; None: just there."""
+    rows = [row for part in parts for row in part.reading.rows]
+    if rows == sorted(rows):
+        return None
+    return torch.cat([StepTokens._place(part)[0] for part in parts]).argsort(stable=True)

@@ -1,0 +1,190 @@
+"""kdcore from Python: run, check, plan and load, as the command line does it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from kdcore.api.contracts import Component, hookimpl
+from kdcore.errors import RecipeError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from kdcore.analysis.plan import StagePlan
+    from kdcore.api.contracts import Run
+    from kdcore.api.hookspecs import Record
+    from kdcore.plugin.manager import Host
+
+RecipeLike = str | Path | Mapping[str, Any]
+"""A shipped recipe's name, a path, or the recipe itself as nested mappings."""
+
+Sets = Sequence[str] | Mapping[str, Any]
+"""Changes to a recipe: `["train.lr=1e-4"]`, or `{"train.lr": 1e-4}`."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """A run: its folder, and what it wrote there."""
+
+    folder: Path  # of the last stage
+    stages: Sequence[Path] = ()  # every stage's folder, in the order in which they ran
+
+    @cached_property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl, all with the same keys; None stands for what a line lacks."""
+        path = self.folder / "metrics.jsonl"
+        text = path.read_text("utf-8") if path.is_file() else ""
+        lines = [json.loads(line) for line in text.splitlines() if line.endswith("}")]
+        keys = dict.fromkeys(key for line in lines for key in line)
+        return [{key: line.get(key) for key in keys} for line in lines]
+
+    @property
+    def scores(self) -> dict[str, Any]:
+        """The last value of every score, by its name without `eval/`."""
+        found: dict[str, Any] = {}
+        for line in self.metrics:
+            found |= {
+                key.removeprefix("eval/"): value
+                for key, value in line.items()
+                if key.startswith("eval/") and value is not None
+            }
+        return found
+
+    @cached_property
+    def model(self) -> PreTrainedModel:
+        """The final student on the CPU, in evaluation mode and in the type it was saved in."""
+        from transformers import AutoModelForCausalLM
+
+        found: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            self.folder / "final", dtype="auto"
+        )
+        return found
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The final student's tokenizer."""
+        from kdcore.models.loading import load_tokenizer
+
+        return load_tokenizer(str(self.folder / "final"))
+
+
+def run(
+    recipe: RecipeLike,
+    *,
+    sets: Sets = (),
+    on_record: Callable[[Record], None] | None = None,
+    stage: str | None = None,
+    out: str | Path = "runs",
+    fresh: bool = False,
+    accept: Sequence[str] = (),
+    logs: Sequence[str] = (),
+    plugins: Sequence[str] = (),
+) -> Result:
+    """Run a recipe as `kdcore run` does: finished stages are reused, an interrupted one resumes.
+
+    `on_record` is called with each `Record`, every `train.log_every` steps. `plugins` are what `-p`
+    takes. Raises RecipeError with every fault of the recipe, RunError where a run fails.
+    """
+    from kdcore.runs.runner import Asked, run_all
+
+    host = _host(plugins)
+    with _name_of(recipe) as name, host.listening([_OnRecord(on_record)] if on_record else []):
+        asked = Asked(
+            recipe=name,
+            out=Path(out),
+            sets=_arguments(sets),
+            logs=tuple(logs),
+            stage=stage,
+            fresh=fresh,
+            accept=frozenset(accept),
+        )
+        folders = run_all(asked, host)
+    return Result(folders[-1], tuple(folders))
+
+
+def check(recipe: RecipeLike, *, sets: Sets = (), plugins: Sequence[str] = ()) -> list[str]:
+    """Raise RecipeError with every error of a recipe; else return its notes. Loads nothing."""
+    from kdcore.recipe.recipe import read_recipe
+
+    with _name_of(recipe) as name:
+        return list(read_recipe(name, _host(plugins), sets=_arguments(sets)).notes)
+
+
+def plan(recipe: RecipeLike, *, sets: Sets = (), plugins: Sequence[str] = ()) -> list[StagePlan]:
+    """What each stage of a recipe will do, as `kdcore plan` shows it. Loads no weights."""
+    from kdcore.analysis.plan import plans_of
+    from kdcore.recipe.recipe import read_recipe
+
+    with _name_of(recipe) as name:
+        return list(plans_of(read_recipe(name, _host(plugins), sets=_arguments(sets))))
+
+
+def load(run: str | Path, *, out: str | Path = "runs") -> Result:
+    """A run by its path, its folder's name, a unique prefix, or "last"."""
+    from kdcore.runs.folder import find_run
+
+    folder = find_run(str(run), Path(out))
+    return Result(folder, (folder,))
+
+
+class _OnRecord(Component):
+    """Hands each record to a function."""
+
+    name = "on_record"
+    component_kind = "callback"
+
+    def __init__(self, function: Callable[[Record], None]) -> None:
+        self._function = function
+
+    @hookimpl
+    def kdcore_log(self, run: Run, record: Record) -> None:
+        self._function(record)
+
+
+def _host(plugins: Sequence[str]) -> Host:
+    from kdcore.cli.main import host_of
+
+    found: Host = host_of(list(plugins))
+    return found
+
+
+def _arguments(sets: Sets) -> tuple[str, ...]:
+    """As `--set` takes them."""
+    if not isinstance(sets, Mapping):
+        return tuple(sets)
+    return tuple(f"{key}={_toml(value)}" for key, value in sets.items())
+
+
+def _toml(value: Any) -> str:
+    """A value in one line of TOML."""
+    import tomli_w
+
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{json.dumps(key)} = {_toml(value[key])}' for key in value)}}}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_toml, value))}]"
+    return tomli_w.dumps({"x": value}).partition("=")[2].strip()
+
+
+@contextmanager
+def _name_of(recipe: RecipeLike) -> Iterator[str]:
+    """What the recipe is called on the command line; mappings are written to a file that goes."""
+    if not isinstance(recipe, Mapping):
+        yield str(recipe)
+        return
+    import tomli_w
+
+    with TemporaryDirectory(prefix="kdcore-") as folder:
+        path = Path(folder, f"{recipe.get('name', 'recipe')}.toml")
+        path.write_text(tomli_w.dumps(recipe), "utf-8")
+        try:
+            yield str(path)
+        except RecipeError as error:
+            raise RecipeError([replace(each, file="recipe") for each in error.faults]) from None

@@ -1,0 +1,70 @@
+"""The state of components in checkpoints: tensors as safetensors, all else as JSON."""
+
+from __future__ import annotations
+
+import base64
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from kdcore.api.contracts import Component
+from kdcore.errors import PluginError
+from kdcore.guard import asked, blame, described
+
+_log = logging.getLogger("kdcore")
+
+_BYTES = "base64"  # how JSON holds bytes: {"base64": "..."}
+
+
+def component_states(
+    components: Mapping[str, Component],
+) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:
+    """The state of each component that has one: tensors by "place/key", and the rest by place."""
+    tensors: dict[str, Tensor] = {}
+    values: dict[str, dict[str, Any]] = {}
+    for place, component in components.items():
+        state = asked(component, "state_dict", of=Mapping)
+        if not state:
+            continue
+        kept = values.setdefault(place, {"name": component.name, "values": {}})
+        for key, value in state.items():
+            if isinstance(value, Tensor):
+                tensors[f"{place}/{key}"] = value.detach().contiguous()
+            else:
+                kept["values"][key] = _as_json(component, key, value)
+    return tensors, values
+
+
+def restore_components(
+    components: Mapping[str, Component],
+    tensors: Mapping[str, Tensor],
+    values: Mapping[str, Mapping[str, Any]],
+) -> None:
+    """Give each component its state back; what no component claims is named in a warning."""
+    for place, kept in values.items():
+        component = components.get(place)
+        if component is None or component.name != kept["name"]:
+            _log.warning("the checkpoint's state of %s %r has no owner now", place, kept["name"])
+            continue
+        begin = f"{place}/"
+        own = {key[len(begin) :]: each for key, each in tensors.items() if key.startswith(begin)}
+        state = {**own, **{key: _from_json(value) for key, value in kept["values"].items()}}
+        with blame(component, "load_state_dict"):
+            component.load_state_dict(state)
+
+
+def _as_json(component: Component, key: str, value: object) -> Any:
+    if isinstance(value, bytes):
+        return {_BYTES: base64.b64encode(value).decode()}
+    if isinstance(value, bool | int | float | str):
+        return value
+    raise PluginError(
+        f"{described(component)} has a {type(value).__name__} as {key!r} in its state_dict: "
+        "tensors, numbers, texts and bytes can be kept"
+    )
+
+
+def _from_json(value: Any) -> Any:
+    return base64.b64decode(value[_BYTES]) if isinstance(value, dict) else value

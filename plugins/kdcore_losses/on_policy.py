@@ -1,0 +1,102 @@
+"""Policy gradients: losses whose tokens stand for a whole answer that the student wrote."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kdcore import PreparedLoss, Tokens, component
+
+
+@component
+class OnPolicyDistillation(PreparedLoss):
+    """The reverse KL by its sampled tokens: a policy gradient with a reward at each token.
+
+    The advantage of a token is log p(y) - log q_old(y). Source: Lu et al., "On-Policy
+    Distillation", Thinking Machines, 2025. The value is the estimate of the reverse KL; its
+    gradient is -advantage times that of the ratio q(y) / q_old(y).
+    """
+
+    name = "opd"
+
+    def prepare(self, tokens: Tokens) -> Tensor:
+        """log q_old and log p of each label [n, 2]."""
+        return -torch.stack([tokens.student_nll(), tokens.nll()], 1)
+
+    def per_token_prepared(
+        self, student: Tensor, teacher: Tensor | None, labels: Tensor, prepared: Tensor
+    ) -> Tensor:
+        """The ratio times log q_old - log p."""
+        old, reference = prepared.unbind(1)
+        ratio = (_log_likelihood(student, labels) - old).exp()
+        return ratio * (old - reference)
+
+    def formula(self) -> str:
+        """As `kdcore plan` writes it."""
+        return "PG(p(1), q(1), y)"
+
+
+@component
+class MiniLLM(PreparedLoss):
+    """The reverse KL of whole answers, as MiniLLM has it: one step exact, the rest by its return.
+
+    R_t is the sum of log p - log q_old over the tokens from t + 1 on, over their number where
+    `length_normalised`. Source: Gu et al., "MiniLLM", ICLR 2024, equations 5 to 8 (single-step
+    decomposition and length normalisation); their teacher-mixed sampling belongs to the writer.
+    """
+
+    name = "minillm"
+    length_normalised: bool = True
+
+    def prepare(self, tokens: Tokens) -> Tensor:
+        """log q_old, and the return from the next token of the answer on [n, 2]."""
+        old = -tokens.student_nll()
+        reward = -tokens.nll() - old
+        return torch.stack([old, self._returns(tokens, reward)], 1)
+
+    def per_token_prepared(
+        self, student: Tensor, teacher: Tensor | None, labels: Tensor, prepared: Tensor
+    ) -> Tensor:
+        """KL(q || p) of this token, less the ratio times the return."""
+        assert teacher is not None
+        log_q, log_p = F.log_softmax(student, -1), F.log_softmax(teacher, -1)
+        here = (log_q.exp() * (log_q - log_p)).sum(-1)
+        old, later = prepared.unbind(1)
+        ratio = (log_q.gather(-1, labels[:, None]).squeeze(-1) - old).exp()
+        return here - ratio * later
+
+    def _returns(self, tokens: Tokens, reward: Tensor) -> Tensor:
+        """For each token the rewards behind it in its answer: their sum, or their mean."""
+        seen = tokens.seen(self).double()
+        starts = _starts(tokens)
+        later = _behind(reward.double() * seen, starts)
+        if self.length_normalised:
+            later = later / _behind(seen, starts).clamp(min=1)
+        return later.to(reward.dtype)
+
+    def formula(self) -> str:
+        """As `kdcore plan` writes it."""
+        later = "mean" if self.length_normalised else "sum"
+        return f"(KL(q(1), p(1)) - RETURN(p(1), q(1), y, {later}))"
+
+
+def _starts(tokens: Tokens) -> Tensor:
+    """Where an answer begins: tokens stand in the order of rows and positions [n]."""
+    place = torch.stack([tokens.row, tokens.document], 1)
+    starts = torch.ones(len(place), dtype=torch.bool, device=place.device)
+    starts[1:] = (place[1:] != place[:-1]).any(1)
+    return starts
+
+
+def _behind(values: Tensor, starts: Tensor) -> Tensor:
+    """For each token the sum of the values of the tokens behind it in its answer [n]."""
+    answer = starts.cumsum(0) - 1
+    through = values.cumsum(0)
+    before = (through - values)[starts][answer]  # of the answer's first token
+    total = torch.zeros_like(values).index_add_(0, answer, values)[answer]
+    return total - (through - before)
+
+
+def _log_likelihood(logits: Tensor, labels: Tensor) -> Tensor:
+    return -F.cross_entropy(logits, labels, reduction="none")

@@ -1,0 +1,93 @@
+"""Teachers made of the student itself: as it began, or the average of what it has been."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from kdcore import Batch, LanguageModel, LogitsAt, Run, Teacher, component, hookimpl
+
+
+class _Copy(Teacher):
+    """A copy of the student; frozen weights are shared with it, so that of LoRA only adapters are
+    copied.
+    """
+
+    def __post_init__(self) -> None:
+        self._model: LanguageModel | None = None
+        self._run: Run | None = None
+
+    def load(self, run: Run) -> None:
+        """Copy the student before its first step."""
+        student = run.student
+        shared = {id(p): p for p in student.parameters() if not p.requires_grad}
+        model = copy.deepcopy(student, shared)
+        self._averaged = [name for name, p in student.named_parameters() if p.requires_grad]
+        model.eval().requires_grad_(False)  # type: ignore[no-untyped-call]
+        self._model, self._run = LanguageModel(model), run
+
+    def read(self, batch: Batch) -> LogitsAt:
+        """Run the trunk once, in the student's precision."""
+        assert self._model is not None and self._run is not None, "read after it was loaded"
+        model = self._model
+        model.precision = self._run.language_model.precision
+        with self._run.autocast():
+            states = model.states(batch)
+        return lambda positions: model.logits(states[positions])
+
+    def _weights(self) -> dict[str, Tensor]:
+        assert self._model is not None, "a teacher has weights once it was loaded"
+        held = dict(self._model.model.named_parameters())
+        return {name: held[name] for name in self._averaged}
+
+
+@component
+class Itself(_Copy):
+    """The student as it was before the first step."""
+
+    name = "self"
+
+
+@component
+class Average(_Copy):
+    """The exponential moving average of the student's weights (a mean teacher).
+
+    After each `every` steps: average = decay * average + (1 - decay) * student. Tarvainen and
+    Valpola 2017, arXiv:1703.01780.
+    """
+
+    name = "ema"
+    decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    every: Annotated[int, Field(ge=1)] = 1
+
+    @hookimpl
+    def kdcore_step_start(self, run: Run, step: int) -> None:
+        """Take in the weights of the step before."""
+        done = step - 1
+        if not done or done % self.every:
+            return
+        now = dict(run.student.named_parameters())
+        with torch.no_grad():
+            for name, average in self._weights().items():
+                average.lerp_(now[name].to(average.dtype), 1 - self.decay)
+
+    def state_dict(self) -> Mapping[str, Tensor | int | float | str | bytes]:
+        """The averaged weights."""
+        return self._weights()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take them back."""
+        with torch.no_grad():
+            for name, average in self._weights().items():
+                average.copy_(state[name])
+
+
+@hookimpl
+def kdcore_teachers() -> Sequence[type[Teacher]]:
+    """The teachers `self` and `ema`."""
+    return [Itself, Average]

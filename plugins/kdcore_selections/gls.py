@@ -1,0 +1,59 @@
+"""A threshold that remembers: ranking over many steps where one step has few tokens."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from kdcore import Loss, Selection, Tokens, component
+
+
+@component
+class GlobalSelection(Selection):
+    """Tokens above the (1 - keep) quantile of the last `memory` scores of the steps before.
+
+    The share of each step is free; over many it is `keep`. While there are fewer scores than a
+    tenth of `memory`, the step's own highest are kept. Global-level selection: a first-in
+    first-out queue of scores.
+    """
+
+    name = "gls"
+    # `keep` in recipes; as an attribute it would hide the method.
+    share: Annotated[float, Field(alias="keep", gt=0, le=1)]
+    score: Loss
+    memory: Annotated[int, Field(ge=1)] = 30_000
+
+    def __post_init__(self) -> None:
+        self._past = torch.empty(0)
+        self._latest = torch.empty(0)  # the scores of the step `_step`, which may be asked again
+        self._step = 0
+
+    def needs_teacher(self) -> bool:
+        """Whether the loss needs the run's teacher."""
+        return self.score.needs_teacher
+
+    def keep(self, tokens: Tokens) -> Tensor:
+        """Those above the threshold."""
+        scores = tokens.score(self.score)
+        if tokens.step != self._step:
+            past = torch.cat([self._past.to(scores.device), self._latest.to(scores.device)])
+            self._past, self._step = past[-self.memory :], tokens.step
+        self._latest = tokens.over_step(scores)
+        if len(self._past) * 10 < self.memory:
+            return tokens.top(scores, self.share)
+        kept = max(1, math.ceil(self.share * len(self._past)))
+        threshold = self._past.nan_to_num(nan=-math.inf).topk(kept).values[-1]
+        return scores >= threshold
+
+    def state_dict(self) -> Mapping[str, Tensor | int | float | str | bytes]:
+        """The scores that it remembers."""
+        return {"past": self._past, "latest": self._latest, "step": self._step}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take them back."""
+        self._past, self._latest, self._step = state["past"], state["latest"], state["step"]

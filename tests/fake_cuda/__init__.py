@@ -1,0 +1,1 @@
+"""A CUDA device for tests on machines without one: see `__main__`."""

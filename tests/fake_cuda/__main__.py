@@ -1,0 +1,41 @@
+"""Runs command lines on the fake device, one after another: what follows `python -m`.
+
+    PYTHONPATH=tests python -m fake_cuda kdcore run quickstart + kdcore show last
+
+A command that begins with "cpu" stays on the CPU. Ends with the first exit code that is not 0.
+"""
+
+from __future__ import annotations
+
+import os
+import runpy
+import sys
+from itertools import groupby
+
+from fake_cuda.device import install
+from fake_cuda.library import library
+
+
+def main() -> int:
+    """Install the device, then run each command."""
+    commands = [list(each) for plus, each in groupby(sys.argv[1:], "+".__eq__) if not plus]
+    install(library())
+    return next((code for command in commands if (code := _run(command))), 0)
+
+
+def _run(command: list[str]) -> int:
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    on_cpu = command[0] == "cpu"
+    os.environ["ACCELERATE_USE_CPU"] = str(on_cpu).lower()
+    sys.argv = command[1:] if on_cpu else command
+    try:
+        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+    except SystemExit as ended:
+        return int(ended.code or 0)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,103 @@
+"""One subprocess on the fake device, and what it left."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+_WATCHING = ("-p", str(Path(__file__).with_name("watching.py")))
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What the counted steps of a run did on the device."""
+
+    steps: int
+    operations: Mapping[str, int]
+    waits: Mapping[str, int]  # by file, line and reason
+    attention: Mapping[str, int]  # scaled_dot_product_attention's calls by backend
+
+    @property
+    def operations_per_step(self) -> float:
+        """Without views and allocations."""
+        return sum(self.operations.values()) / self.steps
+
+    @property
+    def waits_per_step(self) -> float:
+        """How often the host waited for the device."""
+        return sum(self.waits.values()) / self.steps
+
+    @property
+    def attentions_per_step(self) -> float:
+        """Calls of attention forward: of all pieces at once, or of the rows beside each other."""
+        at_once = self.operations.get("torch_attn._varlen_attn.default", 0)
+        return (at_once + sum(self.attention.values())) / self.steps
+
+
+def python(folder: Path, *arguments: str) -> str:
+    """Run `python -m fake_cuda ...` there; what it printed. Anything but exit code 0 fails."""
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT / "tests"),
+        "FAKE_CUDA_REPORT": str(folder / "report.jsonl"),
+        "KDCORE_TRACE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "fake_cuda", *arguments],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def on_device(recipe: str, *options: str) -> list[str]:
+    """The command that runs a recipe on the device, watched."""
+    return ["kdcore", "run", recipe, "-q", "--out", "device", *_WATCHING, *options]
+
+
+def on_cpu(recipe: str, *options: str) -> list[str]:
+    """The same on the CPU."""
+    return ["cpu", "kdcore", "run", recipe, "-q", "--out", "cpu", *options]
+
+
+def sets(**values: object) -> list[str]:
+    """`--set` for each; a double underscore is a dot."""
+    return [each for key, value in values.items() for each in ("--set", _set(key, value))]
+
+
+def _set(key: str, value: object) -> str:
+    said = str(value).lower() if isinstance(value, bool) else str(value)
+    return f"{key.replace('__', '.')}={said}"
+
+
+def report(folder: Path) -> dict[str, Steps]:
+    """What was counted, by the name of the run."""
+    lines = (folder / "report.jsonl").read_text().splitlines()
+    found = [json.loads(line) for line in lines]
+    return {each.pop("stage"): Steps(**each) for each in found}
+
+
+def records(out: Path) -> dict[str, dict[str, Any]]:
+    """The numbers of a run's records, later ones over earlier ones, by the name of the run."""
+    found: dict[str, dict[str, Any]] = {}
+    for path in sorted(out.glob("*/metrics.jsonl")):
+        numbers = found.setdefault(path.parent.name.rpartition("-")[0], {})
+        for line in path.read_text().splitlines():
+            numbers |= {k: v for k, v in json.loads(line).items() if isinstance(v, float)}
+    return found
+
+
+def joined(commands: Sequence[Sequence[str]]) -> list[str]:
+    """Commands for one process, one after another."""
+    return [each for command in commands for each in ("+", *command)][1:]

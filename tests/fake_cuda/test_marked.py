@@ -1,0 +1,22 @@
+"""The tests marked gpu, all in one process on the fake device."""
+
+import re
+
+import pytest
+
+from fake_cuda.scenario import ROOT, python
+
+pytestmark = pytest.mark.slow
+
+
+def test_what_needs_a_gpu_passes(tmp_path):
+    tests = [
+        path
+        for path in (ROOT / "tests").rglob("test_*.py")
+        if "@pytest.mark.gpu" in path.read_text()
+    ]
+    assert tests
+    configured = ("-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT))
+    alone = ("-p", "no:xdist", "-p", "no:cacheprovider", "-m", "gpu")
+    said = python(tmp_path, "pytest", *configured, *alone, *map(str, tests))
+    assert re.search(r"\d+ passed", said) and "skipped" not in said, said

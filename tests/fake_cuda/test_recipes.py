@@ -1,0 +1,99 @@
+"""Every recipe that is shipped for CPUs, six steps on the fake device and on the CPU."""
+
+import math
+
+import pytest
+
+from fake_cuda.scenario import joined, on_cpu, on_device, python, records, report, sets
+
+pytestmark = pytest.mark.slow
+
+SIX = sets(
+    train__steps=6,
+    train__precision="fp32",
+    train__eval_rows=8,
+    train__eval_first=False,
+    train__log_every=100,
+    train__eval_every=100,
+    train__save_every=100,
+)
+
+RECIPES = {
+    "quickstart": sets(stage__teacher__train__steps=6),
+    "quickstart_rho": sets(stage__reference__train__steps=6),
+    "cpu/babyllama": sets(
+        stage__llama__train__steps=6,
+        stage__student__train__steps=6,
+        stage__ce__train__steps=6,
+        # CUDA draws dropout in another order.
+        stage__gpt2__student__config__resid_pdrop=0,
+        stage__gpt2__student__config__embd_pdrop=0,
+        stage__gpt2__student__config__attn_pdrop=0,
+        stage__llama__student__config__attention_dropout=0,
+    ),
+    "cpu/qwen_kl_sft": sets(stage__base__train__steps=6, stage__teacher__train__steps=6),
+    "cpu/rho_qwen": [],
+    "cpu/tinystories_llama": [],
+}
+
+WITH_HALF = {
+    # On a GPU a teacher, and the model beneath an adapter, are half, on a CPU float32.
+    "quickstart.kd",
+    "quickstart_rho.rho60",
+    "quickstart_rho.rho30",
+    "babyllama_cpu.student",
+    "qwen_kl_sft_cpu.teacher",
+    "qwen_kl_sft_cpu.ce",
+    "qwen_kl_sft_cpu.student",
+    "qwen_kl_sft_cpu.only_kl",
+    "qwen_kl_sft_cpu.finetune_first",
+    "rho_qwen_cpu.rho",
+}
+
+WAITS = {
+    # How often the host waits for the device in a step: this list may only become shorter.
+    "quickstart.teacher": 1,
+    "quickstart.ce": 1,
+    "quickstart.kd": 1,
+    "quickstart_rho.reference": 1,
+    "quickstart_rho.all": 1,
+    "quickstart_rho.rho60": 11,  # each step fills its cache
+    "quickstart_rho.rho30": 7,  # reads it
+    "quickstart_rho.random60": 6,
+    "babyllama_cpu.gpt2": 1,
+    "babyllama_cpu.llama": 1,
+    "babyllama_cpu.student": 1,
+    "babyllama_cpu.ce": 1,
+    "qwen_kl_sft_cpu.base": 1,
+    "qwen_kl_sft_cpu.teacher": 1,
+    "qwen_kl_sft_cpu.student": 1,
+    "qwen_kl_sft_cpu.ce": 1,
+    "qwen_kl_sft_cpu.only_kl": 1,
+    "qwen_kl_sft_cpu.finetune_first": 1,
+    "rho_qwen_cpu.reference": 1,
+    "rho_qwen_cpu.rho": 11,
+    "rho_qwen_cpu.all": 1,
+    "rho_qwen_cpu.random": 6,
+    "tinystories_llama_cpu": 1,
+}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_it_learns_as_on_the_cpu_and_hardly_waits(tmp_path, recipe):
+    options = SIX + RECIPES[recipe]
+    python(tmp_path, *joined([on_cpu(recipe, *options), on_device(recipe, *options)]))
+    here, there = records(tmp_path / "cpu"), records(tmp_path / "device")
+    assert here.keys() == there.keys()
+    for run, numbers in here.items():
+        for key in ("loss", "eval/nll"):
+            within = 2e-3 if run in WITH_HALF else 1e-5
+            assert math.isclose(there[run][key], numbers[key], rel_tol=within), (run, key)
+    for run, counted in report(tmp_path).items():
+        assert counted.waits_per_step <= WAITS[run], (run, counted.waits)
+
+
+def test_every_recipe_for_cpus_is_here():
+    from fake_cuda.scenario import ROOT
+
+    shipped = {f"cpu/{path.stem}" for path in (ROOT / "recipes" / "cpu").glob("*.toml")}
+    assert shipped | {"quickstart", "quickstart_rho"} == RECIPES.keys()

@@ -1,0 +1,111 @@
+"""What a training step does on the fake device: precisions, attention, kernels, two devices."""
+
+import math
+
+import pytest
+
+from fake_cuda.scenario import joined, on_cpu, on_device, python, records, report, sets
+
+pytestmark = pytest.mark.slow
+
+RECIPE = """
+[tokenizer]
+use = "bpe"
+vocab_size = 300
+
+[data]
+use = "stories"
+stories = 60
+validation = 8
+block = 256
+
+[[loss]]
+use = "ce"
+
+[train]
+steps = 6
+batch = 4
+micro_batch = 4
+lr = 1e-3
+log_every = 100
+eval_every = 100
+save_every = 100
+eval_first = false
+"""
+
+DISTILLED = """
+[stage.teacher]
+
+[stage.student.teacher]
+use = "hf"
+model = "@teacher"
+device = "cuda:1"
+[[stage.student.loss]]
+use = "kl"
+"""
+
+LLAMA = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4}
+GPT2 = {"n_embd": 32, "n_head": 4, "resid_pdrop": 0, "embd_pdrop": 0, "attn_pdrop": 0}
+
+
+def model(**config):
+    return sets(**{f"student__config__{key}": value for key, value in config.items()})
+
+
+KINDS = {
+    "llama": model(model_type="llama", num_hidden_layers=2, **LLAMA),
+    "qwen2": model(model_type="qwen2", num_hidden_layers=2, **LLAMA, num_key_value_heads=2),
+    "gpt2": model(model_type="gpt2", n_layer=2, **GPT2),
+}
+
+KERNELS = {"llama": 143, "qwen2": 152, "gpt2": 76}
+"""Operations of a layer in a step in bf16, forward and backward: may only become fewer."""
+
+
+def recipe(folder, text=RECIPE):
+    (folder / "small.toml").write_text(text)
+    return "small.toml"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_packed_attention_and_the_kernels_of_a_layer(tmp_path, kind):
+    options = [*KINDS[kind], *sets(train__precision="bf16")]
+    layers = "n_layer" if kind == "gpt2" else "num_hidden_layers"
+    deeper = [*sets(name="deeper"), *model(**{layers: 3})]
+    path = recipe(tmp_path)
+    python(tmp_path, *joined([on_device(path, *options), on_device(path, *options, *deeper)]))
+    two, three = (report(tmp_path)[name] for name in ("small", "deeper"))
+    assert two.attentions_per_step == 2, two
+    assert three.operations_per_step - two.operations_per_step <= KERNELS[kind]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_it_learns_in_every_precision(tmp_path, precision):
+    path = recipe(tmp_path)
+    there = on_device(path, *KINDS["llama"], *sets(train__precision=precision))
+    here = on_cpu(path, *KINDS["llama"], *sets(train__precision="fp32"))
+    python(tmp_path, *joined([here, there]))
+    (wanted,), (found,) = (records(tmp_path / out).values() for out in ("cpu", "device"))
+    within = {"fp32": 1e-5, "bf16": 1e-3, "fp16": 1e-3}[precision]
+    assert math.isclose(found["eval/nll"], wanted["eval/nll"], rel_tol=within)
+    (counted,) = report(tmp_path).values()
+    assert counted.waits_per_step <= {"fp32": 1, "bf16": 1, "fp16": 4}[precision], counted.waits
+
+
+def test_a_cpu_that_was_asked_for_computes_in_float32(tmp_path):
+    """Although there is a GPU: bf16 is many times slower on a CPU."""
+    path = recipe(tmp_path)
+    named = [*KINDS["llama"], *sets(name="named", train__precision="fp32")]
+    python(tmp_path, *joined([on_cpu(path, *KINDS["llama"]), on_cpu(path, *named)]))
+    found = records(tmp_path / "cpu")
+    assert found["small"]["eval/nll"] == found["named"]["eval/nll"]
+
+
+def test_a_teacher_on_the_second_device_says_the_same(tmp_path):
+    path = recipe(tmp_path, RECIPE + DISTILLED)
+    options = [*KINDS["llama"], *sets(train__precision="bf16")]
+    beside = sets(name="beside", stage__student__teacher__device="cuda:0")
+    python(tmp_path, *joined([on_device(path, *options), on_device(path, *options, *beside)]))
+    found = records(tmp_path / "device")
+    assert found["small.student"]["loss/kl"] == found["beside.student"]["loss/kl"]
+    assert found["small.student"]["eval/nll"] == found["beside.student"]["eval/nll"]

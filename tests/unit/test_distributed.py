@@ -1,0 +1,63 @@
+"""Processes take turns without a collective, which would give up after its time-out."""
+
+from threading import Event, Thread
+from types import SimpleNamespace
+
+import pytest
+from torch.distributed import HashStore
+
+from kdcore import distributed
+from kdcore.distributed import main_first
+
+
+@pytest.fixture(autouse=True)
+def store(monkeypatch):
+    made = HashStore()
+    monkeypatch.setattr(distributed, "_store", lambda: made)
+    return made
+
+
+def process(rank, processes=2):
+    """Of an accelerator only who it is: it has no barrier."""
+    return SimpleNamespace(num_processes=processes, process_index=rank, is_main_process=rank == 0)
+
+
+def test_the_main_process_goes_first_at_every_turn():
+    did, one_turn = [], Event()
+
+    def others():
+        for turn in range(2):
+            with main_first(process(1)):
+                did.append((turn, 1))
+            one_turn.set()
+
+    other = Thread(target=others)
+    with main_first(process(0)):
+        other.start()
+        did.append((0, 0))
+    with main_first(process(0)):
+        one_turn.wait()
+        did.append((1, 0))
+    other.join()
+    assert did == [(0, 0), (0, 1), (1, 0), (1, 1)]
+
+
+def test_others_go_on_where_the_main_process_fails():
+    did = []
+
+    def others():
+        with main_first(process(1)):
+            did.append("went on")
+
+    other = Thread(target=others)
+    other.start()
+    with pytest.raises(ValueError), main_first(process(0)):
+        raise ValueError
+    other.join()
+    assert did == ["went on"]
+
+
+def test_one_process_waits_for_nobody(store):
+    with main_first(process(0, processes=1)):
+        pass
+    assert store.num_keys() == 0
