@@ -5,7 +5,7 @@ KdcoreError
 │   └── RecipeError    2   the faults of a recipe, each with its place
 ├── RunError           1   the run failed: non-finite loss, out of memory, hub out of reach
 ├── PluginError        3   a plugin broke its contract; names plugin and component
-└── Interrupted        130 or 143, with a checkpoint
+└── Interrupted        129 (a lost terminal), 130 (^C) or 143, with a checkpoint
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Atomic writes, fsync, and whether an error means a full disk."""
+"""Atomic writes, fsync, and what the machine refuses: full disks, broken ones, closed ones."""
 
 from __future__ import annotations
 
@@ -31,7 +31,10 @@ def move_into_place(beside: Path, target: Path) -> None:
 
 def sync(path: Path) -> None:
     """Wait until a file or folder is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    windows = os.name == "nt"  # which has no such thing for folders, and wants to write files
+    if windows and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDWR if windows else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -39,12 +42,44 @@ def sync(path: Path) -> None:
 
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}
+_OPEN = {errno.EMFILE, errno.ENFILE}
+_BROKEN = {
+    getattr(errno, name)
+    for name in ("EIO", "ESTALE", "ENXIO", "ENODEV", "EREMOTEIO", "ENOTCONN", "EHOSTDOWN")
+    if hasattr(errno, name)
+}
 _IN_TEXT = re.compile(r"\(os error (\d+)\)")  # how libraries in Rust hand an error on
 
 
 def is_full(error: BaseException) -> bool:
     """Whether there was no room left for a file, by this error or one that led to it."""
-    return any(_number(each) in _FULL for each in exception_chain(error))
+    return any(error_number(each) in _FULL for each in exception_chain(error))
+
+
+def machine_fault(error: BaseException) -> BaseException | None:
+    """The error that tells what the machine refused, of this one and those that led to it."""
+    known = _FULL | _REFUSED | _OPEN | _BROKEN
+    return next((each for each in exception_chain(error) if error_number(each) in known), None)
+
+
+def refusal(fault: BaseException) -> tuple[str, str]:
+    """What the machine refused and where, and what a person can do about it."""
+    number = error_number(fault)
+    assert number is not None
+    named = getattr(fault, "filename", None)
+    said = os.strerror(number) + (f" at {named}" if named else "")
+    if number in _FULL:
+        way = "make room"
+    elif number in _OPEN:
+        way = "allow more open files (ulimit -n 4096)"
+    elif number in _REFUSED:
+        way = "let this user write there, or name another place"
+    else:
+        way = "see whether that disk is well and still mounted"
+    if number in _REFUSED | _FULL and named and Path(named).is_relative_to(Path.home() / ".cache"):
+        way += "; HF_HOME=FOLDER before the command keeps the libraries' caches elsewhere"
+    return said, way
 
 
 def exception_chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -56,7 +91,8 @@ def exception_chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _number(error: BaseException) -> int | None:
+def error_number(error: BaseException) -> int | None:
+    """The number of the machine's refusal that an error tells of."""
     if isinstance(error, OSError):
         return error.errno
     found = _IN_TEXT.search(str(error))

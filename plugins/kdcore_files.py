@@ -17,10 +17,11 @@ import os
 import time
 import unicodedata
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
+from io import FileIO
 from pathlib import Path
-from typing import TextIO
 
-from kdcore import Logger, Record, Run, component, hookimpl, without_secrets
+from kdcore import Logger, Record, Run, RunError, component, hookimpl, without_secrets
 
 Line = dict[str, float | str | None]
 """One line of metrics.jsonl."""
@@ -29,6 +30,7 @@ AGAIN = "again"
 
 METRICS = "metrics.jsonl"
 LOG = "log.txt"
+_kdcore = logging.getLogger("kdcore")
 
 
 def training_line(record: Record) -> Line:
@@ -135,19 +137,29 @@ def _parsed(text: str) -> Line:
 
 
 def cut_after(path: Path, step: int) -> list[Line]:
-    """Drop torn lines and those of later steps, in one atomic replacement; what stays."""
-    if not path.is_file():
+    """Drop torn lines and those of later steps, in one atomic replacement; what stays.
+
+    Lines that an earlier start could only write beside the file come back into it.
+    """
+    if not path.is_file() and not _rest(path).is_file():
         return []
-    kept = [(text, line) for text, line in _whole_lines(path) if _step(line) <= step]
+    lines = [*_whole_lines(path), *_whole_lines(_rest(path))]
+    kept = [(text, line) for text, line in lines if _step(line) <= step]
     whole = "".join(text for text, _ in kept).encode()
-    if whole != path.read_bytes():
+    if not path.is_file() or whole != path.read_bytes():
         temporary = path.with_name(path.name + ".cut")
         with temporary.open("wb") as file:
             file.write(whole)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+    _rest(path).unlink(missing_ok=True)
     return [line for _, line in kept]
+
+
+def _rest(path: Path) -> Path:
+    """Where lines go that the file itself did not take."""
+    return path.with_name(f"{path.stem}.rest{path.suffix}")
 
 
 def _step(line: Line) -> int:
@@ -167,6 +179,61 @@ def _is_shown(letter: str) -> bool:
     return wanted or letter.isprintable()
 
 
+class Growing:
+    """A file that texts are added to. What cannot be written is held, and written with the next."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.held = path, ""
+        self._file: FileIO | None = None
+        self._whole = 0  # bytes before what is being written
+
+    def add(self, text: str) -> OSError | None:
+        """Write it behind the others; why it is held where the machine refuses."""
+        self.held += text
+        return self.flush()
+
+    def flush(self) -> OSError | None:
+        """Write what is held; the machine's refusal."""
+        try:
+            self._write(self.held.encode("utf-8", "backslashreplace"))
+        except OSError as error:
+            self.close()
+            return error
+        self.held = ""
+        return None
+
+    def _write(self, content: bytes) -> None:
+        if self._file is None:
+            self._file = self.path.open("ab", buffering=0)
+            if self.held and self._whole:
+                self._file.truncate(self._whole)  # what the refusal left of a text
+        self._whole = os.fstat(self._file.fileno()).st_size
+        rest = content
+        while rest:
+            rest = rest[self._file.write(rest) :]
+        self._whole += len(content)
+
+    def close(self) -> None:
+        """Let go of the file; it is opened again where something is added."""
+        if self._file is not None:
+            with suppress(OSError):
+                self._file.close()
+        self._file = None
+
+
+class _Log(logging.Handler):
+    """Messages into a growing file. Never a traceback: what cannot be written is held."""
+
+    def __init__(self, file: Growing) -> None:
+        super().__init__()
+        self.file = file
+        self.setFormatter(_Escaping("%(asctime)s %(levelname)s %(message)s"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """One message."""
+        self.file.add(self.format(record) + "\n")
+
+
 class _Escaping(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         return without_secrets(escaped(super().format(record)))
@@ -174,14 +241,18 @@ class _Escaping(logging.Formatter):
 
 @component
 class Files(Logger):
-    """Writes metrics.jsonl and log.txt into the run folder."""
+    """Writes metrics.jsonl and log.txt into the run folder.
+
+    What the machine refuses to write is held and written with the next record. If a checkpoint
+    finds something held that cannot be written now either, the run ends: it could only be lost.
+    """
 
     name = "files"
     always = True
 
     def __post_init__(self) -> None:
-        self._metrics: TextIO | None = None
-        self._log: logging.FileHandler | None = None
+        self._metrics: Growing | None = None
+        self._log: _Log | None = None
         self._resumed_at, self._known = -1, frozenset[str]()
 
     @hookimpl
@@ -191,9 +262,8 @@ class Files(Logger):
             return
         before = cut_after(run.folder / METRICS, run.step)
         self._resume(before, run.step)
-        self._metrics = (run.folder / METRICS).open("a", encoding="utf-8")
-        self._log = logging.FileHandler(run.folder / LOG, encoding="utf-8")
-        self._log.setFormatter(_Escaping("%(asctime)s %(levelname)s %(message)s"))
+        self._metrics = Growing(run.folder / METRICS)
+        self._log = _Log(Growing(run.folder / LOG))
         logging.getLogger("kdcore").addHandler(self._log)
         self._note(f"begins after step {run.step} of {run.steps}")
 
@@ -222,8 +292,25 @@ class Files(Logger):
         about: Line = {"stage": run.recipe.name, "step": line["step"], "tokens": run.tokens}
         about["time"] = round(time.time(), 3)
         about["elapsed"] = round(time.monotonic() - self._started, 3)
-        self._metrics.write(to_json({**about, **line}) + "\n")
-        self._metrics.flush()
+        first = not self._metrics.held
+        if (error := self._metrics.add(to_json({**about, **line}) + "\n")) and first:
+            held = f"{self._metrics.path} cannot be written ({error.strerror})"
+            _kdcore.warning("%s: its lines are held, and written with the next one", held)
+
+    @hookimpl
+    def kdcore_checkpoint(self, run: Run, step: int, path: Path) -> None:
+        """End the run if something is held that still cannot be written."""
+        for file in self._files():
+            if file.held and (error := file.flush()):
+                raise RunError(
+                    f"{file.path} cannot be written ({error.strerror}), so the run ends after its "
+                    f"checkpoint of step {step}: see whether that disk is well and may be written "
+                    "on, and the same command continues"
+                )
+
+    def _files(self) -> list[Growing]:
+        log = [self._log.file] if self._log is not None else []
+        return [*([self._metrics] if self._metrics is not None else []), *log]
 
     def _note(self, text: str) -> None:
         """A line in log.txt alone."""
@@ -233,14 +320,16 @@ class Files(Logger):
 
     @hookimpl
     def kdcore_run_end(self, run: Run, error: BaseException | None) -> None:
-        """Close the files."""
+        """Close the files; lines of metrics.jsonl that are held still go into a file beside it."""
         why = f": {type(error).__name__}: {error}" if error else ""
         self._note(f"ends after step {run.step} of {run.steps}{why}")
+        if self._metrics is not None and self._metrics.held and self._metrics.flush():
+            with suppress(OSError):
+                _rest(self._metrics.path).write_text(self._metrics.held, encoding="utf-8")
+        for file in self._files():
+            file.close()
         if self._log is not None:
             logging.getLogger("kdcore").removeHandler(self._log)
-            self._log.close()
-        if self._metrics is not None:
-            self._metrics.close()
         self._metrics, self._log = None, None
 
 

@@ -341,7 +341,10 @@ class Eval(Component):
 
 
 class Logger(Component):
-    """Event hooks as methods, each with `@hookimpl`. One that raises is switched off."""
+    """Event hooks as methods, each with `@hookimpl`. One that raises is switched off.
+
+    RunError ends the run instead: for a logger whose record must not be lost.
+    """
 
     component_kind: ClassVar[str] = "logger"
     always: ClassVar[bool] = False  # used by every run, unless its plugin is blocked

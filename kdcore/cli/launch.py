@@ -11,12 +11,15 @@ import time
 from collections.abc import MutableMapping, Sequence
 from contextlib import ExitStack
 from tempfile import TemporaryFile
+from threading import Thread
 
 from kdcore.errors import StartAgain, UsageError
 
 _TO_END = 10.0  # seconds that processes have when another one has ended
 _TO_SAVE = 600.0  # where one of them may write a checkpoint first
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+# A terminal's ^C is for us to pass on, else they get it twice.
+_GROUP = 0 if os.name == "posix" else None
+_LAUNCHED = "KDCORE_LAUNCHED"
 _SHARDED = {
     "ACCELERATE_USE_FSDP": "FSDP",
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
@@ -96,8 +99,9 @@ def _launch(arguments: Sequence[str], processes: int) -> int:
             subprocess.Popen(
                 [sys.executable, "-P", "-m", "kdcore", *arguments],
                 env=_environment(rank, processes, port),
+                stdin=subprocess.PIPE,  # which ends with this process, and so do they
                 stderr=said[rank] if rank else None,
-                process_group=0,  # a terminal's ^C is for us to pass on, else they get it twice
+                process_group=_GROUP,
             )
             for rank in range(processes)
         ]
@@ -117,6 +121,7 @@ def _environment(rank: int, processes: int, port: str) -> dict[str, str]:
     threads = max(1, (os.cpu_count() or 1) // processes)
     found = {
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
+        _LAUNCHED: "yes",
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(processes),
@@ -125,6 +130,24 @@ def _environment(rank: int, processes: int, port: str) -> dict[str, str]:
         "MASTER_PORT": port,
     }
     return {**os.environ, **found}
+
+
+def end_with_launcher() -> None:
+    """In a process of `launch`: end as by SIGTERM, with a checkpoint, when the launcher is gone."""
+    if os.environ.pop(_LAUNCHED, None):
+        Thread(target=_wait_for_end, daemon=True).start()
+
+
+def _wait_for_end() -> None:
+    while os.read(0, 1 << 10):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _passed_on() -> list[signal.Signals]:
+    from kdcore.training.signals import SIGNALS
+
+    return [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
 
 
 def _free_port() -> int:
@@ -139,9 +162,9 @@ def _wait(children: Sequence[subprocess.Popen[bytes]]) -> int | None:
 
     def pass_on(number: int, frame: object) -> None:
         for child in children:
-            child.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
+            child.send_signal(number)
 
-    before = {number: signal.signal(number, pass_on) for number in _SIGNALS}
+    before = {number: signal.signal(number, pass_on) for number in _passed_on()}
     try:
         while True:
             codes = [child.poll() for child in children]

@@ -16,7 +16,9 @@ import typer
 from typer.core import TyperGroup
 
 from kdcore.cli.examples import as_epilog, epilog_of
+from kdcore.cli.results import tell_results
 from kdcore.errors import KdcoreError, PluginError, RunError, UsageError
+from kdcore.files import machine_fault, refusal
 from kdcore.redact import Redacted, without_own_secrets
 
 
@@ -134,16 +136,21 @@ def run(
     logs: Logs = None,
     plugins: Plugins = None,
     quiet: Annotated[bool, typer.Option("-q", help="Warnings and results only.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="The folders with their last scores, as JSON.")
+    ] = False,
 ) -> None:
-    """Run a recipe, or go on with a run."""
+    """Run a recipe, or go on with a run. Standard output has each stage's folder, the last last."""
     _tell(quiet)
-    from kdcore.cli.launch import join, launch
+    from kdcore.cli.launch import end_with_launcher, join, launch
 
+    end_with_launcher()
     join(os.environ, processes)
     if processes > 1 and "WORLD_SIZE" not in os.environ:
         raise SystemExit(launch(sys.argv[1:], processes))
     from kdcore.runs.runner import Asked, run_all
 
+    folders: list[Path] = []
     asked = Asked(
         recipe=recipe,
         sets=tuple(sets or ()),
@@ -154,7 +161,11 @@ def run(
         fresh=fresh,
         accept=frozenset(filter(None, accept.split(","))),
     )
-    run_all(asked, host_of(plugins))
+    try:
+        run_all(asked, host_of(plugins), folders.append)
+    finally:
+        if os.environ.get("RANK", "0") == "0":
+            tell_results(folders, as_json=as_json)
 
 
 @app.command(
@@ -198,19 +209,44 @@ def host_of(plugins: list[str] | None) -> Any:
 
 def main() -> None:
     """The console script. Every way out has one of the documented exit codes."""
+    _open_closed()
     # All of this before the libraries are imported. Pages of 2 MB for large tensors on a CPU:
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     if os.environ.get("RANK", "0") != "0" or not sys.stderr.isatty():
         # No progress bars in logs.
         for library in ("HF_DATASETS", "HF_HUB"):
             os.environ.setdefault(f"{library}_DISABLE_PROGRESS_BARS", "1")
-    raise SystemExit(_exit_code())
+    try:
+        code = _exit_code()
+    finally:
+        _leave_processes()
+    raise SystemExit(code)
+
+
+def _open_closed() -> None:
+    """Where a standard stream was closed (2>&-), what is written there is for nobody."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            opened = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+            if opened != number:
+                os.dup2(opened, number)
+                os.close(opened)
+            setattr(sys, name, os.fdopen(number, "w" if number else "r"))
+
+
+def _leave_processes() -> None:
+    """Leave the group of processes; one that is still in it may abort as it ends."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _exit_code() -> int:
     try:
         return int(app(standalone_mode=False) or 0)
     except KdcoreError as error:
+        if isinstance(error, PluginError) and (refused := _refused(error)):
+            return _said(refused, RunError.exit_code)
         return _said(error, error.exit_code)
     except KeyboardInterrupt:
         return _said("interrupted", 130)
@@ -220,11 +256,18 @@ def _exit_code() -> int:
             return int(error.exit_code)
         if type(error).__name__ == "Abort":
             return _said("interrupted", 130)
-        if isinstance(error, OSError) and error.strerror:
-            # The machine's refusal, not a bug: a name too long, a folder that none may write in.
-            place = f": {error.filename}" if error.filename else ""
-            return _said(f"{error.strerror}{place}", RunError.exit_code)
+        if refused := _refused(error):
+            return _said(refused, RunError.exit_code)
         return _said(_as_bug(error), PluginError.exit_code)
+
+
+def _refused(error: Exception) -> str | None:
+    """The machine's refusal, which is no bug: a name too long, a folder that none may write in."""
+    if fault := machine_fault(error):
+        return "; ".join(refusal(fault))
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror + (f": {error.filename}" if error.filename else "")
+    return None
 
 
 def _said(message: object, code: int) -> int:

@@ -16,6 +16,7 @@ from kdcore_panel.facts import flat, read_settings
 from kdcore_panel.history import History
 
 from kdcore.recipe.merge import what_counts
+from kdcore.runs.folder import failure_of
 
 Settings = Mapping[str, object]
 """A recipe's values by dotted key: "train.lr", "loss.2.use"."""
@@ -35,6 +36,7 @@ class Told:
     unfinished_at: int | None  # the step, or None where it is finished
     rows_drawn_by: object = None  # the seed of the held-out rows; None where all of them are
     is_old: bool = False  # begun before these rows had a seed of their own
+    failure: str | None = None  # why its last start ended before its end
 
 
 def tell_run(folder: Path) -> Told:
@@ -54,6 +56,7 @@ def tell_run(folder: Path) -> Told:
         settings=settings_of(table),
         scores=scores,
         unfinished_at=None if (folder / "final").is_dir() else history.step,
+        failure=failure_of(folder),
     )
 
 
@@ -85,7 +88,11 @@ class Group:
         """The run name, and where it stopped if it is not finished."""
         first = self.runs[0]
         stopped = first.unfinished_at
-        return first.name if stopped is None else f"{first.name} (at step {stopped})"
+        if stopped is None:
+            return first.name
+        return (
+            f"{first.name} ({'failed' if first.failure and not stopped else f'at step {stopped}'})"
+        )
 
     @property
     def settings(self) -> Settings:

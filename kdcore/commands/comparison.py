@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from rich.text import Text
 
 from kdcore.commands.comparing import Group, differing, grouped, scores_of, tell_run
 from kdcore.commands.fitting import Column, Fitting
+from kdcore.runs.folder import failure_of
 
 _TITLES = {"nll": "validation loss", "bits_per_byte": "bits per byte"}
 # The exponential of the loss. CSV and JSON have it, and scores that are parts of another one.
@@ -34,7 +36,16 @@ def comparison_in_full(folders: Sequence[Path]) -> list[RenderableType]:
     keys = differing(groups)
     shown = {key for group in groups for key in _telling(group, groups)}
     parts: list[RenderableType] = [_table(groups), *_told_of_rows(groups)]
-    return parts if shown >= set(keys) else [*parts, Text(), _differences(groups, keys)]
+    if not shown >= set(keys):
+        parts += [Text(), _differences(groups, keys)]
+    return [*parts, *reasons([run.folder for group in groups for run in group.runs])]
+
+
+def reasons(folders: Sequence[Path]) -> list[RenderableType]:
+    """A line for each run that was stopped or failed: why."""
+    found = [(folder.name, failure_of(folder)) for folder in folders]
+    lines = [Text.assemble((f"{name}  ", "bold"), why) for name, why in found if why]
+    return [Text(), *lines] if lines else []
 
 
 def _told_of_rows(groups: Sequence[Group]) -> list[RenderableType]:
@@ -87,9 +98,15 @@ def _shared_start(names: Sequence[str]) -> int:
 
 
 def _telling(group: Group, groups: Sequence[Group]) -> dict[str, object]:
-    """The settings that tell a group from those of the same name."""
+    """As few settings as tell a group from those of the same name."""
     namesakes = [each for each in groups if each.name == group.name]
-    return {key: group.settings.get(key, "-") for key in differing(namesakes)}
+    keys, told = list[str](), 1
+    for key in differing(namesakes):
+        some = [*keys, key]
+        apart = {json.dumps([one.settings.get(k) for k in some], default=str) for one in namesakes}
+        if len(apart) > told:
+            keys, told = some, len(apart)
+    return {key: group.settings.get(key, "-") for key in keys}
 
 
 def _differences(groups: Sequence[Group], keys: Sequence[str]) -> Table:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rich.cells import cell_len
@@ -27,6 +27,16 @@ class Column:
         """Of its widest cell."""
         return max(cell_len(text) for text in (self.title, *self.cells))
 
+    @property
+    def longest_word(self) -> int:
+        """What its cells can be folded to."""
+        return max(cell_len(word) for text in (self.title, *self.cells) for word in text.split())
+
+
+def _whole(columns: Sequence[Column], widths: Mapping[int, int]) -> int:
+    """Of a table, with the gaps."""
+    return sum(widths[id(each)] + _GAP for each in columns) - _GAP
+
 
 @dataclass
 class Fitting:
@@ -38,14 +48,19 @@ class Fitting:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         shown = list(self.columns)
-        while (
-            len(shown) > 1 and sum(each.width + _GAP for each in shown) - _GAP > options.max_width
-        ):
+        widths = {id(each): each.width for each in shown}
+        texts = [each for each in shown if not each.is_number]
+        if _whole(shown, widths) > options.max_width:
+            # Names over several lines before numbers are left out.
+            for each in texts:
+                widths[id(each)] = min(each.width, max(each.longest_word, options.max_width // 2))
+        while len(shown) > 1 and _whole(shown, widths) > options.max_width:
             shown.remove(min(shown, key=lambda each: each.importance))
         table = Table(box=None, padding=(0, _GAP, 0, 0), pad_edge=False, header_style="dim")
         for column in shown:
             justify = "right" if column.is_number else "left"
-            table.add_column(column.title, justify=justify, overflow="fold")  # type: ignore[arg-type]
+            width = widths[id(column)]
+            table.add_column(column.title, justify=justify, overflow="fold", max_width=width)  # type: ignore[arg-type]
         for cells in zip(*(column.cells for column in shown), strict=True):
             table.add_row(*(Text(cell) for cell in cells))
         yield table

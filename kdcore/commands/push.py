@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kdcore.checksums import refuse_changed
 from kdcore.cli.examples import examples
 from kdcore.errors import RunError, UsageError
 from kdcore.runs.folder import find_run
@@ -37,6 +38,7 @@ def push(
         raise UsageError(f"{folder} is not finished and has no final model to push")
     if not _REPOSITORY.fullmatch(repository) or "--" in repository or ".." in repository:
         raise UsageError(f"{repository!r} is no repository on the hub; those are OWNER/NAME")
+    refuse_changed(folder / "final")
     _refuse_local_base(folder / "final")
     from huggingface_hub import HfApi
 

@@ -12,7 +12,7 @@ from kdcore.api.contracts import hookimpl
 
 @hookimpl
 def kdcore_runs_end(folders: Sequence[Path]) -> None:
-    """Compare the runs on standard output, where there are several."""
+    """Compare the runs on standard error, where there are several."""
     if len(folders) < 2:
         return
     from kdcore.commands.comparison import comparison_in_full

@@ -17,11 +17,11 @@ from rich.text import Text
 
 from kdcore.cli.examples import examples
 from kdcore.commands import show_options as asked
-from kdcore.commands.comparison import as_rows, comparison_in_full, to_csv
+from kdcore.commands.comparison import as_rows, comparison_in_full, reasons, to_csv
 from kdcore.commands.fitting import Column, Fitting
 from kdcore.commands.output import AsJson, Plugins, print_json, tell
 from kdcore.errors import UsageError
-from kdcore.runs.folder import find_run, runs_in
+from kdcore.runs.folder import failure_of, find_run, finished, runs_in
 
 AsCsv = Annotated[bool, typer.Option("--csv", help="As CSV.")]
 
@@ -136,21 +136,28 @@ def _list(folders: Sequence[Path], out: Path, csv: bool, json: bool) -> None:
     elif not rows:
         tell(Text(f"no runs in {out} yet; kdcore run quickstart makes some"))
     else:
-        tell(_table(rows))
+        tell(_table(rows), *reasons(folders))
 
 
 def _line(folder: Path) -> dict[str, Any]:
     """A run in one line, from the end of its metrics."""
-    last = latest_values(folder, ("loss", "eval/nll"))
+    last, why = latest_values(folder, ("loss", "eval/nll")), failure_of(folder)
     return {
         "run": folder.name,
-        "state": "finished" if (folder / "final").is_dir() else "unfinished",
+        "state": _state(folder, why),
+        "reason": why,
         "steps": last.get("step", 0),
         "loss": last.get("loss"),
         "nll": last.get("eval/nll"),
         "bits_per_byte": last.get("eval/bits_per_byte"),
         "seconds": last.get("elapsed"),
     }
+
+
+def _state(folder: Path, why: str | None) -> str:
+    if finished(folder):
+        return "finished"
+    return "unfinished" if why is None or why.startswith("interrupted") else "failed"
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> Fitting:

@@ -16,6 +16,7 @@ import numpy as np
 
 from kdcore.data.batch import TextSource
 from kdcore.data.encoding import Encoder, SpelledCount
+from kdcore.data.token_cache import verified
 from kdcore.errors import KdcoreError, PluginError, RunError
 from kdcore.hashing import digest
 
@@ -49,6 +50,7 @@ class TokenStore:
         self.lengths = lengths.astype(np.int64)  # [documents]
         self.dropped = 0 if documents is None else documents - len(self.lengths)
         self._ends = np.cumsum(self.lengths)
+        self._fingerprint: str | None = None
 
     @classmethod
     def of(cls, dataset: Any, documents: int | None = None) -> TokenStore:
@@ -64,10 +66,12 @@ class TokenStore:
 
     def fingerprint(self) -> str:
         """Of all tokens, their order, their labels, and where documents begin."""
-        hashed = digest()
-        for part in (*self._parts, *(self._labels or ()), self.lengths):
-            hashed.update(part.data)
-        return hashed.hexdigest()
+        if self._fingerprint is None:
+            hashed = digest()
+            for part in (*self._parts, *(self._labels or ()), self.lengths):
+                hashed.update(part.data)
+            self._fingerprint = hashed.hexdigest()
+        return self._fingerprint
 
     def at(self, places: np.ndarray) -> np.ndarray:
         """The ids at these indices, counted through all documents, int32."""
@@ -118,7 +122,10 @@ def tokenise(data: TextSource, split: str, tokenizer: PreTrainedTokenizerBase) -
                 "again; texts() must give the same ones each time"
             )
 
-    return TokenStore.of(stored(portions, key, ("ids", "lengths")), texts.documents)
+    def opened() -> TokenStore:
+        return TokenStore.of(stored(portions, key, ("ids", "lengths")), texts.documents)
+
+    return verified(opened, key)
 
 
 def stored(
@@ -221,7 +228,8 @@ def keep_documents(
         for portion in by_size(checked, lambda row: len(row["ids"])):
             yield _joined(portion)
 
-    return TokenStore.of(stored(portions, hashed.hexdigest(), _COLUMNS))
+    key = hashed.hexdigest()
+    return verified(lambda: TokenStore.of(stored(portions, key, _COLUMNS)), key)
 
 
 def _joined(portion: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from kdcore.checksums import refuse_changed
 from kdcore.errors import RunError
 from kdcore.models.locations import explained, is_path, is_trusted, place_of, refuse_pickle
 
@@ -43,6 +44,7 @@ def load_model(
     `attention` is transformers' `attn_implementation`. `key` is the recipe key that names the
     model, for the advice in an error.
     """
+    refuse_changed(Path(place_of(name)))
     device = torch.device(device)
     if offload and device.type == "cpu":
         raise RunError(
@@ -152,6 +154,7 @@ def without_downloads() -> Iterator[None]:
 
 def load_tokenizer(name: str, *, key: str | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder or of a model on the hub; an adapter without has its base's."""
+    refuse_changed(Path(place_of(name)))
     base, adapter = _parts(name)
     if adapter is not None and not _has_tokenizer(adapter):
         name = base

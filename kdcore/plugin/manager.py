@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -13,7 +13,14 @@ import pluggy
 
 from kdcore.api import hookspecs
 from kdcore.api.contracts import KINDS, Component, Logger
-from kdcore.errors import Interrupted, KdcoreError, PluginError, UsageError, suggestion
+from kdcore.errors import (
+    Interrupted,
+    KdcoreError,
+    PluginError,
+    RunError,
+    UsageError,
+    suggestion,
+)
 from kdcore.files import is_full
 from kdcore.guard import stdout_spared
 from kdcore.plugin.discovery import Candidate, candidates
@@ -59,7 +66,8 @@ class Events:
     def emit(self, hook: str, arguments: dict[str, object]) -> None:
         """Call every implementation, also after one has failed; then raise the first failure.
 
-        A component of the kind Logger that raises is unregistered with one warning instead.
+        A component of the kind Logger that raises is unregistered with one warning instead. Its
+        RunError ends the run.
         """
         failures: list[KdcoreError] = []
         # One listener must not change what the next one hears.
@@ -70,8 +78,7 @@ class Events:
         caller: pluggy.HookCaller = getattr(self._manager.hook, hook)
         for implementation in reversed(caller.get_hookimpls()):
             try:
-                # Results are what kdcore_runs_end may print; all else goes where messages go.
-                with nullcontext() if hook == "kdcore_runs_end" else stdout_spared():
+                with stdout_spared():
                     implementation.function(*(arguments[name] for name in implementation.argnames))
             except Interrupted:
                 raise
@@ -85,7 +92,7 @@ class Events:
     ) -> list[KdcoreError]:
         said = f"{type(error).__name__}: {error}"
         # A full disk is no logger's fault, and the run's record would be lost.
-        if isinstance(plugin, Logger) and not is_full(error):
+        if isinstance(plugin, Logger) and not isinstance(error, RunError) and not is_full(error):
             self.remove(plugin)
             log.warning("%s raised in %s and is off now: %s", self._describe(plugin), hook, said)
             return []
@@ -143,8 +150,8 @@ class Host:
     def emit(self, hook: str, /, **arguments: object) -> None:
         """Tell an event to all who listen: `host.emit("kdcore_log", run=run, record=record)`.
 
-        A logger that raises is switched off for the rest of the run, with one warning. What others
-        raise becomes a PluginError, raised once everybody has been called.
+        A logger that raises anything but RunError is switched off for the rest of the run, with one
+        warning. What others raise becomes a PluginError, raised once everybody has been called.
         """
         self._events.emit(hook, arguments)
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kdcore.checksums import damage, keep
 from kdcore.distributed import main_first
 from kdcore.files import move_into_place
 from kdcore.guard import asked
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 _FOLDER = "tokenizer"
 _KEY = "kdcore-key.txt"
+_log = logging.getLogger("kdcore")
 
 
 def load_tokenizer_of(
@@ -44,20 +47,29 @@ def load_tokenizer_of(
 
 
 def keep_tokenizer(run: RunState, others: Sequence[Path]) -> Path:
-    """Lay the tokenizer of a run into its folder, if it is not there; where it lies."""
-    kept, key = run.folder / _FOLDER, _key(run.recipe)
-    if not kept.exists():
-        same = (path / _FOLDER for path in others)
-        found = next((path for path in same if _key_of(path) == key), None)
-        beside = kept.with_name(f".{_FOLDER}.partial")
-        shutil.rmtree(beside, ignore_errors=True)
-        if found is not None:
-            shutil.copytree(found, beside)
-        else:
-            _made(run).save_pretrained(beside)
-            (beside / _KEY).write_text(key)
-        move_into_place(beside, kept)
+    """Lay the tokenizer of a run into its folder, if it is not there whole; where it lies."""
+    kept = run.folder / _FOLDER
+    fault = damage(kept)
+    if fault is not None:  # what it was is compared with what the run began with
+        _log.warning("%s: the tokenizer is made anew", fault)
+    if fault is not None or not kept.exists():
+        _lay_tokenizer(run, others, kept)
     return kept
+
+
+def _lay_tokenizer(run: RunState, others: Sequence[Path], kept: Path) -> None:
+    key = _key(run.recipe)
+    same = (path / _FOLDER for path in others)
+    found = next((path for path in same if damage(path) is None and _key_of(path) == key), None)
+    beside = kept.with_name(f".{_FOLDER}.partial")
+    shutil.rmtree(beside, ignore_errors=True)
+    if found is not None:
+        shutil.copytree(found, beside)
+    else:
+        _made(run).save_pretrained(beside)
+        (beside / _KEY).write_text(key)
+    keep(run.folder, _FOLDER, beside)
+    move_into_place(beside, kept)
 
 
 def _made(run: RunState) -> PreTrainedTokenizerBase:
@@ -104,5 +116,6 @@ def save_final(run: RunState) -> Path:
         run.student.save_pretrained(beside)
     run.tokenizer.save_pretrained(beside)
     (beside / "README.md").write_text(model_card(run))
+    keep(run.folder, FINAL, beside)
     move_into_place(beside, target)
     return target

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 import tomli
 
 from kdcore.api.train_options import DURATIONS
+from kdcore.checksums import keep
 from kdcore.errors import RecipeError, UsageError
 from kdcore.files import write_whole
 from kdcore.recipe.merge import what_counts
 from kdcore.recipe.recipe import read_recipe
-from kdcore.runs.folder import FINAL, MARK, finished, locked
+from kdcore.runs.folder import FINAL, MARK, RESOLVED, finished, locked
 
 if TYPE_CHECKING:
     from kdcore.plugin.manager import Host
@@ -78,7 +79,8 @@ def take_over(folder: Path, resolved: str, host: Host, accepted: frozenset[str])
         if finished(folder):
             # The weights to go on from are in its last checkpoint.
             (folder / FINAL).rename(folder / f".{FINAL}.partial")
-        write_whole(folder / "resolved.toml", resolved)
+        write_whole(folder / RESOLVED, resolved)
+        keep(folder, RESOLVED, folder / RESOLVED)
 
 
 def _counted(resolved: str) -> dict[str, object]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import fcntl
 import json
 import os
 import re
@@ -12,9 +11,13 @@ from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 
+import tomli
+
+from kdcore.checksums import keep
 from kdcore.errors import RunError, UsageError
-from kdcore.files import _FULL, _number, exception_chain, write_whole
+from kdcore.files import is_full, refusal, write_whole
 from kdcore.recipe.files import _RECIPE
+from kdcore.runs.lock import alone_in
 
 
 def refuse_links(folder: Path) -> None:
@@ -33,6 +36,8 @@ def refuse_links(folder: Path) -> None:
 FINAL = "final"
 MARK = "accepted.json"  # of a run that went on by another recipe than its name tells
 CHECKPOINTS = "checkpoints"
+RESOLVED = "resolved.toml"
+FAILURE = "failure.txt"  # why the last start of an unfinished run ended
 
 
 def finished(folder: Path) -> bool:
@@ -69,15 +74,16 @@ def locked(folder: Path) -> Iterator[None]:
     """Keep every other process off the folder; the lock goes with the process."""
     folder.mkdir(parents=True, exist_ok=True)
     refuse_links(folder)
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise RunError(
-                f"another process is running in {folder}; wait for it, or type --fresh for a "
-                "second run beside it"
-            ) from None
+    with alone_in(folder):
         yield
+
+
+def failure_of(folder: Path) -> str | None:
+    """Why the last start of a run failed or was stopped, in one line; None where it did not."""
+    path = folder / FAILURE
+    if finished(folder) or not path.is_file():
+        return None
+    return path.read_text("utf-8", "replace").strip()
 
 
 def keep_texts(folder: Path, texts: Mapping[str, str]) -> None:
@@ -85,6 +91,8 @@ def keep_texts(folder: Path, texts: Mapping[str, str]) -> None:
     for name, text in texts.items():
         if not (folder / name).exists():
             write_whole(folder / name, text)
+            if name == RESOLVED:
+                keep(folder, name, folder / name)
 
 
 def compare_fingerprints(folder: Path, now: Mapping[str, str], accepted: frozenset[str]) -> None:
@@ -118,22 +126,28 @@ def _fingerprints(path: Path) -> dict[str, str]:
     return found
 
 
-def full_disk(error: BaseException, folder: Path) -> RunError:
-    """What a person can do about it; `folder` is the run's."""
+def refused_by_machine(fault: BaseException, folder: Path) -> RunError:
+    """What a person can do about what the machine refused; `folder` is the run's."""
     from kdcore.training.checkpoint import in_order
 
-    cause = next(each for each in exception_chain(error) if _number(each) in _FULL)
-    number = _number(cause)
-    assert number is not None
-    said = os.strerror(number)
-    named = getattr(cause, "filename", None)
-    where = f" at {named}" if named else ""
+    said, way = refusal(fault)
     there = in_order(folder / CHECKPOINTS)
     kept = f"checkpoint {there[-1].name} is kept" if there else "there is no checkpoint yet"
+    least = "; --set train.save_keep=1 takes least" if is_full(fault) else ""
     return RunError(
-        f"{folder} cannot go on: {said}{where}; {kept}. Make room, and the same command continues; "
-        "--set train.save_keep=1 takes least"
+        f"{folder} cannot go on: {said}; {kept}. {way[0].upper()}{way[1:]}, and the same command "
+        f"continues{least}"
     )
+
+
+def stage_of(folder: Path, run_name: str) -> str:
+    """The stage that a run is of, by the recipe as it was typed; "" where that has no stages."""
+    try:
+        typed = tomli.loads((folder / _RECIPE).read_text("utf-8", "replace"))
+    except (OSError, ValueError):
+        return ""
+    start = f"{typed.get('name')}."
+    return run_name.removeprefix(start) if run_name.startswith(start) else ""
 
 
 def runs_in(out: Path) -> list[Path]:

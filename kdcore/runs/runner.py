@@ -5,17 +5,18 @@ from __future__ import annotations
 import logging
 import os
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
+from kdcore.checksums import damage, refuse_changed
 from kdcore.distributed import main_first
 from kdcore.errors import KdcoreError, PluginError, RunError
-from kdcore.files import is_full
+from kdcore.files import is_full, machine_fault, write_whole
 from kdcore.guard import asked
 from kdcore.hashing import of_tokenizer
 from kdcore.models.locations import trust
@@ -29,14 +30,17 @@ from kdcore.runs.environment import record, said_of
 from kdcore.runs.extend import extended, take_over
 from kdcore.runs.folder import (
     CHECKPOINTS,
+    FAILURE,
     FINAL,
+    RESOLVED,
     choose_folder,
     compare_fingerprints,
     find_run,
     finished,
-    full_disk,
     keep_texts,
     locked,
+    refused_by_machine,
+    stage_of,
 )
 from kdcore.training.checkpoint import sums_of
 from kdcore.training.micro_batch import kept_micro_batch
@@ -66,6 +70,7 @@ class Options:
     accept: frozenset[str] = frozenset()
     only: str | None = None  # one stage, and those that it needs
     folder: Path | None = None  # the run to go on with, whatever its recipe's identity
+    tell: Callable[[Path], None] = lambda folder: None  # of each stage that is finished
 
 
 def run_recipe(recipe: Recipe, host: Host, options: Options) -> list[Path]:
@@ -74,6 +79,8 @@ def run_recipe(recipe: Recipe, host: Host, options: Options) -> list[Path]:
     for name in wanted_stages(recipe, options.only):
         finals = {stage: folder / FINAL for stage, folder in done.items()}
         stage = recipe.build(name, finals)
+        if options.folder is not None and not stage.name:
+            stage = replace(stage, name=stage_of(options.folder, stage.run_name))
         accelerator = make_accelerator(stage.train)
         fresh = options.fresh and options.only in (None, name)
         texts = {"recipe.toml": recipe.text, "resolved.toml": recipe.resolved(name, finals)}
@@ -85,11 +92,13 @@ def run_recipe(recipe: Recipe, host: Host, options: Options) -> list[Path]:
             take_over(folder, texts["resolved.toml"], host, options.accept)
         folder = _agreed(accelerator, folder)
         if finished(folder):
+            refuse_changed(folder / FINAL)
             _log.info("%s is finished: %s is used", stage.run_name, folder)
         else:
             stage = as_begun(stage, folder)
             _run_stage(stage, folder, accelerator, host, texts, list(done.values()), options)
         done[name] = folder
+        options.tell(folder)
     return list(done.values())
 
 
@@ -118,7 +127,12 @@ def _run_stage(
             stage.terms, selects=stage.selection is not None, teacher=stage.teacher
         ),
     )
-    with _explained(folder), locked(folder) if run.main else nullcontext(), Signals() as signals:
+    with ExitStack() as around:
+        around.enter_context(_explained(folder))
+        if run.main:
+            around.enter_context(locked(folder))
+            around.enter_context(_noted(folder))
+        signals = around.enter_context(Signals())
         if run.main:
             keep_texts(folder, {**texts, "env.json": record(host)})
         trust(stage.trusted)
@@ -129,6 +143,21 @@ def _run_stage(
         resume(trainer)
         with host.listening(stage.components()):
             _train(trainer)
+
+
+@contextmanager
+def _noted(folder: Path) -> Iterator[None]:
+    """Keep in the run folder, for those who look at it later, why it ended before its end."""
+    path = folder / FAILURE
+    path.unlink(missing_ok=True)
+    try:
+        yield
+    except Exception as error:
+        first = str(error).partition("\n")[0]
+        told = first if isinstance(error, KdcoreError) else f"{type(error).__name__}: {first}"
+        with suppress(OSError):
+            write_whole(path, without_own_secrets(told) + "\n")
+        raise
 
 
 def _fingerprints(run: RunState) -> dict[str, str]:
@@ -196,9 +225,11 @@ def _explained(folder: Path) -> Iterator[None]:
             "--set train.micro_batch=1 or train.checkpointing=true needs less"
         ) from error
     except Exception as error:
-        if is_full(error):
-            raise full_disk(error, folder) from error
-        if isinstance(error, PluginError) or not isinstance(error, KdcoreError):
+        unexpected = isinstance(error, PluginError) or not isinstance(error, KdcoreError)
+        fault = machine_fault(error) if unexpected or is_full(error) else None
+        if fault is not None:
+            raise refused_by_machine(fault, folder) from error
+        if unexpected:
             with suppress(OSError):
                 text = without_own_secrets(traceback.format_exc())
                 (folder / "traceback.txt").write_text(text)
@@ -219,21 +250,28 @@ class Asked:
     accept: frozenset[str] = frozenset()
 
 
-def run_all(asked: Asked, host: Host) -> list[Path]:
-    """Everything that was asked for; each run's folder, once."""
+def run_all(
+    asked: Asked, host: Host, tell: Callable[[Path], None] = lambda folder: None
+) -> list[Path]:
+    """Everything that was asked for; each run's folder, once. `tell` hears of each as it ends."""
     from accelerate import PartialState
 
-    folders = _runs(asked, host)
+    folders = _runs(asked, host, tell)
     if PartialState().is_main_process:
         host.emit("kdcore_runs_end", folders=folders)
     return folders
 
 
-def _runs(asked: Asked, host: Host) -> list[Path]:
+def _runs(asked: Asked, host: Host, tell: Callable[[Path], None]) -> list[Path]:
     folder = _folder(asked)
-    options = Options(asked.out, asked.fresh, asked.accept, asked.stage, folder)
+    options = Options(asked.out, asked.fresh, asked.accept, asked.stage, folder, tell)
     if folder is not None:
-        name = str(folder / "resolved.toml")
+        name = str(folder / RESOLVED)
+        if fault := damage(folder / RESOLVED):
+            raise RunError(
+                f"{fault} since the run began: what it was is not known. Give the recipe's name "
+                "instead of the folder; changes of a run are given with --set and --accept"
+            )
         recipe = read_recipe(name, host, sets=asked.sets, logs=asked.logs)
         _tell_what_differs(recipe, host)
         return run_recipe(recipe, host, options)

@@ -8,7 +8,6 @@ holds a checksum of every file.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import shutil
@@ -20,6 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from kdcore.checksums import checksum
 from kdcore.files import move_into_place
 from kdcore.training.component_state import component_states, restore_components
 from kdcore.training.rng import RandomState
@@ -157,7 +157,7 @@ class Checkpoints:
         state["optimizer"] = scalars
         state["scaler"] = scaler.state_dict() if scaler is not None else None
         (folder / "state.json").write_text(json.dumps(state, indent=1))
-        sums = {path.name: _checksum(path) for path in sorted(folder.iterdir())}
+        sums = {path.name: checksum(path) for path in sorted(folder.iterdir())}
         (folder / _MANIFEST).write_text(json.dumps(sums, indent=1))
 
     def newest(self) -> Path | None:
@@ -251,12 +251,7 @@ def damage(path: Path) -> str | None:
         sums = json.loads((path / _MANIFEST).read_text())
         if elsewhere := [name for name in sums if Path(name).name != name]:
             return f"its manifest names {elsewhere[0]!r}, which is no file of its own"
-        broken = [name for name, known in sums.items() if _checksum(path / name) != known]
+        broken = [name for name, known in sums.items() if checksum(path / name) != known]
     except (OSError, ValueError, TypeError, AttributeError) as error:
         return str(error)
     return f"{', '.join(broken)} changed" if broken else None
-
-
-def _checksum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""Signals that end a run after its step: SIGINT, SIGTERM and SLURM's SIGUSR1."""
+"""Signals that end a run after its step: ^C, SIGTERM, SLURM's and submitit's, a lost terminal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+_NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP")
+SIGNALS = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]  # Windows: two
+_KNOWN_AS = {name: signal.SIGTERM for name in SIGNALS if name.name.startswith("SIGUSR")}
 _EVERY = 10  # steps between agreements where asking makes the host wait for a GPU
 
 
@@ -25,7 +27,9 @@ class Signals:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Signals:
-        for number in _SIGNALS:
+        for number in SIGNALS:
+            if signal.getsignal(number) is signal.SIG_IGN:  # as nohup asks for
+                continue
             self._before[number] = signal.signal(number, self._note)
         return self
 
@@ -41,7 +45,7 @@ class Signals:
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self._got and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self._got = signal.SIGTERM if number == signal.SIGUSR1 else number
+        self._got = _KNOWN_AS.get(number, number)
 
     def agreed(self, accelerator: Accelerator) -> int:
         """The signal that some process got, known to all of them; 0 for none."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 
 from kdcore import UsageError
 from kdcore_cached.buckets import Sampled, TopK
+from kdcore_cached.checks import CHECK, checks_of
 from kdcore_cached.kinds import Array, Kind, Losses
 from kdcore_cached.others import first_filled, mass_of_known, others_array, temperatures_in
 from kdcore_cached.store import ABOUT, META, key_of, mapped
@@ -47,10 +49,9 @@ class Kept:
     @property
     def about(self) -> dict[str, Any]:
         """What people are told; stores of earlier versions know less."""
-        path = self.folder / ABOUT
-        told: dict[str, Any] = (
-            json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        )
+        told: dict[str, Any] = {}
+        with suppress(OSError, ValueError):  # nothing hangs on it
+            told = dict(json.loads((self.folder / ABOUT).read_text(encoding="utf-8")))
         return {"teacher": self.folder.name.split("-")[0], "data": self.meta["data"][:12]} | told
 
     def tell(self, **more: object) -> None:
@@ -98,14 +99,18 @@ class Kept:
             return f"{META} is missing"
         try:
             kind, text = self.kind, meta.read_text(encoding="utf-8")
-        except (ValueError, KeyError, UsageError) as error:
+        except (ValueError, KeyError, TypeError, UsageError) as error:
             return f"{META} cannot be read ({error})"
         if not self.folder.name.endswith(f"-{key_of(text)}"):
             return f"{META} was changed: the folder's name is of another one"
         files = (*kind.arrays, *kind.beside)
         if missing := [one.file for one in kind.arrays if not (self.folder / one.file).is_file()]:
             return f"{missing[0]} is missing"
-        sizes = {(self.folder / one.file).stat().st_size / one.bytes_per_token for one in files}
+        hashed = [CHECK] if (self.folder / CHECK.file).is_file() else []
+        sizes = {
+            (self.folder / one.file).stat().st_size / one.bytes_per_token
+            for one in (*files, *hashed)
+        }
         if len(sizes) > 1 or not all(size.is_integer() for size in sizes):
             return "its files are of different lengths: one is torn"
         return None
@@ -113,11 +118,16 @@ class Kept:
     def forget_broken(self) -> int:
         """Mark as missing what cannot have been written whole; how many slots that are."""
         arrays = [mapped(self.folder, one, self.tokens) for one in self.kind.arrays]
+        hashed = (self.folder / CHECK.file).is_file()
+        checks = mapped(self.folder, CHECK, self.tokens) if hashed else None
         found = 0
         for start, there in self._marks():
             slots = start + np.flatnonzero(there)
             values = [np.take(array, slots, axis=0) for array in arrays]
-            broken = slots[self.kind.broken(values, self.meta["vocabulary"])]
+            off = self.kind.broken(values, self.meta["vocabulary"])
+            if checks is not None:
+                off |= checks[slots] != checks_of(slots, values)
+            broken = slots[off]
             arrays[-1][broken] = self.kind.forgotten()
             found += len(broken)
         return found + sum(self._forget_beside(one) for one in self.kind.beside)

@@ -39,8 +39,8 @@ class Kind(ABC):
 
     @property
     def bytes_per_token(self) -> int:
-        """On disk."""
-        return sum(array.bytes_per_token for array in (*self.arrays, *self.beside))
+        """On disk, with a hash of two bytes."""
+        return 2 + sum(array.bytes_per_token for array in (*self.arrays, *self.beside))
 
     def bound(self) -> dict[str, object]:
         """What else `meta.json` says of it."""

@@ -14,6 +14,7 @@ from uuid import uuid4
 import numpy as np
 
 from kdcore import Batch, RunError, Split
+from kdcore_cached.checks import CHECK, checks_of
 from kdcore_cached.kinds import Array, Kind
 from kdcore_cached.places import places
 
@@ -27,7 +28,8 @@ class Store:
 
     A token's slot is its document's start and its index there. The folder's name is a hash of what
     the values are bound to, so nothing else can be read from it. Several processes and runs may
-    write at once: all write the same, and what tells that a slot is filled comes last.
+    write at once: all write the same, and what tells that a slot is filled comes last. Values that
+    do not fit their hash are missing; stores of earlier versions have no hashes.
     """
 
     def __init__(
@@ -39,7 +41,7 @@ class Store:
         say: Callable[[str], None],
         about: Mapping[str, object] | None = None,
     ) -> None:
-        self.kind, self._about = kind, dict(about or {})
+        self.kind, self._about, self._say = kind, dict(about or {}), say
         self._starts = np.concatenate([[0], np.cumsum(split.lengths, dtype=np.int64)])
         self._meta = as_text(meta)
         self.folder = folder
@@ -49,6 +51,8 @@ class Store:
         if not self.folder.exists():
             self._make()
         self.arrays = [mapped(self.folder, array, self.tokens) for array in kind.arrays]
+        hashed = (self.folder / CHECK.file).exists()
+        self._checks = mapped(self.folder, CHECK, self.tokens) if hashed else None
         self.beside = [self._laid_beside(array, say) for array in kind.beside]
 
     @property
@@ -64,20 +68,36 @@ class Store:
 
     def missing(self, slots: np.ndarray) -> np.ndarray:
         """Whether something is to be stored there [n]."""
-        found = self.kind.missing(self.arrays[-1][slots])
+        broken = self._broken(slots)
+        if broken.any():
+            self._say(f"{self.folder}: {broken.sum():,} values are damaged and are made anew")
+        found = self.kind.missing(self.arrays[-1][slots]) | broken
         for more in self.beside:
             found |= more[slots] == 0
         return found
+
+    def _broken(self, slots: np.ndarray) -> np.ndarray:
+        """Whether something is stored there that does not fit its hash [n]."""
+        if self._checks is None:
+            return np.zeros(len(slots), bool)
+        stored = [np.take(array, slots, axis=0) for array in self.arrays]
+        there = ~self.kind.missing(stored[-1])
+        off: np.ndarray = there & (self._checks[slots] != checks_of(slots, stored))
+        return off
 
     def take(self, slots: np.ndarray) -> list[np.ndarray]:
         """What each array holds there [n] or [n, width]."""
         return [np.take(array, slots, axis=0) for array in (*self.arrays, *self.beside)]
 
     def put(self, slots: np.ndarray, values: Sequence[np.ndarray]) -> None:
-        """Store what each array is to hold there. What is there already stays, to the last bit."""
-        new = self.kind.missing(self.arrays[-1][slots])
-        for array, some in zip(self.arrays, values, strict=False):
-            array[slots[new]] = some[new]
+        """Store what each array is to hold there. What is whole already stays, to the last bit."""
+        new = self.kind.missing(self.arrays[-1][slots]) | self._broken(slots)
+        pairs = zip(self.arrays, values, strict=False)
+        fresh = [np.asarray(some[new], array.dtype) for array, some in pairs]
+        if self._checks is not None:
+            self._checks[slots[new]] = checks_of(slots[new], fresh)
+        for array, some in zip(self.arrays, fresh, strict=True):
+            array[slots[new]] = some
         for array, some in zip(self.beside, values[len(self.arrays) :], strict=True):
             array[slots] = some
 
@@ -100,11 +120,12 @@ class Store:
         return mapped(self.folder, array, self.tokens)
 
     def _is_whole(self) -> bool:
-        meta = self.folder / META
+        meta, hashed = self.folder / META, self.folder / CHECK.file
         if any(path.is_symlink() for path in (self.folder, *self.folder.iterdir())):
             return False  # nothing is written through a stranger's link
-        sizes_fit = all(_fits(self.folder, each, self.tokens) for each in self.kind.arrays)
-        return sizes_fit and meta.is_file() and meta.read_text(encoding="utf-8") == self._meta
+        arrays = [*self.kind.arrays, *([CHECK] if hashed.exists() else [])]
+        sizes_fit = all(_fits(self.folder, each, self.tokens) for each in arrays)
+        return sizes_fit and meta.is_file() and meta.read_bytes() == self._meta.encode()
 
     def _make(self) -> None:
         """Everything missing, in one move: no process ever sees half a store."""
@@ -113,14 +134,17 @@ class Store:
         (beside / META).write_text(self._meta, encoding="utf-8")
         (beside / ABOUT).write_text(json.dumps(self._about, indent=1), encoding="utf-8")
         try:
-            for array in self.kind.arrays:
+            for array in (*self.kind.arrays, CHECK):
                 _reserve(beside / array.file, array, self.tokens)
             beside.rename(self.folder)
         except OSError as error:
             shutil.rmtree(beside)
             if not self.folder.exists():  # else another process was faster
                 size = self.kind.bytes_per_token * self.tokens
-                raise RunError(f"cannot make {self.folder} ({size:,} bytes): {error}") from error
+                raise RunError(
+                    f"cannot make {self.folder} ({size:,} bytes): {error}; once that is mended, "
+                    "the same command continues"
+                ) from error
 
 
 def as_text(meta: Mapping[str, object]) -> str:

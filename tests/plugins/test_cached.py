@@ -255,7 +255,7 @@ def test_a_disk_that_is_full_is_said(tmp_path, model, monkeypatch):
 
     monkeypatch.setattr("os.fsync", full)
     (batch,) = batches((5,))
-    with pytest.raises(RunError, match=r"hf-train-\w+ \(160 bytes\): .*No space left on device"):
+    with pytest.raises(RunError, match=r"hf-train-\w+ \(240 bytes\): .*No space left on device"):
         values(cached(run_in(tmp_path), model), batch)
     assert not list((tmp_path / "caches").iterdir())
 

@@ -1,13 +1,18 @@
 """metrics.jsonl and log.txt: what is written, and what a continuation leaves of it."""
 
+import errno
+import io
 import json
 import logging
 import math
+import os
+from pathlib import Path
 
 import pytest
 from kdcore_files import METRICS, Files, cut_after, kdcore_loggers, latest_values, read_metrics
 from told import a_record, fake_run, keep_run, some_scores
 
+from kdcore import RunError
 from kdcore.plugin.manager import Events
 
 
@@ -144,6 +149,93 @@ def test_the_engine_can_call_it(tmp_path, files):
         events.emit("kdcore_scores", {"run": run, "step": 10, "scores": some_scores(10)})
         events.emit("kdcore_run_end", {"run": run, "error": None})
     assert steps_and_kinds(tmp_path) == [(10, True), (10, False)]
+
+
+class Disk:
+    """Refuses what is written to files of these names while it is broken, after a few bytes."""
+
+    def __init__(self, monkeypatch, *names):
+        self.names, self.broken = names, False
+        opened = Path.open
+
+        def open_(path, mode="r", *arguments, **options):
+            writes = path.name in self.names and mode != "r" and "w" not in mode
+            return _Torn(self, path, mode) if writes else opened(path, mode, *arguments, **options)
+
+        monkeypatch.setattr(Path, "open", open_)
+
+
+class _Torn(io.FileIO):
+    def __init__(self, disk, path, mode):
+        super().__init__(path, mode)
+        self.disk, self.path = disk, path
+
+    def write(self, content):
+        if self.disk.broken:
+            super().write(content[:7])
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(self.path))
+        return super().write(content)
+
+
+def records_of(folder):
+    return [line["step"] for line in read_metrics(folder)]
+
+
+def test_what_cannot_be_written_is_held_and_written_later(tmp_path, files, monkeypatch, caplog):
+    monkeypatch.setattr(logging.getLogger("kdcore"), "propagate", True)
+    disk, run = Disk(monkeypatch, METRICS), fake_run(tmp_path)
+    files.kdcore_run_start(run)
+    files.kdcore_log(run, a_record(10))
+    disk.broken = True
+    files.kdcore_log(run, a_record(20))
+    files.kdcore_log(run, a_record(30))
+    assert caplog.text.count("its lines are held") == 1
+    disk.broken = False
+    files.kdcore_log(run, a_record(40))
+    files.kdcore_checkpoint(run, 40, tmp_path)
+    assert records_of(tmp_path) == [10, 20, 30, 40]
+    assert len((tmp_path / METRICS).read_text().splitlines()) == 4
+
+
+def test_a_checkpoint_that_finds_lines_held_is_the_last(tmp_path, files, monkeypatch):
+    disk, run = Disk(monkeypatch, METRICS), fake_run(tmp_path)
+    files.kdcore_run_start(run)
+    files.kdcore_log(run, a_record(10))
+    disk.broken = True
+    files.kdcore_log(run, a_record(20))
+    with pytest.raises(RunError, match=r"metrics.jsonl cannot be written .*checkpoint of step 20"):
+        files.kdcore_checkpoint(run, 20, tmp_path)
+    files.kdcore_run_end(run, RunError("so"))
+    assert records_of(tmp_path) == [10]
+    disk.broken = False
+    files.kdcore_run_start(fake_run(tmp_path, step=20))
+    assert records_of(tmp_path) == [10, 20]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["log.txt", METRICS]
+
+
+def test_a_log_that_cannot_be_written_shows_no_traceback(tmp_path, files, monkeypatch, capfd):
+    disk, run = Disk(monkeypatch, "log.txt"), fake_run(tmp_path)
+    disk.broken = True
+    files.kdcore_run_start(run)
+    logging.getLogger("kdcore").warning("the teacher is slow")
+    with pytest.raises(RunError, match=r"log.txt cannot be written \(Input/output error\)"):
+        files.kdcore_checkpoint(run, 20, tmp_path)
+    disk.broken = False
+    files.kdcore_checkpoint(run, 20, tmp_path)
+    assert "the teacher is slow" in (tmp_path / "log.txt").read_text()
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_refusal_to_open_is_held_too(tmp_path, files, monkeypatch):
+    (tmp_path / METRICS).mkdir()
+    run = fake_run(tmp_path)
+    files.kdcore_run_start(run)
+    files.kdcore_log(run, a_record(10))
+    with pytest.raises(RunError, match="Is a directory"):
+        files.kdcore_checkpoint(run, 10, tmp_path)
+    (tmp_path / METRICS).rmdir()
+    files.kdcore_checkpoint(run, 10, tmp_path)
+    assert records_of(tmp_path) == [10]
 
 
 def test_latest_values_reads_from_the_end(tmp_path):

@@ -193,6 +193,42 @@ def test_a_stage_with_a_tokenizer_on_other_data(here):
     assert told.settings["tokenizer_data.stories"] == 2500
 
 
+def test_a_failed_run_says_why(here, capsys):
+    keep_run("runs", "ok-00000000", lines=scores(1.0))
+    folder = keep_run("runs", "ok-11111111", lines=[], finished=False, train={"lr": 1e9})
+    (folder / "failure.txt").write_text("the loss is not finite after step 0\n")
+    text = said(capsys)
+    assert "failed" in text and "ok-11111111  the loss is not finite after step 0" in text
+    rows = {row["run"]: row for row in json.loads(said(capsys, as_json=True))}
+    assert rows["ok-11111111"]["reason"] == "the loss is not finite after step 0"
+    assert rows["ok-00000000"]["reason"] is None
+    text = said(capsys, ["ok-*"])
+    assert "ok (failed)" in text and "at step 0" not in text
+    assert "ok-11111111  the loss is not finite" in text
+    (folder / "failure.txt").write_text("interrupted after step 3 of 9\n")
+    assert "unfinished" in said(capsys)
+
+
+def test_labels_say_no_more_than_tells_runs_apart(here, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+    for n, lr in enumerate((0.001, 0.002, 0.003)):
+        train = {"lr": lr, "warmup": 100 * n, "weight_decay": n / 10, "betas": [0.9, 0.9 + n / 100]}
+        student = {"model": f"a/model/with/a/name/that/takes/a/whole/line/of/its/own/{n}"}
+        keep_run("runs", f"ok-{n}", lines=scores(1.0 + n), train=train, student=student)
+    text = said(capsys, ["ok-*"])
+    head, first, *_ = text.splitlines()
+    assert head.split() == ["run", "validation", "loss", "bits", "per", "byte"]
+    assert first.count("=") == 1 and "1.0000" in first
+    assert "what differs" in text and "train.warmup" in text
+
+
+def test_numbers_stay_where_names_can_be_folded():
+    names = [f"ok  {'  '.join(f'train.option_{k}={n}' for k in range(9))}" for n in range(2)]
+    columns = [Column("run", names, 9, False), Column("x", ["1.5", "2.5"], 1)]
+    text = drawn(Fitting(columns), 80)
+    assert "1.5" in text and "without" not in text and "train.option_8=1" in text
+
+
 def test_options_of_another_loss_do_not_count_as_differences():
     losses = [
         {"use": "kl", "temperature": 2.0},

@@ -146,7 +146,7 @@ def test_two_processes_make_the_same_run(folder, alone):
 def test_an_interrupt_and_a_lost_terminal_leave_a_checkpoint(folder, alone):
     """Whichever process hears of them first. The same command goes on."""
     arguments = ("--out", "interrupted", "--processes", "2")
-    for step, process, name, code in ((2, 0, "SIGINT", 130), (4, 1, "SIGHUP", 143)):
+    for step, process, name, code in ((2, 0, "SIGINT", 130), (4, 1, "SIGHUP", 129)):
         meddle = f"{step} {process} tell_parent(signal.{name})"
         done = kdcore(folder, *arguments, meddle=meddle)
         assert done.returncode == code, done.stderr
@@ -156,6 +156,32 @@ def test_an_interrupt_and_a_lost_terminal_leave_a_checkpoint(folder, alone):
     assert kdcore(folder, *arguments).returncode == 0
     for one, other in zip(weights(run).values(), weights(alone).values(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_a_launcher_that_is_killed_ends_its_processes(folder):
+    """They write a checkpoint first."""
+    deed = "2 0 tell_parent(signal.SIGKILL)"
+    done = kdcore(folder, "--out", "orphans", "--processes", "2", meddle=deed)
+    assert done.returncode == -9
+    run = run_of(folder, "orphans")
+    assert (run / "checkpoints" / "step-2").is_dir(), done.stderr
+    assert not (run / "final").exists()
+
+
+@pytest.mark.parametrize("name, code", [("SIGUSR2", 143), ("SIGHUP", 129)])
+def test_every_signal_leaves_a_checkpoint_of_a_single_process(folder, name, code):
+    deed = f"3 0 os.kill(os.getpid(), signal.{name})"
+    done = kdcore(folder, "--out", name, meddle=deed)
+    assert done.returncode == code, done.stderr
+    assert (run_of(folder, name) / "checkpoints" / "step-3").is_dir()
+
+
+@pytest.mark.parametrize("stream", ["2>&-", "1>&-", "0<&- 1>&- 2>&-"])
+def test_closed_streams_harm_nothing(folder, stream):
+    command = f"{sys.executable} -m kdcore run recipe.toml -p ./plugin.py --out closed {stream}"
+    done = subprocess.run(command, shell=True, cwd=folder, capture_output=True, check=False)
+    assert done.returncode == 0
+    assert (run_of(folder, "closed") / "final").is_dir()
 
 
 def test_a_process_that_dies_ends_the_others(folder):

@@ -1,13 +1,16 @@
 """The command line: ways out, what is loaded for what, and where messages go."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from whole_runs import RECIPE, STAGES
 
 from kdcore.cli import main
 from kdcore.errors import Interrupted, PluginError, RunError, UsageError
+from kdcore.plugin.manager import Host
 
 pytestmark = pytest.mark.slow
 
@@ -107,6 +110,57 @@ def test_every_error_has_its_exit_code_and_one_line(kdcore, monkeypatch, error, 
     assert found == code
     if not isinstance(error, KeyboardInterrupt):  # who typed ^C knows why it ended
         assert err.startswith("kdcore: ") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        None,
+        UsageError("so"),
+        RunError("so"),
+        Interrupted("so", 15),
+        KeyboardInterrupt(),
+        SystemExit(4),
+    ],
+)
+def test_every_way_out_leaves_the_group_of_processes(kdcore, monkeypatch, error):
+    """A process that ends within one may abort: 134 instead of its exit code."""
+    import torch.distributed as group
+
+    def within(*_):
+        group.init_process_group("gloo", store=group.HashStore(), rank=0, world_size=1)
+        if error is not None:
+            raise error
+        return Host(off=["panel"])
+
+    monkeypatch.setattr(main, "host_of", within)
+    kdcore("check", "quickstart")
+    assert not group.is_initialized()
+
+
+@pytest.mark.parametrize("quiet", [(), ("-q",)])
+def test_a_run_prints_the_folders_of_its_stages(kdcore, quiet):
+    Path("r.toml").write_text(STAGES)
+    code, out, err = kdcore("run", "r.toml", "-p", "no:panel", *quiet)
+    assert code == 0
+    big, small = out.splitlines()
+    assert Path(big).name.startswith("r.big-") and Path(small).name.startswith("r.small-")
+    assert (Path(small) / "final").is_dir()
+    assert "validation loss" in err
+    assert kdcore("run", "r.toml", *quiet)[1] == out
+    code, out, _ = kdcore("run", small, "--json", *quiet)
+    told = json.loads(out)
+    assert told["folder"] == small and told["runs"] == [{k: told[k] for k in ("folder", "scores")}]
+    assert told["scores"]["nll"] > 0
+
+
+def test_what_was_done_before_a_failure_is_printed(kdcore):
+    Path("r.toml").write_text(RECIPE)
+    each = ("--each", "train.lr=1e-2,1e30", "--set", "train.clip=1e30")
+    code, out, err = kdcore("run", "r.toml", "-p", "no:panel", *each)
+    assert code == 1 and "1 of 2 failed" in err
+    (folder,) = out.splitlines()
+    assert (Path(folder) / "final").is_dir()
 
 
 @pytest.mark.parametrize("name", ["x" * 300, "a\0b", "~nobody-here/x"])

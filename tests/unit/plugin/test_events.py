@@ -113,6 +113,16 @@ def test_a_raising_logger_is_switched_off_with_one_warning(host, caplog):
     )
 
 
+def test_a_logger_whose_record_must_not_be_lost_ends_the_run(host, monkeypatch):
+    def lost(*arguments):
+        raise RunError("the record is lost")
+
+    failing = Failing()
+    monkeypatch.setattr(Failing, "kdcore_log", hookimpl(lambda self, run, record: lost()))
+    with host.listening([failing]), pytest.raises(RunError, match="the record is lost"):
+        host.emit("kdcore_log", run=None, record=None)
+
+
 def test_a_raising_logger_is_named_with_its_plugin(tmp_path, caplog):
     (tmp_path / "alpha_logger.py").write_text(
         "from kdcore import Logger, component, hookimpl\n"

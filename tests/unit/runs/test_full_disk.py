@@ -5,8 +5,8 @@ import errno
 import pytest
 
 from kdcore import PluginError, RunError
-from kdcore.files import is_full
-from kdcore.runs.folder import full_disk
+from kdcore.files import is_full, machine_fault
+from kdcore.runs.folder import refused_by_machine
 
 
 def chained(error, *, of):
@@ -42,8 +42,40 @@ def test_what_is_not(error):
     assert not is_full(chained(RunError("failed"), of=error))
 
 
+def refused(error, folder):
+    return str(refused_by_machine(machine_fault(chained(PluginError("raised"), of=error)), folder))
+
+
 def test_the_path_is_named(tmp_path):
     error = OSError(errno.EDQUOT, "Disk quota exceeded", "/somewhere/metrics.jsonl")
-    said = str(full_disk(chained(PluginError("raised"), of=error), tmp_path))
+    said = refused(error, tmp_path)
     assert "Disk quota exceeded at /somewhere/metrics.jsonl; there is no checkpoint yet" in said
-    assert "the same command continues" in said
+    assert "Make room, and the same command continues; --set train.save_keep=1" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [
+        ("EIO", "See whether that disk is well"),
+        ("ESTALE", "See whether that disk is well"),
+        ("EACCES", "Let this user write there"),
+        ("EROFS", "name another place"),
+        ("EMFILE", "Allow more open files (ulimit -n 4096)"),
+        ("ENOSPC", "Make room"),
+    ],
+)
+def test_every_refusal_has_a_way_out(tmp_path, name, way):
+    said = refused(OSError(getattr(errno, name), "no", "/x/final"), tmp_path)
+    assert way in said and "at /x/final" in said and "the same command continues" in said
+
+
+def test_a_home_that_cannot_be_written(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = str(tmp_path / ".cache" / "huggingface")
+    assert "HF_HOME=FOLDER" in refused(PermissionError(errno.EACCES, "no", path), tmp_path)
+
+
+def test_what_libraries_in_rust_say():
+    error = RuntimeError("Error while serializing: I/O error: Stale file handle (os error 116)")
+    assert machine_fault(error) is error
+    assert machine_fault(FileNotFoundError(errno.ENOENT, "no", "x")) is None

@@ -15,6 +15,8 @@ ALONE = SimpleNamespace(num_processes=1)
         (signal.SIGINT, signal.SIGINT),
         (signal.SIGTERM, signal.SIGTERM),
         (signal.SIGUSR1, signal.SIGTERM),
+        (signal.SIGUSR2, signal.SIGTERM),
+        (signal.SIGHUP, signal.SIGHUP),
     ],
 )
 def test_a_signal_is_noted(number, known_as):
@@ -60,3 +62,13 @@ def test_processes_agree():
     accelerator = processes("cpu", [0, signal.SIGTERM])
     assert signals.agreed(accelerator) == 0
     assert signals.agreed(accelerator) == signal.SIGTERM
+
+
+def test_nohup_is_obeyed():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Signals() as signals:
+            signal.raise_signal(signal.SIGHUP)
+            assert signals.agreed(ALONE) == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
