@@ -53,12 +53,15 @@ def make_optimizer(
     eps: float = 1e-8,
 ) -> torch.optim.Optimizer:
     """An optimizer over what is trained. Weight decay spares biases and norms."""
-    made = _class(name)
-    return made(
-        _groups([p for p in model.parameters() if p.requires_grad], weight_decay),
-        lr=lr,  # type: ignore[call-arg]
-        **_accepted(made, tuple(betas), eps),
-    )
+    made, trained = _class(name), [p for p in model.parameters() if p.requires_grad]
+    options = {"lr": lr, **_accepted(made, tuple(betas), eps)}
+    try:
+        return made(_groups(trained, weight_decay), **options)
+    except RuntimeError:
+        if "fused" not in options:
+            raise
+        # Before torch 2.12 Adagrad is fused on a CPU only.
+        return made(_groups(trained, weight_decay), **{**options, "fused": False})
 
 
 def _groups(trained: Sequence[nn.Parameter], decay: float) -> list[dict[str, Any]]:

@@ -11,10 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from kdcore.distributed import main_first
-from kdcore.errors import KdcoreError, PluginError, RunError
+from kdcore.errors import KdcoreError, PluginError, RunError, is_out_of_memory
 from kdcore.files import is_full
 from kdcore.guard import asked
 from kdcore.hashing import of_tokenizer
@@ -188,12 +186,12 @@ def _explained(folder: Path) -> Iterator[None]:
     """What a person can act on; for the rest the traceback is kept in the run folder."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        raise RunError(
-            f"the device is out of memory ({str(error).splitlines()[0]}); the same command with "
-            "--set train.micro_batch=1 or train.checkpointing=true needs less"
-        ) from error
     except Exception as error:
+        if is_out_of_memory(error):
+            raise RunError(
+                f"the device is out of memory ({str(error).splitlines()[0]}); the same command "
+                "with --set train.micro_batch=1 or train.checkpointing=true needs less"
+            ) from error
         if is_full(error):
             raise full_disk(error, folder) from error
         if isinstance(error, PluginError) or not isinstance(error, KdcoreError):
