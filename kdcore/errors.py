@@ -86,3 +86,19 @@ def suggestion(name: str, among: Iterable[str]) -> str:
     """`; did you mean 'kl'?`, or nothing."""
     near = difflib.get_close_matches(name, list(among), n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
+
+
+_NO_MEMORY = (
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device had too little memory: for torch's allocator, the driver or a library."""
+    import torch
+
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(each in str(error) for each in _NO_MEMORY)

@@ -9,7 +9,7 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-from kdcore.errors import KdcoreError, PluginError
+from kdcore.errors import KdcoreError, PluginError, is_out_of_memory
 
 
 class Named(Protocol):
@@ -22,14 +22,14 @@ class Named(Protocol):
 @contextmanager
 def blame(component: Named, method: str) -> Iterator[None]:
     """While this component's method runs. What is already told to a person passes through."""
-    import torch
-
     try:
         with stdout_spared():
             yield
-    except (KdcoreError, torch.OutOfMemoryError):
+    except KdcoreError:
         raise
     except (Exception, SystemExit) as error:
+        if is_out_of_memory(error):
+            raise
         raise PluginError(
             f"{described(component)} raised {type(error).__name__} in {method}: {error}"
         ) from error

@@ -55,11 +55,14 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """An optimizer over what is trained. Weight decay spares what `is_spared` says."""
     made = _class(name)
-    return made(
-        _groups(model, weight_decay),
-        lr=lr,  # type: ignore[call-arg]
-        **_accepted(made, tuple(betas), eps),
-    )
+    options = {"lr": lr, **_accepted(made, tuple(betas), eps)}
+    try:
+        return made(_groups(model, weight_decay), **options)
+    except RuntimeError:
+        if "fused" not in options:
+            raise
+        # Before torch 2.12 Adagrad is fused on a CPU only.
+        return made(_groups(model, weight_decay), **{**options, "fused": False})
 
 
 def _groups(model: nn.Module, decay: float) -> list[dict[str, Any]]:

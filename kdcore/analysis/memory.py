@@ -29,7 +29,7 @@ from kdcore.errors import PluginError, RunError
 from kdcore.models.adapters import bytes_on_device
 from kdcore.models.head import chunk_size
 from kdcore.models.loading import HALF, dtype_of, precision_of
-from kdcore.training.micro_batch import by_probe, on_cpu
+from kdcore.training.micro_batch import MARGIN, by_probe, on_cpu
 from kdcore.training.setup import enable_checkpointing, optimizer_of
 from kdcore.training.student import finished, patched
 
@@ -177,7 +177,7 @@ class _Estimating:
         memory = torch.cuda.get_device_properties(self.device).total_memory
 
         def attempt(rows: int) -> None:
-            if self._peak(held, self._footprint(rows)) > memory:
+            if self._peak(held, self._footprint(rows)) > memory * (1 - MARGIN):
                 raise torch.OutOfMemoryError
 
         try:

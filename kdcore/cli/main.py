@@ -212,6 +212,9 @@ def main() -> None:
     _open_closed()
     # All of this before the libraries are imported. Pages of 2 MB for large tensors on a CPU:
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
+        # Rows of many lengths would leave holes in a GPU's memory. torch 2.8 knows the older name.
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     if os.environ.get("RANK", "0") != "0" or not sys.stderr.isatty():
         # No progress bars in logs.
         for library in ("HF_DATASETS", "HF_HUB"):

@@ -11,11 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from kdcore.checksums import damage, refuse_changed
 from kdcore.distributed import main_first
-from kdcore.errors import KdcoreError, PluginError, RunError
+from kdcore.errors import KdcoreError, PluginError, RunError, is_out_of_memory
 from kdcore.files import is_full, machine_fault, write_whole
 from kdcore.guard import asked
 from kdcore.hashing import of_tokenizer
@@ -219,12 +217,12 @@ def _explained(folder: Path) -> Iterator[None]:
     """What a person can act on; for the rest the traceback is kept in the run folder."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        raise RunError(
-            f"the device is out of memory ({str(error).splitlines()[0]}); the same command with "
-            "--set train.micro_batch=1 or train.checkpointing=true needs less"
-        ) from error
     except Exception as error:
+        if is_out_of_memory(error):
+            raise RunError(
+                f"the device is out of memory ({str(error).splitlines()[0]}); the same command "
+                "with --set train.micro_batch=1 or train.checkpointing=true needs less"
+            ) from error
         unexpected = isinstance(error, PluginError) or not isinstance(error, KdcoreError)
         fault = machine_fault(error) if unexpected or is_full(error) else None
         if fault is not None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from kdcore.errors import KdcoreError, RunError, StartAgain
+from kdcore.errors import KdcoreError, RunError, StartAgain, is_out_of_memory
 from kdcore.files import write_whole
 from kdcore.models.head import chunk_size
 from kdcore.objective.chunked_loss import Values
@@ -85,6 +85,7 @@ def _free(device: torch.device) -> int:
 
 
 _KEPT = "micro_batch.json"  # in the run folder, where several processes found one
+MARGIN = 0.1  # of a GPU's memory: an allocator near the limit spends its time on retries
 _CPU_TOKENS = 4096  # larger micro-batches were no faster on two cores, and take more memory
 
 
@@ -96,14 +97,14 @@ def on_cpu(largest: int, block: int) -> int:
 def by_probe(largest: int, attempt: Callable[[int], None]) -> int:
     """The largest of `largest`, its half, its quarter, ... that `attempt` has the memory for.
 
-    Raises torch.OutOfMemoryError where a single row does not fit.
+    Raises what `attempt` raised where a single row does not fit.
     """
     rows = largest
     while True:
         try:
             attempt(rows)
-        except torch.OutOfMemoryError:
-            if rows == 1:
+        except RuntimeError as error:
+            if rows == 1 or not is_out_of_memory(error):
                 raise
             rows = (rows + 1) // 2
         else:
@@ -167,12 +168,13 @@ class Memory:
         while True:
             try:
                 return work()
-            except torch.OutOfMemoryError as error:
-                said = str(error).splitlines()[0]
-            except (RuntimeError, KdcoreError):  # a plugin may be blamed for a process that is gone
-                if not self._is_told():
+            except (RuntimeError, KdcoreError) as error:
+                if is_out_of_memory(error):
+                    said = str(error).splitlines()[0]
+                elif self._is_told():  # a plugin may be blamed for a process that is gone
+                    said = "in another process"
+                else:
                     raise
-                said = "in another process"
             # Here, where the error and all the tensors that hang on it are gone.
             self._step.optimizer.zero_grad(set_to_none=True)
             before.put_back()
@@ -222,12 +224,14 @@ def _micro_batch(step: TrainStep) -> int:
 
 
 def _attempt(step: TrainStep, rows: int) -> None:
-    """A forward and backward of full rows, beside the memory that the optimizer will take."""
+    """A forward and backward of full rows, beside what the optimizer will take and a margin."""
     run = step.run
     block = run.recipe.data.block
     trained = sum(p.numel() for p in step.objective.parameters() if p.requires_grad)
     moments = torch.empty(2 * trained, device=run.device)
+    memory = torch.cuda.get_device_properties(run.device).total_memory
+    margin = torch.empty(int(MARGIN * memory), dtype=torch.uint8, device=run.device)
     ids = list(range(block))
     row = {"input_ids": [0] * block, "document": [0] * block, "offset": ids, "position": ids}
     step.rehearse([row] * rows)
-    del moments
+    del moments, margin

@@ -110,7 +110,9 @@ class TrainStep:
             loss, share = self.wrapped(reading.batch, terms, values, logits_at, chosen)
         if self.run.processes > 1:  # DDP averages their gradients; the loss is a sum over them
             loss = loss * self.run.processes
-        loss.backward() if self.accelerator.scaler is None else self.accelerator.backward(loss)
+        # Not accelerate's backward, which divides by what its own configuration may say.
+        scaler = self.accelerator.scaler
+        (loss if scaler is None else scaler.scale(loss)).backward()
         return share  # type: ignore[no-any-return]
 
     def rehearse(self, rows: Sequence[Row]) -> None:

@@ -267,7 +267,7 @@ def test_the_drawn_validation_rows_are_the_same_at_each_epoch(longer, byte_token
         run.laid("train", epoch)
         assert flat(run.rows("validation")) == first
     every = lay_texts(data, "validation", byte_tokenizer)
-    assert first == flat(every.subset(drawn(len(every), 5, 3)))
+    assert first == flat(every.subset(drawn(len(every), 5, 0)))
 
 
 @pytest.mark.slow

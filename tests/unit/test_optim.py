@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from kdcore import UsageError
 from kdcore.api.train_options import TrainOptions
+from kdcore.optim import make_optimizer
 from kdcore.training.setup import optimizer_of
 
 NAMES = ("adamw", "Adam", "sgd", "nadam", "radam", "adafactor", "adamax", "rmsprop", "adagrad")
@@ -190,3 +191,17 @@ def test_betas_that_nobody_chose_are_the_optimizers_own(bitsandbytes):
     assert optimizer_of(options, model()).betas == (0.9, 0.99)
     options = TrainOptions(lr=0.1, optimizer="lion", betas=[0.95, 0.98])
     assert optimizer_of(options, model()).betas == (0.95, 0.98)
+
+
+def test_an_optimizer_that_is_not_fused_on_this_device_is_plain(monkeypatch):
+    """As Adagrad is on a GPU before torch 2.12."""
+
+    class Adagrad(torch.optim.Adagrad):
+        def __init__(self, groups, lr, weight_decay=0.0, *, fused=None):
+            if fused:
+                raise RuntimeError("`fused=True` requires all the params to be on ['cpu']")
+            super().__init__(groups, lr=lr, weight_decay=weight_decay, fused=fused)
+
+    monkeypatch.setattr(torch.optim, "Adagrad", Adagrad)
+    made = make_optimizer("adagrad", torch.nn.Linear(2, 2), lr=0.1)
+    assert [group["fused"] for group in made.param_groups] == [False]

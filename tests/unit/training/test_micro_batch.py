@@ -1,7 +1,12 @@
+import re
+from types import SimpleNamespace
+
 import pytest
 import torch
+from kdcore_losses import CrossEntropy
 
-from kdcore.training.micro_batch import by_probe, on_cpu
+from kdcore.guard import blame
+from kdcore.training.micro_batch import _attempt, by_probe, on_cpu
 
 
 def test_on_a_cpu_it_goes_by_the_row_length():
@@ -10,16 +15,23 @@ def test_on_a_cpu_it_goes_by_the_row_length():
     assert on_cpu(8, block=100_000) == 1
 
 
+NO_MEMORY = [
+    torch.OutOfMemoryError("so many rows do not fit"),
+    RuntimeError("CUDA error: out of memory"),  # AcceleratorError is one, of the driver
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+]
+
+
 class Memory:
     """Enough for so many rows."""
 
-    def __init__(self, rows):
-        self.rows, self.asked = rows, []
+    def __init__(self, rows, error=NO_MEMORY[0]):
+        self.rows, self.error, self.asked = rows, error, []
 
     def __call__(self, rows):
         self.asked.append(rows)
         if rows > self.rows:
-            raise torch.OutOfMemoryError("so many rows do not fit")
+            raise self.error
 
 
 @pytest.mark.parametrize(
@@ -30,6 +42,36 @@ def test_a_probe_halves_until_it_fits(largest, fit, asked):
     memory = Memory(fit)
     assert by_probe(largest, memory) == asked[-1]
     assert memory.asked == asked
+
+
+@pytest.mark.parametrize("error", NO_MEMORY)
+def test_whoever_says_that_there_is_no_memory(error):
+    assert by_probe(8, Memory(2, error)) == 2
+    with (
+        pytest.raises(type(error), match=re.escape(str(error))),
+        blame(CrossEntropy(), "per_token"),
+    ):
+        raise error
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_probe_leaves_a_tenth_of_the_memory(monkeypatch):
+    device, held, empty = torch.device("cuda"), [], torch.empty
+    trained = torch.nn.Linear(3, 2, device=device)
+    monkeypatch.setattr(
+        torch, "empty", lambda *size, **options: held.append(size[0]) or empty(0, **options)
+    )
+    step = SimpleNamespace(
+        run=SimpleNamespace(
+            device=device, data=None, recipe=SimpleNamespace(data=SimpleNamespace(block=4))
+        ),
+        objective=trained,
+        rehearse=lambda rows: held.append(len(rows)),
+    )
+    _attempt(step, 5)
+    tenth = int(0.1 * torch.cuda.get_device_properties(device).total_memory)
+    assert held == [2 * (3 * 2 + 2), tenth, 5]
 
 
 def test_a_row_that_does_not_fit_is_an_error():

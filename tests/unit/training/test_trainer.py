@@ -1,4 +1,6 @@
 import pickle
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import given
 import pytest
@@ -7,6 +9,8 @@ from engine import Held, term
 from kdcore_losses import CrossEntropy, ForwardKL
 from kdcore_selections import Hardest
 from training import Eval, assert_equal, records, trainer, weights
+
+from kdcore.training.step import TrainStep
 
 ROWS = given.packed_rows()
 TEACHER = given.model(seed=1)
@@ -186,3 +190,17 @@ def test_a_record_goes_to_other_processes(tmp_path):
     made.train()
     (record,) = records(made)
     assert pickle.loads(pickle.dumps(record)) == record
+
+
+def test_a_scaler_scales_the_loss_and_nothing_divides_it():
+    """accelerate's own backward divides by ACCELERATE_GRADIENT_ACCUMULATION_STEPS."""
+    weight = torch.ones(3, requires_grad=True)
+    made = SimpleNamespace(
+        run=SimpleNamespace(teacher=None, autocast=nullcontext, processes=1),
+        accelerator=SimpleNamespace(scaler=torch.amp.GradScaler("cpu", init_scale=8.0)),
+        wrapped=lambda *_: (weight.sum(), None),
+        values=lambda terms: None,
+        watch=None,
+    )
+    TrainStep.backward(made, SimpleNamespace(batch=None), [], lambda states: None)
+    assert weight.grad.tolist() == [8.0] * 3
