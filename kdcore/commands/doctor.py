@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from typing import Annotated
 
@@ -86,8 +87,6 @@ def _tokenizer(found: Examined) -> Iterator[tuple[str, str]]:
         f"{name} {_token(getattr(tokenizer, f'{name}_token'))}" for name in ("bos", "eos", "pad")
     ]
     yield "special tokens", ", ".join(tokens)
-    added = len(tokenizer("a")["input_ids"]) - len(tokenizer.encode("a", add_special_tokens=False))
-    yield "rows begin", "with bos: it adds one" if added else "without bos, as it adds none"
     yield "chat template", "its own" if tokenizer.chat_template else "none"
 
 
@@ -108,8 +107,19 @@ def _data(found: Examined) -> Iterator[tuple[str, str]]:
     yield "lengths", _lengths(sample)
     trained = f"{trained_share(sample):.1%} of the tokens are trained"
     yield "masks", f"{trained}, of {len(sample.rows):,} rows that were drawn"
+    yield "begin", _begin(found)
     ends, documents = found.ended
     yield "ends", f"{ends:,} of {documents:,} documents in them end with a learned end token"
+
+
+def _begin(found: Examined) -> str:
+    """The token that most documents begin with, where it is none of the text."""
+    assert found.tokenizer is not None
+    (first, times), *_ = Counter(found.first).most_common(1) or [(-1, 0)]
+    if first not in found.tokenizer.all_special_ids:
+        return "documents begin with text: no token before it"
+    token = repr(found.tokenizer.decode([first]))
+    return f"{times:,} of {len(found.first):,} documents in them begin with {token}"
 
 
 def _rows(sample: RowSample) -> str:

@@ -22,6 +22,7 @@ import torch
 from kdcore.analysis.parameters import parameters_of
 from kdcore.analysis.plan import student_config
 from kdcore.analysis.rows import RowSample, opened_stages, sample_of
+from kdcore.data.encoding import own_beginning
 from kdcore.errors import KdcoreError
 from kdcore.models.loading import dtype_of, precision_of
 from kdcore.models.locations import trust
@@ -76,6 +77,7 @@ class Examined:
     ids: int | None = None  # that all models share
     samples: list[RowSample] = field(default_factory=list)
     told: list[str] = field(default_factory=list)  # what a run says of its rows
+    first: list[int] = field(default_factory=list)  # ids that documents begin with
     ended: tuple[int, int] = (0, 0)  # documents that end with a learned eos, of so many
     findings: list[Finding] = field(default_factory=list)
 
@@ -176,6 +178,14 @@ class _Examining:
             said.add(
                 "warning",
                 f"{trained_share(sample):.1%} of the tokens are trained: the rest is prompts",
+            )
+        said.first = [int(n) for row in sample.rows for n in row.input_ids[row.offset == 0]]
+        own = own_beginning(self.run.tokenizer)
+        if own and said.first and own[0] not in said.first:
+            said.add(
+                "warning",
+                f"no document begins with {self.run.tokenizer.decode(own)!r}, which the tokenizer "
+                "puts before a text: a model that was trained with it reads these less well",
             )
         said.ended = _ended(sample)
         ends, documents = said.ended

@@ -146,6 +146,28 @@ def test_ends_that_are_not_learned_are_a_warning(here, host):
     )
 
 
+def beginning_with_bos():
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = tiny.llama_tokenizer()
+    bos = (tokenizer.bos_token, tokenizer.bos_token_id)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{bos[0]} $A", special_tokens=[bos]
+    )
+    return tokenizer
+
+
+@pytest.mark.parametrize("bos, warned", [("true", False), ("false", True)])
+def test_documents_without_what_the_tokenizer_puts_before_them(here, host, bos, warned):
+    (here / "student.txt").write_text("\n\n".join(tiny.TEXTS * 9))
+    for name in ("student", "teacher"):
+        tiny.save(here / name, tokenizer=beginning_with_bos(), max_position_embeddings=256)
+    data = f"{{use='text', path='student.txt', block=128, validation_share=0.2, bos={bos}}}"
+    (one,) = examined(host, sets=[f"data={data}"])
+    said = [each.text for each in one.findings if each.degree == "warning"]
+    assert any("no document begins with '<s>'" in text for text in said) == warned
+
+
 def test_documents_that_are_cut_are_a_warning(here, host):
     sets = ["data={use='stories', stories=30, validation=5, block=32}"]
     assert any("longer than a row of 32" in each for each in found(host, "warning", sets=sets))
