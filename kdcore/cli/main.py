@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from importlib.metadata import EntryPoint
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -20,6 +20,9 @@ from kdcore.cli.results import tell_results
 from kdcore.errors import KdcoreError, PluginError, RunError, UsageError
 from kdcore.files import machine_fault, refusal
 from kdcore.redact import Redacted, without_own_secrets
+
+if TYPE_CHECKING:
+    from kdcore.runs.runner import Asked
 
 
 def first_sentence(verb: EntryPoint) -> str:
@@ -142,15 +145,9 @@ def run(
 ) -> None:
     """Run a recipe, or go on with a run. Standard output has each stage's folder, the last last."""
     _tell(quiet)
-    from kdcore.cli.launch import end_with_launcher, join, launch
+    _join(processes)
+    from kdcore.runs.runner import Asked
 
-    end_with_launcher()
-    join(os.environ, processes)
-    if processes > 1 and "WORLD_SIZE" not in os.environ:
-        raise SystemExit(launch(sys.argv[1:], processes))
-    from kdcore.runs.runner import Asked, run_all
-
-    folders: list[Path] = []
     asked = Asked(
         recipe=recipe,
         sets=tuple(sets or ()),
@@ -161,6 +158,24 @@ def run(
         fresh=fresh,
         accept=frozenset(filter(None, accept.split(","))),
     )
+    _run(asked, plugins, as_json)
+
+
+def _join(processes: int) -> None:
+    """Where several processes are asked for, be their launcher and end with them."""
+    from kdcore.cli.launch import end_with_launcher, join, launch
+
+    end_with_launcher()
+    join(os.environ, processes)
+    if processes > 1 and "WORLD_SIZE" not in os.environ:
+        raise SystemExit(launch(sys.argv[1:], processes))
+
+
+def _run(asked: Asked, plugins: list[str] | None, as_json: bool) -> None:
+    """Run it, and print what is finished even where the rest fails."""
+    from kdcore.runs.runner import run_all
+
+    folders: list[Path] = []
     try:
         run_all(asked, host_of(plugins), folders.append)
     finally:
