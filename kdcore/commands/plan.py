@@ -246,5 +246,5 @@ def _kept(plan: StagePlan) -> int:
     every = train.save_every
     if every == "epoch":
         every = math.ceil(plan.rows / train.batch) if plan.rows else 1
-    written = math.ceil(plan.steps / every) if plan.steps else train.save_keep + 1
+    written = train.save_keep + 1 if plan.steps is None else math.ceil(plan.steps / every)
     return int(min(train.save_keep + 1, written))
