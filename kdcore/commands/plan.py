@@ -45,6 +45,9 @@ def plan(
     out: Annotated[
         Path, typer.Option(help="Where runs are kept; teachers may know something of their caches.")
     ] = Path("runs"),
+    every: Annotated[
+        bool, typer.Option("--all", help="List each tensor, and the tree of modules.")
+    ] = False,
     plugins: Plugins = None,
 ) -> None:
     """Tell what a recipe will do: objective, sizes, steps, memory and disk. Loads no weights."""
@@ -54,6 +57,8 @@ def plan(
     symbols: dict[str, str] = {}
     for each in plans_of(found):
         _tell_stage(each)
+        if every and each.estimate is not None:
+            tell(_tensors(each.estimate), "", Padding(Text(each.estimate.tree), _MARGIN), "")
         for said in _warnings(found, each.stage.name, out):
             tell(Padding(Text(said, "yellow"), _MARGIN), "")
         symbols |= each.symbols
@@ -190,6 +195,18 @@ def _parameters(estimate: Any) -> Padding:
             table.add_row(name, *(f"{n:,}" for n in numbers[: 3 if frozen else 2]))
     totals = [sum(getattr(part, key) for part in estimate.parts) for key in ("total", "trained")]
     table.add_row("total", "", *(f"{n:,}" for n in totals[: 2 if frozen else 1]), style="bold")
+    return Padding(table, _MARGIN)
+
+
+def _tensors(estimate: Any) -> Padding:
+    """A line for each parameter; folded and never cut."""
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="cyan")
+    for title in ("tensor", "shape", "type", "trained", "decayed"):
+        table.add_column(title, overflow="fold")
+    for each in estimate.tensors:
+        shape = " x ".join(map(str, each.shape))
+        said = ["yes" if is_ else "no" for is_ in (each.trained, each.decayed)]
+        table.add_row(each.name, shape, each.dtype, *said)
     return Padding(table, _MARGIN)
 
 
