@@ -1,9 +1,11 @@
 """The run folder's record: metrics.jsonl, one JSON object a line, and log.txt.
 
 Every line has `stage`, `step`, `tokens`, `time` (seconds since 1970) and `elapsed` (seconds of
-running, over all continuations). Training lines add `loss`, `loss/<label>` for each term, `lr`,
-`kept`, `tokens_per_second`, `selection/...` and now and then `gradient/<label>` (each term's share
-of the gradient); evaluation lines add `eval/<name>`. A value that is not finite is written as null,
+running, over all continuations). Training lines add `loss`, for each term `loss/<label>`, its mean
+in nats a token, and `weight/<label>` (`loss` is the sum of their products), `lr`, `kept`,
+`tokens_per_second`, `selection/...`, now and then `gradient/<label>` (each term's share of the
+gradient), and `schema`, which is 2: lines without it are older, and have the weight in their
+`loss/<label>`. Evaluation lines add `eval/<name>`. A value that is not finite is written as null,
 because JSON has no other word for it. Lines of `kdcore eval` have `again` (true) and stand at the
 end; what a run measured itself is not changed by them.
 """
@@ -28,6 +30,9 @@ Line = dict[str, float | str | None]
 AGAIN = "again"
 """The key of lines that were measured after the run."""
 
+SCHEMA = 2
+"""What the keys of a training line mean: see above."""
+
 METRICS = "metrics.jsonl"
 LOG = "log.txt"
 _kdcore = logging.getLogger("kdcore")
@@ -40,6 +45,8 @@ def training_line(record: Record) -> Line:
         "tokens": record.tokens,
         "loss": record.loss,
         **{f"loss/{label}": value for label, value in record.terms.items()},
+        **{f"weight/{label}": value for label, value in record.weights.items()},
+        "schema": SCHEMA,
         "lr": record.lr,
         "kept": record.kept,
         "tokens_per_second": record.tokens_per_second,

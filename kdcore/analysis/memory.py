@@ -23,6 +23,7 @@ from kdcore.analysis.memory_trace import (
     on_device,
 )
 from kdcore.analysis.parameters import Part, parameters_of, parts_of
+from kdcore.analysis.tensors import Listed, tensors_of
 from kdcore.api.contracts import Component, Teacher
 from kdcore.api.options import walk
 from kdcore.errors import PluginError, RunError
@@ -61,6 +62,8 @@ class Estimate:
     checkpoint: int  # bytes of one on disk
     final: int  # bytes of the finished student on disk
     unknown: Sequence[str]  # what is left out, and why
+    tensors: Sequence[Listed] = ()  # of the student
+    tree: str = ""  # of its modules
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,6 +157,8 @@ class _Estimating:
             ("scores, logits and losses", taken.chunk),
         ]
         return Estimate(
+            tensors=list(tensors_of(self.student)),
+            tree=str(self.student),
             parts=parts,
             micro_batch=rows,
             device=self.device.type,

@@ -113,19 +113,21 @@ class Record:
 
     step: int
     tokens: int  # valid tokens trained on so far, over all processes
-    loss: float
-    terms: Mapping[str, float]  # by the label of its `use` ("kl", "kl.2"), weight included
+    loss: float  # the sum of weight times term
+    terms: Mapping[str, float]  # by the label of its `use` ("kl", "kl.2"): nats a token, unweighted
     lr: float
     kept: float  # share of the valid tokens that the selection kept; 1.0 without one
     tokens_per_second: float  # valid tokens, over all processes
     selection: Mapping[str, float]  # threshold, excess_kept, excess_dropped, where scores rank
     gradient: Mapping[str, float] = field(default_factory=dict)  # each term's share, now and then
+    weights: Mapping[str, float] = field(default_factory=dict)  # of the terms, by label
 
     def __post_init__(self) -> None:
         # Several listeners are handed the same record.
         object.__setattr__(self, "terms", MappingProxyType(dict(self.terms)))
         object.__setattr__(self, "selection", MappingProxyType(dict(self.selection)))
         object.__setattr__(self, "gradient", MappingProxyType(dict(self.gradient)))
+        object.__setattr__(self, "weights", MappingProxyType(dict(self.weights)))
 
     def __reduce__(self) -> tuple[type[Record], tuple[object, ...]]:
         """Records go to other processes too; the views of their mappings cannot."""

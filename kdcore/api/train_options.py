@@ -42,7 +42,7 @@ class TrainOptions:
 
     lr: Positive
     epochs: Positive | None = None
-    steps: Count | None = None
+    steps: Annotated[int, Field(ge=0)] | None = None
     tokens: Count | None = None
     batch: Count = 8
     micro_batch: Literal["auto"] | Count = "auto"

@@ -45,6 +45,9 @@ def plan(
     out: Annotated[
         Path, typer.Option(help="Where runs are kept; teachers may know something of their caches.")
     ] = Path("runs"),
+    every: Annotated[
+        bool, typer.Option("--all", help="List each tensor, and the tree of modules.")
+    ] = False,
     plugins: Plugins = None,
 ) -> None:
     """Tell what a recipe will do: objective, sizes, steps, memory and disk. Loads no weights."""
@@ -54,6 +57,8 @@ def plan(
     symbols: dict[str, str] = {}
     for each in plans_of(found):
         _tell_stage(each)
+        if every and each.estimate is not None:
+            tell(_tensors(each.estimate), "", Padding(Text(each.estimate.tree), _MARGIN), "")
         for said in _warnings(found, each.stage.name, out):
             tell(Padding(Text(said, "yellow"), _MARGIN), "")
         symbols |= each.symbols
@@ -193,6 +198,18 @@ def _parameters(estimate: Any) -> Padding:
     return Padding(table, _MARGIN)
 
 
+def _tensors(estimate: Any) -> Padding:
+    """A line for each parameter; folded and never cut."""
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="cyan")
+    for title in ("tensor", "shape", "type", "trained", "decayed"):
+        table.add_column(title, overflow="fold")
+    for each in estimate.tensors:
+        shape = " x ".join(map(str, each.shape))
+        said = ["yes" if is_ else "no" for is_ in (each.trained, each.decayed)]
+        table.add_row(each.name, shape, each.dtype, *said)
+    return Padding(table, _MARGIN)
+
+
 def _numbers(*titles: str) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="cyan")
     table.add_column(titles[0], overflow="fold")
@@ -246,5 +263,5 @@ def _kept(plan: StagePlan) -> int:
     every = train.save_every
     if every == "epoch":
         every = math.ceil(plan.rows / train.batch) if plan.rows else 1
-    written = math.ceil(plan.steps / every) if plan.steps else train.save_keep + 1
+    written = train.save_keep + 1 if plan.steps is None else math.ceil(plan.steps / every)
     return int(min(train.save_keep + 1, written))

@@ -33,6 +33,9 @@ class Recorder:
     def _begin(self) -> None:
         self._terms = torch.zeros(len(self.labels), device=self.run.device)
         self._squares = torch.zeros_like(self._terms)
+        self._means = torch.zeros_like(self._terms)  # the terms without their weights
+        # In how many steps each term was computed, and the sums of its weights there.
+        self._seen = torch.zeros(2, len(self.labels), device=self.run.device)
         self._steps = self._tokens = self._kept = 0  # of the steps that were counted
         self._uncounted: list[tuple[Tensor, Tensor, list[Tensor]]] = []  # steps, valid, kept
         self._ranked: Ranked | None = None
@@ -45,23 +48,28 @@ class Recorder:
 
     def add(
         self,
-        terms: Sequence[Term],
+        terms: Sequence[tuple[Term, float]],
         shares: Sequence[Tensor],
         choices: Choices,
         good: Tensor,
         squares: Tensor | None = None,
     ) -> None:
-        """One step: its computed terms and their shares [terms] of each micro-batch.
+        """One step: its computed terms, weighted, and their shares [terms] of each micro-batch.
 
         Where `good` is 0 the step was held back, and counts for nothing. `squares` are those of
         each term's gradient, where they were measured.
         """
         if squares is not None:
             self._squares += torch.where(good > 0, squares, 0)
+        places = [self.labels.index(term.label) for term, _ in terms]
         for share in shares:
             counted = torch.where(good > 0, share, 0)
-            for term, value in zip(terms, counted, strict=True):
-                self._terms[self.labels.index(term.label)].add_(value)
+            for place, value, (_, weight) in zip(places, counted, terms, strict=True):
+                self._terms[place].add_(value)
+                self._means[place].add_(value, alpha=1 / weight if weight else 0.0)
+        for place, (_, weight) in zip(places, terms, strict=True):
+            self._seen[0, place].add_(good, alpha=float(weight != 0))
+            self._seen[1, place].add_(good, alpha=weight)
         self._uncounted.append((good, choices.valid * good, [n * good for n in choices.kept]))
         self._ranked = choices.ranked
 
@@ -88,12 +96,19 @@ class Recorder:
     def record(self, lr: float) -> Record:
         """The record of the steps added; begins anew."""
         self.count()
-        terms = self._by_label(self._terms, self._steps)
+        weighted = self._by_label(self._terms, self._steps)
+        times, weights = self._seen.tolist()
+        means = self._by_label(self._means).items()
+        told = {label: n for label, n in zip(self.labels, times, strict=True) if n}
         record = Record(
             step=self.run.step,
             tokens=self.run.tokens,
-            loss=sum(terms.values()),
-            terms=terms,
+            loss=sum(weighted.values()),
+            terms={label: value / told[label] for label, value in means if label in told},
+            weights={
+                label: weight / self._steps
+                for label, weight in zip(self.labels, weights, strict=True)
+            },
             lr=lr,
             kept=self._kept_share(),
             tokens_per_second=self._tokens / (time.perf_counter() - self._since),
@@ -120,7 +135,8 @@ class Recorder:
         taken = time.perf_counter() - self._since
         counts = [self._steps, self._tokens, self._kept, taken]
         counted = torch.tensor(counts, dtype=torch.float64)
-        return {"terms": self._terms, "squares": self._squares, "counts": counted}
+        sums = {"terms": self._terms, "squares": self._squares, "means": self._means}
+        return sums | {"seen": self._seen, "counts": counted}
 
     def restore(self, states: Sequence[Mapping[str, Tensor]]) -> None:
         """Go on with the sums of the processes that wrote a checkpoint, however many they were."""
@@ -130,7 +146,11 @@ class Recorder:
         steps, tokens, _, taken = states[0]["counts"].tolist()
         self._steps, self._tokens = int(steps), int(tokens)
         self._since -= taken
+        if "seen" in states[0]:  # older checkpoints have none
+            self._seen += states[0]["seen"].to(self._seen.device)
         for state in states[self.run.process :: self.run.processes]:
+            if "means" in state:
+                self._means += state["means"].to(self._means.device)
             self._terms += state["terms"].to(self._terms.device)
             self._squares += state["squares"].to(self._terms.device)
             self._kept += int(state["counts"][2])

@@ -44,7 +44,7 @@ class Trainer(TrainStep):
     def train(self) -> None:
         """From `run.step` to `run.steps`."""
         run, options = self.run, self.run.recipe.train
-        if run.step == 0 and options.eval_first:
+        if run.step == 0 and (options.eval_first or run.steps == 0):
             self._evaluate()
         while run.step < run.steps:
             self.host.emit("kdcore_step_start", run=run, step=run.step + 1)
@@ -76,7 +76,7 @@ class Trainer(TrainStep):
         self.base_optimizer.zero_grad(set_to_none=True)
         watched, self.watch = self.watch, None
         squares = None if watched is None else watched.squares
-        self.recorder.add([term for term, _ in terms], shares, choices, good, squares)
+        self.recorder.add(terms, shares, choices, good, squares)
 
     def _due(self, every: int | Literal["epoch"]) -> bool:
         """Whether something with this cadence is due after the step just done."""

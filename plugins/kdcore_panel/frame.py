@@ -168,6 +168,8 @@ def rows(history: History, *, parts: bool = False) -> list[tuple[str, Series]]:
     terms = history.group("loss/")
     losses = _named([curve for curve in history.group("loss") if curve.name == "loss"], "")
     losses += _named(terms, "loss/", "  ") if len(terms) > 1 else []
+    older = history.group("weighted loss/")
+    losses += _named(older, "loss/", "  ") if len(older) > 1 else []
     return [
         *losses,
         *_named(history.scores(parts=parts), "eval/"),
@@ -176,7 +178,7 @@ def rows(history: History, *, parts: bool = False) -> list[tuple[str, Series]]:
 
 
 def _named(curves: Sequence[Series], prefix: str, indent: str = "") -> list[tuple[str, Series]]:
-    return [(indent + curve.name.removeprefix(prefix), curve) for curve in curves]
+    return [(indent + curve.name.replace(prefix, "", 1), curve) for curve in curves]
 
 
 def number(value: float, style: str = "") -> Text:

@@ -118,9 +118,11 @@ class History:
         self.step = max(self.step, step if isinstance(step, int) else 0)
         self.records += "loss" in line
         self.version += 1
+        old = "loss" in line and "schema" not in line
         for key, value in line.items():
             if key == "loss" or "/" in key:
-                self._take(key, value)
+                # What older runs call so has its weight in it: another curve.
+                self._take(f"weighted {key}" if old and key.startswith("loss/") else key, value)
             elif isinstance(value, int | float):
                 self.latest[key] = value
 

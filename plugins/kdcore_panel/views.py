@@ -90,8 +90,12 @@ class Lines(View):
         """A line of numbers."""
         super().record(record)
         pace, now = self.frame.pace, self.clock()
-        losses = {"loss": record.loss, **(record.terms if len(record.terms) > 1 else {})}
-        said = [f"{name} {numbers.value(value)}" for name, value in losses.items()]
+        said = [f"loss {numbers.value(record.loss)}"]
+        if len(record.weights) > 1 or {*record.weights.values()} - {1.0}:
+            said += [
+                f"{label} {numbers.value(value)} (x {record.weights.get(label, 1.0):g})"
+                for label, value in record.terms.items()
+            ]
         said += [f"lr {record.lr:.2e}", f"{numbers.count(record.tokens_per_second)} tokens/s"]
         if record.kept != 1:
             said.append(f"kept {numbers.percent(record.kept)}")

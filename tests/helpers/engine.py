@@ -220,7 +220,8 @@ def step(student, rows, terms, *, selection=None, at=1, **options):
     noted = SimpleNamespace()
 
     def add(terms, shares, choices, good, squares):
-        noted.terms, noted.shares, noted.choices = terms, shares, choices
+        noted.terms = [term for term, _ in terms]
+        noted.shares, noted.choices = shares, choices
 
     made.recorder.add = add
     made.step(at)

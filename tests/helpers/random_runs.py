@@ -97,7 +97,9 @@ def _found(folder):
     for line in lines:
         if "loss" in line:
             names = [key for key in line if key.startswith("loss/")]
-            found |= {f"step {line['step']}: {name}": line[name] for name in [*names, "kept"]}
+            weight = {name: line[name.replace("loss", "weight", 1)] for name in names}
+            found |= {f"step {line['step']}: {n}": line[n] * weight.get(n, 1) for n in names}
+            found[f"step {line['step']}: kept"] = line["kept"]
     final = world.loaded(folder / "final").state_dict()
     return found | {"eval/nll": lines[-1]["eval/nll"]} | final
 

@@ -43,7 +43,12 @@ def test_every_line_says_where_it_stands_and_what_was_measured(tmp_path, files):
     }
     record = a_record(10)
     assert training["loss"] == record.loss
-    assert training["loss/ce"] + training["loss/kl"] == pytest.approx(record.loss)
+    both = (
+        training["loss/ce"] * training["weight/ce"],
+        training["loss/kl"] * training["weight/kl"],
+    )
+    assert sum(both) == pytest.approx(record.loss)
+    assert training["schema"] == 2 and "schema" not in evaluation
     assert training["selection/threshold"] == 0.4
     assert {"lr", "kept", "tokens_per_second"} <= training.keys()
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import pytest
 from kdcore_panel import Panel, kdcore_loggers, numbers
 from kdcore_panel.facts import component, facts_of_folder, facts_of_run, spelt
-from kdcore_panel.frame import Frame
+from kdcore_panel.frame import Frame, rows
 from kdcore_panel.history import POINTS, History, Series, lower_is_better
 from kdcore_panel.pace import Pace
 from kdcore_panel.replay import recorded
@@ -361,3 +361,10 @@ def test_a_panel_that_fails_gives_the_terminal_back(tmp_path, loud):
 def test_hook_kdcore_loggers():
     assert kdcore_loggers() == [Panel]
     assert Panel.always
+
+
+def test_terms_of_older_runs_are_another_curve():
+    history = History([{"step": 1, "loss": 1.0, "loss/ce": 0.5, "loss/kl": 0.5}])
+    history.add({"step": 2, "loss": 1.0, "loss/ce": 1.0, "loss/kl": 1.0, "schema": 2})
+    shown = {label.strip(): series.now for label, series in rows(history)}
+    assert shown == {"loss": 1.0, "ce": 1.0, "kl": 1.0, "weighted ce": 0.5, "weighted kl": 0.5}

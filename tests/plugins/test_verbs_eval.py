@@ -131,6 +131,17 @@ def test_the_held_out_rows_are_the_same_for_every_seed(here):
     assert other["scores"] != found[0]
 
 
+def test_a_run_of_no_steps_writes_its_first_weights_and_what_they_measure(here):
+    sets = ("train.steps=0", "train.eval_first=false", "stage.student.train.steps=0")
+    Path("runs/none").mkdir()
+    teacher, student = run_all(Asked("two.toml", Path("runs/none"), sets=sets), Host(off=["panel"]))
+    assert (teacher / "final" / "model.safetensors").is_file()
+    (line,) = lines(student)
+    assert line["step"] == 0 and line["eval/nll"] > 0
+    (said,) = as_json(student)
+    assert said["scores"]["nll"] == line["eval/nll"]
+
+
 def test_a_run_from_before_is_measured_on_the_rows_that_its_seed_drew(here):
     resolved = here / "resolved.toml"
     now = resolved.read_text()

@@ -115,6 +115,19 @@ def test_nothing_is_cut_off_where_it_is_narrow(say):
     assert "…" not in said
 
 
+def test_all_lists_each_tensor_and_the_tree_of_modules(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    verb.plan("quickstart", sets=["stage.kd.student.config.num_hidden_layers=1"], every=True)
+    said = capsys.readouterr().out
+    rows = [line.split() for line in said.splitlines()]
+    assert any(
+        row[:1] == ["model.layers.0.self_attn.q_proj.weight"] and row[-2:] == ["yes", "yes"]
+        for row in rows
+    )
+    assert any(row[:1] == ["model.norm.weight"] and row[-2:] == ["yes", "no"] for row in rows)
+    assert "(self_attn): LlamaAttention(" in said
+
+
 def facts(plan):
     return dict(verb._facts(plan))
 

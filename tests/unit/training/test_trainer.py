@@ -52,7 +52,9 @@ def test_records_are_means_over_their_steps(tmp_path):
         assert record.tokens == some[-1].tokens
         assert record.lr == some[-1].lr
         assert record.loss == pytest.approx(sum(r.loss for r in some) / 3, rel=1e-6)
-        assert record.loss == pytest.approx(sum(record.terms.values()))
+        assert record.loss == pytest.approx(
+            sum(record.weights[label] * value for label, value in record.terms.items())
+        )
         for label in ("kl", "ce"):
             mean = sum(r.terms[label] for r in some) / 3
             assert record.terms[label] == pytest.approx(mean, rel=1e-6)
@@ -181,7 +183,8 @@ def test_a_step_in_which_every_weight_is_zero_still_runs(tmp_path):
     made = trainer(tmp_path, terms=[term(weight=0.0), term(ForwardKL(), weight=0.0)])
     before = weights(made)
     made.step(1)
-    assert made.recorder.record(0.1).terms == {"ce": 0.0, "kl": 0.0}
+    record = made.recorder.record(0.1)
+    assert (record.loss, record.terms, record.weights) == (0.0, {}, {"ce": 0.0, "kl": 0.0})
     assert_equal(before, weights(made))
 
 
