@@ -42,7 +42,7 @@ def rm(
     found = [*asked, *(_unneeded_failures(out, asked) if failed else ())]
     _refuse_needed(asked, found, out)
     for folder in found:
-        _refuse_running(folder)
+        _refuse_busy(folder)
         print(f"{folder}: {_state(folder)}, {size(_bytes(folder))}")
     if not found:
         print(f"no run in {out} has failed")
@@ -62,11 +62,12 @@ def _ask(count: int) -> None:
 
 def _unneeded_failures(out: Path, asked: Sequence[Path]) -> Iterator[Path]:
     for folder in runs_in(out):
-        if folder in asked or not has_failed(folder) or _is_running(folder):
+        if folder in asked or not has_failed(folder):
             continue
         users = list(_users(folder, out, [*asked, folder]))
-        if users:
-            print(f"{folder} is left: {', '.join(users)} needs it", file=sys.stderr)
+        why = f"{', '.join(users)} needs it" if users else _why_not(folder)
+        if why is not None:
+            print(f"{folder} is left: {why}", file=sys.stderr)
         else:
             yield folder
 
@@ -133,17 +134,21 @@ def _in(value: object) -> Iterator[str]:
         yield from _in(each)
 
 
-def _is_running(folder: Path) -> bool:
+def _why_not(folder: Path) -> str | None:
+    """What keeps a run from being removed, if anything does: a process, or a link in it."""
     try:
         with locked(folder):
-            return False
+            return None
     except RunError:
-        return True
+        return "it is running; stop it first"
+    except UsageError as error:
+        return str(error)
 
 
-def _refuse_running(folder: Path) -> None:
-    if _is_running(folder):
-        raise UsageError(f"{folder} is running: nothing was removed; stop it first")
+def _refuse_busy(folder: Path) -> None:
+    why = _why_not(folder)
+    if why is not None:
+        raise UsageError(f"{folder} is left, and nothing was removed: {why}")
 
 
 def _state(folder: Path) -> str:

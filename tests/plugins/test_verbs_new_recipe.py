@@ -11,11 +11,14 @@ import tiny
 import tomli
 from hypothesis import given
 from hypothesis import strategies as some
+from kdcore_sft import Sft
+from kdcore_text import Text
 from own_models import ROWS, lay_own_models
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from kdcore import Host, UsageError, read_recipe
 from kdcore.analysis.parameters import parameters_of
+from kdcore.api.options import option_fields
 from kdcore.commands.new import recipe
 from kdcore.commands.student_choice import parameters_of_shape, shape_of
 
@@ -127,6 +130,30 @@ def test_parquet(here, host):
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), "a.parquet")
     recipe(teacher="teacher", student="student", data="a.parquet")
     assert read_recipe("a.toml", host).build().data.name == "sft"
+
+
+QUESTIONS = [{"question": r["instruction"], "answer": r["output"], "context": "So."} for r in ROWS]
+
+
+@pytest.mark.skipif("fields" not in option_fields(Sft), reason="sft maps no names yet")
+def test_names_of_the_file_are_mapped(here, host):
+    table, stage = made("a.jsonl", as_lines(QUESTIONS), host)
+    assert table["data"]["fields"] == {
+        "instruction": "question",
+        "output": "answer",
+        "input": "context",
+    }
+    first = next(iter(stage.data.dialogues("train")))
+    assert [each["role"] for each in first.messages] == ["user", "assistant"]
+
+
+@pytest.mark.skipif("format" not in option_fields(Text), reason="text reads no CSV yet")
+@pytest.mark.parametrize("ending, delimiter", [("csv", ","), ("tsv", "\t")])
+def test_csv(here, host, ending, delimiter):
+    rows = [(row["instruction"], f'"{row["output"]}"') for row in ROWS]
+    lines = [delimiter.join(("prompt", "completion")), *(delimiter.join(row) for row in rows)]
+    table, _ = made(f"a.{ending}", "\n".join(lines), host)
+    assert table["data"]["use"] == "sft"
 
 
 def test_the_values_are_those_that_suit_the_models_and_the_file(here, host):

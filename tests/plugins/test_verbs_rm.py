@@ -8,10 +8,11 @@ import pytest
 from told import keep_run
 from typer.testing import CliRunner
 
-from kdcore import UsageError
+from kdcore import Host, UsageError
 from kdcore.cli.main import app
 from kdcore.commands import rm as verb
 from kdcore.runs.folder import locked
+from kdcore.runs.runner import Asked, run_all
 
 pytestmark = pytest.mark.slow
 
@@ -128,7 +129,7 @@ def test_a_run_that_is_running_is_left(out):
     one = failed(out, "a-11111111")
     with locked(one):
         verb.rm(failed=True, yes=True, out=out)
-        with pytest.raises(UsageError, match="is running"):
+        with pytest.raises(UsageError, match="it is running"):
             verb.rm(["a"], yes=True, out=out)
     assert one.exists()
 
@@ -144,3 +145,55 @@ def test_a_link_to_a_run_elsewhere_is_all_that_goes(out, tmp_path):
     (out / "a-11111111").symlink_to(real)
     verb.rm(["a"], yes=True, out=out)
     assert real.exists() and not (out / "a-11111111").exists()
+
+
+def test_a_link_that_leads_elsewhere_leaves_its_run_alone_and_no_other(out, tmp_path):
+    linked, other = failed(out, "a-11111111"), failed(out, "b-22222222")
+    (tmp_path / "elsewhere").mkdir()
+    (linked / "data").symlink_to(tmp_path / "elsewhere")
+    verb.rm(failed=True, yes=True, out=out)
+    assert linked.exists() and not other.exists()
+
+
+STAGED = """
+[tokenizer]
+use = "bpe"
+vocab_size = 300
+[data]
+use = "stories"
+stories = 20
+validation = 4
+block = 64
+[student.config]
+model_type = "llama"
+hidden_size = 16
+intermediate_size = 24
+num_hidden_layers = 1
+num_attention_heads = 2
+[train]
+steps = 1
+lr = 1e-3
+batch = 2
+eval_rows = 2
+[[loss]]
+use = "ce"
+[stage.big]
+[stage.small.teacher]
+use = "hf"
+model = "@big"
+[[stage.small.loss]]
+use = "kl"
+"""
+
+
+def test_stages_of_a_real_run(out):
+    Path("r.toml").write_text(STAGED)
+    host = Host(off=["panel"])
+    folders = run_all(Asked(recipe="r.toml", out=out), host)
+    big, small = folders
+    with pytest.raises(UsageError, match="is needed by"):
+        verb.rm([big.name], yes=True, out=out)
+    assert not verb.has_failed(big)
+    verb.rm([small.name], yes=True, out=out)
+    verb.rm([big.name], yes=True, out=out)
+    assert not big.exists() and not small.exists()
