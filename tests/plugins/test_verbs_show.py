@@ -265,3 +265,8 @@ def test_narrow_terminals_lose_the_least_important_columns():
     assert drawn(Fitting(columns), 17) == drawn(Fitting([columns[0], columns[1], columns[2]]), 80)
     narrow = drawn(Fitting(columns), 16)
     assert narrow.splitlines()[0].split() == ["run", "y"] and "without x" in narrow
+
+
+def test_the_help_says_what_the_spread_is():
+    said = CliRunner().invoke(app, ["show", "--help"]).stdout
+    assert "sample standard deviation" in " ".join(said.split())
