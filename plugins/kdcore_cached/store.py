@@ -71,7 +71,7 @@ class Store:
         broken = self._broken(slots)
         if broken.any():
             self._say(f"{self.folder}: {broken.sum():,} values are damaged and are made anew")
-        found = self.kind.missing(self.arrays[-1][slots]) | broken
+        found: np.ndarray = self.kind.missing(self.arrays[-1][slots]) | broken
         for more in self.beside:
             found |= more[slots] == 0
         return found
