@@ -54,6 +54,8 @@ def show(
 ) -> None:
     """Show the runs, newest first; of one run a summary; of several a comparison over seeds.
 
+    Over n seeds a score is mean ± sample standard deviation.
+
     With --tokens, what a training step kept; with --data, the rows that a recipe trains on.
     """
     looking = asked.Looking(

@@ -120,7 +120,7 @@ def test_a_file_for_each_temperature_beside_those_that_are_bound(tmp_path, model
     run = run_in(tmp_path, WARM, ForwardKL(temperature=0.5), ForwardKL(), CrossEntropy())
     teacher = cached(run, model, **TOP)
     assert set(told(teacher, batch).tempered) == {0.5, 2.0}
-    names = {"about.json", "ids.i32", "known.u1", "log_probabilities.f16", "meta.json"}
+    names = {"about.json", "check.u16", "ids.i32", "known.u1", "log_probabilities.f16", "meta.json"}
     assert set(bytes_of(store_of(run))) == names | {"others_at_0.5.f16", "others_at_2.0.f16"}
     assert teacher.bytes_per_token() == 37
 

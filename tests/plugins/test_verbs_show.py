@@ -6,8 +6,10 @@ import json
 import math
 
 import pytest
+import typer
 from kdcore_files import evaluation_line
 from told import drawn, expect, keep_run, some_lines
+from typer.testing import CliRunner
 
 from kdcore import UsageError
 from kdcore.commands.comparing import differing, grouped, settings_of, tell_run
@@ -265,3 +267,10 @@ def test_narrow_terminals_lose_the_least_important_columns():
     assert drawn(Fitting(columns), 17) == drawn(Fitting([columns[0], columns[1], columns[2]]), 80)
     narrow = drawn(Fitting(columns), 16)
     assert narrow.splitlines()[0].split() == ["run", "y"] and "without x" in narrow
+
+
+def test_the_help_says_what_the_spread_is():
+    app = typer.Typer()
+    app.command()(show)
+    said = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "80", "NO_COLOR": "1"}).stdout
+    assert "sample standard deviation" in " ".join(said.split())
