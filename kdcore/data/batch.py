@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
 
 from torch import Tensor
@@ -50,6 +50,15 @@ class Packing:
 
 
 @dataclass(frozen=True, eq=False)
+class OnHost:
+    """What the host knew before it sent a batch to the device: reading it waits for nothing."""
+
+    document: np.ndarray  # [rows * time]
+    offset: np.ndarray  # [rows * time]
+    valid: np.ndarray  # [n]
+
+
+@dataclass(frozen=True, eq=False)
 class Batch:
     """One micro-batch on the device. The student and every teacher see exactly this.
 
@@ -68,6 +77,12 @@ class Batch:
     vocabulary: int  # logits are cut to this many ids on all sides
     split: Split
     packing: Packing | None = None  # None: position_ids and attention_mask tell what is isolated
+    on_host: OnHost | None = field(default=None, init=False)  # None in what `replace` made of it
+
+    def known(self, on_host: OnHost) -> Batch:
+        """The batch itself, which knows this from here on."""
+        object.__setattr__(self, "on_host", on_host)
+        return self
 
 
 class Coarse(NamedTuple):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from kdcore.data.batch import Batch, Packing, Row, Split
+from kdcore.data.batch import Batch, OnHost, Packing, Row, Split
 from kdcore.errors import RunError
 
 NOT_TRAINED = -100  # what Hugging Face's labels say where nothing is learned
@@ -45,18 +45,20 @@ class Collate:
             arrays.isolate_padding()
         # One array, as each way to a GPU takes its time.
         ids, position, document, offset, shifted = self._move(arrays.together())
-        return Batch(
+        valid = np.flatnonzero(labels != NOT_TRAINED)
+        made = Batch(
             input_ids=ids,
             position_ids=position,
             attention_mask=self._move(mask.astype(np.int64)) if padded and not packed else None,
             document=document,
             offset=offset,
             labels=shifted.flatten(),
-            valid=self._move(np.flatnonzero(labels != NOT_TRAINED)),
+            valid=self._move(valid),
             vocabulary=self.vocabulary,
             split=self.split,
             packing=packing,
         )
+        return made.known(OnHost(arrays.document.reshape(-1), arrays.offset.reshape(-1), valid))
 
     def _packing(self, arrays: _Arrays) -> Packing:
         real = np.flatnonzero(arrays.document >= 0)
@@ -77,10 +79,15 @@ class Collate:
             )
 
     def _move(self, array: np.ndarray) -> torch.Tensor:
-        tensor = torch.from_numpy(np.ascontiguousarray(array))
-        if self.device.type == "cuda":
-            return tensor.pin_memory().to(self.device, non_blocking=True)
-        return tensor
+        return sent(array, self.device)
+
+
+def sent(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    """A tensor of it on the device; the host does not wait until it is there."""
+    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor
 
 
 class _Arrays:

@@ -46,6 +46,7 @@ class Work:
     chunk: int
     prepared: Prepared = ()
     bend: Bend | None = None  # what the model does to its head's logits
+    repeats: bool = False  # whether a position may come twice
     sums: Tensor = field(init=False)  # [terms], left here by the function for the log
 
     def chunks(self) -> Iterator[slice]:
@@ -111,7 +112,7 @@ class _Gradients:
 
     def __init__(self, each: list[Tensor | None], used: Tensor | None, work: Work) -> None:
         self._to_states, self._to_weight, self._to_bias = each
-        self._used, self._width = used, work.vocabulary
+        self._used, self._width, self._repeats = used, work.vocabulary, work.repeats
         self._scale = None if used is None else float16_scale(work.weights, used.dtype)
 
     def add(self, gradient: Tensor, rows: Tensor, states: Tensor) -> None:
@@ -119,14 +120,22 @@ class _Gradients:
         if self._to_bias is not None:
             self._to_bias[: self._width] += gradient.sum(0)
         if self._used is None:
-            if self._to_states is not None:
-                self._to_states[rows, : self._width] = gradient
+            self._add_to_states(rows, gradient)
             return
         factor = LogitsGradient(gradient, self._used.dtype, self._scale)
         if self._to_states is not None:
-            self._to_states[rows] = factor.to_states(self._used)
+            self._add_to_states(rows, factor.to_states(self._used))
         if self._to_weight is not None:
             factor.add_to_weight(self._to_weight[: self._width], states)
+
+    def _add_to_states(self, rows: Tensor, gradient: Tensor) -> None:
+        if self._to_states is None:
+            return
+        into = self._to_states[:, : gradient.shape[1]]
+        if self._repeats:
+            into.index_add_(0, rows, gradient)
+        else:
+            into[rows] = gradient
 
     def times(self, factor: Tensor) -> list[Tensor | None]:
         """All of them times a scalar, in place; what float16 was scaled by goes out here."""

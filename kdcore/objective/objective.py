@@ -32,6 +32,7 @@ class Seen:
     kept: Tensor  # of these those that were kept, of weights those above 0,
     mass: Tensor | None = None  # and of weights their sum; None: the selection gave no weights
     prepared: Mapping[str, Tensor] = field(default_factory=dict)  # by term: [valid tokens, ...]
+    kept_here: int | None = None  # at most so many of this micro-batch, where the host knows it
 
     def mask(self, on: str) -> Tensor | None:
         """The tokens that a term with this `on` sees, or their weights; None for all."""
@@ -45,6 +46,13 @@ class Seen:
         if self.mass is None or on != "kept":
             return weight / count
         return torch.where(count == 0, 0, weight / count)
+
+    def most(self, on: Sequence[str]) -> int | None:
+        """At most so many tokens that terms see with these `on`; None where only the device knows.
+
+        None of them sees "all".
+        """
+        return self.kept_here if set(on) == {"kept"} else None
 
     def count(self, on: str, dtype: torch.dtype) -> Tensor:
         """How many tokens a term sees in the whole step, at least 1; of weights their sum.
@@ -112,10 +120,12 @@ class Objective(nn.Module):
         masks = [seen.mask(term.on) for term, _ in terms]
         weights = torch.stack([_laid(*both, len(valid)) for both in zip(each, masks, strict=True)])
         prepared = [seen.prepared.get(term.label) for term, _ in terms]
+        most = None
         if all(mask is not None for mask in masks):
-            some = (weights != 0).any(0)
-            valid, weights = valid[some], weights[:, some]
-            prepared = [None if each is None else each[some] for each in prepared]
+            most = seen.most([term.on for term, _ in terms]) if valid.is_cuda else None
+            places, weights = _compact(weights, most)
+            valid = valid[places]
+            prepared = [None if each is None else each[places] for each in prepared]
         device = batch.labels.device
         return Work(
             positions=valid,
@@ -127,7 +137,24 @@ class Objective(nn.Module):
             vocabulary=batch.vocabulary,
             chunk=self.chunk or chunk_size(batch.vocabulary, device),
             bend=self.student.bend,
+            repeats=most is not None,
         )
+
+
+def _compact(weights: Tensor, most: int | None) -> tuple[Tensor, Tensor]:
+    """The places of the tokens that some term sees, and their weights [terms, seen].
+
+    With `most` the host waits for nothing. Where there are fewer, which takes scores that are NaN,
+    the first one comes again, of no weight.
+    """
+    some = (weights != 0).any(0)
+    if most is None:
+        places = some.nonzero().squeeze(1)
+        return places, weights[:, places]
+    places = some.nonzero_static(size=most, fill_value=-1).squeeze(1)
+    is_one = places >= 0
+    places = torch.where(is_one, places, places[:1])
+    return places, weights[:, places] * is_one
 
 
 def _laid(each: Tensor, mask: Tensor | None, tokens: int) -> Tensor:

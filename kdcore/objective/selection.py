@@ -49,7 +49,7 @@ def choose(
 ) -> Choices:
     """The choices of a step, and what the losses of its terms prepare. Runs without gradient."""
     here = sum(len(reading.batch.valid) for reading in readings)
-    choices = Choices(total(torch.tensor(float(here), device=run.device)))
+    choices = Choices(total(torch.full((), float(here), device=run.device)))
     selection = run.recipe.selection
     prepared = [term for term in terms if isinstance(term.loss, PreparedLoss)]
     making = _Making(run, step, gather, total, choices, terms)
@@ -111,7 +111,8 @@ class _Making:
             return Seen(None, valid, valid, valid)
         keep = keep_of(selection, tokens)
         kept, mass = self._counted(tokens, keep)
-        return Seen(keep, valid, torch.tensor(len(keep), device=keep.device), kept, mass)
+        ranked = torch.full((), len(keep), device=keep.device)
+        return Seen(keep, valid, ranked, kept, mass, kept_here=tokens.most_kept(keep))
 
     def _ahead_within(
         self, tokens: StepTokens, readings: Sequence[Reading]
@@ -140,7 +141,9 @@ class _Making:
         here, mass = self._counted(tokens, keep)
         kept = self.total(here.float())
         seen = Seen(keep, valid, valid, kept, None if mass is None else self.total(mass))
-        return seen, [replace(seen, keep=some) for some in tokens.by_part(keep)]
+        parts = tokens.by_part(keep)
+        counted = zip(parts, _counts(parts), strict=True)
+        return seen, [replace(seen, keep=some, kept_here=count) for some, count in counted]
 
     def _counted(self, tokens: StepTokens, keep: Tensor) -> tuple[Tensor, Tensor | None]:
         """How many tokens are kept here, and of weights their sum; told to the log."""
@@ -157,6 +160,14 @@ class _Making:
             for term in self.terms
             if isinstance(term.loss, PreparedLoss)
         }
+
+
+def _counts(parts: Sequence[Tensor]) -> list[int | None]:
+    """How many of each part are kept: on a GPU one wait for all, else each would wait."""
+    if not parts[0].is_cuda:
+        return [None] * len(parts)
+    found: list[int | None] = torch.stack([(some != 0).sum() for some in parts]).tolist()
+    return found
 
 
 def tokens_of(run: Run, readings: Sequence[Reading], step: int, gather: Gather) -> StepTokens:

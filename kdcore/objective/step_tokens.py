@@ -13,6 +13,7 @@ from torch import Tensor
 
 from kdcore.api.contracts import Loss, Teacher, Term, Tokens
 from kdcore.data.batch import LogitsAt
+from kdcore.data.collate import sent
 from kdcore.distributed import Gather, alone
 from kdcore.errors import UsageError
 from kdcore.guard import described
@@ -81,6 +82,7 @@ class StepTokens(Tokens):
         self._head: Callable[[Tensor], Tensor] | None = None
         self.step = step
         self.ranked: Ranked | None = None  # by the last `top`
+        self._top: tuple[Tensor, int] | None = None  # what that gave, and of how many at most
         self.chosen: Chosen | None = None  # once the selection is made
 
     @property
@@ -197,7 +199,13 @@ class StepTokens(Tokens):
         kept[ranking[:wanted]] = True
         kept &= ~everyone.isnan()
         self.ranked = Ranked(everyone, kept)
-        return kept[first : first + len(scores)]
+        here = kept[first : first + len(scores)]
+        self._top = (here, min(wanted, len(scores)))
+        return here
+
+    def most_kept(self, keep: Tensor) -> int | None:
+        """At most so many of this process's tokens, where `top` gave this; else None."""
+        return self._top[1] if self._top is not None and self._top[0] is keep else None
 
     def over_step(self, values: Tensor) -> Tensor:
         """The values of all processes' tokens in the step's order [N]."""
@@ -214,7 +222,7 @@ class StepTokens(Tokens):
         generators = [np.random.default_rng([self._seed, self.step, row]) for row in reading.rows]
         each = [one.random(time, dtype=np.float32) for one in generators]
         flat = np.concatenate(each) if each else np.empty(0, np.float32)
-        return torch.from_numpy(flat).to(reading.batch.valid.device)[reading.batch.valid]
+        return sent(flat, reading.batch.valid.device)[reading.batch.valid]
 
     def _asked(self, teacher: Teacher | None) -> Teacher:
         asked = teacher or self._teacher
@@ -273,7 +281,7 @@ class StepTokens(Tokens):
 
 
 def _rows_of(part: Scored) -> Tensor:
-    return torch.tensor(part.reading.rows, dtype=torch.long, device=part.reading.batch.valid.device)
+    return sent(np.array(part.reading.rows, dtype=np.int64), part.reading.batch.valid.device)
 
 
 def _order_of(parts: Sequence[Scored]) -> Tensor | None:

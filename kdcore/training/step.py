@@ -118,7 +118,7 @@ class TrainStep:
     def rehearse(self, rows: Sequence[Row]) -> None:
         """Forward and backward of one micro-batch as in a step, without taking the step."""
         reading = Reading(self.collate(rows), range(len(rows)))
-        valid = torch.tensor(float(len(reading.batch.valid)), device=self.run.device)
+        valid = torch.full((), float(len(reading.batch.valid)), device=self.run.device)
         with self.accelerator.no_sync(self.wrapped):
             seen = Seen(None, valid, valid, valid)
             self.backward(reading, self.terms_of(1), lambda states: seen)

@@ -31,6 +31,7 @@ from kdcore_cached.buckets import Buckets, TopK
 from kdcore_cached.catalogue import Kept, kind_of, stores_in
 from kdcore_cached.kinds import Kind
 from kdcore_cached.others import TOKENS, mass_of_known, temperatures_of, too_little
+from kdcore_cached.places import sent
 from kdcore_cached.store import Store, as_text, key_of
 from kdcore_cached.windows import Windows, length_of
 
@@ -164,7 +165,7 @@ class CachedTeacher(Teacher):
             return super().nll(batch)
         (found,) = self.stored(batch)
         values = torch.full((batch.labels.numel(),), torch.nan, device=batch.labels.device)
-        values[batch.valid] = torch.from_numpy(found).to(values.device)
+        values[batch.valid] = sent(found, values.device)
         return lambda positions, labels: values[positions]
 
     def read(self, batch: Batch) -> AnswersAt:
@@ -178,7 +179,7 @@ class CachedTeacher(Teacher):
             return lambda positions: kind.coarse(store.take(slots[place[positions].numpy()]))
         # A GPU gets all of the batch at once: asking the host for each chunk would wait for it.
         taken = kind.needed(store.take(slots))
-        whole = [torch.from_numpy(each).to(device) for each in taken]
+        whole = [sent(each, device) for each in taken]
         return lambda positions: kind.told([each[place[positions]] for each in whole])
 
     def stored(self, batch: Batch) -> list[np.ndarray]:
@@ -194,8 +195,8 @@ class CachedTeacher(Teacher):
         missing = store.missing(slots)
         if missing.any():
             self._load_wrapped(store)
-            for some in self._shown(batch, slots, missing):
-                store.put(store.slots(some), store.kind.scored(self.teacher, some))
+            for some, where in self._shown(batch, slots, missing):
+                store.put(where, store.kind.scored(self.teacher, some))
         if not self._is_looked_at:
             self._look_at(store, slots)
         return slots
@@ -249,7 +250,7 @@ class CachedTeacher(Teacher):
         self._load_wrapped(store)
         slots = store.slots(batch)
         shown = self._shown(batch, slots, np.ones(len(slots), bool))
-        return [(some, store.kind.scored(self.teacher, some)) for some in shown]
+        return [(some, store.kind.scored(self.teacher, some)) for some, _ in shown]
 
     def kind_for(self, vocabulary: int = 1 << 31) -> Kind:
         """What is stored of each token, where there are so many ids."""
@@ -257,18 +258,22 @@ class CachedTeacher(Teacher):
         temperatures = getattr(self, "_temperatures", ())  # none before the run is known
         return kind_of({"kind": self.kind, "vocabulary": vocabulary, **known}, temperatures)
 
-    def _shown(self, batch: Batch, slots: np.ndarray, missing: np.ndarray) -> Iterable[Batch]:
-        """What the teacher reads to tell of what is missing."""
+    def _shown(
+        self, batch: Batch, slots: np.ndarray, missing: np.ndarray
+    ) -> Iterable[tuple[Batch, np.ndarray]]:
+        """What the teacher reads to tell of what is missing, and the slots of what it tells."""
         if self.context == "row":
-            chosen = torch.from_numpy(missing).to(batch.valid.device)
-            return [replace(batch, valid=batch.valid[chosen])]
+            chosen = sent(np.flatnonzero(missing), batch.valid.device)
+            return [(replace(batch, valid=batch.valid[chosen]), slots[missing])]
         self._check_texts(batch, slots)
         isolated = self._run.data.rows != "chunk"
         windows = Windows(batch.split, self._length, isolated=isolated)
         name = batch.split.name
-        return windows.batches(
+        made = windows.batches(
             windows.over(slots[missing]), batch, lambda places: self._run.ids(name, places)
         )
+        store = self.store(batch)
+        return ((some, store.slots(some)) for some in made)
 
     def _check_texts(self, batch: Batch, slots: np.ndarray) -> None:
         """Data may give other documents in another epoch, and labels that are no tokens."""

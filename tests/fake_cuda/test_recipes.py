@@ -51,30 +51,9 @@ WITH_HALF = {
 }
 
 WAITS = {
-    # How often the host waits for the device in a step: this list may only become shorter.
-    "quickstart.teacher": 1,
-    "quickstart.ce": 1,
-    "quickstart.kd": 1,
-    "quickstart_rho.reference": 1,
-    "quickstart_rho.all": 1,
-    "quickstart_rho.rho60": 11,  # each step fills its cache
-    "quickstart_rho.rho30": 7,  # reads it
-    "quickstart_rho.random60": 6,
-    "babyllama_cpu.gpt2": 1,
-    "babyllama_cpu.llama": 1,
-    "babyllama_cpu.student": 1,
-    "babyllama_cpu.ce": 1,
-    "qwen_kl_sft_cpu.base": 1,
-    "qwen_kl_sft_cpu.teacher": 1,
-    "qwen_kl_sft_cpu.student": 1,
-    "qwen_kl_sft_cpu.ce": 1,
-    "qwen_kl_sft_cpu.only_kl": 1,
-    "qwen_kl_sft_cpu.finetune_first": 1,
-    "rho_qwen_cpu.reference": 1,
-    "rho_qwen_cpu.rho": 11,
-    "rho_qwen_cpu.all": 1,
-    "rho_qwen_cpu.random": 6,
-    "tinystories_llama_cpu": 1,
+    # How often the host waits for the device in a step, where it does: this may only become less.
+    "quickstart_rho.rho60": 1,  # each step fills its cache, which is on the disk
+    "rho_qwen_cpu.rho": 1,
 }
 
 
@@ -89,7 +68,7 @@ def test_it_learns_as_on_the_cpu_and_hardly_waits(tmp_path, recipe):
             within = 2e-3 if run in WITH_HALF else 1e-5
             assert math.isclose(there[run][key], numbers[key], rel_tol=within), (run, key)
     for run, counted in report(tmp_path).items():
-        assert counted.waits_per_step <= WAITS[run], (run, counted.waits)
+        assert counted.waits_per_step <= WAITS.get(run, 0), (run, counted.waits)
 
 
 def test_every_recipe_for_cpus_is_here():

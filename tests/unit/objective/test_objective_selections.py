@@ -104,3 +104,20 @@ def test_a_teacher_is_read_once_whoever_asks(keep):
         options = {"teacher": teacher, "selection": selection, "micro_batch": micro_batch}
         engine.step(model(), ROWS["packed"], [term(ForwardKL())], **options)
         assert teacher.reads == reads
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("bad", [0, 2])
+def test_tokens_that_no_term_sees_are_left_out_without_a_wait(bad):
+    """Where NaN keeps some out, the first one comes again, of no weight."""
+    from kdcore.objective.objective import _compact
+
+    keep = torch.tensor([False, True, False, True, True, False], device="cuda")
+    keep[3:][:bad] = False
+    weights = torch.stack([keep / 4, keep / 2])
+    plain, known = (_compact(weights, most) for most in (None, 3))
+    kept = 3 - bad
+    assert len(plain[0]) == kept and len(known[0]) == 3
+    assert known[0].tolist() == plain[0].tolist() + [1] * bad
+    assert torch.equal(known[1][:, :kept], plain[1]) and not known[1][:, kept:].any()
