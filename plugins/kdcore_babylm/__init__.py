@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdcore_text.plain import lines
+from kdcore_text.opening import lines
 from kdcore_text.sources import content
 
 from kdcore import Data, Rows, RunError, component, hookimpl, lay_texts
