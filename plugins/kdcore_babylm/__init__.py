@@ -7,8 +7,9 @@ import os
 import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 from kdcore_text.opening import lines
 from kdcore_text.sources import content
 
@@ -34,14 +35,15 @@ class BabyLM(Data):
     `path`). `clean` has each source's own noise taken away. A document, with an eos behind it, is
     an article, book or talk where the file says where they begin (a title = = = X = = =, or a
     blank line in bnc_spoken and simple_wiki), else the file, in parts of a million characters.
-    `random_offset` has each epoch cut elsewhere, with rows = "chunk".
+    `random_offset`, with rows = "chunk", cuts each epoch elsewhere: "epoch" (or true) moves all
+    cuts by one number, "chunk" moves the beginning of each row by its own.
     """
 
     name = "babylm"
     path: str
     validation: str | None = None
     clean: bool = True
-    random_offset: bool = False
+    random_offset: bool | Literal["epoch", "chunk"] = False
 
     def __post_init__(self) -> None:
         if self.random_offset and self.rows != "chunk":
@@ -51,7 +53,7 @@ class BabyLM(Data):
     @property
     def fresh_each_epoch(self) -> bool:  # type: ignore[override]  # a constant of other data
         """Whether the rows of each epoch are others."""
-        return self.random_offset
+        return bool(self.random_offset)
 
     def texts(self, split: str) -> Iterator[str]:
         """The documents of "train" or "validation", file after file in the order of their names."""
@@ -71,10 +73,12 @@ class BabyLM(Data):
     def make_rows(
         self, split: str, tokenizer: PreTrainedTokenizerBase, *, seed: int, epoch: int
     ) -> Rows:
-        """Rows that begin at a token drawn from seed and epoch; those of validation never do."""
-        start = 0
-        if self.random_offset and split == "train":
-            start = random.Random(f"{seed} {epoch}").randrange(self.block)
+        """Rows that begin at tokens drawn from seed and epoch; those of validation never do."""
+        if not self.random_offset or split != "train":
+            return lay_texts(self, split, tokenizer)
+        if self.random_offset == "chunk":
+            return lay_texts(self, split, tokenizer, shifts=np.random.default_rng([seed, epoch]))
+        start = random.Random(f"{seed} {epoch}").randrange(self.block)
         return lay_texts(self, split, tokenizer, start=start)
 
     def fingerprint(self) -> str:
