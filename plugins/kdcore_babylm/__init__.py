@@ -14,7 +14,7 @@ from kdcore_text.opening import lines
 from kdcore_text.sources import content
 
 from kdcore import Data, Rows, RunError, component, hookimpl, lay_texts
-from kdcore_babylm.corpora import files_here, files_of, source_of
+from kdcore_babylm.corpora import absent, files_here, files_of, source_of
 from kdcore_babylm.sources import SOURCES, UNKNOWN
 
 if TYPE_CHECKING:
@@ -80,6 +80,11 @@ class BabyLM(Data):
             return lay_texts(self, split, tokenizer, shifts=np.random.default_rng([seed, epoch]))
         start = random.Random(f"{seed} {epoch}").randrange(self.block)
         return lay_texts(self, split, tokenizer, start=start)
+
+    def missing(self) -> Iterator[str]:
+        """Folders that are not here and cannot be on the hub."""
+        folders = [self.path, *([self.validation] if self.validation not in _HELD_OUT else [])]
+        yield from filter(None, (absent(folder) for folder in folders if folder is not None))
 
     def fingerprint(self) -> str:
         """The options, and the content of the files that are here."""

@@ -5,12 +5,11 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Mapping, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Literal
 
 from kdcore import RunError
-from kdcore_text.opening import PACKED, lines, open_unpacked
+from kdcore_text.opening import PACKED, beginning
 
 Format = Literal["text", "json", "csv", "parquet", "arrow"]
 
@@ -30,8 +29,7 @@ BINARY: Sequence[Format] = ("parquet", "arrow")
 """Those of them that Arrow reads."""
 
 DELIMITERS = ",;\t|"
-_JSON = re.compile(rb'(?:\xef\xbb\xbf)?\s*(?:\[\s*)?\{\s*"(?:[^"\\]|\\.)*"\s*:')
-_HEAD = 4096
+_JSON = re.compile(r'\s*(?:\[\s*)?\{\s*"(?:[^"\\]|\\.)*"\s*:')
 _LONGEST_HEADER = 1000  # characters; a longer line is no header
 
 
@@ -48,9 +46,8 @@ def format_of(path: Path) -> Format | None:
 
 def check_is_text(path: Path, column: str) -> None:
     """Refuse a file that would be read as text and begins as JSON, or with a header of CSV."""
-    with open_unpacked(path) as opened:
-        begins_as_json = _JSON.match(opened.peek(_HEAD)[:_HEAD])
-    found = "json" if begins_as_json else "csv" if _has_header(path, column) else None
+    head = beginning(path)
+    found = "json" if _JSON.match(head) else "csv" if _has_header(head, column) else None
     if found is not None:
         ending = {"json": ".jsonl", "csv": ".csv"}[found]
         raise RunError(
@@ -60,9 +57,9 @@ def check_is_text(path: Path, column: str) -> None:
         )
 
 
-def _has_header(path: Path, column: str) -> bool:
-    first = [line for line in islice(lines(path), 2) if 0 < len(line) < _LONGEST_HEADER]
-    if len(first) < 2:
+def _has_header(head: str, column: str) -> bool:
+    first = head.split("\n")[:2]
+    if len(first) < 2 or len(first[0]) > _LONGEST_HEADER:
         return False
     cells = ([next(csv.reader([line], delimiter=each)) for line in first] for each in DELIMITERS)
     return any(1 < len(head) == len(row) and column in head for head, row in cells)

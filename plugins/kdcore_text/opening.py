@@ -9,6 +9,7 @@ import io
 import lzma
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from kdcore import RunError
@@ -55,22 +56,36 @@ def lines(path: Path) -> Iterator[str]:
 
 def whole_lines(path: Path) -> Iterator[str]:
     """The lines of a text file with their ends, "\\n" or "\\r\\n"."""
+    with _unpacked(path) as opened:
+        head = opened.peek(_HEAD)[:_HEAD]
+        _refuse_other_contents(head, path)
+        encoding = _encoding(head)
+        yield from _utf8(opened, path) if encoding is None else _wide(opened, path, encoding)
+
+
+def beginning(path: Path) -> str:
+    """The first characters of a text file, at most some thousands."""
+    with _unpacked(path) as opened:
+        head = opened.peek(_HEAD)[:_HEAD]
+    return head.decode(_encoding(head) or "utf-8-sig", "ignore")
+
+
+@contextmanager
+def _unpacked(path: Path) -> Iterator[io.BufferedReader]:
+    """The bytes of a file, unpacked as its ending says."""
+    known = _PACKED.get(path.suffix.lower())
     try:
-        with open_unpacked(path) as opened:
-            head = opened.peek(_HEAD)[:_HEAD]
-            _refuse_other_contents(head, path)
-            encoding = next((name for mark, name in _MARKS.items() if head.startswith(mark)), None)
-            yield from _utf8(opened, path) if encoding is None else _wide(opened, path, encoding)
+        with path.open("rb") if known is None else known(path) as opened:
+            yield opened
     except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
         raise RunError(f"cannot unpack {path}: {error}; it is damaged, or cut short") from None
     except OSError as error:
         raise RunError(f"cannot read {path}: {error.strerror or error}") from error
 
 
-def open_unpacked(path: Path) -> io.BufferedReader:
-    """The bytes of a file, unpacked as its ending says."""
-    known = _PACKED.get(path.suffix.lower())
-    return path.open("rb") if known is None else known(path)
+def _encoding(head: bytes) -> str | None:
+    """What a mark at the beginning says."""
+    return next((name for mark, name in _MARKS.items() if head.startswith(mark)), None)
 
 
 def refuse_pointer(head: bytes, path: Path) -> None:
@@ -83,8 +98,8 @@ def refuse_pointer(head: bytes, path: Path) -> None:
 
 def _refuse_other_contents(head: bytes, path: Path) -> None:
     refuse_pointer(head, path)
-    for beginning, said in _NO_TEXT.items():
-        if head.startswith(beginning):
+    for first, said in _NO_TEXT.items():
+        if head.startswith(first):
             raise RunError(f"{path} {said}")
     marked = head.startswith(tuple(_MARKS))
     if not marked and len(head) >= 16 and head.count(0) * 4 > len(head):

@@ -164,6 +164,15 @@ def test_a_missing_folder_says_where_the_data_is_and_what_to_type(path):
     assert "\n" not in said
 
 
+def test_a_missing_folder_is_told_before_anything_is_read(tmp_path):
+    here = str(tmp_path)
+    for given, count in [("./absent", 1), ("owner/name", 0), ("owner/name/folder", 0), (here, 0)]:
+        said = list(BabyLM(path=given).missing())
+        assert len(said) == count
+        assert list(BabyLM(path=here, validation=given).missing()) == said
+    assert list(BabyLM(path=here, validation="dev").missing()) == []
+
+
 def test_an_empty_folder_says_so_too(tmp_path):
     with pytest.raises(RunError, match=r"no \.train, .* files in .*; fetch the BabyLM corpora"):
         train(str(tmp_path))

@@ -214,6 +214,8 @@ def test_compressed_files_are_unpacked(texts, ending):
 def test_damaged_compressed_files_are_told(refused, ending):
     whole = PACKED[ending](b"".join(b'{"text": "%d"}\n' % n**5 for n in range(5000)))
     refused(f"a.jsonl{ending}", whole[:-9])
+    refused(f"a.txt{ending}", whole[:-9])
+    refused(f"a.txt{ending}", b"no such thing at all")
     refused(f"a.jsonl{ending}", b"no such thing at all")
     if ending != ".zst":  # its checksum is optional, and not there
         refused(f"a.jsonl{ending}", whole[:200] + bytes(200) + whole[400:])
@@ -237,7 +239,7 @@ def test_marks_of_other_encodings_are_understood(texts, encoding):
             "is no UTF-8 text: many of its bytes are zero",
         ),
         ("a.txt", b"\xff\xfea\0b", "begins as UTF-16 and is none"),
-        ("a.txt", gzip.compress(b"one"), "is compressed: let its name end in .gz"),
+        ("a.txt", gzip.compress(b"one", mtime=0), "is compressed: let its name end in .gz"),
         ("a.csv", b"PK\x03\x04 a sheet", "is a zip archive or an office document: unpack it, or"),
         ("a.md", b"PAR1 and more", "is a parquet file: let its name end in .parquet"),
         ("a.txt", "version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "`git lfs pull`"),
@@ -257,6 +259,7 @@ def test_what_is_no_text_is_told(refused, name, content, said):
         (json.dumps([{"text": "one"}, {"text": "two"}], indent=1), "json"),
         (json.dumps({"text": "one"}, indent=1), "json"),
         (CELLS, "csv"),
+        (CELLS.replace("\n", "\r\n", 1), "csv"),
         ("id\ttext\n1\tone\n", "csv"),
     ],
 )
@@ -267,6 +270,12 @@ def test_records_in_a_text_file_are_noticed(texts, refused, content, format):
     assert texts("a.txt", content, format=format) == expected
     as_text = texts("a.txt", content, format="text")
     assert as_text[0].split() == content.strip("\ufeff").split("\n\n")[0].split()
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("content", [LINES, CELLS])
+def test_records_in_a_text_file_are_noticed_behind_a_mark(refused, encoding, content):
+    assert "in [data]; with format" in refused("a.txt", content.encode(encoding))
 
 
 @pytest.mark.parametrize(
