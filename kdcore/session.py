@@ -114,7 +114,9 @@ def check(recipe: RecipeLike, *, sets: Sets = (), plugins: Sequence[str] = ()) -
     from kdcore.recipe.recipe import read_recipe
 
     with _name_of(recipe) as name:
-        return list(read_recipe(name, _host(plugins), sets=_arguments(sets)).notes)
+        found = read_recipe(name, _host(plugins), sets=_arguments(sets))
+        found.refuse_missing()
+        return list(found.notes)
 
 
 def plan(recipe: RecipeLike, *, sets: Sets = (), plugins: Sequence[str] = ()) -> list[StagePlan]:

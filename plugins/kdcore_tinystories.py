@@ -39,6 +39,10 @@ class TinyStories(Data):
         """Files have no validation split of their own."""
         return self._text.faults(recipe)
 
+    def missing(self) -> Iterator[str]:
+        """Paths that lead nowhere."""
+        return self._text.missing()
+
     def texts(self, split: str) -> Iterable[str]:
         """The stories of "train" or "validation"."""
         return self._text.texts(split)

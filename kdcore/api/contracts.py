@@ -90,6 +90,10 @@ class Component:
         """What is wrong between this component and the rest of its recipe, one sentence each."""
         return ()
 
+    def missing(self) -> Iterable[str]:
+        """The files and folders it cannot find, one sentence each; asked before a stage begins."""
+        return ()
+
 
 @component
 class Data(Component):

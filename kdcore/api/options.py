@@ -243,7 +243,8 @@ def _shown(value: object, show: Callable[[Named], str]) -> str:
     return repr(value)
 
 
-_FILES = {".txt", ".json", ".jsonl", ".parquet", ".csv", ".toml"}
+_TABLES = {".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow"}
+_FILES = {".txt", ".toml", *_TABLES, ".gz", ".bz2", ".xz", ".zst"}
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -255,7 +256,7 @@ def names_on_hub(component: Named) -> list[str]:
 
 def is_on_hub(name: str) -> bool:
     """Whether a text can only be a name on the hub, and no path."""
-    if is_path(name) or os.path.exists(name) or Path(name).suffix in _FILES:
+    if is_path(name) or os.path.exists(name) or Path(name).suffix.lower() in _FILES:
         return False
     return _NAME.fullmatch(name) is not None
 

@@ -201,6 +201,7 @@ def check(
     for name in recipes:
         try:
             recipe = read_recipe(name, host, sets=sets or (), logs=logs or ())
+            recipe.refuse_missing()
         except UsageError as error:
             failed += 1
             print(error, file=sys.stderr)

@@ -57,6 +57,24 @@ def chunk(lengths: np.ndarray, block: int, start: int = 0) -> Pieces:
     return Pieces(*_small(document, offset, length), _starts(row), False)
 
 
+def shifted_chunk(lengths: np.ndarray, block: int, generator: np.random.Generator) -> Pieces:
+    """Row i begins at a token drawn from i * block to (i + 1) * block - 1, each by itself.
+
+    So neighbours overlap, or leave out what lies between them; all rows are full.
+    """
+    ends = np.cumsum(lengths, dtype=np.int64)
+    begins, total = ends - lengths, int(ends[-1]) if len(ends) else 0
+    rows = max(total // block - 1, 0)
+    begin = np.arange(rows) * block + generator.integers(block, size=rows)
+    first = np.searchsorted(ends, begin, side="right")
+    counts = np.searchsorted(ends, begin + block - 1, side="right") - first + 1
+    starts = np.concatenate([[0], np.cumsum(counts)])
+    document = first.repeat(counts) + np.arange(starts[-1]) - starts[:-1].repeat(counts)
+    start = np.maximum(begins[document], begin.repeat(counts))
+    length = np.minimum(ends[document], begin.repeat(counts) + block) - start
+    return Pieces(*_small(document, start - begins[document], length), starts, False)
+
+
 def one(lengths: np.ndarray, block: int, cut: Literal["left", "right", "split"]) -> Pieces:
     """A document a row. Over-long ones are cut at that side, or split into several rows."""
     if cut == "split":

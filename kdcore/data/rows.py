@@ -136,12 +136,18 @@ def _counted(lengths: np.ndarray) -> np.ndarray:
 
 
 def lay_texts(
-    data: TextSource, split: str, tokenizer: PreTrainedTokenizerBase, *, start: int = 0
+    data: TextSource,
+    split: str,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    start: int = 0,
+    shifts: np.random.Generator | None = None,
 ) -> LaidRows:
     """The texts of a split, tokenised and laid in rows as `data` says.
 
     With `rows = "chunk"` the first cut is at the token `start`, after a short row of what lies
-    before. Data that is fresh each epoch has its tokens held after the first call.
+    before; with `shifts` each row begins later than that by a number of its own below `block`,
+    which is drawn from it. Data that is fresh each epoch has its tokens held after the first call.
     """
     check_block(data)
     held = _held.setdefault(data, {}) if data.fresh_each_epoch else {}
@@ -149,8 +155,8 @@ def lay_texts(
     if known is None or known[0] is not tokenizer:
         known = held[split] = (tokenizer, tokenise(data, split, tokenizer))
         begins = str(tokenizer.decode(bos_of(data, tokenizer)))
-        return _rows_of(data, split, known[1], start, begins)
-    return _rows_of(data, split, known[1], start)
+        return _rows_of(data, split, known[1], start, begins, shifts)
+    return _rows_of(data, split, known[1], start, shifts=shifts)
 
 
 def lay_documents(
@@ -178,14 +184,24 @@ def check_block(data: TextSource) -> None:
 
 
 def _rows_of(
-    data: TextSource, split: str, store: TokenStore, start: int, begins: str | None = None
+    data: TextSource,
+    split: str,
+    store: TokenStore,
+    start: int,
+    begins: str | None = None,
+    shifts: np.random.Generator | None = None,
 ) -> LaidRows:
     """`begins`: what each document begins with, to tell of the rows; None: they were told of."""
-    pieces = laid(data, store.lengths, start)
+    if shifts is None:
+        pieces = laid(data, store.lengths, start)
+    else:
+        pieces = packing.shifted_chunk(store.lengths, data.block, shifts)
     rows = PieceRows(Split(split, store.fingerprint(), store.lengths), store, pieces)
     if data.rows != "chunk":
         rows.cut = int((store.lengths > data.block).sum())
-    rows.dropped = store.dropped + len(store.lengths) - len(np.unique(pieces.document))
+    rows.dropped = store.dropped
+    if shifts is None:  # else documents between two rows are trained on in other epochs
+        rows.dropped += len(store.lengths) - len(np.unique(pieces.document))
     if not len(rows):
         raise RunError(f"the {split} texts of data {data.name!r} are too short to train on")
     if begins is not None:

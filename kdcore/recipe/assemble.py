@@ -51,6 +51,7 @@ class Assembly:
         self.title = title  # "this recipe", or "the stage 'student'"
         self.host = host
         self.faults: list[Fault] = list(shape_faults(table, title))
+        self.missing: list[Fault] = []
         self.builder = Builder(host, self.faults)
         inner = table.table
         self.tables = {key: inner[key] for key in TABLES if key in inner and inner[key].is_table}
@@ -183,16 +184,20 @@ class Assembly:
         """Components may object to the recipe that they find themselves in."""
         for component, table in self.builder.places:
             self.faults += [table.fault(said) for said in listed(component, "faults", stage)]
+            self.missing += [table.fault(said) for said in listed(component, "missing")]
 
 
 def assemble(
     table: Written, names: tuple[str, str], tokenizer_data: Written | None, host: Host
-) -> tuple[Stage | None, Collection[Fault]]:
-    """The stage of these names (of the stage, and of its run), or every fault of its table."""
+) -> tuple[Stage | None, Collection[Fault], Collection[Fault]]:
+    """The stage of these names (of the stage, and of its run), or every fault of its table.
+
+    Last comes what its components read and do not find.
+    """
     name, run_name = names
     assembly = Assembly(table, f"the stage {name!r}" if name else "this recipe", host)
     stage = assembly.stage(name, run_name, tokenizer_data or assembly.tables.get("data", table))
-    return stage, assembly.faults
+    return stage, assembly.faults, assembly.missing
 
 
 _NEEDED = {

@@ -60,6 +60,12 @@ class Recipe:
     stages: Sequence[StageTable]  # in the order in which they run
     requires: Sequence[str]
     host: Host
+    missing: Sequence[Fault] = ()  # what components read and do not find
+
+    def refuse_missing(self) -> None:
+        """Raise RecipeError with every file and folder that components read and do not find."""
+        if self.missing:
+            raise RecipeError(self.missing)
 
     def build(self, stage: str = "", references: Mapping[str, Path] | None = None) -> Stage:
         """A fresh Stage, with the folders of other stages in place of `"@NAME"`."""
@@ -69,7 +75,7 @@ class Recipe:
             paths = {name: str(path) for name, path in references.items()}
             table = replace_references(table, lambda name: paths[name])
             data = data and replace_references(data, lambda name: paths[name])
-        built, faults = assemble(table, (stage, self.run_name(stage)), data, self.host)
+        built, faults, _ = assemble(table, (stage, self.run_name(stage)), data, self.host)
         if built is None:
             raise RecipeError([*faults])
         return built
@@ -120,13 +126,15 @@ def read_recipe(
     recipe_name = _name(typed.root, path.stem, faults)
     requires = _requires(typed, faults)
     text = _text(typed, recipe_name, changed=bool(sets or logs or evals))
-    stages = _stages(typed.root, faults)
+    stages, missing = _stages(typed.root, faults), list[Fault]()
     for stage in stages if only is None else _only(only, stages):
-        _, found = assemble(stage.written, (stage.name, ""), stage.tokenizer_data, host)
+        _, found, absent = assemble(stage.written, (stage.name, ""), stage.tokenizer_data, host)
         faults += found
+        missing += absent
     if faults:
         raise RecipeError(_in_reading_order(faults))
-    return Recipe(recipe_name, path, text, notes, stages, requires, host)
+    absent = _in_reading_order(missing)
+    return Recipe(recipe_name, path, text, notes, stages, requires, host, absent)
 
 
 def _only(name: str, stages: Sequence[StageTable]) -> Sequence[StageTable]:

@@ -15,7 +15,7 @@ from kdcore.checksums import damage, refuse_changed
 from kdcore.distributed import main_first
 from kdcore.errors import KdcoreError, PluginError, RunError, is_out_of_memory
 from kdcore.files import is_full, machine_fault, write_whole
-from kdcore.guard import asked
+from kdcore.guard import asked, listed
 from kdcore.hashing import of_tokenizer
 from kdcore.models.locations import trust
 from kdcore.recipe.describe import objective_formula
@@ -115,6 +115,8 @@ def _run_stage(
     others: Sequence[Path],
     options: Options,
 ) -> None:
+    if missing := [said for each in stage.components() for said in listed(each, "missing")]:
+        raise RunError("\n".join(missing))
     run = RunState(
         recipe=stage,
         folder=folder,

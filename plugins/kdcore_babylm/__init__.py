@@ -7,13 +7,14 @@ import os
 import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from kdcore_text.plain import lines
+import numpy as np
+from kdcore_text.opening import lines
 from kdcore_text.sources import content
 
 from kdcore import Data, Rows, RunError, component, hookimpl, lay_texts
-from kdcore_babylm.corpora import files_here, files_of, source_of
+from kdcore_babylm.corpora import absent, files_here, files_of, source_of
 from kdcore_babylm.sources import SOURCES, UNKNOWN
 
 if TYPE_CHECKING:
@@ -34,14 +35,15 @@ class BabyLM(Data):
     `path`). `clean` has each source's own noise taken away. A document, with an eos behind it, is
     an article, book or talk where the file says where they begin (a title = = = X = = =, or a
     blank line in bnc_spoken and simple_wiki), else the file, in parts of a million characters.
-    `random_offset` has each epoch cut elsewhere, with rows = "chunk".
+    `random_offset`, with rows = "chunk", cuts each epoch elsewhere: "epoch" (or true) moves all
+    cuts by one number, "chunk" moves the beginning of each row by its own.
     """
 
     name = "babylm"
     path: str
     validation: str | None = None
     clean: bool = True
-    random_offset: bool = False
+    random_offset: bool | Literal["epoch", "chunk"] = False
 
     def __post_init__(self) -> None:
         if self.random_offset and self.rows != "chunk":
@@ -51,7 +53,7 @@ class BabyLM(Data):
     @property
     def fresh_each_epoch(self) -> bool:  # type: ignore[override]  # a constant of other data
         """Whether the rows of each epoch are others."""
-        return self.random_offset
+        return bool(self.random_offset)
 
     def texts(self, split: str) -> Iterator[str]:
         """The documents of "train" or "validation", file after file in the order of their names."""
@@ -71,11 +73,18 @@ class BabyLM(Data):
     def make_rows(
         self, split: str, tokenizer: PreTrainedTokenizerBase, *, seed: int, epoch: int
     ) -> Rows:
-        """Rows that begin at a token drawn from seed and epoch; those of validation never do."""
-        start = 0
-        if self.random_offset and split == "train":
-            start = random.Random(f"{seed} {epoch}").randrange(self.block)
+        """Rows that begin at tokens drawn from seed and epoch; those of validation never do."""
+        if not self.random_offset or split != "train":
+            return lay_texts(self, split, tokenizer)
+        if self.random_offset == "chunk":
+            return lay_texts(self, split, tokenizer, shifts=np.random.default_rng([seed, epoch]))
+        start = random.Random(f"{seed} {epoch}").randrange(self.block)
         return lay_texts(self, split, tokenizer, start=start)
+
+    def missing(self) -> Iterator[str]:
+        """Folders that are not here and cannot be on the hub."""
+        folders = [self.path, *([self.validation] if self.validation not in _HELD_OUT else [])]
+        yield from filter(None, (absent(folder) for folder in folders if folder is not None))
 
     def fingerprint(self) -> str:
         """The options, and the content of the files that are here."""

@@ -81,10 +81,23 @@ def _nothing_in(path: str, place: Path) -> str:
     return f"there are no .train, .dev, .test or .txt files in {path}; {_WHERE}"
 
 
+def absent(path: str) -> str | None:
+    """What to say of a folder that is not here and cannot be on the hub."""
+    if os.path.exists(os.path.expanduser(path)) or _on_hub(path) is not None:
+        return None
+    return f"there is no folder {path!r}; {_WHERE}"
+
+
+def _on_hub(path: str) -> re.Match[str] | None:
+    """The name of a data set, and a folder in it."""
+    parts = re.fullmatch(r"([\w.-]+/[\w.-]+)((?:/[\w.-]+)*)/?", path)
+    return None if path.startswith((".", "~")) else parts
+
+
 def _from_hub(path: str) -> Path:
     """Where the files of a data set lie after they were downloaded, once."""
-    parts = re.fullmatch(r"([\w.-]+/[\w.-]+)((?:/[\w.-]+)*)/?", path)
-    if parts is None or path.startswith((".", "~")):
+    parts = _on_hub(path)
+    if parts is None:
         raise RunError(f"there is no folder {path!r}; {_WHERE}")
     from huggingface_hub import snapshot_download
 

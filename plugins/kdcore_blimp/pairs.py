@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
-from kdcore_text.plain import lines
-from kdcore_text.sources import local
+from kdcore_text.opening import lines
+from kdcore_text.paths import local
 
 from kdcore import RunError
 from kdcore_blimp import hub

@@ -69,6 +69,10 @@ class Sft(Dialogues):
         """Files have no validation split of their own."""
         return self._splits.faults()
 
+    def missing(self) -> Iterator[str]:
+        """Paths that lead nowhere, and folders without the files of a split."""
+        return self._splits.missing()
+
     def dialogues(self, split: str) -> Iterator[Dialogue]:
         """The records of "train" or "validation" as dialogues."""
         fields = Fields(self.fields)

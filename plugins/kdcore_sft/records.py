@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from kdcore_text.json_files import JsonFile
 from kdcore_text.records import Record, Records
 from kdcore_text.sources import Source
+from kdcore_text.tables import Table
 
 from kdcore import RunError
 
@@ -114,18 +113,9 @@ def _listed(names: Collection[str] | Iterator[str]) -> str:
 class ChatRecords(Records):
     """Reads records; of tables without the empty cells, in whatever depth they are."""
 
-    def file(self, path: Path) -> Source[Record]:
-        """A file, by its ending."""
-        source = super().file(path)
-        return source if isinstance(source, JsonFile) else _Filled(source)
-
-    def folder(self, path: Path, split: str | None) -> Source[Record]:
-        """A data set that is here."""
-        return _Filled(super().folder(path, split))
-
-    def hub(self, name: str, split: str) -> Source[Record]:
-        """A data set on the hub."""
-        return _Filled(super().hub(name, split))
+    def table(self, table: Table) -> Source[Record]:
+        """What `datasets` reads: each of its rows has every column."""
+        return _Filled(super().table(table))
 
 
 class _Filled:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from kdcore import Data, Rows, Stage, component, hookimpl, stream_texts
-from kdcore_text.sources import Texts
+from kdcore_text.formats import Format
 from kdcore_text.splits import Splits
+from kdcore_text.texts import Texts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -22,7 +23,9 @@ __all__ = ["Text"]
 class Text(Data):
     """Documents of a file, a folder, several of them, or a data set on the Hugging Face hub.
 
-    `path` is what to read; of a data set, `config`, `split` and the `column` that holds the text.
+    `path` is what to read: plain text, JSON, JSON lines, CSV, TSV, parquet or Arrow files, also
+    compressed ones; `*` matches names. The ending tells the format, or else `format` does. Of a
+    data set, `config`, `split` and the `column` that holds the text are read.
     `validation` is another path, or the name of a split (without it, the split "validation");
     `validation_share` takes that share of the documents instead, always the same ones. `fraction`
     is the share of the documents to train on, `skip` the share to leave out before them. In a
@@ -38,6 +41,7 @@ class Text(Data):
     validation: str | None = None
     validation_share: Annotated[float, Field(gt=0, lt=1)] | None = None
     column: str = "text"
+    format: Format | None = None
     separator: str | None = None
     fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
     skip: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -61,6 +65,10 @@ class Text(Data):
         if self.streaming and (self.skip or self.fraction < 1):
             yield "fraction and skip are shares of documents that a stream does not count"
 
+    def missing(self) -> Iterator[str]:
+        """Paths that lead nowhere, and folders without the files of a split."""
+        return self._splits.missing()
+
     def make_rows(
         self, split: str, tokenizer: PreTrainedTokenizerBase, *, seed: int, epoch: int
     ) -> Rows:
@@ -82,7 +90,7 @@ class Text(Data):
     @cached_property
     def _splits(self) -> Splits[str]:
         return Splits(
-            Texts(self.config, self.column, self.separator, self.streaming),
+            Texts(self.config, self.column, self.separator, self.format, self.streaming),
             path=self.path,
             split=self.split,
             validation=self.validation,

@@ -1,27 +1,27 @@
-"""JSON files of records: a list of them, or one on each line. What Arrow would make of them is not
-asked: it guesses types, and over some files it ends the process.
+"""JSON files of records: a list, one on each line, or one after another over several lines.
+
+What Arrow would make of them is not asked: it guesses types, and over some files it ends the
+process.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from kdcore import RunError
-from kdcore_text.plain import lines
+from kdcore_text.formats import ending_of
+from kdcore_text.opening import lines
+from kdcore_text.record import Record
 
 _SHAPE = "a file of records is a list of them, or has one on each line"
-
-
-@dataclass(frozen=True)
-class Record:
-    """One record. `where` names its file and its number, for messages."""
-
-    values: Mapping[str, Any]
-    where: str
+_BY_LINE = (".jsonl", ".ndjson")
+_BLANK = re.compile(r"[ \t\r\n]*")
+_DECODER = json.JSONDecoder()
 
 
 class JsonFile:
@@ -41,12 +41,19 @@ class JsonFile:
 
     def read(self) -> Iterator[Record]:
         """All of them, in order."""
-        first = next((line for line in lines(self._path) if line.strip()), "")
-        values = self._listed() if first.lstrip().startswith("[") else self._by_line()
-        for value, where in values:
+        for value, where in self._values():
             if not isinstance(value, Mapping):
                 raise RunError(f"{where} has the type {type(value).__name__}; {_SHAPE}")
             yield Record(value, where)
+
+    def _values(self) -> Iterator[tuple[Any, str]]:
+        first = next((line for line in lines(self._path) if line.strip()), "")
+        if first.lstrip().startswith("["):
+            return self._listed()
+        over_lines = not _is_whole(first) and (
+            ending_of(self._path) not in _BY_LINE or first.strip() == "{"
+        )
+        return self._over_lines() if over_lines else self._by_line()
 
     def _listed(self) -> Iterator[tuple[Any, str]]:
         values: Sequence[Any] = _parsed("\n".join(lines(self._path)), str(self._path))
@@ -59,47 +66,60 @@ class JsonFile:
             where = f"{self._path}: record {number} (line {at})"
             yield _parsed(line, where), where
 
+    def _over_lines(self) -> Iterator[tuple[Any, str]]:
+        """One after another, each over several lines, as `json.dump(..., indent=2)` writes them."""
+        text, end, line = "\n".join(lines(self._path)), 0, 1
+        for number in count(1):
+            begin = _begin(text, end)
+            if begin == len(text):
+                return
+            line += text.count("\n", end, begin)
+            where = f"{self._path}: record {number} (line {line})"
+            try:
+                value, end = _DECODER.raw_decode(text, begin)
+                _check_characters(value, text[begin:end])
+            except (ValueError, RecursionError) as error:
+                raise _explained(error, where) from None
+            line += text.count("\n", begin, end)
+            yield value, where
 
-class JsonColumn:
-    """One column of a file's records, of text. A record without it has an empty text."""
 
-    def __init__(self, file: JsonFile, column: str) -> None:
-        self._file, self._column = file, column
+def _begin(text: str, end: int) -> int:
+    """Where the next value begins."""
+    found = _BLANK.match(text, end)
+    assert found is not None
+    return found.end()
 
-    def count(self) -> int:
-        """How many records there are."""
-        return self._file.count()
 
-    def read(self) -> Iterator[str]:
-        """The text of every record. One of them must have it."""
-        there: dict[str, None] = {}
-        for record in self._file.read():
-            there.update(dict.fromkeys(record.values))
-            text = record.values.get(self._column)
-            if text is not None and not isinstance(text, str):
-                raise RunError(
-                    f"{record.where}: the column {self._column!r} holds {type(text).__name__}, "
-                    "and must hold text"
-                )
-            yield text or ""
-        if self._column not in there:
-            raise RunError(
-                f"{self._file} has no column {self._column!r}; set column in [data]: it has "
-                f"{', '.join(there) or 'none'}"
-            )
+def _is_whole(line: str) -> bool:
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _parsed(text: str, where: str) -> Any:
     try:
         value = json.loads(text)
-        if "\\ud" in text.lower():  # half a character, or with the next one a whole
-            json.dumps(value, ensure_ascii=False).encode()
-        return value
-    except UnicodeEncodeError as error:
+        _check_characters(value, text)
+    except (ValueError, RecursionError) as error:
+        raise _explained(error, where) from None
+    return value
+
+
+def _check_characters(value: Any, text: str) -> None:
+    if "\\ud" in text.lower():  # half a character, or with the next one a whole
+        json.dumps(value, ensure_ascii=False).encode()
+
+
+def _explained(error: ValueError | RecursionError, where: str) -> RunError:
+    """What is wrong with JSON, in one sentence."""
+    if isinstance(error, UnicodeEncodeError):
         half = error.object[error.start]
-        raise RunError(f"{where} has half a character, {half!r}: mend or remove it") from None
-    except json.JSONDecodeError as error:
+        return RunError(f"{where} has half a character, {half!r}: mend or remove it")
+    if isinstance(error, json.JSONDecodeError):
         said = f"{error.msg} at column {error.colno}" if error.lineno == 1 else str(error)
-        raise RunError(f"{where} is no JSON: {said}; {_SHAPE}") from None
-    except (ValueError, RecursionError) as error:  # a number of many digits, nesting without end
-        raise RunError(f"{where} cannot be read: {error}") from None
+        return RunError(f"{where} is no JSON: {said}; {_SHAPE}")
+    # A number of many digits, or nesting without end.
+    return RunError(f"{where} cannot be read: {error}")

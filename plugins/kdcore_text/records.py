@@ -2,44 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from kdcore import RunError
-from kdcore_text import tables
-from kdcore_text.json_files import JsonFile, Record
-from kdcore_text.sources import FORMATS, Source
+from kdcore_text.csv_files import CsvFile
+from kdcore_text.formats import ENDINGS, TABLES, Format
+from kdcore_text.json_files import JsonFile
+from kdcore_text.record import Record
+from kdcore_text.sources import Source
+from kdcore_text.tables import Table
 
 __all__ = ["Record", "Records"]
 
 
 @dataclass(frozen=True)
 class Records:
-    """Reads records from JSON, JSONL, parquet, data sets here and on the hub."""
+    """Reads records from JSON, CSV and parquet files, data sets here and on the hub."""
 
     config: str | None
+    format: Format | None = None
+    streaming: bool = False
 
-    def file(self, path: Path) -> Source[Record]:
-        """A file, by its ending."""
-        if path.suffix not in FORMATS:
-            endings = ", ".join(FORMATS)
-            raise RunError(f"cannot read records from {path}: files of records end in {endings}")
-        if FORMATS[path.suffix] == "json":
+    @property
+    def forms(self) -> Collection[Format]:
+        """All but plain text."""
+        return TABLES
+
+    def file(self, path: Path, format: Format | None) -> Source[Record]:
+        """A file of JSON or CSV."""
+        if format == "json":
             return JsonFile(path)
-        return _Numbered(tables.of_parquet(path))
+        if format == "csv":
+            return CsvFile(path)
+        endings = ", ".join(ending for ending, form in ENDINGS.items() if form in TABLES)
+        raise RunError(
+            f"cannot read records from {path}: files of records end in {endings}; rename it if it "
+            "is one"
+        )
 
-    def folder(self, path: Path, split: str | None) -> Source[Record]:
-        """A data set that is here."""
-        return _Numbered(tables.of_folder(path, self.config, split))
-
-    def hub(self, name: str, split: str) -> Source[Record]:
-        """A data set on the hub."""
-        return _Numbered(tables.of_hub(name, self.config, split))
+    def table(self, table: Table) -> Source[Record]:
+        """Its rows."""
+        return _Numbered(table)
 
 
 class _Numbered:
-    def __init__(self, table: tables.Table) -> None:
+    def __init__(self, table: Table) -> None:
         self._table = table
 
     def count(self) -> int:

@@ -1,21 +1,20 @@
-"""Where a path leads: a file, a folder, or the hub. What is read there is the reader's business."""
+"""Where a path leads: files, a folder, or the hub. A reader makes documents of what is there."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from itertools import groupby
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
 from kdcore import RunError
 from kdcore_text import tables
-from kdcore_text.json_files import JsonColumn, JsonFile
-from kdcore_text.plain import PlainFiles
-
-FORMATS = {".json": "json", ".jsonl": "json", ".parquet": "parquet"}
-_WORDS = {"train": ("train",), "validation": ("valid", "dev"), "test": ("test",)}
+from kdcore_text.folders import choose, is_saved, named, says_its_files
+from kdcore_text.formats import BINARY, Format, format_of
+from kdcore_text.paths import absent, local, matches
 
 _Item = TypeVar("_Item")
 _Given = TypeVar("_Given", covariant=True)
@@ -34,69 +33,34 @@ class Source(Protocol[_Given]):
 class Reader(Protocol[_Given]):
     """Makes documents of what a path leads to."""
 
-    def file(self, path: Path) -> Source[_Given]:
-        """A file that is here."""
+    @property
+    def forms(self) -> Collection[Format]:
+        """The formats that it can read."""
 
-    def folder(self, path: Path, split: str | None) -> Source[_Given]:
-        """A split of a folder that is here. None: of what was named for validation."""
+    @property
+    def format(self) -> Format | None:
+        """The format of all files; None: as their endings say."""
 
-    def hub(self, name: str, split: str) -> Source[_Given]:
-        """A split of a data set on the hub."""
+    @property
+    def config(self) -> str | None:
+        """Which config of a data set."""
 
+    @property
+    def streaming(self) -> bool:
+        """Whether data sets are read as they come."""
 
-def source(paths: Sequence[str], split: str | None, reader: Reader[_Item]) -> Several[_Item]:
-    """The documents of a split. None: of what was named for validation."""
-    return Several([_one(path, split, reader) for path in paths])
+    def file(self, path: Path, format: Format | None) -> Source[_Given]:
+        """A file of text, JSON or CSV. None: its ending says nothing."""
 
-
-def _one(path: str, split: str | None, reader: Reader[_Item]) -> Source[_Item]:
-    place = local(path)
-    if os.path.isfile(place):
-        return reader.file(place)
-    if os.path.isdir(place):
-        return reader.folder(place, split)
-    if _cannot_be_a_name(path):
-        raise RunError(f"cannot read {path!r}: there is no such file or folder")
-    return reader.hub(path, split or "validation")
+    def table(self, table: tables.Table) -> Source[_Given]:
+        """What `datasets` reads."""
 
 
 @dataclass(frozen=True)
-class Texts:
-    """Reads text: plain files, and a column of tables."""
-
-    config: str | None
-    column: str
-    separator: str | None
-    streaming: bool = False
-
-    def file(self, path: Path) -> Source[str]:
-        """What is no table is plain text."""
-        form = FORMATS.get(path.suffix)
-        if form == "json":
-            return JsonColumn(JsonFile(path), self.column)
-        if form == "parquet":
-            return tables.of_parquet(path, streaming=self.streaming).texts(self.column)
-        return PlainFiles([path], self.separator)
-
-    def folder(self, path: Path, split: str | None) -> Source[str]:
-        """Plain files, where there are no tables anywhere in it."""
-        plain = sorted(path.glob("*.txt"))
-        if plain and not any(each for form in FORMATS for each in path.rglob(f"*{form}")):
-            return PlainFiles(_of_split(plain, split, path), self.separator)
-        table = tables.of_folder(path, self.config, split, streaming=self.streaming)
-        return table.texts(self.column)
-
-    def hub(self, name: str, split: str) -> Source[str]:
-        """A column of a data set."""
-        table = tables.of_hub(name, self.config, split, streaming=self.streaming)
-        return table.texts(self.column)
-
-
 class Several(Generic[_Item]):
     """Sources one after another."""
 
-    def __init__(self, sources: Sequence[Source[_Item]]) -> None:
-        self.sources = sources
+    sources: Sequence[Source[_Item]]
 
     def count(self) -> int:
         """Of all of them."""
@@ -108,44 +72,86 @@ class Several(Generic[_Item]):
             yield from source.read()
 
 
-def _cannot_be_a_name(path: str) -> bool:
-    """Whether this is no name on the hub: those have one slash at most, and no such endings."""
-    ending = Path(path).suffix in {".txt", *FORMATS}
-    return ending or path.startswith(("/", ".", "~")) or path.count("/") > 1
+def source(
+    paths: Sequence[str], split: str | None, reader: Reader[_Item], tell: Callable[[str], None]
+) -> Several[_Item]:
+    """The documents of a split. None: of what was named for validation.
+
+    `tell` hears a sentence on each folder of which something is left out.
+    """
+    return Several([each for path in paths for each in _sources(path, split, reader, tell)])
 
 
-def local(path: str) -> Path:
-    """A path of this machine, with `~` filled in."""
-    return Path(os.path.expanduser(path))
+def _sources(
+    path: str, split: str | None, reader: Reader[_Item], tell: Callable[[str], None]
+) -> Sequence[Source[_Item]]:
+    place, matching = local(path), matches(path)
+    if matching:
+        return _of_files(_of_pattern(path, matching, reader, tell), reader)
+    if path and os.path.isfile(place):
+        return _of_files([place], reader)
+    if path and os.path.isdir(place):
+        return _of_folder(place, split, reader, tell)
+    fault = absent(path)
+    if fault is not None:
+        raise RunError(fault)
+    name = split or "validation"
+    return [reader.table(tables.of_hub(path, reader.config, name, streaming=reader.streaming))]
+
+
+def _of_pattern(
+    path: str, files: Sequence[Path], reader: Reader[_Item], tell: Callable[[str], None]
+) -> Sequence[Path]:
+    """Files of known endings, where there are any; else all that match."""
+    known = [file for file in files if format_of(file) in reader.forms]
+    if reader.format is not None or not known:
+        return files
+    others = [file for file in files if file not in known]
+    if others:
+        tell(f"{path}: left out {named(others, Path())}")
+    return known
+
+
+def _of_folder(
+    folder: Path, split: str | None, reader: Reader[_Item], tell: Callable[[str], None]
+) -> Sequence[Source[_Item]]:
+    if read_by_datasets(folder, split, reader):
+        found = tables.of_folder(folder, reader.config, split, streaming=reader.streaming)
+        return [reader.table(found)]
+    chosen = choose(folder, split, reader.forms, reader.format)
+    told = chosen.told(folder)
+    if told is not None:
+        tell(told)
+    return _of_files(chosen.files, reader)
+
+
+def read_by_datasets(folder: Path, split: str | None, reader: Reader[_Item]) -> bool:
+    """Whether `datasets` finds a folder's files: as it saved it, a card says so, or by a slice."""
+    is_slice = split is not None and "[" in split
+    return is_saved(folder) or says_its_files(folder) or reader.config is not None or is_slice
+
+
+def _of_files(files: Sequence[Path], reader: Reader[_Item]) -> Sequence[Source[_Item]]:
+    """A source for each file; those that Arrow reads are one together."""
+    found = list[Source[_Item]]()
+    for format, some in groupby(files, lambda file: reader.format or format_of(file)):
+        if format is not None and format in BINARY:
+            table = tables.of_files(format, list(some), streaming=reader.streaming)
+            found.append(reader.table(table))
+        else:
+            found += [reader.file(file, format) for file in some]
+    return found
 
 
 def content(paths: Sequence[str]) -> str:
     """A hash of all files there are, by name and content. What is on the hub adds nothing."""
     hashed = blake2b(digest_size=16)
-    for place in map(local, paths):
-        files = sorted(place.rglob("*")) if os.path.isdir(place) else [place]
-        for file in [each for each in files if os.path.isfile(each)]:
+    for path in paths:
+        place = local(path)
+        files = sorted(place.rglob("*")) if path and os.path.isdir(place) else [place]
+        for file in [each for each in matches(path) or files if os.path.isfile(each)]:
             hashed.update(f"{file.name} {file.stat().st_size} ".encode())
             with file.open("rb") as opened:
                 while some := opened.read(1 << 20):
                     hashed.update(some)
     return hashed.hexdigest()
-
-
-def _of_split(files: Sequence[Path], split: str | None, folder: Path) -> Sequence[Path]:
-    """The files of a split, where their names tell one; else all."""
-    if not any(_names(file, words) for file in files for words in _WORDS.values()):
-        return files
-    wanted = split or "validation"
-    found = [file for file in files if _names(file, _WORDS.get(wanted, (wanted,)))]
-    if found or split is None:
-        return found or files
-    there = ", ".join(file.name for file in files)
-    raise RunError(
-        f"cannot tell which files of {folder} are the split {wanted!r}: it has {there}; "
-        "name files in [data] path and validation"
-    )
-
-
-def _names(file: Path, words: Sequence[str]) -> bool:
-    return any(word in file.stem.lower() for word in words)

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 from collections.abc import Container, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
+from pathlib import Path
 from typing import Generic, TypeVar
 
 from kdcore import RunError
-from kdcore_text.sources import Reader, Several, content, local, source
+from kdcore_text.folders import VALIDATE, choose
+from kdcore_text.formats import ENDINGS
+from kdcore_text.opening import PACKED
+from kdcore_text.paths import absent, is_here, is_pattern, local
+from kdcore_text.sources import Reader, Several, content, read_by_datasets, source
 from kdcore_text.streamed import Spaced, StreamedTexts
 
+_log = logging.getLogger("kdcore")
 _Item = TypeVar("_Item")
 
 
@@ -29,12 +36,36 @@ class Splits(Generic[_Item]):
     fraction: float = 1.0
     skip: float = 0.0
     streaming: bool = False  # documents are not counted
+    told: set[str] = field(default_factory=set)  # what was said of folders
 
     def faults(self) -> Iterator[str]:
         """Files have no validation split of their own."""
-        files = [path for path in self._paths if os.path.isfile(local(path))]
-        if files and self.validation is None and self.validation_share is None:
-            yield _nothing_beside(files[0])
+        if not self._paths:
+            yield "path names nothing: name a file, a folder, or a data set on the hub"
+        if self._files and self.validation is None and self.validation_share is None:
+            yield _nothing_beside(self._files[0])
+
+    def missing(self) -> Iterator[str]:
+        """Paths that lead nowhere, and folders without the files of a split."""
+        yield from filter(None, map(absent, self._paths))
+        if self.validation is not None and _is_path(self.validation):
+            said = absent(self.validation)
+            yield from [f"cannot read validation: {said}"] if said else []
+        splits = [self.split]
+        if self.validation is None and self.validation_share is None and not self._files:
+            splits.append("validation")
+        for folder in [local(path) for path in self._paths if path and os.path.isdir(local(path))]:
+            yield from filter(None, (self._lacking(folder, split) for split in splits))
+
+    def _lacking(self, folder: Path, split: str) -> str | None:
+        """Why nothing can be read of a folder for a split, by the names of its files."""
+        if read_by_datasets(folder, split, self.reader):
+            return None
+        try:
+            choose(folder, split, self.reader.forms, self.reader.format)
+        except RunError as error:
+            return str(error)
+        return None
 
     def of(self, split: str) -> Iterator[_Item]:
         """The documents of "train" or "validation", in order."""
@@ -70,22 +101,30 @@ class Splits(Generic[_Item]):
     def _paths(self) -> Sequence[str]:
         return [self.path] if isinstance(self.path, str) else self.path
 
+    @property
+    def _files(self) -> Sequence[str]:
+        """The paths that are files, or patterns."""
+        return [each for each in self._paths if os.path.isfile(local(each)) or is_pattern(each)]
+
+    def _tell(self, said: str) -> None:
+        if said not in self.told:
+            self.told.add(said)
+            _log.warning(said)
+
     @cached_property
     def _train(self) -> Several[_Item]:
-        return source(self._paths, self.split, self.reader)
+        return source(self._paths, self.split, self.reader, self._tell)
 
     @cached_property
     def _validation(self) -> Several[_Item]:
-        if self.validation is not None and os.path.exists(local(self.validation)):
-            return source([self.validation], None, self.reader)
-        files = [path for path in self._paths if os.path.isfile(local(path))]
-        if files and self.validation is not None:
-            raise RunError(
-                f"cannot read validation: there is no file or folder {self.validation!r}"
-            )
-        if files:
-            raise RunError(_nothing_beside(files[0]))
-        return source(self._paths, self.validation or "validation", self.reader)
+        if self.validation is not None and is_here(self.validation):
+            return source([self.validation], None, self.reader, self._tell)
+        if self.validation is not None and (self._files or _is_path(self.validation)):
+            said = f"there is no file or folder {self.validation!r} in {os.getcwd()}"
+            raise RunError(f"cannot read validation: {absent(self.validation) or said}")
+        if self._files:
+            raise RunError(_nothing_beside(self._files[0]))
+        return source(self._paths, self.validation or "validation", self.reader, self._tell)
 
     @cached_property
     def _held_out(self) -> Container[int]:
@@ -100,4 +139,10 @@ class Splits(Generic[_Item]):
 
 
 def _nothing_beside(file: str) -> str:
-    return f"nothing to validate on beside {file}; set validation = PATH or validation_share = 0.05"
+    return f"nothing to validate on beside {file}; {VALIDATE}"
+
+
+def _is_path(validation: str) -> bool:
+    """Whether it cannot be the name of a split."""
+    ending = os.path.splitext(validation.lower())[1]
+    return ending in {*ENDINGS, *PACKED} or any(letter in validation for letter in "/~*?")

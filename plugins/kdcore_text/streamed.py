@@ -7,6 +7,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from kdcore import RunError
+from kdcore_text.record import no_column, text_of
 
 if TYPE_CHECKING:
     from kdcore_text.sources import Source
@@ -63,17 +64,8 @@ class StreamedColumn:
         """The text of every row; nothing is an empty text."""
         for row in self._dataset:
             if self._column not in row:
-                raise RunError(
-                    f"{self._place} has no column {self._column!r}; set column in [data]: it has "
-                    f"{', '.join(row)}"
-                )
-            text = row[self._column]
-            if text is not None and not isinstance(text, str):
-                raise RunError(
-                    f"{self._place}: the column {self._column!r} holds {type(text).__name__}, and "
-                    "must hold text"
-                )
-            yield text or ""
+                raise no_column(self._place, self._column, row)
+            yield text_of(row[self._column], self._column, self._place)
 
     def state_dict(self) -> dict[str, Any]:
         """As `datasets` has it: the file, and the row in it."""

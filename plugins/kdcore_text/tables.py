@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import glob
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from kdcore import RunError
+from kdcore_text.folders import files_in
+from kdcore_text.formats import ending_of
+from kdcore_text.opening import refuse_pointer
+from kdcore_text.paths import meant
+from kdcore_text.record import no_column, text_of
 from kdcore_text.streamed import StreamedColumn
 
 _ADVICE = {
@@ -45,10 +52,7 @@ class Column:
     def __init__(self, dataset: Any, column: str, place: str) -> None:
         self._dataset, self._column, self._place = dataset, column, place
         if column not in dataset.column_names:
-            there = ", ".join(dataset.column_names)
-            raise RunError(
-                f"{place} has no column {column!r}; set column in [data]: it has {there}"
-            )
+            raise no_column(place, column, dataset.column_names)
 
     def count(self) -> int:
         """How many rows there are."""
@@ -58,23 +62,28 @@ class Column:
         """The text of every row; nothing is an empty text."""
         for rows in self._dataset.select_columns(self._column).iter(1000):
             for text in rows[self._column]:
-                if text is not None and not isinstance(text, str):
-                    raise RunError(
-                        f"{self._place}: the column {self._column!r} holds "
-                        f"{type(text).__name__}, and must hold text"
-                    )
-                yield text or ""
+                yield text_of(text, self._column, self._place)
 
 
-def of_parquet(path: Path, *, streaming: bool = False) -> Table:
-    """A parquet file."""
+def of_files(form: str, paths: Sequence[Path], *, streaming: bool = False) -> Table:
+    """Parquet or Arrow files of the same columns, one after another."""
     from datasets import load_dataset
 
-    if not path.stat().st_size:
-        raise RunError(f"{path} is empty")
-    files = str(path)
+    for path in paths:
+        if not path.stat().st_size:
+            raise RunError(f"{path} is empty")
+        if ending_of(path) != path.suffix.lower():
+            raise RunError(f"cannot read {path}: unpack it, {form} is compressed in itself")
+        _check_head(path)
+    place = str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
+    files = [glob.escape(str(path)) for path in paths]
     options = {"data_files": files, "split": "train", "streaming": streaming}
-    return Table(_loaded(lambda: load_dataset("parquet", **options), files), files)
+    try:
+        return Table(_loaded(lambda: load_dataset(form, **options), place), place)
+    except RunError:
+        for path in paths if len(paths) > 1 else ():  # which of them is it?
+            of_files(form, [path], streaming=streaming)
+        raise
 
 
 def of_folder(
@@ -87,8 +96,8 @@ def of_folder(
     from datasets import load_dataset, load_from_disk
 
     place = f"the data set in {path}"
-    for file in (*path.rglob("*.json"), *path.rglob("*.jsonl")):
-        _check_not_null(file)
+    for file in files_in(path):
+        _check_head(file)
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         loaded = _loaded(lambda: load_from_disk(str(path)), place)
     elif split is None:
@@ -105,15 +114,16 @@ def of_hub(name: str, config: str | None, split: str, *, streaming: bool = False
 
     place = f"the data set {name!r}"
     options = {"split": split, "streaming": streaming}
-    loaded = _loaded(lambda: load_dataset(name, config, **options), place)
+    loaded = _loaded(lambda: load_dataset(name, config, **options), place, meant(name))
     return Table(loaded, place)
 
 
-def _check_not_null(path: Path) -> None:
-    """Refuse a file that begins with null: Arrow would end the process over one without records."""
+def _check_head(path: Path) -> None:
+    """Refuse a pointer, and JSON that begins with null: Arrow would end the process over that."""
     with path.open("rb") as file:
-        first = next((line for line in file if line.strip()), b"")
-    if first.strip().startswith(b"null"):
+        head = file.read(4096)
+    refuse_pointer(head, path)
+    if head.strip().startswith(b"null"):
         raise RunError(f"{path} begins with null, and each of its records should be a table")
 
 
@@ -130,8 +140,8 @@ def _split(loaded: Any, split: str | None, place: str) -> Any:
     return splits[wanted]
 
 
-def _loaded(load: Callable[[], Any], place: str) -> Any:
-    """What was loaded, or why not, in one sentence."""
+def _loaded(load: Callable[[], Any], place: str, meant: str = "") -> Any:
+    """What was loaded, or why not, in one sentence; `meant` is what may be meant in its place."""
     from datasets.exceptions import DatasetsError
 
     try:
@@ -146,23 +156,23 @@ def _loaded(load: Callable[[], Any], place: str) -> Any:
         AttributeError,
         DatasetsError,
     ) as error:
-        raise RunError(f"cannot load {place}: {_fault(error)}") from error
+        raise RunError(f"cannot load {place}: {_fault(error, meant)}") from error
 
 
-def _fault(error: BaseException) -> str:
+def _fault(error: BaseException, meant: str) -> str:
     names = {type(cause).__name__ for cause in _chain(error)}
     if "GatedRepoError" in names:
         return "the hub lets nobody in unasked; ask there, then type `hf auth login`"
     if isinstance(error, ConnectionError) or names & {"ConnectError", "LocalEntryNotFoundError"}:
         return (
-            "there is no such file or folder here, and the hub cannot be reached; connect, "
-            "or set path in [data] to a file or folder"
+            f"there is no such file or folder in {os.getcwd()}, and the hub cannot be reached; "
+            f"connect, or set path in [data] to a file or folder{meant}"
         )
     status = getattr(getattr(error, "response", None), "status_code", None)
     if names & {"DatasetNotFoundError", "RepositoryNotFoundError"} or status == 404:
         return (
-            "neither a file or folder here nor a data set on the hub (or a private one: "
-            "type `hf auth login`); set path in [data]"
+            f"neither a file or folder in {os.getcwd()} nor a data set on the hub (or a private "
+            f"one: type `hf auth login`); set path in [data]{meant}"
         )
     return _said(error)
 

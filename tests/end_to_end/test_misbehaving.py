@@ -49,6 +49,7 @@ TABLE = {
     ("data", "make_rows"): ("returned int from make_rows, expected rows", "NoneType", ROW),
     ("data", "fingerprint"): ("expected a str", "returned None", "returned a list"),
     ("data", "faults"): ("not iterable", "not iterable", "a tuple among its texts"),
+    ("data", "missing"): ("not iterable", "not iterable", "a tuple among its texts"),
     ("data", "names_on_hub"): ("not iterable", "not iterable", "a list among its texts"),
     ("tokenizer", "load"): ("expected a PreTrainedTokenizerBase", "returned None", "a list"),
     ("teacher", "load"): (None, None, None),

@@ -83,6 +83,9 @@ class Texts(Data):
     def faults(self, recipe):
         return spoiled(self, "faults", ())
 
+    def missing(self):
+        return spoiled(self, "missing", ())
+
     def names_on_hub(self):
         return spoiled(self, "names_on_hub", [])
 

@@ -164,6 +164,15 @@ def test_a_missing_folder_says_where_the_data_is_and_what_to_type(path):
     assert "\n" not in said
 
 
+def test_a_missing_folder_is_told_before_anything_is_read(tmp_path):
+    here = str(tmp_path)
+    for given, count in [("./absent", 1), ("owner/name", 0), ("owner/name/folder", 0), (here, 0)]:
+        said = list(BabyLM(path=given).missing())
+        assert len(said) == count
+        assert list(BabyLM(path=here, validation=given).missing()) == said
+    assert list(BabyLM(path=here, validation="dev").missing()) == []
+
+
 def test_an_empty_folder_says_so_too(tmp_path):
     with pytest.raises(RunError, match=r"no \.train, .* files in .*; fetch the BabyLM corpora"):
         train(str(tmp_path))
@@ -212,6 +221,9 @@ def test_chunks_are_contiguous_cuts_with_an_eos_behind_each_document(longer, byt
 
 def test_random_offset_cuts_each_epoch_elsewhere(longer, byte_tokenizer):
     data = BabyLM(**longer, block=32, rows="chunk", random_offset=True)
+    named = BabyLM(**longer, block=32, rows="chunk", random_offset="epoch")
+    made = [each.make_rows("train", byte_tokenizer, seed=0, epoch=1) for each in (data, named)]
+    assert flat(made[0]) == flat(made[1])
     assert data.fresh_each_epoch
 
     def firsts(seed, split="train"):
@@ -227,6 +239,40 @@ def test_random_offset_cuts_each_epoch_elsewhere(longer, byte_tokenizer):
     assert all(ids[:600] == tokens[0][:600] for ids in tokens)  # nothing before a cut is lost
     assert len({tuple(ids) for _, ids in firsts(seed=0, split="validation")}) == 1
     assert {first for first, _ in firsts(seed=0, split="validation")} == {32}
+
+
+def test_random_offset_may_be_of_each_chunk(longer, byte_tokenizer):
+    data = BabyLM(**longer, block=32, rows="chunk", random_offset="chunk")
+    assert data.fresh_each_epoch
+    plain = BabyLM(**longer, block=32, rows="chunk")
+    whole = flat(plain.make_rows("train", byte_tokenizer, seed=0, epoch=0))
+    lengths = plain.make_rows("train", byte_tokenizer, seed=0, epoch=0).split.lengths
+    begins = np.concatenate([[0], np.cumsum(lengths)])
+
+    def shifts(seed, epoch):
+        rows = data.make_rows("train", byte_tokenizer, seed=seed, epoch=epoch)
+        assert len(rows) == sum(lengths) // 32 - 1
+        assert rows.dropped == 0
+        firsts = [int(begins[row["document"][0]] + row["offset"][0]) for row in rows]
+        for first, row in zip(firsts, rows, strict=True):
+            assert row["input_ids"].tolist() == whole[first : first + 32]
+            assert row["position"].tolist() == list(range(32))
+        return [first - 32 * n for n, first in enumerate(firsts)]
+
+    drawn = shifts(0, 0)
+    assert min(drawn) >= 0 and max(drawn) < 32
+    assert len(set(drawn)) > 20
+    assert drawn == shifts(0, 0)
+    assert len({tuple(each) for each in (drawn, shifts(0, 1), shifts(1, 0))}) == 3
+    assert flat(data.make_rows("validation", byte_tokenizer, seed=0, epoch=1)) == flat(
+        plain.make_rows("validation", byte_tokenizer, seed=0, epoch=0)
+    )
+
+
+@pytest.mark.parametrize("value", ["chunks", 1, "true"])
+def test_random_offset_knows_two_words(value):
+    with pytest.raises(ValidationError, match="random_offset"):
+        BabyLM(path="a", rows="chunk", random_offset=value)
 
 
 def test_random_offset_is_for_chunks():

@@ -131,7 +131,7 @@ def test_names_of_text_files_may_tell_their_split(tmp_path):
     assert validation(str(tmp_path)) == ["en-valid"]
     assert validation(str(tmp_path), validation="test") == ["en-test"]
     (tmp_path / "en-train.txt").unlink()
-    with pytest.raises(RunError, match=r"'train': it has en-test\.txt, en-valid\.txt"):
+    with pytest.raises(RunError, match=r"'train': it has test \(en-test\.txt\), validation \(en-"):
         train(str(tmp_path))
 
 
@@ -141,8 +141,13 @@ def test_a_folder_may_be_a_data_set(tmp_path):
     assert train(str(tmp_path)) == ["one"]
     assert validation(str(tmp_path)) == ["two"]
     assert train(str(tmp_path), split="validation") == ["two"]
-    with pytest.raises(RunError, match=r'Unknown split "no".*; set split, validation'):
+    with pytest.raises(
+        RunError, match=r"the split 'no': it has train \(train\.jsonl\), validation"
+    ):
         train(str(tmp_path), split="no")
+    assert train(str(tmp_path), split="train[:1]") == ["one"]
+    with pytest.raises(RunError, match=r'Unknown split "no".*; set split, validation'):
+        train(str(tmp_path), split="no[:1]")
     with pytest.raises(RunError, match=r"BuilderConfig 'no' not found.*; set config in \[data\]"):
         train(str(tmp_path), config="no")
 
@@ -214,7 +219,7 @@ def test_the_fingerprint_is_of_the_content(tmp_path):
 
 @pytest.mark.parametrize("path", ["./absent", "absent.txt", "~/absent", "a/b/c", "absent.jsonl"])
 def test_a_file_that_is_absent_is_told(path):
-    with pytest.raises(RunError, match=f"cannot read '{path}': there is no such file or folder"):
+    with pytest.raises(RunError, match=f"there is no file or folder '{path}'"):
         train(path)
 
 

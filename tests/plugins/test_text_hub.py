@@ -71,9 +71,9 @@ def test_slices_of_splits_are_the_hubs(ask):
 
 
 def test_what_the_hub_lacks_is_told(ask):
-    assert ask(path="owner/absent").startswith(
-        "cannot load the data set 'owner/absent': neither a file or folder here nor a data set on"
-    )
+    said = ask(path="owner/absent")
+    assert said.startswith("cannot load the data set 'owner/absent': neither a file or folder in /")
+    assert " nor a data set on the hub (or a private one: type `hf auth login`); set path" in said
     said = ask(path="owner/lines")
     assert "Please pick one among the available configs: ['small', 'other']; set config in" in said
     said = ask(path="owner/lines", config="other")

@@ -83,6 +83,18 @@ def test_chunk_may_begin_to_cut_later(lengths, block, start):
     assert rows == [row for row in cuts if len(row) >= 2]
 
 
+@given(lengths, blocks, st.integers(0, 3))
+def test_shifted_chunks_are_full_rows_that_begin_within_their_own(lengths, block, seed):
+    made = [packing.shifted_chunk(lengths, block, np.random.default_rng(seed)) for _ in range(2)]
+    (rows, again), wanted = map(tokens, made), everything(lengths)
+    assert rows == again
+    assert len(rows) == max(len(wanted) // block - 1, 0)
+    for n, row in enumerate(rows):
+        first = wanted.index(row[0])
+        assert 0 <= first - n * block < block
+        assert row == wanted[first : first + block]
+
+
 @given(lengths, blocks)
 def test_one_keeps_the_beginning_or_the_end(lengths, block):
     kept = [d for d, length in enumerate(lengths.tolist()) if length >= 2]

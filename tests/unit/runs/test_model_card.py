@@ -151,3 +151,10 @@ def test_long_options_are_no_names_on_the_hub():
 
     data = Sft(path="owner/data", validation_share=0.5, template="{{ messages[0].content }}" * 20)
     assert list(data.names_on_hub()) == ["owner/data"]
+
+
+@pytest.mark.parametrize("path", ["data/a.TSV", "data/a.ndjson", "data/a.arrow", "data/a.txt.zst"])
+def test_files_are_no_names_on_the_hub(path):
+    from kdcore_text import Text
+
+    assert list(Text(path=path).names_on_hub()) == []

@@ -1,0 +1,76 @@
+"""Paths as they are typed: `~`, patterns, and what to say where nothing is there."""
+
+from __future__ import annotations
+
+import difflib
+import glob
+import os
+import re
+from pathlib import Path
+
+from kdcore_text.formats import ENDINGS
+from kdcore_text.opening import PACKED
+
+_ON_HUB = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+
+
+def local(path: str) -> Path:
+    """A path of this machine, with `~` filled in."""
+    return Path(os.path.expanduser(path))
+
+
+def is_here(path: str) -> bool:
+    """Whether it leads to files or a folder on this machine."""
+    if not path.strip():
+        return False
+    place = local(path)
+    return os.path.isfile(place) or os.path.isdir(place) or bool(matches(path))
+
+
+def is_pattern(path: str) -> bool:
+    """Whether it stands for all files that match: with `*`, `?` or `[...]`, and no such file."""
+    return glob.has_magic(path) and not os.path.exists(local(path))
+
+
+def matches(path: str) -> list[Path]:
+    """The files that a pattern stands for, by name; `**` is folders at any depth."""
+    if not is_pattern(path):
+        return []
+    found = map(Path, glob.glob(str(local(path)), recursive=True))
+    return sorted(file for file in found if file.is_file())
+
+
+def absent(path: str) -> str | None:
+    """What is wrong with a path that leads nowhere and cannot be a name on the hub."""
+    if is_here(path) or not _is_no_name(path):
+        return None
+    if not path.strip():
+        return "path is empty: name a file, a folder, or a data set on the hub"
+    if "://" in path:
+        return f"cannot read {path!r}: download it, and name the file"
+    where = "" if os.path.isabs(local(path)) else f" in {os.getcwd()}"
+    if os.path.exists(local(path)):
+        return f"cannot read {path!r}: it is neither a file nor a folder"
+    if is_pattern(path):
+        return f"no file matches {path!r}{where}"
+    return f"there is no file or folder {path!r}{where}{_gone(local(path)) or meant(path)}"
+
+
+def _is_no_name(path: str) -> bool:
+    ending = Path(path.lower()).suffix in {*ENDINGS, *PACKED}
+    return ending or _ON_HUB.fullmatch(path) is None
+
+
+def _gone(place: Path) -> str:
+    """The folder that is missing above it, if one is."""
+    above = (each for each in reversed(place.parents) if not each.is_dir())
+    return next((f": there is no folder {str(each)!r}" for each in above), "")
+
+
+def meant(path: str) -> str:
+    """A question after what lies beside it with nearly that name, if anything does."""
+    place = local(path)
+    there = os.listdir(place.parent) if place.parent.is_dir() else []
+    near = [each for each in there if Path(each).stem == place.name]
+    near = near or difflib.get_close_matches(place.name, there, n=1)
+    return f"; did you mean {str(place.parent / near[0])!r}?" if near else ""

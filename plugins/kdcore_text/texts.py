@@ -1,0 +1,89 @@
+"""Text of what a path leads to: plain files, and a column of tables."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from kdcore import RunError
+from kdcore_text.csv_files import CsvFile
+from kdcore_text.formats import ENDINGS, Format, check_is_text
+from kdcore_text.json_files import JsonFile
+from kdcore_text.opening import lines
+from kdcore_text.record import TextColumn
+from kdcore_text.sources import Source
+from kdcore_text.tables import Table
+
+_MARK = "<|endoftext|>"  # what such files commonly have between documents
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Reads text. With a `format`, files are of it whatever their endings say."""
+
+    config: str | None
+    column: str
+    separator: str | None
+    format: Format | None = None
+    streaming: bool = False
+
+    @property
+    def forms(self) -> Collection[Format]:
+        """All."""
+        return set(ENDINGS.values())
+
+    def file(self, path: Path, format: Format | None) -> Source[str]:
+        """What is no table is plain text."""
+        if format == "json":
+            return TextColumn(JsonFile(path), self.column)
+        if format == "csv":
+            return TextColumn(CsvFile(path, self.column), self.column)
+        if self.format is None:
+            check_is_text(path, self.column)
+        return PlainFile(path, self.separator)
+
+    def table(self, table: Table) -> Source[str]:
+        """A column of it."""
+        return table.texts(self.column)
+
+
+class PlainFile:
+    """The documents of a text file."""
+
+    def __init__(self, path: Path, separator: str | None) -> None:
+        if not path.stat().st_size:
+            raise RunError(f"{path} is empty")
+        self._path, self._separator = path, separator
+
+    def count(self) -> int:
+        """How many documents there are. It takes reading them."""
+        return sum(1 for _ in self.read())
+
+    def read(self) -> Iterator[str]:
+        """The documents that hold anything, without the newlines around them."""
+        document = list[str]()
+        for line in lines(self._path):
+            if self._separates(line):
+                yield from _joined(document)
+                document = []
+            elif self._separator is None and line.strip() == _MARK:
+                raise RunError(
+                    f"{self._path} has lines that are {_MARK}, and documents are split at blank "
+                    f'lines; set separator = "{_MARK}" in [data]'
+                )
+            else:
+                document.append(line)
+            if self._separator == "\n":
+                yield from _joined(document)
+                document = []
+        yield from _joined(document)
+
+    def _separates(self, line: str) -> bool:
+        return not line.strip() if self._separator is None else line.strip() == self._separator
+
+
+def _joined(lines: Sequence[str]) -> Iterator[str]:
+    text = "\n".join(lines).strip("\n")
+    if text.strip():
+        yield text
