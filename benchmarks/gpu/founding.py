@@ -69,8 +69,8 @@ def _qwen(world: World, stage: str, models: dict[str, Path]) -> Sequence[str]:
     found = ["log=", "data.validation_share=", f'data.path="{train}"']
     found.append(f'data.validation="{validation}"')
     if stage == "teacher":
-        return [*found, f'stage.teacher.student.model="{models["qwen-7b"]}"']
-    found += ["stage.student.eval=", f'stage.student.teacher.model="{models["qwen-7b"]}"']
+        return [*found, f'stage.teacher.student.model="{models[world.teacher]}"']
+    found += ["stage.student.eval=", f'stage.student.teacher.model="{models[world.teacher]}"']
     return [*found, f'stage.student.student.model="{models["qwen-0.5b"]}"']
 
 

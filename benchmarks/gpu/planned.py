@@ -53,12 +53,15 @@ def main() -> None:
     parser.add_argument("gigabytes", type=float)
     parser.add_argument("stages", nargs="*", metavar="STAGE", help=", ".join(NAMES))
     parser.add_argument("--set", action="append", default=[], metavar="K=V", dest="sets")
+    parser.add_argument(
+        "--teacher", default="7B", choices=["1.5B", "3B", "7B"], help="of qwen_kl_sft"
+    )
     parser.add_argument("--rehearse", action="store_true", help="tiny shapes")
     asked = parser.parse_args()
     print(f"Predicted for a card of {asked.gigabytes:g} GB, not measured.\n")
     print("| recipe | rows at once | times | GB | fits |\n|---|---|---|---|---|", flush=True)
     with TemporaryDirectory() as folder:
-        world = World(Path(folder), asked.rehearse)
+        world = World(Path(folder), asked.rehearse, f"qwen-{asked.teacher.lower()}")
         for name in asked.stages or NAMES:
             print(row(world, name, asked.gigabytes, asked.sets), flush=True)
 

@@ -71,9 +71,9 @@ def markdown(results: Results, names: Sequence[str], day: str, *, rehearse: bool
 
 
 _ABOUT_RECIPES = (
-    "A step's time is the mean of the last of four windows (three of the bare loop). Memory is what "
-    "the process took of the GPU, CUDA's own included; planned is what `kdcore plan` says with the "
-    "same rows at once. Bare: transformers, torch and a loop on the same rows."
+    "A step's time is the mean of the last of four windows (three of the bare loop). Memory "
+    "is what the process took of the GPU, CUDA's own included; planned is what `kdcore plan` says "
+    "with the same rows at once. Bare: transformers, torch and a loop on the same rows."
 )
 
 
@@ -86,9 +86,10 @@ def _recipes(results: Results) -> Iterator[str]:
             if one is None:
                 continue
             if one["status"] != "done":
-                yield f"| {stage} | {way} | {one['status']}: {last_line(one['error'])} | | | | | | |"
-                continue
-            yield f"| {stage} | {way} | {' | '.join(_row(one['result']))} |"
+                cells = [f"{one['status']}: {last_line(one['error'])}", *6 * [""]]
+            else:
+                cells = [*_row(one["result"])]
+            yield f"| {stage} | {way} | {' | '.join(cells)} |"
 
 
 def _others(results: Results) -> Iterator[str]:

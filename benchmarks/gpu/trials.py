@@ -1,5 +1,5 @@
-"""Parts of a GPU day beside speed: tests, options that need a library, smaller cards, running out of
-memory, learning in half precision, being killed.
+"""Parts of a GPU day beside speed: tests, options that need a library, smaller cards, running out
+of memory, learning in half precision, being killed.
 """
 
 from __future__ import annotations
@@ -132,12 +132,10 @@ def _said_by_too_small_a_card(world: World) -> str:
     """The last line of what a run says with 4 GB, where 11 are needed."""
     sets = founding.sets_of(world, "babyllama.gpt2")
     words = [word for one in sets for word in ("--set", one)]
-    out = str(runs_of(world) / "too-small")
-    command = [sys.executable, str(HERE / "limited.py"), "4", "run", "babyllama", "--stage", "gpt2"]
-    done = subprocess.run(
-        [*command, *words, "--out", out], stderr=subprocess.PIPE, text=True, timeout=SHORT
-    )
-    return done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"rc {done.returncode}"
+    words += ["--stage", "gpt2", "--out", str(runs_of(world) / "too-small")]
+    command = [sys.executable, str(HERE / "limited.py"), "4", "run", "babyllama", *words]
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=SHORT)
+    return done.stderr.strip().rpartition("\n")[2] or f"it ended with {done.returncode}"
 
 
 # As the head of recipes/quickstart.toml has them for seeds 0, 1 and 2 on a CPU, and a little more.

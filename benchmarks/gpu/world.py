@@ -29,6 +29,7 @@ class World:
 
     folder: Path
     rehearse: bool
+    teacher: str = "qwen-7b"  # of qwen_kl_sft
 
     @property
     def made(self) -> Path:
