@@ -2,6 +2,7 @@
 # make test         set up, then all tests
 # make quick        the unit tests, under a minute
 # make lint         ruff, mypy and the layers of imports
+# make gpu          what a GPU is asked, in 25 minutes; again: what is missing. No network
 # make faults       puts faults into a copy, one by one: which test fails? (ten minutes)
 
 PYTHON ?= python3
@@ -9,7 +10,11 @@ BIN := .venv/bin
 export OMP_NUM_THREADS := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup quickstart test quick lint faults
+# On a bare machine whose python3 has torch and transformers: make gpu GPU_PYTHON=python3, with what
+# else kdcore needs on PYTHONPATH.
+GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
+
+.PHONY: setup quickstart test quick lint gpu faults
 
 setup: .venv/ready
 
@@ -34,6 +39,11 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+
+# As many threads as there are: the rest of the machine has nothing else to do.
+gpu: unexport OMP_NUM_THREADS
+gpu:
+	$(GPU_PYTHON) benchmarks/gpu/day.py $(GPU_DAY)
 
 faults: setup
 	$(BIN)/python benchmarks/robustness/faults.py
