@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from kdcore_text import Text
+from kdcore_text.formats import TABLES, format_of
+from kdcore_text.opening import lines
 from kdcore_text.records import Record, Records
 from kdcore_text.splits import Splits
 
@@ -17,9 +19,7 @@ from kdcore.errors import RunError, UsageError
 Kind = Literal["sft", "text"]
 
 SAMPLE = 2000  # documents that are looked at closely
-_RECORDS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow")
-_PACKED = (".gz", ".bz2", ".xz", ".zst")
-_MARK = b"<|endoftext|>"
+_MARK = "<|endoftext|>"
 
 _FORMS = (("messages",), ("conversations",), ("instruction", "output"), ("prompt", "completion"))
 """What `sft` reads without being told; the first name of each tells a record's format."""
@@ -52,15 +52,9 @@ def look_at(path: str, kind: Kind | None) -> DataFile:
     if not place.stat().st_size:
         raise UsageError(f"{path} is empty: there is nothing to train on")
     try:
-        return _records(path, kind) if _has_records(place) else _plain(path, kind)
+        return _records(path, kind) if format_of(place) in TABLES else _plain(path, kind)
     except RunError as error:
         raise UsageError(str(error)) from None
-
-
-def _has_records(place: Path) -> bool:
-    name = place.name.lower()
-    name = next((name.removesuffix(each) for each in _PACKED if name.endswith(each)), name)
-    return name.endswith(_RECORDS)
 
 
 def _plain(path: str, kind: Kind | None) -> DataFile:
@@ -81,12 +75,11 @@ def _plain(path: str, kind: Kind | None) -> DataFile:
 def _separator(place: Path) -> str | None:
     """What lies between documents: a mark, the ends of lines, or else blank lines (None)."""
     blank = False
-    with place.open("rb") as file:
-        for line in map(bytes.strip, file):
-            if line == _MARK:
-                return _MARK.decode()
-            blank = blank or not line
-    return None if blank or place.name.lower().endswith(_PACKED) else "\n"
+    for line in map(str.strip, lines(place)):
+        if line == _MARK:
+            return _MARK
+        blank = blank or not line
+    return None if blank else "\n"
 
 
 def _records(path: str, kind: Kind | None) -> DataFile:

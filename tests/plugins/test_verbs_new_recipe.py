@@ -11,14 +11,11 @@ import tiny
 import tomli
 from hypothesis import given
 from hypothesis import strategies as some
-from kdcore_sft import Sft
-from kdcore_text import Text
 from own_models import ROWS, lay_own_models
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from kdcore import Host, UsageError, read_recipe
 from kdcore.analysis.parameters import parameters_of
-from kdcore.api.options import option_fields
 from kdcore.commands.new import recipe
 from kdcore.commands.student_choice import parameters_of_shape, shape_of
 
@@ -123,6 +120,14 @@ def test_answers_as_text_where_it_is_asked_for(here, host):
     assert (table["data"]["use"], table["data"]["column"]) == ("text", "output")
 
 
+def test_compressed_text_is_looked_at_too(here, host):
+    import gzip
+
+    Path("a.txt.gz").write_bytes(gzip.compress(LINES.encode()))
+    recipe("mine.toml", teacher="teacher", student="student", data="a.txt.gz")
+    assert read_recipe("mine.toml", host).build().data.separator == "\n"
+
+
 def test_parquet(here, host):
     import pyarrow
     import pyarrow.parquet
@@ -135,7 +140,6 @@ def test_parquet(here, host):
 QUESTIONS = [{"question": r["instruction"], "answer": r["output"], "context": "So."} for r in ROWS]
 
 
-@pytest.mark.skipif("fields" not in option_fields(Sft), reason="sft maps no names yet")
 def test_names_of_the_file_are_mapped(here, host):
     table, stage = made("a.jsonl", as_lines(QUESTIONS), host)
     assert table["data"]["fields"] == {
@@ -147,7 +151,6 @@ def test_names_of_the_file_are_mapped(here, host):
     assert [each["role"] for each in first.messages] == ["user", "assistant"]
 
 
-@pytest.mark.skipif("format" not in option_fields(Text), reason="text reads no CSV yet")
 @pytest.mark.parametrize("ending, delimiter", [("csv", ","), ("tsv", "\t")])
 def test_csv(here, host, ending, delimiter):
     rows = [(row["instruction"], f'"{row["output"]}"') for row in ROWS]
