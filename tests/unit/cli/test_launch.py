@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -141,6 +142,27 @@ def test_two_processes_make_the_same_run(folder, alone):
     assert done.returncode == 0, done.stderr
     assert_same_run(run_of(folder, "two"), alone)
     assert done.stderr.count("done after") == 1
+
+
+def test_so_do_two_that_another_launcher_started(folder, alone):
+    """As torchrun says who is who; without a GPU nobody says that they are on the CPU."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    there = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    command = [sys.executable, "-m", "kdcore", "run", "recipe.toml", "-p", "./plugin.py"]
+    children = [
+        subprocess.Popen(
+            [*command, "--out", "torchrun"],
+            cwd=folder,
+            env=os.environ
+            | there
+            | {"MASTER_PORT": str(port), "RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": "1"},
+        )
+        for rank in "01"
+    ]
+    assert [child.wait() for child in children] == [0, 0]
+    assert_same_run(run_of(folder, "torchrun"), alone)
 
 
 def test_an_interrupt_and_a_lost_terminal_leave_a_checkpoint(folder, alone):
