@@ -40,10 +40,8 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-# As many threads as there are: the rest of the machine has nothing else to do.
-gpu: unexport OMP_NUM_THREADS
 gpu:
-	$(GPU_PYTHON) benchmarks/gpu/day.py $(GPU_DAY)
+	env -u OMP_NUM_THREADS $(GPU_PYTHON) benchmarks/gpu/day.py $(GPU_DAY)
 
 faults: setup
 	$(BIN)/python benchmarks/robustness/faults.py

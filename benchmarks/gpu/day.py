@@ -46,7 +46,7 @@ def environment(world: World) -> dict[str, str]:
 
 def do(world: World, name: str) -> dict[str, Any]:
     """One part, in this process."""
-    (part,) = (each for each in parts() if each.name == name)
+    (part,) = (each for each in parts(rehearse=world.rehearse) if each.name == name)
     try:
         return {"status": "done", "result": part.measure(world)}
     except Skipped as why:
@@ -81,7 +81,7 @@ def _write(world: World, name: str, path: Path) -> None:
 
 def go(world: World, until: float, *, again: bool) -> bool:
     """Every part that has no result yet; whether there was time for all of them."""
-    for part in parts():
+    for part in parts(rehearse=world.rehearse):
         path = report.path_of(world.results, part.name)
         if path.exists() and not (again and json.loads(path.read_text())["status"] == "failed"):
             continue
@@ -103,7 +103,7 @@ def go(world: World, until: float, *, again: bool) -> bool:
 
 def write(world: World, out: Path) -> Path:
     """The Markdown file, named by the day and the card."""
-    names = [part.name for part in parts()]
+    names = [part.name for part in parts(rehearse=world.rehearse)]
     results = report.read(world.results, names)
     machine: Mapping[str, Any] = results.get("machine", {}).get("result", {})
     card = "-".join(str(machine.get("card", "unknown")).lower().split())
