@@ -6,18 +6,13 @@ are first used, so that `import kdcore` needs neither torch nor transformers.
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from kdcore.deprecated import MovedModules, old_name
+
 if TYPE_CHECKING:
-    from kdcore.analysis.plan import StagePlan as StagePlan
-    from kdcore.analysis.plan import plans_of as plans_of
-    from kdcore.analysis.rows import ChosenRow as ChosenRow
-    from kdcore.analysis.rows import RowSample as RowSample
-    from kdcore.analysis.rows import SampledRow as SampledRow
-    from kdcore.analysis.rows import chosen_rows as chosen_rows
-    from kdcore.analysis.rows import sample_rows as sample_rows
-    from kdcore.api.contracts import KINDS as KINDS
     from kdcore.api.contracts import Component as Component
     from kdcore.api.contracts import Data as Data
     from kdcore.api.contracts import Eval as Eval
@@ -34,26 +29,25 @@ if TYPE_CHECKING:
     from kdcore.api.contracts import component as component
     from kdcore.api.contracts import hookimpl as hookimpl
     from kdcore.api.hookspecs import Record as Record
-    from kdcore.api.options import as_typed as as_typed
+    from kdcore.api.options import describe as describe
     from kdcore.api.options import options_of as options_of
-    from kdcore.cli.main import host_of as host_of
-    from kdcore.data.batch import AnswersAt as AnswersAt
     from kdcore.data.batch import Batch as Batch
-    from kdcore.data.batch import Coarse as Coarse
-    from kdcore.data.batch import LogitsAt as LogitsAt
+    from kdcore.data.batch import LogitsFn as LogitsFn
     from kdcore.data.batch import Row as Row
     from kdcore.data.batch import Rows as Rows
+    from kdcore.data.batch import SparseLogits as SparseLogits
     from kdcore.data.batch import Split as Split
+    from kdcore.data.batch import TeacherOutputs as TeacherOutputs
     from kdcore.data.encoding import bos_of as bos_of
-    from kdcore.data.rows import lay_documents as lay_documents
-    from kdcore.data.rows import lay_texts as lay_texts
+    from kdcore.data.rows import pack_documents as pack_documents
+    from kdcore.data.rows import pack_texts as pack_texts
     from kdcore.data.streaming import stream_texts as stream_texts
     from kdcore.errors import KdcoreError as KdcoreError
     from kdcore.errors import PluginError as PluginError
     from kdcore.errors import RecipeError as RecipeError
     from kdcore.errors import RunError as RunError
     from kdcore.errors import UsageError as UsageError
-    from kdcore.hashing import of_tokenizer as of_tokenizer
+    from kdcore.hashing import tokenizer_hash as tokenizer_hash
     from kdcore.models.causal_lm import LanguageModel as LanguageModel
     from kdcore.models.generation import generate as generate
     from kdcore.models.loading import dtype_of as dtype_of
@@ -64,71 +58,45 @@ if TYPE_CHECKING:
     from kdcore.objective.teachers import load_teacher as load_teacher
     from kdcore.objective.teachers import read as read
     from kdcore.objective.teachers import read_nll as read_nll
-    from kdcore.plugin.discovery import reserved_modules as reserved_modules
-    from kdcore.plugin.manager import Host as Host
-    from kdcore.recipe.files import find_recipe as find_recipe
-    from kdcore.recipe.files import recipe_name as recipe_name
-    from kdcore.recipe.files import shipped_recipes as shipped_recipes
-    from kdcore.recipe.merge import what_counts as what_counts
-    from kdcore.recipe.recipe import read_recipe as read_recipe
-    from kdcore.redact import without_secrets as without_secrets
-    from kdcore.runs.environment import environment_of as environment_of
-    from kdcore.runs.folder import find_run as find_run
-    from kdcore.runs.folder import runs_in as runs_in
-    from kdcore.runs.open import bare_stage as bare_stage
-    from kdcore.runs.open import batches_of as batches_of
-    from kdcore.runs.open import finals_of as finals_of
-    from kdcore.runs.open import folder_of as folder_of
-    from kdcore.runs.open import open_model as open_model
-    from kdcore.runs.open import open_run as open_run
-    from kdcore.runs.open import open_stage as open_stage
+    from kdcore.redact import redact_secrets as redact_secrets
+    from kdcore.runs.open import iter_batches as iter_batches
     from kdcore.session import Result as Result
     from kdcore.session import check as check
     from kdcore.session import load as load
     from kdcore.session import plan as plan
     from kdcore.session import run as run
-    from kdcore.training.evaluation import measured as measured
-    from kdcore.training.non_finite import saved_rows as saved_rows
+    from kdcore.training.non_finite import load_rows as load_rows
 
 _EXPORTS = {
-    "analysis.plan": "StagePlan plans_of",
-    "analysis.rows": "ChosenRow RowSample SampledRow chosen_rows sample_rows",
-    "api.contracts": "Component Data Eval KINDS Logger Loss Patch PreparedLoss Run Selection "
+    "api.contracts": "Component Data Eval Logger Loss Patch PreparedLoss Run Selection "
     "Stage Teacher Tokenizer Tokens component hookimpl",
     "api.hookspecs": "Record",
-    "api.options": "as_typed options_of",
-    "cli.main": "host_of",
-    "data.batch": "AnswersAt Batch Coarse LogitsAt Row Rows Split",
+    "api.options": "describe options_of",
+    "data.batch": "TeacherOutputs Batch SparseLogits LogitsFn Row Rows Split",
     "data.encoding": "bos_of",
-    "data.rows": "lay_documents lay_texts",
+    "data.rows": "pack_documents pack_texts",
     "data.streaming": "stream_texts",
     "errors": "KdcoreError PluginError RecipeError RunError UsageError",
-    "hashing": "of_tokenizer",
+    "hashing": "tokenizer_hash",
     "models.causal_lm": "LanguageModel",
     "models.generation": "generate",
     "models.loading": "dtype_of load_config load_model load_tokenizer model_fingerprint",
     "objective.teachers": "load_teacher read read_nll",
-    "plugin.discovery": "reserved_modules",
-    "plugin.manager": "Host",
-    "recipe.files": "find_recipe recipe_name shipped_recipes",
-    "recipe.merge": "what_counts",
-    "recipe.recipe": "read_recipe",
-    "redact": "without_secrets",
-    "runs.environment": "environment_of",
-    "runs.folder": "find_run runs_in",
-    "runs.open": "bare_stage batches_of finals_of folder_of open_model open_run open_stage",
+    "redact": "redact_secrets",
+    "runs.open": "iter_batches",
     "session": "Result check load plan run",
-    "training.evaluation": "measured",
-    "training.non_finite": "saved_rows",
+    "training.non_finite": "load_rows",
 }
 
 _MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names.split()}
 __all__ = sorted(_MODULE_OF)
 
+sys.meta_path.append(MovedModules())
+
 
 def __getattr__(name: str) -> Any:
     if name not in _MODULE_OF:
-        raise AttributeError(f"module 'kdcore' has no attribute {name!r}")
+        return old_name(name)
     return getattr(import_module(f"kdcore.{_MODULE_OF[name]}"), name)
 
 

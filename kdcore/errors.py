@@ -82,7 +82,7 @@ class RecipeError(UsageError):
         self.faults = tuple(faults)
 
 
-def suggestion(name: str, among: Iterable[str]) -> str:
+def did_you_mean(name: str, among: Iterable[str]) -> str:
     """`; did you mean 'kl'?`, or nothing."""
     near = difflib.get_close_matches(name, list(among), n=1)
     return f"; did you mean {near[0]!r}?" if near else ""

@@ -20,10 +20,10 @@ class Named(Protocol):
 
 
 @contextmanager
-def blame(component: Named, method: str) -> Iterator[None]:
+def plugin_errors(component: Named, method: str) -> Iterator[None]:
     """While this component's method runs. What is already told to a person passes through."""
     try:
-        with stdout_spared():
+        with stdout_to_stderr():
             yield
     except KdcoreError:
         raise
@@ -31,12 +31,12 @@ def blame(component: Named, method: str) -> Iterator[None]:
         if is_out_of_memory(error):
             raise
         raise PluginError(
-            f"{described(component)} raised {type(error).__name__} in {method}: {error}"
+            f"{describe_component(component)} raised {type(error).__name__} in {method}: {error}"
         ) from error
 
 
 @contextmanager
-def stdout_spared() -> Iterator[None]:
+def stdout_to_stderr() -> Iterator[None]:
     """What is printed meanwhile goes to stderr: stdout is for results, and may be read as JSON."""
     if threading.current_thread() is not threading.main_thread():  # stdout belongs to them all
         yield
@@ -45,36 +45,38 @@ def stdout_spared() -> Iterator[None]:
         yield
 
 
-def asked(component: Named, method: str, *arguments: Any, of: type | tuple[type, ...]) -> Any:
+def call_checked(
+    component: Named, method: str, *arguments: Any, of: type | tuple[type, ...]
+) -> Any:
     """What a component's method returns, which has to be of one of these types."""
-    with blame(component, method):
+    with plugin_errors(component, method):
         found = getattr(component, method)(*arguments)
     if not isinstance(found, of):
         types = of if isinstance(of, tuple) else (of,)
         wanted = " or ".join(_in_words(each) for each in types)
-        raise returned(component, method, _shown(found), wanted)
+        raise wrong_return(component, method, _shown(found), wanted)
     return found
 
 
-def listed(component: Named, method: str, *arguments: Any) -> list[str]:
+def call_checked_list(component: Named, method: str, *arguments: Any) -> list[str]:
     """The texts that a component's method gives one by one."""
-    with blame(component, method):
+    with plugin_errors(component, method):
         found = list(getattr(component, method)(*arguments))
     for each in found:
         if not isinstance(each, str):
-            raise returned(component, method, f"{_shown(each)} among its texts", "texts only")
+            raise wrong_return(component, method, f"{_shown(each)} among its texts", "texts only")
     return found
 
 
-def returned(component: Named, method: str, found: str, expected: str) -> PluginError:
+def wrong_return(component: Named, method: str, found: str, expected: str) -> PluginError:
     """A method gave something else than its contract says."""
     return PluginError(
-        f"{described(component)} returned {found} from {method}, expected {expected}"
+        f"{describe_component(component)} returned {found} from {method}, expected {expected}"
     )
 
 
 @contextmanager
-def unwritten(component: Named, method: str, *inputs: object) -> Iterator[None]:
+def inputs_unchanged(component: Named, method: str, *inputs: object) -> Iterator[None]:
     """Refuse a method that writes into the tensors that it was given.
 
     Tensors count their writes on the host: nothing waits for the device.
@@ -83,8 +85,9 @@ def unwritten(component: Named, method: str, *inputs: object) -> Iterator[None]:
     yield
     if _writes(inputs) != before:
         raise PluginError(
-            f"{described(component)} wrote into the tensors that {method} was given, expected them "
-            "unchanged: work on a copy, and leave out the methods that end in an underscore"
+            f"{describe_component(component)} wrote into the tensors that {method} was "
+            "given, expected them unchanged: work on a copy, and leave out the methods that end in "
+            "an underscore"
         )
 
 
@@ -94,12 +97,12 @@ def _writes(values: Iterable[object]) -> list[int]:
     return [each._version for each in values if isinstance(each, torch.Tensor)]
 
 
-def described(component: Named) -> str:
+def describe_component(component: Named) -> str:
     """A component by kind, name and where it is defined: loss 'kl' (kdcore_losses.kl.KL)."""
-    return f"{component.component_kind} {component.name!r} ({place_of(type(component))})"
+    return f"{component.component_kind} {component.name!r} ({defined_in(type(component))})"
 
 
-def place_of(cls: type) -> str:
+def defined_in(cls: type) -> str:
     """Where a class is defined: its module, or the file of a plugin that is one."""
     file = getattr(sys.modules.get(cls.__module__), "__file__", None)
     if cls.__module__.startswith("kdcore_plugin_file_") and file:  # a name that nobody typed
@@ -122,4 +125,4 @@ def _with_article(name: str) -> str:
 def needs_teacher(component: Named) -> bool:
     """Whether it asks for the run's own teacher. A loss, an eval and a selection can say so."""
     says: object = getattr(component, "needs_teacher", False)
-    return asked(component, "needs_teacher", of=bool) if callable(says) else bool(says)
+    return call_checked(component, "needs_teacher", of=bool) if callable(says) else bool(says)

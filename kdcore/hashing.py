@@ -23,7 +23,7 @@ def digest() -> blake2b:
     return blake2b(digest_size=16)
 
 
-def of_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
+def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     """How it turns text into ids, and its special ids; not padding, truncation or templates."""
     hashed = digest()
     backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -38,7 +38,7 @@ def of_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashed.hexdigest()
 
 
-def of_folder(path: str | Path) -> str:
+def folder_hash(path: str | Path) -> str:
     """A model's folder: its config and its weights, of which headers and samples are read.
 
     Neither the path nor the time of writing matters. Without safetensors files every file is read.

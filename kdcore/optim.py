@@ -8,7 +8,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from kdcore.errors import UsageError, suggestion
+from kdcore.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
     import torch
@@ -110,11 +110,13 @@ def is_spared(owner: nn.Module, name: str, parameter: Tensor) -> bool:
     return is_vector or _SPARED.fullmatch(name) is not None
 
 
-def fault_of(name: str) -> str | None:
+def optimizer_error(name: str) -> str | None:
     """Why there is no such optimizer here, and what to do; None where there is one."""
     home, _ = _KNOWN.get(name.lower(), ("", ""))
     if not home:
-        near = suggestion(name.lower(), list(_KNOWN)) or f"; there are {', '.join(sorted(_KNOWN))}"
+        near = (
+            did_you_mean(name.lower(), list(_KNOWN)) or f"; there are {', '.join(sorted(_KNOWN))}"
+        )
         return f"there is no optimizer {name!r}{near}"
     library = home.partition(".")[0]
     if find_spec(library) is None:
@@ -123,7 +125,7 @@ def fault_of(name: str) -> str | None:
 
 
 def _class(name: str) -> type[torch.optim.Optimizer]:
-    if fault := fault_of(name):
+    if fault := optimizer_error(name):
         raise UsageError(f"train.optimizer: {fault}")
     home, named = _KNOWN[name.lower()]
     made: type[torch.optim.Optimizer] = getattr(import_module(home), named)

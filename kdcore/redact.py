@@ -41,7 +41,7 @@ _ASKED_WITH = re.compile(
 )
 
 
-def without_own_secrets(text: str) -> str:
+def redact_own_secrets(text: str) -> str:
     """The text with the values of the environment's tokens, keys and passwords as `***`."""
     for name, value in os.environ.items():
         if len(value) >= 8 and _SECRET_NAME.search(name) and value in text:
@@ -54,13 +54,13 @@ class Redacted(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """The record, its text changed."""
-        record.msg, record.args = without_own_secrets(record.getMessage()), ()
+        record.msg, record.args = redact_own_secrets(record.getMessage()), ()
         return True
 
 
-def without_secrets(text: str) -> str:
+def redact_secrets(text: str) -> str:
     """The text with what looks like a token, key or password as `***`."""
-    text = without_own_secrets(text)
+    text = redact_own_secrets(text)
     text = _TOKENS.sub("***", text)
     text = _SECRET_KEY.sub(r"\1\2***\2", text)
     text = _IN_ADDRESS.sub("", text)
@@ -69,7 +69,7 @@ def without_secrets(text: str) -> str:
     return text.replace(known, "***") if known else text
 
 
-def without_places(text: str) -> str:
+def redact_paths(text: str) -> str:
     """The text without paths of one machine, and without the user's name in them.
 
     A run's final weights become the stage's `"@NAME"`; of other absolute paths the last part is

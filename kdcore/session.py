@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from kdcore.analysis.plan import StagePlan
     from kdcore.api.contracts import Run
     from kdcore.api.hookspecs import Record
-    from kdcore.plugin.manager import Host
+    from kdcore.plugin.manager import PluginManager
 
 RecipeLike = str | Path | Mapping[str, Any]
 """A shipped recipe's name, a path, or the recipe itself as nested mappings."""
@@ -92,11 +92,11 @@ def run(
     `on_record` is called with each `Record`, every `train.log_every` steps. `plugins` are what `-p`
     takes. Raises RecipeError with every fault of the recipe, RunError where a run fails.
     """
-    from kdcore.runs.runner import Asked, run_all
+    from kdcore.runs.runner import RunRequest, run_all
 
     host = _host(plugins)
     with _name_of(recipe) as name, host.listening([_OnRecord(on_record)] if on_record else []):
-        asked = Asked(
+        asked = RunRequest(
             recipe=name,
             out=Path(out),
             sets=_arguments(sets),
@@ -150,10 +150,10 @@ class _OnRecord(Component):
         self._function(record)
 
 
-def _host(plugins: Sequence[str]) -> Host:
-    from kdcore.cli.main import host_of
+def _host(plugins: Sequence[str]) -> PluginManager:
+    from kdcore.cli.main import plugin_manager
 
-    found: Host = host_of(list(plugins))
+    found: PluginManager = plugin_manager(list(plugins))
     return found
 
 

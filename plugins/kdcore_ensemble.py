@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from kdcore import Batch, LogitsAt, Stage, Teacher, UsageError, component, hookimpl, read
+from kdcore import Batch, LogitsFn, Stage, Teacher, UsageError, component, hookimpl, read
 
 Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -50,7 +50,7 @@ class Ensemble(Teacher):
                 )
                 yield f"{known}, and an average needs all; wrap the whole ensemble instead"
 
-    def read(self, batch: Batch) -> LogitsAt:
+    def read(self, batch: Batch) -> LogitsFn:
         """Every member reads the batch. At no time are the logits of all members in memory."""
         members = [read(member, batch) for member in self.members]
         average = _mean if self.average == "logits" else _mixture

@@ -23,7 +23,7 @@ from contextlib import suppress
 from io import FileIO
 from pathlib import Path
 
-from kdcore import Logger, Record, Run, RunError, component, hookimpl, without_secrets
+from kdcore import Logger, Record, Run, RunError, component, hookimpl, redact_secrets
 
 Line = dict[str, float | str | None]
 """One line of metrics.jsonl."""
@@ -243,7 +243,7 @@ class _Log(logging.Handler):
 
 class _Escaping(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        return without_secrets(escaped(super().format(record)))
+        return redact_secrets(escaped(super().format(record)))
 
 
 @component

@@ -15,7 +15,7 @@ from kdcore import (
     Batch,
     Data,
     LanguageModel,
-    LogitsAt,
+    LogitsFn,
     Run,
     RunError,
     Teacher,
@@ -112,7 +112,7 @@ class ModelTeacher(Teacher):
             config.quantization_config = {f"load_in_{self.quantise}": True}
         return config
 
-    def read(self, batch: Batch) -> LogitsAt:
+    def read(self, batch: Batch) -> LogitsFn:
         """Run the trunk once; logits are made where they are asked for."""
         assert self._model is not None, "a teacher is read after it was loaded"
         model, home = self._model, batch.input_ids.device

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from kdcore import Batch, LanguageModel, LogitsAt, Run, Teacher, component, hookimpl
+from kdcore import Batch, LanguageModel, LogitsFn, Run, Teacher, component, hookimpl
 
 
 class _Copy(Teacher):
@@ -31,7 +31,7 @@ class _Copy(Teacher):
         model.eval().requires_grad_(False)  # type: ignore[no-untyped-call]
         self._model, self._run = LanguageModel(model), run
 
-    def read(self, batch: Batch) -> LogitsAt:
+    def read(self, batch: Batch) -> LogitsFn:
         """Run the trunk once, in the student's precision."""
         assert self._model is not None and self._run is not None, "read after it was loaded"
         model = self._model

@@ -24,7 +24,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from world import Skipped, World, peak, start_peak, synchronise
 
-from kdcore import Batch, batches_of, open_stage
+from kdcore import Batch, iter_batches
+from kdcore.runs.open import open_stage
 
 STEPS = 3  # windows; the last one counts
 
@@ -112,7 +113,7 @@ def _batches(world: World, name: str) -> tuple[list[Batch], Tensor]:
         rows: Any = run.rows("train")
         run.micro_batch = founding.stage_of(world, name).rows
         few = rows.subset(range(run.micro_batch * min(8, len(rows) // run.micro_batch)))
-        return list(batches_of(run, few)), torch.as_tensor(rows.lengths).float()
+        return list(iter_batches(run, few)), torch.as_tensor(rows.lengths).float()
 
 
 def _split(batch: Batch, rows: int) -> Iterator[dict[str, Tensor]]:

@@ -32,7 +32,7 @@ class Watch(Component):
 
     def __init__(self, window: int) -> None:
         self.window, self.marks = window, list[tuple[float, int]]()
-        self.micro_batch, self.memory = 0, dict[str, float]()
+        self.micro_batch, self.oom_retry = 0, dict[str, float]()
         self.tokens_a_step, self.loss = 0.0, float("nan")
         self.profiler: Any = None
         self.kernels: Mapping[str, Any] = {}
@@ -58,7 +58,7 @@ class Watch(Component):
         self.marks.append((time.perf_counter(), run.tokens))
         if len(self.marks) <= len(WINDOWS):
             return
-        self.micro_batch, self.memory = run.micro_batch, peak()
+        self.micro_batch, self.oom_retry = run.micro_batch, peak()
         rows: Any = run.rows("train")
         self.tokens_a_step = float(rows.lengths.mean()) * run.recipe.train.batch
         self.profiler = torch.profiler.profile(activities=activities())
@@ -89,14 +89,14 @@ def measure(
     """A stage's steps as the engine runs them, its last window alone, beside its plan."""
     if window is not None:
         sets = [*sets, f"{founding.train(name)}.log_every={window}"]
-    from kdcore.runs.runner import Options, run_recipe
+    from kdcore.runs.runner import RunOptions, run_recipe
 
     recipe = read(world, name, sets)
     start_peak()
     watch = Watch(window or world.window)
     with TemporaryDirectory(dir=runs_of(world)) as folder, recipe.host.listening([watch]):
         try:
-            run_recipe(recipe, recipe.host, Options(Path(folder)))
+            run_recipe(recipe, recipe.host, RunOptions(Path(folder)))
         except Enough:
             pass
         else:

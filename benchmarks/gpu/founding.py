@@ -111,10 +111,13 @@ def _small(world: World, name: str, at: str) -> list[str]:
 
 def read(world: World, name: str, sets: Sequence[str] = (), *, weights: bool = True) -> Recipe:
     """The recipe of a stage, with nothing but that stage."""
-    from kdcore import Host, read_recipe
+    from kdcore.plugin.manager import PluginManager
+    from kdcore.recipe.recipe import read_recipe
 
     recipe, _, stage = name.partition(".")
-    found = read_recipe(recipe, Host(), sets=[*sets_of(world, name, weights=weights), *sets])
+    found = read_recipe(
+        recipe, PluginManager(), sets=[*sets_of(world, name, weights=weights), *sets]
+    )
     return replace(found, stages=[each for each in found.stages if each.name == stage])
 
 

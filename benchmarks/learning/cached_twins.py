@@ -62,13 +62,13 @@ def once(recipe: str, out: str) -> dict[str, float]:
     import cached_twins
     import torch
 
-    from kdcore import read_recipe
-    from kdcore.plugin.manager import Host
-    from kdcore.runs.runner import Options, run_recipe
+    from kdcore.plugin.manager import PluginManager
+    from kdcore.recipe.recipe import read_recipe
+    from kdcore.runs.runner import RunOptions, run_recipe
 
     torch.set_num_threads(1)
-    host = Host(files=[__file__])
-    run_recipe(read_recipe(recipe, host), host, Options(Path(out), only="student", fresh=True))
+    host = PluginManager(files=[__file__])
+    run_recipe(read_recipe(recipe, host), host, RunOptions(Path(out), only="student", fresh=True))
     steps = [after - before for before, after in pairwise(cached_twins.STARTS)]
     return {"seconds": statistics.median(steps), **cached_twins.SCORES}
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import tomli
 
-from kdcore import recipe_name, shipped_recipes
+from kdcore.recipe.files import recipe_name, shipped_recipes
 
 EXPECTED = Path(__file__).with_name("expected.toml")
 _HEAD = ("recipe", "figure", "seeds", "mean", "expected", "")

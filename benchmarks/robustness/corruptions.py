@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 from kills import HANGS, RESULTS, prepared, warm
 
 if TYPE_CHECKING:
-    from kdcore.plugin.manager import Host
+    from kdcore.plugin.manager import PluginManager
 
 LOCKS = {".lock"}
 
@@ -71,7 +71,7 @@ def nothing() -> None:
 
 def command(
     folder: Path,
-    host: Host,
+    host: PluginManager,
     arguments: Sequence[str],
     before: Callable[[], None] = nothing,
     after: Callable[[], None] = nothing,
@@ -90,7 +90,7 @@ def command(
 
 def _child(
     folder: Path,
-    host: Host,
+    host: PluginManager,
     arguments: Sequence[str],
     before: Callable[[], None],
     after: Callable[[], None],
@@ -104,7 +104,7 @@ def _child(
     os.dup2(said, 1)
     os.dup2(said, 2)
     datasets.config.HF_DATASETS_CACHE = folder / "datasets"
-    main.host_of = lambda plugins: host
+    main.plugin_manager = lambda plugins: host
     sys.argv = ["kdcore", *arguments]
     signal.alarm(HANGS)
     before()
@@ -157,7 +157,7 @@ def files_of(folder: Path) -> list[Path]:
     return [path for path in found if path.name not in LOCKS and path.suffix != ".lock"]
 
 
-def corrupt(count: int, seed: int, folder: Path, host: Host) -> Report:
+def corrupt(count: int, seed: int, folder: Path, host: PluginManager) -> Report:
     """So many corruptions, each in a copy of its own."""
     draw, report = random.Random(seed), Report()
     template = prepared(folder / "whole")
@@ -180,7 +180,7 @@ def corrupt(count: int, seed: int, folder: Path, host: Host) -> Report:
     return report
 
 
-def _end(own: Path, host: Host, arguments: Sequence[str], expected: bytes) -> str:
+def _end(own: Path, host: PluginManager, arguments: Sequence[str], expected: bytes) -> str:
     code = command(own, host, [*arguments, "-q"])
     text = (own / "said.txt").read_text(errors="replace")
     if code == 0:

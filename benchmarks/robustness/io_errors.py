@@ -29,7 +29,7 @@ from corruptions import command
 from kills import RESULTS, outcome, prepared, warm
 
 if TYPE_CHECKING:
-    from kdcore.plugin.manager import Host
+    from kdcore.plugin.manager import PluginManager
 
 ERRORS = ("EIO", "EACCES", "ESTALE", "EROFS", "EMFILE", "EDQUOT", "ENOSPC")
 
@@ -115,7 +115,7 @@ class Report:
     wrong: list[str] = field(default_factory=list)
 
 
-def reach(folder: Path, host: Host) -> int:
+def reach(folder: Path, host: PluginManager) -> int:
     """How many touches a whole run has."""
     counting = Refusal(str(folder), 0)
     code = command(folder, host, ["run", "recipe.toml", "-q"], counting.arm, counting.tell)
@@ -124,7 +124,7 @@ def reach(folder: Path, host: Host) -> int:
     return int((folder / "touches.txt").read_text())
 
 
-def refuse(count: int, seed: int, folder: Path, host: Host) -> Report:
+def refuse(count: int, seed: int, folder: Path, host: PluginManager) -> Report:
     """So many refusals, each in a folder of its own."""
     draw, report = random.Random(seed), Report()
     whole = prepared(folder / "whole")
@@ -143,7 +143,7 @@ def refuse(count: int, seed: int, folder: Path, host: Host) -> Report:
     return report
 
 
-def _end(own: Path, host: Host, refusal: Refusal, expected: dict[str, object]) -> str:
+def _end(own: Path, host: PluginManager, refusal: Refusal, expected: dict[str, object]) -> str:
     code = command(own, host, ["run", "recipe.toml", "-q"], refusal.arm)
     said = (own / "said.txt").read_text(errors="replace")
     if code not in (0, 1) or "Traceback" in said or (code and not said.strip()):

@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
-    from kdcore.plugin.manager import Host
+    from kdcore.plugin.manager import PluginManager
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 RECIPE = """
@@ -155,7 +155,7 @@ def place(folder: Path) -> str:
     return next((said for name, said in PLACES.items() if name in names), "elsewhere")
 
 
-def start(folder: Path, host: Host, moment: Moment) -> int:
+def start(folder: Path, host: PluginManager, moment: Moment) -> int:
     """One start of the command in a fork; its exit code, negative where a signal ended it."""
     child = os.fork()
     if child == 0:
@@ -168,10 +168,10 @@ def start(folder: Path, host: Host, moment: Moment) -> int:
     return os.waitstatus_to_exitcode(status)
 
 
-def _command(folder: Path, host: Host, moment: Moment) -> int:
+def _command(folder: Path, host: PluginManager, moment: Moment) -> int:
     import datasets
 
-    from kdcore.runs.runner import Asked, run_all
+    from kdcore.runs.runner import RunRequest, run_all
 
     os.chdir(folder)
     said = os.open("said.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -181,7 +181,7 @@ def _command(folder: Path, host: Host, moment: Moment) -> int:
     signal.alarm(HANGS)
     reached = moment.arm()
     try:
-        run_all(Asked("recipe.toml", Path("runs")), host)
+        run_all(RunRequest("recipe.toml", Path("runs")), host)
     except Exception:
         traceback.print_exc()
         return 1
@@ -214,7 +214,7 @@ def prepared(folder: Path) -> Path:
     return folder
 
 
-def warm() -> Host:
+def warm() -> PluginManager:
     """Import what a run imports. Threads would not survive a fork, so none may have begun."""
     os.environ |= {
         "HF_HUB_OFFLINE": "1",
@@ -228,7 +228,7 @@ def warm() -> Host:
     from transformers import AutoConfig, AutoModelForCausalLM, optimization  # noqa: F401
 
     from kdcore.models.loading import progress_bars
-    from kdcore.plugin.manager import Host
+    from kdcore.plugin.manager import PluginManager
     from kdcore.runs import runner  # noqa: F401
 
     torch.set_num_threads(1)
@@ -241,10 +241,10 @@ def warm() -> Host:
         thread.join(HANGS)
     threads = [Path(task.path, "comm").read_text() for task in os.scandir("/proc/self/task")]
     assert len(threads) == 1, threads
-    return Host(off=["panel"])
+    return PluginManager(off=["panel"])
 
 
-def whole(folder: Path, host: Host) -> tuple[dict[str, object], dict[str, float]]:
+def whole(folder: Path, host: PluginManager) -> tuple[dict[str, object], dict[str, float]]:
     """What a run gives that nobody kills, and how far moments of each kind reach in it."""
     reach = {}
     for how in ("file", "clock"):
@@ -272,7 +272,7 @@ class Report:
     wrong: list[str] = field(default_factory=list)
 
 
-def kill(count: int, seed: int, folder: Path, host: Host) -> Report:
+def kill(count: int, seed: int, folder: Path, host: PluginManager) -> Report:
     """Until so many starts were killed and the last run is done."""
     expected, reach = whole(folder / "whole", host)
     report, drawn = Report(), moments(reach, seed)

@@ -81,23 +81,25 @@ def step_once(variant: str, folder: Path) -> dict[str, float]:
     """A few steps of the whole engine. The store is complete before the first one."""
     import torch
 
-    from kdcore import batches_of, open_stage, read_recipe
-    from kdcore.plugin.manager import Host
-    from kdcore.runs.runner import Options, run_recipe
+    from kdcore import iter_batches
+    from kdcore.plugin.manager import PluginManager
+    from kdcore.recipe.recipe import read_recipe
+    from kdcore.runs.open import open_stage
+    from kdcore.runs.runner import RunOptions, run_recipe
 
     torch.set_num_threads(1)
     text = (CACHED if variant == "cached" else LIVE).format(folder=folder)
     path = folder / f"{variant}.toml"
     path.write_text(RECIPE.format(folder=folder, teacher=text, steps=STEPS))
-    host = Host(files=[__file__])
+    host = PluginManager(files=[__file__])
     recipe, out = read_recipe(str(path), host), folder / f"runs-{variant}"
     if variant == "cached":
         with open_stage(recipe, "", out) as run:
             teacher: Any = run.teacher
             teacher.load(run)
-            for batch in batches_of(run, run.rows("train")):
+            for batch in iter_batches(run, run.rows("train")):
                 teacher.complete(batch)
-    run_recipe(recipe, host, Options(out, fresh=True))
+    run_recipe(recipe, host, RunOptions(out, fresh=True))
     gone = [after - before for before, after in pairwise(STARTS)]
     return {"seconds": statistics.median(gone[1:]), "loss": LOSSES[0]}
 

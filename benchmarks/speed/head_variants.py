@@ -21,7 +21,7 @@ from kdcore.models.head import (
     logits_of,
     nll_from_logits,
 )
-from kdcore.objective.chunked_loss import ChunkedLoss, Values, Work
+from kdcore.objective.chunked_loss import ChunkedLoss, ChunkedLossInputs, Values
 from kdcore.objective.losses import compiled_values_of, values_of
 
 HIDDEN, TEACHER_HIDDEN, VOCABULARY = 896, 1536, 151_936  # Qwen2.5-0.5B, and a teacher of 1.5B
@@ -145,7 +145,7 @@ def rho(given: Given, loss: str) -> Tensor:
 def _chunked(given: Given, values: Values, rows: Tensor | None = None) -> Tensor:
     """All rows with the teacher, or these without."""
     trained = torch.arange(len(given.states)) if rows is None else rows
-    work = Work(
+    work = ChunkedLossInputs(
         positions=trained,
         labels=given.labels[trained],
         weights=torch.full((1, len(trained)), 1 / len(trained)),

@@ -90,11 +90,12 @@ def recipe_of(shape: str, folder: Path) -> Path:
 
 def engine(shape: str, folder: Path) -> list[float]:
     """CPU seconds of each step, logging included."""
-    from kdcore import Host, read_recipe
-    from kdcore.runs.runner import Options, run_recipe
+    from kdcore.plugin.manager import PluginManager
+    from kdcore.recipe.recipe import read_recipe
+    from kdcore.runs.runner import RunOptions, run_recipe
 
-    host = Host(files=[__file__])
-    run_recipe(read_recipe(str(recipe_of(shape, folder)), host), host, Options(folder / "runs"))
+    host = PluginManager(files=[__file__])
+    run_recipe(read_recipe(str(recipe_of(shape, folder)), host), host, RunOptions(folder / "runs"))
     return [after - before for before, after in pairwise(STARTS)]
 
 
@@ -103,16 +104,19 @@ def bare(shape: str, folder: Path) -> list[float]:
     import torch
     from torch.nn import functional as F
 
-    from kdcore import Host, batches_of, open_stage, read_recipe
+    from kdcore import iter_batches
+    from kdcore.plugin.manager import PluginManager
+    from kdcore.recipe.recipe import read_recipe
+    from kdcore.runs.open import open_stage
     from kdcore.training.student import make_student
 
-    recipe = read_recipe(str(recipe_of(shape, folder)), Host())
+    recipe = read_recipe(str(recipe_of(shape, folder)), PluginManager())
     with open_stage(recipe, "", folder / "runs") as run:
         run.micro_batch = 8
         stage = run.recipe
         model = make_student(stage.student, run.tokenizer, (), seed=0, device=run.device)
         rows = run.rows("train")[: 8 * min(40, len(run.rows("train")) // 8)]
-        batches = list(batches_of(run, rows))
+        batches = list(iter_batches(run, rows))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.0, fused=True)
     log, losses, used = (folder / "bare.jsonl").open("a"), [], list[float]()
     model.train()

@@ -116,7 +116,7 @@ def by_engine(model: Any) -> Any:
     from kdcore.api.contracts import Term
     from kdcore.data.collate import Collate
     from kdcore.objective.losses import values_of
-    from kdcore.objective.objective import Objective, Seen
+    from kdcore.objective.objective import Objective, TokenMask
 
     objective, loss = Objective(LanguageModel(model)), CrossEntropy()
     terms, values = [(Term("ce", "ce", loss, 1.0, "all"), 1.0)], values_of([loss])
@@ -126,7 +126,7 @@ def by_engine(model: Any) -> Any:
         batches = [collate(rows) for rows in micro_batches]
         valid = torch.tensor(float(sum(len(batch.valid) for batch in batches)))
         for batch in batches:
-            seen = Seen(None, valid, valid, valid)
+            seen = TokenMask(None, valid, valid, valid)
             yield objective(batch, terms, values, None, lambda states, seen=seen: seen)[0]
 
     return losses

@@ -17,7 +17,7 @@ from kdcore import (
     Batch,
     Data,
     Logger,
-    LogitsAt,
+    LogitsFn,
     Loss,
     Record,
     Run,
@@ -65,7 +65,7 @@ class Bigram(Teacher):
             counts.index_put_((ids[:-1], ids[1:]), torch.tensor(1.0), accumulate=True)
         self._logits = counts.log().to(run.device)  # [V, V]
 
-    def read(self, batch: Batch) -> LogitsAt:
+    def read(self, batch: Batch) -> LogitsFn:
         """The row of the token at each position."""
         ids = batch.input_ids.flatten()
         return lambda positions: self._logits[ids[positions]]

@@ -25,12 +25,12 @@ from kdcore.analysis.memory_trace import (
 from kdcore.analysis.parameters import Part, parameters_of, parts_of
 from kdcore.analysis.tensors import Listed, tensors_of
 from kdcore.api.contracts import Component, Teacher
-from kdcore.api.options import walk
+from kdcore.api.options import iter_components
 from kdcore.errors import PluginError, RunError
 from kdcore.models.adapters import bytes_on_device
 from kdcore.models.head import chunk_size
 from kdcore.models.loading import HALF, dtype_of, precision_of
-from kdcore.training.micro_batch import MARGIN, by_probe, on_cpu
+from kdcore.training.micro_batch import MARGIN, cpu_default, probe
 from kdcore.training.setup import enable_checkpointing, optimizer_of
 from kdcore.training.student import finished, patched
 
@@ -117,7 +117,7 @@ class _Estimating:
 
     def _teachers_in(self, component: Component | None) -> list[_Teacher]:
         found = []
-        for one in walk(component) if component else ():
+        for one in iter_components(component) if component else ():
             if isinstance(one, Teacher):
                 try:
                     config = one.architecture(self.device)
@@ -178,7 +178,7 @@ class _Estimating:
         if options.micro_batch != "auto":
             return min(options.batch, options.micro_batch)
         if self.device.type == "cpu":
-            return on_cpu(options.batch, self.stage.data.block)
+            return cpu_default(options.batch, self.stage.data.block)
         memory = torch.cuda.get_device_properties(self.device).total_memory
 
         def attempt(rows: int) -> None:
@@ -186,7 +186,7 @@ class _Estimating:
                 raise torch.OutOfMemoryError
 
         try:
-            return by_probe(options.batch, attempt)
+            return probe(options.batch, attempt)
         except torch.OutOfMemoryError:
             return 1
 

@@ -23,9 +23,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from kdcore.api.contracts import Loss
-from kdcore.data.batch import Batch, LogitsAt, Split
-from kdcore.models.head import logits_of, nll_from_logits, unrounded
-from kdcore.objective.chunked_loss import ChunkedLoss, Work
+from kdcore.data.batch import Batch, LogitsFn, Split
+from kdcore.models.head import logits_of, nll_from_logits, upcast
+from kdcore.objective.chunked_loss import ChunkedLoss, ChunkedLossInputs
 from kdcore.objective.losses import values_of
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ class _Model:
     def logits(self, positions: Tensor) -> Tensor:
         """As a run makes them."""
         if self.computed is None:
-            return unrounded(self.states[positions])[:, : self._vocabulary]
+            return upcast(self.states[positions])[:, : self._vocabulary]
         with torch.no_grad():
             made = logits_of(self.states[positions], self.computed, self.bias)
         return made[:, : self._vocabulary]
@@ -185,9 +185,9 @@ def _batch(asked: Pass) -> Batch:
     return Batch(ids, positions, None, ids, ids, flat, flat, asked.vocabulary, split)
 
 
-def _work(asked: Pass, batch: Batch, teachers: Sequence[_Model]) -> Work:
+def _work(asked: Pass, batch: Batch, teachers: Sequence[_Model]) -> ChunkedLossInputs:
     needed = any(loss.needs_teacher for loss in asked.losses)
-    return Work(
+    return ChunkedLossInputs(
         positions=batch.valid,
         labels=batch.labels,
         weights=torch.ones(len(asked.losses), len(batch.valid)),
@@ -198,7 +198,7 @@ def _work(asked: Pass, batch: Batch, teachers: Sequence[_Model]) -> Work:
     )
 
 
-def _together(teachers: Sequence[_Model], batch: Batch) -> LogitsAt:
+def _together(teachers: Sequence[_Model], batch: Batch) -> LogitsFn:
     def logits(positions: Tensor) -> Tensor:
         if not teachers:  # it has no model, but its logits are there
             return torch.empty(len(positions), batch.vocabulary)

@@ -17,13 +17,13 @@ import torch
 
 from kdcore.analysis.memory import Estimate, estimate
 from kdcore.api.contracts import Data, Teacher
-from kdcore.api.options import as_typed
+from kdcore.api.options import describe
 from kdcore.data.batch import Rows
 from kdcore.data.encoding import bos_of
 from kdcore.errors import KdcoreError
-from kdcore.guard import asked
+from kdcore.guard import call_checked
 from kdcore.models.loading import load_config, load_tokenizer, without_downloads
-from kdcore.models.locations import trust
+from kdcore.models.locations import set_trusted
 from kdcore.recipe.describe import objective_formula, symbols_of
 from kdcore.runs.artifacts import keep_tokenizer
 from kdcore.training.run_state import RunState
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
     from kdcore.api.contracts import Stage
-    from kdcore.data.rows import LaidRows
+    from kdcore.data.rows import RowDataset
     from kdcore.recipe.recipe import Recipe, StageTable
 
 
@@ -81,7 +81,7 @@ class _Planning:
 
     def plan(self) -> StagePlan:
         stage = self._stage()
-        trust(stage.trusted)
+        set_trusted(stage.trusted)
         run = RunState(
             recipe=stage, folder=self._folder(self.table.name), device=torch.device("cpu")
         )
@@ -104,7 +104,7 @@ class _Planning:
         self.unknown += [self._said(why) for why in taken.unknown] if taken else []
         return self._told(ids, rows, taken or None)
 
-    def _told(self, ids: int | None, rows: LaidRows | None, taken: Estimate | None) -> StagePlan:
+    def _told(self, ids: int | None, rows: RowDataset | None, taken: Estimate | None) -> StagePlan:
         typed = self.recipe.build(self.table.name)
         selects = typed.selection is not None
         return StagePlan(
@@ -120,14 +120,14 @@ class _Planning:
             steps=self._steps(typed, rows),
             estimate=taken,
             bytes_per_token=sum(
-                asked(t, "bytes_per_token", of=(int, float))
+                call_checked(t, "bytes_per_token", of=(int, float))
                 for t in typed.components()
                 if isinstance(t, Teacher)
             ),
             unknown=self.unknown,
         )
 
-    def _steps(self, stage: Stage, rows: LaidRows | None) -> int | None:
+    def _steps(self, stage: Stage, rows: RowDataset | None) -> int | None:
         if rows is None:
             return stage.train.steps
         return self._try("steps", lambda: steps_of(stage.train, len(rows), rows.lengths))
@@ -172,10 +172,10 @@ def _bos(data: Data, tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _as_calls(stage: Stage) -> dict[str, str]:
-    student = [_student_of(stage), *map(as_typed, stage.student.patches)]
+    student = [_student_of(stage), *map(describe, stage.student.patches)]
     kinds = ("tokenizer", "data", "teacher", "selection")
     found = {kind: getattr(stage, kind) for kind in kinds}
-    said = {kind: as_typed(one) for kind, one in found.items() if one is not None}
+    said = {kind: describe(one) for kind, one in found.items() if one is not None}
     return {"student": " + ".join(student), **said}
 
 

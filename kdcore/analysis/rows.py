@@ -16,18 +16,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdcore.api.options import as_typed
+from kdcore.api.options import describe
 from kdcore.data.batch import Row
 from kdcore.data.collate import NOT_TRAINED, Collate
-from kdcore.data.sampler import drawn
+from kdcore.data.sampler import random_subset
 from kdcore.data.streaming import Stream
 from kdcore.distributed import alone
 from kdcore.guard import needs_teacher
-from kdcore.hashing import of_tokenizer
+from kdcore.hashing import tokenizer_hash
 from kdcore.models.loading import load_tokenizer
-from kdcore.objective.selection import keep_of, tokens_of
+from kdcore.objective.selection import checked_keep, tokens_of
 from kdcore.objective.step_tokens import StepTokens
-from kdcore.objective.teachers import Reading, load_teacher
+from kdcore.objective.teachers import MicroBatch, load_teacher
 from kdcore.recipe.recipe import wanted_stages
 from kdcore.runs.artifacts import keep_tokenizer
 from kdcore.runs.folder import FINAL
@@ -36,7 +36,7 @@ from kdcore.training.run_state import RunState, training_rows
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from kdcore.data.rows import LaidRows
+    from kdcore.data.rows import RowDataset
     from kdcore.recipe.recipe import Recipe
 
 
@@ -104,7 +104,7 @@ def opened_stages(recipe: Recipe, place: Path, only: str | None) -> list[RunStat
 
 
 def _key(run: RunState) -> tuple[object, ...]:
-    return as_typed(run.data), run.seed, of_tokenizer(run.tokenizer)
+    return describe(run.data), run.seed, tokenizer_hash(run.tokenizer)
 
 
 def sample_of(run: RunState, names: Sequence[str], split: str, count: int) -> RowSample:
@@ -114,11 +114,11 @@ def sample_of(run: RunState, names: Sequence[str], split: str, count: int) -> Ro
         rows = rows.first_window()
     return RowSample(
         stages=names,
-        data=as_typed(run.data),
+        data=describe(run.data),
         split=split,
         block=run.data.block,
         tokenizer=run.tokenizer,
-        rows=[_row(rows, int(index)) for index in drawn(len(rows), count, run.seed)],
+        rows=[_row(rows, int(index)) for index in random_subset(len(rows), count, run.seed)],
         rows_in_all=len(rows),
         documents=len(rows.split.lengths),
         tokens=int(rows.lengths.sum()),
@@ -128,7 +128,7 @@ def sample_of(run: RunState, names: Sequence[str], split: str, count: int) -> Ro
     )
 
 
-def _row(rows: LaidRows, index: int) -> SampledRow:
+def _row(rows: RowDataset, index: int) -> SampledRow:
     row = rows[index]
     return SampledRow(
         index=index,
@@ -139,7 +139,7 @@ def _row(rows: LaidRows, index: int) -> SampledRow:
     )
 
 
-def _valid(rows: LaidRows, row: Row) -> np.ndarray:
+def _valid(rows: RowDataset, row: Row) -> np.ndarray:
     """Which tokens a batch would train, at their own places."""
     largest = max(int(np.max(row[key])) for key in ("input_ids", "labels") if key in row)
     batch = Collate(rows.split, largest + 1, torch.device("cpu"))([row])
@@ -148,7 +148,7 @@ def _valid(rows: LaidRows, row: Row) -> np.ndarray:
 
 
 @dataclass(frozen=True, eq=False)
-class ChosenRow:
+class SelectedRow:
     """A row, and what became of each of its tokens; arrays [time]."""
 
     input_ids: np.ndarray
@@ -159,7 +159,7 @@ class ChosenRow:
     score: np.ndarray  # what the selection ranked by; NaN where there is none
 
 
-def chosen_rows(run: RunState, step: int) -> list[ChosenRow]:
+def selected_rows(run: RunState, step: int) -> list[SelectedRow]:
     """The rows of a training step as the run's selection sees them with the weights there are.
 
     It ranks over the whole step. Without a selection every valid token is kept. The teachers that
@@ -173,7 +173,7 @@ def chosen_rows(run: RunState, step: int) -> list[ChosenRow]:
     with torch.no_grad():
         tokens = tokens_of(run, _readings(run, rows), step, alone)
         everything = torch.ones(len(tokens.labels), dtype=torch.bool)
-        keep = everything if selection is None else keep_of(selection, tokens)
+        keep = everything if selection is None else checked_keep(selection, tokens)
         return _by_row(rows, tokens, keep)
 
 
@@ -181,14 +181,14 @@ def _rows_of(run: RunState, step: int) -> list[Row]:
     return training_rows(run).step(step)
 
 
-def _readings(run: RunState, rows: Sequence[Row]) -> list[Reading]:
+def _readings(run: RunState, rows: Sequence[Row]) -> list[MicroBatch]:
     collate = Collate(run.laid("train").split, run.vocabulary, run.device)
     size = run.micro_batch
     places = [range(len(rows))[at : at + size] for at in range(0, len(rows), size)]
-    return [Reading(collate([rows[n] for n in some]), some) for some in places]
+    return [MicroBatch(collate([rows[n] for n in some]), some) for some in places]
 
 
-def _by_row(rows: Sequence[Row], tokens: StepTokens, keep: Tensor) -> list[ChosenRow]:
+def _by_row(rows: Sequence[Row], tokens: StepTokens, keep: Tensor) -> list[SelectedRow]:
     """Flat values [n] back to where their tokens stand: after the position that predicts them."""
     at = (tokens.row.cpu().numpy(), tokens.position.cpu().numpy() + 1)
     shape = (len(rows), max(len(row["input_ids"]) for row in rows) + 1)
@@ -201,7 +201,7 @@ def _by_row(rows: Sequence[Row], tokens: StepTokens, keep: Tensor) -> list[Chose
     for name, values in found.items():
         laid[name][at] = values.cpu().numpy()
     return [
-        ChosenRow(
+        SelectedRow(
             input_ids=np.asarray(row["input_ids"]),
             document=np.asarray(row["document"]),
             **{name: array[n, : len(row["input_ids"])] for name, array in laid.items()},

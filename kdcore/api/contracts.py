@@ -24,7 +24,7 @@ import pluggy
 from pydantic import ConfigDict, Field, field_validator
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
-from kdcore.api.options import as_call, as_typed, names_on_hub, of_options, placed, walk
+from kdcore.api.options import as_call, describe, iter_components, names_on_hub, of_options, placed
 from kdcore.api.train_options import On, Schedule, TrainOptions, _options
 from kdcore.errors import UsageError
 
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-    from kdcore.data.batch import AnswersAt, Batch, LogitsAt, Row, Rows
-    from kdcore.data.rows import LaidRows
+    from kdcore.data.batch import Batch, LogitsFn, Row, Rows, TeacherOutputs
+    from kdcore.data.rows import RowDataset
     from kdcore.models.causal_lm import LanguageModel
 
 
@@ -66,7 +66,7 @@ class Component:
 
     def __str__(self) -> str:
         """Name and the options that are not at their defaults."""
-        return as_typed(self)
+        return describe(self)
 
     def fingerprint(self) -> str:
         """What this component is, content included, as a short text; compared when a run is
@@ -128,9 +128,9 @@ class Data(Component):
         pieces. "chunk" cuts the whole split contiguously. "one" gives each document a row,
         over-long ones cut at `cut`.
         """
-        from kdcore.data.rows import lay_texts
+        from kdcore.data.rows import pack_texts
 
-        return lay_texts(self, split, tokenizer)
+        return pack_texts(self, split, tokenizer)
 
     def fingerprint(self) -> str:
         """Name and options; how documents begin and are read only where that was chosen."""
@@ -170,11 +170,11 @@ class Teacher(Component):
         return True
 
     def ids_known(self) -> int | None:
-        """Of how many ids at each position `read` tells, in a `Coarse`; None: of all, as logits."""
+        """How many ids of each position `read` gives, as `SparseLogits`; None: all, as logits."""
         return None
 
     def knows_others_at(self, temperature: float) -> bool | None:
-        """Whether its `Coarse` tells the mass of all other ids at this temperature.
+        """Whether its `SparseLogits` tells the mass of all other ids at this temperature.
 
         None, by default at any temperature but 1: it does not say. Losses then temper its masses at
         temperature 1, which is another objective, and a warning says so.
@@ -211,9 +211,9 @@ class Teacher(Component):
         """What it keeps on disk for each token of the training data, for `kdcore plan`."""
         return 0
 
-    def read(self, batch: Batch) -> AnswersAt:
+    def read(self, batch: Batch) -> TeacherOutputs:
         """Run the trunk once over the batch and hand back a way to ask for logits at flat
-        positions, or for a `Coarse` where `ids_known` says so.
+        positions, or for a `SparseLogits` where `ids_known` says so.
 
         Call `kdcore.read(teacher, batch)` instead, also from a nesting teacher: it checks and cuts
         what comes back.
@@ -230,7 +230,7 @@ class Teacher(Component):
                 f"teacher {self.name!r} knows {known} ids of each position only, and gives no "
                 "likelihoods of all labels"
             )
-        return nll_from_logits(cast("LogitsAt", self.read(batch)), batch)
+        return nll_from_logits(cast("LogitsFn", self.read(batch)), batch)
 
 
 class Loss(Component):
@@ -416,23 +416,23 @@ class Stage:
     name: str  # "" where the recipe has no stages
     run_name: str  # "rho_qwen", or with stages "quickstart.teacher"
     table: dict[str, object]  # the merged recipe as typed
-    seed: int
-    student: StudentOptions
+    seed: int  # the recipe's
+    student: StudentOptions  # `[student]`
     tokenizer: Tokenizer | None  # None: the student's own
     tokenizer_data: Data  # what the tokenizer is trained on, if it is
-    data: Data
-    teacher: Teacher | None
-    terms: Sequence[Term]
-    selection: Selection | None
+    data: Data  # `[data]`
+    teacher: Teacher | None  # `[teacher]`
+    terms: Sequence[Term]  # each `[[loss]]`, in order
+    selection: Selection | None  # `[selection]`
     scope: Scope  # over what the selection ranks
     evals: Sequence[Eval]  # those that every run has included
-    loggers: Sequence[Logger]
-    train: TrainOptions
+    loggers: Sequence[Logger]  # those that every run has included
+    train: TrainOptions  # `[train]`
     trusted: Sequence[str] = ()  # models whose own code may run
 
     def components(self) -> list[Component]:
         """Every component, each before those that are nested in it."""
-        seen = dict.fromkeys(nested for one in self._direct() for nested in walk(one))
+        seen = dict.fromkeys(nested for one in self._direct() for nested in iter_components(one))
         return list(seen)
 
     def by_place(self) -> dict[str, Component]:
@@ -468,11 +468,11 @@ class Stage:
 class Run:
     """One stage while it runs, as far as plugins may ask. Plugins read it; the engine writes."""
 
-    recipe: Stage
-    folder: Path
-    device: torch.device
+    recipe: Stage  # the stage that runs, components and options
+    folder: Path  # the run folder
+    device: torch.device  # of this process
     process: int  # this process's rank, from 0
-    processes: int
+    processes: int  # the world size
     step: int  # optimizer steps done
     steps: int  # in the whole run
     tokens: int  # valid tokens trained on so far
@@ -484,7 +484,7 @@ class Run:
     reads_teacher: bool  # False where it was opened for evals that need none: it is not loaded
     tokenizer: PreTrainedTokenizerBase  # the student's
     language_model: LanguageModel  # the student as trunk and head
-    autocast: Callable[[], AbstractContextManager[Any]]
+    autocast: Callable[[], AbstractContextManager[Any]]  # the precision that is trained in
 
     @property
     def seed(self) -> int:
@@ -543,7 +543,7 @@ class Run:
         """
         raise NotImplementedError
 
-    def laid(self, split: str, epoch: int = 0) -> LaidRows:
+    def laid(self, split: str, epoch: int = 0) -> RowDataset:
         """All rows of a split; training rows may be a `Stream`, which has no length.
 
         Only the last epoch's are held, besides the first's.

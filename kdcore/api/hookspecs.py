@@ -111,11 +111,11 @@ def kdcore_runs_end(folders: Sequence[Path]) -> None:
 class Record:
     """What happened in the steps since the last record. Plain numbers, means over these steps."""
 
-    step: int
+    step: int  # optimizer steps done
     tokens: int  # valid tokens trained on so far, over all processes
     loss: float  # the sum of weight times term
     terms: Mapping[str, float]  # by the label of its `use` ("kl", "kl.2"): nats a token, unweighted
-    lr: float
+    lr: float  # the learning rate of the last step
     kept: float  # share of the valid tokens that the selection kept; 1.0 without one
     tokens_per_second: float  # valid tokens, over all processes
     selection: Mapping[str, float]  # threshold, excess_kept, excess_dropped, where scores rank

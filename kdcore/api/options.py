@@ -11,7 +11,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeGuard, TypeVar, Union, get_args, get_origin
 
-from kdcore.guard import Named, asked
+from kdcore.guard import Named, call_checked
 from kdcore.models.locations import is_path
 
 SPELT = "bool, int, float, str, Literal, list, dict, a component kind, or a union of these"
@@ -77,7 +77,7 @@ def inner_type(annotation: Any, part: str | int) -> Any:
     return Any
 
 
-def in_words(annotation: Any) -> str:
+def type_in_words(annotation: Any) -> str:
     """What a value should be: `a whole number or "auto"`."""
     return " or ".join(_words(member) for member in members(annotation)) or "something else"
 
@@ -101,7 +101,7 @@ def _words(member: Any) -> str:
         *most, last = map(json.dumps, get_args(member))
         return f"{', '.join(most)} or {last}" if most else last
     if get_origin(member) is list:
-        return f"a list, each item {in_words(get_args(member)[0])}"
+        return f"a list, each item {type_in_words(get_args(member)[0])}"
     return _PLAIN[get_origin(member) or member][0] if _is_plain(member) else "a table"
 
 
@@ -164,12 +164,12 @@ def options_of(cls: type[Named]) -> list[Option]:
 _Component = TypeVar("_Component", bound=Named)
 
 
-def walk(component: _Component) -> Iterator[_Component]:
+def iter_components(component: _Component) -> Iterator[_Component]:
     """A component, and all that are nested in it."""
     yield component
     for value in option_values(component).values():
         for nested in _components_in(value):
-            yield from walk(nested)
+            yield from iter_components(nested)
 
 
 def placed(component: _Component, place: str) -> Iterator[tuple[str, _Component]]:
@@ -207,7 +207,7 @@ def of_options(component: Named, without: Iterable[str] = ()) -> str:
 
 
 def _asked(nested: Named) -> str:
-    found: str = asked(nested, "fingerprint", of=str)
+    found: str = call_checked(nested, "fingerprint", of=str)
     return found
 
 
@@ -216,10 +216,10 @@ def as_call(component: Named) -> str:
     return _call(component.name.replace("-", "_"), component, as_call)
 
 
-def as_typed(component: Named) -> str:
+def describe(component: Named) -> str:
     """The component with the options that are not at their defaults, to name it in a message."""
     plain = {f.name for f in fields(component) if getattr(component, f.name) == f.default}  # type: ignore[arg-type]
-    return _call(component.name, component, as_typed, plain)
+    return _call(component.name, component, describe, plain)
 
 
 def _call(
@@ -250,7 +250,9 @@ _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 def names_on_hub(component: Named) -> list[str]:
     """The options of a component, and of those nested in it, that can only be names on the hub."""
-    found = [name for each in walk(component) for name in _texts(option_values(each).values())]
+    found = [
+        name for each in iter_components(component) for name in _texts(option_values(each).values())
+    ]
     return [name for name in dict.fromkeys(found) if is_on_hub(name)]
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, field_validator
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
-from kdcore.optim import fault_of
+from kdcore.optim import optimizer_error
 
 # A reader of the recipe must not be able to change what was checked.
 _CONFIG = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True)
@@ -74,7 +74,7 @@ class TrainOptions:
     @field_validator("optimizer")
     @classmethod
     def _there_is_one(cls, optimizer: str) -> str:
-        if fault := fault_of(optimizer):
+        if fault := optimizer_error(optimizer):
             raise ValueError(fault)
         return optimizer
 

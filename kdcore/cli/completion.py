@@ -72,16 +72,16 @@ def _components(
     ctx: _Context, incomplete: str, kinds: Iterable[str] | None = None
 ) -> Iterator[str]:
     from kdcore.api.contracts import KINDS
-    from kdcore.cli.main import host_of
+    from kdcore.cli.main import plugin_manager
 
-    host = host_of(None)
+    host = plugin_manager(None)
     yield from (name for kind in kinds or KINDS for name in host.provided(kind))
 
 
 def _plugins(ctx: _Context, incomplete: str) -> Iterator[str]:
-    from kdcore.cli.main import host_of
+    from kdcore.cli.main import plugin_manager
 
-    yield from (plugin.name for plugin in host_of(None).plugins)
+    yield from (plugin.name for plugin in plugin_manager(None).plugins)
 
 
 _SOURCES: Mapping[str, Callable[[_Context, str], Iterable[str]]] = {

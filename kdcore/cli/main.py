@@ -19,10 +19,10 @@ from kdcore.cli.examples import as_epilog, epilog_of
 from kdcore.cli.results import tell_results
 from kdcore.errors import KdcoreError, PluginError, RunError, UsageError
 from kdcore.files import machine_fault, refusal
-from kdcore.redact import Redacted, without_own_secrets
+from kdcore.redact import Redacted, redact_own_secrets
 
 if TYPE_CHECKING:
-    from kdcore.runs.runner import Asked
+    from kdcore.runs.runner import RunRequest
 
 
 def first_sentence(verb: EntryPoint) -> str:
@@ -146,9 +146,9 @@ def run(
     """Run a recipe, or go on with a run. Standard output has each stage's folder, the last last."""
     _tell(quiet)
     _join(processes)
-    from kdcore.runs.runner import Asked
+    from kdcore.runs.runner import RunRequest
 
-    asked = Asked(
+    asked = RunRequest(
         recipe=recipe,
         sets=tuple(sets or ()),
         each=tuple(each or ()),
@@ -171,13 +171,13 @@ def _join(processes: int) -> None:
         raise SystemExit(launch(sys.argv[1:], processes))
 
 
-def _run(asked: Asked, plugins: list[str] | None, as_json: bool) -> None:
+def _run(asked: RunRequest, plugins: list[str] | None, as_json: bool) -> None:
     """Run it, and print what is finished even where the rest fails."""
     from kdcore.runs.runner import run_all
 
     folders: list[Path] = []
     try:
-        run_all(asked, host_of(plugins), folders.append)
+        run_all(asked, plugin_manager(plugins), folders.append)
     finally:
         if os.environ.get("RANK", "0") == "0":
             tell_results(folders, as_json=as_json)
@@ -196,7 +196,7 @@ def check(
     _tell(quiet=False)
     from kdcore.recipe.recipe import read_recipe
 
-    host = host_of(plugins)
+    host = plugin_manager(plugins)
     failed = 0
     for name in recipes:
         try:
@@ -213,14 +213,14 @@ def check(
         raise typer.Exit(UsageError.exit_code)
 
 
-def host_of(plugins: list[str] | None) -> Any:
+def plugin_manager(plugins: list[str] | None) -> Any:
     """The plugin host that `-p` and KDCORE_PLUGINS_OFF ask for."""
-    from kdcore.plugin.manager import Host
+    from kdcore.plugin.manager import PluginManager
 
     asked = plugins or []
     off = [name[3:] for name in asked if name.startswith("no:")]
     off += filter(None, map(str.strip, os.environ.get("KDCORE_PLUGINS_OFF", "").split(",")))
-    return Host(off=off, files=[name for name in asked if not name.startswith("no:")])
+    return PluginManager(off=off, files=[name for name in asked if not name.startswith("no:")])
 
 
 def main() -> None:
@@ -290,7 +290,7 @@ def _refused(error: Exception) -> str | None:
 
 
 def _said(message: object, code: int) -> int:
-    print(f"kdcore: {without_own_secrets(str(message))}", file=sys.stderr)
+    print(f"kdcore: {redact_own_secrets(str(message))}", file=sys.stderr)
     return code
 
 

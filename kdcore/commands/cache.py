@@ -15,11 +15,11 @@ from rich.console import Console
 from rich.text import Text
 
 from kdcore.cli.examples import as_epilog
-from kdcore.cli.main import host_of
+from kdcore.cli.main import plugin_manager
 from kdcore.commands.cache_tables import line_of, planned, size, table_of
 from kdcore.commands.output import AsJson, Plugins, print_json, tell
 from kdcore.errors import RunError, UsageError
-from kdcore.plugin.manager import Host
+from kdcore.plugin.manager import PluginManager
 from kdcore.recipe.recipe import read_recipe
 from kdcore.runs.open import open_stage
 
@@ -50,7 +50,7 @@ def build(
     plugins: Plugins = None,
 ) -> None:
     """Store what a recipe's cached teachers will be asked. It goes on where it was interrupted."""
-    for works in _opened(recipe, stage, sets, out, host_of(plugins)):
+    for works in _opened(recipe, stage, sets, out, plugin_manager(plugins)):
         tell(planned(works))
         for work in works:
             with _progress(f"{work.label}, {work.split}", len(work.rows)) as done:
@@ -86,7 +86,7 @@ def verify(
         wrong = [said for one in stores if (said := _examined(one))]
     else:
         wrong = []
-        for works in _opened(what, stage, sets, out, host_of(plugins)):
+        for works in _opened(what, stage, sets, out, plugin_manager(plugins)):
             wrong += [said for work in works for said in _compared(work, sample)]
     if wrong:
         raise RunError("\n".join(wrong))
@@ -127,7 +127,7 @@ def rm(
 
 
 def _opened(
-    name: str, stage: str | None, sets: Sequence[str] | None, out: Path, host: Host
+    name: str, stage: str | None, sets: Sequence[str] | None, out: Path, host: PluginManager
 ) -> Iterator[list[Work]]:
     """The work of each stage that has a cached teacher, while its run is open."""
     from kdcore_cached.building import cached_in, works

@@ -15,7 +15,7 @@ from kdcore_files import read_metrics
 from kdcore_panel.facts import flat, read_settings
 from kdcore_panel.history import History
 
-from kdcore.recipe.merge import what_counts
+from kdcore.recipe.merge import identity_fields
 from kdcore.runs.folder import failure_of
 
 Settings = Mapping[str, object]
@@ -62,7 +62,7 @@ def tell_run(folder: Path) -> Told:
 
 def settings_of(table: Mapping[str, Any]) -> Settings:
     """What a result depends on, but for the seed, by dotted key."""
-    counts = flat(what_counts(table))
+    counts = flat(identity_fields(table))
     return {key: _referred(value) for key, value in counts if key not in _NOT_COMPARED}
 
 

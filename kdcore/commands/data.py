@@ -8,7 +8,7 @@ from typing import Any
 from kdcore_panel.numbers import percent
 
 from kdcore.analysis.rows import RowSample, SampledRow, sample_rows
-from kdcore.cli.main import host_of
+from kdcore.cli.main import plugin_manager
 from kdcore.commands.looking import borders, json_row, never_valid, states_of, tell_pages, tokens_of
 from kdcore.commands.show_options import Looking
 from kdcore.commands.token_rows import Page, Shown, ShownRow, Side, State, counted
@@ -28,7 +28,7 @@ def show_data(looking: Looking) -> None:
     """Rows of each stage's data, or of one stage's."""
     if len(looking.names) != 1:
         raise UsageError("show --data takes one recipe, such as: kdcore show --data quickstart")
-    recipe = read_recipe(looking.names[0], host_of([*looking.plugins]), sets=looking.sets)
+    recipe = read_recipe(looking.names[0], plugin_manager([*looking.plugins]), sets=looking.sets)
     count = _ROWS if looking.rows is None else looking.rows
     samples = list(sample_rows(recipe, stage=looking.stage, split=looking.split, count=count))
     pages = [_page(sample) for sample in samples]

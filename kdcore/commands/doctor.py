@@ -16,7 +16,7 @@ from rich.text import Text
 
 from kdcore.analysis.rows import RowSample
 from kdcore.cli.examples import examples
-from kdcore.cli.main import host_of
+from kdcore.cli.main import plugin_manager
 from kdcore.commands.examination import Examined, Finding, Model, examine, trained_share
 from kdcore.commands.output import Plugins, tell
 from kdcore.errors import UsageError
@@ -39,7 +39,7 @@ def doctor(
 
     Tokenises the data, as the run will. Ends with 2 where a run would stop at a fault.
     """
-    found = read_recipe(recipe, host_of(plugins), sets=sets or ())
+    found = read_recipe(recipe, plugin_manager(plugins), sets=sets or ())
     for note in found.notes:
         print(note, file=sys.stderr)
     names = [each.name for each in found.stages]

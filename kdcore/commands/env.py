@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kdcore.cli.examples import examples
-from kdcore.cli.main import host_of
+from kdcore.cli.main import plugin_manager
 from kdcore.commands.output import AsJson, Plugins, print_json, tell
 from kdcore.runs.environment import environment_of
 
@@ -21,7 +21,7 @@ def env(as_json: AsJson = False, plugins: Plugins = None) -> None:
 
     No tokens or keys: of the environment only variables that say how fast or exact a run is.
     """
-    said = environment_of(host_of(plugins))
+    said = environment_of(plugin_manager(plugins))
     if as_json:
         print_json(said)
         return

@@ -17,15 +17,15 @@ from kdcore_panel.numbers import value
 from rich.text import Text
 
 from kdcore.cli.examples import examples
-from kdcore.cli.main import host_of
+from kdcore.cli.main import plugin_manager
 from kdcore.commands.fitting import Column, Fitting
 from kdcore.commands.models import Named, named
 from kdcore.commands.output import AsJson, Plugins, print_json, tell
 from kdcore.errors import UsageError
-from kdcore.plugin.manager import Host
+from kdcore.plugin.manager import PluginManager
 from kdcore.recipe.recipe import read_recipe
-from kdcore.runs.open import bare_stage, finals_of, folder_of, open_model, open_run
-from kdcore.training.evaluation import measured
+from kdcore.runs.open import eval_stage, open_model, open_run, run_folder, stage_outputs
+from kdcore.training.evaluation import run_evals
 from kdcore.training.run_state import RunState
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def evaluate(
     found = [named(name, out) for name in models]
     asked = _Asked(tuple(dict.fromkeys(uses or ())), tuple(sets or ()), recipe, stage, step, out)
     asked.refuse(found)
-    opened = _Opened(asked, host_of(plugins))
+    opened = _Opened(asked, plugin_manager(plugins))
     results = [_measured(each, opened) for each in found]
     if as_json:
         print_json([result.plain() for result in results])
@@ -96,7 +96,7 @@ class _Asked:
 class _Opened:
     """Opens runs and models to be measured; a recipe is read once."""
 
-    def __init__(self, asked: _Asked, host: Host) -> None:
+    def __init__(self, asked: _Asked, host: PluginManager) -> None:
         self.asked, self.host = asked, host
         self.evals = asked.uses or None
         if asked.recipe is not None:
@@ -118,16 +118,16 @@ class _Opened:
         """A run by its own recipe, or a model in the place of a stage's student."""
         asked = self.asked
         if asked.recipe is not None:
-            folder = folder_of(self.recipe, self.stage, asked.out)
+            folder = run_folder(self.recipe, self.stage, asked.out)
             return open_model(each.model(), self._built(), folder, self.evals)
         if each.run is not None:
             return open_run(each.run, self.host, step=asked.step, sets=asked.sets, evals=self.evals)
-        stage = bare_stage(each.name, asked.uses, self.host, asked.sets)
+        stage = eval_stage(each.name, asked.uses, self.host, asked.sets)
         return open_model(each.name, stage, asked.out / "eval")
 
     def _built(self) -> Stage:
         """The recipe's stage, with the finished runs of the stages that it names."""
-        finals = finals_of(self.recipe, self.stage, self.asked.out)
+        finals = stage_outputs(self.recipe, self.stage, self.asked.out)
         stage = self.recipe.build(self.stage, finals)
         evals = [one for one in stage.evals if self.evals is None or one.name in self.evals]
         asks_teacher = any(one.needs_teacher for one in evals)
@@ -165,7 +165,7 @@ class _Result:
 def _measured(each: Named, opened: _Opened) -> _Result:
     run = opened.open(each)
     print(f"{each.name}: {', '.join(one.name for one in run.recipe.evals)}", file=sys.stderr)
-    scores = measured(run)
+    scores = run_evals(run)
     asked, folder = opened.asked, each.run
     if folder is None or asked.recipe is not None:
         return _Result(each, None, False, scores)

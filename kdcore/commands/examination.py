@@ -25,7 +25,7 @@ from kdcore.analysis.rows import RowSample, opened_stages, sample_of
 from kdcore.data.encoding import own_beginning
 from kdcore.errors import KdcoreError
 from kdcore.models.loading import dtype_of, precision_of
-from kdcore.models.locations import trust
+from kdcore.models.locations import set_trusted
 from kdcore.objective.teachers import check_positions, numbered, teachers_in
 from kdcore.runs.folder import FINAL
 from kdcore.training.setup import shared_ids
@@ -91,7 +91,7 @@ def examine(recipe: Recipe, only: str | None = None) -> Iterator[Examined]:
     """Each stage in order, or one; the others are looked at as far as it needs them."""
     with TemporaryDirectory(prefix="kdcore-doctor-") as folder:
         for run in opened_stages(recipe, Path(folder), only):
-            trust(run.recipe.trusted)
+            set_trusted(run.recipe.trusted)
             yield _Examining(run, Path(folder)).done()
 
 

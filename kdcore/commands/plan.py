@@ -16,13 +16,13 @@ from rich.text import Text
 
 from kdcore.analysis.plan import StagePlan, plans_of
 from kdcore.cli.examples import examples
-from kdcore.cli.main import host_of
+from kdcore.cli.main import plugin_manager
 from kdcore.commands.output import Plugins, tell
 from kdcore.errors import KdcoreError
-from kdcore.guard import listed
+from kdcore.guard import call_checked_list
 from kdcore.objective.teachers import teachers_in
 from kdcore.recipe.recipe import Recipe, read_recipe
-from kdcore.runs.open import finals_of
+from kdcore.runs.open import stage_outputs
 
 Train = Any  # the recipe's [train]
 Facts = Iterator[tuple[str, str]]
@@ -51,7 +51,7 @@ def plan(
     plugins: Plugins = None,
 ) -> None:
     """Tell what a recipe will do: objective, sizes, steps, memory and disk. Loads no weights."""
-    found = read_recipe(recipe, host_of(plugins), sets=sets or (), logs=logs or ())
+    found = read_recipe(recipe, plugin_manager(plugins), sets=sets or (), logs=logs or ())
     for note in found.notes:
         print(note, file=sys.stderr)
     symbols: dict[str, str] = {}
@@ -68,9 +68,13 @@ def plan(
 def _warnings(recipe: Recipe, stage: str, out: Path) -> list[str]:
     """What its teachers say of it, as far as their own models are there."""
     try:
-        built = recipe.build(stage, finals_of(recipe, stage, out))
+        built = recipe.build(stage, stage_outputs(recipe, stage, out))
         teachers = teachers_in(built.components())
-        return [said for one in teachers for said in listed(one, "warnings", built, out / "caches")]
+        return [
+            said
+            for one in teachers
+            for said in call_checked_list(one, "warnings", built, out / "caches")
+        ]
     except (KdcoreError, OSError):
         return []
 

@@ -10,7 +10,7 @@ from importlib.metadata import entry_points
 from importlib.util import find_spec
 from string import Template
 
-from kdcore.cli.main import host_of
+from kdcore.cli.main import plugin_manager
 from kdcore.errors import UsageError
 from kdcore.plugin.discovery import reserved_modules
 
@@ -30,7 +30,7 @@ def check_name(name: str) -> None:
         raise UsageError(f"{name!r} is a plugin of kdcore's own: choose another name")
     if module in sys.stdlib_module_names or find_spec(module) is not None:
         raise UsageError(f"there is a module {module!r} already, which yours would hide")
-    if short in host_of(None).provided("loss"):
+    if short in plugin_manager(None).provided("loss"):
         raise UsageError(f"there is a loss {short!r} already: choose another name")
 
 

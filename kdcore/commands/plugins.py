@@ -19,10 +19,10 @@ from rich.text import Text
 from kdcore.api.contracts import KINDS, Component
 from kdcore.api.options import options_of
 from kdcore.cli.examples import examples
-from kdcore.cli.main import host_of
+from kdcore.cli.main import plugin_manager
 from kdcore.commands.output import AsJson, Plugins, print_json, tell
 from kdcore.errors import UsageError
-from kdcore.plugin.manager import Host
+from kdcore.plugin.manager import PluginManager
 
 if TYPE_CHECKING:
     Plugin = Any  # what Host.plugins holds
@@ -38,7 +38,7 @@ def plugins(
     plugins: Plugins = None,
 ) -> None:
     """List plugins: where each is from, what it brings, and what is wrong with it."""
-    host = host_of(plugins)
+    host = plugin_manager(plugins)
     if name is not None:
         _one(host, name, as_json)
     elif as_json:
@@ -82,7 +82,7 @@ def _brings(plugin: Plugin) -> Iterator[Text]:
 _PROVIDERS = {f"kdcore_{kind}{plural}" for kind in KINDS for plural in ("", "s", "es")}
 
 
-def _one(host: Host, name: str, as_json: bool) -> None:
+def _one(host: PluginManager, name: str, as_json: bool) -> None:
     """A plugin's components, or every component of that name."""
     plugin = next((each for each in host.plugins if each.name == name), None)
     found = [
@@ -102,7 +102,7 @@ def _one(host: Host, name: str, as_json: bool) -> None:
     tell(*parts)
 
 
-def _nearest(host: Host, name: str) -> str:
+def _nearest(host: PluginManager, name: str) -> str:
     names = {each.name for each in host.plugins}
     names |= {each for kind in KINDS for each in host.provided(kind)}
     near = difflib.get_close_matches(name, sorted(names), 1)

@@ -19,9 +19,9 @@ from kdcore.api.train_options import (
     TrainOptions,
 )
 from kdcore.cli.examples import examples
-from kdcore.cli.main import host_of
+from kdcore.cli.main import plugin_manager
 from kdcore.commands.output import Plugins, print_json
-from kdcore.plugin.manager import Host
+from kdcore.plugin.manager import PluginManager
 from kdcore.recipe.merge import NONE
 from kdcore.recipe.node import IN_STAGE, KINDS_OF_TABLES, LISTS, TABLES
 
@@ -44,10 +44,10 @@ _BOUNDS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "ex
 @examples("kdcore schema", "kdcore schema -p ./mine.py")
 def schema(plugins: Plugins = None) -> None:
     """Print the JSON schema of recipes for the installed plugins, for an editor to check with."""
-    print_json(schema_of(host_of(plugins)))
+    print_json(schema_of(plugin_manager(plugins)))
 
 
-def schema_of(host: Host) -> Schema:
+def schema_of(host: PluginManager) -> Schema:
     """The schema. What extends, or has stages, may leave out what is inherited."""
     parts = {f"{kind}.part": _of_kind(host, kind, whole=False) for kind in KINDS}
     wholes = {kind: _of_kind(host, kind, whole=True) for kind in KINDS}
@@ -107,7 +107,7 @@ def _reference(kind: str, *, whole: bool) -> Schema:
     return {"$ref": f"#/$defs/{kind}" + ("" if whole else ".part")}
 
 
-def _of_kind(host: Host, kind: str, *, whole: bool) -> Schema:
+def _of_kind(host: PluginManager, kind: str, *, whole: bool) -> Schema:
     """Any component of a kind: its name in `use`, and its options."""
     none: Schema = {
         "properties": {"use": {"const": NONE}},

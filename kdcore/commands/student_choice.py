@@ -52,7 +52,7 @@ def choose(teacher: str, student: str) -> Choice:
 
 def _chosen(teacher: str, student: str) -> Choice:
     from kdcore.models.loading import load_config, load_tokenizer
-    from kdcore.models.vocabulary import prove
+    from kdcore.models.vocabulary import verify_same_ids
 
     config = load_config(teacher, key="teacher.model")
     _refuse_others("teacher", teacher, config)
@@ -69,7 +69,7 @@ def _chosen(teacher: str, student: str) -> Choice:
     own = load_config(student, key="student.model")
     _refuse_others("student", student, own)
     ours = load_tokenizer(student)
-    prove(ours, {"the teacher": tokenizer})
+    verify_same_ids(ours, {"the teacher": tokenizer})
     return Choice(teacher, student, {}, _parameters(own), ours, min(_reach(config), _reach(own)))
 
 

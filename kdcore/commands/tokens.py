@@ -12,14 +12,14 @@ from kdcore_files import read_metrics
 from kdcore_panel.facts import component
 from kdcore_panel.numbers import value
 
-from kdcore.analysis.rows import ChosenRow, chosen_rows
+from kdcore.analysis.rows import SelectedRow, selected_rows
 from kdcore.api.contracts import Stage
-from kdcore.cli.main import host_of
+from kdcore.cli.main import plugin_manager
 from kdcore.commands.looking import borders, json_row, never_valid, states_of, tell_pages, tokens_of
 from kdcore.commands.show_options import Looking
 from kdcore.commands.token_rows import Page, Shown, ShownRow, Side, State, counted
 from kdcore.errors import UsageError
-from kdcore.plugin.manager import Host
+from kdcore.plugin.manager import PluginManager
 from kdcore.runs.folder import find_run
 from kdcore.runs.open import open_run
 from kdcore.training.run_state import RunState
@@ -33,7 +33,7 @@ class _Seen:
 
     run: RunState
     at: int  # the step after which the weights stood so
-    rows: Sequence[ChosenRow]  # of the whole step
+    rows: Sequence[SelectedRow]  # of the whole step
 
     @property
     def label(self) -> str:
@@ -67,14 +67,14 @@ def show_tokens(looking: Looking) -> None:
     if len(looking.names) != 1:
         raise UsageError("show --tokens takes one run, such as: kdcore show --tokens last")
     folder = find_run(looking.names[0], looking.out)
-    host: Host = host_of([*looking.plugins])
+    host: PluginManager = plugin_manager([*looking.plugins])
     seen: list[_Seen] = []
     of_step = looking.of_step
     for step in _chosen(looking.steps):
         run = open_run(folder, host, step=step, sets=looking.sets, evals=[])
         at = run.step or _last_step(folder)
         of_step = _rows_of(folder, of_step, at, run.steps or at)
-        seen.append(_Seen(run, at, chosen_rows(run, of_step)))
+        seen.append(_Seen(run, at, selected_rows(run, of_step)))
     assert of_step is not None
     page = _page(folder, seen, of_step, _ROWS if looking.rows is None else looking.rows)
     tell_pages([page], looking, _objects(page, seen, of_step))
@@ -97,7 +97,7 @@ def _rows_of(folder: Path, asked: int | None, at: int, steps: int) -> int:
     return min(at + 1, steps) if asked is None else asked
 
 
-def _states(row: ChosenRow) -> list[State]:
+def _states(row: SelectedRow) -> list[State]:
     return states_of(row, {"kept": row.kept, "dropped": row.valid & ~row.kept})
 
 

@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-LogitsAt = Callable[["Tensor"], "Tensor"]
+LogitsFn = Callable[["Tensor"], "Tensor"]
 """Flat positions [n] -> logits [n, V] of a batch that a teacher has read, without gradient."""
 
-AnswersAt = Callable[["Tensor"], "Tensor | Coarse"]
-"""The same of any teacher: of one that knows some ids only, a `Coarse`."""
+TeacherOutputs = Callable[["Tensor"], "Tensor | SparseLogits"]
+"""The same of any teacher: of one that knows some ids only, a `SparseLogits`."""
 
 Row = Mapping[str, Any]
 """`input_ids`, and where the data knows them `labels` (unshifted, -100: not trained), `document`
@@ -67,15 +67,15 @@ class Batch:
     positions count through the rows.
     """
 
-    input_ids: Tensor
-    position_ids: Tensor
+    input_ids: Tensor  # int64
+    position_ids: Tensor  # int64, from 0 in each document
     attention_mask: Tensor | None  # None where rows are packed: position_ids isolate the documents
     document: Tensor  # the token's document in the split, -1 on padding
     offset: Tensor  # the token's index in its document, -1 on padding
-    labels: Tensor
+    labels: Tensor  # int64 [rows * time]
     valid: Tensor  # [n]: the flat positions whose label is not -100, in order
     vocabulary: int  # logits are cut to this many ids on all sides
-    split: Split
+    split: Split  # which split the rows are of
     packing: Packing | None = None  # None: position_ids and attention_mask tell what is isolated
     on_host: OnHost | None = field(default=None, init=False)  # None in what `replace` made of it
 
@@ -85,12 +85,12 @@ class Batch:
         return self
 
 
-class Coarse(NamedTuple):
+class SparseLogits(NamedTuple):
     """What a teacher says of some ids at each position, and of all others together."""
 
     ids: Tensor  # int64 [n, k], no id twice at a position, fewer than there are
     log_probabilities: Tensor  # [n, k + 1] at temperature 1; the last one is of all other ids
-    tempered: Mapping[float, Tensor] | None = None
+    tempered: Mapping[float, Tensor] | None = None  # log-mass of the others at other T
     """Temperature T -> [n]: T times the log of the sum of the others' p^(1/T). None: not told."""
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from kdcore.data.batch import TextSource
 from kdcore.data.windows import LONG, in_windows
 from kdcore.errors import RunError
-from kdcore.hashing import of_tokenizer
+from kdcore.hashing import tokenizer_hash
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -70,7 +70,7 @@ class Encoder:
 
     def fingerprint(self) -> str:
         """All that makes ids of a text."""
-        return f"2 {of_tokenizer(self.tokenizer)} {self.bos} {self.eos} {self.parses}"
+        return f"2 {tokenizer_hash(self.tokenizer)} {self.bos} {self.eos} {self.parses}"
 
     def __call__(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
         """The ids of texts end to end, and how many each has. Those without are left out."""

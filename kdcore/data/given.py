@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kdcore.data.batch import Row, Split
-from kdcore.data.rows import LaidRows
+from kdcore.data.rows import RowDataset
 from kdcore.data.streaming import WINDOW, Place, Stream, _from, _state_of
 from kdcore.errors import PluginError, RunError
 from kdcore.hashing import digest
@@ -23,7 +23,7 @@ _LEAST = {"labels": -100}  # of the others 0
 _MOST = 2**31 - 1
 
 
-class GivenRows(LaidRows):
+class GivenRows(RowDataset):
     """A sequence of rows of any make: lists, arrays, a `datasets.Dataset`."""
 
     def __init__(self, rows: Any, split: str, given_by: str, *, first: int = 0) -> None:
@@ -110,7 +110,7 @@ class GivenStream(Stream):
         super().__init__(split, fingerprint)
         self._rows, self._given_by = rows, given_by
 
-    def windows(self, start: Place) -> Iterator[tuple[Place, LaidRows]]:
+    def windows(self, start: Place) -> Iterator[tuple[Place, RowDataset]]:
         """So many rows at a time."""
         rows = self._rows()
         coming, read = _from(rows, start), start.read
@@ -123,7 +123,7 @@ class GivenStream(Stream):
 
 def as_rows(
     rows: Rows, split: str, *, given_by: str = "the data", at_most: int | None = None
-) -> LaidRows:
+) -> RowDataset:
     """What `make_rows` gave, as rows that can be relied on: checked, hashed, complete.
 
     Without `document`, each row is a document. Without `position`, a row is one piece, with
@@ -133,7 +133,7 @@ def as_rows(
     from kdcore.data.streaming import Stream
 
     streamed = isinstance(rows, Stream)
-    if isinstance(rows, LaidRows) and not (streamed and split != "train"):
+    if isinstance(rows, RowDataset) and not (streamed and split != "train"):
         return rows
     if streamed or not hasattr(rows, "__len__") or not hasattr(rows, "__getitem__"):
         rows = list(islice(rows, at_most))

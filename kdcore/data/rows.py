@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("kdcore")
 
 
-class LaidRows(Sequence[Row]):
+class RowDataset(Sequence[Row]):
     """The rows of a split, each made when it is asked for.
 
     A row has `input_ids`, `document`, `offset` and `position`, int32 arrays of one length, and
@@ -53,7 +53,7 @@ class LaidRows(Sequence[Row]):
             "documents"
         )
 
-    def subset(self, indices: Sequence[int] | np.ndarray) -> LaidRows:
+    def subset(self, indices: Sequence[int] | np.ndarray) -> RowDataset:
         """Some of the rows, in that order."""
         return _Subset(self, np.asarray(indices, np.int64))
 
@@ -63,8 +63,8 @@ class LaidRows(Sequence[Row]):
     @overload
     def __getitem__(self, index: int) -> Row: ...
     @overload
-    def __getitem__(self, index: slice) -> LaidRows: ...
-    def __getitem__(self, index: int | slice) -> Row | LaidRows:
+    def __getitem__(self, index: slice) -> RowDataset: ...
+    def __getitem__(self, index: int | slice) -> Row | RowDataset:
         if isinstance(index, slice):
             return self.subset(range(*index.indices(len(self))))
         if not -len(self) <= index < len(self):
@@ -72,8 +72,8 @@ class LaidRows(Sequence[Row]):
         return self.row(index % len(self))
 
 
-class _Subset(LaidRows):
-    def __init__(self, rows: LaidRows, indices: np.ndarray) -> None:
+class _Subset(RowDataset):
+    def __init__(self, rows: RowDataset, indices: np.ndarray) -> None:
         self._rows, self._indices = rows, indices
         self.split, self.lengths = rows.split, rows.lengths[indices]
 
@@ -87,7 +87,7 @@ class _Subset(LaidRows):
         return self._rows.some(self._indices[indices].tolist())
 
 
-class PieceRows(LaidRows):
+class PieceRows(RowDataset):
     """Rows made of pieces of documents, the first of which has the number `first`."""
 
     def __init__(self, split: Split, store: TokenStore, pieces: Pieces, first: int = 0) -> None:
@@ -135,14 +135,14 @@ def _counted(lengths: np.ndarray) -> np.ndarray:
     return place
 
 
-def lay_texts(
+def pack_texts(
     data: TextSource,
     split: str,
     tokenizer: PreTrainedTokenizerBase,
     *,
     start: int = 0,
     shifts: np.random.Generator | None = None,
-) -> LaidRows:
+) -> RowDataset:
     """The texts of a split, tokenised and laid in rows as `data` says.
 
     With `rows = "chunk"` the first cut is at the token `start`, after a short row of what lies
@@ -159,19 +159,19 @@ def lay_texts(
     return _rows_of(data, split, known[1], start, shifts=shifts)
 
 
-def lay_documents(
+def pack_documents(
     data: TextSource, split: str, documents: Callable[[], Iterable[Row]], *, key: str
-) -> LaidRows:
+) -> RowDataset:
     """Rows of documents that are ids already, laid as `data` says.
 
     A document has `input_ids`, and `labels` (unshifted, -100: not trained) unless all of it is
     trained. They are kept on disk under `key`, which says everything that they were made of, and
     asked for only where there are none.
     """
-    from kdcore.data.tokenized import keep_documents
+    from kdcore.data.tokenized import store_documents
 
     check_block(data)
-    return _rows_of(data, split, keep_documents(data, split, documents, key), 0, "")
+    return _rows_of(data, split, store_documents(data, split, documents, key), 0, "")
 
 
 _held: WeakKeyDictionary[TextSource, dict[str, tuple[object, TokenStore]]] = WeakKeyDictionary()
@@ -190,10 +190,10 @@ def _rows_of(
     start: int,
     begins: str | None = None,
     shifts: np.random.Generator | None = None,
-) -> LaidRows:
+) -> RowDataset:
     """`begins`: what each document begins with, to tell of the rows; None: they were told of."""
     if shifts is None:
-        pieces = laid(data, store.lengths, start)
+        pieces = pack_lengths(data, store.lengths, start)
     else:
         pieces = packing.shifted_chunk(store.lengths, data.block, shifts)
     rows = PieceRows(Split(split, store.fingerprint(), store.lengths), store, pieces)
@@ -205,11 +205,11 @@ def _rows_of(
     if not len(rows):
         raise RunError(f"the {split} texts of data {data.name!r} are too short to train on")
     if begins is not None:
-        _tell(data, rows, begins)
+        _log_summary(data, rows, begins)
     return rows
 
 
-def laid(data: TextSource, lengths: np.ndarray, start: int = 0) -> Pieces:
+def pack_lengths(data: TextSource, lengths: np.ndarray, start: int = 0) -> Pieces:
     """Documents of these lengths in rows as `data` says."""
     if data.rows == "pack":
         return packing.pack(lengths, data.block)
@@ -218,7 +218,7 @@ def laid(data: TextSource, lengths: np.ndarray, start: int = 0) -> Pieces:
     return packing.one(lengths, data.block, data.cut)
 
 
-def _tell(data: TextSource, rows: LaidRows, begins: str) -> None:
+def _log_summary(data: TextSource, rows: RowDataset, begins: str) -> None:
     """One line on what became of the texts."""
     tokens = int(rows.lengths.sum())
     said = (

@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from kdcore.data.batch import Row, Split
-from kdcore.data.rows import LaidRows
+from kdcore.data.rows import RowDataset
 from kdcore.data.streaming import Place, Stream
 from kdcore.errors import RunError
 
@@ -43,7 +43,7 @@ def share(count: int, process: int, processes: int) -> range:
     return range(count * process // processes, count * (process + 1) // processes)
 
 
-def drawn(rows: int, wanted: int, seed: int) -> np.ndarray:
+def random_subset(rows: int, wanted: int, seed: int) -> np.ndarray:
     """`wanted` of `rows` indices, drawn once by seed, in ascending order."""
     if wanted >= rows:
         return np.arange(rows)
@@ -54,11 +54,11 @@ class TrainingRows:
     """The rows of this process in each step, whether the data is fresh each epoch or not."""
 
     def __init__(
-        self, epoch_rows: Callable[[int], LaidRows], order: Order, process: int, processes: int
+        self, epoch_rows: Callable[[int], RowDataset], order: Order, process: int, processes: int
     ) -> None:
         self._epoch_rows, self.order = epoch_rows, order
         self.mine = share(order.batch, process, processes)
-        self._held: tuple[int, LaidRows] | None = None
+        self._held: tuple[int, RowDataset] | None = None
 
     @property
     def split(self) -> Split:
@@ -122,7 +122,7 @@ class StreamedRows:
         self._stream, self._batch, self._seed, self._workers = stream, batch, seed, workers
         self.mine = share(batch, process, processes)
         self._begins = [_Begin()]  # of the windows that are known, side by side
-        self._held: tuple[_Begin, LaidRows, np.ndarray] | None = None
+        self._held: tuple[_Begin, RowDataset, np.ndarray] | None = None
 
     @property
     def split(self) -> Split:
@@ -153,22 +153,22 @@ class StreamedRows:
         if held is None or row < held[0].rows:
             wanted = self._known(row)
             windows = self._windows_from(wanted)
-            self._coming = Ahead(lambda _: next(windows), maxsize, workers=self._workers)
+            self._coming = Prefetcher(lambda _: next(windows), maxsize, workers=self._workers)
             held = self._take(wanted.window)
         while row >= held[0].rows + len(held[1]):
             held = self._take(held[0].window + 1)
         begin, rows, order = held
         return rows[int(order[row - begin.rows])]
 
-    def _take(self, window: int) -> tuple[_Begin, LaidRows, np.ndarray]:
-        begin, rows, behind = self._coming.take(window)
+    def _take(self, window: int) -> tuple[_Begin, RowDataset, np.ndarray]:
+        begin, rows, behind = self._coming.get(window)
         if behind.window > self._begins[-1].window:
             self._begins.append(behind)
         order = np.random.default_rng([self._seed, 0x57E4, window]).permutation(len(rows))
         self._held = (begin, rows, order)
         return self._held
 
-    def _windows_from(self, begin: _Begin) -> Iterator[tuple[_Begin, LaidRows, _Begin]]:
+    def _windows_from(self, begin: _Begin) -> Iterator[tuple[_Begin, RowDataset, _Begin]]:
         """The windows of this epoch from a place on, then those of all epochs after."""
         while True:
             before = begin
@@ -184,7 +184,7 @@ class StreamedRows:
 _Batches = TypeVar("_Batches")
 
 
-class Ahead(Generic[_Batches]):
+class Prefetcher(Generic[_Batches]):
     """What `make` gives for each step, asked for one step early where there are workers.
 
     One thread is enough: rows are looked up in a memory map, and the order is that of the steps.
@@ -195,7 +195,7 @@ class Ahead(Generic[_Batches]):
         self._pool = ThreadPoolExecutor(1, "kdcore-rows") if workers else None
         self._next: tuple[int, Future[_Batches]] | None = None
 
-    def take(self, step: int) -> _Batches:
+    def get(self, step: int) -> _Batches:
         """The batches of a step; what preparing them raised is raised here."""
         coming, self._next = self._next, None
         taken = coming[1].result() if coming and coming[0] == step else self._make(step)
@@ -203,7 +203,7 @@ class Ahead(Generic[_Batches]):
             self._next = (step + 1, self._pool.submit(self._make, step + 1))
         return taken
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """What was prepared is made again when it is asked for."""
         if self._next is not None:
             self._next[1].exception()

@@ -15,11 +15,11 @@ import numpy as np
 
 from kdcore.data.batch import Row, Split, TextSource
 from kdcore.data.encoding import Encoder, SpelledCount
-from kdcore.data.rows import LaidRows, PieceRows, check_block, laid
+from kdcore.data.rows import PieceRows, RowDataset, check_block, pack_lengths
 from kdcore.data.tokenized import TokenStore, by_size, utf8
 from kdcore.errors import RunError
-from kdcore.guard import blame
-from kdcore.hashing import digest, of_tokenizer
+from kdcore.guard import plugin_errors
+from kdcore.hashing import digest, tokenizer_hash
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -41,14 +41,14 @@ class Place:
         return asdict(self)
 
 
-class Stream(LaidRows):
+class Stream(RowDataset):
     """Rows that nobody counted: as a sequence it is empty, and iterating goes through all."""
 
     def __init__(self, split: str, fingerprint: str) -> None:
         nothing = np.empty(0, np.int64)
         self.split, self.lengths = Split(split, fingerprint, nothing), nothing
 
-    def windows(self, start: Place) -> Iterator[tuple[Place, LaidRows]]:
+    def windows(self, start: Place) -> Iterator[tuple[Place, RowDataset]]:
         """The windows from a place on, each with the place behind it."""
         raise NotImplementedError
 
@@ -56,7 +56,7 @@ class Stream(LaidRows):
         for _, rows in self.windows(Place()):
             yield from rows
 
-    def first_window(self) -> LaidRows:
+    def first_window(self) -> RowDataset:
         """The rows that come first."""
         for _, rows in self.windows(Place()):
             return rows
@@ -74,14 +74,14 @@ class _Texts(Stream):
         self, data: TextSource, split: str, tokenizer: PreTrainedTokenizerBase, window: int
     ) -> None:
         self._encoder = Encoder(data, tokenizer)
-        made_of = [split, data.fingerprint(), of_tokenizer(tokenizer), *self._encoder.bos]
+        made_of = [split, data.fingerprint(), tokenizer_hash(tokenizer), *self._encoder.bos]
         hashed = digest()
         hashed.update(f"stream 1 {' '.join(map(str, made_of))}".encode())
         super().__init__(split, hashed.hexdigest())
         self._data, self._window = data, window * data.block
         self._spelled = SpelledCount(self._encoder)
 
-    def windows(self, start: Place) -> Iterator[tuple[Place, LaidRows]]:
+    def windows(self, start: Place) -> Iterator[tuple[Place, RowDataset]]:
         """Documents of about `window` full rows at a time."""
         texts, place, held = self._data.texts(self.split.name), start, _Window()
         for portion in self._portions(_from(texts, start)):
@@ -102,7 +102,7 @@ class _Texts(Stream):
     def _portions(self, texts: Iterator[str]) -> Iterator[list[str]]:
         portions = by_size(map(self._checked, texts), len)
         while True:
-            with blame(self._data, "texts"):
+            with plugin_errors(self._data, "texts"):
                 portion = next(portions, None)
             if portion is None:
                 return
@@ -115,9 +115,9 @@ class _Texts(Stream):
             self._spelled.tell(self.split.name, None)
         return text
 
-    def _laid(self, held: _Window, first: int) -> LaidRows:
+    def _laid(self, held: _Window, first: int) -> RowDataset:
         store = TokenStore(held.parts, np.concatenate(held.lengths))
-        return PieceRows(self.split, store, laid(self._data, store.lengths), first)
+        return PieceRows(self.split, store, pack_lengths(self._data, store.lengths), first)
 
 
 class _Window:

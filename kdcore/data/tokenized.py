@@ -114,8 +114,8 @@ def tokenise(data: TextSource, split: str, tokenizer: PreTrainedTokenizerBase) -
 
     def portions() -> Iterator[dict[str, np.ndarray]]:
         again = _Texts(data, split, encoder)
-        processes = cores() if texts.characters > _LARGE else 1
-        yield from in_order(encoder, by_size(again, len), processes)
+        processes = cpu_count() if texts.characters > _LARGE else 1
+        yield from map_in_order(encoder, by_size(again, len), processes)
         if again.key() != key:
             raise PluginError(
                 f"data {data.name!r} gave other texts when it was asked for its {split!r} split "
@@ -216,7 +216,7 @@ def _array(part: Any) -> np.ndarray:
 _COLUMNS = ("ids", "labels", "lengths")
 
 
-def keep_documents(
+def store_documents(
     data: TextSource, split: str, documents: Callable[[], Iterable[Row]], key: str
 ) -> TokenStore:
     """The documents on disk, asked for only if there are none under the key."""
@@ -274,12 +274,12 @@ _AHEAD = 4  # items that a process is given before its first result is taken: bo
 _work: Callable[[Any], Any]
 
 
-def cores() -> int:
+def cpu_count() -> int:
     """Those that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
 
 
-def in_order(
+def map_in_order(
     work: Callable[[_Item], _Made], items: Iterable[_Item], processes: int
 ) -> Iterator[_Made]:
     """`work` of each item. Items and results are pickled, `work` is not: processes are forked."""

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from kdcore.errors import RunError
-from kdcore.models.causal_lm import random_ids, same, still
-from kdcore.models.locations import file_on_hub, place_of, refuse_pickle
+from kdcore.models.causal_lm import allclose, eval_mode, random_ids
+from kdcore.models.locations import file_on_hub, location_of, refuse_pickle
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -34,7 +34,7 @@ def adapter_base(name: str) -> str | None:
     `name` is a folder or a name on the hub. A folder that holds a whole model too is that model:
     transformers puts the adapter onto it.
     """
-    place = Path(place_of(name))
+    place = Path(location_of(name))
     if os.path.isdir(place):
         path = place / _CONFIG
         if not path.is_file() or (place / "config.json").is_file():
@@ -53,7 +53,7 @@ def with_adapter(model: PreTrainedModel, adapter: str, base: str) -> PreTrainedM
 
     It stays unmerged, in float32: half weights would round most of it away.
     """
-    path = place_of(adapter)
+    path = location_of(adapter)
     refuse_pickle(adapter)
     with _explained(adapter):
         from peft import PeftConfig, PeftModel
@@ -172,14 +172,14 @@ def _plain(module: Any) -> Any:
 
 def _said(model: PreTrainedModel) -> Tensor:
     """The logits of a few ids."""
-    with still(model):
+    with eval_mode(model):
         ids = random_ids(model, model.get_input_embeddings().weight.device)  # type: ignore[arg-type]
         logits: Tensor = model(input_ids=ids, use_cache=False).logits
     return logits
 
 
 def _refuse_another(adapted: Tensor, merged: Tensor) -> None:
-    if not same(merged, adapted, times=10):
+    if not allclose(merged, adapted, times=10):
         raise RunError(
             "the adapter cannot be merged: the merged model computes something else; merge it with "
             "peft's merge_and_unload, and name the result as student.model"

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from kdcore.data.batch import Packing
 from kdcore.errors import RunError
 from kdcore.models import attention, positions
-from kdcore.models.head import logits_of, unrounded
-from kdcore.models.logit_transforms import Bend, bends_of
+from kdcore.models.head import logits_of, upcast
+from kdcore.models.logit_transforms import LogitTransform, logit_transforms
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -38,7 +38,7 @@ _HALF_TOLERANCE = 1e-2
 
 
 @contextmanager
-def still(model: nn.Module) -> Iterator[None]:
+def eval_mode(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradient; every module's mode comes back."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -58,13 +58,15 @@ def random_ids(model: PreTrainedModel, device: torch.device) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Proved:
+class Verified:
     """That the model's logits are its head applied to its trunk, then `bend` if there is one."""
 
-    bend: Bend | None
+    bend: LogitTransform | None
 
 
-def prove(model: PreTrainedModel, trunk: nn.Module, head: nn.Linear, ids: Tensor) -> Proved | None:
+def verify(
+    model: PreTrainedModel, trunk: nn.Module, head: nn.Linear, ids: Tensor
+) -> Verified | None:
     """Try what the model may do with the states; None where it does something else.
 
     The head is fed enlarged states too: a fresh model's logits are so small that capping them
@@ -82,15 +84,17 @@ def prove(model: PreTrainedModel, trunk: nn.Module, head: nn.Linear, ids: Tensor
         logits = model(input_ids=ids, use_cache=False).logits
     finally:
         hook.remove()
-    if len(seen) != 1 or not same(seen[0], states):
+    if len(seen) != 1 or not allclose(seen[0], states):
         return None
     made = head(*enlarge(head, (seen[0],)))
-    if same(logits, made):
-        return Proved(None)
-    return next((Proved(bend) for bend in bends_of(model) if same(logits, bend(made))), None)
+    if allclose(logits, made):
+        return Verified(None)
+    return next(
+        (Verified(bend) for bend in logit_transforms(model) if allclose(logits, bend(made))), None
+    )
 
 
-def same(a: Tensor, b: Tensor, *, times: int = 1) -> bool:
+def allclose(a: Tensor, b: Tensor, *, times: int = 1) -> bool:
     """Equal shapes, and values equal up to the rounding of their type, or so many times that."""
     if a.shape != b.shape:
         return False
@@ -109,7 +113,7 @@ class LanguageModel:
 
     weight: nn.Parameter | None  # [rows, H]
     bias: nn.Parameter | None  # [rows]
-    bend: Bend | None = None  # what is done to the head's logits
+    bend: LogitTransform | None = None  # what is done to the head's logits
     precision: torch.dtype | None  # what autocast computes in; None: the weight's own type
 
     def __init__(self, model: PreTrainedModel, precision: torch.dtype | None = None) -> None:
@@ -120,9 +124,9 @@ class LanguageModel:
         vars(self._trunk)["warn_if_padding_and_no_attention_mask"] = _say_nothing
         head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
         self.weight = self.bias = None
-        with still(model):
+        with eval_mode(model):
             ids = random_ids(model, self.device)
-            proved = type(head) is nn.Linear and prove(model, self._trunk, head, ids)
+            proved = type(head) is nn.Linear and verify(model, self._trunk, head, ids)
             if proved:
                 self.weight, self.bias = cast(nn.Parameter, head.weight), head.bias
                 self.width, self.bend = head.out_features, proved.bend
@@ -204,7 +208,7 @@ class LanguageModel:
         """What `logits` does, for many calls: the weight is cast to `precision` once."""
         weight, bias = self.computed_weight(), self.bias
         if weight is None:
-            return unrounded
+            return upcast
         bend = self.bend
         if bend is None:
             return lambda states: logits_of(states, weight, bias)
@@ -250,7 +254,7 @@ class LanguageModel:
         half, positions = ids.shape[1] // 2, torch.arange(ids.shape[1], device=ids.device)
         other = torch.cat([ids[:, :half], ids[:, half:].flip(0)], dim=1)
         seen = [self._run(either, positions, None)[:, :half] for either in (ids, other)]
-        if not same(*seen, times=10):
+        if not allclose(*seen, times=10):
             raise RunError(
                 f"{type(self.model).__name__} is not causal: what it says of a token changes with "
                 "those that follow, so it would see what it should predict. An encoder is causal "
@@ -264,7 +268,7 @@ class LanguageModel:
         positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
         own = self._run(ids, positions, None)
         self._takes_positions = True  # for the trial
-        return same(own, self._run(ids, positions, None))
+        return allclose(own, self._run(ids, positions, None))
 
     def _looks_at_call(self, ids: Tensor) -> tuple[int | None, bool]:
         """See `positions.switch_of`: a row is tried beside one with ever further positions."""
@@ -280,7 +284,7 @@ class LanguageModel:
             return [*seen, states[0]]
 
         def alike(some: list[Tensor], others: list[Tensor]) -> bool:
-            return all(map(torch.equal, some[:-1], others[:-1])) and same(some[-1], others[-1])
+            return all(map(torch.equal, some[:-1], others[:-1])) and allclose(some[-1], others[-1])
 
         return positions.switch_of(probe, alike, time, reach)
 
@@ -301,7 +305,7 @@ class LanguageModel:
             rows = self._run(ids[:, half:], positions[:, :half], None, whole)
         except (TypeError, RuntimeError):
             found = rows = ids[:, half:, None]
-        if same(found, alone) and same(rows, alone):
+        if allclose(found, alone) and allclose(rows, alone):
             with self._autocast():
                 self._at_once = attention.is_exact_at_once(
                     self.model, lambda: self._run(ids, positions, None, packed)
@@ -322,7 +326,7 @@ class LanguageModel:
         positions = torch.arange(half, device=ids.device).repeat(2).expand_as(ids)
         other = torch.cat([ids[:, half:], ids[:, half:]], dim=1)
         seen = [self._run(either, positions, None)[:, half:] for either in (ids, other)]
-        return same(*seen)
+        return allclose(*seen)
 
     def _refuse_packed(self, batch: Batch) -> None:
         # This waits for the device, but only with models that cannot take packed rows anyway.

@@ -124,7 +124,7 @@ def _undisturbed(model: PreTrainedModel, seed: int) -> Iterator[None]:
 _ROWS = 256  # enough to have met each
 
 
-def learned_ends(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> set[int]:
+def learned_stop_tokens(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> set[int]:
     """The special tokens that end a stretch of what is learned, in the first rows.
 
     Empty where rows have no labels of their own, so that everything is learned.
@@ -139,7 +139,7 @@ def learned_ends(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> set
     return found & special
 
 
-def add_ends(model: PreTrainedModel, ends: Collection[int]) -> None:
+def add_stop_tokens(model: PreTrainedModel, ends: Collection[int]) -> None:
     """Let the model's own generation settings stop there too."""
     config = model.generation_config
     if ends and config is not None:

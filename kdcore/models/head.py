@@ -15,24 +15,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdcore.data.batch import Batch, LogitsAt
+from kdcore.data.batch import Batch, LogitsFn
 
 _BLOCK = 16_384  # rows of the weight upcast at a time
 _IN_CACHE = 2**20  # numbers, of 4 bytes, that stay in the cache of a core
 _HALF = (torch.bfloat16, torch.float16)
 
 
-def unrounded(tensor: Tensor) -> Tensor:
+def upcast(tensor: Tensor) -> Tensor:
     """The same numbers in float32, or in float64 where they are."""
-    return tensor.to(unrounded_type(tensor.dtype))
+    return tensor.to(accumulation_dtype(tensor.dtype))
 
 
-def unrounded_type(dtype: torch.dtype) -> torch.dtype:
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """Float32, or float64 for float64."""
     return torch.promote_types(dtype, torch.float32)
 
 
-def outside_autocast(device: str) -> AbstractContextManager[None]:
+def no_autocast(device: str) -> AbstractContextManager[None]:
     """Types are as they are written until the block ends. Free where nothing is cast anyway."""
     if torch.is_autocast_enabled(device):
         return torch.autocast(device, enabled=False)
@@ -44,7 +44,7 @@ def logits_of(
 ) -> Tensor:
     """States [n, H], weight [V, H] and bias [V] -> logits [n, V], in `buffer` [n or more, V]."""
     out = None if buffer is None else buffer[: len(states)]
-    with outside_autocast(states.device.type):
+    with no_autocast(states.device.type):
         logits = _product(states, weight, out)
         return logits if bias is None else logits.add_(bias)
 
@@ -118,7 +118,7 @@ def _blocks(weight: Tensor) -> Iterator[slice]:
     return (slice(at, at + _BLOCK) for at in range(0, weight.shape[0], _BLOCK))
 
 
-def nll_from_logits(logits_at: LogitsAt, batch: Batch) -> Callable[[Tensor, Tensor], Tensor]:
+def nll_from_logits(logits_at: LogitsFn, batch: Batch) -> Callable[[Tensor, Tensor], Tensor]:
     """Negative log-likelihoods from logits that are made a chunk of positions at a time."""
     device = batch.labels.device
     size = chunk_size(batch.vocabulary, device)
@@ -126,7 +126,7 @@ def nll_from_logits(logits_at: LogitsAt, batch: Batch) -> Callable[[Tensor, Tens
         size *= 2  # no second copy of the logits is made, and larger products are faster ones
 
     def shared(logits: Tensor) -> Tensor:
-        return unrounded(logits[:, : batch.vocabulary])
+        return upcast(logits[:, : batch.vocabulary])
 
     def nll(positions: Tensor, labels: Tensor) -> Tensor:
         pieces = zip(torch.split(positions, size), torch.split(labels, size), strict=True)

@@ -17,7 +17,7 @@ import torch
 
 from kdcore.checksums import refuse_changed
 from kdcore.errors import RunError
-from kdcore.models.locations import explained, is_path, is_trusted, place_of, refuse_pickle
+from kdcore.models.locations import is_path, is_trusted, loading_error, location_of, refuse_pickle
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -44,7 +44,7 @@ def load_model(
     `attention` is transformers' `attn_implementation`. `key` is the recipe key that names the
     model, for the advice in an error.
     """
-    refuse_changed(Path(place_of(name)))
+    refuse_changed(Path(location_of(name)))
     device = torch.device(device)
     if offload and device.type == "cpu":
         raise RunError(
@@ -82,7 +82,7 @@ def _parts(name: str) -> tuple[str, str | None]:
 def _base_of(name: str) -> str | None:
     from kdcore.models.adapters import adapter_base
 
-    gone = is_path(name) and not os.path.isdir(place_of(name))
+    gone = is_path(name) and not os.path.isdir(location_of(name))
     return None if gone else adapter_base(name)
 
 
@@ -104,11 +104,11 @@ def _load(
         arguments["quantization_config"] = _quantisation(quantise, dtype, device)
     if device.type != "cpu":
         arguments["device_map"] = {"": device}
-    with explained(name, key), progress_bars(shown=sys.stderr.isatty()):
+    with loading_error(name, key), progress_bars(shown=sys.stderr.isatty()):
         from transformers import AutoModelForCausalLM
 
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            place_of(name),
+            location_of(name),
             output_loading_info=True,
             trust_remote_code=is_trusted(name),
             use_safetensors=True,
@@ -125,11 +125,11 @@ def _load(
 def load_config(name: str, *, key: str | None = None) -> PretrainedConfig:
     """The config of a model, without its weights; of an adapter's base."""
     name = _parts(name)[0]
-    with explained(name, key):
+    with loading_error(name, key):
         from transformers import AutoConfig
 
         config: PretrainedConfig = AutoConfig.from_pretrained(
-            place_of(name), trust_remote_code=is_trusted(name)
+            location_of(name), trust_remote_code=is_trusted(name)
         )
     return config
 
@@ -154,15 +154,15 @@ def without_downloads() -> Iterator[None]:
 
 def load_tokenizer(name: str, *, key: str | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder or of a model on the hub; an adapter without has its base's."""
-    refuse_changed(Path(place_of(name)))
+    refuse_changed(Path(location_of(name)))
     base, adapter = _parts(name)
     if adapter is not None and not _has_tokenizer(adapter):
         name = base
-    with explained(name, key):
+    with loading_error(name, key):
         from transformers import AutoTokenizer
 
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            place_of(name), trust_remote_code=is_trusted(name)
+            location_of(name), trust_remote_code=is_trusted(name)
         )
         # A broken one would fail in the middle of the data, or of an evaluation.
         tokenizer(["a"], add_special_tokens=False)
@@ -173,7 +173,7 @@ def load_tokenizer(name: str, *, key: str | None = None) -> PreTrainedTokenizerB
 def _has_tokenizer(adapter: str) -> bool:
     from kdcore.models.locations import file_on_hub
 
-    place, file = Path(place_of(adapter)), "tokenizer_config.json"
+    place, file = Path(location_of(adapter)), "tokenizer_config.json"
     return (
         (place / file).is_file() if os.path.isdir(place) else file_on_hub(adapter, file) is not None
     )
@@ -187,12 +187,12 @@ def model_fingerprint(name: str, *, base: bool = True) -> str:
     model = _base_of(name)
     if model and base:
         return f"{model_fingerprint(name, base=False)} on {model_fingerprint(model)}"
-    place = Path(place_of(name))
+    place = Path(location_of(name))
     if os.path.isdir(place):
-        from kdcore.hashing import of_folder
+        from kdcore.hashing import folder_hash
 
-        return of_folder(place)
-    with explained(name, None):
+        return folder_hash(place)
+    with loading_error(name, None):
         from transformers.utils.hub import cached_file
 
         config = cached_file(name, "config.json" if model is None else "adapter_config.json")

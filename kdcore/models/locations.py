@@ -12,14 +12,14 @@ from kdcore.errors import KdcoreError, RunError
 _log = logging.getLogger("kdcore")
 
 
-def place_of(name: str) -> str:
+def location_of(name: str) -> str:
     """A folder's path with `~` filled in, or the name on the hub."""
     return os.path.expanduser(name)
 
 
 def refuse_pickle(name: str) -> None:
     """Refuse a folder whose weights are pickled only: reading these can run whatever they say."""
-    place = place_of(name)
+    place = location_of(name)
     files = os.listdir(place) if os.path.isdir(place) else []
     pickled = sorted(each for each in files if each.endswith((".bin", ".pt", ".pth", ".pkl")))
     if pickled and not any(each.endswith(".safetensors") for each in files):
@@ -36,9 +36,9 @@ def is_path(name: str) -> bool:
 
 
 @contextmanager
-def explained(name: str, key: str | None) -> Iterator[None]:
+def loading_error(name: str, key: str | None) -> Iterator[None]:
     """What goes wrong in loading `name`, in one sentence."""
-    there = os.path.isdir(place_of(name))
+    there = os.path.isdir(location_of(name))
     if is_path(name) and not there:
         raise RunError(f"cannot load {name!r}: there is no such folder")
     try:
@@ -97,7 +97,7 @@ def _first_line(error: Exception) -> str:
 _named: set[str] = set()
 
 
-def trust(names: Sequence[str]) -> None:
+def set_trusted(names: Sequence[str]) -> None:
     """From now on these, as a recipe's `trust_remote_code` says, and none that was named before."""
     _named.clear()
     _named.update(names)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class Bend(Protocol):
+class LogitTransform(Protocol):
     """A function of each logit by itself."""
 
     def __call__(self, logits: Tensor) -> Tensor:
@@ -26,7 +26,7 @@ class Bend(Protocol):
 
 
 @dataclass(frozen=True)
-class Scaled:
+class Scale:
     """Times a constant: Cohere, Granite, Falcon-H1."""
 
     by: float
@@ -41,7 +41,7 @@ class Scaled:
 
 
 @dataclass(frozen=True)
-class Capped:
+class SoftCap:
     """Never beyond plus or minus a cap: Gemma 2 and its descendants."""
 
     at: float
@@ -55,13 +55,13 @@ class Capped:
         return gradient * (1 - (bent / self.at).square())
 
 
-def bends_of(model: PreTrainedModel) -> Iterator[Bend]:
+def logit_transforms(model: PreTrainedModel) -> Iterator[LogitTransform]:
     """What the model's configuration says may be done to its logits."""
     config: Any = model.config.get_text_config()
     cap = getattr(config, "final_logit_softcapping", None)
     if cap:
-        yield Capped(float(cap))
+        yield SoftCap(float(cap))
     for name, sign in (("logit_scale", 1), ("lm_head_multiplier", 1), ("logits_scaling", -1)):
         factor = getattr(config, name, None)
         if isinstance(factor, int | float) and factor:
-            yield Scaled(float(factor) ** sign)
+            yield Scale(float(factor) ** sign)

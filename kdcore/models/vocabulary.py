@@ -19,7 +19,9 @@ _log = logging.getLogger("kdcore")
 _PROBE = "The 1st probe:  naïve “quotes”, 2024-05-17, 東京 and\n\tdef f(x): return x_1 + 3.14 🙂"
 
 
-def prove(student: PreTrainedTokenizerBase, others: Mapping[str, PreTrainedTokenizerBase]) -> int:
+def verify_same_ids(
+    student: PreTrainedTokenizerBase, others: Mapping[str, PreTrainedTokenizerBase]
+) -> int:
     """How many ids, counted from 0, mean the same string to the student and to all others.
 
     Where one tokenizer goes on with ids that another has not, the shared ones end with the shorter.

@@ -14,38 +14,40 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdcore.data.batch import AnswersAt, Coarse
+from kdcore.data.batch import SparseLogits, TeacherOutputs
 from kdcore.models.head import (
     LogitsGradient,
+    accumulation_dtype,
     float16_scale,
     logits_of,
-    unrounded,
-    unrounded_type,
+    upcast,
 )
-from kdcore.models.logit_transforms import Bend
+from kdcore.models.logit_transforms import LogitTransform
 
 Prepared = Sequence[Tensor | None]
 """For each term what its loss prepared of these tokens, [n] or [n, k]; None where it does not."""
 
-Values = Callable[[Tensor, Tensor | Coarse | None, Tensor, Tensor, Prepared], tuple[Tensor, Tensor]]
+Values = Callable[
+    [Tensor, Tensor | SparseLogits | None, Tensor, Tensor, Prepared], tuple[Tensor, Tensor]
+]
 """Student and teacher logits [n, V], labels [n], weights [terms, n] and what was prepared -> each
 term's weighted sum [terms], and the gradient of their total in the student's logits [n, V], which
 may take their place in memory."""
 
 
 @dataclass(eq=False)
-class Work:
+class ChunkedLossInputs:
     """One micro-batch's share of the objective."""
 
     positions: Tensor  # [n]: the flat positions that some term sees
     labels: Tensor  # [n]
     weights: Tensor  # [terms, n]: weight over denominator where the term sees the token, else 0
     values: Values
-    teacher: AnswersAt | None
+    teacher: TeacherOutputs | None
     vocabulary: int
     chunk: int
     prepared: Prepared = ()
-    bend: Bend | None = None  # what the model does to its head's logits
+    bend: LogitTransform | None = None  # what the model does to its head's logits
     repeats: bool = False  # whether a position may come twice
     sums: Tensor = field(init=False)  # [terms], left here by the function for the log
 
@@ -64,24 +66,24 @@ class ChunkedLoss(torch.autograd.Function):
         weight: Tensor | None,
         bias: Tensor | None,
         computed: Tensor | None,
-        work: Work,
+        work: ChunkedLossInputs,
     ) -> Tensor:
         """`computed` is `weight` in the type that products are made in.
 
         Without a weight the states are the logits themselves.
         """
         used = None if computed is None else computed[: work.vocabulary]
-        used_bias = None if bias is None else unrounded(bias[: work.vocabulary])
+        used_bias = None if bias is None else upcast(bias[: work.vocabulary])
         inputs = (states, weight, bias)
         wanted = zip(inputs, ctx.needs_input_grad[:3], strict=True)
         made = _Gradients([_zeros(x) if wants else None for x, wants in wanted], used, work)
         buffer = _buffer(used, work)
-        work.sums = states.new_zeros(len(work.weights), dtype=unrounded_type(states.dtype))
+        work.sums = states.new_zeros(len(work.weights), dtype=accumulation_dtype(states.dtype))
         for at in work.chunks():
             rows = work.positions[at]
             some = states[rows] if used is None else states[rows].to(used.dtype)
             if used is None:
-                student = unrounded(some[:, : work.vocabulary])
+                student = upcast(some[:, : work.vocabulary])
             else:
                 student = logits_of(some, used, used_bias, buffer)
             sums, gradient = _values(student, rows, at, work)
@@ -110,7 +112,9 @@ class ChunkedLoss(torch.autograd.Function):
 class _Gradients:
     """In the states, the head's weight and its bias, each None where nobody wants it."""
 
-    def __init__(self, each: list[Tensor | None], used: Tensor | None, work: Work) -> None:
+    def __init__(
+        self, each: list[Tensor | None], used: Tensor | None, work: ChunkedLossInputs
+    ) -> None:
         self._to_states, self._to_weight, self._to_bias = each
         self._used, self._width, self._repeats = used, work.vocabulary, work.repeats
         self._scale = None if used is None else float16_scale(work.weights, used.dtype)
@@ -145,7 +149,9 @@ class _Gradients:
         return [None if x is None else x.mul_(by) for x, by in zip(each, factors, strict=True)]
 
 
-def _values(student: Tensor, rows: Tensor, at: slice, work: Work) -> tuple[Tensor, Tensor]:
+def _values(
+    student: Tensor, rows: Tensor, at: slice, work: ChunkedLossInputs
+) -> tuple[Tensor, Tensor]:
     """Each term's weighted sum over a chunk, and the gradient in its head's logits."""
     teacher = None if work.teacher is None else work.teacher(rows)
     labels, weights = work.labels[at], work.weights[:, at]
@@ -157,13 +163,13 @@ def _values(student: Tensor, rows: Tensor, at: slice, work: Work) -> tuple[Tenso
     return sums, work.bend.back(gradient, bent)
 
 
-def _buffer(weight: Tensor | None, work: Work) -> Tensor | None:
+def _buffer(weight: Tensor | None, work: ChunkedLossInputs) -> Tensor | None:
     """One place for the student's logits of every chunk. CUDA's allocator has that by itself."""
     if weight is None or weight.is_cuda:
         return None
     rows = min(work.chunk, len(work.positions))
-    return weight.new_empty(rows, len(weight), dtype=unrounded_type(weight.dtype))
+    return weight.new_empty(rows, len(weight), dtype=accumulation_dtype(weight.dtype))
 
 
 def _zeros(like: Tensor | None) -> Tensor | None:
-    return None if like is None else torch.zeros_like(like, dtype=unrounded_type(like.dtype))
+    return None if like is None else torch.zeros_like(like, dtype=accumulation_dtype(like.dtype))

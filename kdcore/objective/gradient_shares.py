@@ -12,7 +12,7 @@ from kdcore.api.contracts import Term
 from kdcore.api.train_options import Schedule
 
 if TYPE_CHECKING:
-    from kdcore.data.batch import Coarse
+    from kdcore.data.batch import SparseLogits
     from kdcore.objective.chunked_loss import Prepared, Values
 
 
@@ -44,7 +44,7 @@ class GradientShares:
 
         def watching(
             student: Tensor,
-            teacher: Tensor | Coarse | None,
+            teacher: Tensor | SparseLogits | None,
             labels: Tensor,
             weights: Tensor,
             prepared: Prepared = (),
@@ -68,7 +68,7 @@ def shares_of(squares: Mapping[str, float]) -> dict[str, float]:
     return {label: norm / total for label, norm in norms.items()} if total else {}
 
 
-def lopsided(shares: Mapping[str, float], terms: Sequence[Term]) -> dict[str, str]:
+def negligible_terms(shares: Mapping[str, float], terms: Sequence[Term]) -> dict[str, str]:
     """By the label of a term that hardly counts, what to tell of it.
 
     A weight with a schedule passes through little by intent.

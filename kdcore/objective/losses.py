@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from kdcore.api.contracts import Loss, PreparedLoss
-from kdcore.data.batch import Coarse
+from kdcore.data.batch import SparseLogits
 from kdcore.errors import PluginError
-from kdcore.guard import asked, blame, described, unwritten
+from kdcore.guard import call_checked, describe_component, inputs_unchanged, plugin_errors
 from kdcore.objective.chunked_loss import Prepared, Values
-from kdcore.objective.sparse import coarsened
+from kdcore.objective.sparse import to_sparse
 
 _log = logging.getLogger("kdcore")
 
@@ -32,7 +32,7 @@ def values_of(losses: Sequence[Loss]) -> Values:
 
     def values(
         student: Tensor,
-        teacher: Tensor | Coarse | None,
+        teacher: Tensor | SparseLogits | None,
         labels: Tensor,
         weights: Tensor,
         prepared: Prepared = (),
@@ -64,28 +64,28 @@ def _refuse_learnable(loss: Loss) -> None:
 def per_token(
     loss: Loss,
     student: Tensor,
-    teacher: Tensor | Coarse | None,
+    teacher: Tensor | SparseLogits | None,
     labels: Tensor,
     prepared: Tensor | None = None,
 ) -> Tensor:
     """A loss's values [n], its result checked; what it raises names it."""
     inputs = (student, teacher, labels, prepared)
     method = "per_token" if prepared is None else "per_token_prepared"
-    temperature = temperature_of(loss) if isinstance(teacher, Coarse) else 1.0
-    with blame(loss, method), unwritten(loss, method, *inputs):
+    temperature = temperature_of(loss) if isinstance(teacher, SparseLogits) else 1.0
+    with plugin_errors(loss, method), inputs_unchanged(loss, method, *inputs):
         return checked_values(loss, student, teacher, labels, temperature, prepared)
 
 
 def temperature_of(loss: Loss) -> float | None:
     """The one temperature of both sides; None where a loss has several, or changes it."""
-    found = asked(loss, "temperatures", of=Sequence)
+    found = call_checked(loss, "temperatures", of=Sequence)
     return float(found[0]) if len(found) == 1 else None
 
 
 def checked_values(
     loss: Loss,
     student: Tensor,
-    teacher: Tensor | Coarse | None,
+    teacher: Tensor | SparseLogits | None,
     labels: Tensor,
     temperature: float | None = 1.0,
     prepared: Tensor | None = None,
@@ -93,8 +93,8 @@ def checked_values(
     """`per_token` as a compiler can trace it. What needs no teacher sees all of the vocabulary."""
     if not loss.needs_teacher:
         teacher = None
-    elif isinstance(teacher, Coarse):
-        student, teacher, labels = coarsened(student, teacher, labels, temperature)
+    elif isinstance(teacher, SparseLogits):
+        student, teacher, labels = to_sparse(student, teacher, labels, temperature)
     if isinstance(loss, PreparedLoss) and prepared is not None:
         values = loss.per_token_prepared(student, teacher, labels, prepared)
     else:
@@ -102,11 +102,11 @@ def checked_values(
     if not isinstance(values, Tensor) or values.shape != labels.shape:
         found = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
         raise PluginError(
-            f"{described(loss)} returned {found} from per_token, expected one value for each of "
-            f"{len(labels)} tokens: a tensor of shape ({len(labels)},)"
+            f"{describe_component(loss)} returned {found} from per_token, expected one value for "
+            f"each of {len(labels)} tokens: a tensor of shape ({len(labels)},)"
         )
     if student.requires_grad and not values.requires_grad:
-        raise PluginError(f"{described(loss)} returned values without a gradient")
+        raise PluginError(f"{describe_component(loss)} returned values without a gradient")
     return values
 
 
@@ -123,7 +123,7 @@ def compiled_values_of(losses: Sequence[Loss], chunk: int) -> Values:
 
     def values(
         student: Tensor,
-        teacher: Tensor | Coarse | None,
+        teacher: Tensor | SparseLogits | None,
         labels: Tensor,
         weights: Tensor,
         prepared: Prepared = (),
@@ -164,11 +164,13 @@ def _filled(tensor: Tensor, missing: int) -> Tensor:
     return torch.cat([tensor, tensor[-1:].expand(missing, *tensor.shape[1:])])
 
 
-def _filled_answer(teacher: Tensor | Coarse | None, missing: int) -> Tensor | Coarse | None:
-    if isinstance(teacher, Coarse):
+def _filled_answer(
+    teacher: Tensor | SparseLogits | None, missing: int
+) -> Tensor | SparseLogits | None:
+    if isinstance(teacher, SparseLogits):
         ids, logs, tempered = teacher
         more = tempered and {at: _filled(some, missing) for at, some in tempered.items()}
-        return Coarse(_filled(ids, missing), _filled(logs, missing), more)
+        return SparseLogits(_filled(ids, missing), _filled(logs, missing), more)
     return None if teacher is None else _filled(teacher, missing)
 
 
@@ -178,7 +180,7 @@ def _functional(losses: Sequence[Loss]) -> Callable[..., Tensor]:
 
     def values(
         student: Tensor,
-        teacher: Tensor | Coarse | None,
+        teacher: Tensor | SparseLogits | None,
         labels: Tensor,
         weights: Tensor,
         prepared: Prepared = (),

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from kdcore.data.batch import AnswersAt, Batch
-from kdcore.models.head import chunk_size, outside_autocast, unrounded_type
-from kdcore.objective.chunked_loss import ChunkedLoss, Values, Work
+from kdcore.data.batch import Batch, TeacherOutputs
+from kdcore.models.head import accumulation_dtype, chunk_size, no_autocast
+from kdcore.objective.chunked_loss import ChunkedLoss, ChunkedLossInputs, Values
 
 if TYPE_CHECKING:
     from kdcore.api.contracts import Term
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class Seen:
+class TokenMask:
     """Which of a micro-batch's valid tokens the selection kept, and the step's counts."""
 
     keep: Tensor | None  # bool [valid tokens], or floats: their weights; None without a selection
@@ -69,7 +69,7 @@ class Seen:
         return (shares[on] * (valid / ranked.clamp(min=1))).clamp(min=1)
 
 
-Choose = Callable[[Tensor], Seen]
+SelectFn = Callable[[Tensor], TokenMask]
 """The micro-batch's states [rows * time, H] -> what its selection kept."""
 
 
@@ -87,8 +87,8 @@ class Objective(nn.Module):
         batch: Batch,
         terms: Sequence[tuple[Term, float]],
         values: Values,
-        teacher: AnswersAt | None,
-        choose: Choose,
+        teacher: TeacherOutputs | None,
+        choose: SelectFn,
     ) -> tuple[Tensor, Tensor]:
         """One micro-batch's share of the loss, and for the log each term's share of it [terms].
 
@@ -97,10 +97,10 @@ class Objective(nn.Module):
         """
         head = self.student
         states = head.states(batch)
-        with outside_autocast(states.device.type):
+        with no_autocast(states.device.type):
             with torch.no_grad():
                 seen = choose(states.detach())
-            work = self._work(batch, terms, values, teacher, seen, unrounded_type(states.dtype))
+            work = self._work(batch, terms, values, teacher, seen, accumulation_dtype(states.dtype))
             total: Tensor = ChunkedLoss.apply(  # type: ignore[no-untyped-call]
                 states, head.weight, head.bias, head.computed_weight(), work
             )
@@ -111,10 +111,10 @@ class Objective(nn.Module):
         batch: Batch,
         terms: Sequence[tuple[Term, float]],
         values: Values,
-        teacher: AnswersAt | None,
-        seen: Seen,
+        teacher: TeacherOutputs | None,
+        seen: TokenMask,
         dtype: torch.dtype,
-    ) -> Work:
+    ) -> ChunkedLossInputs:
         valid = batch.valid
         each = [seen.over_count(weight, term.on, dtype) for term, weight in terms]
         masks = [seen.mask(term.on) for term, _ in terms]
@@ -127,7 +127,7 @@ class Objective(nn.Module):
             valid = valid[places]
             prepared = [None if each is None else each[places] for each in prepared]
         device = batch.labels.device
-        return Work(
+        return ChunkedLossInputs(
             positions=valid,
             labels=batch.labels[valid],
             weights=weights,

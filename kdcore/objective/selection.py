@@ -19,37 +19,37 @@ from torch import Tensor
 from kdcore.api.contracts import PreparedLoss, Selection, Term, Tokens
 from kdcore.distributed import Gather, Total, alone
 from kdcore.errors import PluginError
-from kdcore.guard import blame, described
-from kdcore.models.head import unrounded
-from kdcore.objective.objective import Choose, Seen
-from kdcore.objective.step_tokens import Chosen, Ranked, Scored, StepTokens
-from kdcore.objective.teachers import Reading
+from kdcore.guard import describe_component, plugin_errors
+from kdcore.models.head import upcast
+from kdcore.objective.objective import SelectFn, TokenMask
+from kdcore.objective.step_tokens import Chosen, RankedScores, ScoredBatch, StepTokens
+from kdcore.objective.teachers import MicroBatch
 
 if TYPE_CHECKING:
     from kdcore.api.contracts import Run
 
 
 @dataclass(eq=False)
-class Choices:
+class SelectionResult:
     """One step's: how each micro-batch learns what was kept, and what the log wants to know."""
 
     valid: Tensor  # over all processes
-    each: list[Choose] = field(default_factory=list)
+    each: list[SelectFn] = field(default_factory=list)
     kept: list[Tensor] = field(default_factory=list)  # this process's counts, as they are found
-    ranked: Ranked | None = None  # the last scores, where a selection ranks by scores
+    ranked: RankedScores | None = None  # the last scores, where a selection ranks by scores
 
 
-def choose(
+def select(
     run: Run,
-    readings: Sequence[Reading],
+    readings: Sequence[MicroBatch],
     step: int,
     gather: Gather,
     total: Total,
     terms: Sequence[Term] = (),
-) -> Choices:
+) -> SelectionResult:
     """The choices of a step, and what the losses of its terms prepare. Runs without gradient."""
     here = sum(len(reading.batch.valid) for reading in readings)
-    choices = Choices(total(torch.full((), float(here), device=run.device)))
+    choices = SelectionResult(total(torch.full((), float(here), device=run.device)))
     selection = run.recipe.selection
     prepared = [term for term in terms if isinstance(term.loss, PreparedLoss)]
     making = _Making(run, step, gather, total, choices, terms)
@@ -63,8 +63,8 @@ def choose(
     return choices
 
 
-def _all_of(valid: Tensor) -> Choose:
-    return lambda states: Seen(None, valid, valid, valid)
+def _all_of(valid: Tensor) -> SelectFn:
+    return lambda states: TokenMask(None, valid, valid, valid)
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,14 +75,14 @@ class _Making:
     step: int
     gather: Gather
     total: Total
-    choices: Choices
+    choices: SelectionResult
     terms: Sequence[Term]
 
-    def in_forward(self, reading: Reading) -> Choose:
+    def in_forward(self, reading: MicroBatch) -> SelectFn:
         """Score the states of the training forward. Ranking is within this micro-batch."""
 
-        def found(states: Tensor) -> Seen:
-            tokens = _tokens(self.run, [Scored(reading, states)], self.step, alone)
+        def found(states: Tensor) -> TokenMask:
+            tokens = _tokens(self.run, [ScoredBatch(reading, states)], self.step, alone)
             seen = self._within(tokens)
             (keep,) = [None] if seen.keep is None else tokens.by_part(seen.keep)
             prepared = self._prepared(tokens, seen)
@@ -91,7 +91,7 @@ class _Making:
 
         return found
 
-    def ahead(self, readings: Sequence[Reading]) -> None:
+    def ahead(self, readings: Sequence[MicroBatch]) -> None:
         """Score every micro-batch first; at most one more trunk forward of the student."""
         with torch.no_grad():
             tokens = tokens_of(self.run, readings, self.step, self.gather)
@@ -104,19 +104,19 @@ class _Making:
                     each[n] = replace(each[n], prepared={**each[n].prepared, label: some})
         self.choices.each = [_known(some) for some in each]
 
-    def _within(self, tokens: StepTokens) -> Seen:
+    def _within(self, tokens: StepTokens) -> TokenMask:
         """What is kept of a micro-batch that ranks by itself [n], in the order of the step."""
         selection, valid = self.run.recipe.selection, self.choices.valid
         if selection is None:
-            return Seen(None, valid, valid, valid)
-        keep = keep_of(selection, tokens)
+            return TokenMask(None, valid, valid, valid)
+        keep = checked_keep(selection, tokens)
         kept, mass = self._counted(tokens, keep)
         ranked = torch.full((), len(keep), device=keep.device)
-        return Seen(keep, valid, ranked, kept, mass, kept_here=tokens.most_kept(keep))
+        return TokenMask(keep, valid, ranked, kept, mass, kept_here=tokens.most_kept(keep))
 
     def _ahead_within(
-        self, tokens: StepTokens, readings: Sequence[Reading]
-    ) -> tuple[Seen, list[Seen]]:
+        self, tokens: StepTokens, readings: Sequence[MicroBatch]
+    ) -> tuple[TokenMask, list[TokenMask]]:
         parts = [tokens.alone(n) for n in range(len(readings))]
         found = [self._within(part) for part in parts]
         each = [
@@ -129,18 +129,18 @@ class _Making:
         kept = self.total(torch.stack([seen.kept.float() for seen in each]).sum())
         masses = [seen.mass for seen in each if seen.mass is not None]
         mass = self.total(torch.stack(masses).sum()) if masses else None
-        return Seen(keep, valid, valid, kept, mass), each
+        return TokenMask(keep, valid, valid, kept, mass), each
 
-    def _over_step(self, tokens: StepTokens) -> tuple[Seen, list[Seen]]:
+    def _over_step(self, tokens: StepTokens) -> tuple[TokenMask, list[TokenMask]]:
         """What is kept of the whole step, and the same for each micro-batch."""
         selection, valid = self.run.recipe.selection, self.choices.valid
         if selection is None:
-            seen = Seen(None, valid, valid, valid)
+            seen = TokenMask(None, valid, valid, valid)
             return seen, [seen] * tokens.parts
-        keep = keep_of(selection, tokens)
+        keep = checked_keep(selection, tokens)
         here, mass = self._counted(tokens, keep)
         kept = self.total(here.float())
-        seen = Seen(keep, valid, valid, kept, None if mass is None else self.total(mass))
+        seen = TokenMask(keep, valid, valid, kept, None if mass is None else self.total(mass))
         parts = tokens.by_part(keep)
         counted = zip(parts, _counts(parts), strict=True)
         return seen, [replace(seen, keep=some, kept_here=count) for some, count in counted]
@@ -152,7 +152,7 @@ class _Making:
         self.choices.kept.append(kept)
         return kept, keep.sum() if keep.is_floating_point() else None
 
-    def _prepared(self, tokens: StepTokens, seen: Seen) -> dict[str, Tensor]:
+    def _prepared(self, tokens: StepTokens, seen: TokenMask) -> dict[str, Tensor]:
         """What each term's loss prepares of the step [n, ...], in the order of the step."""
         tokens.chosen = Chosen(self.terms, seen.keep, seen)
         return {
@@ -170,34 +170,34 @@ def _counts(parts: Sequence[Tensor]) -> list[int | None]:
     return found
 
 
-def tokens_of(run: Run, readings: Sequence[Reading], step: int, gather: Gather) -> StepTokens:
+def tokens_of(run: Run, readings: Sequence[MicroBatch], step: int, gather: Gather) -> StepTokens:
     """The tokens of a step; the student's trunk runs over them when that is first needed."""
 
-    def states(reading: Reading) -> Tensor:
+    def states(reading: MicroBatch) -> Tensor:
         with run.autocast():
             return run.language_model.states(reading.batch)
 
-    parts = [Scored(reading, partial(states, reading)) for reading in readings]
+    parts = [ScoredBatch(reading, partial(states, reading)) for reading in readings]
     return _tokens(run, parts, step, gather)
 
 
-def _known(seen: Seen) -> Choose:
+def _known(seen: TokenMask) -> SelectFn:
     return lambda states: seen
 
 
-def _tokens(run: Run, parts: Sequence[Scored], step: int, gather: Gather) -> StepTokens:
+def _tokens(run: Run, parts: Sequence[ScoredBatch], step: int, gather: Gather) -> StepTokens:
     return StepTokens(
         parts, run.language_model, run.teacher, step=step, seed=run.seed, gather=gather
     )
 
 
-def keep_of(selection: Selection, tokens: Tokens) -> Tensor:
+def checked_keep(selection: Selection, tokens: Tokens) -> Tensor:
     """What a selection keeps of the tokens [n], or their weights [n], checked.
 
     Weights that are negative or not finite are refused; on a GPU, which must not be waited for,
     they become NaN, and so does the loss, which ends the run.
     """
-    with blame(selection, "keep"):
+    with plugin_errors(selection, "keep"):
         keep = selection.keep(tokens)
     wanted = (len(tokens.labels),)
     fits = isinstance(keep, Tensor) and keep.shape == wanted
@@ -208,8 +208,8 @@ def keep_of(selection: Selection, tokens: Tokens) -> Tensor:
             else type(keep).__name__
         )
         raise PluginError(
-            f"{described(selection)} returned {found} from keep, expected a bool tensor of "
-            f"shape {wanted}, or floats: weights"
+            f"{describe_component(selection)} returned {found} from keep, expected a bool tensor "
+            f"of shape {wanted}, or floats: weights"
         )
     if keep.dtype == torch.bool:
         return keep
@@ -217,15 +217,15 @@ def keep_of(selection: Selection, tokens: Tokens) -> Tensor:
     if keep.device.type == "cpu" and not good.all():
         bad = float(keep[~good][0])
         raise PluginError(
-            f"{described(selection)} returned the weight {bad} from keep: weights are finite and "
-            "at least 0"
+            f"{describe_component(selection)} returned the weight {bad} from keep: weights are "
+            "finite and at least 0"
         )
-    return torch.where(good, unrounded(keep), math.nan)
+    return torch.where(good, upcast(keep), math.nan)
 
 
 def prepared_by(loss: PreparedLoss, tokens: Tokens) -> Tensor:
     """What a loss prepares of the tokens, [n] or [n, k], checked."""
-    with torch.no_grad(), blame(loss, "prepare"):
+    with torch.no_grad(), plugin_errors(loss, "prepare"):
         ready = loss.prepare(tokens)
     count = len(tokens.labels)
     if not isinstance(ready, Tensor) or ready.ndim not in (1, 2) or len(ready) != count:
@@ -235,7 +235,7 @@ def prepared_by(loss: PreparedLoss, tokens: Tokens) -> Tensor:
             else type(ready).__name__
         )
         raise PluginError(
-            f"{described(loss)} returned {found} from prepare, expected one row for each of "
-            f"{count} tokens: a tensor of shape ({count},) or ({count}, k)"
+            f"{describe_component(loss)} returned {found} from prepare, expected one row for "
+            f"each of {count} tokens: a tensor of shape ({count},) or ({count}, k)"
         )
     return ready.detach()

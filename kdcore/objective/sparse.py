@@ -18,15 +18,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdcore.data.batch import Coarse
+from kdcore.data.batch import SparseLogits
 from kdcore.errors import RunError
 
 Buckets = tuple[Tensor, Tensor, Tensor]
 """Student and teacher logits [n, k + 1], and the labels' buckets [n]."""
 
 
-def coarsened(
-    student: Tensor, teacher: Coarse, labels: Tensor, temperature: float | None = 1.0
+def to_sparse(
+    student: Tensor, teacher: SparseLogits, labels: Tensor, temperature: float | None = 1.0
 ) -> Buckets:
     """Student logits [n, V], teacher and labels [n] as a loss of this temperature sees them: over
     k + 1 buckets. Temperature None: nobody knows it.
@@ -95,9 +95,9 @@ def bucket_of(labels: Tensor, ids: Tensor) -> Tensor:
     return torch.where(same.any(-1), same.int().argmax(-1), ids.shape[1])
 
 
-def likeliest(teacher: Tensor | Coarse) -> Tensor:
+def argmax_ids(teacher: Tensor | SparseLogits) -> Tensor:
     """The id of the highest probability, of those that are known [n]."""
-    if isinstance(teacher, Coarse):
+    if isinstance(teacher, SparseLogits):
         first = teacher.log_probabilities[:, :-1].argmax(-1, keepdim=True)
         return teacher.ids.gather(1, first)[:, 0]
     return teacher.argmax(-1)

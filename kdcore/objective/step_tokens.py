@@ -12,28 +12,28 @@ import torch
 from torch import Tensor
 
 from kdcore.api.contracts import Loss, Teacher, Term, Tokens
-from kdcore.data.batch import LogitsAt
+from kdcore.data.batch import LogitsFn
 from kdcore.data.collate import sent
 from kdcore.distributed import Gather, alone
 from kdcore.errors import UsageError
-from kdcore.guard import described
+from kdcore.guard import describe_component
 from kdcore.models.causal_lm import LanguageModel
-from kdcore.models.head import chunk_size, nll_from_logits, unrounded
+from kdcore.models.head import chunk_size, nll_from_logits, upcast
 from kdcore.objective.losses import per_token
-from kdcore.objective.objective import Seen
-from kdcore.objective.teachers import Reading
+from kdcore.objective.objective import TokenMask
+from kdcore.objective.teachers import MicroBatch
 
 if TYPE_CHECKING:
     pass
 
 
-class Scored:
+class ScoredBatch:
     """A micro-batch and the student's states [rows * time, H] on it, without gradient.
 
     `states` may be a function: then the student's trunk runs when they are first asked for.
     """
 
-    def __init__(self, reading: Reading, states: Tensor | Callable[[], Tensor]) -> None:
+    def __init__(self, reading: MicroBatch, states: Tensor | Callable[[], Tensor]) -> None:
         self.reading = reading
         self._states = states
 
@@ -46,7 +46,7 @@ class Scored:
 
 
 @dataclass(frozen=True, eq=False)
-class Ranked:
+class RankedScores:
     """The scores of all processes' tokens [N], and which were kept."""
 
     scores: Tensor
@@ -59,7 +59,7 @@ class Chosen:
 
     terms: Sequence[Term]
     keep: Tensor | None  # [n] in the order of the step, bool or weights
-    counts: Seen  # the step's
+    counts: TokenMask  # the step's
 
 
 class StepTokens(Tokens):
@@ -67,7 +67,7 @@ class StepTokens(Tokens):
 
     def __init__(
         self,
-        parts: Sequence[Scored],
+        parts: Sequence[ScoredBatch],
         student: LanguageModel,
         teacher: Teacher | None,
         *,
@@ -81,7 +81,7 @@ class StepTokens(Tokens):
         self._order = _order_of(parts)
         self._head: Callable[[Tensor], Tensor] | None = None
         self.step = step
-        self.ranked: Ranked | None = None  # by the last `top`
+        self.ranked: RankedScores | None = None  # by the last `top`
         self._top: tuple[Tensor, int] | None = None  # what that gave, and of how many at most
         self.chosen: Chosen | None = None  # once the selection is made
 
@@ -142,7 +142,8 @@ class StepTokens(Tokens):
         found = [term for term in chosen.terms if term.loss is loss] if chosen else []
         if chosen is None or not found:
             raise UsageError(
-                f"{described(loss)} is no term of this step: seen and count are for `prepare`"
+                f"{describe_component(loss)} is no term of this step: seen and count are for "
+                "`prepare`"
             )
         return found[0], chosen
 
@@ -166,7 +167,7 @@ class StepTokens(Tokens):
         """Any loss as a score of each token, in chunks [n]."""
         asked = self._asked(teacher) if loss.needs_teacher else None
 
-        def scores(part: Scored) -> Callable[[Tensor, Tensor], Tensor]:
+        def scores(part: ScoredBatch) -> Callable[[Tensor, Tensor], Tensor]:
             student = self._logits(part)
             other = part.reading.logits_of(asked) if asked is not None else None
             size = chunk_size(part.reading.batch.vocabulary, part.reading.batch.valid.device)
@@ -190,7 +191,7 @@ class StepTokens(Tokens):
         N counts the valid tokens of the step. Ties go to the token that comes first; NaN is never
         kept.
         """
-        everyone, first = self._gather(unrounded(scores))
+        everyone, first = self._gather(upcast(scores))
         # A share such as 0.55 times 100 is a hair above 55: that hair is rounding, not a token.
         wanted = math.ceil(share * len(everyone) - 1e-9)
         # NaN becomes -inf, and a true -inf the lowest finite number.
@@ -198,7 +199,7 @@ class StepTokens(Tokens):
         kept = torch.zeros_like(everyone, dtype=torch.bool)
         kept[ranking[:wanted]] = True
         kept &= ~everyone.isnan()
-        self.ranked = Ranked(everyone, kept)
+        self.ranked = RankedScores(everyone, kept)
         here = kept[first : first + len(scores)]
         self._top = (here, min(wanted, len(scores)))
         return here
@@ -216,7 +217,7 @@ class StepTokens(Tokens):
         """A number in [0, 1) for each token, from seed, step and its place in the step [n]."""
         return self._joined([self._drawn(part.reading) for part in self._parts])
 
-    def _drawn(self, reading: Reading) -> Tensor:
+    def _drawn(self, reading: MicroBatch) -> Tensor:
         time = reading.batch.input_ids.shape[1]
         # A generator for each row: what it draws for a position hangs on nothing else in the step.
         generators = [np.random.default_rng([self._seed, self.step, row]) for row in reading.rows]
@@ -229,13 +230,13 @@ class StepTokens(Tokens):
         assert asked is not None, "a recipe whose selection needs a teacher has one"
         return asked
 
-    def _logits(self, part: Scored) -> LogitsAt:
+    def _logits(self, part: ScoredBatch) -> LogitsFn:
         vocabulary = part.reading.batch.vocabulary
         head = self._head = self._head or self._student.head()
         return lambda positions: head(part.states[positions])[:, :vocabulary]
 
-    def _each(self, make: Callable[[Scored], Callable[[Tensor, Tensor], Tensor]]) -> Tensor:
-        def values(part: Scored) -> Tensor:
+    def _each(self, make: Callable[[ScoredBatch], Callable[[Tensor, Tensor], Tensor]]) -> Tensor:
+        def values(part: ScoredBatch) -> Tensor:
             batch = part.reading.batch
             return make(part)(batch.valid, batch.labels[batch.valid])
 
@@ -274,17 +275,17 @@ class StepTokens(Tokens):
         return torch.split(values, [len(part.reading.batch.valid) for part in self._parts])
 
     @staticmethod
-    def _place(part: Scored) -> tuple[Tensor, Tensor]:
+    def _place(part: ScoredBatch) -> tuple[Tensor, Tensor]:
         time = part.reading.batch.input_ids.shape[1]
         valid = part.reading.batch.valid
         return _rows_of(part)[valid // time], valid % time
 
 
-def _rows_of(part: Scored) -> Tensor:
+def _rows_of(part: ScoredBatch) -> Tensor:
     return sent(np.array(part.reading.rows, dtype=np.int64), part.reading.batch.valid.device)
 
 
-def _order_of(parts: Sequence[Scored]) -> Tensor | None:
+def _order_of(parts: Sequence[ScoredBatch]) -> Tensor | None:
     """Where in the parts, laid end to end, each token of the step stands; None: just there."""
     rows = [row for part in parts for row in part.reading.rows]
     if rows == sorted(rows):

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from kdcore.api.contracts import Component, Loss, Teacher
-from kdcore.api.options import walk
-from kdcore.data.batch import AnswersAt, Batch, Coarse, LogitsAt
+from kdcore.api.options import iter_components
+from kdcore.data.batch import Batch, LogitsFn, SparseLogits, TeacherOutputs
 from kdcore.errors import PluginError, RunError, UsageError
-from kdcore.guard import asked, blame, described, unwritten
-from kdcore.models.head import nll_from_logits, unrounded
+from kdcore.guard import call_checked, describe_component, inputs_unchanged, plugin_errors
+from kdcore.models.head import nll_from_logits, upcast
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("kdcore")
 
 
-def read(teacher: Teacher, batch: Batch) -> LogitsAt:
+def read(teacher: Teacher, batch: Batch) -> LogitsFn:
     """Let a teacher read a batch, and check and cut all that it says of it.
 
     What comes back gives logits [n, batch.vocabulary] at flat positions [n], in float32 or above.
@@ -40,29 +40,29 @@ def read(teacher: Teacher, batch: Batch) -> LogitsAt:
             f"teacher {teacher.name!r} knows {known} ids of each position and not the others: "
             "losses can learn from it where it is the recipe's [teacher], and nothing else"
         )
-    return cast(LogitsAt, answers(teacher, batch))
+    return cast(LogitsFn, read_outputs(teacher, batch))
 
 
-def answers(teacher: Teacher, batch: Batch) -> AnswersAt:
+def read_outputs(teacher: Teacher, batch: Batch) -> TeacherOutputs:
     """As `read`, for whoever can do with a teacher that knows some ids only."""
-    if not asked(teacher, "gives_logits", of=bool):
+    if not call_checked(teacher, "gives_logits", of=bool):
         raise UsageError(
             f"teacher {teacher.name!r} knows losses only and gives no logits: it can be the "
             "reference of a selection, but no loss can learn from its distribution"
         )
-    _still(teacher)
+    _set_eval_mode(teacher)
     with _asking(teacher, "read", batch):
         at = teacher.read(batch)
     if not callable(at):
         raise _broken(teacher, "read", type(at).__name__, "a function of flat positions")
 
-    def answer(positions: Tensor) -> Tensor | Coarse:
+    def answer(positions: Tensor) -> Tensor | SparseLogits:
         with _asking(teacher, "read", batch, positions):
             found = at(positions)
         if _ids_known(teacher) is not None:
             return _checked_coarse(teacher, found, len(positions), batch)
         checked = _checked(teacher, "read", found, (len(positions), batch.vocabulary), batch)
-        return unrounded(checked[:, : batch.vocabulary])
+        return upcast(checked[:, : batch.vocabulary])
 
     return answer
 
@@ -71,7 +71,7 @@ def read_nll(teacher: Teacher, batch: Batch) -> Callable[[Tensor, Tensor], Tenso
     """A teacher's negative log-likelihoods: flat positions [n], labels [n] -> [n]."""
     if type(teacher).nll is Teacher.nll:
         return nll_from_logits(read(teacher, batch), batch)
-    _still(teacher)
+    _set_eval_mode(teacher)
     with _asking(teacher, "nll", batch):
         at = teacher.nll(batch)
     if not callable(at):
@@ -81,13 +81,13 @@ def read_nll(teacher: Teacher, batch: Batch) -> Callable[[Tensor, Tensor], Tenso
     def nll(positions: Tensor, labels: Tensor) -> Tensor:
         with _asking(teacher, "nll", batch, positions, labels):
             found = at(positions, labels)
-        return unrounded(_checked(teacher, "nll", found, (len(positions),), batch))
+        return upcast(_checked(teacher, "nll", found, (len(positions),), batch))
 
     return nll
 
 
 def _ids_known(teacher: Teacher) -> int | None:
-    found: int | None = asked(teacher, "ids_known", of=(int, type(None)))
+    found: int | None = call_checked(teacher, "ids_known", of=(int, type(None)))
     return found
 
 
@@ -95,11 +95,15 @@ def _ids_known(teacher: Teacher) -> int | None:
 def _asking(teacher: Teacher, method: str, batch: Batch, *more: Tensor) -> Iterator[None]:
     """While it answers: without gradient, and without a change to what others will read."""
     inputs = (*vars(batch).values(), *more)
-    with torch.no_grad(), blame(teacher, method), unwritten(teacher, method, *inputs):
+    with (
+        torch.no_grad(),
+        plugin_errors(teacher, method),
+        inputs_unchanged(teacher, method, *inputs),
+    ):
         yield
 
 
-def _still(teacher: Teacher) -> None:
+def _set_eval_mode(teacher: Teacher) -> None:
     """Put the models that a teacher holds into evaluation mode, where it forgot to."""
     for held in vars(teacher).values():
         module = held if isinstance(held, nn.Module) else getattr(held, "model", None)
@@ -124,26 +128,28 @@ def _checked(
     return found.detach()
 
 
-def _checked_coarse(teacher: Teacher, found: object, positions: int, batch: Batch) -> Coarse:
+def _checked_coarse(teacher: Teacher, found: object, positions: int, batch: Batch) -> SparseLogits:
     """The same of a teacher that knows some ids only."""
-    if not isinstance(found, Coarse):
-        raise _broken(teacher, "read", type(found).__name__, "a Coarse")
+    if not isinstance(found, SparseLogits):
+        raise _broken(teacher, "read", type(found).__name__, "a SparseLogits")
     ids, logs, tempered = found
     fits = ids.ndim == 2 and logs.shape == (len(ids), ids.shape[1] + 1) and len(ids) == positions
     if not fits or ids.dtype != torch.int64 or not 0 < ids.shape[1] < batch.vocabulary:
-        said = f"a Coarse of {ids.dtype} {list(ids.shape)} and {list(logs.shape)}"
+        said = f"a SparseLogits of {ids.dtype} {list(ids.shape)} and {list(logs.shape)}"
         expected = f"int64 [{positions}, k] and [{positions}, k + 1], k below {batch.vocabulary}"
         raise _broken(teacher, "read", said, expected)
 
     def same(told: Tensor, *shape: int) -> Tensor:
-        return unrounded(_checked(teacher, "read", told, shape, batch))
+        return upcast(_checked(teacher, "read", told, shape, batch))
 
     more = tempered and {at: same(others, positions) for at, others in tempered.items()}
-    return Coarse(ids, same(logs, *logs.shape), more)
+    return SparseLogits(ids, same(logs, *logs.shape), more)
 
 
 def _broken(teacher: Teacher, method: str, found: str, expected: str) -> PluginError:
-    return PluginError(f"{described(teacher)} gave {found} from {method}, expected {expected}")
+    return PluginError(
+        f"{describe_component(teacher)} gave {found} from {method}, expected {expected}"
+    )
 
 
 def load_teacher(run: Run, component: Component) -> None:
@@ -151,7 +157,7 @@ def load_teacher(run: Run, component: Component) -> None:
 
     For teachers that load their members themselves (`loads_members`), and for opened runs.
     """
-    load_teachers(run, walk(component))
+    load_teachers(run, iter_components(component))
 
 
 def numbered(teachers: Sequence[Teacher]) -> dict[str, Teacher]:
@@ -170,7 +176,7 @@ def check_positions(teachers: Sequence[Teacher], device: torch.device, block: in
             )
 
 
-def widths_of(teachers: Sequence[Teacher], device: torch.device) -> Mapping[str, int]:
+def head_sizes(teachers: Sequence[Teacher], device: torch.device) -> Mapping[str, int]:
     """The rows of the teachers' heads, where their configs say."""
     widths = {
         name: getattr(config, "vocab_size", None)
@@ -179,7 +185,7 @@ def widths_of(teachers: Sequence[Teacher], device: torch.device) -> Mapping[str,
     return {name: width for name, width in widths.items() if width is not None}
 
 
-def tell_habits(
+def warn_tokenizer_mismatch(
     student: PreTrainedTokenizerBase, others: Mapping[str, PreTrainedTokenizerBase]
 ) -> None:
     """Warn where a teacher ends, pads or lays out texts otherwise than the student will.
@@ -187,7 +193,7 @@ def tell_habits(
     That the same ids mean the same strings is proved before; this is what they are used for.
     """
     for name, other in others.items():
-        if differing := list(_habits(student, other)):
+        if differing := list(_mismatches(student, other)):
             _log.warning(
                 "the %s is out of step with the student: %s. What it says at these places is about "
                 "its own habit; a [tokenizer] of the teacher's model would agree",
@@ -201,17 +207,18 @@ def tell_untempered(teacher: Teacher | None, losses: Iterable[Loss]) -> None:
     if teacher is None or _ids_known(teacher) is None:
         return
     for loss in losses:
-        for at in asked(loss, "temperatures", of=Sequence) if loss.needs_teacher else ():
-            if asked(teacher, "knows_others_at", at, of=(bool, type(None))) is None:
+        for at in call_checked(loss, "temperatures", of=Sequence) if loss.needs_teacher else ():
+            if call_checked(teacher, "knows_others_at", at, of=(bool, type(None))) is None:
                 _log.warning(
                     "the teacher %r does not tell the mass of the ids that it does not know at "
                     "temperature %g: the loss %r tempers its masses at temperature 1, which is "
-                    "another objective; `knows_others_at` and `Coarse.tempered` would tell it",
+                    "another objective; `knows_others_at` and `SparseLogits.tempered` would "
+                    "tell it",
                     *(teacher.name, at, loss.name),
                 )
 
 
-def _habits(student: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> Iterator[str]:
+def _mismatches(student: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> Iterator[str]:
     if student.eos_token_id != other.eos_token_id:
         yield f"texts end with {student.eos_token!r} here, with {other.eos_token!r} there"
     # A tokenizer without a pad token has nothing to disagree about.
@@ -228,7 +235,7 @@ def _configs(teachers: Sequence[Teacher], device: torch.device) -> Mapping[str, 
 
     configs = {}
     for name, teacher in numbered(teachers).items():
-        config = asked(teacher, "architecture", device, of=(PreTrainedConfig, type(None)))
+        config = call_checked(teacher, "architecture", device, of=(PreTrainedConfig, type(None)))
         if config is not None:
             configs[name] = config.get_text_config()
     return configs
@@ -246,27 +253,27 @@ def load_teachers(run: Run, components: Iterable[Component]) -> None:
         id(nested)
         for teacher in teachers
         if teacher.loads_members
-        for nested in walk(teacher)
+        for nested in iter_components(teacher)
         if nested is not teacher
     }
     for teacher in teachers:
         if id(teacher) not in theirs:
-            with blame(teacher, "load"):
+            with plugin_errors(teacher, "load"):
                 teacher.load(run)
 
 
-class Reading:
+class MicroBatch:
     """One micro-batch with what was read of it, so that no teacher runs twice over it."""
 
     def __init__(self, batch: Batch, rows: Sequence[int]) -> None:
         self.batch = batch
         self.rows = rows  # the place of each of its rows in the optimizer step
-        self._read: dict[int, AnswersAt] = {}
+        self._read: dict[int, TeacherOutputs] = {}
 
-    def logits_of(self, teacher: Teacher) -> AnswersAt:
+    def logits_of(self, teacher: Teacher) -> TeacherOutputs:
         """The teacher's logits by flat position; its trunk runs at the first call."""
         if id(teacher) not in self._read:
-            self._read[id(teacher)] = answers(teacher, self.batch)
+            self._read[id(teacher)] = read_outputs(teacher, self.batch)
         return self._read[id(teacher)]
 
     def forget(self) -> None:
@@ -276,5 +283,5 @@ class Reading:
     def nll_of(self, teacher: Teacher) -> Callable[[Tensor, Tensor], Tensor]:
         """The teacher's negative log-likelihoods, from its logits if those were read already."""
         if id(teacher) in self._read and teacher.ids_known() is None:
-            return nll_from_logits(cast(LogitsAt, self._read[id(teacher)]), self.batch)
+            return nll_from_logits(cast(LogitsFn, self._read[id(teacher)]), self.batch)
         return read_nll(teacher, self.batch)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import traceback
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from importlib.metadata import requires as requires_of
@@ -20,6 +22,8 @@ from kdcore.api.contracts import Component
 from kdcore.plugin import validation
 from kdcore.plugin.discovery import OWN, Candidate, shadow_note
 from kdcore.plugin.validation import EVENTS, PROVIDERS
+
+_log = logging.getLogger("kdcore")
 
 
 @dataclass(eq=False)
@@ -92,12 +96,13 @@ def load(candidate: Candidate) -> Loaded:
 
 
 def _checked(candidate: Candidate, plugin: Plugin) -> Loaded:
-    module = candidate.load()
+    with _old_names_of(plugin):
+        module = candidate.load()
     if not isinstance(module, ModuleType):
         raise _BrokenError(f"its entry point {candidate.module_name!r} is not a module")
     plugin.hooks = validation.hook_names(module)
     plugin.add_notes(validation.forgotten_hooks(module))
-    _insist(validation.hook_faults(module, EVENTS | PROVIDERS.keys()))
+    _insist(validation.hook_errors(module, EVENTS | PROVIDERS.keys()))
     brought = {kind: hook for hook, kind in PROVIDERS.items() if hook in plugin.hooks}
     classes = {kind: _ask(module, hook, kind) for kind, hook in brought.items()}
     for found in classes.values():
@@ -107,12 +112,26 @@ def _checked(candidate: Candidate, plugin: Plugin) -> Loaded:
     return Loaded(plugin, module, classes)
 
 
+@contextmanager
+def _old_names_of(plugin: Plugin) -> Iterator[None]:
+    """Tell which plugin uses public names of kdcore that have changed."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", DeprecationWarning)
+        yield
+    for each in caught:
+        said = str(each.message)
+        if issubclass(each.category, DeprecationWarning) and said.startswith("kdcore."):
+            _log.warning("%s uses an old name: %s", plugin, said)
+        else:
+            warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
+
+
 def _ask(module: ModuleType, hook: str, kind: str) -> Sequence[type[Component]]:
     """What the module's hook hands over, checked class by class."""
     given = getattr(module, hook)()
     if not isinstance(given, Sequence) or isinstance(given, str):
         raise _BrokenError(f"{hook} returned {given!r}, not a sequence of classes")
-    _insist(fault for each in given for fault in validation.component_faults(kind, each))
+    _insist(fault for each in given for fault in validation.component_errors(kind, each))
     return given
 
 

@@ -19,10 +19,10 @@ from kdcore.errors import (
     PluginError,
     RunError,
     UsageError,
-    suggestion,
+    did_you_mean,
 )
 from kdcore.files import is_full
-from kdcore.guard import stdout_spared
+from kdcore.guard import stdout_to_stderr
 from kdcore.plugin.discovery import Candidate, candidates
 from kdcore.plugin.loading import Plugin, load
 
@@ -78,7 +78,7 @@ class Events:
         caller: pluggy.HookCaller = getattr(self._manager.hook, hook)
         for implementation in reversed(caller.get_hookimpls()):
             try:
-                with stdout_spared():
+                with stdout_to_stderr():
                     implementation.function(*(arguments[name] for name in implementation.argnames))
             except Interrupted:
                 raise
@@ -111,7 +111,7 @@ class Provided:
     plugin: Plugin
 
 
-class Host:
+class PluginManager:
     """Every plugin, loaded one by one: what is wrong with one is told and harms no other.
 
     `off` blocks plugins by name. `files` adds plugin files, which must exist and load.
@@ -195,7 +195,7 @@ class Host:
         others = [other for other in KINDS if name in self._found[other]]
         if others:
             return f", but a {others[0]} is"
-        return suggestion(name, names) or (f"; there are {', '.join(names)}" if names else "")
+        return did_you_mean(name, names) or (f"; there are {', '.join(names)}" if names else "")
 
     def _note_conflicts(self) -> None:
         for kind in KINDS:
@@ -208,7 +208,7 @@ class Host:
         names = [plugin.name for plugin in self.plugins]
         for name in blocked:
             if name not in names:
-                log.warning("-p no:%s: there is no such plugin%s", name, suggestion(name, names))
+                log.warning("-p no:%s: there is no such plugin%s", name, did_you_mean(name, names))
 
 
 def _why_absent(plugin: Plugin, kind: str) -> str:

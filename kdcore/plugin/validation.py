@@ -14,7 +14,7 @@ from pydantic.dataclasses import rebuild_dataclass
 from kdcore.api import hookspecs
 from kdcore.api.contracts import KINDS, Component
 from kdcore.api.options import SPELT, is_option_type
-from kdcore.errors import suggestion
+from kdcore.errors import did_you_mean
 
 _PLURALS = {"data": "data", "loss": "losses", "patch": "patches"}
 
@@ -38,19 +38,19 @@ def hook_names(plugin: object) -> tuple[str, ...]:
     return tuple(name for name, _ in _implementations(plugin))
 
 
-def hook_faults(plugin: object, allowed: Iterable[str]) -> Iterator[str]:
+def hook_errors(plugin: object, allowed: Iterable[str]) -> Iterator[str]:
     """What is wrong with the hooks of a plugin, or of a component's class."""
     allowed = frozenset(allowed)
     what = "event hook" if allowed == EVENTS else "hook"
     for name, implementation in _implementations(plugin):
         if name not in allowed:
             if not implementation.optionalhook:
-                yield f"{_call(plugin, name)} is no {what}{suggestion(name, allowed)}"
+                yield f"{_call(plugin, name)} is no {what}{did_you_mean(name, allowed)}"
         elif implementation.wrapper or implementation.hookwrapper:
             yield f"{_call(plugin, name)}: kdcore has no hook wrappers"
         else:
             for argument in sorted({*implementation.argnames} - {*_ARGUMENTS[name]}):
-                near = suggestion(argument, _ARGUMENTS[name])
+                near = did_you_mean(argument, _ARGUMENTS[name])
                 yield f"{_call(plugin, name)} has no argument {argument!r}{near}"
 
 
@@ -60,11 +60,11 @@ def forgotten_hooks(plugin: object) -> Iterator[str]:
     allowed = EVENTS if inspect.isclass(plugin) else frozenset(_ARGUMENTS)
     for name, _ in inspect.getmembers_static(plugin, lambda value: _is_own(value, plugin)):
         if name.startswith("kdcore_") and name not in marked:
-            near = "" if name in allowed else f" and is no hook{suggestion(name, allowed)}"
+            near = "" if name in allowed else f" and is no hook{did_you_mean(name, allowed)}"
             yield f"{_call(plugin, name)} lacks @hookimpl{near or ' and is never called'}"
 
 
-def component_faults(kind: str, component: object) -> Iterator[str]:
+def component_errors(kind: str, component: object) -> Iterator[str]:
     """What is wrong with something that the hook of `kind` handed over."""
     base = KINDS[kind]
     if not inspect.isclass(component) or not issubclass(component, base) or component is base:
@@ -79,7 +79,7 @@ def component_faults(kind: str, component: object) -> Iterator[str]:
         yield f"{component.__name__} lacks @component"
     else:
         yield from _option_faults(kind, component)
-    yield from hook_faults(component, EVENTS)
+    yield from hook_errors(component, EVENTS)
 
 
 def _fields(component: type[Component]) -> Mapping[str, Any]:

@@ -20,8 +20,8 @@ from kdcore.api.contracts import (
     Tokenizer,
 )
 from kdcore.api.train_options import RIVALS, SelectionOptions, TermOptions, TrainOptions
-from kdcore.errors import Fault, suggestion
-from kdcore.guard import asked, listed, needs_teacher
+from kdcore.errors import Fault, did_you_mean
+from kdcore.guard import call_checked, call_checked_list, needs_teacher
 from kdcore.recipe.build import Builder, shown
 from kdcore.recipe.node import (
     AT_TOP,
@@ -30,12 +30,12 @@ from kdcore.recipe.node import (
     KINDS_OF_TABLES,
     LISTS,
     TABLES,
+    Node,
     Source,
-    Written,
 )
 
 if TYPE_CHECKING:
-    from kdcore.plugin.manager import Host
+    from kdcore.plugin.manager import PluginManager
 
 
 _Kind = TypeVar("_Kind", bound=Component)
@@ -46,7 +46,7 @@ _LARGEST_SEED = 2**32 - 1  # NumPy takes no larger one
 class Assembly:
     """One stage being put together. What could not be built is None, and told in `faults`."""
 
-    def __init__(self, table: Written, title: str, host: Host) -> None:
+    def __init__(self, table: Node, title: str, host: PluginManager) -> None:
         self.table = table
         self.title = title  # "this recipe", or "the stage 'student'"
         self.host = host
@@ -70,7 +70,7 @@ class Assembly:
         self.loggers = self._list(Logger, "log")
         self.faults += rules_between(self)
 
-    def stage(self, name: str, run_name: str, tokenizer_data: Written) -> Stage | None:
+    def stage(self, name: str, run_name: str, tokenizer_data: Node) -> Stage | None:
         """The stage, if there are no faults. A tokenizer is trained on `tokenizer_data`."""
         if self.faults:
             return None
@@ -125,7 +125,7 @@ class Assembly:
         table = self.tables.get(key)
         return None if table is None else self._built(base, key, table)
 
-    def _built(self, base: type[_Kind], key: str, table: Written) -> _Kind | None:
+    def _built(self, base: type[_Kind], key: str, table: Node) -> _Kind | None:
         kind = KINDS_OF_TABLES[key]
         made = self.builder.component(kind, table, ENGINE_KEYS.get(kind, ()))
         return made if isinstance(made, base) else None
@@ -135,9 +135,7 @@ class Assembly:
         built = [self._built(base, key, item) for item in self.lists.get(key, ())]
         return [made for made in built if made is not None]
 
-    def _engine_keys(
-        self, cls: type[_Options], kind: str, table: Written | None
-    ) -> _Options | None:
+    def _engine_keys(self, cls: type[_Options], kind: str, table: Node | None) -> _Options | None:
         """The engine's options in a component's table, or its defaults without one."""
         given = table.table if table is not None else {}
         own = {key: value for key, value in given.items() if key in ENGINE_KEYS[kind]}
@@ -169,12 +167,12 @@ class Assembly:
             for name, rivals in self.host.conflicts(kind).items()
             if name not in named and any(getattr(each.cls, "always", False) for each in rivals)
         ]
-        tables = (Written.of({"use": name}, Source(f"the {kind} {name!r}")) for name in wanted)
+        tables = (Node.of({"use": name}, Source(f"the {kind} {name!r}")) for name in wanted)
         built = (self._built(base, key, table) for table in tables)
         able = (made for made in built if made is not None)
         return [made for made in able if self.teacher is not None or not needs_teacher(made)]
 
-    def _tokenizer_data(self, table: Written, own: Data) -> Data:
+    def _tokenizer_data(self, table: Node, own: Data) -> Data:
         if table.plain() == self.tables["data"].plain():
             return own
         made = self._built(Data, "data", table)
@@ -183,12 +181,14 @@ class Assembly:
     def _ask_components(self, stage: Stage) -> None:
         """Components may object to the recipe that they find themselves in."""
         for component, table in self.builder.places:
-            self.faults += [table.fault(said) for said in listed(component, "faults", stage)]
-            self.missing += [table.fault(said) for said in listed(component, "missing")]
+            self.faults += [
+                table.fault(said) for said in call_checked_list(component, "faults", stage)
+            ]
+            self.missing += [table.fault(said) for said in call_checked_list(component, "missing")]
 
 
 def assemble(
-    table: Written, names: tuple[str, str], tokenizer_data: Written | None, host: Host
+    table: Node, names: tuple[str, str], tokenizer_data: Node | None, host: PluginManager
 ) -> tuple[Stage | None, Collection[Fault], Collection[Fault]]:
     """The stage of these names (of the stage, and of its run), or every fault of its table.
 
@@ -208,13 +208,13 @@ _NEEDED = {
 }
 
 
-def shape_faults(table: Written, title: str) -> Iterator[Fault]:
+def shape_faults(table: Node, title: str) -> Iterator[Fault]:
     """Keys that nobody knows, tables that are missing, and lists in place of tables."""
     for key, value in table.table.items():
         if key in AT_TOP:
             yield value.fault(f"{key} stands at the top level of the recipe, not in a stage")
         elif key not in IN_STAGE:
-            near = suggestion(key, (*AT_TOP, *IN_STAGE))
+            near = did_you_mean(key, (*AT_TOP, *IN_STAGE))
             hint = "" if near else f"it has: {', '.join((*AT_TOP, *IN_STAGE))}"
             yield value.fault(f"a recipe has no {key!r}{near}", hint)
         elif key in TABLES and not value.is_table:
@@ -230,7 +230,7 @@ def shape_faults(table: Written, title: str) -> Iterator[Fault]:
             yield place.fault(f"{title} has no {brackets}", f"add {way}")
 
 
-def _what(value: Written) -> str:
+def _what(value: Node) -> str:
     return "a list" if value.is_list else shown(value.plain())
 
 
@@ -295,13 +295,13 @@ def _ill_served(
     teacher: Teacher, users: Sequence[Component], use: str | None
 ) -> Iterator[tuple[Component, str, str]]:
     """Who needs more than the teacher can give, with the fault and a hint."""
-    gives_logits = asked(teacher, "gives_logits", of=bool)
-    is_estimate = asked(teacher, "is_estimate", of=bool)
+    gives_logits = call_checked(teacher, "gives_logits", of=bool)
+    is_estimate = call_checked(teacher, "is_estimate", of=bool)
     for user in users:
         if isinstance(user, Loss) and not gives_logits:
             said = f"the loss {user.name!r} needs logits, and the teacher {use!r} gives no logits"
             yield user, said, ""
-        linear = isinstance(user, Loss) and asked(user, "linear_in_teacher", of=bool)
+        linear = isinstance(user, Loss) and call_checked(user, "linear_in_teacher", of=bool)
         if is_estimate and not linear:
             said = f"{user.name!r} needs the teacher's distribution, and {use!r} gives an estimate"
             hint = "only losses that are linear in its probabilities learn from that"
@@ -314,15 +314,15 @@ def _ill_tempered(
     teacher: Teacher, loss: Loss, use: str | None
 ) -> Iterator[tuple[Component, str, str]]:
     """A loss whose temperature asks for more than a teacher of k ids knows of all others."""
-    if asked(teacher, "ids_known", of=(int, type(None))) is None:
+    if call_checked(teacher, "ids_known", of=(int, type(None))) is None:
         return
     all_ids = "a teacher that gives the logits of all ids serves every temperature"
-    found = asked(loss, "temperatures", of=Sequence)
+    found = call_checked(loss, "temperatures", of=Sequence)
     if len(found) != 1:
         said = f"the loss {loss.name!r} changes its temperature, or has several, and the teacher "
         said += f"{use!r} knows some ids: the mass of all others has to be known at one temperature"
         yield loss, said, all_ids
-    elif asked(teacher, "knows_others_at", found[0], of=(bool, type(None))) is False:
+    elif call_checked(teacher, "knows_others_at", found[0], of=(bool, type(None))) is False:
         said = f"the loss {loss.name!r} is at temperature {found[0]:g}, and the teacher {use!r} "
         said += "cannot know what mass the ids that it does not tell of have there"
         yield loss, said, f"take temperature = 1; {all_ids}"

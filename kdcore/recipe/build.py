@@ -14,20 +14,20 @@ from kdcore.api.contracts import Component
 from kdcore.api.options import (
     _UNBUILT,
     choices,
-    in_words,
     inner_type,
     kind_of,
     kinds_in,
     members,
     option_types,
+    type_in_words,
 )
-from kdcore.errors import Fault, PluginError, RecipeError, UsageError, suggestion
-from kdcore.guard import place_of
-from kdcore.recipe.node import Source, Written
+from kdcore.errors import Fault, PluginError, RecipeError, UsageError, did_you_mean
+from kdcore.guard import defined_in
+from kdcore.recipe.node import Node, Source
 from kdcore.recipe.toml_positions import KeyPath
 
 if TYPE_CHECKING:
-    from kdcore.plugin.manager import Host
+    from kdcore.plugin.manager import PluginManager
 
 
 Errors = Sequence[Mapping[str, Any]]
@@ -35,9 +35,9 @@ _LONGEST = 60  # characters of a value that a message shows
 _SHORTER = {"greater than or equal to": "at least", "less than or equal to": "at most"}
 
 
-def complaints(
+def validation_errors(
     error: ValidationError,
-    table: Written,
+    table: Node,
     types: Mapping[str, Any],
     what: str,
     without: Collection[str] = (),
@@ -52,12 +52,12 @@ def complaints(
         by_path.setdefault(path, []).append(each)
     for path, errors in by_path.items():
         if errors[0]["type"] == "missing":
-            yield table.fault(f"{what} needs {path[0]}: {in_words(types[str(path[0])])}")
+            yield table.fault(f"{what} needs {path[0]}: {type_in_words(types[str(path[0])])}")
         else:
             yield _complaint(table.reach(path)[0], path, errors, types)
 
 
-def _complaint(value: Written, path: KeyPath, errors: Errors, types: Mapping[str, Any]) -> Fault:
+def _complaint(value: Node, path: KeyPath, errors: Errors, types: Mapping[str, Any]) -> Fault:
     label = ".".join(str(part + 1 if isinstance(part, int) else part) for part in path)
     # A number that is out of range says more than "not one of the texts of the union" does.
     range_errors = [each for each in errors if not _is_of_type(each["type"])]
@@ -67,8 +67,8 @@ def _complaint(value: Written, path: KeyPath, errors: Errors, types: Mapping[str
     for part in path[1:]:
         annotation = inner_type(annotation, part)
     plain = value.plain()
-    near = suggestion(plain, choices(annotation)) if isinstance(plain, str) else ""
-    message = f"{label} should be {in_words(annotation)}, not {shown(plain)}{near}"
+    near = did_you_mean(plain, choices(annotation)) if isinstance(plain, str) else ""
+    message = f"{label} should be {type_in_words(annotation)}, not {shown(plain)}{near}"
     return value.fault(message, _unquoted(plain, annotation))
 
 
@@ -76,7 +76,7 @@ def _is_of_type(error_type: str) -> bool:
     return error_type.endswith("_type") or error_type in ("literal_error", "is_instance_of")
 
 
-def _of_range(error: Mapping[str, Any], label: str, value: Written) -> str:
+def _of_range(error: Mapping[str, Any], label: str, value: Node) -> str:
     if error["type"] in ("value_error", "assertion_error"):
         said = str(error["ctx"]["error"])
         return said if not label or label in said else f"{label}: {said}"
@@ -116,11 +116,11 @@ def shown(value: object) -> str:
 _Options = TypeVar("_Options")
 
 
-def build_named(kind: str, name: str, host: Host) -> Component:
+def build_named(kind: str, name: str, host: PluginManager) -> Component:
     """A component with its defaults, as an option of the command line names it."""
     faults: list[Fault] = []
     builder = Builder(host, faults)
-    made = builder.component(kind, Written.of({"use": name}, Source(f"{kind} {name}")))
+    made = builder.component(kind, Node.of({"use": name}, Source(f"{kind} {name}")))
     if made is None:
         raise RecipeError(faults)
     return made
@@ -129,13 +129,13 @@ def build_named(kind: str, name: str, host: Host) -> Component:
 class Builder:
     """Builds what tables describe, and gathers every fault."""
 
-    def __init__(self, host: Host, faults: list[Fault]) -> None:
+    def __init__(self, host: PluginManager, faults: list[Fault]) -> None:
         self.host = host
         self.faults = faults
-        self.places: list[tuple[Component, Written]] = []  # everything built, and from where
+        self.places: list[tuple[Component, Node]] = []  # everything built, and from where
 
     def component(
-        self, kind: str, table: Written, engine_keys: Collection[str] = ()
+        self, kind: str, table: Node, engine_keys: Collection[str] = ()
     ) -> Component | None:
         """The component that a table names, or None and faults. `engine_keys` are not its own."""
         if not table.is_table or "use" not in table.table:
@@ -153,7 +153,7 @@ class Builder:
         return made
 
     def options(
-        self, cls: type[_Options], table: Written, what: str, engine_keys: Collection[str] = ()
+        self, cls: type[_Options], table: Node, what: str, engine_keys: Collection[str] = ()
     ) -> _Options | None:
         """An instance with the options of a table, or None and faults."""
         types = option_types(cls)
@@ -168,19 +168,20 @@ class Builder:
         except ValidationError as error:
             # Told of already: the one that is missing is the one that was spelt wrongly.
             misspelt = [near for key in unknown for near in get_close_matches(key, types, n=1)]
-            self.faults += complaints(error, table, types, what, [*unbuilt, *misspelt])
+            self.faults += validation_errors(error, table, types, what, [*unbuilt, *misspelt])
             return None
         except UsageError as error:  # from a component that checks its options together
             self.faults.append(table.fault(str(error)))
             return None
         except (Exception, SystemExit) as error:
             said = (
-                f"{what} ({place_of(cls)}) raised {type(error).__name__} when it was made: {error}"
+                f"{what} ({defined_in(cls)}) raised {type(error).__name__} when it was made: "
+                f"{error}"
             )
             raise PluginError(said) from error
         return None if unknown or unbuilt else made
 
-    def _given(self, annotation: Any, value: Written) -> object:
+    def _given(self, annotation: Any, value: Node) -> object:
         """The plain value; where the type takes a component, tables become components."""
         for member in members(annotation):
             kind = kind_of(member)
@@ -192,7 +193,7 @@ class Builder:
                 return self._nested(get_args(member)[-1], value)
         return value.plain()
 
-    def _nested(self, annotation: Any, value: Written) -> object:
+    def _nested(self, annotation: Any, value: Node) -> object:
         """A list or table of components."""
         if value.is_list:
             items = [self._given(annotation, each) for each in value.items]
@@ -200,7 +201,7 @@ class Builder:
         entries = {key: self._given(annotation, each) for key, each in value.table.items()}
         return _UNBUILT if _UNBUILT in entries.values() else entries
 
-    def _nameless(self, kind: str, table: Written) -> Fault:
+    def _nameless(self, kind: str, table: Node) -> Fault:
         names = ", ".join(sorted(self.host.provided(kind))) or "none is installed"
         if table.is_table:
             return table.fault(f'a {kind} needs use = "NAME"', f"there are: {names}")
@@ -209,7 +210,7 @@ class Builder:
             f'write {{use = "NAME"}}; there are: {names}',
         )
 
-    def _why_not(self, kind: str, use: Written) -> str:
+    def _why_not(self, kind: str, use: Node) -> str:
         name = use.value
         if isinstance(name, str):
             return self.host.why_missing(kind, name)
@@ -218,7 +219,7 @@ class Builder:
 
 def _unknown(key: str, what: str, known: Collection[str]) -> tuple[str, str]:
     """Message and hint for a key that nobody knows."""
-    near = suggestion(key, known)
+    near = did_you_mean(key, known)
     own = ", ".join(name for name in known if name != "use")
     hint = f"it has: {own}" if own else "it has no options"
     return f"{what} has no option {key!r}{near}", "" if near else hint

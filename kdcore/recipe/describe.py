@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from kdcore.api.contracts import Component, Stage, Term
 from kdcore.api.options import option_values
 from kdcore.api.train_options import Schedule
-from kdcore.guard import asked
+from kdcore.guard import call_checked
 
 if TYPE_CHECKING:
     from kdcore.api.contracts import Teacher
@@ -100,8 +100,10 @@ def _coarse_symbols(teacher: Teacher | None, terms: Sequence[Term]) -> dict[str,
 def _tells_others(teacher: Teacher, terms: Sequence[Term]) -> bool:
     """Whether it knows the others' mass at every temperature of the losses."""
     losses = [term.loss for term in terms if term.loss.needs_teacher]
-    temperatures = [at for loss in losses for at in asked(loss, "temperatures", of=Sequence)]
-    return all(asked(teacher, "knows_others_at", at, of=(bool, type(None))) for at in temperatures)
+    temperatures = [at for loss in losses for at in call_checked(loss, "temperatures", of=Sequence)]
+    return all(
+        call_checked(teacher, "knows_others_at", at, of=(bool, type(None))) for at in temperatures
+    )
 
 
 def _weight(weight: float | Schedule) -> str:
@@ -118,7 +120,7 @@ def _number(value: float) -> str:
 
 def _mean(term: Term, selects: bool, known: int | None) -> str:
     tokens = term.on if selects else "all"
-    formula: str = asked(term.loss, "formula", of=str)
+    formula: str = call_checked(term.loss, "formula", of=str)
     if known is not None and term.loss.needs_teacher:
         formula = re.sub(r"\b([pq])(?=\()", rf"\1_{known}", formula)
     return f"mean_{tokens}({formula})"
@@ -127,7 +129,7 @@ def _mean(term: Term, selects: bool, known: int | None) -> str:
 def _known(teacher: Teacher | None) -> int | None:
     found: int | None = None
     if teacher is not None:
-        found = asked(teacher, "ids_known", of=(int, type(None)))
+        found = call_checked(teacher, "ids_known", of=(int, type(None)))
     return found
 
 

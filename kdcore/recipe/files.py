@@ -11,22 +11,22 @@ import tomli
 
 from kdcore.errors import Fault, RecipeError, UsageError
 from kdcore.recipe.merge import merge_recipes
-from kdcore.recipe.node import Source, Written
+from kdcore.recipe.node import Node, Source
 
 _EMPTY = "a recipe needs [student], [data], [[loss]] and [train]"
 
 
 @dataclass(frozen=True)
-class Typed:
+class MergedRecipe:
     """What a recipe file says, laid over what the files say that it extends."""
 
-    root: Written  # without `extends` and `requires`; `name` is the first file's own
-    requires: list[Written]  # of every file
+    root: Node  # without `extends` and `requires`; `name` is the first file's own
+    requires: list[Node]  # of every file
     text: str  # of the first file
     alone: bool  # it extends nothing
 
 
-def read_files(path: Path, name: str) -> Typed:
+def read_files(path: Path, name: str) -> MergedRecipe:
     """Follow `extends` to its end and merge; `name` is how the user typed the path."""
     text = _read(path, name)
     root = _parse(text, name)
@@ -45,10 +45,10 @@ def read_files(path: Path, name: str) -> Typed:
     merged = layers.pop()
     for layer in reversed(layers):
         merged = merge_recipes(merged, layer)
-    return Typed(merged, requires, text, alone=len(seen) == 1)
+    return MergedRecipe(merged, requires, text, alone=len(seen) == 1)
 
 
-def _requires(layer: Written) -> list[Written]:
+def _requires(layer: Node) -> list[Node]:
     requires = layer.table.pop("requires", None)
     if requires is None:
         return []
@@ -57,12 +57,12 @@ def _requires(layer: Written) -> list[Written]:
     return requires.items
 
 
-def _circle(extends: Written, layers: list[Written], name: str) -> Fault:
+def _circle(extends: Node, layers: list[Node], name: str) -> Fault:
     chain = " extends ".join([*(layer.source.name for layer in layers), name])
     return extends.fault(f"extends goes round in a circle: {chain}")
 
 
-def _extended(extends: Written, path: Path, name: str) -> tuple[Path, str]:
+def _extended(extends: Node, path: Path, name: str) -> tuple[Path, str]:
     """The file that another one extends, and its name as a user would type it."""
     if not isinstance(extends.value, str):
         raise RecipeError([extends.fault('extends should be one path: "other.toml"')])
@@ -90,7 +90,7 @@ def _read(path: Path, name: str) -> str:
         raise RecipeError([Fault(said, name, line, column)]) from None
 
 
-def _parse(text: str, name: str) -> Written:
+def _parse(text: str, name: str) -> Node:
     source = Source(name, text)
     try:
         table = tomli.loads(text)
@@ -103,7 +103,7 @@ def _parse(text: str, name: str) -> Written:
     if not table:
         hint = "begin from a shipped one: kdcore new recipe"
         raise RecipeError([Fault(f"the recipe is empty: {_EMPTY}", name, hint=hint)])
-    return Written.of(table, source)
+    return Node.of(table, source)
 
 
 def _not_toml(error: tomli.TOMLDecodeError, name: str) -> Fault:

@@ -8,8 +8,8 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 
 from kdcore.api.train_options import RIVALS
-from kdcore.errors import Fault, suggestion
-from kdcore.recipe.node import Written
+from kdcore.errors import Fault, did_you_mean
+from kdcore.recipe.node import Node
 
 NONE = "none"
 """`use = "none"` removes what is inherited."""
@@ -17,7 +17,7 @@ NONE = "none"
 _NAMING = ("use", "model_type")  # tables that differ in these have other options too
 
 
-def merge_recipes(base: Written, over: Written) -> Written:
+def merge_recipes(base: Node, over: Node) -> Node:
     """`over` laid over `base`: whole recipes, or what a stage says over the top level."""
     merged = dict(base.table)
     for key, value in over.table.items():
@@ -30,14 +30,14 @@ def merge_recipes(base: Written, over: Written) -> Written:
     return over.with_children(merged)
 
 
-def _merge_stages(base: Written, over: Written) -> Written:
+def _merge_stages(base: Node, over: Node) -> Node:
     stages = dict(base.table)
     for name, stage in over.table.items():
         stages[name] = merge_recipes(stages[name], stage) if name in stages else stage
     return over.with_children(stages)
 
 
-def merge(base: Written, over: Written, rivals: Collection[str] = ()) -> Written:
+def merge(base: Node, over: Node, rivals: Collection[str] = ()) -> Node:
     """Tables merge; what is no table, or a table with another `use`, takes the other's place.
 
     Where `over` gives one of the `rivals`, no other of them is inherited.
@@ -51,14 +51,14 @@ def merge(base: Written, over: Written, rivals: Collection[str] = ()) -> Written
     return over.with_children(merged)
 
 
-def _is_another(base: Written, over: Written) -> bool:
+def _is_another(base: Node, over: Node) -> bool:
     return any(
         key in base.table and key in over.table and base.table[key].value != over.table[key].value
         for key in _NAMING
     )
 
 
-def without_none(value: Written) -> Written:
+def without_none(value: Node) -> Node:
     """The same without the tables that `use = "none"` removes."""
     if value.is_table:
         kept = {key: each for key, each in value.table.items() if each.use != NONE}
@@ -71,7 +71,7 @@ def without_none(value: Written) -> Written:
 _REFERENCE = re.compile(r"@(\w[\w.-]*)")
 
 
-def references(value: Written) -> Iterator[tuple[str, Written]]:
+def references(value: Node) -> Iterator[tuple[str, Node]]:
     """The stages that a table names, each with the value that names it."""
     for inner in (*value.table.values(), *value.items):
         yield from references(inner)
@@ -80,7 +80,7 @@ def references(value: Written) -> Iterator[tuple[str, Written]]:
         yield match[1], value
 
 
-def replace_references(value: Written, new: Callable[[str], str]) -> Written:
+def replace_references(value: Node, new: Callable[[str], str]) -> Node:
     """The same with `new(NAME)` in place of every `"@NAME"`."""
     if value.is_table:
         inner = {key: replace_references(each, new) for key, each in value.table.items()}
@@ -91,9 +91,9 @@ def replace_references(value: Written, new: Callable[[str], str]) -> Written:
     return value.with_children(new(match[1])) if match else value
 
 
-def in_order(stages: Mapping[str, Written], faults: list[Fault]) -> list[tuple[str, list[str]]]:
+def in_order(stages: Mapping[str, Node], faults: list[Fault]) -> list[tuple[str, list[str]]]:
     """The stages with the stages that they name, in an order to run them; else in file order."""
-    needs: dict[str, dict[str, Written]] = {}
+    needs: dict[str, dict[str, Node]] = {}
     for name, stage in stages.items():
         named = dict(references(stage))
         faults += [_unknown(n, named[n], stages) for n in named if n not in stages]
@@ -109,14 +109,14 @@ def in_order(stages: Mapping[str, Written], faults: list[Fault]) -> list[tuple[s
     return [(name, [*needs[name]]) for name in order]
 
 
-def _unknown(name: str, value: Written, stages: Mapping[str, Written]) -> Fault:
+def _unknown(name: str, value: Node, stages: Mapping[str, Node]) -> Fault:
     if "" in stages:
         return value.fault(f"'@{name}' names a stage, and this recipe has no stages")
-    message = f"no stage is called {name!r}{suggestion(name, stages)}"
+    message = f"no stage is called {name!r}{did_you_mean(name, stages)}"
     return value.fault(message, f"there are: {', '.join(stages)}")
 
 
-def _circle(start: str, needs: Mapping[str, Mapping[str, Written]], done: list[str]) -> Fault:
+def _circle(start: str, needs: Mapping[str, Mapping[str, Node]], done: list[str]) -> Fault:
     """A fault that shows who waits for whom; every stage that is not done waits for another."""
     path = [start]
     while path[-1] not in path[:-1]:
@@ -146,26 +146,24 @@ _OF_TRAIN = (
 )
 
 
-def identity(
-    table: Written, tokenizer_data: Written | None, identity_of: Callable[[str], str]
-) -> str:
+def identity(table: Node, tokenizer_data: Node | None, identity_of: Callable[[str], str]) -> str:
     """Eight hexadecimal digits of the merged table as typed; the order of keys does not matter.
 
     In place of `"@NAME"` stands that stage's own identity, so that its name does not matter
     either. `tokenizer_data` is given where it is not the stage's own data.
     """
-    content = [what_counts(_by_identity(table, identity_of))]
+    content = [identity_fields(_by_identity(table, identity_of))]
     if tokenizer_data is not None:
         content.append(_by_identity(tokenizer_data, identity_of))
     text = json.dumps(content, sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def _by_identity(table: Written, identity_of: Callable[[str], str]) -> dict[str, object]:
+def _by_identity(table: Node, identity_of: Callable[[str], str]) -> dict[str, object]:
     return replace_references(table, lambda name: f"@{identity_of(name)}").plain_table()
 
 
-def what_counts(table: Mapping[str, object]) -> dict[str, object]:
+def identity_fields(table: Mapping[str, object]) -> dict[str, object]:
     """A stage's table without what cannot change its result; the seed even where it is missing."""
     counts = {"seed": 0, **{key: each for key, each in table.items() if key not in _OF_RECIPE}}
     train, selection = counts.get("train"), counts.get("selection")

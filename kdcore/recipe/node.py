@@ -40,7 +40,7 @@ def shape(path: KeyPath) -> type | None:
     return dict if len(key) == 1 and key[0] in TABLES else None
 
 
-def stages_of(root: Written) -> dict[str, Written]:
+def stages_of(root: Node) -> dict[str, Node]:
     """The stages of a recipe by name; none where it is a single run."""
     return root.table["stage"].table if "stage" in root.table else {}
 
@@ -60,7 +60,7 @@ class Source:
 
 
 @dataclass
-class Written:
+class Node:
     """A value, and its place in its source. Tables and lists hold further ones."""
 
     value: object  # bool, int, float, str, a date; dict[str, Written]; list[Written]
@@ -70,7 +70,7 @@ class Written:
     whole: bool = False  # it merges with nothing that it is laid over
 
     @classmethod
-    def of(cls, value: object, source: Source, path: KeyPath = ()) -> Written:
+    def of(cls, value: object, source: Source, path: KeyPath = ()) -> Node:
         """A plain value as it stands at `path` of `source`."""
         if isinstance(value, Mapping):
             inner = {key: cls.of(each, source, (*path, key)) for key, each in value.items()}
@@ -91,12 +91,12 @@ class Written:
         return isinstance(self.value, list)
 
     @property
-    def table(self) -> dict[str, Written]:
+    def table(self) -> dict[str, Node]:
         """What the table holds; nothing where this is no table."""
         return self.value if isinstance(self.value, dict) else {}
 
     @property
-    def items(self) -> list[Written]:
+    def items(self) -> list[Node]:
         """What the list holds; nothing where this is no list."""
         return self.value if isinstance(self.value, list) else []
 
@@ -118,7 +118,7 @@ class Written:
         """The table without its places."""
         return {key: each.plain() for key, each in self.table.items()}
 
-    def copy(self) -> Written:
+    def copy(self) -> Node:
         """A copy whose tables and lists can be changed without changing these."""
         if self.is_table:
             return self.with_children({key: each.copy() for key, each in self.table.items()})
@@ -126,11 +126,11 @@ class Written:
             return self.with_children([each.copy() for each in self.items])
         return self
 
-    def with_children(self, children: object) -> Written:
+    def with_children(self, children: object) -> Node:
         """The same place with other content."""
-        return Written(children, self.source, self.path, self.before, self.whole)
+        return Node(children, self.source, self.path, self.before, self.whole)
 
-    def reach(self, path: KeyPath) -> tuple[Written, KeyPath]:
+    def reach(self, path: KeyPath) -> tuple[Node, KeyPath]:
         """The deepest value along `path`, and the part of `path` that leads to it."""
         here, taken = self, 0
         for part in path:
@@ -140,7 +140,7 @@ class Written:
             here, taken = inner, taken + 1
         return here, path[:taken]
 
-    def _child(self, part: str | int) -> Written | None:
+    def _child(self, part: str | int) -> Node | None:
         if isinstance(part, str):
             return self.table.get(part)
         return self.items[part] if part < len(self.items) else None

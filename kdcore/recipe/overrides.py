@@ -15,14 +15,14 @@ import tomli
 
 from kdcore.api.options import kinds_in, option_types
 from kdcore.api.train_options import RIVALS
-from kdcore.errors import Fault, UsageError, suggestion
+from kdcore.errors import Fault, UsageError, did_you_mean
 from kdcore.recipe.build import shown
 from kdcore.recipe.merge import NONE, merge
 from kdcore.recipe.node import (
     ENGINE_KEYS,
     KINDS_OF_TABLES,
+    Node,
     Source,
-    Written,
     in_stage,
     shape,
     stages_of,
@@ -30,7 +30,7 @@ from kdcore.recipe.node import (
 from kdcore.recipe.toml_positions import KeyPath
 
 if TYPE_CHECKING:
-    from kdcore.plugin.manager import Host
+    from kdcore.plugin.manager import PluginManager
 
 
 class NoSuchPlaceError(Exception):
@@ -41,7 +41,7 @@ class NoSuchPlaceError(Exception):
         self.message, self.hint = message, hint
 
 
-def parts_of(address: str) -> list[str]:
+def parse_path(address: str) -> list[str]:
     """The keys of an address; those with dots in them stand in quotes, as in TOML."""
     try:
         table = tomli.loads(f"{address} = 0")
@@ -57,12 +57,12 @@ def parts_of(address: str) -> list[str]:
     return parts
 
 
-def spelled(path: KeyPath) -> str:
+def format_path(path: KeyPath) -> str:
     """An address as one types it."""
     return ".".join(str(part + 1) if isinstance(part, int) else part for part in path)
 
 
-def find(root: Written, parts: Sequence[str], source: Source) -> tuple[Written, KeyPath]:
+def find(root: Node, parts: Sequence[str], source: Source) -> tuple[Node, KeyPath]:
     """The value at an address, and its path. Tables that are missing on the way are made."""
     here, path = root, KeyPath()
     for part in parts:
@@ -74,22 +74,22 @@ def find(root: Written, parts: Sequence[str], source: Source) -> tuple[Written, 
             ) from None
         if isinstance(key, str) and key not in here.table:
             _refuse_to_make(root, (*path, key))
-            here.table[key] = Written.of({}, source)
+            here.table[key] = Node.of({}, source)
         here = here.items[key] if isinstance(key, int) else here.table[key]
         path = (*path, key)
     return here, path
 
 
-def key_of(here: Written, part: str, path: KeyPath) -> str | int:
+def key_of(here: Node, part: str, path: KeyPath) -> str | int:
     """What a part of an address means in a table, or which item of a list."""
     if here.is_table:
         return part
     if here.is_list:
         return _index(here.items, part, path)
-    raise NoSuchPlaceError(f"{spelled(path)} is {shown(here.value)}, which holds no {part!r}")
+    raise NoSuchPlaceError(f"{format_path(path)} is {shown(here.value)}, which holds no {part!r}")
 
 
-def _index(items: Sequence[Written], part: str, path: KeyPath) -> int:
+def _index(items: Sequence[Node], part: str, path: KeyPath) -> int:
     if part.isdecimal() and 1 <= int(part) <= len(items):
         return int(part) - 1
     named = [at for at, item in enumerate(items) if item.use == part]
@@ -98,28 +98,32 @@ def _index(items: Sequence[Written], part: str, path: KeyPath) -> int:
     if len(named) == 1:
         return named[0]
     if named:
-        ways = " or ".join(spelled((*path, at)) for at in named)
-        raise NoSuchPlaceError(f"{len(named)} items of {spelled(path)} are {part!r}: say {ways}")
+        ways = " or ".join(format_path((*path, at)) for at in named)
+        raise NoSuchPlaceError(
+            f"{len(named)} items of {format_path(path)} are {part!r}: say {ways}"
+        )
     names = [item.use for item in items if item.use]
-    there = [f"{spelled((*path, at))} ({item.use})" for at, item in enumerate(items) if item.use]
+    there = [
+        f"{format_path((*path, at))} ({item.use})" for at, item in enumerate(items) if item.use
+    ]
     raise NoSuchPlaceError(
-        f"{spelled(path)} has no item {part!r}{suggestion(part, names)}",
+        f"{format_path(path)} has no item {part!r}{did_you_mean(part, names)}",
         f"there are: {', '.join(there) or f'{len(items)}, counted from 1'}",
     )
 
 
-def _refuse_to_make(root: Written, path: KeyPath) -> None:
+def _refuse_to_make(root: Node, path: KeyPath) -> None:
     """Stages and items of lists are not made on the way to something in them."""
     stages = stages_of(root)
     if path[0] == "stage" and len(path) <= 2:
-        near = suggestion(str(path[-1]), stages) if len(path) == 2 else ""
+        near = did_you_mean(str(path[-1]), stages) if len(path) == 2 else ""
         hint = f"there are: {', '.join(stages)}" if stages else "this recipe has no stages"
-        raise NoSuchPlaceError(f"there is no {spelled(path)}{near}", hint)
+        raise NoSuchPlaceError(f"there is no {format_path(path)}{near}", hint)
     if shape(path) is list:
-        raise NoSuchPlaceError(f"the recipe has no {spelled(path)}", _in_stages(root, path))
+        raise NoSuchPlaceError(f"the recipe has no {format_path(path)}", _in_stages(root, path))
 
 
-def _in_stages(root: Written, path: KeyPath) -> str:
+def _in_stages(root: Node, path: KeyPath) -> str:
     """A hint at the stages that have what was looked for at the top level."""
     *outer, last = path
     ways = []
@@ -127,11 +131,11 @@ def _in_stages(root: Written, path: KeyPath) -> str:
         parent, reached = stage.reach(tuple(outer))
         names = [item.use for item in parent.items] if parent.is_list else parent.table
         if path[0] != "stage" and len(reached) == len(outer) and last in names:
-            ways.append(f"stage.{name}.{spelled(path)}")
+            ways.append(f"stage.{name}.{format_path(path)}")
     return f"there is {', '.join(ways)}" if ways else ""
 
 
-def kind_at(root: Written, path: KeyPath, host: Host) -> str | None:
+def kind_at(root: Node, path: KeyPath, host: PluginManager) -> str | None:
     """The kind of the component whose table is at a path."""
     stage, inner = in_stage(path)
     start = 2 if inner[:2] == ("student", "patch") else 1
@@ -148,22 +152,22 @@ def kind_at(root: Written, path: KeyPath, host: Host) -> str | None:
     return kind
 
 
-def add_to_list(root: Written, key: str, name: str, flag: str) -> None:
+def add_to_list(root: Node, key: str, name: str, flag: str) -> None:
     """`--log NAME`, `--use NAME`: one with its defaults, in every stage that does not name it."""
     source = Source(f"{flag} {name}")
-    root.table.setdefault(key, Written.of([], source))
+    root.table.setdefault(key, Node.of([], source))
     for table in (root, *stages_of(root).values()):
         found = table.table.get(key)
         if found is not None and all(item.use != name for item in found.items):
-            found.items.append(Written.of({"use": name}, source))
+            found.items.append(Node.of({"use": name}, source))
 
 
 @dataclass
 class Overrides:
     """Applies `--set` to a recipe; faults and notes are gathered."""
 
-    root: Written
-    host: Host
+    root: Node
+    host: PluginManager
     faults: list[Fault]
     notes: list[str]
 
@@ -179,14 +183,14 @@ class Overrides:
         try:
             if not equals:
                 raise NoSuchPlaceError(f"{text!r} is not KEY=VALUE", "KEY= removes a key")
-            parts = parts_of(address.strip())
+            parts = parse_path(address.strip())
             if parts[0] in ("extends", "requires"):
                 raise NoSuchPlaceError(f"{parts[0]} is for files only")
             self._own(parts)
             parent, path = find(self.root, parts[:-1], source)
             key = key_of(parent, parts[-1], path)
             if value:
-                self._put(parent, (*path, key), Written.of(_parsed(value), source))
+                self._put(parent, (*path, key), Node.of(_parsed(value), source))
             else:
                 self._remove(parent, (*path, key), source)
         except NoSuchPlaceError as error:
@@ -202,13 +206,15 @@ class Overrides:
             stage.table[parts[2]] = merged.copy()
             stage.table[parts[2]].whole = True
 
-    def _put(self, parent: Written, path: KeyPath, value: Written) -> None:
+    def _put(self, parent: Node, path: KeyPath, value: Node) -> None:
         key = path[-1]
         if isinstance(key, int):
             parent.items[key] = value
             return
         if path[:-1] == ("stage",) and key not in parent.table:
-            raise NoSuchPlaceError(f"there is no {spelled(path)}{suggestion(key, parent.table)}")
+            raise NoSuchPlaceError(
+                f"there is no {format_path(path)}{did_you_mean(key, parent.table)}"
+            )
         if key == "use":
             self._drop_options(parent, path[:-1], value)
         for rival in _rivals(path):
@@ -217,7 +223,7 @@ class Overrides:
         parent.table[key] = value
         self._note_stages(path)
 
-    def _remove(self, parent: Written, path: KeyPath, source: Source) -> None:
+    def _remove(self, parent: Node, path: KeyPath, source: Source) -> None:
         key = path[-1]
         if isinstance(key, int):
             del parent.items[key]
@@ -225,13 +231,15 @@ class Overrides:
         stage, inner = in_stage(path)
         is_inherited = bool(stage) and len(inner) == 1 and key in self.root.table
         if key not in parent.table and not is_inherited:
-            near = suggestion(key, parent.table)
-            raise NoSuchPlaceError(f"the recipe gives no {spelled(path)}, so none is removed{near}")
+            near = did_you_mean(key, parent.table)
+            raise NoSuchPlaceError(
+                f"the recipe gives no {format_path(path)}, so none is removed{near}"
+            )
         parent.table.pop(key, None)
         if is_inherited:
-            parent.table[key] = Written.of({"use": NONE}, source)
+            parent.table[key] = Node.of({"use": NONE}, source)
 
-    def _drop_options(self, table: Written, path: KeyPath, use: Written) -> None:
+    def _drop_options(self, table: Node, path: KeyPath, use: Node) -> None:
         """Another component keeps the options that it also has."""
         kind, new = kind_at(self.root, path, self.host), use.plain()
         if kind is None or not isinstance(new, str) or table.use in (None, new):
@@ -246,19 +254,21 @@ class Overrides:
             del table.table[key]
         if dropped:
             options = ", ".join(dropped)
-            self.notes.append(f"{spelled(path)} is now {new!r}, which has no {options}: dropped")
+            self.notes.append(
+                f"{format_path(path)} is now {new!r}, which has no {options}: dropped"
+            )
 
     def _note_stages(self, path: KeyPath) -> None:
         """A stage that says the same thing itself does not hear of the top level."""
         said = [path, *((*path[:-1], rival) for rival in _rivals(path))]
         others = [
-            f"stage.{name}.{spelled(other)}"
+            f"stage.{name}.{format_path(other)}"
             for name, stage in stages_of(self.root).items()
             for other in said
             if stage.reach(other)[1] == other
         ]
         if others and path[0] != "stage":
-            says = f"{spelled(path)} is set, but where stages say otherwise"
+            says = f"{format_path(path)} is set, but where stages say otherwise"
             self.notes.append(f"{says}: {', '.join(others)}")
 
 
@@ -295,7 +305,7 @@ _PIECE = re.compile(
 )
 
 
-def expand(sets: Sequence[str], eaches: Sequence[str]) -> list[tuple[str, list[str]]]:
+def expand_grid(sets: Sequence[str], eaches: Sequence[str]) -> list[tuple[str, list[str]]]:
     """Every combination as a label (`seed=1 loss.kl.use=kl`; empty without `--each`) and sets."""
     choices = [_choices(each) for each in eaches]
     keys = [variants[0].partition("=")[0] for variants in choices]

@@ -13,7 +13,7 @@ from kdcore.errors import Fault, RecipeError, UsageError
 from kdcore.plugin.loading import check_requirements
 from kdcore.recipe.assemble import assemble
 from kdcore.recipe.describe import resolved
-from kdcore.recipe.files import Typed, find_recipe, read_files
+from kdcore.recipe.files import MergedRecipe, find_recipe, read_files
 from kdcore.recipe.merge import (
     NONE,
     identity,
@@ -22,13 +22,13 @@ from kdcore.recipe.merge import (
     replace_references,
     without_none,
 )
-from kdcore.recipe.node import AT_TOP, Written, stages_of
+from kdcore.recipe.node import AT_TOP, Node, stages_of
 from kdcore.recipe.overrides import Overrides, add_to_list
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from kdcore.plugin.manager import Host
+    from kdcore.plugin.manager import PluginManager
 
 
 NAME = re.compile(r"\w[\w.-]{0,79}")  # it becomes part of a folder's name
@@ -40,8 +40,8 @@ class StageTable:
 
     name: str  # "" where the recipe has no stages
     needs: tuple[str, ...]  # the stages that it names
-    written: Written
-    tokenizer_data: Written | None  # where the tokenizer is trained on other data than the stage
+    written: Node
+    tokenizer_data: Node | None  # where the tokenizer is trained on other data than the stage
 
     @property
     def table(self) -> dict[str, object]:
@@ -59,7 +59,7 @@ class Recipe:
     notes: Sequence[str]  # what the user should know of how it was read
     stages: Sequence[StageTable]  # in the order in which they run
     requires: Sequence[str]
-    host: Host
+    host: PluginManager
     missing: Sequence[Fault] = ()  # what components read and do not find
 
     def refuse_missing(self) -> None:
@@ -99,7 +99,7 @@ class Recipe:
 
 def read_recipe(
     name: str,
-    host: Host,
+    host: PluginManager,
     *,
     sets: Sequence[str] = (),
     logs: Sequence[str] = (),
@@ -147,7 +147,7 @@ def _in_reading_order(faults: Sequence[Fault]) -> list[Fault]:
     return sorted(dict.fromkeys(faults), key=lambda f: (files.index(f.file), f.line, f.column))
 
 
-def _name(root: Written, stem: str, faults: list[Fault]) -> str:
+def _name(root: Node, stem: str, faults: list[Fault]) -> str:
     written = root.table.get("name")
     name = stem if written is None else written.plain()
     if not isinstance(name, str) or not NAME.fullmatch(name):
@@ -157,7 +157,7 @@ def _name(root: Written, stem: str, faults: list[Fault]) -> str:
     return str(name)
 
 
-def _requires(typed: Typed, faults: list[Fault]) -> list[str]:
+def _requires(typed: MergedRecipe, faults: list[Fault]) -> list[str]:
     texts = []
     for written in typed.requires:
         text = written.plain()
@@ -169,7 +169,7 @@ def _requires(typed: Typed, faults: list[Fault]) -> list[str]:
     return texts
 
 
-def _text(typed: Typed, name: str, *, changed: bool) -> str:
+def _text(typed: MergedRecipe, name: str, *, changed: bool) -> str:
     """A text that says the same thing wherever it lies: under its name, without `extends`."""
     if typed.alone and not changed:
         named = "name" in typed.root.table
@@ -180,7 +180,7 @@ def _text(typed: Typed, name: str, *, changed: bool) -> str:
     return tomli_w.dumps({"name": name, **requires, **typed.root.plain_table()})
 
 
-def _stages(root: Written, faults: list[Fault]) -> list[StageTable]:
+def _stages(root: Node, faults: list[Fault]) -> list[StageTable]:
     """The stages over the top level; without stages, the top level itself."""
     top = root.with_children({key: v for key, v in root.table.items() if key not in AT_TOP})
     if "stage" not in root.table:
@@ -198,7 +198,7 @@ def _stages(root: Written, faults: list[Fault]) -> list[StageTable]:
     ]
 
 
-def _stage_faults(stages: Written) -> list[Fault]:
+def _stage_faults(stages: Node) -> list[Fault]:
     if not stages.table:
         return [stages.fault("stage holds no stages", "write [stage.NAME.train] and so on")]
     faults = []
@@ -212,7 +212,7 @@ def _stage_faults(stages: Written) -> list[Fault]:
     return faults
 
 
-def _data_of_tokenizer(top: Written, stages: Sequence[Written]) -> Written | None:
+def _data_of_tokenizer(top: Node, stages: Sequence[Node]) -> Node | None:
     """What a tokenizer at the top level is trained on: the data there, else the first stage's."""
     if "tokenizer" not in top.table:
         return None
@@ -220,7 +220,7 @@ def _data_of_tokenizer(top: Written, stages: Sequence[Written]) -> Written | Non
     return data[0] if data else None
 
 
-def _other_data(merged: Written, own: Written, data: Written | None) -> Written | None:
+def _other_data(merged: Node, own: Node, data: Node | None) -> Node | None:
     """The data of the top level's tokenizer, where the stage uses that one and has other data."""
     if data is None or "tokenizer" in own.table or "data" not in merged.table:
         return None

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 from kdcore.checksums import damage, keep
 from kdcore.distributed import main_first
 from kdcore.files import move_into_place
-from kdcore.guard import asked
+from kdcore.guard import call_checked
 from kdcore.models.causal_lm import LanguageModel
-from kdcore.models.generation import add_ends, learned_ends
+from kdcore.models.generation import add_stop_tokens, learned_stop_tokens
 from kdcore.models.loading import load_tokenizer, progress_bars
 from kdcore.runs.folder import FINAL
 from kdcore.runs.model_card import model_card
@@ -78,7 +78,7 @@ def _made(run: RunState) -> PreTrainedTokenizerBase:
         from transformers import PreTrainedTokenizerBase
 
         arguments = (run, stage.tokenizer_data)
-        made: PreTrainedTokenizerBase = asked(
+        made: PreTrainedTokenizerBase = call_checked(
             stage.tokenizer, "load", *arguments, of=PreTrainedTokenizerBase
         )
         return made
@@ -91,7 +91,7 @@ def _key(stage: Stage) -> str:
         said = f"student {stage.student.model}"
     else:
         each = (stage.tokenizer, stage.tokenizer_data)
-        said = " ".join(asked(one, "fingerprint", of=str) for one in each)
+        said = " ".join(call_checked(one, "fingerprint", of=str) for one in each)
     return hashlib.sha256(said.encode()).hexdigest()
 
 
@@ -109,7 +109,7 @@ def finish_student(run: RunState) -> None:
 
 def save_final(run: RunState) -> Path:
     """Write the finished student beside, then rename."""
-    add_ends(run.student, learned_ends(run.rows("validation"), run.tokenizer))
+    add_stop_tokens(run.student, learned_stop_tokens(run.rows("validation"), run.tokenizer))
     target, beside = run.folder / FINAL, run.folder / f".{FINAL}.partial"
     shutil.rmtree(beside, ignore_errors=True)
     with progress_bars(shown=False):

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kdcore.plugin.manager import Host
+    from kdcore.plugin.manager import PluginManager
 
 
 _PACKAGES = [
@@ -53,7 +53,7 @@ _VARIABLES = [
 ]
 
 
-def record(host: Host | None = None) -> str:
+def record(host: PluginManager | None = None) -> str:
     """The text of env.json."""
     return json.dumps(environment_of(host), indent=1) + "\n"
 
@@ -67,7 +67,7 @@ def recorded(path: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def environment_of(host: Host | None = None) -> dict[str, Any]:
+def environment_of(host: PluginManager | None = None) -> dict[str, Any]:
     """Versions, machine, devices and plugins; with a host its plugins, else the installed ones."""
     return {
         "python": platform.python_version(),
@@ -131,7 +131,7 @@ def _installed() -> dict[str, str]:
     return {each.name: f"{each.distribution} {each.version}".strip() for each in candidates()}
 
 
-def _loaded(host: Host) -> dict[str, str]:
+def _loaded(host: PluginManager) -> dict[str, str]:
     said = {}
     for plugin in host.plugins:
         origin = f"{plugin.distribution} {plugin.version}".strip()
@@ -143,7 +143,7 @@ def _loaded(host: Host) -> dict[str, str]:
 _SHOWN = 8
 
 
-def said_of(folder: Path, host: Host) -> str | None:
+def describe_differences(folder: Path, host: PluginManager) -> str | None:
     """A line on what differs from the folder's env.json; None where there is none, or nothing."""
     path = folder / "env.json"
     if not path.is_file():

@@ -13,20 +13,20 @@ from kdcore.api.train_options import DURATIONS
 from kdcore.checksums import keep
 from kdcore.errors import RecipeError, UsageError
 from kdcore.files import write_whole
-from kdcore.recipe.merge import what_counts
+from kdcore.recipe.merge import identity_fields
 from kdcore.recipe.recipe import read_recipe
 from kdcore.runs.folder import FINAL, MARK, RESOLVED, finished, locked
 
 if TYPE_CHECKING:
-    from kdcore.plugin.manager import Host
+    from kdcore.plugin.manager import PluginManager
 
 
 Changes = Mapping[str, tuple[object, object]]
 """By key, as in `--set`: what was and what is; None where there was or is nothing."""
 
 
-def extended(
-    out: Path, run_name: str, resolved: str, host: Host, accepted: frozenset[str]
+def find_extendable(
+    out: Path, run_name: str, resolved: str, host: PluginManager, accepted: frozenset[str]
 ) -> Path | None:
     """The run of this name that a recipe goes on with by what was accepted of its keys."""
     if not any("." in name for name in accepted):
@@ -34,7 +34,7 @@ def extended(
     found = None
     for folder in sorted(out.glob(f"{run_name}-*")):
         try:
-            changes = changes_of(folder, resolved, host)
+            changes = recipe_changes(folder, resolved, host)
         except (RecipeError, OSError):
             continue
         if not refused(changes, accepted) and (changes or (folder / MARK).exists()):
@@ -42,7 +42,7 @@ def extended(
     return found
 
 
-def changes_of(folder: Path, resolved: str, host: Host) -> Changes:
+def recipe_changes(folder: Path, resolved: str, host: PluginManager) -> Changes:
     """What of a recipe that counts is not as the run in the folder has it."""
     recipe = read_recipe(str(folder / "resolved.toml"), host)
     before, now = _counted(recipe.resolved(recipe.stages[0].name)), _counted(resolved)
@@ -58,12 +58,14 @@ def refused(changes: Changes, accepted: frozenset[str]) -> list[str]:
     return [key for key in changes if key not in allowed]
 
 
-def take_over(folder: Path, resolved: str, host: Host, accepted: frozenset[str]) -> None:
+def adopt_recipe(
+    folder: Path, resolved: str, host: PluginManager, accepted: frozenset[str]
+) -> None:
     """Let the run in the folder go on by this recipe, if all that changed is accepted.
 
     The folder is marked: it is no run of the recipe any more that its name tells.
     """
-    changes = changes_of(folder, resolved, host)
+    changes = recipe_changes(folder, resolved, host)
     if names := refused(changes, accepted):
         said = "; ".join(
             f"{name}: was {_said(changes[name][0])}, is {_said(changes[name][1])}" for name in names
@@ -87,7 +89,7 @@ def _counted(resolved: str) -> dict[str, object]:
     table = tomli.loads(resolved)
     for stage in table.pop("stage", {}).values():
         table |= stage
-    return dict(_flat(what_counts(table), ""))
+    return dict(_flat(identity_fields(table), ""))
 
 
 def _flat(value: object, key: str) -> Iterator[tuple[str, object]]:

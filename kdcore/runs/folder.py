@@ -86,7 +86,7 @@ def failure_of(folder: Path) -> str | None:
     return path.read_text("utf-8", "replace").strip()
 
 
-def keep_texts(folder: Path, texts: Mapping[str, str]) -> None:
+def write_texts(folder: Path, texts: Mapping[str, str]) -> None:
     """Write what the run is made from, if it is not there yet."""
     for name, text in texts.items():
         if not (folder / name).exists():

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdcore.api.options import is_on_hub
-from kdcore.guard import listed
+from kdcore.guard import call_checked_list
 from kdcore.recipe.describe import symbols_of
-from kdcore.redact import without_places, without_secrets
+from kdcore.redact import redact_paths, redact_secrets
 from kdcore.runs.environment import environment_of, recorded
 from kdcore.runs.folder import FINAL
 
@@ -73,10 +73,10 @@ def model_card(run: RunState) -> str:
         objective=run.objective,
         symbols="\n".join(f"- `{symbol}`: {meaning}" for symbol, meaning in symbols),
         scores=_table(run.scores),
-        recipe=without_places((run.folder / "recipe.toml").read_text("utf-8", "replace").strip()),
+        recipe=redact_paths((run.folder / "recipe.toml").read_text("utf-8", "replace").strip()),
         versions=", ".join(f"{name} {version}" for name, version in versions.items()),
     )
-    return without_secrets(card)
+    return redact_secrets(card)
 
 
 def _versions(path: Path) -> Mapping[str, str]:
@@ -97,7 +97,7 @@ def _front(run: RunState) -> str:
 
     tags = ["kdcore", *(["distillation"] if run.teacher is not None else [])]
     base = _base(run.recipe.student.model)
-    datasets = list(dict.fromkeys(listed(run.recipe.data, "names_on_hub")))
+    datasets = list(dict.fromkeys(call_checked_list(run.recipe.data, "names_on_hub")))
     data = ModelCardData(
         library_name="peft" if hasattr(run.student, "peft_config") else "transformers",
         pipeline_tag="text-generation",

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from kdcore.api.contracts import Component, Data, Eval, Run, Stage, StudentOptions, Teacher
-from kdcore.api.options import walk
+from kdcore.api.options import iter_components
 from kdcore.api.train_options import TrainOptions
 from kdcore.data.collate import Collate
 from kdcore.errors import Fault, RecipeError, UsageError
-from kdcore.guard import listed, needs_teacher
+from kdcore.guard import call_checked_list, needs_teacher
 from kdcore.models.adapters import adapter_base
 from kdcore.models.causal_lm import LanguageModel
 from kdcore.models.loading import (
@@ -31,18 +31,18 @@ from kdcore.models.loading import (
     load_tokenizer,
     precision_of,
 )
-from kdcore.models.locations import trust
+from kdcore.models.locations import set_trusted
 from kdcore.objective.teachers import load_teacher
 from kdcore.recipe.build import Builder
 from kdcore.recipe.describe import objective_formula
-from kdcore.recipe.node import Source, Written
+from kdcore.recipe.node import Node, Source
 from kdcore.recipe.overrides import Overrides, add_to_list
 from kdcore.recipe.recipe import read_recipe
 from kdcore.runs.artifacts import keep_tokenizer
 from kdcore.runs.begun import as_begun
 from kdcore.runs.folder import CHECKPOINTS, FINAL, choose_folder, finished
 from kdcore.training.checkpoint import damage, in_order, load_weights, newest
-from kdcore.training.micro_batch import on_cpu
+from kdcore.training.micro_batch import cpu_default
 from kdcore.training.run_state import RunState
 from kdcore.training.setup import make_accelerator, prove_vocabulary, shared_ids, steps_of
 from kdcore.training.student import config_of, make_student
@@ -51,14 +51,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from kdcore.data.batch import Batch, Row, Rows
-    from kdcore.data.rows import LaidRows
-    from kdcore.plugin.manager import Host
+    from kdcore.data.rows import RowDataset
+    from kdcore.plugin.manager import PluginManager
     from kdcore.recipe.recipe import Recipe
 
 
 def open_run(
     folder: Path,
-    host: Host,
+    host: PluginManager,
     *,
     step: int | None = None,
     sets: Sequence[str] = (),
@@ -71,7 +71,7 @@ def open_run(
     one that it does not have is added with its defaults, and `sets` may change its options. The
     teacher is loaded if one of them asks for it.
     """
-    trust(())  # a folder's recipe may be a stranger's
+    set_trusted(())  # a folder's recipe may be a stranger's
     recipe = read_recipe(str(folder / "resolved.toml"), host, sets=sets, evals=evals or ())
     (table,) = recipe.stages
     stage = as_begun(_with_evals(recipe.build(table.name), evals), folder)
@@ -105,22 +105,22 @@ def open_model(
 
     It reads with its own tokenizer. `folder` is where its run would be; it is not made.
     """
-    trust(())
+    set_trusted(())
     stage = _with_evals(stage, evals)
     run = _run(stage, folder, {})
     run.tokenizer = load_tokenizer(model)
     read = [stage.teacher] if stage.teacher is not None and _asks_teacher(stage) else []
-    others = [nested for teacher in read for nested in walk(teacher)]
+    others = [nested for teacher in read for nested in iter_components(teacher)]
     return _ready(run, _as_saved(model, stage, run.device), others)
 
 
-def finals_of(recipe: Recipe, stage: str, out: Path) -> dict[str, Path]:
+def stage_outputs(recipe: Recipe, stage: str, out: Path) -> dict[str, Path]:
     """Where the final weights of the stages that a stage names are, or would be, in `out`."""
     (needs,) = (each.needs for each in recipe.stages if each.name == stage)
-    return {need: folder_of(recipe, need, out) / FINAL for need in needs}
+    return {need: run_folder(recipe, need, out) / FINAL for need in needs}
 
 
-def folder_of(recipe: Recipe, stage: str, out: Path) -> Path:
+def run_folder(recipe: Recipe, stage: str, out: Path) -> Path:
     """The folder of a stage's run, which may not be there."""
     return choose_folder(out, recipe.run_name(stage), recipe.identity(stage), fresh=False)
 
@@ -179,7 +179,7 @@ def _micro_batch(stage: Stage, device: torch.device, state: Mapping[str, Any]) -
     if "micro_batch" in state:
         return int(state["micro_batch"])
     largest = options.batch if device.type == "cpu" else min(options.batch, RunState.micro_batch)
-    return on_cpu(largest, stage.data.block)
+    return cpu_default(largest, stage.data.block)
 
 
 def _steps(run: RunState) -> int:
@@ -223,7 +223,7 @@ def open_stage(recipe: Recipe, name: str, out: Path) -> Iterator[RunState]:
 
     Stages that it names must be finished in `out`. No run folder is made.
     """
-    finals = finals_of(recipe, name, out)
+    finals = stage_outputs(recipe, name, out)
     for need, final in finals.items():
         if not finished(final.parent):
             raise UsageError(
@@ -231,8 +231,8 @@ def open_stage(recipe: Recipe, name: str, out: Path) -> Iterator[RunState]:
                 f"--stage {need} comes first"
             )
     stage = recipe.build(name, finals)
-    trust(stage.trusted)
-    known = [folder_of(recipe, name, out), *(final.parent for final in finals.values())]
+    set_trusted(stage.trusted)
+    known = [run_folder(recipe, name, out), *(final.parent for final in finals.values())]
     out.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".unstarted-", dir=out) as folder:
         accelerator = make_accelerator(stage.train)
@@ -240,13 +240,13 @@ def open_stage(recipe: Recipe, name: str, out: Path) -> Iterator[RunState]:
         run.tokenizer = load_tokenizer(str(keep_tokenizer(run, known)))
         teachers = [one for one in stage.components() if isinstance(one, Teacher)]
         run.vocabulary = shared_ids(run, teachers, _width(run))
-        run.micro_batch = on_cpu(stage.train.batch, stage.data.block)
+        run.micro_batch = cpu_default(stage.train.batch, stage.data.block)
         yield run
 
 
-def batches_of(run: Run, rows: Sequence[Row]) -> Iterator[Batch]:
+def iter_batches(run: Run, rows: Sequence[Row]) -> Iterator[Batch]:
     """Rows in order, a micro-batch at a time."""
-    laid: LaidRows = rows  # type: ignore[assignment]  # as the run has them
+    laid: RowDataset = rows  # type: ignore[assignment]  # as the run has them
     collate = Collate(laid.split, run.vocabulary, run.device)
     for start in range(0, len(laid), run.micro_batch):
         some = range(start, min(start + run.micro_batch, len(laid)))
@@ -279,14 +279,16 @@ class NoData(Data):
         raise UsageError("no recipe says on which text to measure; give one with --recipe")
 
 
-def bare_stage(model: str, evals: Sequence[str], host: Host, sets: Sequence[str] = ()) -> Stage:
+def eval_stage(
+    model: str, evals: Sequence[str], host: PluginManager, sets: Sequence[str] = ()
+) -> Stage:
     """A stage that has a model as its student and these evals, with their defaults but for `sets`.
 
     Evals that ask for rows or for a teacher are told that a recipe has to say which.
     """
     # The rate and the step are required options; nothing is trained.
     plain = {"student": {"model": model}, "train": {"lr": 1.0, "steps": 1}}
-    root, faults = Written.of(plain, Source("the command line")), list[Fault]()
+    root, faults = Node.of(plain, Source("the command line")), list[Fault]()
     for name in evals:
         add_to_list(root, "eval", name, "--use")
     Overrides(root, host, faults, []).apply(sets)
@@ -301,7 +303,7 @@ def bare_stage(model: str, evals: Sequence[str], host: Host, sets: Sequence[str]
     return stage
 
 
-def _built(root: Written, host: Host, faults: list[Fault]) -> Stage | None:
+def _built(root: Node, host: PluginManager, faults: list[Fault]) -> Stage | None:
     builder, data = Builder(host, faults), NoData()
     student = builder.options(StudentOptions, root.table["student"], "[student]")
     train = builder.options(TrainOptions, root.table["train"], "[train]")
@@ -329,5 +331,5 @@ def _built(root: Written, host: Host, faults: list[Fault]) -> Stage | None:
         if isinstance(component, Eval) and needs_teacher(component):
             said = f"{component.name!r} needs a teacher, and no recipe says which"
             faults.append(table.fault(said, "give one with --recipe"))
-        faults += [table.fault(said) for said in listed(component, "faults", stage)]
+        faults += [table.fault(said) for said in call_checked_list(component, "faults", stage)]
     return None if faults else stage

@@ -15,17 +15,17 @@ from kdcore.checksums import damage, refuse_changed
 from kdcore.distributed import main_first
 from kdcore.errors import KdcoreError, PluginError, RunError, is_out_of_memory
 from kdcore.files import is_full, machine_fault, write_whole
-from kdcore.guard import asked, listed
-from kdcore.hashing import of_tokenizer
-from kdcore.models.locations import trust
+from kdcore.guard import call_checked, call_checked_list
+from kdcore.hashing import tokenizer_hash
+from kdcore.models.locations import set_trusted
 from kdcore.recipe.describe import objective_formula
-from kdcore.recipe.overrides import expand
+from kdcore.recipe.overrides import expand_grid
 from kdcore.recipe.recipe import _agreed, read_recipe, wanted_stages
-from kdcore.redact import without_own_secrets
+from kdcore.redact import redact_own_secrets
 from kdcore.runs.artifacts import finish_student, load_tokenizer_of, save_final
 from kdcore.runs.begun import as_begun
-from kdcore.runs.environment import record, said_of
-from kdcore.runs.extend import extended, take_over
+from kdcore.runs.environment import describe_differences, record
+from kdcore.runs.extend import adopt_recipe, find_extendable
 from kdcore.runs.folder import (
     CHECKPOINTS,
     FAILURE,
@@ -35,10 +35,10 @@ from kdcore.runs.folder import (
     compare_fingerprints,
     find_run,
     finished,
-    keep_texts,
     locked,
     refused_by_machine,
     stage_of,
+    write_texts,
 )
 from kdcore.training.checkpoint import sums_of
 from kdcore.training.micro_batch import kept_micro_batch
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from kdcore.api.contracts import Stage
-    from kdcore.plugin.manager import Host
+    from kdcore.plugin.manager import PluginManager
     from kdcore.recipe.recipe import Recipe
     from kdcore.training.trainer import Trainer
 
@@ -60,7 +60,7 @@ _VERSIONS = ("torch", "transformers", "kdcore")  # what a result depends on
 
 
 @dataclass(frozen=True)
-class Options:
+class RunOptions:
     """What `kdcore run` was asked for, besides the recipe."""
 
     out: Path
@@ -71,7 +71,7 @@ class Options:
     tell: Callable[[Path], None] = lambda folder: None  # of each stage that is finished
 
 
-def run_recipe(recipe: Recipe, host: Host, options: Options) -> list[Path]:
+def run_recipe(recipe: Recipe, host: PluginManager, options: RunOptions) -> list[Path]:
     """Run every stage that is not finished; returns each stage's folder."""
     done: dict[str, Path] = {}
     for name in wanted_stages(recipe, options.only):
@@ -87,7 +87,7 @@ def run_recipe(recipe: Recipe, host: Host, options: Options) -> list[Path]:
             options.out, stage.run_name, recipe.identity(name), fresh=fresh
         )
         if going_on is not None and accelerator.is_main_process:
-            take_over(folder, texts["resolved.toml"], host, options.accept)
+            adopt_recipe(folder, texts["resolved.toml"], host, options.accept)
         folder = _agreed(accelerator, folder)
         if finished(folder):
             refuse_changed(folder / FINAL)
@@ -100,22 +100,24 @@ def run_recipe(recipe: Recipe, host: Host, options: Options) -> list[Path]:
     return list(done.values())
 
 
-def _going_on(stage: Stage, resolved: str, host: Host, options: Options) -> Path | None:
+def _going_on(stage: Stage, resolved: str, host: PluginManager, options: RunOptions) -> Path | None:
     """The folder that is meant by its name, or by what is accepted of its recipe."""
     name = stage.run_name
-    return options.folder or extended(options.out, name, resolved, host, options.accept)
+    return options.folder or find_extendable(options.out, name, resolved, host, options.accept)
 
 
 def _run_stage(
     stage: Stage,
     folder: Path,
     accelerator: Accelerator,
-    host: Host,
+    host: PluginManager,
     texts: Mapping[str, str],
     others: Sequence[Path],
-    options: Options,
+    options: RunOptions,
 ) -> None:
-    if missing := [said for each in stage.components() for said in listed(each, "missing")]:
+    if missing := [
+        said for each in stage.components() for said in call_checked_list(each, "missing")
+    ]:
         raise RunError("\n".join(missing))
     run = RunState(
         recipe=stage,
@@ -134,8 +136,8 @@ def _run_stage(
             around.enter_context(_noted(folder))
         signals = around.enter_context(Signals())
         if run.main:
-            keep_texts(folder, {**texts, "env.json": record(host)})
-        trust(stage.trusted)
+            write_texts(folder, {**texts, "env.json": record(host)})
+        set_trusted(stage.trusted)
         run.tokenizer = load_tokenizer_of(run, others, accelerator)
         trainer = prepare(run, host, accelerator, signals, CHECKPOINTS)
         if run.main:
@@ -156,7 +158,7 @@ def _noted(folder: Path) -> Iterator[None]:
         first = str(error).partition("\n")[0]
         told = first if isinstance(error, KdcoreError) else f"{type(error).__name__}: {first}"
         with suppress(OSError):
-            write_whole(path, without_own_secrets(told) + "\n")
+            write_whole(path, redact_own_secrets(told) + "\n")
         raise
 
 
@@ -166,11 +168,11 @@ def _fingerprints(run: RunState) -> dict[str, str]:
 
     found = {
         "data": run.laid("train").split.fingerprint,
-        "tokenizer": of_tokenizer(run.tokenizer),
+        "tokenizer": tokenizer_hash(run.tokenizer),
         "versions": ", ".join(f"{name} {version(name)}" for name in _VERSIONS),
     }
     if run.teacher is not None:
-        found["teacher"] = asked(run.teacher, "fingerprint", of=str)
+        found["teacher"] = call_checked(run.teacher, "fingerprint", of=str)
     return found
 
 
@@ -231,13 +233,13 @@ def _explained(folder: Path) -> Iterator[None]:
             raise refused_by_machine(fault, folder) from error
         if unexpected:
             with suppress(OSError):
-                text = without_own_secrets(traceback.format_exc())
+                text = redact_own_secrets(traceback.format_exc())
                 (folder / "traceback.txt").write_text(text)
         raise
 
 
 @dataclass(frozen=True)
-class Asked:
+class RunRequest:
     """The arguments of `kdcore run`."""
 
     recipe: str
@@ -251,7 +253,7 @@ class Asked:
 
 
 def run_all(
-    asked: Asked, host: Host, tell: Callable[[Path], None] = lambda folder: None
+    asked: RunRequest, host: PluginManager, tell: Callable[[Path], None] = lambda folder: None
 ) -> list[Path]:
     """Everything that was asked for; each run's folder, once. `tell` hears of each as it ends."""
     from accelerate import PartialState
@@ -262,9 +264,9 @@ def run_all(
     return folders
 
 
-def _runs(asked: Asked, host: Host, tell: Callable[[Path], None]) -> list[Path]:
+def _runs(asked: RunRequest, host: PluginManager, tell: Callable[[Path], None]) -> list[Path]:
     folder = _folder(asked)
-    options = Options(asked.out, asked.fresh, asked.accept, asked.stage, folder, tell)
+    options = RunOptions(asked.out, asked.fresh, asked.accept, asked.stage, folder, tell)
     if folder is not None:
         name = str(folder / RESOLVED)
         if fault := damage(folder / RESOLVED):
@@ -278,12 +280,12 @@ def _runs(asked: Asked, host: Host, tell: Callable[[Path], None]) -> list[Path]:
     # Every recipe of the product is checked before the first one runs.
     recipes = [
         (label, read_recipe(asked.recipe, host, sets=sets, logs=asked.logs))
-        for label, sets in expand(asked.sets, asked.each)
+        for label, sets in expand_grid(asked.sets, asked.each)
     ]
     return _run_each(recipes, host, options)
 
 
-def _folder(asked: Asked) -> Path | None:
+def _folder(asked: RunRequest) -> Path | None:
     """The run folder that is meant, where a recipe of that name is not."""
     from kdcore.recipe.files import find_recipe
 
@@ -299,14 +301,16 @@ def _folder(asked: Asked) -> Path | None:
     return None
 
 
-def _tell_what_differs(recipe: Recipe, host: Host) -> None:
+def _tell_what_differs(recipe: Recipe, host: PluginManager) -> None:
     """Where the recipe is another run's resolved.toml, that run's env.json lies beside it."""
-    said = said_of(recipe.path.parent, host)
+    said = describe_differences(recipe.path.parent, host)
     if said:
         _log.info(said)
 
 
-def _run_each(recipes: list[tuple[str, Recipe]], host: Host, options: Options) -> list[Path]:
+def _run_each(
+    recipes: list[tuple[str, Recipe]], host: PluginManager, options: RunOptions
+) -> list[Path]:
     folders: dict[Path, None] = {}
     failures: list[str] = []
     for label, recipe in recipes:

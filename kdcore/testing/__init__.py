@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from kdcore.api.contracts import Loss, Selection, Teacher, Tokens
-from kdcore.data.batch import Batch, Coarse
+from kdcore.data.batch import Batch, SparseLogits
 from kdcore.models.head import nll_from_logits
-from kdcore.objective.teachers import answers, read, read_nll
+from kdcore.objective.teachers import read, read_nll, read_outputs
 from kdcore.testing.fakes import TableTeacher, make_batch, make_tokens
 
 __all__ = [
@@ -120,9 +120,9 @@ def _check_logits(teacher: Teacher, batch: Batch, positions: Tensor) -> None:
 
 
 def _check_coarse(teacher: Teacher, batch: Batch, positions: Tensor) -> None:
-    at = answers(teacher, batch)
-    found, again = at(positions), answers(teacher, batch)(positions.flip(0))
-    assert isinstance(found, Coarse) and isinstance(again, Coarse)
+    at = read_outputs(teacher, batch)
+    found, again = at(positions), read_outputs(teacher, batch)(positions.flip(0))
+    assert isinstance(found, SparseLogits) and isinstance(again, SparseLogits)
     fits = bool(((found.ids >= 0) & (found.ids < batch.vocabulary)).all())
     _require(fits, teacher, f"knows ids outside 0 to {batch.vocabulary - 1}")
     apart = bool((found.ids.sort(-1).values.diff(dim=-1) > 0).all())

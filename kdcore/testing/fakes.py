@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from kdcore.api.contracts import Teacher, component
-from kdcore.data.batch import Batch, LogitsAt, Split
+from kdcore.data.batch import Batch, LogitsFn, Split
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -83,7 +83,7 @@ class TableTeacher(Teacher):
         generator = torch.Generator().manual_seed(self.seed)
         return 2 * torch.randn(self.vocabulary, self.vocabulary, generator=generator)
 
-    def read(self, batch: Batch) -> LogitsAt:
+    def read(self, batch: Batch) -> LogitsFn:
         """Rows of the table."""
         ids, table = batch.input_ids.flatten(), self.table()
         return lambda positions: table[ids[positions]]
@@ -93,10 +93,10 @@ def make_tokens(batch: Batch, teacher: Teacher | None = None, *, step: int = 1) 
     """A batch's valid tokens as a selection sees them; the student is `tiny_llama`."""
     from kdcore.distributed import alone
     from kdcore.models.causal_lm import LanguageModel
-    from kdcore.objective.step_tokens import Scored, StepTokens
-    from kdcore.objective.teachers import Reading
+    from kdcore.objective.step_tokens import ScoredBatch, StepTokens
+    from kdcore.objective.teachers import MicroBatch
 
     student = LanguageModel(tiny_llama(batch.vocabulary))
     with torch.no_grad():
-        parts = [Scored(Reading(batch, range(len(batch.input_ids))), student.states(batch))]
+        parts = [ScoredBatch(MicroBatch(batch, range(len(batch.input_ids))), student.states(batch))]
     return StepTokens(parts, student, teacher, step=step, seed=0, gather=alone)

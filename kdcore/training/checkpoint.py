@@ -133,7 +133,7 @@ class Checkpoints:
             beside.mkdir(parents=True)
         together()
         rank = self.accelerator.process_index
-        save_file(RandomState.now().tensors(), beside / f"random-{rank}.safetensors")
+        save_file(RandomState.capture().tensors(), beside / f"random-{rank}.safetensors")
         _save(sums, beside / f"sums-{rank}.safetensors")
         together()
         if main:
@@ -180,7 +180,7 @@ class Checkpoints:
             self.accelerator.scaler.load_state_dict(scaler_state)
         random = path / f"random-{self.accelerator.process_index}.safetensors"
         if random.exists():  # not where it is continued on more processes than wrote it
-            RandomState.of(load_file(random)).put_back()
+            RandomState.from_tensors(load_file(random)).restore()
         if self.accelerator.is_main_process:
             self._drop_old(state["step"])  # as a run does that was not ended just before it
         return state

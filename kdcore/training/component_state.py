@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kdcore.api.contracts import Component
 from kdcore.errors import PluginError
-from kdcore.guard import asked, blame, described
+from kdcore.guard import call_checked, describe_component, plugin_errors
 
 _log = logging.getLogger("kdcore")
 
@@ -25,7 +25,7 @@ def component_states(
     tensors: dict[str, Tensor] = {}
     values: dict[str, dict[str, Any]] = {}
     for place, component in components.items():
-        state = asked(component, "state_dict", of=Mapping)
+        state = call_checked(component, "state_dict", of=Mapping)
         if not state:
             continue
         kept = values.setdefault(place, {"name": component.name, "values": {}})
@@ -51,7 +51,7 @@ def restore_components(
         begin = f"{place}/"
         own = {key[len(begin) :]: each for key, each in tensors.items() if key.startswith(begin)}
         state = {**own, **{key: _from_json(value) for key, value in kept["values"].items()}}
-        with blame(component, "load_state_dict"):
+        with plugin_errors(component, "load_state_dict"):
             component.load_state_dict(state)
 
 
@@ -61,8 +61,8 @@ def _as_json(component: Component, key: str, value: object) -> Any:
     if isinstance(value, bool | int | float | str):
         return value
     raise PluginError(
-        f"{described(component)} has a {type(value).__name__} as {key!r} in its state_dict: "
-        "tensors, numbers, texts and bytes can be kept"
+        f"{describe_component(component)} has a {type(value).__name__} as {key!r} in its "
+        "state_dict: tensors, numbers, texts and bytes can be kept"
     )
 
 

@@ -12,26 +12,26 @@ import torch
 from torch import Tensor, nn
 
 from kdcore.api.contracts import Loss, Teacher
-from kdcore.data.batch import Batch, Coarse, Row
+from kdcore.data.batch import Batch, Row, SparseLogits
 from kdcore.data.collate import Collate
 from kdcore.data.given import as_rows
-from kdcore.guard import asked, blame
+from kdcore.guard import call_checked, plugin_errors
 from kdcore.models.head import chunk_size, nll_of
 from kdcore.objective.losses import per_token
-from kdcore.objective.sparse import likeliest
-from kdcore.objective.teachers import answers
+from kdcore.objective.sparse import argmax_ids
+from kdcore.objective.teachers import read_outputs
 
 if TYPE_CHECKING:
     from kdcore.api.contracts import Run
 
 
-def measured(run: Run) -> dict[str, float | str]:
+def run_evals(run: Run) -> dict[str, float | str]:
     """What all evals of the run's recipe measure."""
     scores: dict[str, float | str] = {}
     for one in run.recipe.evals:
-        found = asked(one, "measure", run, of=Mapping)
+        found = call_checked(one, "measure", run, of=Mapping)
         for name, each in found.items():
-            with blame(one, "measure"):  # numbers of other libraries' types become Python's
+            with plugin_errors(one, "measure"):  # numbers of other libraries' types become Python's
                 scores[str(name)] = each if isinstance(each, str) else float(each)
     return scores
 
@@ -115,11 +115,13 @@ class _Sums:
 
     def add(self, batch: Batch) -> None:
         """One batch's sums."""
-        other = answers(self.teacher, batch) if self.teacher else None
+        other = read_outputs(self.teacher, batch) if self.teacher else None
         for at, student in _chunks(self.run, batch):
             self.total += self._chunk(student, other and other(at), batch.labels[at])
 
-    def _chunk(self, student: Tensor, teacher: Tensor | Coarse | None, labels: Tensor) -> Tensor:
+    def _chunk(
+        self, student: Tensor, teacher: Tensor | SparseLogits | None, labels: Tensor
+    ) -> Tensor:
         values = [
             torch.ones_like(labels),
             self.bytes[labels],
@@ -127,7 +129,7 @@ class _Sums:
             *(per_token(loss, student, teacher, labels) for loss in self.losses),
         ]
         if teacher is not None:
-            values.append(student.argmax(-1) == likeliest(teacher))
+            values.append(student.argmax(-1) == argmax_ids(teacher))
         return torch.stack([value.double().sum() for value in values])
 
     def everywhere(self) -> Mapping[str, float]:

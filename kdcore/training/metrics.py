@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from kdcore.api.contracts import Term
-    from kdcore.objective.selection import Choices
-    from kdcore.objective.step_tokens import Ranked
+    from kdcore.objective.selection import SelectionResult
+    from kdcore.objective.step_tokens import RankedScores
     from kdcore.training.run_state import RunState
 
 
-class Recorder:
+class MetricsAccumulator:
     """Sums over steps. Adding waits for nothing; `count` and `record` read everything at once."""
 
     def __init__(self, run: RunState, accelerator: Accelerator) -> None:
@@ -38,7 +38,7 @@ class Recorder:
         self._seen = torch.zeros(2, len(self.labels), device=self.run.device)
         self._steps = self._tokens = self._kept = 0  # of the steps that were counted
         self._uncounted: list[tuple[Tensor, Tensor, list[Tensor]]] = []  # steps, valid, kept
-        self._ranked: Ranked | None = None
+        self._ranked: RankedScores | None = None
         self._since = time.perf_counter()
 
     @property
@@ -50,7 +50,7 @@ class Recorder:
         self,
         terms: Sequence[tuple[Term, float]],
         shares: Sequence[Tensor],
-        choices: Choices,
+        choices: SelectionResult,
         good: Tensor,
         squares: Tensor | None = None,
     ) -> None:
@@ -156,7 +156,7 @@ class Recorder:
             self._kept += int(state["counts"][2])
 
 
-def _ranking(ranked: Ranked | None) -> dict[str, float]:
+def _ranking(ranked: RankedScores | None) -> dict[str, float]:
     """The threshold and the mean scores of what the last step's ranking kept and dropped."""
     if ranked is None:
         return {}

@@ -89,12 +89,12 @@ MARGIN = 0.1  # of a GPU's memory: an allocator near the limit spends its time o
 _CPU_TOKENS = 4096  # larger micro-batches were no faster on two cores, and take more memory
 
 
-def on_cpu(largest: int, block: int) -> int:
+def cpu_default(largest: int, block: int) -> int:
     """By a formula of the row length, so that it is the same on every machine."""
     return max(1, min(largest, _CPU_TOKENS // block))
 
 
-def by_probe(largest: int, attempt: Callable[[int], None]) -> int:
+def probe(largest: int, attempt: Callable[[int], None]) -> int:
     """The largest of `largest`, its half, its quarter, ... that `attempt` has the memory for.
 
     Raises what `attempt` raised where a single row does not fit.
@@ -114,7 +114,7 @@ def by_probe(largest: int, attempt: Callable[[int], None]) -> int:
                 torch.cuda.empty_cache()
 
 
-def halved(run: RunState) -> int:
+def halve(run: RunState) -> int:
     """Half of the run's, where that leaves the experiment as it is; 0 where there is no half."""
     if run.recipe.selection is not None and run.recipe.scope == "micro_batch":
         raise RunError(
@@ -152,7 +152,7 @@ def kept_micro_batch(run: RunState, checkpoint: Mapping[str, Any]) -> int:
 _Result = TypeVar("_Result")
 
 
-class Memory:
+class OomRetry:
     """Does things again with half the micro-batch, where there was not enough memory.
 
     Of several processes, the others wait in the midst of a step for the one that had too little:
@@ -163,7 +163,7 @@ class Memory:
         self._step, self._run = step, step.run
         self._save_alone = save_alone
 
-    def enough(self, before: RandomState, work: Callable[[], _Result]) -> _Result:
+    def run(self, before: RandomState, work: Callable[[], _Result]) -> _Result:
         """What `work` gives; nothing it did may be of consequence before it has returned."""
         while True:
             try:
@@ -177,7 +177,7 @@ class Memory:
                     raise
             # Here, where the error and all the tensors that hang on it are gone.
             self._step.optimizer.zero_grad(set_to_none=True)
-            before.put_back()
+            before.restore()
             self._make_room(said)
 
     def _is_told(self) -> bool:
@@ -187,7 +187,7 @@ class Memory:
 
     def _make_room(self, said: str) -> None:
         run = self._run
-        smaller = halved(run)
+        smaller = halve(run)
         if not smaller:
             raise torch.OutOfMemoryError(said)
         _log.warning(
@@ -197,7 +197,7 @@ class Memory:
         if run.processes > 1:
             self._end(smaller)
         run.micro_batch = smaller
-        self._step.ahead.forget()
+        self._step.prefetcher.clear()
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -218,8 +218,8 @@ def _micro_batch(step: TrainStep) -> int:
     if options.micro_batch != "auto":
         return min(largest, options.micro_batch)
     if run.device.type != "cuda":
-        return on_cpu(largest, run.recipe.data.block)
-    found = by_probe(largest, lambda rows: _attempt(step, rows))
+        return cpu_default(largest, run.recipe.data.block)
+    found = probe(largest, lambda rows: _attempt(step, rows))
     return -int(step.gather(torch.tensor([-found], device=run.device))[0].max())
 
 

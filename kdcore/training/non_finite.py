@@ -16,8 +16,8 @@ from torch import Tensor
 from kdcore.data.batch import Row
 from kdcore.distributed import Total
 from kdcore.errors import RunError
-from kdcore.objective.selection import Choices, choose
-from kdcore.objective.teachers import Reading
+from kdcore.objective.selection import SelectionResult, select
+from kdcore.objective.teachers import MicroBatch
 from kdcore.training.rng import RandomState
 from kdcore.training.step import gradient_norm
 
@@ -34,7 +34,7 @@ Found = tuple[int, RandomState]
 """A step that was not finite, and the generators as they were before it."""
 
 
-class Finite:
+class NonFiniteCheck:
     """Judges each step, and holds back the optimizer where loss or gradient is not finite.
 
     On a CPU that is known at once, and with a loss scaler too, whose step reads its numbers anyway.
@@ -56,7 +56,7 @@ class Finite:
         self._inner: Any = getattr(optimizer, "optimizer", optimizer)
         fused = all(group.get("fused") for group in self._inner.param_groups)
         on_gpu = accelerator.device.type == "cuda"
-        self.is_late = on_gpu and accelerator.scaler is None and fused
+        self.deferred = on_gpu and accelerator.scaler is None and fused
         self._good = torch.ones((), device=accelerator.device)
         self._judged: list[tuple[int, RandomState, Tensor]] = []
 
@@ -68,9 +68,9 @@ class Finite:
         if (processes := self._accelerator.num_processes) > 1:
             good = (self._total(good) == processes).float()
         self._good = torch.minimum(self._good, good) if self._sticks else good
-        if self.is_late:
+        if self.deferred:
             self._inner.found_inf = 1 - self._good
-        if self.is_late or not good:
+        if self.deferred or not good:
             self._judged.append((step, before, good))
         return self._good
 
@@ -79,7 +79,7 @@ class Finite:
         scaler = self._accelerator.scaler
         return [] if scaler is not None and scaler.get_scale() >= 1 else [norm.reshape(1)]
 
-    def found(self) -> list[Found]:
+    def drain(self) -> list[Found]:
         """The bad steps since the last time; on a GPU this waits for them."""
         if not self._judged:
             return []
@@ -108,7 +108,7 @@ class BadRow:
         return f"row {self.place} (document {self.document}; {what}): {self.text!r}"
 
 
-def told(trainer: TrainStep, step: int) -> str:
+def describe_bad_rows(trainer: TrainStep, step: int) -> str:
     """Which rows and terms of a step are not finite, in words; takes a forward for each row."""
     found = _bad_rows(trainer, step)
     rows = trainer.run.batch
@@ -120,8 +120,8 @@ def told(trainer: TrainStep, step: int) -> str:
     return f"{', '.join(labels)} in {len(found)} of its {rows} rows:{shown}{more}"
 
 
-def keep_rows(trainer: TrainStep, step: int) -> Path:
-    """Write this process's rows of a step where `saved_rows` reads them; the path."""
+def dump_rows(trainer: TrainStep, step: int) -> Path:
+    """Write this process's rows of a step where `load_rows` reads them; the path."""
     from safetensors.numpy import save_file
 
     run = trainer.run
@@ -143,7 +143,7 @@ def _values(row: Row, key: str) -> np.ndarray:
     return np.asarray(row["input_ids"] if given is None else given, np.int64)
 
 
-def saved_rows(path: str | Path) -> list[Row]:
+def load_rows(path: str | Path) -> list[Row]:
     """The rows of a step that was not finite, from the file that the run wrote of it."""
     from safetensors.numpy import load_file
 
@@ -156,9 +156,9 @@ def saved_rows(path: str | Path) -> list[Row]:
 def _bad_rows(trainer: TrainStep, step: int) -> list[BadRow]:
     """Those of all processes."""
     run, rows, first = trainer.run, trainer.rows.step(step), trainer.rows.mine.start
-    readings = [Reading(trainer.collate([row]), [first + n]) for n, row in enumerate(rows)]
-    readings = readings or [Reading(trainer.collate([]), [first])]
-    choices = choose(run, readings, step, trainer.gather, trainer.total)
+    readings = [MicroBatch(trainer.collate([row]), [first + n]) for n, row in enumerate(rows)]
+    readings = readings or [MicroBatch(trainer.collate([]), [first])]
+    choices = select(run, readings, step, trainer.gather, trainer.total)
     found = []
     for n, row in enumerate(rows):
         if bad := _bad_terms(trainer, readings[n], choices, n, step):
@@ -174,7 +174,7 @@ def _bad_rows(trainer: TrainStep, step: int) -> list[BadRow]:
 
 
 def _bad_terms(
-    trainer: TrainStep, reading: Reading, choices: Choices, n: int, step: int
+    trainer: TrainStep, reading: MicroBatch, choices: SelectionResult, n: int, step: int
 ) -> dict[str, str]:
     """What is not finite of a row by itself: a term's loss, else its gradient."""
     terms = trainer.terms_of(step)
@@ -194,9 +194,9 @@ def _bad_terms(
 
 def _attempt(
     trainer: TrainStep,
-    reading: Reading,
+    reading: MicroBatch,
     terms: Sequence[tuple[Term, float]],
-    choices: Choices,
+    choices: SelectionResult,
     n: int,
 ) -> tuple[Tensor, Tensor]:
     """Forward and backward of a row: each term's share [terms], and the gradient's norm."""
@@ -211,7 +211,7 @@ _IN_A_ROW = 10  # skipped steps behind which nothing better will come
 _LOOKED_AT = 3  # skipped steps that are looked at row by row, and whose rows are kept
 
 
-class Refusals:
+class NonFiniteHandler:
     """`train.non_finite` at work."""
 
     def __init__(self, trainer: TrainStep, save: Callable[[], None]) -> None:
@@ -219,22 +219,22 @@ class Refusals:
         self._skips = trainer.run.recipe.train.non_finite == "skip"
         self._skipped = 0
         self._last = (0, 0)  # the last skipped step, and how many came before it in a row
-        self._finite: Finite | None = None
+        self._finite: NonFiniteCheck | None = None
 
     @property
-    def are_late(self) -> bool:
+    def deferred(self) -> bool:
         """Whether a step is judged on the GPU, and known here when something is read."""
-        return self._judge.is_late
+        return self._judge.deferred
 
-    @are_late.setter
-    def are_late(self, late: bool) -> None:
-        self._judge.is_late = late
+    @deferred.setter
+    def deferred(self, late: bool) -> None:
+        self._judge.deferred = late
 
     @property
-    def _judge(self) -> Finite:
+    def _judge(self) -> NonFiniteCheck:
         if self._finite is None:
             made = self._trainer
-            self._finite = Finite(
+            self._finite = NonFiniteCheck(
                 made.accelerator, made.optimizer, made.total, sticks=not self._skips
             )
         return self._finite
@@ -247,21 +247,21 @@ class Refusals:
 
     def check(self) -> None:
         """Deal with what was found since the last time."""
-        for found in self._judge.found():
+        for found in self._judge.drain():
             if not self._skips:
                 self._stop(*found)
             self._skip(found)
 
-    def found_nothing(self) -> bool:
+    def is_clean(self) -> bool:
         """Whether all steps so far were finite, for who cannot wait to deal with it."""
-        return not self._judge.found()
+        return not self._judge.drain()
 
     def _stop(self, step: int, before: RandomState) -> None:
         """Put the state before the step into a checkpoint, and tell what is wrong with the step."""
         trainer, run = self._trainer, self._trainer.run
         run.step = step - 1
-        why, path = self._why(step, before), keep_rows(trainer, step)
-        before.put_back()
+        why, path = self._why(step, before), dump_rows(trainer, step)
+        before.restore()
         self._save()
         raise RunError(
             f"step {step} is not finite: {why}\n"
@@ -282,14 +282,14 @@ class Refusals:
                 "from before"
             )
         if self._skipped <= _LOOKED_AT:
-            after = RandomState.now()
-            why, path = self._why(step, before), keep_rows(self._trainer, step)
-            after.put_back()
+            after = RandomState.capture()
+            why, path = self._why(step, before), dump_rows(self._trainer, step)
+            after.restore()
             _log.warning("step %d is not finite and was skipped: %s\nits rows: %s", step, why, path)
         else:
             _log.warning("step %d is not finite and was skipped", step)
 
     def _why(self, step: int, before: RandomState) -> str:
-        before.put_back()
+        before.restore()
         self._trainer.optimizer.zero_grad(set_to_none=True)
-        return told(self._trainer, step)
+        return describe_bad_rows(self._trainer, step)

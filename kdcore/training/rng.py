@@ -23,12 +23,12 @@ class RandomState:
     cuda: Tensor | None
 
     @classmethod
-    def now(cls) -> RandomState:
+    def capture(cls) -> RandomState:
         """As they are."""
         cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
         return cls(torch.get_rng_state(), random.getstate(), np.random.get_state(), cuda)
 
-    def put_back(self) -> None:
+    def restore(self) -> None:
         """Go on from there."""
         torch.set_rng_state(self.torch)
         random.setstate(self.python)
@@ -50,7 +50,7 @@ class RandomState:
         return state if self.cuda is None else state | {"cuda": self.cuda}
 
     @classmethod
-    def of(cls, state: Mapping[str, Tensor]) -> RandomState:
+    def from_tensors(cls, state: Mapping[str, Tensor]) -> RandomState:
         """From what `tensors` gave."""
         gauss, numpy_gauss = state["pending"].tolist()
         version, *words = state["python"].tolist()

@@ -17,14 +17,14 @@ from kdcore.data.batch import Row
 from kdcore.data.sampler import Order, StreamedRows, TrainingRows
 from kdcore.data.streaming import Stream
 from kdcore.errors import RunError
-from kdcore.guard import blame, returned
+from kdcore.guard import plugin_errors, wrong_return
 
 if TYPE_CHECKING:
     import numpy as np
     from transformers import PreTrainedTokenizerBase
 
     from kdcore.api.contracts import Stage
-    from kdcore.data.rows import LaidRows
+    from kdcore.data.rows import RowDataset
     from kdcore.models.causal_lm import LanguageModel
 
 
@@ -52,7 +52,7 @@ class RunState(Run):
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
     tokenizer: PreTrainedTokenizerBase = field(init=False)
     language_model: LanguageModel = field(init=False)
-    _rows: dict[tuple[str, int], LaidRows] = field(default_factory=dict)
+    _rows: dict[tuple[str, int], RowDataset] = field(default_factory=dict)
 
     @cached_property
     def bytes_per_id(self) -> np.ndarray:
@@ -65,13 +65,13 @@ class RunState(Run):
         """The rows of "train" (of its first epoch), or the evaluated ones of "validation"."""
         if split == "train":
             return self.laid(split)
-        from kdcore.data.sampler import drawn
+        from kdcore.data.sampler import random_subset
 
         rows = self.laid(split)
         wanted = self.recipe.train.eval_rows
         if wanted == "all" or wanted >= len(rows):
             return rows
-        return rows.subset(drawn(len(rows), wanted, self.recipe.train.eval_seed))
+        return rows.subset(random_subset(len(rows), wanted, self.recipe.train.eval_seed))
 
     def ids(self, split: str, places: np.ndarray) -> np.ndarray:
         """The ids of a split's documents at these indices, counted through all of them.
@@ -80,7 +80,7 @@ class RunState(Run):
         """
         return self.laid(split).ids(places)
 
-    def laid(self, split: str, epoch: int = 0) -> LaidRows:
+    def laid(self, split: str, epoch: int = 0) -> RowDataset:
         """All rows of a split; training rows may be a `Stream`, which knows none ahead.
 
         Only the last epoch's are held, besides the first's.
@@ -92,7 +92,7 @@ class RunState(Run):
             self._rows = {k: v for k, v in self._rows.items() if k[1] == 0}
             seed = self.seed if split == "train" else self.recipe.train.eval_seed
             make = partial(self.data.make_rows, split, self.tokenizer, seed=seed, epoch=key[1])
-            with blame(self.data, "make_rows"):
+            with plugin_errors(self.data, "make_rows"):
                 made = make()
             given_by, options = f"data {self.data.name!r}", self.recipe.train
             if split == "train" and options.steps is not None and not hasattr(made, "__len__"):
@@ -100,8 +100,8 @@ class RunState(Run):
             at_most = None if options.eval_rows == "all" else options.eval_rows
             most = at_most if split != "train" else None
             if not (hasattr(made, "__iter__") or hasattr(made, "__getitem__")):
-                raise returned(self.data, "make_rows", type(made).__name__, "rows")
-            with blame(self.data, "make_rows"):  # rows may come one by one
+                raise wrong_return(self.data, "make_rows", type(made).__name__, "rows")
+            with plugin_errors(self.data, "make_rows"):  # rows may come one by one
                 self._rows[key] = as_rows(made, split, given_by=given_by, at_most=most)
         return self._rows[key]
 

@@ -11,19 +11,19 @@ import numpy as np
 from kdcore.api.contracts import Teacher
 from kdcore.distributed import main_first
 from kdcore.errors import RunError
-from kdcore.guard import asked
+from kdcore.guard import call_checked
 from kdcore.models.causal_lm import LanguageModel
 from kdcore.models.loading import HALF, precision_of
-from kdcore.models.vocabulary import cut_to, prove
+from kdcore.models.vocabulary import cut_to, verify_same_ids
 from kdcore.objective.objective import Objective
 from kdcore.objective.teachers import (
     check_positions,
+    head_sizes,
     load_teachers,
     numbered,
     teachers_in,
-    tell_habits,
     tell_untempered,
-    widths_of,
+    warn_tokenizer_mismatch,
 )
 from kdcore.optim import learning_rate, make_optimizer
 from kdcore.training.checkpoint import Checkpoints
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from kdcore.api.train_options import TrainOptions
-    from kdcore.plugin.manager import Host
+    from kdcore.plugin.manager import PluginManager
     from kdcore.training.run_state import RunState
     from kdcore.training.signals import Signals
 
@@ -60,7 +60,11 @@ def make_accelerator(options: TrainOptions) -> Accelerator:
 
 
 def prepare(
-    run: RunState, host: Host, accelerator: Accelerator, signals: Signals, checkpoints_at: str
+    run: RunState,
+    host: PluginManager,
+    accelerator: Accelerator,
+    signals: Signals,
+    checkpoints_at: str,
 ) -> Trainer:
     """Load and prove everything; the run has its tokenizer already."""
     stage, options = run.recipe, run.recipe.train
@@ -159,12 +163,12 @@ def shared_ids(run: RunState, teachers: Sequence[Teacher], width: int) -> int:
 
     others: dict[str, PreTrainedTokenizerBase] = {}
     for name, teacher in numbered(teachers).items():
-        tokenizer = asked(teacher, "tokenizer", of=(PreTrainedTokenizerBase, type(None)))
+        tokenizer = call_checked(teacher, "tokenizer", of=(PreTrainedTokenizerBase, type(None)))
         if tokenizer is not None:
             others[name] = tokenizer
-    shared = prove(run.tokenizer, others)
-    tell_habits(run.tokenizer, others)
-    widths = {"student": width, **widths_of(teachers, run.device)}
+    shared = verify_same_ids(run.tokenizer, others)
+    warn_tokenizer_mismatch(run.tokenizer, others)
+    widths = {"student": width, **head_sizes(teachers, run.device)}
     eos = run.tokenizer.eos_token_id
     return cut_to(shared, widths, eos if isinstance(eos, int) else None)
 

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from kdcore.data.batch import Row
 from kdcore.data.collate import Collate, micro_batches
-from kdcore.data.sampler import Ahead, StreamedRows, TrainingRows
+from kdcore.data.sampler import Prefetcher, StreamedRows, TrainingRows
 from kdcore.distributed import over, total_of
 from kdcore.objective.chunked_loss import Values
 from kdcore.objective.gradient_shares import GradientShares, is_measured
-from kdcore.objective.objective import Choose, Objective, Seen
-from kdcore.objective.selection import Choices, choose
-from kdcore.objective.teachers import Reading
+from kdcore.objective.objective import Objective, SelectFn, TokenMask
+from kdcore.objective.selection import SelectionResult, select
+from kdcore.objective.teachers import MicroBatch
 from kdcore.training.run_state import workers_of
 
 if TYPE_CHECKING:
@@ -53,18 +53,18 @@ class TrainStep:
         self.parameters = list(self.objective.parameters())
         self.watch: GradientShares | None = None
         self.collate = Collate(self.rows.split, self.run.vocabulary, self.run.device)
-        self.ahead = Ahead(self._readings, self.run.steps, workers=workers_of(self.run))
+        self.prefetcher = Prefetcher(self._readings, self.run.steps, workers=workers_of(self.run))
 
     def gradients(
         self, step: int, terms: Sequence[tuple[Term, float]]
-    ) -> tuple[list[Tensor], Choices]:
+    ) -> tuple[list[Tensor], SelectionResult]:
         """Each micro-batch's shares of the loss, its gradients added up, and what was kept."""
         if is_measured(step, self.run.steps, len(terms)):
             self.watch = GradientShares(
                 [term.label for term in self.run.recipe.terms], self.run.device
             )
-        readings = self.ahead.take(step)
-        choices = choose(
+        readings = self.prefetcher.get(step)
+        choices = select(
             self.run, readings, step, self.gather, self.total, [term for term, _ in terms]
         )
         shares: list[Tensor] = []
@@ -75,14 +75,14 @@ class TrainStep:
             reading.forget()
         return shares, choices
 
-    def _readings(self, step: int) -> list[Reading]:
+    def _readings(self, step: int) -> list[MicroBatch]:
         """This process's micro-batches of a step; one without tokens where it has no rows."""
         rows, first = self.rows.step(step), self.rows.mine.start
         # Micro-batches that rank by themselves are part of the experiment: rows as they were drawn.
         mixed = self.run.recipe.selection is not None and self.run.recipe.scope == "micro_batch"
         places = micro_batches(rows, self.run.micro_batch, by_length=not mixed)
         return [
-            Reading(self.collate([rows[n] for n in some]), [first + n for n in some])
+            MicroBatch(self.collate([rows[n] for n in some]), [first + n for n in some])
             for some in places
         ]
 
@@ -95,9 +95,9 @@ class TrainStep:
 
     def backward(
         self,
-        reading: Reading,
+        reading: MicroBatch,
         terms: Sequence[tuple[Term, float]],
-        chosen: Choose,
+        chosen: SelectFn,
     ) -> Tensor:
         """Adds a micro-batch's gradients; returns each term's share of the loss [terms]."""
         teacher = self.run.teacher
@@ -117,10 +117,10 @@ class TrainStep:
 
     def rehearse(self, rows: Sequence[Row]) -> None:
         """Forward and backward of one micro-batch as in a step, without taking the step."""
-        reading = Reading(self.collate(rows), range(len(rows)))
+        reading = MicroBatch(self.collate(rows), range(len(rows)))
         valid = torch.full((), float(len(reading.batch.valid)), device=self.run.device)
         with self.accelerator.no_sync(self.wrapped):
-            seen = Seen(None, valid, valid, valid)
+            seen = TokenMask(None, valid, valid, valid)
             self.backward(reading, self.terms_of(1), lambda states: seen)
         self.optimizer.zero_grad(set_to_none=True)
 

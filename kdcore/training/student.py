@@ -12,7 +12,7 @@ import torch
 
 from kdcore.api.contracts import Patch
 from kdcore.errors import RunError, UsageError
-from kdcore.guard import asked
+from kdcore.guard import call_checked
 from kdcore.models.adapters import merged
 from kdcore.models.loading import dtype_of, load_model
 
@@ -60,7 +60,7 @@ def seed_all(seed: int) -> None:
 def patched(model: PreTrainedModel, patches: Iterable[Patch]) -> PreTrainedModel:
     """The model with its patches, and float32 masters for what is trained."""
     for patch in patches:
-        model = asked(patch, "apply", model, of=torch.nn.Module)
+        model = call_checked(patch, "apply", model, of=torch.nn.Module)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
@@ -72,7 +72,7 @@ def patched(model: PreTrainedModel, patches: Iterable[Patch]) -> PreTrainedModel
 def finished(model: PreTrainedModel, patches: Iterable[Patch]) -> PreTrainedModel:
     """The model as it is saved: patches have their last word."""
     for patch in patches:
-        model = asked(patch, "finish", model, of=torch.nn.Module)
+        model = call_checked(patch, "finish", model, of=torch.nn.Module)
     return model
 
 

@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from kdcore.errors import Interrupted
-from kdcore.objective.gradient_shares import lopsided
+from kdcore.objective.gradient_shares import negligible_terms
 from kdcore.training.checkpoint import Checkpoints
-from kdcore.training.evaluation import measured
-from kdcore.training.metrics import Recorder
-from kdcore.training.micro_batch import Memory, micro_batch_state
-from kdcore.training.non_finite import Refusals
+from kdcore.training.evaluation import run_evals
+from kdcore.training.metrics import MetricsAccumulator
+from kdcore.training.micro_batch import OomRetry, micro_batch_state
+from kdcore.training.non_finite import NonFiniteHandler
 from kdcore.training.rng import RandomState
 from kdcore.training.step import TrainStep
 
 if TYPE_CHECKING:
-    from kdcore.plugin.manager import Host
+    from kdcore.plugin.manager import PluginManager
     from kdcore.training.signals import Signals
 
 
@@ -29,16 +29,16 @@ _log = logging.getLogger("kdcore")
 class Trainer(TrainStep):
     """Everything that a run needs to take steps."""
 
-    host: Host
+    host: PluginManager
     rate: Callable[[int], float]
     checkpoints: Checkpoints
     signals: Signals
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.recorder = Recorder(self.run, self.accelerator)
-        self.refusals = Refusals(self, self.save_if_missing)
-        self.memory = Memory(self, self._save_alone)
+        self.recorder = MetricsAccumulator(self.run, self.accelerator)
+        self.refusals = NonFiniteHandler(self, self.save_if_missing)
+        self.oom_retry = OomRetry(self, self._save_alone)
         self.told: set[str] = set()
 
     def train(self) -> None:
@@ -50,7 +50,7 @@ class Trainer(TrainStep):
             self.host.emit("kdcore_step_start", run=run, step=run.step + 1)
             self.step(run.step + 1)
             run.step += 1
-            if not self.refusals.are_late:
+            if not self.refusals.deferred:
                 self.refusals.check()
             saving = self._due(options.save_every)
             if run.step % options.log_every == 0 or run.step == run.steps or saving:
@@ -68,10 +68,10 @@ class Trainer(TrainStep):
             self.objective.train()
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate(step)
-        before, terms = RandomState.now(), self.terms_of(step)
-        shares, choices = self.memory.enough(before, lambda: self.gradients(step, terms))
+        before, terms = RandomState.capture(), self.terms_of(step)
+        shares, choices = self.oom_retry.run(before, lambda: self.gradients(step, terms))
         good = self.refusals.judge(step, self.clip(), shares, before)
-        if self.refusals.are_late or good:
+        if self.refusals.deferred or good:
             self.apply()
         self.base_optimizer.zero_grad(set_to_none=True)
         watched, self.watch = self.watch, None
@@ -96,7 +96,7 @@ class Trainer(TrainStep):
         if self.recorder.steps:
             record = self.recorder.record(self.rate(self.run.step))
             self.host.emit("kdcore_log", run=self.run, record=record)
-            for label, said in lopsided(record.gradient, self.run.recipe.terms).items():
+            for label, said in negligible_terms(record.gradient, self.run.recipe.terms).items():
                 if label not in self.told and self.run.main:
                     _log.warning(said)
                 self.told.add(label)
@@ -105,8 +105,8 @@ class Trainer(TrainStep):
         self.refusals.check()
         self.recorder.count()
         with self.recorder.paused():
-            before = RandomState.now()
-            scores = self.run.scores = self.memory.enough(before, lambda: measured(self.run))
+            before = RandomState.capture()
+            scores = self.run.scores = self.oom_retry.run(before, lambda: run_evals(self.run))
             if scores:
                 self.host.emit("kdcore_scores", run=self.run, step=self.run.step, scores=scores)
 
@@ -129,7 +129,7 @@ class Trainer(TrainStep):
         """The same by this process alone, where the others are gone."""
         run = self.run
         missing = run.step > 0 and not self.checkpoints.has(run.step)
-        if run.main and missing and self.refusals.found_nothing():
+        if run.main and missing and self.refusals.is_clean():
             self.recorder.count()
             self.checkpoints.save(run.step, self.state(), alone=True)
 

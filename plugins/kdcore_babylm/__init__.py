@@ -13,7 +13,7 @@ import numpy as np
 from kdcore_text.opening import lines
 from kdcore_text.sources import content
 
-from kdcore import Data, Rows, RunError, component, hookimpl, lay_texts
+from kdcore import Data, Rows, RunError, component, hookimpl, pack_texts
 from kdcore_babylm.corpora import absent, files_here, files_of, source_of
 from kdcore_babylm.sources import SOURCES, UNKNOWN
 
@@ -75,11 +75,11 @@ class BabyLM(Data):
     ) -> Rows:
         """Rows that begin at tokens drawn from seed and epoch; those of validation never do."""
         if not self.random_offset or split != "train":
-            return lay_texts(self, split, tokenizer)
+            return pack_texts(self, split, tokenizer)
         if self.random_offset == "chunk":
-            return lay_texts(self, split, tokenizer, shifts=np.random.default_rng([seed, epoch]))
+            return pack_texts(self, split, tokenizer, shifts=np.random.default_rng([seed, epoch]))
         start = random.Random(f"{seed} {epoch}").randrange(self.block)
-        return lay_texts(self, split, tokenizer, start=start)
+        return pack_texts(self, split, tokenizer, start=start)
 
     def missing(self) -> Iterator[str]:
         """Folders that are not here and cannot be on the hub."""

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdcore import Batch, Coarse, Teacher, read
+from kdcore import Batch, SparseLogits, Teacher, read
 from kdcore_cached.drawing import drawn
 from kdcore_cached.kinds import Array, Kind
 from kdcore_cached.others import (
@@ -44,7 +44,7 @@ class Buckets(Kind):
     def log_masses(self, stored: Tensor) -> Tensor:
         """What is stored of each id, as log-probabilities with that of all others [n, k + 1]."""
 
-    def coarse(self, values: Sequence[np.ndarray]) -> Coarse:
+    def coarse(self, values: Sequence[np.ndarray]) -> SparseLogits:
         """What the arrays hold of some tokens, as a teacher tells it."""
         return self.told([torch.from_numpy(some) for some in self.needed(values)])
 
@@ -52,9 +52,9 @@ class Buckets(Kind):
         """Those that `told` asks for: all but the marks."""
         return [*values[:2], *values[len(self.arrays) :]]
 
-    def told(self, values: Sequence[Tensor]) -> Coarse:
+    def told(self, values: Sequence[Tensor]) -> SparseLogits:
         """What the arrays hold of some tokens, wherever it was moved to."""
-        return Coarse(values[0].long(), self.log_masses(values[1]), {})
+        return SparseLogits(values[0].long(), self.log_masses(values[1]), {})
 
     def broken(self, values: Sequence[np.ndarray], vocabulary: int) -> np.ndarray:
         """Ids that are none, or twice there, or masses that are not 1 together."""
@@ -108,11 +108,13 @@ class TopK(Buckets):
         """As they are."""
         return stored.float()
 
-    def told(self, values: Sequence[Tensor]) -> Coarse:
+    def told(self, values: Sequence[Tensor]) -> SparseLogits:
         """Also the others' logits at each temperature, beside which the ids' have theirs."""
         ids, logs, _ = super().told(values[:2])
         each = zip(self.temperatures, values[2:], strict=True)
-        return Coarse(ids, logs, {at: logit_of_others(logs[:, :-1], some, at) for at, some in each})
+        return SparseLogits(
+            ids, logs, {at: logit_of_others(logs[:, :-1], some, at) for at, some in each}
+        )
 
     def scored(self, teacher: Teacher, batch: Batch) -> Sequence[np.ndarray]:
         """The k likeliest, and what is left of the others: summed, not subtracted from 1."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kdcore import Batch, Row, Run, Stage, as_typed, batches_of
+from kdcore import Batch, Row, Run, Stage, describe, iter_batches
 from kdcore_cached.catalogue import Kept
 from kdcore_cached.teacher import CachedTeacher
 
@@ -41,7 +41,7 @@ class Work:
     @property
     def label(self) -> str:
         """The teacher inside, as it was typed."""
-        return as_typed(self.teacher.teacher)
+        return describe(self.teacher.teacher)
 
     @property
     def tokens(self) -> int:
@@ -61,7 +61,7 @@ class Work:
     def build(self, done: Callable[[int], None]) -> tuple[Kept, int]:
         """Store what is missing, telling of rows as they are done; how many tokens were missing."""
         asked = new = 0
-        for batch in batches_of(self.run, self.rows):
+        for batch in iter_batches(self.run, self.rows):
             store = self.teacher.store(batch)
             asked += len(batch.valid)
             new += int(store.missing(store.slots(batch)).sum())
@@ -78,7 +78,7 @@ class Work:
         for index in order.tolist():
             if len(apart) + missing >= tokens:
                 break
-            for batch in batches_of(self.run, self.rows[index : index + 1]):
+            for batch in iter_batches(self.run, self.rows[index : index + 1]):
                 found, absent = self._apart(batch)
                 apart, missing = np.append(apart, found), missing + absent
         mean, largest = (float(apart.mean()), float(apart.max())) if len(apart) else (0.0, 0.0)

@@ -14,18 +14,18 @@ from pydantic import Field
 from torch import Tensor
 
 from kdcore import (
-    AnswersAt,
     Batch,
     Run,
     RunError,
     Split,
     Stage,
     Teacher,
+    TeacherOutputs,
     UsageError,
-    as_typed,
     component,
+    describe,
     load_teacher,
-    of_tokenizer,
+    tokenizer_hash,
 )
 from kdcore_cached.buckets import Buckets, TopK
 from kdcore_cached.catalogue import Kept, kind_of, stores_in
@@ -113,7 +113,7 @@ class CachedTeacher(Teacher):
         self._bound: dict[str, object] = {
             "teacher": self.teacher.fingerprint(),
             "device": run.device.type,  # a teacher's "auto" types go by it
-            "tokenizer": of_tokenizer(run.tokenizer),
+            "tokenizer": tokenizer_hash(run.tokenizer),
             "context": self.context,
         }
         if self.context == "row":
@@ -168,7 +168,7 @@ class CachedTeacher(Teacher):
         values[batch.valid] = sent(found, values.device)
         return lambda positions, labels: values[positions]
 
-    def read(self, batch: Batch) -> AnswersAt:
+    def read(self, batch: Batch) -> TeacherOutputs:
         """What is stored of the batch's ids, scored and stored first where it is missing."""
         store, slots = self.store(batch), self.complete(batch)
         kind, device = store.kind, batch.valid.device
@@ -230,7 +230,7 @@ class CachedTeacher(Teacher):
                 split,
                 self.kind_for(batch.vocabulary),
                 self._run.say,
-                {"teacher": as_typed(self.teacher), "data": as_typed(self._run.data)},
+                {"teacher": describe(self.teacher), "data": describe(self._run.data)},
             )
         return self._stores[split.fingerprint]
 

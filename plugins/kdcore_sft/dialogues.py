@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, field_validator
 
-from kdcore import Data, Rows, component, lay_documents
+from kdcore import Data, Rows, component, pack_documents
 from kdcore_sft.formats import Dialogue
 from kdcore_sft.making import Maker
 from kdcore_sft.masking import check_tokenizer
@@ -104,6 +104,6 @@ class Dialogues(Data):
             self.template, tokenizer, eos=self.eos, options=self.chat_template_kwargs
         )
         maker = Maker(self, split, tokenizer, template)
-        rows = lay_documents(self, split, maker.rows, key=maker.key)
+        rows = pack_documents(self, split, maker.rows, key=maker.key)
         maker.tell()
         return rows

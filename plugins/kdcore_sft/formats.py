@@ -25,7 +25,7 @@ class Dialogue:
 
     A turn has `role`, `content` (text, parts or None) and whatever else the record gives it;
     `train` is False on turns of the assistant's that are read and not learned. `given` is what the
-    record has beside its turns, for a chat template that asks for it. `spelled`: special tokens
+    record has beside its turns, for a chat template that asks for it. `format_path`: special tokens
     that it spells out are hidden, to stay text.
     """
 

@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdcore import Row, RunError, bos_of, of_tokenizer
+from kdcore import Row, RunError, bos_of, tokenizer_hash
 from kdcore_sft.answers import Rendered, answered, rendered
 from kdcore_sft.cutting import Cutter
 from kdcore_sft.formats import Dialogue
@@ -67,7 +67,7 @@ class Maker:
         texts = [each.text for each in (template, template.for_tools) if each is not None]
         made_with = [2, options, texts, template.tokens, template.options]
         hashed = blake2b(digest_size=16)
-        hashed.update(json.dumps([*made_with, of_tokenizer(self.tokenizer)]).encode())
+        hashed.update(json.dumps([*made_with, tokenizer_hash(self.tokenizer)]).encode())
         for each in data.dialogues(self.split):
             hashed.update(json.dumps([each.messages, template.of(each).given(each)]).encode())
             self.counts.dialogues += 1

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from kdcore_panel.facts import flat, settings_in
 
-from kdcore import without_secrets
+from kdcore import redact_secrets
 
 Plain = bool | int | float | str
 
@@ -16,7 +16,7 @@ Plain = bool | int | float | str
 def settings_of(folder: Path) -> Mapping[str, Plain]:
     """The resolved recipe of a run folder by dotted key, as in `--set`: "loss.1.use"."""
     resolved = (folder / "resolved.toml").read_text(encoding="utf-8")
-    return {key: _plain(value) for key, value in flat(settings_in(without_secrets(resolved)))}
+    return {key: _plain(value) for key, value in flat(settings_in(redact_secrets(resolved)))}
 
 
 def _plain(value: object) -> Plain:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kdcore.plugin.manager import Host
+from kdcore.plugin.manager import PluginManager
 from kdcore.recipe.recipe import read_recipe
 
 PATH = Path(__file__).resolve().parents[2] / "benchmarks" / "learning" / "twins.py"
@@ -103,6 +103,6 @@ def test_every_twin_has_figures_of_stages_that_it_has(twins):
     figures = twins.figures()
     assert {figure.recipe for figure in figures} == {*twins.twins()}
     for figure in figures:
-        stages = {stage.name for stage in read_recipe(figure.recipe, Host()).stages}
+        stages = {stage.name for stage in read_recipe(figure.recipe, PluginManager()).stages}
         assert {figure.stage, figure.less or figure.stage} <= stages, figure
         assert figure.at in ("last", "best") and figure.tolerance > 0

@@ -14,11 +14,12 @@ import typer
 from documents import DOCS, snippets
 from typer.testing import CliRunner
 
-from kdcore import KdcoreError, read_recipe
+from kdcore import KdcoreError
 from kdcore.cli.completion import complete_arguments
 from kdcore.cli.main import app
 from kdcore.errors import Interrupted
-from kdcore.plugin.manager import Host
+from kdcore.plugin.manager import PluginManager
+from kdcore.recipe.recipe import read_recipe
 
 pytestmark = pytest.mark.slow
 
@@ -83,7 +84,7 @@ def test_the_snippets_work(tmp_path, monkeypatch):
     said = CliRunner().invoke(app, shlex.split(command)[1:])
     assert "$defs" in json.loads(said.output)
     Path("mine.toml").write_text(recipe)
-    assert read_recipe("mine.toml", Host()).stages
+    assert read_recipe("mine.toml", PluginManager()).stages
 
 
 def test_the_version(tmp_path):

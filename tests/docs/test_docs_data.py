@@ -19,8 +19,10 @@ from kdcore_text.formats import ENDINGS
 from kdcore_text.opening import PACKED
 from typer.testing import CliRunner
 
-from kdcore import Host, RunError, read_recipe
+from kdcore import RunError
 from kdcore.cli.main import app
+from kdcore.plugin.manager import PluginManager
+from kdcore.recipe.recipe import read_recipe
 
 DOCUMENT = (DOCS / "data.md").read_text()
 SNIPPETS = snippets("data.md")
@@ -83,14 +85,14 @@ def test_every_snippet_is_of_a_language_that_is_executed_here():
     ],
 )
 def test_recipes_read_what_they_name(name, found):
-    data = read_recipe(name, Host()).build().data
+    data = read_recipe(name, PluginManager()).build().data
     assert not list(data.missing())
     assert sorted([*data.texts("train"), *data.texts("validation")]) == found
 
 
 def test_the_recipe_of_the_hub_has_no_faults():
     assert set(RECIPES) == {"plain.toml", "format.toml", "patterns.toml", "hub.toml"}
-    recipe = read_recipe("hub.toml", Host())
+    recipe = read_recipe("hub.toml", PluginManager())
     assert recipe.build().data.config == "sample-10BT"
     recipe.refuse_missing()
 

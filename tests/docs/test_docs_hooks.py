@@ -9,7 +9,7 @@ from documents import Snippet, headings, snippets
 
 from kdcore import Component, Record
 from kdcore.api import hookspecs
-from kdcore.plugin.manager import Host
+from kdcore.plugin.manager import PluginManager
 from kdcore.plugin.validation import EVENTS, PROVIDERS
 from kdcore.testing import check_loss, check_selection, check_teacher
 from kdcore.testing.fakes import make_batch, tiny_llama
@@ -95,8 +95,8 @@ OPTIONS = {"lines": {"path": "lines.txt"}, "mirror": {"to": "mirrored"}}
 def test_every_example_works(snippet, tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "example.py").write_text(snippet.text)
-    others = [plugin.name for plugin in Host().plugins]
-    host = Host(off=others, files=["example.py"])
+    others = [plugin.name for plugin in PluginManager().plugins]
+    host = PluginManager(off=others, files=["example.py"])
     plugin = host.plugins[-1]
     assert plugin.status == "on" and plugin.note is None
     components = []
@@ -110,7 +110,7 @@ def test_every_example_works(snippet, tmp_path, monkeypatch, caplog):
     left_behind(hook_of(snippet), said, tmp_path)
 
 
-def hear_everything(host: Host, components: list[Component], folder) -> list[str]:
+def hear_everything(host: PluginManager, components: list[Component], folder) -> list[str]:
     """A short life of a run; what was said in it."""
     said: list[str] = []
     run = SimpleNamespace(

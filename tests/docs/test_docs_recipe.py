@@ -12,7 +12,7 @@ from kdcore.api.options import option_types
 from kdcore.api.train_options import TrainOptions
 from kdcore.cli.main import app
 from kdcore.errors import RecipeError
-from kdcore.plugin.manager import Host
+from kdcore.plugin.manager import PluginManager
 from kdcore.recipe.describe import resolved
 from kdcore.recipe.recipe import read_recipe
 
@@ -30,7 +30,7 @@ COMMANDS = [
 
 @pytest.fixture(scope="module")
 def host():
-    return Host()
+    return PluginManager()
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +55,7 @@ def test_recipes_have_no_faults(name, host):
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_find_no_faults(command, monkeypatch, host):
-    monkeypatch.setattr("kdcore.cli.main.host_of", lambda plugins: host)
+    monkeypatch.setattr("kdcore.cli.main.plugin_manager", lambda plugins: host)
     words = shlex.split(command)
     assert words.pop(0) == "kdcore"
     done = CliRunner().invoke(app, words)

@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 from typer.testing import CliRunner
 
 from kdcore.plugin.discovery import commands
-from kdcore.plugin.manager import Host
+from kdcore.plugin.manager import PluginManager
 from kdcore.testing import check_loss
 
 DOCUMENT = "writing-a-plugin.md"
@@ -44,7 +44,7 @@ def test_every_snippet_is_of_a_language_that_is_executed_here():
 
 
 def test_the_plugins_load_and_their_losses_keep_the_contract(written):
-    host = Host(files=["hellinger.py", "options.py"])
+    host = PluginManager(files=["hellinger.py", "options.py"])
     for plugin in host.plugins[-2:]:
         assert plugin.status == "on" and plugin.note is None
     hellinger, clipped = (host.provided("loss")[name].cls for name in ("hellinger", "clipped"))
@@ -68,7 +68,7 @@ def test_the_entry_point_makes_it_a_plugin(written, monkeypatch):
     modules = {Path(file).stem: (written / file).read_text()}
     site = install(written / "site", project["project"]["name"], modules, entry_points=points)
     monkeypatch.syspath_prepend(site)
-    provided = Host().provided("loss")["hellinger"]
+    provided = PluginManager().provided("loss")["hellinger"]
     assert (provided.plugin.name, provided.plugin.distribution) == ("hellinger", "kdcore-hellinger")
     del sys.modules["hellinger"]
     (recipe,) = tables(written, "recipe.toml")

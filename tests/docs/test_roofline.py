@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from kdcore.plugin.manager import Host
+from kdcore.plugin.manager import PluginManager
 from kdcore.recipe.recipe import read_recipe
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
@@ -52,7 +52,9 @@ def test_parameters_are_the_models_but_for_norms_biases_and_positions(roofline, 
     ],
 )
 def test_shapes_are_those_of_the_recipes(roofline, recipe, stage, name):
-    typed = read_recipe(recipe, Host()).build(stage, {"gpt2": Path(), "llama": Path()}).student
+    typed = (
+        read_recipe(recipe, PluginManager()).build(stage, {"gpt2": Path(), "llama": Path()}).student
+    )
     shape = roofline.MODELS[name]
     assert typed.config.items() <= {"model_type": shape.kind, **shape.config()}.items()
 
@@ -60,7 +62,7 @@ def test_shapes_are_those_of_the_recipes(roofline, recipe, stage, name):
 def test_rows_of_a_step_are_those_of_the_recipes(roofline):
     for stage in roofline.STAGES:
         recipe, _, name = stage.name.partition(".")
-        found = read_recipe(recipe, Host())
+        found = read_recipe(recipe, PluginManager())
         finals = {each.name: Path() for each in found.stages}
         assert found.build(name, finals).train.batch == stage.rows
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from kdcore import recipe_name, shipped_recipes
 from kdcore.commands import plan as verb
-from kdcore.plugin.manager import Host
+from kdcore.plugin.manager import PluginManager
+from kdcore.recipe.files import recipe_name, shipped_recipes
 from kdcore.recipe.recipe import read_recipe
 
 RECIPES = [recipe_name(path) for path in shipped_recipes()]
@@ -14,7 +14,7 @@ DIVERGENCES = ("kl", "reverse-kl", "skew-kl", "skew-reverse-kl")
 
 @pytest.fixture(scope="module")
 def host():
-    return Host()
+    return PluginManager()
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -17,9 +17,9 @@ from torch.nn import functional as F
 
 from kdcore.models import vocabulary
 from kdcore.objective import teachers
-from kdcore.plugin.manager import Host
+from kdcore.plugin.manager import PluginManager
 from kdcore.recipe.recipe import read_recipe
-from kdcore.runs.runner import Options, run_recipe
+from kdcore.runs.runner import RunOptions, run_recipe
 
 pytestmark = pytest.mark.slow
 
@@ -35,7 +35,7 @@ SHAPES = {
 
 @pytest.fixture(scope="module")
 def host():
-    return Host()
+    return PluginManager()
 
 
 def recipe_of(host, name="babyllama", *sets):
@@ -132,7 +132,7 @@ def test_logits_averaged_after_the_temperature_are_not_raw_ones(case, monkeypatc
 
 
 def test_teachers_with_dropout_on_are_not_the_published_ones(case, monkeypatch):
-    monkeypatch.setattr(teachers, "_still", lambda teacher: None)
+    monkeypatch.setattr(teachers, "_set_eval_mode", lambda teacher: None)
     with pytest.raises(AssertionError):
         check(case)
 
@@ -208,7 +208,7 @@ def test_random_offset_is_one_set_away(host):
 
 def run(host, folder, name, sets):
     """Each stage's folder."""
-    done = run_recipe(read_recipe(name, host, sets=sets), host, Options(out=folder / "runs"))
+    done = run_recipe(read_recipe(name, host, sets=sets), host, RunOptions(out=folder / "runs"))
     return {path.name.partition(".")[2].rpartition("-")[0]: path for path in done}
 
 

@@ -13,11 +13,11 @@ from whole_runs import RECIPE, STAGES, flip, run
 
 from kdcore import RunError
 from kdcore.data import tokenized
-from kdcore.plugin.manager import Host
+from kdcore.plugin.manager import PluginManager
 from kdcore.runs import artifacts, runner
 from kdcore.runs.folder import failure_of
 from kdcore.runs.open import open_run
-from kdcore.runs.runner import Asked, run_all
+from kdcore.runs.runner import RunRequest, run_all
 
 pytestmark = pytest.mark.slow
 
@@ -30,7 +30,7 @@ def here(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def host():
-    return Host(off=["panel"])
+    return PluginManager(off=["panel"])
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
@@ -98,7 +98,7 @@ def test_a_folder_that_goes_on_keeps_its_stages_name(host):
     lines = [json.loads(line) for line in (small / "metrics.jsonl").read_text().splitlines()]
     shutil.rmtree(small / "final")
     shutil.rmtree(small / "checkpoints" / "step-4")
-    run_all(Asked(str(small), Path("runs")), host)
+    run_all(RunRequest(str(small), Path("runs")), host)
     again = [json.loads(line) for line in (small / "metrics.jsonl").read_text().splitlines()]
     assert {line["stage"] for line in again} == {"small"}
     assert [line["step"] for line in again] == [line["step"] for line in lines]

@@ -90,7 +90,7 @@ from kdcore_selections import Rho
 from kdcore.data.collate import NOT_TRAINED, Collate, _Arrays
 from kdcore.models import attention
 from kdcore.objective import losses, step_tokens, teachers
-from kdcore.objective.objective import Seen
+from kdcore.objective.objective import TokenMask
 
 KL = ForwardKL(temperature=2.0)
 DROPOUT = dict.fromkeys(given.NO_DROPOUT, 0.5)
@@ -192,15 +192,15 @@ def mean_of_each_micro_batch(monkeypatch):
     def count(seen, on, dtype):
         return torch.tensor(3.0 * max(1, int(seen.keep.sum())))
 
-    monkeypatch.setattr(Seen, "count", count)
+    monkeypatch.setattr(TokenMask, "count", count)
 
 
 def mean_over_what_is_not_kept(monkeypatch):
-    monkeypatch.setattr(Seen, "count", lambda seen, on, dtype: seen.valid.to(dtype))
+    monkeypatch.setattr(TokenMask, "count", lambda seen, on, dtype: seen.valid.to(dtype))
 
 
 def sums_instead_of_means(monkeypatch):
-    monkeypatch.setattr(Seen, "count", lambda seen, on, dtype: torch.tensor(1.0, dtype=dtype))
+    monkeypatch.setattr(TokenMask, "count", lambda seen, on, dtype: torch.tensor(1.0, dtype=dtype))
 
 
 def ranked_by_micro_batch(monkeypatch):
@@ -220,7 +220,7 @@ def the_lowest_kept(monkeypatch):
 
 
 def teacher_with_dropout(monkeypatch):
-    monkeypatch.setattr(teachers, "_still", lambda teacher: None)
+    monkeypatch.setattr(teachers, "_set_eval_mode", lambda teacher: None)
 
 
 def temperature_on_one_side(monkeypatch):

@@ -12,13 +12,14 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from kdcore import KdcoreError, LanguageModel, load_model, plans_of
-from kdcore.cli.main import host_of
+from kdcore import KdcoreError, LanguageModel, load_model
+from kdcore.analysis.plan import plans_of
+from kdcore.cli.main import plugin_manager
 from kdcore.errors import PluginError
 from kdcore.models.causal_lm import random_ids
-from kdcore.plugin.manager import Host
+from kdcore.plugin.manager import PluginManager
 from kdcore.recipe.recipe import read_recipe
-from kdcore.runs.runner import Asked, run_all
+from kdcore.runs.runner import RunRequest, run_all
 
 pytest.importorskip("peft")
 pytestmark = pytest.mark.slow
@@ -71,13 +72,13 @@ def here(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def host():
-    return Host(off=["panel"])
+    return PluginManager(off=["panel"])
 
 
 def run(host, merge="true", teacher="hf", **asked):
     text = RECIPE.replace("MERGE", merge).replace("TEACHER", teacher)
     Path("mine.toml").write_text(text)
-    return run_all(Asked("mine.toml", asked.pop("out", Path("runs")), **asked), host)
+    return run_all(RunRequest("mine.toml", asked.pop("out", Path("runs")), **asked), host)
 
 
 def metrics(folder, key):
@@ -140,7 +141,7 @@ def kdcore_run_end(run, error):
 @pytest.mark.parametrize("merge", ["true", "false"])
 def test_the_run_can_be_asked_after_its_end(merge):
     Path("ends.py").write_text(ENDS)
-    (big,) = run(Host(off=["panel"], files=["ends.py"]), merge, stage="big")
+    (big,) = run(PluginManager(off=["panel"], files=["ends.py"]), merge, stage="big")
     kind, nll = (big / "after.txt").read_text().split()
     assert kind == ("Qwen2ForCausalLM" if merge == "true" else "PeftModelForCausalLM")
     tokens = float(nll) / metrics(big, "eval/nll")[-1]
@@ -174,7 +175,7 @@ def test_a_run_whose_end_failed_goes_on(host, merge):
     """The adapter was merged already, in memory; the checkpoint still has it by itself."""
     (whole,) = run(host, merge, stage="big", out=Path("whole"))
     Path("fails.py").write_text(FAILS)
-    other = Host(off=["panel"], files=["fails.py"])
+    other = PluginManager(off=["panel"], files=["fails.py"])
     patches = f'[{{use = "lora", rank = 4, merge = {merge}}}, {{use = "fails"}}]'
     sets = (f"stage.big.student.patch={patches}",)
     with pytest.raises(PluginError, match="not yet"):
@@ -203,7 +204,7 @@ def test_an_ended_run_goes_on_to_the_same_end(host, sets):
     (whole,) = run(host, stage="big", sets=(patch, *sets), out=Path("whole"))
     Path("killer.py").write_text(KILLER)
     with pytest.raises(KeyboardInterrupt):
-        run(Host(off=["panel"], files=["killer.py"]), stage="big", sets=(patch, *sets))
+        run(PluginManager(off=["panel"], files=["killer.py"]), stage="big", sets=(patch, *sets))
     (ended,) = run(host, stage="big", sets=(patch, *sets))
     one, two = (load_file(folder / "final" / "model.safetensors") for folder in (whole, ended))
     assert all(torch.equal(one[key], two[key]) for key in one)
@@ -247,7 +248,9 @@ def test_without_the_adapter_a_teacher_says_something_else(host):
 
 def plan(*sets, merge="true"):
     Path("mine.toml").write_text(RECIPE.replace("MERGE", merge).replace("TEACHER", "hf"))
-    return {p.stage.name: p for p in plans_of(read_recipe("mine.toml", host_of([]), sets=sets))}
+    return {
+        p.stage.name: p for p in plans_of(read_recipe("mine.toml", plugin_manager([]), sets=sets))
+    }
 
 
 def amounts(plan):

@@ -56,7 +56,7 @@ TABLE = {
     ("teacher", "tokenizer"): ("returned an int from tokenizer", None, "returned a list"),
     ("teacher", "architecture"): ("expected a PreTrainedConfig or None", None, "a list"),
     ("teacher", "gives_logits"): ("expected a bool", "returned None", "returned a list"),
-    ("teacher", "ids_known"): ("expected a Coarse", None, "expected an int or None"),
+    ("teacher", "ids_known"): ("expected a SparseLogits", None, "expected an int or None"),
     ("teacher", "fingerprint"): ("expected a str", "returned None", "returned a list"),
     ("teacher", "read"): ("gave int from read, expected a function", "gave NoneType", "gave list"),
     ("teacher", "at"): (NUMBERS, NUMBERS, "gave torch.float32 of shape [23, 300] from read"),
@@ -104,7 +104,7 @@ def names(outcome, method):
     assert outcome.code == 3
     assert f"{kind} 'bad'" in said
     own = {"at": "read", "texts": ""}.get(where, where)
-    assert own in said or "expected a Coarse" in said or "must be a mapping" in said
+    assert own in said or "expected a SparseLogits" in said or "must be a mapping" in said
     if where != "texts" and "must be a mapping" not in said:
         assert f"(misbehaving.py: {PLACES[kind][1]})" in said
     return said

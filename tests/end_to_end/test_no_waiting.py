@@ -44,7 +44,7 @@ def on_host(monkeypatch):
 
 
 def waits_of(made, on_host):
-    made.refusals.are_late = True  # as on a GPU
+    made.refusals.deferred = True  # as on a GPU
     made.step(1)  # what is made once
     del on_host[:]
     with Watched() as watched:

@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from kdcore.plugin.manager import Host
-from kdcore.runs.runner import Asked, run_all
+from kdcore.plugin.manager import PluginManager
+from kdcore.runs.runner import RunRequest, run_all
 
 pytestmark = pytest.mark.slow
 
@@ -94,8 +94,8 @@ def here(tmp_path, monkeypatch):
 def run(recipe="one.toml", **asked):
     """What a run leaves, begun with other random states each time."""
     random.seed(), np.random.seed(), torch.seed()
-    host = Host(off=["panel"], files=["dice.py"])
-    (folder,) = run_all(Asked(str(recipe), Path("runs"), **asked), host)
+    host = PluginManager(off=["panel"], files=["dice.py"])
+    (folder,) = run_all(RunRequest(str(recipe), Path("runs"), **asked), host)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     numbers = [{key: line[key] for key in line if key not in TIMES} for line in lines]
     weights = load_file(folder / "final" / "model.safetensors")

@@ -12,9 +12,9 @@ import torch
 
 from kdcore.errors import RunError, UsageError
 from kdcore.models.causal_lm import LanguageModel
-from kdcore.plugin.manager import Host
+from kdcore.plugin.manager import PluginManager
 from kdcore.runs.folder import locked
-from kdcore.runs.runner import Asked, run_all
+from kdcore.runs.runner import RunRequest, run_all
 
 pytestmark = pytest.mark.slow
 
@@ -79,11 +79,11 @@ def here(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def host():
-    return Host(off=["panel"])
+    return PluginManager(off=["panel"])
 
 
 def run(host, recipe="one.toml", **asked):
-    return run_all(Asked(recipe, asked.pop("out", Path("runs")), **asked), host)
+    return run_all(RunRequest(recipe, asked.pop("out", Path("runs")), **asked), host)
 
 
 def metrics(folder):
@@ -148,7 +148,7 @@ def test_a_run_that_was_ended_goes_on_to_the_same_end(host, step):
     (whole,) = run(host, out=Path("whole"))
     Path("killer.py").write_text(KILLER.format(step=step, name="one"))
     with pytest.raises(KeyboardInterrupt):
-        run(Host(off=["panel"], files=["killer.py"]))
+        run(PluginManager(off=["panel"], files=["killer.py"]))
     (ended,) = run(host)
     assert metrics(ended) == metrics(whole)
     assert_same_weights(ended, whole)
@@ -197,7 +197,7 @@ def test_two_processes_give_what_one_gives(host, launcher):
 def test_a_run_folder_can_be_named_and_moved(host):
     Path("killer.py").write_text(KILLER.format(step=5, name="one"))
     with pytest.raises(KeyboardInterrupt):
-        run(Host(off=["panel"], files=["killer.py"]))
+        run(PluginManager(off=["panel"], files=["killer.py"]))
     (begun,) = Path("runs").iterdir()
     begun.rename("elsewhere")
     (ended,) = run(host, "elsewhere")
@@ -239,7 +239,7 @@ def test_other_data_is_refused_by_name_and_accepted_by_name(host):
     text = "data={use='text', path='text.txt', validation='text.txt', block=32}"
     Path("killer.py").write_text(KILLER.format(step=5, name="one"))
     with pytest.raises(KeyboardInterrupt):
-        run(Host(off=["panel"], files=["killer.py"]), sets=(text,))
+        run(PluginManager(off=["panel"], files=["killer.py"]), sets=(text,))
     Path("text.txt").write_text("another quiet story of a fox.\n\n" * 40)
     with pytest.raises(UsageError, match=r"data: was .*--accept data"):
         run(host, sets=(text,))
@@ -284,7 +284,7 @@ def test_a_finished_run_is_extended_where_that_is_accepted(host, way):
 def test_another_recipe_does_not_go_on_with_a_run_unless_it_is_accepted(host):
     Path("killer.py").write_text(KILLER.format(step=5, name="one"))
     with pytest.raises(KeyboardInterrupt):
-        run(Host(off=["panel"], files=["killer.py"]))
+        run(PluginManager(off=["panel"], files=["killer.py"]))
     (folder,) = Path("runs").iterdir()
     sets = ("loss.ce.weight=2.0", "train.warmup=1", "train.log_every=5")
     with pytest.raises(UsageError) as caught:
@@ -321,7 +321,7 @@ def test_a_step_that_is_not_finite_is_told_kept_and_skipped_on_request():
     """The code of docs/long-runs.md looks at it."""
     Path("breaks.py").write_text(BREAKS)
     Path("one.toml").write_text(RECIPE + '[[loss]]\nuse = "breaks"\n')
-    with_it = Host(off=["panel"], files=["breaks.py"])
+    with_it = PluginManager(off=["panel"], files=["breaks.py"])
     with pytest.raises(RunError, match=r"step 5 is not finite: breaks in 4 of its 4 rows") as told:
         run(with_it)
     (folder,) = Path("runs").iterdir()
@@ -343,5 +343,5 @@ def test_the_trunk_is_compiled_where_the_recipe_says_so(monkeypatch):
     monkeypatch.setattr(LanguageModel, "compile_layers", lambda model: compiled.append(model))
     for wanted in ("false", "true"):
         few = ("train.steps=1", "train.eval_first=false", f"train.compile_trunk={wanted}")
-        run_all(Asked("one.toml", sets=few, out=Path(wanted)), Host())
+        run_all(RunRequest("one.toml", sets=few, out=Path(wanted)), PluginManager())
         assert len(compiled) == (wanted == "true")

@@ -12,8 +12,8 @@ from kdcore_tinystories import TinyStories
 
 from kdcore import generate
 from kdcore.commands import plan as verb
-from kdcore.data.rows import lay_texts
-from kdcore.plugin.manager import Host
+from kdcore.data.rows import pack_texts
+from kdcore.plugin.manager import PluginManager
 from kdcore.recipe.recipe import read_recipe
 from kdcore.training.student import from_config
 
@@ -37,7 +37,7 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def stage():
-    return read_recipe("tinystories_llama", Host()).build()
+    return read_recipe("tinystories_llama", PluginManager()).build()
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +126,7 @@ def stories(tmp_path, tokenizer, *texts, **options):
     path = tmp_path / "stories.txt"
     path.write_text("\n<|endoftext|>\n".join(texts))
     given = {"block": 64, "rows": "one", "cut": "left", "bos": False} | options
-    return lay_texts(TinyStories(path=str(path), **given), "train", tokenizer)
+    return pack_texts(TinyStories(path=str(path), **given), "train", tokenizer)
 
 
 def test_the_recipe_lays_one_story_a_row_and_cuts_its_beginning(stage):

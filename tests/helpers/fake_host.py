@@ -17,7 +17,7 @@ from kdcore.api.contracts import (
     Tokenizer,
     component,
 )
-from kdcore.errors import suggestion
+from kdcore.errors import did_you_mean
 
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -195,4 +195,4 @@ class FakeHost:
             return f"the {kind} {name!r} comes from two plugins"
         if name in self.broken:
             return f"the plugin that brings {name!r} is broken: {self.broken[name]}"
-        return f"no {kind} is named {name!r}{suggestion(name, self.found[kind])}"
+        return f"no {kind} is named {name!r}{did_you_mean(name, self.found[kind])}"

@@ -18,14 +18,14 @@ import typer
 from hypothesis import HealthCheck, Phase, settings
 
 from kdcore.cli import main
-from kdcore.plugin.manager import Host
+from kdcore.plugin.manager import PluginManager
 
 DOCUMENTED = (0, 1, 2, 3, 130, 143)
 TIMES = float(os.environ.get("KDCORE_FUZZ", "1"))
 LONG = TIMES != 1
 
 TEXTS = "\n\n".join(tiny.TEXTS * 4) + "\n"
-_HOSTS: dict[tuple[str, ...], Host] = {}
+_HOSTS: dict[tuple[str, ...], PluginManager] = {}
 _APP = typer.main.get_command(main.app)  # made once: that takes longer than most cases
 
 
@@ -58,7 +58,7 @@ def kdcore(*arguments):
     with (
         mock.patch.object(sys, "argv", ["kdcore", *map(str, arguments)]),
         mock.patch.object(main, "app", _APP),
-        mock.patch.object(main, "host_of", _host_of(main.host_of)),
+        mock.patch.object(main, "plugin_manager", _host_of(main.plugin_manager)),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
     ):

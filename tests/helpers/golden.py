@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from kdcore import recipe_name, shipped_recipes
+from kdcore.recipe.files import recipe_name, shipped_recipes
 
 FILE = Path(__file__).resolve().parents[1] / "end_to_end" / "golden.json"
 STEPS = 3
@@ -35,14 +35,14 @@ def sets_for(recipe):
 
 def run(name, out):
     """Run a recipe shortened; the folder of each stage, by the stage's name."""
-    from kdcore.plugin.manager import Host
+    from kdcore.plugin.manager import PluginManager
     from kdcore.recipe.recipe import read_recipe
-    from kdcore.runs.runner import Asked, run_all
+    from kdcore.runs.runner import RunRequest, run_all
 
-    host = Host(off=["panel", "comparison"])
+    host = PluginManager(off=["panel", "comparison"])
     recipe = read_recipe(name, host)
     sets = (*sets_for(recipe), "seed=0")
-    folders = run_all(Asked(name, out, sets=sets), host)
+    folders = run_all(RunRequest(name, out, sets=sets), host)
     return dict(zip([stage.name for stage in recipe.stages], folders, strict=True))
 
 

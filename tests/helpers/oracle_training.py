@@ -207,8 +207,8 @@ class Optimizer:
 
 
 def train(recipe, student, letters, vocabulary, answers, losses, processes=1):
-    """Run a recipe; the student is changed. `answers` and `losses` give, for a list of rows, what
-    the teacher says of each row's predictions, and the reference's losses there; or are None.
+    """Run a recipe; the student is changed. `read_outputs` and `losses` give, for a list of rows,
+    what the teacher says of each row's predictions, and the reference's losses there; or are None.
     """
     rows = rows_of(recipe["data"], "train", letters)
     options, seed = recipe["train"], recipe["seed"]

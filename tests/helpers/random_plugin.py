@@ -5,7 +5,7 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from kdcore import Data, Rows, Run, component, hookimpl, lay_documents
+from kdcore import Data, Rows, Run, component, hookimpl, pack_documents
 
 
 @component
@@ -32,7 +32,7 @@ class Prompted(Data):
                     "labels": [*[-100] * prompt, *[*ids, *end][prompt:]],
                 }
 
-        return lay_documents(self, split, documents, key=f"{self.path} {self.eos}")
+        return pack_documents(self, split, documents, key=f"{self.path} {self.eos}")
 
 
 @hookimpl

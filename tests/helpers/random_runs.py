@@ -18,9 +18,9 @@ TIMES = ("time", "elapsed", "tokens_per_second")
 
 
 def make_host():
-    from kdcore.plugin.manager import Host
+    from kdcore.plugin.manager import PluginManager
 
-    return Host(off=["panel", "comparison"], files=[world.PLUGIN])
+    return PluginManager(off=["panel", "comparison"], files=[world.PLUGIN])
 
 
 # The engine
@@ -28,14 +28,14 @@ def make_host():
 
 def run(case, host, barrier=lambda: None, *, main=True, continued=True):
     """The folder of the run, and of one that went on from a checkpoint of it, if one should."""
-    from kdcore.runs.runner import Asked, run_all
+    from kdcore.runs.runner import RunRequest, run_all
 
     recipe = Path(f"random-{case.seed}.toml")
     if main:
         recipe.write_text(tomli_w.dumps(case.recipe))
     barrier()
     out = Path("runs") / str(case.seed)
-    (folder,) = run_all(Asked(str(recipe), out), host)
+    (folder,) = run_all(RunRequest(str(recipe), out), host)
     if not continued:
         return folder, None
     again = out / "again"
@@ -44,7 +44,7 @@ def run(case, host, barrier=lambda: None, *, main=True, continued=True):
         shutil.copytree(folder, again)
         _cut_back(again, case)
     barrier()
-    run_all(Asked(str(again), out), host)
+    run_all(RunRequest(str(again), out), host)
     barrier()
     return folder, again
 

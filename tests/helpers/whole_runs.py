@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from kdcore.runs.runner import Asked, run_all
+from kdcore.runs.runner import RunRequest, run_all
 
 RECIPE = """
 [tokenizer]
@@ -53,7 +53,7 @@ use = "kl"
 def run(host, text=RECIPE, name="r.toml", **asked):
     """Run a recipe of this text here; the folders of its stages."""
     Path(name).write_text(text)
-    return run_all(Asked(name, asked.pop("out", Path("runs")), **asked), host)
+    return run_all(RunRequest(name, asked.pop("out", Path("runs")), **asked), host)
 
 
 def flip(path, at=None, bit=2):

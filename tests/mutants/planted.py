@@ -99,8 +99,8 @@ FAULTS = [
     Fault(
         "teacher's vocabulary uncut",
         "kdcore/objective/teachers.py",
-        "return unrounded(checked[:, : batch.vocabulary])",
-        "return unrounded(checked)",
+        "return upcast(checked[:, : batch.vocabulary])",
+        "return upcast(checked)",
         "unit/objective/test_teachers.py",
     ),
     Fault(

@@ -13,8 +13,8 @@ from kdcore_bpe import Bpe
 from pydantic import ValidationError
 
 from kdcore import RunError
-from kdcore.data.rows import lay_texts
-from kdcore.data.sampler import drawn
+from kdcore.data.rows import pack_texts
+from kdcore.data.sampler import random_subset
 
 WORDS = "the cat sat on a mat and saw the small red fox run home again"
 
@@ -312,8 +312,8 @@ def test_the_drawn_validation_rows_are_the_same_at_each_epoch(longer, byte_token
     for epoch in range(3):
         run.laid("train", epoch)
         assert flat(run.rows("validation")) == first
-    every = lay_texts(data, "validation", byte_tokenizer)
-    assert first == flat(every.subset(drawn(len(every), 5, 0)))
+    every = pack_texts(data, "validation", byte_tokenizer)
+    assert first == flat(every.subset(random_subset(len(every), 5, 0)))
 
 
 @pytest.mark.slow

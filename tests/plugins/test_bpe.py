@@ -46,7 +46,7 @@ def test_one_special_token_ends_and_pads():
 def test_it_comes_back_from_disk(tmp_path):
     from transformers import AutoTokenizer
 
-    from kdcore import of_tokenizer
+    from kdcore import tokenizer_hash
 
     tokenizer = trained()
     tokenizer.save_pretrained(tmp_path)
@@ -56,7 +56,7 @@ def test_it_comes_back_from_disk(tmp_path):
     assert loaded.decode(loaded(text)["input_ids"]) == text
     assert (loaded.eos_token, loaded.pad_token) == (tokenizer.eos_token, tokenizer.pad_token)
     assert loaded.padding_side == "left"
-    assert of_tokenizer(loaded) == of_tokenizer(tokenizer)
+    assert tokenizer_hash(loaded) == tokenizer_hash(tokenizer)
 
 
 def test_a_vocabulary_holds_all_bytes():

@@ -16,7 +16,7 @@ from kdcore_losses import ForwardKL
 
 from kdcore import UsageError, read, read_nll
 from kdcore.objective.losses import values_of
-from kdcore.objective.teachers import answers
+from kdcore.objective.teachers import read_outputs
 from kdcore.testing import check_teacher
 
 pytestmark = pytest.mark.slow
@@ -32,7 +32,7 @@ def model(tmp_path_factory):
 
 
 def told(teacher, batch):
-    return answers(teacher, batch)(batch.valid)
+    return read_outputs(teacher, batch)(batch.valid)
 
 
 def log_probabilities(teacher, batch):
@@ -73,7 +73,7 @@ def test_other_batches_and_parts_of_them(tmp_path, model, kind):
     for n, part in enumerate(whole[:2]):
         assert torch.equal(part, torch.cat([some[n] for some in apart]))
     order = torch.randperm(len(batch.valid))[:7]
-    some = answers(again, batch)(batch.valid[order])
+    some = read_outputs(again, batch)(batch.valid[order])
     assert torch.equal(some.ids, whole.ids[order]) and loads(again) == 0
 
 

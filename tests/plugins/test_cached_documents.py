@@ -24,7 +24,7 @@ from kdcore_cached.windows import Window, Windows, own_length
 from kdcore_ensemble import Ensemble
 
 from kdcore import Data, RunError, Split, UsageError, read, read_nll
-from kdcore.objective.teachers import answers
+from kdcore.objective.teachers import read_outputs
 from kdcore.testing.fakes import TableTeacher
 
 pytestmark = pytest.mark.slow
@@ -127,7 +127,7 @@ def test_top_k_on_whole_documents(tmp_path, model):
     expected = by_slot(document, logs)
     teacher = cached(run, model, kind="topk", k=5, **WHOLE)
     for batch in batches():
-        ids, found, _ = answers(teacher, batch)(batch.valid)
+        ids, found, _ = read_outputs(teacher, batch)(batch.valid)
         for slot, row, masses in zip(by_slot(batch, ids), ids, found, strict=True):
             known, likeliest = expected[slot].topk(5)
             assert torch.equal(row, likeliest)

@@ -18,8 +18,9 @@ from kdcore_cached import CachedTeacher
 from kdcore_losses import CrossEntropy, ForwardKL, JensenShannon, ReverseKL
 from kdcore_selections import Rho
 
-from kdcore import RecipeError, Teacher, component, read_recipe
-from kdcore.plugin.manager import Host
+from kdcore import RecipeError, Teacher, component
+from kdcore.plugin.manager import PluginManager
+from kdcore.recipe.recipe import read_recipe
 
 pytestmark = pytest.mark.slow
 
@@ -159,7 +160,7 @@ SAMPLED = RECIPE + '[[eval]]\nuse = "agreement"\n'
 
 @pytest.fixture(scope="module")
 def host():
-    return Host()
+    return PluginManager()
 
 
 def faults(folder, host, text, *sets):

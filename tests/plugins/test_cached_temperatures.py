@@ -21,7 +21,7 @@ from kdcore_losses import CrossEntropy, ForwardKL, ReverseKL
 
 from kdcore import Teacher, UsageError, read
 from kdcore.objective.losses import values_of
-from kdcore.objective.teachers import answers, tell_untempered
+from kdcore.objective.teachers import read_outputs, tell_untempered
 from kdcore.testing import check_teacher
 
 pytestmark = pytest.mark.slow
@@ -38,7 +38,7 @@ def model(tmp_path_factory):
 
 
 def told(teacher, batch):
-    return answers(teacher, batch)(batch.valid)
+    return read_outputs(teacher, batch)(batch.valid)
 
 
 def gradient(loss, student, teacher):

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from transformers import AutoModelForCausalLM
 
 from kdcore import LanguageModel, RunError, UsageError
-from kdcore.cli.main import host_of
+from kdcore.cli.main import plugin_manager
 from kdcore.errors import RecipeError
 from kdcore.models.causal_lm import random_ids
 from kdcore.recipe.recipe import read_recipe
@@ -213,7 +213,7 @@ def faults(tmp_path, *patches, fresh=False):
         text += '[tokenizer]\nuse = "bpe"\n'
     path.write_text(text)
     try:
-        read_recipe(str(path), host_of([]))
+        read_recipe(str(path), plugin_manager([]))
     except RecipeError as error:
         return [fault.message for fault in error.faults]
     return []

@@ -10,8 +10,10 @@ from kdcore_text import Text
 from typer.testing import CliRunner
 
 import kdcore
-from kdcore import Host, RecipeError, RunError, read_recipe
+from kdcore import RecipeError, RunError
 from kdcore.cli.main import app
+from kdcore.plugin.manager import PluginManager
+from kdcore.recipe.recipe import read_recipe
 
 CSV = "n,text\n1,{}\n"
 
@@ -292,7 +294,7 @@ def test_check_refuses_what_is_not_there_and_loads_nothing(here):
 
 def test_a_recipe_can_be_opened_without_its_files():
     write({"r.toml": RECIPE})  # as one of a finished run, of which the data has gone
-    assert read_recipe("r.toml", Host()).build().data.path == "absent.txt"
+    assert read_recipe("r.toml", PluginManager()).build().data.path == "absent.txt"
 
 
 def test_a_run_looks_for_its_files_before_it_loads_anything(here):

@@ -12,9 +12,11 @@ from kdcore_cached.checks import CHECK
 from kdcore_hf import HfTeacher
 from typer.testing import CliRunner
 
-from kdcore import RunError, UsageError, batches_of, open_stage, read_recipe
+from kdcore import RunError, UsageError, iter_batches
 from kdcore.commands import cache as verb
-from kdcore.plugin.manager import Host
+from kdcore.plugin.manager import PluginManager
+from kdcore.recipe.recipe import read_recipe
+from kdcore.runs.open import open_stage
 
 pytestmark = pytest.mark.slow
 
@@ -48,7 +50,7 @@ batch = 4
 
 @pytest.fixture(scope="module")
 def host():
-    return Host()
+    return PluginManager()
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +151,7 @@ def test_it_goes_on_where_it_was_interrupted(call, recipe, monkeypatch, tmp_path
 def test_a_run_finds_what_was_built(recipe, host, store, tmp_path, loads):
     with open_stage(read_recipe(recipe, host), "", tmp_path) as run:
         run.teacher.load(run)
-        for batch in batches_of(run, run.rows("train")):
+        for batch in iter_batches(run, run.rows("train")):
             run.teacher.stored(batch)
     assert not loads and not [path for path in tmp_path.iterdir() if path.name != "caches"]
 

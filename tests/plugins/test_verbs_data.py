@@ -10,7 +10,8 @@ import typer
 from told import expect
 from typer.testing import CliRunner
 
-from kdcore import RowSample, SampledRow, UsageError
+from kdcore import UsageError
+from kdcore.analysis.rows import RowSample, SampledRow
 from kdcore.commands import data as verb
 from kdcore.commands.show import show
 

@@ -8,9 +8,10 @@ import tiny
 from own_models import ROWS, lay_own_models
 from typer.testing import CliRunner
 
-from kdcore import Host, read_recipe
 from kdcore.cli.main import app
 from kdcore.commands.examination import examine
+from kdcore.plugin.manager import PluginManager
+from kdcore.recipe.recipe import read_recipe
 
 pytestmark = pytest.mark.slow
 
@@ -66,7 +67,7 @@ use = "kl"
 
 @pytest.fixture(scope="module")
 def host():
-    return Host()
+    return PluginManager()
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 from kdcore import RunError, UsageError
 from kdcore.commands.comparing import tell_run
 from kdcore.commands.evaluate import evaluate
-from kdcore.plugin.manager import Host
-from kdcore.runs.runner import Asked, run_all
+from kdcore.plugin.manager import PluginManager
+from kdcore.runs.runner import RunRequest, run_all
 
 pytestmark = pytest.mark.slow
 
@@ -99,7 +99,7 @@ def ran(tmp_path_factory):
     (place / "two.toml").write_text(RECIPE)
     (place / "width.py").write_text(PLUGIN)
     tiny.save(place / "another")
-    run_all(Asked(str(place / "two.toml"), place / "runs"), Host(off=["panel"]))
+    run_all(RunRequest(str(place / "two.toml"), place / "runs"), PluginManager(off=["panel"]))
     return place
 
 
@@ -134,7 +134,9 @@ def test_the_held_out_rows_are_the_same_for_every_seed(here):
 def test_a_run_of_no_steps_writes_its_first_weights_and_what_they_measure(here):
     sets = ("train.steps=0", "train.eval_first=false", "stage.student.train.steps=0")
     Path("runs/none").mkdir()
-    teacher, student = run_all(Asked("two.toml", Path("runs/none"), sets=sets), Host(off=["panel"]))
+    teacher, student = run_all(
+        RunRequest("two.toml", Path("runs/none"), sets=sets), PluginManager(off=["panel"])
+    )
     assert (teacher / "final" / "model.safetensors").is_file()
     (line,) = lines(student)
     assert line["step"] == 0 and line["eval/nll"] > 0

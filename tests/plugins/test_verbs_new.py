@@ -7,9 +7,10 @@ import sys
 import pytest
 import tomli
 
-from kdcore import UsageError, find_recipe
+from kdcore import UsageError
 from kdcore.commands.new import plugin, recipe
 from kdcore.commands.plugin_template import check_name, files_of
+from kdcore.recipe.files import find_recipe
 
 pytestmark = pytest.mark.slow
 

@@ -14,10 +14,12 @@ from hypothesis import strategies as some
 from own_models import ROWS, lay_own_models
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from kdcore import Host, UsageError, read_recipe
+from kdcore import UsageError
 from kdcore.analysis.parameters import parameters_of
 from kdcore.commands.new import recipe
 from kdcore.commands.student_choice import parameters_of_shape, shape_of
+from kdcore.plugin.manager import PluginManager
+from kdcore.recipe.recipe import read_recipe
 
 pytestmark = pytest.mark.slow
 
@@ -27,7 +29,7 @@ LINES = "\n".join(f"Story {n} is about {n} foxes." for n in range(60))
 
 @pytest.fixture(scope="module")
 def host():
-    return Host()
+    return PluginManager()
 
 
 @pytest.fixture(scope="module")

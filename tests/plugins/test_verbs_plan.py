@@ -8,9 +8,10 @@ from kdcore_selections import Rho
 from told import FORMULA, expect
 from typer.testing import CliRunner
 
-from kdcore import StagePlan, Teacher, UsageError
+from kdcore import Teacher, UsageError
 from kdcore.analysis.memory import Estimate
 from kdcore.analysis.parameters import Part
+from kdcore.analysis.plan import StagePlan
 from kdcore.api.train_options import TrainOptions
 from kdcore.commands import plan as verb
 

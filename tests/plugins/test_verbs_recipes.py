@@ -4,9 +4,9 @@ import json
 import subprocess
 import sys
 
-from kdcore import shipped_recipes
 from kdcore.commands import recipes as verb
 from kdcore.commands.recipes import recipes
+from kdcore.recipe.files import shipped_recipes
 
 
 def test_a_recipe_says_what_it_shows_and_needs(tmp_path, monkeypatch, capsys):

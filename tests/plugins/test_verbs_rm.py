@@ -8,11 +8,12 @@ import pytest
 from told import keep_run
 from typer.testing import CliRunner
 
-from kdcore import Host, UsageError
+from kdcore import UsageError
 from kdcore.cli.main import app
 from kdcore.commands import rm as verb
+from kdcore.plugin.manager import PluginManager
 from kdcore.runs.folder import locked
-from kdcore.runs.runner import Asked, run_all
+from kdcore.runs.runner import RunRequest, run_all
 
 pytestmark = pytest.mark.slow
 
@@ -188,8 +189,8 @@ use = "kl"
 
 def test_stages_of_a_real_run(out):
     Path("r.toml").write_text(STAGED)
-    host = Host(off=["panel"])
-    folders = run_all(Asked(recipe="r.toml", out=out), host)
+    host = PluginManager(off=["panel"])
+    folders = run_all(RunRequest(recipe="r.toml", out=out), host)
     big, small = folders
     with pytest.raises(UsageError, match="is needed by"):
         verb.rm([big.name], yes=True, out=out)

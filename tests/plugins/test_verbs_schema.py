@@ -8,13 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as some
 from jsonschema import Draft202012Validator
 
-from kdcore import KINDS, Host, RecipeError, find_recipe, read_recipe, recipe_name, shipped_recipes
+from kdcore import RecipeError
+from kdcore.api.contracts import KINDS
 from kdcore.api.options import option_fields
 from kdcore.commands.schema import schema, schema_of
+from kdcore.plugin.manager import PluginManager
+from kdcore.recipe.files import find_recipe, recipe_name, shipped_recipes
+from kdcore.recipe.recipe import read_recipe
 
 pytestmark = pytest.mark.slow
 
-HOST = Host()
+HOST = PluginManager()
 SCHEMA = json.loads(json.dumps(schema_of(HOST)))  # as an editor reads it
 VALIDATOR = Draft202012Validator(SCHEMA)
 WHOLE = {
@@ -148,7 +152,7 @@ def test_a_plugin_file_is_in_it(tmp_path, capsys):
         "@hookimpl\n"
         "def kdcore_losses(): return [Mine]\n"
     )
-    found = schema_of(Host(files=[tmp_path / "mine.py"]))
+    found = schema_of(PluginManager(files=[tmp_path / "mine.py"]))
     recipe = with_(["loss", "+"], {"use": "mine", "strength": 3.0, "weight": 0.5})
     assert Draft202012Validator(found).is_valid(recipe)
     assert not VALIDATOR.is_valid(recipe)

@@ -14,7 +14,8 @@ from rich.console import Console
 from told import drawn, expect, keep_run
 from typer.testing import CliRunner
 
-from kdcore import ChosenRow, UsageError
+from kdcore import UsageError
+from kdcore.analysis.rows import SelectedRow
 from kdcore.commands import tokens as verb
 from kdcore.commands.looking import states_of
 from kdcore.commands.show import show
@@ -42,7 +43,7 @@ def chosen(text, share, seed=0, selects=True):
     kept = valid & (score > np.nanquantile(score, 1 - share)) if selects else valid
     if not selects:
         score = np.full(len(valid), np.nan)
-    return ChosenRow(np.concatenate(ids), document, valid, kept, nll, score)
+    return SelectedRow(np.concatenate(ids), document, valid, kept, nll, score)
 
 
 def fake_run(step, table=TABLE, scope="step", steps=40):
@@ -357,11 +358,11 @@ use = "ce"
 
 @pytest.mark.slow
 def test_the_verb_on_a_run(tmp_path):
-    from kdcore.plugin.manager import Host
-    from kdcore.runs.runner import Asked, run_all
+    from kdcore.plugin.manager import PluginManager
+    from kdcore.runs.runner import RunRequest, run_all
 
     (tmp_path / "ran.toml").write_text(RECIPE)
-    run_all(Asked(str(tmp_path / "ran.toml"), tmp_path / "runs"), Host(off=["panel"]))
+    run_all(RunRequest(str(tmp_path / "ran.toml"), tmp_path / "runs"), PluginManager(off=["panel"]))
     app = typer.Typer()
     app.command()(show)
 

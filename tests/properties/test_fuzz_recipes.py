@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from kdcore.api.contracts import StudentOptions
 from kdcore.api.options import kind_of, members, option_fields
 from kdcore.api.train_options import TrainOptions
-from kdcore.plugin.manager import Host
+from kdcore.plugin.manager import PluginManager
 from kdcore.recipe.files import shipped_recipes
 
 pytestmark = pytest.mark.slow
@@ -156,7 +156,7 @@ def test_changes_on_the_command_line(recipe, data):
     checked(recipe, *arguments)
 
 
-HOST = Host()
+HOST = PluginManager()
 COUNTS = [-1, 0, 1, 2, 3, 300, 10**6, 2**31, 2**63]
 SHARES = [-1.0, 0.0, 1e-300, 0.1, 0.5, 1.0, 1.5, 2, 1e300, float("nan")]
 PLACES = ["texts.txt", "chat.jsonl", "model", "missing", *NAMES]

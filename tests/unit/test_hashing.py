@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import save_file
 
 from kdcore import Data, Loss, component
-from kdcore.api.options import as_call, as_typed, of_options
-from kdcore.hashing import of_folder, of_tokenizer
+from kdcore.api.options import as_call, describe, of_options
+from kdcore.hashing import folder_hash, tokenizer_hash
 
 
 @component
@@ -37,7 +37,7 @@ class Wrapped(Data):
 
 def test_a_component_is_shown_as_a_call():
     assert as_call(Warm()) == "warm_kl(temperature=2.0, weights=None)"
-    assert as_typed(Warm(weights=[0.5, 1.0])) == "warm-kl(weights=[0.5, 1.0])"
+    assert describe(Warm(weights=[0.5, 1.0])) == "warm-kl(weights=[0.5, 1.0])"
 
 
 def test_options_tell_components_apart():
@@ -50,17 +50,17 @@ def test_nested_components_say_themselves_what_they_are():
     assert "source=what was read, others=[what was read], shares={'a': 2, 'b': 1}" in of_options(
         nested
     )
-    assert as_typed(nested).startswith("wrapped(source=lines(), others=[lines(path='y')]")
+    assert describe(nested).startswith("wrapped(source=lines(), others=[lines(path='y')]")
 
 
 def test_tokenizers_are_told_apart_by_what_they_do(byte_tokenizer):
-    before = of_tokenizer(byte_tokenizer)
+    before = tokenizer_hash(byte_tokenizer)
     byte_tokenizer.pad_token = "<|endoftext|>"
-    with_pad = of_tokenizer(byte_tokenizer)
+    with_pad = tokenizer_hash(byte_tokenizer)
     byte_tokenizer(["ab", "c"], padding=True, truncation=True, max_length=3)
-    assert of_tokenizer(byte_tokenizer) == with_pad != before
+    assert tokenizer_hash(byte_tokenizer) == with_pad != before
     byte_tokenizer.add_tokens(["<new>"])
-    assert of_tokenizer(byte_tokenizer) != with_pad
+    assert tokenizer_hash(byte_tokenizer) != with_pad
 
 
 def test_a_tokenizer_keeps_its_fingerprint_on_disk(byte_tokenizer, tmp_path):
@@ -68,7 +68,7 @@ def test_a_tokenizer_keeps_its_fingerprint_on_disk(byte_tokenizer, tmp_path):
 
     byte_tokenizer.save_pretrained(tmp_path)
     loaded = AutoTokenizer.from_pretrained(tmp_path)
-    assert of_tokenizer(loaded) == of_tokenizer(byte_tokenizer)
+    assert tokenizer_hash(loaded) == tokenizer_hash(byte_tokenizer)
 
 
 def write_model(folder, changed=0.0, config='{"a": 1, "transformers_version": "5"}'):
@@ -85,16 +85,18 @@ def test_a_folder_is_what_its_weights_and_config_are(tmp_path):
     os.utime(second / "model.safetensors", (0, 0))
     (second / "config.json").write_text('{"transformers_version": "6", "a": 1}')
     (second / "notes.txt").write_text("nothing of the model")
-    assert of_folder(first) == of_folder(str(second))
+    assert folder_hash(first) == folder_hash(str(second))
 
 
 @pytest.mark.parametrize("other", [{"changed": 1.0}, {"config": '{"a": 2}'}])
 def test_other_weights_or_config_are_another_folder(tmp_path, other):
-    assert of_folder(write_model(tmp_path / "a")) != of_folder(write_model(tmp_path / "b", **other))
+    assert folder_hash(write_model(tmp_path / "a")) != folder_hash(
+        write_model(tmp_path / "b", **other)
+    )
 
 
 def test_a_folder_without_safetensors_is_read_whole(tmp_path):
     (tmp_path / "model.bin").write_bytes(b"1")
-    before = of_folder(tmp_path)
+    before = folder_hash(tmp_path)
     (tmp_path / "model.bin").write_bytes(b"2")
-    assert of_folder(tmp_path) != before
+    assert folder_hash(tmp_path) != before

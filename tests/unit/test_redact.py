@@ -3,7 +3,7 @@
 import pytest
 
 from kdcore import redact
-from kdcore.redact import without_places, without_secrets
+from kdcore.redact import redact_paths, redact_secrets
 
 HF = "hf_abcdefghijKLMNOP1234"
 
@@ -28,7 +28,7 @@ HF = "hf_abcdefghijKLMNOP1234"
     ],
 )
 def test_places(text, kept):
-    assert without_places(text) == kept
+    assert redact_paths(text) == kept
 
 
 @pytest.mark.parametrize(
@@ -46,13 +46,13 @@ def test_places(text, kept):
     ],
 )
 def test_what_is_no_place_stays(text):
-    assert without_places(text) == text
+    assert redact_paths(text) == text
 
 
 def test_the_users_own_name(monkeypatch):
     monkeypatch.setattr("getpass.getuser", lambda: "alice")
-    assert without_places('path = "../alice/b.txt"') == 'path = "../.../b.txt"'
-    assert without_places('model = "alice/qwen"') == 'model = "alice/qwen"'  # a name on the hub
+    assert redact_paths('path = "../alice/b.txt"') == 'path = "../.../b.txt"'
+    assert redact_paths('model = "alice/qwen"') == 'model = "alice/qwen"'  # a name on the hub
 
 
 def test_a_user_without_a_name(monkeypatch):
@@ -60,7 +60,7 @@ def test_a_user_without_a_name(monkeypatch):
         raise KeyError("uid not found: 1234")
 
     monkeypatch.setattr("getpass.getuser", nameless)
-    assert without_places('path = "../a/b.txt"') == 'path = "../a/b.txt"'
+    assert redact_paths('path = "../a/b.txt"') == 'path = "../a/b.txt"'
 
 
 @pytest.mark.parametrize(
@@ -83,21 +83,21 @@ def test_a_user_without_a_name(monkeypatch):
     ],
 )
 def test_secrets(text, kept):
-    assert without_secrets(text) == kept
+    assert redact_secrets(text) == kept
 
 
 @pytest.mark.parametrize(
     "text", ['eos_token = "<|end|>"', "max_new_tokens = 12", 'column = "key"', "tokens = 1e6"]
 )
 def test_what_is_no_secret_stays(text):
-    assert without_secrets(text) == text
+    assert redact_secrets(text) == text
 
 
 def test_the_token_that_the_hubs_library_would_send(monkeypatch):
     monkeypatch.setattr(redact, "_own_token", lambda: "of-another-kind")
-    assert without_secrets("x = 'of-another-kind'") == "x = '***'"
+    assert redact_secrets("x = 'of-another-kind'") == "x = '***'"
 
 
 def test_a_token_in_the_environment(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "of-another-kind")
-    assert without_secrets("x = 'of-another-kind'") == "x = '***'"
+    assert redact_secrets("x = 'of-another-kind'") == "x = '***'"

@@ -10,9 +10,9 @@ import pytest
 import tiny
 import torch
 
-from kdcore import plans_of
 from kdcore.analysis.memory import estimate
-from kdcore.cli.main import host_of
+from kdcore.analysis.plan import plans_of
+from kdcore.cli.main import plugin_manager
 from kdcore.recipe.recipe import read_recipe
 
 pytestmark = pytest.mark.slow
@@ -45,7 +45,7 @@ eval_rows = 8
 def stage_of(tmp_path, *sets, hidden=32, block=64):
     path = tmp_path / "mine.toml"
     path.write_text(RECIPE.format(stories=8, hidden=hidden, block=block))
-    return read_recipe(str(path), host_of([]), sets=sets).build()
+    return read_recipe(str(path), plugin_manager([]), sets=sets).build()
 
 
 def config(vocabulary=300):
@@ -195,7 +195,7 @@ for line in open("/proc/self/status"):
 def test_the_estimate_is_within_a_fifth_of_what_a_run_takes(tmp_path, hidden, block):
     path = tmp_path / "mine.toml"
     path.write_text(RECIPE.format(stories=200, hidden=hidden, block=block))
-    [plan] = plans_of(read_recipe(str(path), host_of([])))
+    [plan] = plans_of(read_recipe(str(path), plugin_manager([])))
     words = [sys.executable, "-c", MEASURE, str(path), "-p", "no:evals", "--out", str(tmp_path)]
     told = subprocess.run(words, capture_output=True, text=True, check=True).stdout
     measured = int(re.search(r"peak (\d+)", told)[1])

@@ -5,8 +5,8 @@ import pytest
 import tiny
 import transformers
 
-from kdcore import plans_of
-from kdcore.cli.main import host_of
+from kdcore.analysis.plan import plans_of
+from kdcore.cli.main import plugin_manager
 from kdcore.errors import RunError
 from kdcore.recipe.recipe import read_recipe
 from kdcore.runs.artifacts import keep_tokenizer
@@ -80,7 +80,7 @@ def no_weights(monkeypatch):
 def recipe_of(tmp_path, text, *sets, files=()):
     path = tmp_path / "mine.toml"
     path.write_text(text)
-    return read_recipe(str(path), host_of([str(file) for file in files]), sets=sets)
+    return read_recipe(str(path), plugin_manager([str(file) for file in files]), sets=sets)
 
 
 def plans(tmp_path, text, *sets, files=()):

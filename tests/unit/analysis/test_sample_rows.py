@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from kdcore import sample_rows
-from kdcore.cli.main import host_of
+from kdcore.analysis.rows import sample_rows
+from kdcore.cli.main import plugin_manager
 from kdcore.errors import RunError, UsageError
-from kdcore.plugin.manager import Host
+from kdcore.plugin.manager import PluginManager
 from kdcore.recipe.recipe import read_recipe
 
 pytestmark = pytest.mark.slow
@@ -74,7 +74,7 @@ def kdcore_data():
 
 @pytest.fixture(scope="module")
 def host():
-    return Host()
+    return PluginManager()
 
 
 def recipe_of(tmp_path, text, *sets, host):
@@ -135,7 +135,7 @@ def test_validation_rows(tmp_path, host):
 
 def test_prompts_are_not_valid(tmp_path):
     (tmp_path / "asked.py").write_text(ASKED)
-    host = host_of([str(tmp_path / "asked.py")])
+    host = plugin_manager([str(tmp_path / "asked.py")])
     text = RECIPE.replace('use = "stories"\nstories = 30\nvalidation = 5\n', 'use = "asked"\n')
     (sample,) = sample_rows(recipe_of(tmp_path, text, "data.block=14", host=host), count=9)
     valid = ["".join("x" if each else "-" for each in row.valid) for row in sample.rows]

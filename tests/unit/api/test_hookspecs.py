@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from kdcore import Logger, component, hookimpl
-from kdcore.plugin.manager import Host
+from kdcore.plugin.manager import PluginManager
 from kdcore.plugin.validation import EVENTS, PROVIDERS
 
 pytestmark = pytest.mark.slow
@@ -24,14 +24,14 @@ def {hook}():
 
 @pytest.fixture(scope="module")
 def host():
-    return Host(off=[plugin.name for plugin in Host().plugins])
+    return PluginManager(off=[plugin.name for plugin in PluginManager().plugins])
 
 
 def brings(folder: Path, hook: str, base: str) -> bool:
     """Whether a plugin's component of this base class arrives through the hook, and only there."""
     file = folder / "one_component.py"
     file.write_text(PLUGIN.format(base=base, hook=hook))
-    host = Host(off=[plugin.name for plugin in Host().plugins], files=[file])
+    host = PluginManager(off=[plugin.name for plugin in PluginManager().plugins], files=[file])
     found = {kind: list(host.provided(kind)) for kind in PROVIDERS.values()}
     return found == {kind: ["made"] if kind == PROVIDERS[hook] else [] for kind in found}
 
@@ -106,7 +106,7 @@ class Everything(Logger):
         self.heard = {"folders": folders}
 
 
-def hears(host: Host, hook: str, **arguments: object) -> bool:
+def hears(host: PluginManager, hook: str, **arguments: object) -> bool:
     logger = Everything()
     with host.listening([logger]):
         host.emit(hook, **arguments)

@@ -10,7 +10,7 @@ from whole_runs import RECIPE, STAGES
 
 from kdcore.cli import main
 from kdcore.errors import Interrupted, PluginError, RunError, UsageError
-from kdcore.plugin.manager import Host
+from kdcore.plugin.manager import PluginManager
 
 pytestmark = pytest.mark.slow
 
@@ -105,7 +105,7 @@ def test_every_error_has_its_exit_code_and_one_line(kdcore, monkeypatch, error, 
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(main, "host_of", fail)
+    monkeypatch.setattr(main, "plugin_manager", fail)
     found, _, err = kdcore("check", "quickstart")
     assert found == code
     if not isinstance(error, KeyboardInterrupt):  # who typed ^C knows why it ended
@@ -131,9 +131,9 @@ def test_every_way_out_leaves_the_group_of_processes(kdcore, monkeypatch, error)
         group.init_process_group("gloo", store=group.HashStore(), rank=0, world_size=1)
         if error is not None:
             raise error
-        return Host(off=["panel"])
+        return PluginManager(off=["panel"])
 
-    monkeypatch.setattr(main, "host_of", within)
+    monkeypatch.setattr(main, "plugin_manager", within)
     kdcore("check", "quickstart")
     assert not group.is_initialized()
 

@@ -6,7 +6,7 @@ from given import VOCABULARY, row
 from kdcore import RunError, Split
 from kdcore.data.collate import Collate, micro_batches
 from kdcore.data.given import GivenRows
-from kdcore.data.sampler import Order, TrainingRows, drawn, share
+from kdcore.data.sampler import Order, TrainingRows, random_subset, share
 
 CPU = torch.device("cpu")
 SPLIT = Split("train", "made by hand", np.array([9, 9, 9]))
@@ -62,12 +62,12 @@ def test_shares_lie_side_by_side(count, processes):
 
 
 def test_evaluated_rows_are_drawn_once_without_repeats():
-    some = drawn(100, 10, seed=0)
+    some = random_subset(100, 10, seed=0)
     assert len(set(some.tolist())) == 10
     assert (np.diff(some) > 0).all()
-    assert (some == drawn(100, 10, seed=0)).all()
-    assert (some != drawn(100, 10, seed=1)).any()
-    assert drawn(5, 10, seed=0).tolist() == [0, 1, 2, 3, 4]
+    assert (some == random_subset(100, 10, seed=0)).all()
+    assert (some != random_subset(100, 10, seed=1)).any()
+    assert random_subset(5, 10, seed=0).tolist() == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 5])

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from kdcore import Data, RunError, component
 from kdcore.data.encoding import Encoder, Spelled, bos_of
-from kdcore.data.rows import lay_texts
+from kdcore.data.rows import pack_texts
 from kdcore.data.streaming import Place, stream_texts
 
 MARK = "<|end|>"
@@ -33,7 +33,7 @@ def adding(*beginning, bos=None, tokenizer=None):
 
 def documents(tokenizer, lines=("Once upon", "a time"), rows="one", **options):
     data = tiny.Lines(lines=list(lines), rows=rows, **options)
-    return [tokenizer.decode(row["input_ids"]) for row in lay_texts(data, "train", tokenizer)]
+    return [tokenizer.decode(row["input_ids"]) for row in pack_texts(data, "train", tokenizer)]
 
 
 # ---- how they begin ---------------------------------------------------------------
@@ -106,7 +106,7 @@ def test_what_a_document_spells_out_is_text(caplog):
     lines = [f"The mark {MARK} ends it.", "Nothing of it."]
     with caplog.at_level(logging.WARNING, "kdcore"):
         data = tiny.Lines(lines=lines, rows="one")
-        rows = [row["input_ids"].tolist() for row in lay_texts(data, "train", tokenizer)]
+        rows = [row["input_ids"].tolist() for row in pack_texts(data, "train", tokenizer)]
     as_text = tokenizer(lines, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     assert rows == [[*ids, 0] for ids in as_text]
     assert all(row.count(0) == 1 for row in rows)
@@ -119,7 +119,7 @@ def test_or_a_token_where_the_recipe_says_so(caplog):
     tokenizer = tiny.byte_tokenizer()
     with caplog.at_level(logging.WARNING, "kdcore"):
         data = tiny.Lines(lines=[f"a{MARK}b"], rows="one", special_tokens="parse")
-        (row,) = lay_texts(data, "train", tokenizer)
+        (row,) = pack_texts(data, "train", tokenizer)
     assert row["input_ids"].tolist().count(0) == 2
     assert "1 of 1 documents" in caplog.text and "they become tokens" in caplog.text
 
@@ -128,7 +128,7 @@ def test_what_was_tokenised_the_other_way_is_not_taken():
     tokenizer, line = tiny.byte_tokenizer(), f"a mark {MARK} twice"
     for special, count in (("parse", 2), ("text", 1), ("parse", 2)):
         data = tiny.Lines(lines=[line], rows="one", special_tokens=special)
-        (row,) = lay_texts(data, "train", tokenizer)
+        (row,) = pack_texts(data, "train", tokenizer)
         assert row["input_ids"].tolist().count(0) == count
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from kdcore import Data, PluginError, RunError, UsageError, component
 from kdcore.data.given import as_rows
-from kdcore.data.rows import lay_texts
+from kdcore.data.rows import pack_texts
 
 
 @component
@@ -23,7 +23,7 @@ class Given(Data):
 
 
 def rows_of(tokenizer, documents, **options):
-    return lay_texts(Given(documents=documents, **options), "train", tokenizer)
+    return pack_texts(Given(documents=documents, **options), "train", tokenizer)
 
 
 @pytest.fixture
@@ -141,7 +141,7 @@ def test_texts_that_change_are_refused(byte_tokenizer):
             yield " ".join(self.asked)
 
     with pytest.raises(PluginError, match="'moody' gave other texts"):
-        lay_texts(Moody(asked=[]), "train", byte_tokenizer)
+        pack_texts(Moody(asked=[]), "train", byte_tokenizer)
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_texts_that_are_no_texts_are_refused(byte_tokenizer, given, said):
             return [given]
 
     with pytest.raises(PluginError, match=r"'wrong': texts\('train'\) gave " + said):
-        lay_texts(Wrong(), "train", byte_tokenizer)
+        pack_texts(Wrong(), "train", byte_tokenizer)
 
 
 def test_no_text_is_told_with_what_was_read(byte_tokenizer):
@@ -249,9 +249,9 @@ class Fresh(Given):
 def test_fresh_chunks_need_no_second_look_at_the_texts(byte_tokenizer, cache, caplog):
     caplog.set_level(logging.INFO, "kdcore")
     data = Fresh(documents=["abcdefghij"], rows="chunk", block=4, eos=False)
-    first = lay_texts(data, "train", byte_tokenizer)
+    first = pack_texts(data, "train", byte_tokenizer)
     asked, said = data.asked, len(caplog.records)
-    second = lay_texts(data, "train", byte_tokenizer, start=3)
+    second = pack_texts(data, "train", byte_tokenizer, start=3)
     assert [row["input_ids"].size for row in first] == [4, 4, 2]
     assert [row["input_ids"].size for row in second] == [3, 4, 3]
     assert data.asked == asked and len(caplog.records) == said

@@ -4,18 +4,18 @@ import threading
 
 import pytest
 
-from kdcore.data.sampler import Ahead
+from kdcore.data.sampler import Prefetcher
 
 
 @pytest.mark.parametrize("workers", [0, 1, 8])
 def test_every_step_gets_its_own(workers):
-    ahead = Ahead(lambda step: step * 10, 5, workers=workers)
-    assert [ahead.take(step) for step in (1, 2, 3, 4, 5)] == [10, 20, 30, 40, 50]
+    ahead = Prefetcher(lambda step: step * 10, 5, workers=workers)
+    assert [ahead.get(step) for step in (1, 2, 3, 4, 5)] == [10, 20, 30, 40, 50]
 
 
 def test_a_step_that_was_not_expected_is_made():
-    ahead = Ahead(lambda step: step * 10, 9, workers=1)
-    assert [ahead.take(step) for step in (1, 4, 5, 2)] == [10, 40, 50, 20]
+    ahead = Prefetcher(lambda step: step * 10, 9, workers=1)
+    assert [ahead.get(step) for step in (1, 4, 5, 2)] == [10, 40, 50, 20]
 
 
 def test_the_next_step_is_made_elsewhere_and_none_after_the_last():
@@ -25,8 +25,8 @@ def test_the_next_step_is_made_elsewhere_and_none_after_the_last():
         made[step] = threading.current_thread().name
         return step
 
-    ahead = Ahead(make, 2, workers=1)
-    assert [ahead.take(1), ahead.take(2)] == [1, 2]
+    ahead = Prefetcher(make, 2, workers=1)
+    assert [ahead.get(1), ahead.get(2)] == [1, 2]
     assert made[1] == threading.current_thread().name
     assert made[2].startswith("kdcore-rows")
     assert set(made) == {1, 2}
@@ -38,7 +38,7 @@ def test_what_goes_wrong_early_is_raised_in_its_step():
             raise ValueError("no such row")
         return step
 
-    ahead = Ahead(make, 3, workers=1)
-    assert ahead.take(1) == 1
+    ahead = Prefetcher(make, 3, workers=1)
+    assert ahead.get(1) == 1
     with pytest.raises(ValueError, match="no such row"):
-        ahead.take(2)
+        ahead.get(2)

@@ -181,15 +181,16 @@ def recipe_of(folder, train):
 def test_a_streamed_run_goes_on_to_the_same_weights(tmp_path, monkeypatch):
     from safetensors.torch import load_file
 
-    from kdcore import Host, read_recipe
-    from kdcore.runs.runner import Options, run_recipe
+    from kdcore.plugin.manager import PluginManager
+    from kdcore.recipe.recipe import read_recipe
+    from kdcore.runs.runner import RunOptions, run_recipe
     from kdcore.training.trainer import Trainer
 
     recipe = recipe_of(tmp_path, "steps = 12\nsave_every = 5\neval_every = 6")
-    host = Host(off=["panel"])
+    host = PluginManager(off=["panel"])
 
     def run(out):
-        (folder,) = run_recipe(read_recipe(str(recipe), host), host, Options(tmp_path / out))
+        (folder,) = run_recipe(read_recipe(str(recipe), host), host, RunOptions(tmp_path / out))
         return folder
 
     whole = run("whole")
@@ -217,19 +218,23 @@ def test_a_streamed_run_goes_on_to_the_same_weights(tmp_path, monkeypatch):
     ],
 )
 def test_what_needs_a_length_is_a_fault(tmp_path, train, said):
-    from kdcore import Host, UsageError, read_recipe
+    from kdcore import UsageError
+    from kdcore.plugin.manager import PluginManager
+    from kdcore.recipe.recipe import read_recipe
 
     with pytest.raises(UsageError, match=said):
-        read_recipe(str(recipe_of(tmp_path, train)), Host())
+        read_recipe(str(recipe_of(tmp_path, train)), PluginManager())
 
 
 def test_shares_and_caches_of_a_stream_are_faults(tmp_path):
-    from kdcore import Host, UsageError, read_recipe
+    from kdcore import UsageError
+    from kdcore.plugin.manager import PluginManager
+    from kdcore.recipe.recipe import read_recipe
 
     recipe = recipe_of(tmp_path, "steps = 3")
     sets = ["data.fraction=0.5"]
     with pytest.raises(UsageError, match="shares of documents that a stream does not count"):
-        read_recipe(str(recipe), Host(), sets=sets)
+        read_recipe(str(recipe), PluginManager(), sets=sets)
     sets = ['teacher={use="cached", teacher={use="hf", model="m"}, kind="topk"}', "loss.1.use=kl"]
     with pytest.raises(UsageError, match="data 'text' is streamed, and what is stored needs all"):
-        read_recipe(str(recipe), Host(), sets=sets)
+        read_recipe(str(recipe), PluginManager(), sets=sets)

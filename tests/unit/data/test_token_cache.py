@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from kdcore import Data, component
-from kdcore.data.tokenized import keep_documents, tokenise
+from kdcore.data.tokenized import store_documents, tokenise
 
 WORDS = [f"{'word' * (n % 5)} {n}" for n in range(300)]
 
@@ -61,10 +61,10 @@ def test_damage_is_mended(caches, byte_tokenizer, name, harm, caplog):
 
 def test_documents_of_ids_too(caches):
     rows = [{"input_ids": [1, 2, 3, n]} for n in range(50)]
-    before = keep_documents(Words(), "train", lambda: rows, "key").fingerprint()
+    before = store_documents(Words(), "train", lambda: rows, "key").fingerprint()
     (path,) = caches.rglob("*.arrow")
     flipped(path)
-    assert keep_documents(Words(), "train", lambda: rows, "key").fingerprint() == before
+    assert store_documents(Words(), "train", lambda: rows, "key").fingerprint() == before
 
 
 def test_a_cache_of_an_earlier_version_is_used(caches, byte_tokenizer, caplog):

@@ -5,7 +5,7 @@ import pytest
 
 from kdcore import Data, component
 from kdcore.data import tokenized
-from kdcore.data.rows import lay_texts
+from kdcore.data.rows import pack_texts
 from kdcore.data.tokenized import tokenise
 
 WORDS = [f"{'word' * (n % 5)} {n}" for n in range(300)]
@@ -41,7 +41,7 @@ def test_pieces_are_taken_from_all_parts(byte_tokenizer, small_parts, tmp_path, 
     anywhere = np.random.default_rng(0).integers(0, len(flat), 500)
     assert np.array_equal(store.at(anywhere), flat[anywhere])
     text = byte_tokenizer.decode(
-        lay_texts(Words(rows="chunk"), "train", byte_tokenizer)[0]["input_ids"]
+        pack_texts(Words(rows="chunk"), "train", byte_tokenizer)[0]["input_ids"]
     )
     assert "<|endoftext|>".join(WORDS).startswith(text)
 
@@ -65,7 +65,7 @@ def test_many_texts_are_tokenised_by_several_processes(
 ):
     import datasets
 
-    asked, real = [], tokenized.in_order
+    asked, real = [], tokenized.map_in_order
     one = tokenise(Words(), "train", byte_tokenizer).fingerprint()
 
     def in_order(work, items, processes):
@@ -74,7 +74,7 @@ def test_many_texts_are_tokenised_by_several_processes(
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
     monkeypatch.setattr(tokenized, "_LARGE", 0)
-    monkeypatch.setattr(tokenized, "cores", lambda: 2)
-    monkeypatch.setattr(tokenized, "in_order", in_order)
+    monkeypatch.setattr(tokenized, "cpu_count", lambda: 2)
+    monkeypatch.setattr(tokenized, "map_in_order", in_order)
     assert tokenise(Words(), "train", byte_tokenizer).fingerprint() == one
     assert asked == [2]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kdcore import Data, PluginError, RunError, component, lay_documents
+from kdcore import Data, PluginError, RunError, component, pack_documents
 from kdcore.data import tokenized
 
 pytestmark = pytest.mark.slow
@@ -24,7 +24,7 @@ def cache(tmp_path, monkeypatch):
 
 
 def laid(documents, key="k", split="train", **options):
-    return lay_documents(Empty(**options), split, lambda: documents, key=key)
+    return pack_documents(Empty(**options), split, lambda: documents, key=key)
 
 
 def document(length, prompt, start=0):
@@ -57,7 +57,7 @@ def test_without_labels_all_of_it_is_trained():
 
 def test_they_are_asked_for_once():
     laid([document(4, 2)], "once")
-    again = lay_documents(Empty(), "train", lambda: pytest.fail("asked again"), key="once")
+    again = pack_documents(Empty(), "train", lambda: pytest.fail("asked again"), key="once")
     assert again[0]["labels"].tolist() == [-100, -100, 2, 3]
 
 

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from kdcore import RunError
-from kdcore.data.tokenized import in_order
+from kdcore.data.tokenized import map_in_order
 
 pytestmark = pytest.mark.slow
 
@@ -19,14 +19,14 @@ needs_fork = pytest.mark.skipif(
 @pytest.mark.parametrize("items", [0, 1, 50])
 def test_results_come_in_the_order_of_the_items(processes, items):
     factor = 3  # a closure cannot be pickled, and need not be
-    assert list(in_order(lambda n: n * factor, range(items), processes)) == [
+    assert list(map_in_order(lambda n: n * factor, range(items), processes)) == [
         3 * n for n in range(items)
     ]
 
 
 @needs_fork
 def test_other_processes_do_the_work():
-    found = set(in_order(lambda _: os.getpid(), range(8), 2))
+    found = set(map_in_order(lambda _: os.getpid(), range(8), 2))
     assert os.getpid() not in found
 
 
@@ -39,7 +39,7 @@ def test_items_are_read_when_they_are_needed():
             read.append(n)
             yield n
 
-    results = in_order(abs, items(), 2)
+    results = map_in_order(abs, items(), 2)
     next(results)
     assert len(read) < 20
     results.close()
@@ -52,13 +52,13 @@ def fails(item):
 @pytest.mark.parametrize("processes", [1, 2])
 def test_what_fails_is_raised_as_it_is(processes):
     with pytest.raises(ValueError, match="no 0"):
-        list(in_order(fails, range(3), processes))
+        list(map_in_order(fails, range(3), processes))
 
 
 @needs_fork
 def test_a_process_that_is_ended_is_told():
     with pytest.raises(RunError, match="want of memory"):
-        list(in_order(lambda _: os._exit(9), range(3), 2))
+        list(map_in_order(lambda _: os._exit(9), range(3), 2))
 
 
 @needs_fork
@@ -68,7 +68,7 @@ def test_processes_end_with_their_parent():
     parent = os.fork()
     if not parent:
         os.close(read)
-        next(in_order(abs, iter(int, 1), 2))
+        next(map_in_order(abs, iter(int, 1), 2))
         os._exit(0)  # as a kill does: nothing is cleaned up
     os.close(write)
     os.waitpid(parent, 0)

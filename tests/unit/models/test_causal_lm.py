@@ -7,7 +7,7 @@ from torch import nn
 from transformers import LlamaForCausalLM
 
 from kdcore import LanguageModel, RunError
-from kdcore.models.logit_transforms import Capped, Scaled
+from kdcore.models.logit_transforms import Scale, SoftCap
 
 LENGTHS = (7, 5, 9, 4)
 LAYOUT = [[(0, 0, 7), (1, 0, 5)], [(2, 0, 9)], [(3, 0, 4), (1, 0, 3), (1, 3, 5)]]
@@ -160,12 +160,12 @@ def test_unknown_logits_fall_back_and_say_so(caplog):
 @pytest.mark.parametrize(
     ("kind", "options", "bend"),
     [
-        ("gemma2", {"initializer_range": 0.01}, Capped(30.0)),
-        ("gemma2", {"final_logit_softcapping": 1.5}, Capped(1.5)),
+        ("gemma2", {"initializer_range": 0.01}, SoftCap(30.0)),
+        ("gemma2", {"final_logit_softcapping": 1.5}, SoftCap(1.5)),
         ("gemma2", {"final_logit_softcapping": None}, None),
-        ("granite", {"logits_scaling": 8.0}, Scaled(1 / 8)),
+        ("granite", {"logits_scaling": 8.0}, Scale(1 / 8)),
         ("granite", {"logits_scaling": 1.0}, None),
-        ("cohere", {"logit_scale": 0.0625}, Scaled(0.0625)),
+        ("cohere", {"logit_scale": 0.0625}, Scale(0.0625)),
     ],
 )
 def test_scaled_and_capped_logits_keep_their_head(kind, options, bend):
@@ -180,10 +180,10 @@ def test_a_configuration_that_lies_is_not_believed():
     model = tiny.model("granite", logits_scaling=8.0)
     language_model = LanguageModel(model)
     model.config.logits_scaling = 4.0  # the model reads it too
-    assert LanguageModel(model).bend == Scaled(0.25)
+    assert LanguageModel(model).bend == Scale(0.25)
     liar = tiny.model()
     liar.config.logit_scale = 0.5  # a Llama does not
-    assert LanguageModel(liar).bend is None and language_model.bend == Scaled(1 / 8)
+    assert LanguageModel(liar).bend is None and language_model.bend == Scale(1 / 8)
 
 
 def test_a_head_with_a_bias():

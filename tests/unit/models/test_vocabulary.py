@@ -6,7 +6,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from kdcore import RunError
-from kdcore.models.vocabulary import bytes_per_id, cut_to, prove
+from kdcore.models.vocabulary import bytes_per_id, cut_to, verify_same_ids
 
 UNSEEN = "Ærøskøbing: 100 % “naïve” \U0001f98a\U0001f98a\t\n\n  東京, x_1 = 3.5;  and so on"
 
@@ -21,23 +21,23 @@ def words(*tokens, eos="<eos>"):
 def test_equal_tokenizers_share_everything(caplog):
     tokenizer = tiny.byte_tokenizer()
     with caplog.at_level(logging.WARNING, logger="kdcore"):
-        assert prove(tokenizer, {}) == len(tokenizer)
-        assert prove(tokenizer, {"teacher 'hf'": tiny.byte_tokenizer()}) == len(tokenizer)
+        assert verify_same_ids(tokenizer, {}) == len(tokenizer)
+        assert verify_same_ids(tokenizer, {"teacher 'hf'": tiny.byte_tokenizer()}) == len(tokenizer)
     assert not caplog.records
 
 
 def test_shared_ids_end_with_the_shorter():
     student = words("<unk>", "<eos>", "a", "b")
     longer = words("<unk>", "<eos>", "a", "b", "c", "d")
-    assert prove(student, {"one": longer}) == 4
-    assert prove(longer, {"one": student}) == 4
+    assert verify_same_ids(student, {"one": longer}) == 4
+    assert verify_same_ids(longer, {"one": student}) == 4
 
 
 def test_conflicts_are_named():
     student = words("<unk>", "<eos>", "a", "b", "c", "d", "e", "f", "g")
     teacher = words("<unk>", "<eos>", "b", "a", "d", "c", "f", "e", "g")
     with pytest.raises(RunError) as caught:
-        prove(student, {"the same": student, "teacher 'hf'": teacher})
+        verify_same_ids(student, {"the same": student, "teacher 'hf'": teacher})
     message = str(caught.value)
     assert "6 of 9 ids mean something else to teacher 'hf' than to the student" in message
     named = [line for line in message.splitlines() if line.startswith("    ")]
@@ -50,13 +50,13 @@ def test_a_hole_is_a_conflict():
     holed = Tokenizer(models.WordLevel({"<unk>": 0, "<eos>": 1, "b": 3}, "<unk>"))
     other = PreTrainedTokenizerFast(tokenizer_object=holed, eos_token="<eos>", unk_token="<unk>")
     with pytest.raises(RunError, match="2: 'a' to the student, nothing to T"):
-        prove(student, {"T": other})
+        verify_same_ids(student, {"T": other})
 
 
 def test_the_students_end_of_text_must_be_shared():
     student = words("<unk>", "a", "b", "<eos>")
     with pytest.raises(RunError, match=r"ends texts with id 3 \('<eos>'\)"):
-        prove(student, {"T": words("<unk>", "a", eos="<unk>")})
+        verify_same_ids(student, {"T": words("<unk>", "a", eos="<unk>")})
 
 
 def test_other_pieces_of_the_same_ids_are_told(caplog):
@@ -65,7 +65,7 @@ def test_other_pieces_of_the_same_ids_are_told(caplog):
         [pre_tokenizers.Split(".", "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=True)]
     )
     with caplog.at_level(logging.WARNING, logger="kdcore"):
-        assert prove(student, {"T": other}) == len(student)
+        assert verify_same_ids(student, {"T": other}) == len(student)
     assert "cuts text otherwise" in caplog.text
 
 

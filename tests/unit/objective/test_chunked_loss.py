@@ -6,8 +6,8 @@ from kdcore_losses import CrossEntropy, ForwardKL
 from torch.nn import functional as F
 
 from kdcore.models.head import chunk_size
-from kdcore.models.logit_transforms import Capped, Scaled
-from kdcore.objective.chunked_loss import ChunkedLoss, Work
+from kdcore.models.logit_transforms import Scale, SoftCap
+from kdcore.objective.chunked_loss import ChunkedLoss, ChunkedLossInputs
 from kdcore.objective.losses import values_of
 
 TOKENS, HIDDEN, HEAD, VOCABULARY = 23, 8, 41, 37
@@ -40,7 +40,7 @@ def weights(dtype=torch.float64):
 
 def work(chunk=4, values=None, positions=SEEN, dtype=torch.float64):
     logits = teacher_logits(dtype)
-    return Work(
+    return ChunkedLossInputs(
         positions=positions,
         labels=labels()[positions],
         weights=weights(dtype)[:, : len(positions)],
@@ -179,7 +179,7 @@ def test_chunks_are_smaller_where_memory_is_short():
     assert chunk_size(151_665, cuda, free=0) == 16
 
 
-@pytest.mark.parametrize("bend", [Capped(0.7), Scaled(1.7)])
+@pytest.mark.parametrize("bend", [SoftCap(0.7), Scale(1.7)])
 def test_gradients_go_through_what_a_model_does_to_its_logits(bend):
     """By hand, against autograd over full logits."""
     mine, theirs = parts(), parts()
@@ -222,7 +222,7 @@ def test_half_types_keep_the_gradient_of_a_large_step(dtype, spread, loss, token
 
     def gradients(kind, device, computed):
         made = [each.to(device, kind).requires_grad_() for each in (states, weight)]
-        given = Work(
+        given = ChunkedLossInputs(
             positions=torch.arange(rows, device=device),
             labels=target.to(device),
             weights=torch.full((1, rows), 1 / tokens, dtype=kind, device=device),

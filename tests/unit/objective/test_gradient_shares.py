@@ -10,7 +10,12 @@ from kdcore_losses import CrossEntropy, ForwardKL
 from training import assert_equal, records, trainer, weights
 
 from kdcore.api.contracts import Schedule
-from kdcore.objective.gradient_shares import GradientShares, is_measured, lopsided, shares_of
+from kdcore.objective.gradient_shares import (
+    GradientShares,
+    is_measured,
+    negligible_terms,
+    shares_of,
+)
 
 
 def test_the_shares_are_those_of_the_gradients_in_the_logits(tmp_path):
@@ -86,7 +91,7 @@ def test_a_term_that_hardly_counts_is_told_once(tmp_path, caplog):
 
 def test_a_weight_that_goes_to_zero_is_no_fault():
     fading = term(CrossEntropy(), Schedule(start=1.0, end=0.0))
-    assert not lopsided({"kl": 0.999, "ce": 0.001}, [term(ForwardKL()), fading])
-    assert set(lopsided({"kl": 0.999, "ce": 0.001}, [term(ForwardKL()), term(CrossEntropy())])) == {
-        "ce"
-    }
+    assert not negligible_terms({"kl": 0.999, "ce": 0.001}, [term(ForwardKL()), fading])
+    assert set(
+        negligible_terms({"kl": 0.999, "ce": 0.001}, [term(ForwardKL()), term(CrossEntropy())])
+    ) == {"ce"}

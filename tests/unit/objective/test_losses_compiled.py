@@ -11,7 +11,7 @@ from engine import Held, term
 from kdcore_losses import CrossEntropy, ForwardKL
 from kdcore_selections import Hardest
 
-from kdcore import Coarse, Loss
+from kdcore import Loss, SparseLogits
 from kdcore.objective.losses import compiled_values_of, values_of
 
 pytestmark = [
@@ -167,7 +167,7 @@ def test_a_teacher_that_knows_some_ids(caplog):
         known, ids = teacher.log_softmax(-1).topk(5)
         others = (1 - known.exp().sum(-1, keepdim=True)).log()
         logs = torch.cat([known, others], -1)
-        assert_same(fast, plain, student, Coarse(ids, logs), labels, weights)
-        tempered = Coarse(ids, logs, {2.0: 2 * teacher.log_softmax(-1)[:, 0]})
+        assert_same(fast, plain, student, SparseLogits(ids, logs), labels, weights)
+        tempered = SparseLogits(ids, logs, {2.0: 2 * teacher.log_softmax(-1)[:, 0]})
         assert_same(fast, plain, student, tempered, labels, weights)
     assert "uncompiled" not in caplog.text

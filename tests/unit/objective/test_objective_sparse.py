@@ -14,7 +14,7 @@ from kdcore_losses import CrossEntropy, ForwardKL
 from kdcore_selections import Entropy, Hardest
 from oracle_losses import buckets
 
-from kdcore import Coarse
+from kdcore import SparseLogits
 
 pytestmark = pytest.mark.slow
 
@@ -34,7 +34,7 @@ class HeldTop(engine.Held):
             logs = at(positions)[:, :VOCABULARY].log_softmax(-1)
             found, ids = logs.topk(K)
             others = logs.scatter(1, ids, -math.inf).logsumexp(-1, keepdim=True)
-            return Coarse(ids, torch.cat([found, others], -1))
+            return SparseLogits(ids, torch.cat([found, others], -1))
 
         return known
 

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kdcore_losses import CrossEntropy, ForwardKL, ReverseKL, TotalVariation
 
-from kdcore import Coarse, PluginError, RunError, Teacher, UsageError, read, read_nll
+from kdcore import PluginError, RunError, SparseLogits, Teacher, UsageError, read, read_nll
 from kdcore.objective.losses import per_token, values_of
-from kdcore.objective.sparse import bucket_of, coarsened, likeliest
-from kdcore.objective.teachers import answers
+from kdcore.objective.sparse import argmax_ids, bucket_of, to_sparse
+from kdcore.objective.teachers import read_outputs
 from kdcore.testing import check_teacher
 from kdcore.testing.fakes import TableTeacher, make_batch
 
@@ -26,14 +26,14 @@ def top(logits, k):
     logs = logits.log_softmax(-1)
     known, ids = logs.topk(k)
     others = logs.scatter(1, ids, -math.inf).logsumexp(-1, keepdim=True)
-    return Coarse(ids, torch.cat([known, others], -1))
+    return SparseLogits(ids, torch.cat([known, others], -1))
 
 
 def tempered(logits, k, temperature):
     """The same of a teacher that tells the others' mass at a temperature."""
     ids, logs, _ = top(logits, k)
     whole = logits.log_softmax(-1).scatter(1, ids, -math.inf)
-    return Coarse(ids, logs, {temperature: temperature * (whole / temperature).logsumexp(-1)})
+    return SparseLogits(ids, logs, {temperature: temperature * (whole / temperature).logsumexp(-1)})
 
 
 def masses(logits, ids):
@@ -154,9 +154,9 @@ def test_small_masses_keep_their_digits_at_a_temperature(gap):
     student = torch.zeros(1, VOCABULARY)
     student[0, :3] = gap
     logs = torch.tensor([[0.25] * 4]).log()
-    known = Coarse(torch.tensor([[0, 1, 2]]), logs, {2.0: logs[:, 3]})
+    known = SparseLogits(torch.tensor([[0, 1, 2]]), logs, {2.0: logs[:, 3]})
     leaf = student.clone().requires_grad_()
-    found = (coarsened(leaf, known, LABELS[:1], 2.0)[0] / 2).log_softmax(-1)
+    found = (to_sparse(leaf, known, LABELS[:1], 2.0)[0] / 2).log_softmax(-1)
     exact = (student.double() / 2).log_softmax(-1)[0, 3:].logsumexp(-1)
     assert found[0, 3].item() == pytest.approx(exact.item(), rel=1e-6, abs=1e-6)
     (gradient,) = torch.autograd.grad(found[0, 3], leaf)
@@ -171,9 +171,9 @@ def test_small_masses_keep_their_digits(gap):
     """As what is left of 1, a mass below 1e-7 would be nothing but rounding in float32."""
     student = torch.zeros(1, VOCABULARY)
     student[0, :3] = gap
-    known = Coarse(torch.tensor([[0, 1, 2]]), torch.tensor([[0.25] * 4]).log())
+    known = SparseLogits(torch.tensor([[0, 1, 2]]), torch.tensor([[0.25] * 4]).log())
     leaf = student.clone().requires_grad_()
-    buckets, _, _ = coarsened(leaf, known, LABELS[:1])
+    buckets, _, _ = to_sparse(leaf, known, LABELS[:1])
     found = buckets.log_softmax(-1)
     whole = student.double().logsumexp(-1)
     others = student.double()[0, 3:].logsumexp(-1) - whole
@@ -189,7 +189,7 @@ def test_small_masses_keep_their_digits(gap):
 def test_finite_where_the_others_have_nothing_or_all(loss, rest):
     known = -math.log(3) if rest < 0 else -200.0
     logs = torch.tensor([[known, known, known, rest]]).expand(4, 4)
-    teacher = Coarse(torch.arange(3).expand(4, 3), logs)
+    teacher = SparseLogits(torch.arange(3).expand(4, 3), logs)
     student = drawn(2, dtype=torch.float32)[0]
     sums, gradient = values_of([loss])(student, teacher, LABELS, torch.ones(1, 4))
     assert sums.isfinite().all() and gradient.isfinite().all()
@@ -212,7 +212,7 @@ def test_ties():
 def test_ids_that_the_student_excludes():
     student, teacher = drawn(3)
     student[:, 7] = -math.inf
-    known = Coarse(
+    known = SparseLogits(
         torch.arange(3).expand(4, 3), masses(teacher, torch.arange(3).expand(4, 3)).log()
     )
     sums, gradient = values_of([ForwardKL()])(student, known, LABELS, torch.ones(1, 4).double())
@@ -224,7 +224,7 @@ def test_a_student_that_excludes_all_others():
     student[:, 3:] = -math.inf
     logs = torch.tensor([[0.3, 0.3, 0.4 - 1e-3, 1e-3]]).log().expand(4, 4)
     leaf = student.clone().requires_grad_()
-    buckets, _, _ = coarsened(leaf, Coarse(torch.arange(3).expand(4, 3), logs), LABELS)
+    buckets, _, _ = to_sparse(leaf, SparseLogits(torch.arange(3).expand(4, 3), logs), LABELS)
     assert (buckets[:, 3] == -math.inf).all()
     (gradient,) = torch.autograd.grad(buckets[:, :3].sum(), leaf)
     assert gradient.equal(torch.tensor([1.0] * 3 + [0.0] * 8).expand(4, -1))
@@ -270,8 +270,8 @@ def test_what_needs_no_teacher_sees_all_ids():
 
 def test_the_likeliest_id_is_never_the_bucket_of_all_others():
     logs = torch.tensor([[0.1, 0.2, 0.7]]).log()
-    assert likeliest(Coarse(torch.tensor([[8, 3]]), logs)).tolist() == [3]
-    assert likeliest(torch.tensor([[1.0, 5.0, 2.0]])).tolist() == [1]
+    assert argmax_ids(SparseLogits(torch.tensor([[8, 3]]), logs)).tolist() == [3]
+    assert argmax_ids(torch.tensor([[1.0, 5.0, 2.0]])).tolist() == [1]
 
 
 # Teachers
@@ -295,7 +295,7 @@ class Knows(TableTeacher):
 
 def test_a_teacher_that_knows_some_ids():
     check_teacher(Knows(), BATCH)
-    found = answers(Knows(), BATCH)(BATCH.valid)
+    found = read_outputs(Knows(), BATCH)(BATCH.valid)
     assert found.ids.shape == (6, 3) and found.log_probabilities.dtype == torch.float32
     with pytest.raises(UsageError, match="knows 3 ids of each position and not the others"):
         read(Knows(), BATCH)
@@ -307,21 +307,24 @@ def test_a_teacher_that_knows_some_ids():
 @pytest.mark.parametrize(
     "spoil, said",
     [
-        (lambda known: known.log_probabilities, "gave Tensor from read, expected a Coarse"),
-        (lambda known: Coarse(known.ids.int(), known.log_probabilities), "a Coarse of torch.int32"),
+        (lambda known: known.log_probabilities, "gave Tensor from read, expected a SparseLogits"),
         (
-            lambda known: Coarse(known.ids[1:], known.log_probabilities),
+            lambda known: SparseLogits(known.ids.int(), known.log_probabilities),
+            "a SparseLogits of torch.int32",
+        ),
+        (
+            lambda known: SparseLogits(known.ids[1:], known.log_probabilities),
             r"\[6, k\] and \[6, k \+ 1\]",
         ),
-        (lambda known: Coarse(known.ids, known.log_probabilities[:, 1:]), "k below 64"),
-        (lambda known: Coarse(known.ids, known.log_probabilities.long()), "floating-point"),
+        (lambda known: SparseLogits(known.ids, known.log_probabilities[:, 1:]), "k below 64"),
+        (lambda known: SparseLogits(known.ids, known.log_probabilities.long()), "floating-point"),
     ],
 )
 def test_a_broken_answer_names_the_teacher(spoil, said):
     teacher = Knows()
     teacher.said = spoil
     with pytest.raises(PluginError, match=said):
-        answers(teacher, BATCH)(BATCH.valid)
+        read_outputs(teacher, BATCH)(BATCH.valid)
 
 
 def test_a_teacher_of_losses_has_losses():

@@ -11,8 +11,8 @@ from kdcore_losses import CrossEntropy, ForwardKL
 from kdcore import Split
 from kdcore.data.collate import Collate
 from kdcore.distributed import alone
-from kdcore.objective.step_tokens import Scored, StepTokens
-from kdcore.objective.teachers import Reading
+from kdcore.objective.step_tokens import ScoredBatch, StepTokens
+from kdcore.objective.teachers import MicroBatch
 
 STUDENT, TEACHER = given.model(double=True), given.model(double=True, seed=1)
 ROWS = given.packed_rows()
@@ -32,7 +32,7 @@ def laid(groups, teacher=None, gather=alone, step=1, seed=0):
     for places, rows in groups:
         batch = Collate(Split("train", "", []), VOCABULARY, torch.device("cpu"))(rows)
         with torch.no_grad():
-            parts.append(Scored(Reading(batch, places), student.states(batch)))
+            parts.append(ScoredBatch(MicroBatch(batch, places), student.states(batch)))
     return StepTokens(parts, student, teacher, step=step, seed=seed, gather=gather)
 
 

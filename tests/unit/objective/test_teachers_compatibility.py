@@ -9,7 +9,7 @@ import torch
 from transformers import GPT2Config, LlamaConfig
 
 from kdcore import RunError, Teacher, component
-from kdcore.objective.teachers import check_positions, tell_habits, widths_of
+from kdcore.objective.teachers import check_positions, head_sizes, warn_tokenizer_mismatch
 from kdcore.training.setup import prove_vocabulary
 
 
@@ -54,7 +54,7 @@ def test_positions_that_do_not_reach(teachers, number, reach):
 
 
 def test_widths_are_told_where_they_are_known():
-    widths = widths_of([Silent(), Told(width=310), Told()], tiny.CPU)
+    widths = head_sizes([Silent(), Told(width=310), Told()], tiny.CPU)
     assert widths == {"teacher 'told' (2)": 310, "teacher 'told' (3)": 300}
 
 
@@ -83,7 +83,7 @@ def test_a_head_that_cannot_end_a_text():
 
 def habits(caplog, student, teacher):
     with caplog.at_level(logging.WARNING, "kdcore"):
-        tell_habits(student, {"teacher 'told' (1)": teacher})
+        warn_tokenizer_mismatch(student, {"teacher 'told' (1)": teacher})
     return caplog.text
 
 

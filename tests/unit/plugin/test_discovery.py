@@ -3,7 +3,7 @@ import sys
 from distributions import install, loss
 
 from kdcore.plugin.discovery import candidates, commands, sorted_entry_points
-from kdcore.plugin.manager import Host
+from kdcore.plugin.manager import PluginManager
 
 
 def test_commands_come_from_entry_points_and_own_ones_win(tmp_path, monkeypatch):
@@ -27,7 +27,7 @@ def test_a_half_removed_distribution_hides_nothing(tmp_path, monkeypatch):
     install(tmp_path, "delta", {"delta_left": loss("left")})
     (tmp_path / "delta-0.1.dist-info" / "METADATA").unlink()
     monkeypatch.syspath_prepend(tmp_path)
-    (plugin,) = (each for each in Host().plugins if each.name == "delta_left")
+    (plugin,) = (each for each in PluginManager().plugins if each.name == "delta_left")
     assert plugin.distribution == "?"
     sys.modules.pop("delta_left", None)
 

@@ -6,7 +6,7 @@ import pytest
 from distributions import install, loss
 
 from kdcore.plugin.discovery import reserved_modules, shadow_note
-from kdcore.plugin.manager import Host
+from kdcore.plugin.manager import PluginManager
 
 pytestmark = pytest.mark.slow
 
@@ -19,7 +19,7 @@ def forget_modules():
 
 
 def note(name: str) -> str | None:
-    (plugin,) = (plugin for plugin in Host().plugins if plugin.name == name)
+    (plugin,) = (plugin for plugin in PluginManager().plugins if plugin.name == name)
     return plugin.note
 
 
@@ -39,7 +39,7 @@ def test_a_file_in_front_of_the_module_is_noted(tmp_path, monkeypatch):
         f"the module gamma_front was imported from {other}, which is not what gamma installed: "
         "rename that file"
     )
-    text = Host().why_missing("loss", "x")
+    text = PluginManager().why_missing("loss", "x")
     assert f"imported from {other}" in text
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from kdcore import Logger, Loss, PluginError, RunError, component, hookimpl
 from kdcore.errors import Interrupted
-from kdcore.plugin.manager import Host
+from kdcore.plugin.manager import PluginManager
 
 
 @component
@@ -53,7 +53,7 @@ class Failing(Logger):
 
 @pytest.fixture(scope="module")
 def host():
-    return Host(off=[plugin.name for plugin in Host().plugins])
+    return PluginManager(off=[plugin.name for plugin in PluginManager().plugins])
 
 
 def test_events_reach_components_and_only_while_listening(host):
@@ -94,7 +94,7 @@ def test_components_hear_in_their_order_before_the_modules(tmp_path):
     (tmp_path / "alpha_hears.py").write_text(
         "from kdcore import hookimpl\n@hookimpl\ndef kdcore_log(run): run.append('module')"
     )
-    host, called = Host(files=[tmp_path / "alpha_hears.py"]), []
+    host, called = PluginManager(files=[tmp_path / "alpha_hears.py"]), []
     with host.listening([Ordered(mark="one"), Ordered(mark="two")]):
         host.emit("kdcore_log", run=called, record=None)
     assert called == ["one", "two", "module"]
@@ -130,7 +130,7 @@ def test_a_raising_logger_is_named_with_its_plugin(tmp_path, caplog):
         "    @hookimpl\n    def kdcore_log(self): 1 / 0\n"
         "@hookimpl\ndef kdcore_loggers(): return [Bad]\n"
     )
-    host = Host(files=[tmp_path / "alpha_logger.py"])
+    host = PluginManager(files=[tmp_path / "alpha_logger.py"])
     with host.listening([host.provided("logger")["bad"].cls()]):
         host.emit("kdcore_log", run=None, record=None)
     assert caplog.messages[-1].startswith("the logger 'bad' of the plugin 'alpha_logger' (")
@@ -157,7 +157,7 @@ def test_a_module_that_raises_is_named(tmp_path):
     (tmp_path / "alpha_raises.py").write_text(
         "from kdcore import hookimpl\n@hookimpl\ndef kdcore_run_end(): 1 / 0"
     )
-    host = Host(files=[tmp_path / "alpha_raises.py"])
+    host = PluginManager(files=[tmp_path / "alpha_raises.py"])
     with pytest.raises(PluginError, match=r"the plugin 'alpha_raises' .* raised in kdcore_run_end"):
         host.emit("kdcore_run_end", run=None, error=None)
 

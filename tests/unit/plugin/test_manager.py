@@ -9,7 +9,7 @@ from distributions import install, loss
 
 from kdcore import UsageError
 from kdcore.plugin.loading import Plugin
-from kdcore.plugin.manager import Host
+from kdcore.plugin.manager import PluginManager
 
 pytestmark = pytest.mark.slow
 
@@ -34,14 +34,14 @@ def installed(tmp_path, monkeypatch):
     return do
 
 
-def the(host: Host, name: str) -> Plugin:
+def the(host: PluginManager, name: str) -> Plugin:
     (found,) = (plugin for plugin in host.plugins if plugin.name == name)
     return found
 
 
 def test_a_plugin_is_found_and_listed(installed):
     installed("kdcore-alpha", {"alpha_found": loss("found")}, entry_points={"alpha": "alpha_found"})
-    host = Host()
+    host = PluginManager()
     plugin = the(host, "alpha")
     assert (plugin.distribution, plugin.version) == ("kdcore-alpha", "0.1")
     assert (plugin.module_name, plugin.status) == ("alpha_found", "on")
@@ -54,7 +54,7 @@ def test_a_plugin_is_found_and_listed(installed):
 
 def test_own_plugins_come_first(installed):
     installed("aaa", {"alpha_first": loss("first")})
-    owners = [plugin.distribution for plugin in Host().plugins]
+    owners = [plugin.distribution for plugin in PluginManager().plugins]
     assert owners == sorted(owners, key=lambda owner: (owner != "kdcore", owner))
 
 
@@ -122,7 +122,7 @@ BREAKAGES = {
 def test_what_is_broken_is_listed_with_its_cause_and_harms_nothing_else(installed, text, cause):
     installed("kdcore-alpha", {"alpha_broken": text})
     installed("kdcore-beta", {"beta_good": loss("good")})
-    host = Host()
+    host = PluginManager()
     plugin = the(host, "alpha_broken")
     assert plugin.status == "broken" and cause in plugin.broken
     assert "good" in host.provided("loss")
@@ -144,18 +144,18 @@ def test_an_event_method_with_a_wrong_name_breaks_its_plugin(installed):
         return [Made]
     """
     installed("kdcore-alpha", {"alpha_method": text})
-    assert "Made.kdcore_losses is no event hook" in the(Host(), "alpha_method").broken
+    assert "Made.kdcore_losses is no event hook" in the(PluginManager(), "alpha_method").broken
 
 
 def test_an_entry_point_must_be_a_module(installed):
     installed("kdcore-alpha", {"alpha_object": "x = 1"}, entry_points={"alpha": "alpha_object:x"})
-    assert "'alpha_object:x' is not a module" in the(Host(), "alpha").broken
+    assert "'alpha_object:x' is not a module" in the(PluginManager(), "alpha").broken
 
 
 def test_one_module_under_two_names_is_used_once(installed):
     points = {"alpha": "alpha_twice", "again": "alpha_twice"}
     installed("kdcore-alpha", {"alpha_twice": loss("twice")}, entry_points=points)
-    host = Host()
+    host = PluginManager()
     assert sorted(plugin.status for plugin in host.plugins if plugin.name in points) == [
         "broken",
         "on",
@@ -166,7 +166,7 @@ def test_one_module_under_two_names_is_used_once(installed):
 def test_an_optional_unknown_hook_is_fine(installed):
     text = "@hookimpl(optionalhook=True)\ndef kdcore_of_tomorrow(): ..."
     installed("kdcore-alpha", {"alpha_optional": text})
-    assert the(Host(), "alpha_optional").status == "on"
+    assert the(PluginManager(), "alpha_optional").status == "on"
 
 
 @pytest.mark.parametrize(
@@ -182,24 +182,24 @@ def test_an_optional_unknown_hook_is_fine(installed):
 )
 def test_a_forgotten_hookimpl_is_noted(installed, text, note):
     installed("kdcore-alpha", {"alpha_forgot": text})
-    plugin = the(Host(), "alpha_forgot")
+    plugin = the(PluginManager(), "alpha_forgot")
     assert plugin.status == "on" and note in plugin.note
 
 
 def test_an_imported_hook_is_not_a_forgotten_one(installed):
     installed("kdcore-alpha", {"alpha_imports": "from kdcore.api.hookspecs import kdcore_losses"})
-    assert the(Host(), "alpha_imports").note is None
+    assert the(PluginManager(), "alpha_imports").note is None
 
 
 def test_a_missing_name_says_which_plugin_forgot_its_hookimpl(installed):
     installed("kdcore-alpha", {"alpha_forgot": loss("x").replace("@hookimpl", "")})
-    text = Host().why_missing("loss", "x")
+    text = PluginManager().why_missing("loss", "x")
     assert "The plugin 'alpha_forgot' (kdcore-alpha 0.1): kdcore_losses lacks @hookimpl" in text
 
 
 def test_a_blocked_plugin_is_listed_and_not_imported(installed):
     installed("kdcore-alpha", {"alpha_off": loss("off")})
-    host = Host(off=["alpha_off"])
+    host = PluginManager(off=["alpha_off"])
     plugin = the(host, "alpha_off")
     assert plugin.status == "blocked" and plugin.broken is None
     assert "alpha_off" not in sys.modules and "off" not in host.provided("loss")
@@ -210,14 +210,14 @@ def test_a_blocked_plugin_is_listed_and_not_imported(installed):
 def test_blocking_what_does_not_exist_is_told(installed, caplog):
     installed("kdcore-alpha", {"alpha_on": loss("on")})
     with caplog.at_level(logging.WARNING, logger="kdcore"):
-        Host(off=["alpha_onn"])
+        PluginManager(off=["alpha_onn"])
     assert "-p no:alpha_onn: there is no such plugin; did you mean 'alpha_on'?" in caplog.text
 
 
 def test_a_conflict_is_an_error_only_for_the_name_asked(installed):
     installed("kdcore-alpha", {"alpha_same": loss("same")})
     installed("kdcore-beta", {"beta_same": loss("same"), "beta_more": loss("more")})
-    host = Host()
+    host = PluginManager()
     assert "same" not in host.provided("loss") and "more" in host.provided("loss")
     assert [each.plugin.name for each in host.conflicts("loss")["same"]] == [
         "alpha_same",
@@ -233,17 +233,17 @@ def test_a_conflict_is_an_error_only_for_the_name_asked(installed):
 def test_blocking_settles_a_conflict(installed):
     installed("kdcore-alpha", {"alpha_same": loss("same")})
     installed("kdcore-beta", {"beta_same": loss("same")})
-    host = Host(off=["alpha_same"])
+    host = PluginManager(off=["alpha_same"])
     assert host.provided("loss")["same"].plugin.name == "beta_same"
 
 
 def test_two_entry_points_of_one_name_can_be_told_apart(installed):
     installed("kdcore-alpha", {"alpha_name": loss("one")}, entry_points={"mine": "alpha_name"})
     installed("kdcore-beta", {"beta_name": loss("two")}, entry_points={"mine": "beta_name"})
-    host = Host()
+    host = PluginManager()
     assert {"one", "two"} <= set(host.provided("loss"))
     assert the(host, "mine").distribution == "kdcore-alpha"
-    assert "two" not in Host(off=["kdcore-beta:mine"]).provided("loss")
+    assert "two" not in PluginManager(off=["kdcore-beta:mine"]).provided("loss")
 
 
 @pytest.mark.parametrize(
@@ -255,19 +255,19 @@ def test_two_entry_points_of_one_name_can_be_told_apart(installed):
 )
 def test_a_missing_name_gets_a_suggestion(installed, kind, name, said):
     installed("kdcore-alpha", {"alpha_nice": loss("nice")})
-    assert Host().why_missing(kind, name).startswith(said)
+    assert PluginManager().why_missing(kind, name).startswith(said)
 
 
 def test_what_a_plugin_prints_goes_to_stderr(installed, capsys):
     installed("kdcore-alpha", {"alpha_prints": "print('hello from alpha')"})
-    Host()
+    PluginManager()
     captured = capsys.readouterr()
     assert captured.out == "" and "hello from alpha" in captured.err
 
 
 def test_a_plugin_for_another_kdcore_is_noted(installed):
     installed("kdcore-alpha", {"alpha_later": loss("later")}, requires=("kdcore>=99",))
-    plugin = the(Host(), "alpha_later")
+    plugin = the(PluginManager(), "alpha_later")
     assert plugin.status == "on" and "kdcore>=99 is needed" in plugin.note
 
 
@@ -278,7 +278,7 @@ def test_a_file_is_a_plugin_of_the_name_of_its_stem(tmp_path):
     )
     optional = loss("mine").replace("float = 1.0", "Loss | None = None")
     file.write_text(annotations + optional)
-    host = Host(files=[file])
+    host = PluginManager(files=[file])
     plugin = the(host, "random")
     assert (plugin.distribution, plugin.version) == (str(file), "")
     assert "mine" in host.provided("loss")
@@ -289,7 +289,7 @@ def test_a_file_is_a_plugin_of_the_name_of_its_stem(tmp_path):
 def test_a_file_named_twice_is_loaded_once(tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text("")
     monkeypatch.chdir(tmp_path)
-    the(Host(files=["mine.py", tmp_path / "mine.py"]), "mine")
+    the(PluginManager(files=["mine.py", tmp_path / "mine.py"]), "mine")
 
 
 @pytest.mark.parametrize(
@@ -312,25 +312,25 @@ def test_an_absent_or_broken_file_is_a_usage_error(tmp_path, monkeypatch, typed,
         "from kdcore import hookimpl\n@hookimpl\ndef kdcore_loses(): ..."
     )
     with pytest.raises(UsageError, match=re.escape(said)):
-        Host(files=[typed])
+        PluginManager(files=[typed])
     assert not any(name.startswith("kdcore_plugin_file_broken") for name in sys.modules)
 
 
 def test_a_file_can_be_blocked(tmp_path):
     (tmp_path / "alpha_blocked.py").write_text("1 / 0")
-    host = Host(off=["alpha_blocked"], files=[tmp_path / "alpha_blocked.py"])
+    host = PluginManager(off=["alpha_blocked"], files=[tmp_path / "alpha_blocked.py"])
     assert the(host, "alpha_blocked").status == "blocked"
 
 
 def test_components_are_described_with_their_plugin(installed):
     installed("kdcore-alpha", {"alpha_said": loss("said")})
-    host = Host()
+    host = PluginManager()
     made = host.provided("loss")["said"].cls()
     assert host.describe(made) == ("the loss 'said' of the plugin 'alpha_said' (kdcore-alpha 0.1)")
 
 
 def test_own_plugins_are_all_on():
-    own = [plugin for plugin in Host().plugins if plugin.distribution == "kdcore"]
+    own = [plugin for plugin in PluginManager().plugins if plugin.distribution == "kdcore"]
     # A plugin's file may not be written yet; what is there must load.
     absent = "ModuleNotFoundError: No module named 'kdcore"
     broken = {plugin.name: plugin.broken for plugin in own if plugin.broken}
@@ -344,7 +344,7 @@ HEAVY = ("transformers", "datasets", "accelerate", "peft", "pandas", "pyarrow", 
 @pytest.mark.slow
 def test_loading_plugins_imports_nothing_heavy():
     script = (
-        "import sys; from kdcore.plugin.manager import Host; host = Host()\n"
+        "import sys; from kdcore.plugin.manager import PluginManager; host = PluginManager()\n"
         f"print([name for name in {HEAVY!r} if name in sys.modules])"
     )
     command = [sys.executable, "-c", script]

@@ -3,16 +3,16 @@
 import pytest
 from fake_host import Draw, Ensemble, FakeHost, Loaded, Mix, Samples, Stored, Text, Top
 
-from kdcore.api.options import Option, option_values, options_of, walk
+from kdcore.api.options import Option, iter_components, option_values, options_of
 from kdcore.errors import RecipeError
 from kdcore.recipe.build import Builder, build_named
-from kdcore.recipe.node import Source, Written
+from kdcore.recipe.node import Node, Source
 
 
 def build(kind, table):
     """The component and the messages of its faults."""
     faults = []
-    made = Builder(FakeHost(), faults).component(kind, Written.of(table, Source("r.toml")))
+    made = Builder(FakeHost(), faults).component(kind, Node.of(table, Source("r.toml")))
     return made, [" | ".join(filter(None, (fault.message, fault.hint))) for fault in faults]
 
 
@@ -38,7 +38,13 @@ def test_tables_are_nested_by_the_type_of_the_field():
     assert isinstance(made, Ensemble)
     assert [type(one) for one in made.members] == [Loaded, Stored]
     assert made.by_name["x"].model == "c"
-    assert [type(one) for one in walk(made)] == [Ensemble, Loaded, Stored, Loaded, Loaded]
+    assert [type(one) for one in iter_components(made)] == [
+        Ensemble,
+        Loaded,
+        Stored,
+        Loaded,
+        Loaded,
+    ]
 
 
 def test_data_nests_in_data():

@@ -6,12 +6,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from kdcore import Coarse, Teacher, shipped_recipes
+from kdcore import SparseLogits, Teacher
 from kdcore.api.contracts import Schedule, Term
-from kdcore.cli.main import host_of
+from kdcore.cli.main import plugin_manager
 from kdcore.objective.losses import values_of
-from kdcore.objective.objective import Objective, Seen
+from kdcore.objective.objective import Objective, TokenMask
 from kdcore.recipe.describe import objective_formula, symbols_of
+from kdcore.recipe.files import shipped_recipes
 from kdcore.recipe.recipe import read_recipe
 
 pytestmark = pytest.mark.slow
@@ -100,7 +101,7 @@ def engines_loss(terms, step, done, selects):
     batch = SimpleNamespace(labels=step.all_labels, valid=step.valid, vocabulary=VOCABULARY)
     count = torch.tensor(float(len(step.valid)), dtype=torch.float64)
     kept = step.keep.sum() if selects else count
-    seen = Seen(step.keep if selects else None, valid=count, ranked=count, kept=kept)
+    seen = TokenMask(step.keep if selects else None, valid=count, ranked=count, kept=kept)
     weighted = [(term, term.weight_at(done)) for term in terms if term.weight_at(done)]
     if not weighted:
         return 0.0
@@ -113,8 +114,8 @@ def engines_loss(terms, step, done, selects):
 
 
 def at(teacher, positions):
-    if isinstance(teacher, Coarse):
-        return Coarse(*(part[positions] for part in teacher[:2]))
+    if isinstance(teacher, SparseLogits):
+        return SparseLogits(*(part[positions] for part in teacher[:2]))
     return teacher[positions]
 
 
@@ -132,7 +133,7 @@ def agrees(terms, selects):
 
 # ---- tests ---------------------------------------------------------------------------------------
 
-HOST = host_of([])
+HOST = plugin_manager([])
 
 
 @pytest.mark.parametrize("path", shipped_recipes(), ids=lambda path: path.stem)
@@ -235,7 +236,7 @@ def test_what_a_teacher_of_some_ids_is_compared_with(temperature):
         return lambda temperature: (of_all[step.valid].log() / temperature).softmax(-1)
 
     names = {"p_3": tempered(masses[0]), "q_3": tempered(masses[1])}
-    step.all_teacher = Coarse(ids, masses[0].log())
+    step.all_teacher = SparseLogits(ids, masses[0].log())
     exact = engines_loss(terms, step, 0.0, False)
     assert evaluated(formula, step, 0.0, **names) == pytest.approx(exact, rel=1e-6)
 

@@ -2,9 +2,8 @@
 
 import json
 
-from kdcore import environment_of
-from kdcore.plugin.manager import Host
-from kdcore.runs.environment import record
+from kdcore.plugin.manager import PluginManager
+from kdcore.runs.environment import environment_of, record
 
 
 def test_it_names_versions_and_the_machine():
@@ -17,7 +16,7 @@ def test_it_names_versions_and_the_machine():
 def test_a_hosts_plugins_are_told_with_their_state(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text("")
-    plugins = environment_of(Host(off=["panel"], files=[file]))["plugins"]
+    plugins = environment_of(PluginManager(off=["panel"], files=[file]))["plugins"]
     assert plugins["panel"].endswith(", blocked")
     assert plugins["mine"] == str(file)
 

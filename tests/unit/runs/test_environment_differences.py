@@ -4,17 +4,16 @@ import json
 
 import pytest
 
-from kdcore import environment_of
-from kdcore.plugin.manager import Host
-from kdcore.runs.environment import differences, said_of
+from kdcore.plugin.manager import PluginManager
+from kdcore.runs.environment import describe_differences, differences, environment_of
 
-HOST = Host(off=["panel"])
+HOST = PluginManager(off=["panel"])
 
 
 def test_here_nothing_differs(tmp_path):
-    assert said_of(tmp_path, HOST) is None
+    assert describe_differences(tmp_path, HOST) is None
     (tmp_path / "env.json").write_text(json.dumps(environment_of(HOST)))
-    assert said_of(tmp_path, HOST) is None
+    assert describe_differences(tmp_path, HOST) is None
 
 
 def test_what_differs_is_named(tmp_path):
@@ -23,7 +22,7 @@ def test_what_differs_is_named(tmp_path):
     before["processor"] = {**before["processor"], "name": "an abacus"}
     before["devices"] = [{"name": "a slate"}]
     (tmp_path / "env.json").write_text(json.dumps(before))
-    said = said_of(tmp_path, HOST)
+    said = describe_differences(tmp_path, HOST)
     for part in ("packages torch was 1.0, is ", "processor name was an abacus", "devices 0 name"):
         assert part in said
 
@@ -31,12 +30,12 @@ def test_what_differs_is_named(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"[]", b"null", b"\xff", b"[" * 10**5])
 def test_a_damaged_record_says_nothing_of_where_it_was_written(tmp_path, content):
     (tmp_path / "env.json").write_bytes(content)
-    assert "env.json is damaged, so that nobody can say" in said_of(tmp_path, HOST)
+    assert "env.json is damaged, so that nobody can say" in describe_differences(tmp_path, HOST)
 
 
 def test_of_many_differences_the_first_are_told(tmp_path):
     (tmp_path / "env.json").write_text(json.dumps({"plugins": {f"p{n}": "1" for n in range(99)}}))
-    assert "p7 was 1, is not there; and " in said_of(tmp_path, HOST)
+    assert "p7 was 1, is not there; and " in describe_differences(tmp_path, HOST)
 
 
 def test_lists_and_tables_are_compared_by_their_places():

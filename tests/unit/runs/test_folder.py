@@ -5,7 +5,7 @@ import pytest
 
 from kdcore import RunError, UsageError
 from kdcore.files import move_into_place
-from kdcore.runs.folder import choose_folder, compare_fingerprints, finished, keep_texts, locked
+from kdcore.runs.folder import choose_folder, compare_fingerprints, finished, locked, write_texts
 
 NONE = frozenset()
 
@@ -62,8 +62,8 @@ def test_two_processes_cannot_use_one_folder(tmp_path):
 
 
 def test_texts_are_written_once(tmp_path):
-    keep_texts(tmp_path, {"recipe.toml": "one"})
-    keep_texts(tmp_path, {"recipe.toml": "two", "env.json": "{}"})
+    write_texts(tmp_path, {"recipe.toml": "one"})
+    write_texts(tmp_path, {"recipe.toml": "two", "env.json": "{}"})
     assert (tmp_path / "recipe.toml").read_text() == "one"
     assert (tmp_path / "env.json").read_text() == "{}"
 

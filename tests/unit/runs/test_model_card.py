@@ -8,7 +8,7 @@ import pytest
 import tiny
 import yaml
 
-from kdcore.plugin.manager import Host
+from kdcore.plugin.manager import PluginManager
 from kdcore.recipe.recipe import read_recipe
 from kdcore.runs.model_card import model_card
 
@@ -40,7 +40,7 @@ model = "Qwen/Qwen2.5-1.5B"
 
 @pytest.fixture(scope="module")
 def host():
-    return Host()
+    return PluginManager()
 
 
 def run_of(folder, host, *sets, text=RECIPE, **names):

@@ -8,9 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from kdcore import UsageError, chosen_rows, measured, open_model, open_run, read_recipe
-from kdcore.plugin.manager import Host
-from kdcore.runs.runner import Asked, run_all
+from kdcore import UsageError
+from kdcore.analysis.rows import selected_rows
+from kdcore.plugin.manager import PluginManager
+from kdcore.recipe.recipe import read_recipe
+from kdcore.runs.open import open_model, open_run
+from kdcore.runs.runner import RunRequest, run_all
+from kdcore.training.evaluation import run_evals
 
 pytestmark = pytest.mark.slow
 
@@ -57,14 +61,14 @@ reference = {use = "hf", model = "@reference"}
 
 @pytest.fixture(scope="module")
 def host():
-    return Host()
+    return PluginManager()
 
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory, host):
     place = tmp_path_factory.mktemp("ran")
     (place / "chosen.toml").write_text(RECIPE)
-    run_all(Asked(str(place / "chosen.toml"), place / "runs"), host)
+    run_all(RunRequest(str(place / "chosen.toml"), place / "runs"), host)
     (folder,) = (place / "runs").glob("chosen.student-*")
     return folder
 
@@ -83,7 +87,7 @@ def scores_at(folder, step):
 def test_the_numbers_are_those_of_the_run(ran, host, step):
     before = sorted(path.stat().st_mtime_ns for path in ran.rglob("*"))
     run = open_run(ran, host, step=step)
-    assert measured(run) == scores_at(ran, step or 4)
+    assert run_evals(run) == scores_at(ran, step or 4)
     assert (run.step, run.steps) == (step or 4, 4)
     assert not run.student.training
     assert before == sorted(path.stat().st_mtime_ns for path in ran.rglob("*"))
@@ -92,14 +96,14 @@ def test_the_numbers_are_those_of_the_run(ran, host, step):
 def test_an_eval_may_be_left_out_and_another_come(ran, host):
     sets = ["eval.samples.max_new_tokens=3"]
     run = open_run(ran, host, evals=["perplexity", "samples"], sets=sets)
-    assert measured(run).keys() == {"nll", "perplexity", "bits_per_byte", "sample/1"}
+    assert run_evals(run).keys() == {"nll", "perplexity", "bits_per_byte", "sample/1"}
 
 
 def test_an_unfinished_run_has_its_newest_checkpoint(ran, host, tmp_path):
     copy = shutil.copytree(ran, tmp_path / ran.name)
     shutil.rmtree(copy / "final")
     shutil.rmtree(copy / "checkpoints" / "step-4")
-    assert measured(open_run(copy, host)) == scores_at(ran, 2)
+    assert run_evals(open_run(copy, host)) == scores_at(ran, 2)
     shutil.rmtree(copy / "checkpoints")
     with pytest.raises(UsageError, match=r"no checkpoint yet: kdcore run .*chosen\.student"):
         open_run(copy, host)
@@ -122,13 +126,13 @@ def test_another_model_in_the_students_place(ran, host):
     (table,) = recipe.stages
     stage = recipe.build(table.name)
     run = open_model(str(ran / "final"), stage, Path("nowhere") / "run")
-    assert measured(run) == scores_at(ran, 4)
+    assert run_evals(run) == scores_at(ran, 4)
     assert not Path("nowhere").exists()
 
 
 def test_chosen_rows_are_those_of_the_step(ran, host):
     run = open_run(ran, host, step=2)
-    rows = chosen_rows(run, 3)
+    rows = selected_rows(run, 3)
     record = lines(ran, "loss")[3]
     valid = sum(row.valid.sum() for row in rows)
     kept = np.concatenate([row.score[row.kept] for row in rows])
@@ -145,7 +149,7 @@ def test_chosen_rows_are_those_of_the_step(ran, host):
 
 def test_chosen_values_stand_at_the_token_that_is_predicted(ran, host):
     run = open_run(ran, host)
-    for row in chosen_rows(run, 1):
+    for row in selected_rows(run, 1):
         for document in np.unique(row.document):
             ids = torch.tensor(row.input_ids[row.document == document])[None]
             logits = run.student(ids, use_cache=False).logits[0, :-1].log_softmax(-1)
@@ -156,5 +160,5 @@ def test_chosen_values_stand_at_the_token_that_is_predicted(ran, host):
 
 def test_without_a_selection_everything_valid_is_kept(ran, host):
     (folder,) = ran.parent.glob("chosen.reference-*")
-    for row in chosen_rows(open_run(folder, host), 1):
+    for row in selected_rows(open_run(folder, host), 1):
         assert (row.kept == row.valid).all() and np.isnan(row.score).all()

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from kdcore.training.metrics import Recorder
+from kdcore.training.metrics import MetricsAccumulator
 
 
 def recorder(*labels):
@@ -13,7 +13,7 @@ def recorder(*labels):
     recipe = SimpleNamespace(terms=terms, selection=None)
     about = {"device": torch.device("cpu"), "step": 3, "tokens": 0, "process": 0, "processes": 1}
     run = SimpleNamespace(recipe=recipe, **about)
-    return Recorder(run, SimpleNamespace(reduce=lambda value, how: value)), terms
+    return MetricsAccumulator(run, SimpleNamespace(reduce=lambda value, how: value)), terms
 
 
 def add(made, weighted, means, good=1.0):

@@ -5,14 +5,14 @@ import pytest
 import torch
 from kdcore_losses import CrossEntropy
 
-from kdcore.guard import blame
-from kdcore.training.micro_batch import _attempt, by_probe, on_cpu
+from kdcore.guard import plugin_errors
+from kdcore.training.micro_batch import _attempt, cpu_default, probe
 
 
 def test_on_a_cpu_it_goes_by_the_row_length():
-    assert on_cpu(256, block=128) == 32
-    assert on_cpu(8, block=128) == 8
-    assert on_cpu(8, block=100_000) == 1
+    assert cpu_default(256, block=128) == 32
+    assert cpu_default(8, block=128) == 8
+    assert cpu_default(8, block=100_000) == 1
 
 
 NO_MEMORY = [
@@ -40,16 +40,16 @@ class Memory:
 )
 def test_a_probe_halves_until_it_fits(largest, fit, asked):
     memory = Memory(fit)
-    assert by_probe(largest, memory) == asked[-1]
+    assert probe(largest, memory) == asked[-1]
     assert memory.asked == asked
 
 
 @pytest.mark.parametrize("error", NO_MEMORY)
 def test_whoever_says_that_there_is_no_memory(error):
-    assert by_probe(8, Memory(2, error)) == 2
+    assert probe(8, Memory(2, error)) == 2
     with (
         pytest.raises(type(error), match=re.escape(str(error))),
-        blame(CrossEntropy(), "per_token"),
+        plugin_errors(CrossEntropy(), "per_token"),
     ):
         raise error
 
@@ -76,7 +76,7 @@ def test_a_probe_leaves_a_tenth_of_the_memory(monkeypatch):
 
 def test_a_row_that_does_not_fit_is_an_error():
     with pytest.raises(torch.OutOfMemoryError):
-        by_probe(8, Memory(0))
+        probe(8, Memory(0))
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory():
@@ -84,4 +84,4 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory():
         raise RuntimeError("something else")
 
     with pytest.raises(RuntimeError, match="something else"):
-        by_probe(8, attempt)
+        probe(8, attempt)

@@ -14,7 +14,7 @@ from training import assert_equal, records, trainer, weights
 
 from kdcore import Loss, RunError
 from kdcore.runs.runner import resume
-from kdcore.training.non_finite import saved_rows
+from kdcore.training.non_finite import load_rows
 
 pytestmark = pytest.mark.slow
 
@@ -41,7 +41,7 @@ def made_of(folder, label, *, gradient=False, late=False, **options):
     terms = [term(), term(Explodes(label, gradient))]
     made = trainer(folder, terms=terms, **{"save_every": 2} | options)
     made.run.tokenizer = SimpleNamespace(decode=lambda ids: " ".join(map(str, ids)))
-    made.refusals.are_late = late  # as on a GPU
+    made.refusals.deferred = late  # as on a GPU
     return made
 
 
@@ -97,7 +97,7 @@ def test_the_state_before_the_step_is_kept_and_the_step_is_met_again(
 def test_the_rows_of_the_step_are_kept(tmp_path, label):
     made = made_of(tmp_path, label)
     path = re.search(r"rows are in (\S+)\. ", stopped(made))[1]
-    for kept, row in zip(saved_rows(path), made.rows.step(2), strict=True):
+    for kept, row in zip(load_rows(path), made.rows.step(2), strict=True):
         assert kept.keys() == {"input_ids", "labels", "document", "offset", "position"}
         for key, values in kept.items():
             assert np.array_equal(values, row.get(key, row["input_ids"])), key

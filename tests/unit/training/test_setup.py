@@ -11,7 +11,7 @@ from kdcore_ensemble import Ensemble
 from kdcore_losses import ForwardKL
 
 from kdcore import RunError, Teacher, component
-from kdcore.api.options import walk
+from kdcore.api.options import iter_components
 from kdcore.api.train_options import TrainOptions
 from kdcore.models.loading import precision_of
 from kdcore.objective.teachers import load_teachers
@@ -113,7 +113,9 @@ def test_every_teacher_is_loaded_once_but_for_those_that_another_one_loads():
     inner, members = Counting(), [Counting(), Counting()]
     wrapping = Wrapping(teacher=Ensemble(members=[inner]))
     components = [
-        one for top in (wrapping, Ensemble(members=members), members[0]) for one in walk(top)
+        one
+        for top in (wrapping, Ensemble(members=members), members[0])
+        for one in iter_components(top)
     ]
     load_teachers(SimpleNamespace(), list(dict.fromkeys(components)))
     assert (inner.loaded, wrapping.loaded) == (0, 1)
