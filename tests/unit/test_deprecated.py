@@ -47,7 +47,7 @@ def test_a_module_that_is_a_package_now_says_where_its_names_are(package):
         with pytest.raises(ImportError, match=rf"is now in kdcore\.{package}\.{module}, and"):
             getattr(importlib.import_module(f"kdcore.{package}"), name)
         with pytest.raises(AttributeError):
-            importlib.import_module(f"kdcore.{package}").nothing_like_it
+            _ = importlib.import_module(f"kdcore.{package}").nothing_like_it
 
 
 def test_a_plugin_that_uses_an_old_name_is_named(tmp_path, caplog):
