@@ -170,8 +170,7 @@ def _wait(children: Sequence[subprocess.Popen[bytes]]) -> int | None:
             codes = [child.poll() for child in children]
             failed = [rank for rank, code in enumerate(codes) if code]
             if failed:
-                again = StartAgain.exit_code in codes
-                _end(children, _TO_SAVE if again else _TO_END)
+                _end(children, _time_to_end(codes))
                 return failed[0]
             if all(code == 0 for code in codes):
                 return None
@@ -179,6 +178,13 @@ def _wait(children: Sequence[subprocess.Popen[bytes]]) -> int | None:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _time_to_end(codes: Sequence[int | None]) -> float:
+    """Seconds for the others, when these have ended."""
+    # A GPU's process does not hear that another one is gone, and can save nothing while it waits.
+    hears = os.environ.get("ACCELERATE_USE_CPU", "").lower() in _YES
+    return _TO_SAVE if StartAgain.exit_code in codes and hears else _TO_END
 
 
 def _end(children: Sequence[subprocess.Popen[bytes]], seconds: float) -> None:

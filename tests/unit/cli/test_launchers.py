@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from kdcore import UsageError
+from kdcore.cli import launch
 from kdcore.cli.launch import join
+from kdcore.errors import StartAgain
 
 
 @pytest.fixture
@@ -80,3 +82,16 @@ def test_the_command_says_so(gpus, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     done = CliRunner().invoke(app, ["run", "quickstart"])
     assert isinstance(done.exception, UsageError)
+
+
+@pytest.mark.parametrize(
+    ("cpu", "codes", "time"),
+    [
+        ("true", [StartAgain.exit_code, None], launch._TO_SAVE),  # the other may write a checkpoint
+        ("true", [1, None], launch._TO_END),
+        ("", [StartAgain.exit_code, None], launch._TO_END),  # the other waits for the one that left
+    ],
+)
+def test_how_long_the_others_have(monkeypatch, cpu, codes, time):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", cpu)
+    assert launch._time_to_end(codes) == time
