@@ -109,3 +109,18 @@ def test_a_teacher_on_the_second_device_says_the_same(tmp_path):
     found = records(tmp_path / "device")
     assert found["small.student"]["loss/kl"] == found["beside.student"]["loss/kl"]
     assert found["small.student"]["eval/nll"] == found["beside.student"]["eval/nll"]
+
+
+def test_verbs_measure_plan_and_write_on_the_device(tmp_path):
+    path, options = recipe(tmp_path), [*KINDS["llama"], *sets(train__precision="bf16")]
+    there = ["--out", "device"]
+    verbs = [
+        ["kdcore", "eval", "last", "--json", *there],
+        ["kdcore", "plan", path, *options],
+        ["kdcore", "generate", "last", "--prompt", "One day", *there],
+        ["kdcore", "show", "--tokens", "last", *there],
+    ]
+    said = python(tmp_path, *joined([on_device(path, *options), *verbs]))
+    (found,) = records(tmp_path / "device").values()
+    assert str(found["eval/nll"]) in said  # of `eval`, to the last digit
+    assert "memory of the GPU" in said and "One day" in said
