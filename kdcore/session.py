@@ -74,6 +74,17 @@ class Result:
 
         return load_tokenizer(str(self.folder / "final"))
 
+    def open(self, *, step: int | None = None, plugins: Sequence[str] = ()) -> Run:
+        """The run with its tokenizer, rows and weights, in evaluation mode; its teacher if an eval
+        needs it.
+
+        The weights are the final ones, those of the checkpoint of `step`, or of an unfinished run
+        the newest.
+        """
+        from kdcore.runs.open import open_run
+
+        return open_run(self.folder, _host(plugins), step=step)
+
 
 def run(
     recipe: RecipeLike,

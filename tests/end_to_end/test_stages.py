@@ -329,8 +329,8 @@ def test_a_step_that_is_not_finite_is_told_kept_and_skipped_on_request():
     docs = Path(__file__).resolve().parents[2] / "docs" / "long-runs.md"
     code = docs.read_text().partition("```python\n")[2].partition("```")[0]
     seen = []
-    names = {"with_it": with_it, "print": lambda *said: seen.append(said)}
-    exec(code.replace("Host()", "with_it"), names)
+    names = {"print": lambda *said: seen.append(said)}
+    exec(code.replace("open()", 'open(plugins=["./breaks.py"])'), names)
     assert len(seen) == 4 and all(score < 0 for score, _ in seen)
     assert any(repr(text[:20])[1:-1] in str(told.value) for _, text in seen)
     (again,) = run(with_it, sets=("train.non_finite=skip",))
