@@ -20,6 +20,8 @@ from unittest.mock import patch
 from founding import NAMES, plan_of, read
 from world import World
 
+from kdcore.errors import KdcoreError
+
 
 @contextmanager
 def card(gigabytes: float) -> Iterator[None]:
@@ -63,7 +65,10 @@ def main() -> None:
     with TemporaryDirectory() as folder:
         world = World(Path(folder), asked.rehearse, f"qwen-{asked.teacher.lower()}")
         for name in asked.stages or NAMES:
-            print(row(world, name, asked.gigabytes, asked.sets), flush=True)
+            try:
+                print(row(world, name, asked.gigabytes, asked.sets), flush=True)
+            except KdcoreError as error:
+                raise SystemExit(str(error)) from None
 
 
 if __name__ == "__main__":
