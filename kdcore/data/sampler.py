@@ -70,10 +70,10 @@ class TrainingRows:
         """How many an epoch has, if that is known."""
         return self.order.rows
 
-    def state(self, step: int) -> None:
+    def state_dict(self, step: int) -> None:
         """For a checkpoint: the step says it all."""
 
-    def go_on(self, state: None) -> None:
+    def load_state_dict(self, state: None) -> None:
         """There is nothing to put back."""
 
     def step(self, step: int) -> list[Row]:
@@ -134,11 +134,11 @@ class StreamedRows:
         first = (step - 1) * self._batch
         return [self._row(first + n) for n in self.mine]
 
-    def state(self, step: int) -> dict[str, Any]:
+    def state_dict(self, step: int) -> dict[str, Any]:
         """For a checkpoint after a step: where the window of the next row begins."""
         return asdict(self._known(step * self._batch))
 
-    def go_on(self, state: Any) -> None:
+    def load_state_dict(self, state: Any) -> None:
         """Begin at what `state` gave."""
         self._begins = [_Begin(**{**state, "place": Place(**state["place"])})]
         self._held = None

@@ -40,8 +40,6 @@ from kdcore.runs.folder import (
     stage_of,
     write_texts,
 )
-from kdcore.training.checkpoint import sums_of
-from kdcore.training.micro_batch import kept_micro_batch
 from kdcore.training.run_state import RunState
 from kdcore.training.setup import make_accelerator, prepare
 from kdcore.training.signals import Signals
@@ -142,7 +140,9 @@ def _run_stage(
         trainer = prepare(run, host, accelerator, signals, CHECKPOINTS)
         if run.main:
             compare_fingerprints(folder, _fingerprints(run), options.accept)
-        resume(trainer)
+        if trainer.resume():
+            steps = f"step {run.step} of {run.steps}"
+            run.say(f"{run.recipe.run_name} continues after {steps}: {run.folder}")
         with host.listening(stage.components()):
             _train(trainer)
 
@@ -174,23 +174,6 @@ def _fingerprints(run: RunState) -> dict[str, str]:
     if run.teacher is not None:
         found["teacher"] = call_checked(run.teacher, "fingerprint", of=str)
     return found
-
-
-def resume(trainer: Trainer) -> None:
-    """Put back the newest whole checkpoint, if there is one."""
-    run = trainer.run
-    newest = trainer.checkpoints.newest()
-    if newest is None:
-        run.micro_batch = kept_micro_batch(run, {})
-        return
-    state = trainer.checkpoints.load(newest)
-    run.step, run.tokens = state["step"], state["tokens"]
-    run.micro_batch = kept_micro_batch(run, state)
-    run.scores = state.get("scores", {})
-    trainer.rows.go_on(state.get("rows"))
-    run.chunk = trainer.objective.chunk = state.get("chunk", run.chunk)
-    trainer.recorder.restore(sums_of(newest))
-    run.say(f"{run.recipe.run_name} continues after step {run.step} of {run.steps}: {run.folder}")
 
 
 def _train(trainer: Trainer) -> None:

@@ -129,7 +129,7 @@ class MetricsAccumulator:
         kept = torch.tensor(float(self._kept), device=self.run.device)
         return float(self.accelerator.reduce(kept, "sum")) / max(1, self._tokens)
 
-    def state(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         """This process's sums, for a checkpoint between two records."""
         self.count()
         taken = time.perf_counter() - self._since
@@ -138,7 +138,7 @@ class MetricsAccumulator:
         sums = {"terms": self._terms, "squares": self._squares, "means": self._means}
         return sums | {"seen": self._seen, "counts": counted}
 
-    def restore(self, states: Sequence[Mapping[str, Tensor]]) -> None:
+    def load_state_dict(self, states: Sequence[Mapping[str, Tensor]]) -> None:
         """Go on with the sums of the processes that wrote a checkpoint, however many they were."""
         self._begin()
         if not states:

@@ -127,10 +127,16 @@ class RunState(Run):
 
         return log_likelihoods(self, rows, batch)
 
-    def state(self) -> dict[str, object]:
+    def state_dict(self) -> dict[str, object]:
         """What its checkpoints hold of it, besides weights and random states."""
         kept = ("tokens", "micro_batch", "chunk", "vocabulary", "steps", "scores")
         return {key: getattr(self, key) for key in kept}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what a checkpoint holds, as far as set-up does not find it anew."""
+        self.step, self.tokens = state["step"], state["tokens"]
+        self.scores = state.get("scores", {})
+        self.chunk = state.get("chunk", self.chunk)
 
     def say(self, message: str) -> None:
         """Tell the user something, once: on the terminal and in log.txt."""

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from kdcore.errors import Interrupted
 from kdcore.objective.gradient_shares import negligible_terms
-from kdcore.training.checkpoint import Checkpoints
+from kdcore.training.checkpoint import Checkpoints, sums_of
 from kdcore.training.evaluation import run_evals
 from kdcore.training.metrics import MetricsAccumulator
-from kdcore.training.micro_batch import OomRetry, micro_batch_state
+from kdcore.training.micro_batch import OomRetry, kept_micro_batch, micro_batch_state
 from kdcore.training.non_finite import NonFiniteHandler
 from kdcore.training.rng import RandomState
 from kdcore.training.step import TrainStep
@@ -131,18 +131,36 @@ class Trainer(TrainStep):
         missing = run.step > 0 and not self.checkpoints.has(run.step)
         if run.main and missing and self.refusals.is_clean():
             self.recorder.count()
-            self.checkpoints.save(run.step, self.state(), alone=True)
+            self.checkpoints.save(run.step, self.state_dict(), alone=True)
 
-    def state(self) -> dict[str, object]:
+    def state_dict(self) -> dict[str, object]:
         """What a checkpoint holds besides weights, optimizer and what each process has."""
-        rows = {"rows": self.rows.state(self.run.step)}
-        return self.run.state() | micro_batch_state(self.run) | rows
+        rows = {"rows": self.rows.state_dict(self.run.step)}
+        return self.run.state_dict() | micro_batch_state(self.run) | rows
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+        run = self.run
+        run.load_state_dict(state)
+        run.micro_batch = kept_micro_batch(run, state)
+        self.objective.chunk = run.chunk
+        self.rows.load_state_dict(state.get("rows"))
+
+    def resume(self) -> bool:
+        """Put back the newest complete checkpoint; whether there was one."""
+        newest = self.checkpoints.newest()
+        if newest is None:
+            self.run.micro_batch = kept_micro_batch(self.run, {})
+            return False
+        self.load_state_dict(self.checkpoints.load(newest))
+        self.recorder.load_state_dict(sums_of(newest))
+        return True
 
     def save(self) -> None:
         """A checkpoint of the step that was done last."""
         self.refusals.check()
         run = self.run
         with self.recorder.paused():
-            sums = self.recorder.state()
-            path = self.checkpoints.save(run.step, self.state(), sums)
+            sums = self.recorder.state_dict()
+            path = self.checkpoints.save(run.step, self.state_dict(), sums)
         self.host.emit("kdcore_checkpoint", run=run, step=run.step, path=path)

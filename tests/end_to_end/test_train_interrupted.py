@@ -8,7 +8,6 @@ from kdcore_selections import Hardest
 from training import assert_equal, records, trainer, weights
 
 from kdcore.errors import Interrupted
-from kdcore.runs.runner import resume
 from kdcore.training.signals import Signals
 
 pytestmark = pytest.mark.slow
@@ -31,7 +30,7 @@ def test_a_continued_run_ends_at_the_same_numbers_to_the_last_bit(tmp_path, sele
     assert caught.value.exit_code == 143
     second = trainer(tmp_path / "parts", **options)
     assert second.checkpoints.newest().name == "step-4"
-    resume(second)
+    second.resume()
     second.train()
     assert_equal(weights(whole), weights(second))
     ended = [records(first) + records(second), records(whole)]

@@ -86,9 +86,9 @@ def test_held_out_documents_are_not_trained_on(data):
 def test_a_run_goes_on_where_it_was(data, step):
     whole = rows_of(data())
     seen = [as_lists(whole.step(n)) for n in range(1, step + 4)]
-    state = json.loads(json.dumps(whole.state(step)))
+    state = json.loads(json.dumps(whole.state_dict(step)))
     again = rows_of(data())
-    again.go_on(state)
+    again.load_state_dict(state)
     assert [as_lists(again.step(n)) for n in range(step + 1, step + 4)] == seen[step:]
     fresh = rows_of(data())
     assert as_lists(fresh.step(step)) == seen[step - 1]

@@ -10,7 +10,6 @@ from kdcore_selections import Hardest
 from training import Eval, assert_equal, records, trainer, weights
 
 from kdcore import RunError
-from kdcore.runs.runner import resume
 
 pytestmark = pytest.mark.slow
 
@@ -70,7 +69,7 @@ def test_a_checkpoint_knows_what_fits(tmp_path):
     first = small(trainer(tmp_path, micro_batch=4, steps=2), rows=2)
     first.train()
     second = trainer(tmp_path, micro_batch=4, steps=2)
-    resume(second)
+    second.resume()
     assert second.run.micro_batch == 2
 
 
@@ -79,7 +78,7 @@ def test_who_asks_for_another_micro_batch_gets_it(tmp_path):
     first.train()
     second = trainer(tmp_path, micro_batch=4, steps=2)
     second.run.recipe.train = SimpleNamespace(**{**vars(second.run.recipe.train), "micro_batch": 4})
-    resume(second)
+    second.resume()
     assert second.run.micro_batch == 4
 
 

@@ -13,7 +13,6 @@ from engine import term
 from training import assert_equal, records, trainer, weights
 
 from kdcore import Loss, RunError
-from kdcore.runs.runner import resume
 from kdcore.training.non_finite import load_rows
 
 pytestmark = pytest.mark.slow
@@ -83,11 +82,11 @@ def test_the_state_before_the_step_is_kept_and_the_step_is_met_again(
     assert_equal(weights(made), weights(plain))
     assert made.checkpoints.newest().name == "step-1"
     again = made_of(tmp_path / "made", label, **options)
-    resume(again)
+    again.resume()
     assert_equal(weights(again), weights(plain))
     assert stopped(again) == said
     changed = made_of(tmp_path / "made", -1, log_every=4)
-    resume(changed)
+    changed.resume()
     changed.train()
     plain.run.step = 1
     plain.train()
