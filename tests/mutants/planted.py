@@ -321,9 +321,9 @@ FAULTS = [
     # Continued runs
     Fault(
         "resumed without the position in the data",
-        "kdcore/runs/runner.py",
-        'run.step, run.tokens = state["step"], state["tokens"]',
-        'run.tokens = state["tokens"]',
+        "kdcore/training/run_state.py",
+        'self.step, self.tokens = state["step"], state["tokens"]',
+        'self.tokens = state["tokens"]',
         "end_to_end/test_stages.py::test_a_run_that_was_ended_goes_on_to_the_same_end",
     ),
     Fault(

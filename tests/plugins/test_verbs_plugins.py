@@ -54,7 +54,7 @@ def host(monkeypatch):
         return {cls.name: SimpleNamespace(cls=cls, plugin=good)} if cls else {}
 
     host = SimpleNamespace(plugins=found, provided=of_kind)
-    monkeypatch.setattr(verb, "host_of", lambda asked: host)
+    monkeypatch.setattr(verb, "plugin_manager", lambda asked: host)
     return host
 
 
