@@ -77,7 +77,7 @@ def loads(monkeypatch):
 
 @pytest.fixture
 def call(monkeypatch, host, tmp_path):
-    monkeypatch.setattr(verb, "host_of", lambda plugins: host)
+    monkeypatch.setattr(verb, "plugin_manager", lambda plugins: host)
     monkeypatch.setenv("COLUMNS", "200")
 
     def called(*words, **options):
@@ -94,7 +94,7 @@ def made(recipe, host, tmp_path_factory):
     """A store that is complete."""
     out = tmp_path_factory.mktemp("made")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(verb, "host_of", lambda plugins: host)
+        patch.setattr(verb, "plugin_manager", lambda plugins: host)
         assert CliRunner().invoke(verb.cache, ["build", recipe, "--out", str(out)]).exit_code == 0
     return out / "caches"
 
@@ -137,7 +137,7 @@ def test_it_goes_on_where_it_was_interrupted(call, recipe, monkeypatch, tmp_path
         seen.append(len(batch.valid))
         return inner(kind, teacher, batch)
 
-    monkeypatch.setattr("kdcore.runs.open.on_cpu", lambda batch, block: 2)
+    monkeypatch.setattr("kdcore.runs.open.cpu_default", lambda batch, block: 2)
     monkeypatch.setattr(TopK, "scored", scored)
     assert call("build", recipe).exit_code == 130
     monkeypatch.setattr(TopK, "scored", inner)

@@ -83,7 +83,7 @@ def say(monkeypatch, capsys):
         monkeypatch.setattr(verb, "plans_of", lambda recipe: iter(plans))
         stage = SimpleNamespace(components=lambda: teachers)
         read = SimpleNamespace(notes=["a note"], build=lambda name, finals: stage)
-        monkeypatch.setattr(verb, "finals_of", lambda recipe, name, out: {})
+        monkeypatch.setattr(verb, "stage_outputs", lambda recipe, name, out: {})
         monkeypatch.setattr(verb, "read_recipe", lambda *arguments, **options: read)
         verb.plan("mine")
         told = capsys.readouterr()

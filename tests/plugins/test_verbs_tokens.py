@@ -69,7 +69,7 @@ def runs(tmp_path, monkeypatch):
         return [chosen(text, 0.5, run.step, selects) for text in (*ROWS, "x" * 30)]
 
     monkeypatch.setattr(verb, "open_run", open_run)
-    monkeypatch.setattr(verb, "chosen_rows", chosen_rows)
+    monkeypatch.setattr(verb, "selected_rows", chosen_rows)
     return asked
 
 
