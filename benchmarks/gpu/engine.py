@@ -32,7 +32,7 @@ class Watch(Component):
 
     def __init__(self, window: int) -> None:
         self.window, self.marks = window, list[tuple[float, int]]()
-        self.micro_batch, self.oom_retry = 0, dict[str, float]()
+        self.micro_batch, self.memory = 0, dict[str, float]()
         self.tokens_a_step, self.loss = 0.0, float("nan")
         self.profiler: Any = None
         self.kernels: Mapping[str, Any] = {}
@@ -47,8 +47,11 @@ class Watch(Component):
         """At the end of each window, look at the clock."""
         if self.profiler is not None:
             synchronise()
-            self.profiler.__exit__(None, None, None)
-            self.kernels = kernels_of(self.profiler)
+            try:
+                self.profiler.__exit__(None, None, None)
+                self.kernels = kernels_of(self.profiler)
+            except (AttributeError, RuntimeError) as error:  # times and memory are known by now
+                self.kernels = {"not profiled": str(error)}
             raise Enough
         if step == 1:
             start_peak()  # looking for the rows at once went to the limit
@@ -58,7 +61,7 @@ class Watch(Component):
         self.marks.append((time.perf_counter(), run.tokens))
         if len(self.marks) <= len(WINDOWS):
             return
-        self.micro_batch, self.oom_retry = run.micro_batch, peak()
+        self.micro_batch, self.memory = run.micro_batch, peak()
         rows: Any = run.rows("train")
         self.tokens_a_step = float(rows.lengths.mean()) * run.recipe.train.batch
         self.profiler = torch.profiler.profile(activities=activities())

@@ -125,7 +125,7 @@ def by_hand(given: Given, loss: str) -> Tensor:
 
 
 def _kl_and_gradient(
-    student: Tensor, teacher: Tensor, labels: Tensor, weights: Tensor
+    student: Tensor, teacher: Tensor, labels: Tensor, weights: Tensor, prepared: object
 ) -> tuple[Tensor, Tensor]:
     q, p = student.log_softmax(-1), teacher.log_softmax(-1)
     sums = ((p.exp() * (p - q)).sum(-1) * weights[0]).sum()[None]
