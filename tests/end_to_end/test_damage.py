@@ -122,7 +122,7 @@ def test_what_the_machine_refuses_is_no_bug(host, monkeypatch, name, where):
         "final": (artifacts, "model_card"),
         "cache": (store, "_reserve"),
         "tokens": (tokenized, "stored"),
-        "texts": (runner, "keep_texts"),
+        "texts": (runner, "write_texts"),
     }
 
     def refused(*arguments, **options):

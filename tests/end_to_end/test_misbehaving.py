@@ -42,7 +42,7 @@ PLACES = {  # kind -> where it stands in the recipe, and its class
 }
 # Kind, method -> what is said of a 7, of None, and of a value in another shape; None where it is
 # no misbehaviour. `at` is the function that the teacher's `read` hands back.
-NUMBERS = "floating-point numbers of shape [24, 300 or more]"
+NUMBERS = "floating-point numbers of shape [30, 300 or more]"
 ROW = "a PieceRows, and must be a mapping"
 TABLE = {
     ("data", "texts"): ("'int' object is not iterable", "is not iterable", "gave a int"),
@@ -59,7 +59,7 @@ TABLE = {
     ("teacher", "ids_known"): ("expected a SparseLogits", None, "expected an int or None"),
     ("teacher", "fingerprint"): ("expected a str", "returned None", "returned a list"),
     ("teacher", "read"): ("gave int from read, expected a function", "gave NoneType", "gave list"),
-    ("teacher", "at"): (NUMBERS, NUMBERS, "gave torch.float32 of shape [23, 300] from read"),
+    ("teacher", "at"): (NUMBERS, NUMBERS, "gave torch.float32 of shape [29, 300] from read"),
     ("loss", "per_token"): ("returned int from per_token", "NoneType", "a tensor of shape (24,)"),
     ("loss", "formula"): ("expected a str", "returned None", "returned a list"),
     ("loss", "linear_in_teacher"): ("expected a bool", "returned None", "returned a list"),
@@ -146,10 +146,17 @@ def final(out):
     return load_file(next(out.glob("bad-*/final/model.safetensors")))
 
 
+def assert_is_the_folder(out, runs):
+    """The run's folder is the one line of standard output."""
+    (folder,) = runs.glob("bad-*")
+    assert out == f"{folder}\n"
+
+
 @pytest.mark.parametrize("method", METHODS, ids=".".join)
 def test_what_a_method_prints_is_no_result(tmp_path, method):
     outcome = ended(tmp_path, method, "prints")
-    assert (outcome.code, outcome.out) == (0, "")
+    assert outcome.code == 0
+    assert_is_the_folder(outcome.out, tmp_path)
     assert "NOISE" in outcome.err
 
 
@@ -176,7 +183,8 @@ def test_a_logger_that_raises_is_switched_off_and_named(tmp_path, event, how):
 def test_what_a_listener_returns_or_prints_matters_to_nobody(tmp_path, event, how):
     outcome = run(tmp_path, "log.1", event, how)
     told(outcome, (0,))
-    assert outcome.out == "" and "is off now" not in outcome.err
+    assert_is_the_folder(outcome.out, tmp_path)
+    assert "is off now" not in outcome.err
 
 
 @pytest.mark.parametrize("event", ["kdcore_log", "kdcore_scores"])
