@@ -19,7 +19,10 @@ def seed_begun_with(folder: Path) -> int | None:
     path = folder / "resolved.toml"
     if not path.is_file():
         return None
-    table = tomli.loads(path.read_text(encoding="utf-8"))
+    try:
+        table = tomli.loads(path.read_text(encoding="utf-8"))
+    except ValueError:  # damaged, or no recipe: others say so
+        return None
     # Where the tokenizer has other data than the stage, the stage is a table of its own.
     tables: list[dict[str, Any]] = [table, *table.get("stage", {}).values()]
     if any("eval_seed" in each.get("train", {}) for each in tables):

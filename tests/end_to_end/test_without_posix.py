@@ -49,7 +49,7 @@ def test_the_first_steps(tmp_path_factory, arguments):
     done = subprocess.run(
         [sys.executable, "-c", HIDE, *arguments],
         cwd=folder,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "USERNAME": "somebody"},
         capture_output=True,
         text=True,
         check=False,
