@@ -11,7 +11,8 @@ pytestmark = pytest.mark.slow
 
 HIDE = """
 import builtins, multiprocessing, os, signal, sys
-import datasets, torch, transformers  # which may use what is there
+import datasets, torch._dynamo, transformers  # which may use what is there
+import transformers.models.llama.modeling_llama
 inner, hidden = builtins.__import__, {"fcntl", "grp", "pwd", "resource", "termios", "tty", "pty"}
 
 def import_(name, globals=None, locals=None, fromlist=(), level=0):

@@ -60,32 +60,54 @@ class Average:
 class Known:
     """A teacher's answers at tokens [n]: whole logits, or those of some ids and of all others."""
 
-    def __init__(self, logits, ids=None, *, at_border=False):
+    def __init__(self, logits, ids=None, *, whole=None, at_border=False):
         self.logits, self.ids = logits, ids
+        self.whole = whole  # of the ids in the store, the logits that it was made of
         self.at_border = at_border  # whether rounding may have gone either way
 
     @classmethod
     def joined(cls, some):
         ids = None if some[0].ids is None else torch.cat([one.ids for one in some])
         at_border = any(one.at_border for one in some)
-        return cls(torch.cat([one.logits for one in some]), ids, at_border=at_border)
+        whole = None if some[0].whole is None else torch.cat([one.whole for one in some])
+        logits = torch.cat([one.logits for one in some])
+        return cls(logits, ids, whole=whole, at_border=at_border)
 
     def at(self, tokens):
-        return Known(self.logits[tokens], None if self.ids is None else self.ids[tokens])
+        parts = (self.logits, self.ids, self.whole)
+        logits, ids, whole = (None if part is None else part[tokens] for part in parts)
+        return Known(logits, ids, whole=whole)
 
     def p(self, temperature):
-        return torch.softmax(self.logits / temperature, -1)
+        """At T, the others hold a share of the whole at T, kept in half precision."""
+        if self.whole is None or temperature == 1:
+            return torch.softmax(self.logits / temperature, -1)
+        tempered = torch.softmax(self.whole / temperature, -1)
+        outside = torch.ones_like(tempered).scatter(-1, self.ids, 0.0)
+        odds = _half_odds((tempered * outside).sum(-1))
+        known = self.logits[:, :-1] / temperature
+        others = known.logsumexp(-1) + odds
+        return torch.softmax(torch.cat([known, others[:, None]], -1), -1)
 
     def q(self, student, temperature):
         """The student's distribution over the same things."""
         if self.ids is None:
             return torch.softmax(student / temperature, -1)
-        masses = torch.softmax(student, -1)
+        exact = self.whole is not None
+        masses = torch.softmax(student / temperature if exact else student, -1)
         known = masses.gather(-1, self.ids)
         outside = torch.ones_like(masses).scatter(-1, self.ids, 0.0)
         coarse = torch.cat([known, (masses * outside).sum(-1, keepdim=True)], -1)
+        if exact:
+            return coarse
         tempered = coarse ** (1 / temperature)
         return tempered / tempered.sum(-1, keepdim=True)
+
+
+def _half_odds(share):
+    """log of share / (1 - share), the log of the share being kept in half precision."""
+    log = share.log().clamp(max=-(2.0**-24)).half().double()
+    return log - (-torch.expm1(log)).log()
 
 
 def likeliest(logits, k):
@@ -98,7 +120,8 @@ def likeliest(logits, k):
     halves = logs.half()
     step = torch.from_numpy(np.spacing(halves.abs().numpy()).astype(np.float64))
     beside = step / 2 - (logs - halves.double()).abs()
-    return Known(halves.double(), ids[:, :k], at_border=bool((beside.abs() < CLOSE).any()))
+    at_border = bool((beside.abs() < CLOSE).any())
+    return Known(halves.double(), ids[:, :k], whole=logits, at_border=at_border)
 
 
 def drawn(logits, cells, draws, seed):
