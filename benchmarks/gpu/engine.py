@@ -92,14 +92,14 @@ def measure(
     """A stage's steps as the engine runs them, its last window alone, beside its plan."""
     if window is not None:
         sets = [*sets, f"{founding.train(name)}.log_every={window}"]
-    from kdcore.runs.runner import RunOptions, run_recipe
+    from kdcore.runs.runner import RunRequest, run_recipe
 
     recipe = read(world, name, sets)
     start_peak()
     watch = Watch(window or world.window)
     with TemporaryDirectory(dir=runs_of(world)) as folder, recipe.host.listening([watch]):
         try:
-            run_recipe(recipe, recipe.host, RunOptions(Path(folder)))
+            run_recipe(recipe, recipe.host, RunRequest(out=Path(folder)))
         except Enough:
             pass
         else:

@@ -64,11 +64,13 @@ def once(recipe: str, out: str) -> dict[str, float]:
 
     from kdcore.plugin.manager import PluginManager
     from kdcore.recipe.recipe import read_recipe
-    from kdcore.runs.runner import RunOptions, run_recipe
+    from kdcore.runs.runner import RunRequest, run_recipe
 
     torch.set_num_threads(1)
     host = PluginManager(files=[__file__])
-    run_recipe(read_recipe(recipe, host), host, RunOptions(Path(out), only="student", fresh=True))
+    run_recipe(
+        read_recipe(recipe, host), host, RunRequest(out=Path(out), stage="student", fresh=True)
+    )
     steps = [after - before for before, after in pairwise(cached_twins.STARTS)]
     return {"seconds": statistics.median(steps), **cached_twins.SCORES}
 

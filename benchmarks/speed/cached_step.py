@@ -85,7 +85,7 @@ def step_once(variant: str, folder: Path) -> dict[str, float]:
     from kdcore.plugin.manager import PluginManager
     from kdcore.recipe.recipe import read_recipe
     from kdcore.runs.open import open_stage
-    from kdcore.runs.runner import RunOptions, run_recipe
+    from kdcore.runs.runner import RunRequest, run_recipe
 
     torch.set_num_threads(1)
     text = (CACHED if variant == "cached" else LIVE).format(folder=folder)
@@ -99,7 +99,7 @@ def step_once(variant: str, folder: Path) -> dict[str, float]:
             teacher.load(run)
             for batch in iter_batches(run, run.rows("train")):
                 teacher.complete(batch)
-    run_recipe(recipe, host, RunOptions(out, fresh=True))
+    run_recipe(recipe, host, RunRequest(out=out, fresh=True))
     gone = [after - before for before, after in pairwise(STARTS)]
     return {"seconds": statistics.median(gone[1:]), "loss": LOSSES[0]}
 

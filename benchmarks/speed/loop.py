@@ -92,10 +92,12 @@ def engine(shape: str, folder: Path) -> list[float]:
     """CPU seconds of each step, logging included."""
     from kdcore.plugin.manager import PluginManager
     from kdcore.recipe.recipe import read_recipe
-    from kdcore.runs.runner import RunOptions, run_recipe
+    from kdcore.runs.runner import RunRequest, run_recipe
 
     host = PluginManager(files=[__file__])
-    run_recipe(read_recipe(str(recipe_of(shape, folder)), host), host, RunOptions(folder / "runs"))
+    run_recipe(
+        read_recipe(str(recipe_of(shape, folder)), host), host, RunRequest(out=folder / "runs")
+    )
     return [after - before for before, after in pairwise(STARTS)]
 
 

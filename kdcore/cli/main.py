@@ -173,11 +173,13 @@ def _join(processes: int) -> None:
 
 def _run(asked: RunRequest, plugins: list[str] | None, as_json: bool) -> None:
     """Run it, and print what is finished even where the rest fails."""
+    from dataclasses import replace
+
     from kdcore.runs.runner import run_all
 
     folders: list[Path] = []
     try:
-        run_all(asked, plugin_manager(plugins), folders.append)
+        run_all(replace(asked, on_finished=folders.append), plugin_manager(plugins))
     finally:
         if os.environ.get("RANK", "0") == "0":
             tell_results(folders, as_json=as_json)

@@ -11,6 +11,7 @@ import torch
 
 from kdcore.data.batch import Row
 from kdcore.data.encoding import own_beginning
+from kdcore.models.causal_lm import eval_mode
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -109,16 +110,10 @@ def _config(
 @contextmanager
 def _undisturbed(model: PreTrainedModel, seed: int) -> Iterator[None]:
     """Evaluation mode and a seeded random state; both put back afterwards."""
-    training = [module for module in model.modules() if module.training]
     devices = [model.device] if model.device.type == "cuda" else []
-    model.eval()  # type: ignore[no-untyped-call]
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices):
-            torch.manual_seed(seed)
-            yield
-    finally:
-        for module in training:
-            module.training = True
+    with eval_mode(model), torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
+        yield
 
 
 _ROWS = 256  # enough to have met each

@@ -58,50 +58,54 @@ _VERSIONS = ("torch", "transformers", "kdcore")  # what a result depends on
 
 
 @dataclass(frozen=True)
-class RunOptions:
-    """What `kdcore run` was asked for, besides the recipe."""
+class RunRequest:
+    """What `kdcore run` is asked for."""
 
-    out: Path
+    recipe: str = ""  # as typed: a recipe, or a run
+    out: Path = Path("runs")
+    sets: tuple[str, ...] = ()
+    each: tuple[str, ...] = ()
+    logs: tuple[str, ...] = ()
+    stage: str | None = None  # only this one, and those that it needs
     fresh: bool = False
     accept: frozenset[str] = frozenset()
-    only: str | None = None  # one stage, and those that it needs
-    folder: Path | None = None  # the run to go on with, whatever its recipe's identity
-    tell: Callable[[Path], None] = lambda folder: None  # of each stage that is finished
+    folder: Path | None = None  # the run to resume, whatever its recipe's identity
+    on_finished: Callable[[Path], None] = lambda folder: None  # called for each finished stage
 
 
-def run_recipe(recipe: Recipe, host: PluginManager, options: RunOptions) -> list[Path]:
+def run_recipe(recipe: Recipe, host: PluginManager, request: RunRequest) -> list[Path]:
     """Run every stage that is not finished; returns each stage's folder."""
     done: dict[str, Path] = {}
-    for name in wanted_stages(recipe, options.only):
+    for name in wanted_stages(recipe, request.stage):
         finals = {stage: folder / FINAL for stage, folder in done.items()}
         stage = recipe.build(name, finals)
-        if options.folder is not None and not stage.name:
-            stage = replace(stage, name=stage_of(options.folder, stage.run_name))
+        if request.folder is not None and not stage.name:
+            stage = replace(stage, name=stage_of(request.folder, stage.run_name))
         accelerator = make_accelerator(stage.train)
-        fresh = options.fresh and options.only in (None, name)
+        fresh = request.fresh and request.stage in (None, name)
         texts = {"recipe.toml": recipe.text, "resolved.toml": recipe.resolved(name, finals)}
-        going_on = None if fresh else _going_on(stage, texts["resolved.toml"], host, options)
+        going_on = None if fresh else _going_on(stage, texts["resolved.toml"], host, request)
         folder = going_on or choose_folder(
-            options.out, stage.run_name, recipe.identity(name), fresh=fresh
+            request.out, stage.run_name, recipe.identity(name), fresh=fresh
         )
         if going_on is not None and accelerator.is_main_process:
-            adopt_recipe(folder, texts["resolved.toml"], host, options.accept)
+            adopt_recipe(folder, texts["resolved.toml"], host, request.accept)
         folder = _agreed(accelerator, folder)
         if finished(folder):
             refuse_changed(folder / FINAL)
             _log.info("%s is finished: %s is used", stage.run_name, folder)
         else:
             stage = as_begun(stage, folder)
-            _run_stage(stage, folder, accelerator, host, texts, list(done.values()), options)
+            _run_stage(stage, folder, accelerator, host, texts, list(done.values()), request)
         done[name] = folder
-        options.tell(folder)
+        request.on_finished(folder)
     return list(done.values())
 
 
-def _going_on(stage: Stage, resolved: str, host: PluginManager, options: RunOptions) -> Path | None:
+def _going_on(stage: Stage, resolved: str, host: PluginManager, request: RunRequest) -> Path | None:
     """The folder that is meant by its name, or by what is accepted of its recipe."""
     name = stage.run_name
-    return options.folder or find_extendable(options.out, name, resolved, host, options.accept)
+    return request.folder or find_extendable(request.out, name, resolved, host, request.accept)
 
 
 def _run_stage(
@@ -111,7 +115,7 @@ def _run_stage(
     host: PluginManager,
     texts: Mapping[str, str],
     others: Sequence[Path],
-    options: RunOptions,
+    request: RunRequest,
 ) -> None:
     if missing := [
         said for each in stage.components() for said in call_checked_list(each, "missing")
@@ -139,7 +143,7 @@ def _run_stage(
         run.tokenizer = load_tokenizer_of(run, others, accelerator)
         trainer = prepare(run, host, accelerator, signals, CHECKPOINTS)
         if run.main:
-            compare_fingerprints(folder, _fingerprints(run), options.accept)
+            compare_fingerprints(folder, _fingerprints(run), request.accept)
         if trainer.resume():
             steps = f"step {run.step} of {run.steps}"
             run.say(f"{run.recipe.run_name} continues after {steps}: {run.folder}")
@@ -221,35 +225,19 @@ def _explained(folder: Path) -> Iterator[None]:
         raise
 
 
-@dataclass(frozen=True)
-class RunRequest:
-    """The arguments of `kdcore run`."""
-
-    recipe: str
-    out: Path
-    sets: tuple[str, ...] = ()
-    each: tuple[str, ...] = ()
-    logs: tuple[str, ...] = ()
-    stage: str | None = None
-    fresh: bool = False
-    accept: frozenset[str] = frozenset()
-
-
-def run_all(
-    asked: RunRequest, host: PluginManager, tell: Callable[[Path], None] = lambda folder: None
-) -> list[Path]:
-    """Everything that was asked for; each run's folder, once. `tell` hears of each as it ends."""
+def run_all(request: RunRequest, host: PluginManager) -> list[Path]:
+    """Everything that was asked for; each run's folder, once."""
     from accelerate import PartialState
 
-    folders = _runs(asked, host, tell)
+    folders = _runs(request, host)
     if PartialState().is_main_process:
         host.emit("kdcore_runs_end", folders=folders)
     return folders
 
 
-def _runs(asked: RunRequest, host: PluginManager, tell: Callable[[Path], None]) -> list[Path]:
+def _runs(asked: RunRequest, host: PluginManager) -> list[Path]:
     folder = _folder(asked)
-    options = RunOptions(asked.out, asked.fresh, asked.accept, asked.stage, folder, tell)
+    request = replace(asked, folder=folder)
     if folder is not None:
         name = str(folder / RESOLVED)
         if fault := damage(folder / RESOLVED):
@@ -259,13 +247,13 @@ def _runs(asked: RunRequest, host: PluginManager, tell: Callable[[Path], None]) 
             )
         recipe = read_recipe(name, host, sets=asked.sets, logs=asked.logs)
         _tell_what_differs(recipe, host)
-        return run_recipe(recipe, host, options)
+        return run_recipe(recipe, host, request)
     # Every recipe of the product is checked before the first one runs.
     recipes = [
         (label, read_recipe(asked.recipe, host, sets=sets, logs=asked.logs))
         for label, sets in expand_grid(asked.sets, asked.each)
     ]
-    return _run_each(recipes, host, options)
+    return _run_each(recipes, host, request)
 
 
 def _folder(asked: RunRequest) -> Path | None:
@@ -292,7 +280,7 @@ def _tell_what_differs(recipe: Recipe, host: PluginManager) -> None:
 
 
 def _run_each(
-    recipes: list[tuple[str, Recipe]], host: PluginManager, options: RunOptions
+    recipes: list[tuple[str, Recipe]], host: PluginManager, request: RunRequest
 ) -> list[Path]:
     folders: dict[Path, None] = {}
     failures: list[str] = []
@@ -303,7 +291,7 @@ def _run_each(
         if label:
             _log.info("%s: %s", recipe.name, label)
         try:
-            folders.update(dict.fromkeys(run_recipe(recipe, host, options)))
+            folders.update(dict.fromkeys(run_recipe(recipe, host, request)))
         except RunError as error:
             if len(recipes) == 1:
                 raise

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from itertools import count
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kdcore.api.contracts import Loss, Teacher
 from kdcore.data.batch import Batch, Row, SparseLogits
 from kdcore.data.collate import Collate
 from kdcore.data.given import as_rows
 from kdcore.guard import call_checked, plugin_errors
+from kdcore.models.causal_lm import eval_mode
 from kdcore.models.head import chunk_size, nll_of
 from kdcore.objective.losses import per_token
 from kdcore.objective.sparse import argmax_ids
@@ -44,7 +44,7 @@ def evaluate(
     collate = Collate(rows.split, run.vocabulary, run.device)  # type: ignore[attr-defined]
     longest_first = np.argsort(-rows.lengths, kind="stable")  # type: ignore[attr-defined]
     stride = run.micro_batch * run.processes
-    with torch.no_grad(), evaluating(run.student):
+    with eval_mode(run.student):
         for start in range(run.process * run.micro_batch, len(rows), stride):
             some = longest_first[start : start + run.micro_batch]
             sums.add(collate(rows.some(some.tolist())))  # type: ignore[attr-defined]
@@ -58,7 +58,7 @@ def log_likelihoods(run: Run, rows: Sequence[Row], batch: int) -> list[float]:
     groups = [longest_first[at : at + batch] for at in range(0, len(laid), batch)]
     collate = Collate(laid.split, run.vocabulary, run.device)
     totals = torch.zeros(len(laid), dtype=torch.float64, device=run.device)
-    with torch.no_grad(), evaluating(run.student):
+    with eval_mode(run.student):
         for group in groups[run.process :: run.processes]:
             made = collate(laid.some(group.tolist()))
             whose = torch.from_numpy(group).to(run.device)
@@ -79,18 +79,6 @@ def _chunks(run: Run, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
     head = model.head()
     for at in torch.split(batch.valid, chunk_size(batch.vocabulary, run.device)):
         yield at, head(states[at])[:, : batch.vocabulary]
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for the length of a block, each module put back as it was."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _keys(losses: Sequence[Loss]) -> list[str]:

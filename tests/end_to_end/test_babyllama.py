@@ -19,7 +19,7 @@ from kdcore.models import vocabulary
 from kdcore.objective import teachers
 from kdcore.plugin.manager import PluginManager
 from kdcore.recipe.recipe import read_recipe
-from kdcore.runs.runner import RunOptions, run_recipe
+from kdcore.runs.runner import RunRequest, run_recipe
 
 pytestmark = pytest.mark.slow
 
@@ -208,7 +208,7 @@ def test_random_offset_is_one_set_away(host):
 
 def run(host, folder, name, sets):
     """Each stage's folder."""
-    done = run_recipe(read_recipe(name, host, sets=sets), host, RunOptions(out=folder / "runs"))
+    done = run_recipe(read_recipe(name, host, sets=sets), host, RunRequest(out=folder / "runs"))
     return {path.name.partition(".")[2].rpartition("-")[0]: path for path in done}
 
 

@@ -183,14 +183,14 @@ def test_a_streamed_run_goes_on_to_the_same_weights(tmp_path, monkeypatch):
 
     from kdcore.plugin.manager import PluginManager
     from kdcore.recipe.recipe import read_recipe
-    from kdcore.runs.runner import RunOptions, run_recipe
+    from kdcore.runs.runner import RunRequest, run_recipe
     from kdcore.training.trainer import Trainer
 
     recipe = recipe_of(tmp_path, "steps = 12\nsave_every = 5\neval_every = 6")
     host = PluginManager(off=["panel"])
 
     def run(out):
-        (folder,) = run_recipe(read_recipe(str(recipe), host), host, RunOptions(tmp_path / out))
+        (folder,) = run_recipe(read_recipe(str(recipe), host), host, RunRequest(out=tmp_path / out))
         return folder
 
     whole = run("whole")
