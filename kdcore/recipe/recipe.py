@@ -85,9 +85,9 @@ class Recipe:
         found = self._stage(stage)
         return identity(found.written, found.tokenizer_data, self.identity)
 
-    def resolved(self, stage: str = "", references: Mapping[str, Path] | None = None) -> str:
-        """TOML with every default that was used, which runs this stage again."""
-        return resolved(self.build(stage, references), self.name, self.requires)
+    def resolved(self, stage: Stage) -> str:
+        """TOML with every default that a built stage uses, which runs this stage again."""
+        return resolved(stage, self.name, self.requires)
 
     def _stage(self, name: str) -> StageTable:
         return next(stage for stage in self.stages if stage.name == name)

@@ -45,7 +45,7 @@ def find_extendable(
 def recipe_changes(folder: Path, resolved: str, host: PluginManager) -> Changes:
     """What of a recipe that counts is not as the run in the folder has it."""
     recipe = read_recipe(str(folder / "resolved.toml"), host)
-    before, now = _counted(recipe.resolved(recipe.stages[0].name)), _counted(resolved)
+    before, now = _counted(recipe.resolved(recipe.build(recipe.stages[0].name))), _counted(resolved)
     keys = [*before, *(key for key in now if key not in before)]
     both = {key: (before.get(key), now.get(key)) for key in keys}
     return {key: (was, is_) for key, (was, is_) in both.items() if was != is_}

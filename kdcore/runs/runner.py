@@ -79,11 +79,11 @@ def run_recipe(recipe: Recipe, host: PluginManager, request: RunRequest) -> list
     for name in wanted_stages(recipe, request.stage):
         finals = {stage: folder / FINAL for stage, folder in done.items()}
         stage = recipe.build(name, finals)
+        texts = {"recipe.toml": recipe.text, "resolved.toml": recipe.resolved(stage)}
         if request.folder is not None and not stage.name:
             stage = replace(stage, name=stage_of(request.folder, stage.run_name))
         accelerator = make_accelerator(stage.train)
         fresh = request.fresh and request.stage in (None, name)
-        texts = {"recipe.toml": recipe.text, "resolved.toml": recipe.resolved(name, finals)}
         going_on = None if fresh else _going_on(stage, texts["resolved.toml"], host, request)
         folder = going_on or choose_folder(
             request.out, stage.run_name, recipe.identity(name), fresh=fresh

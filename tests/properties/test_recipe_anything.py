@@ -59,7 +59,7 @@ def is_read_or_refused(text, sets=()):
     else:
         for stage in recipe.stages:
             recipe.identity(stage.name)
-            recipe.resolved(stage.name)
+            recipe.resolved(recipe.build(stage.name))
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -34,18 +34,19 @@ RESOLVED = {
 def test_resolved_recipes_run_the_same_thing_again(here, text, stage):
     recipe = read(text)
     finals = {name: Path(f"runs/{name}/final") for name in ("one", "two")}
-    resolved = recipe.resolved(stage, finals)
+    resolved = recipe.resolved(recipe.build(stage, finals))
     (here / "resolved.toml").write_text(resolved)
     again = read_recipe("resolved.toml", FakeHost())
     (only,) = again.stages
-    assert again.resolved(only.name) == resolved
+    assert again.resolved(again.build(only.name)) == resolved
     assert again.build(only.name).run_name == recipe.build(stage).run_name
     before, after = recipe.build(stage, finals), again.build(only.name)
     assert [type(one) for one in before.components()] == [type(one) for one in after.components()]
 
 
 def test_resolved_recipes_show_every_default():
-    recipe = tomli.loads(read(TAUGHT + '[[log]]\nuse = "tracker"\n').resolved())
+    made = read(TAUGHT + '[[log]]\nuse = "tracker"\n')
+    recipe = tomli.loads(made.resolved(made.build()))
     assert recipe["name"] == "r"
     assert recipe["train"]["betas"] == [0.9, 0.999]
     assert "steps" not in recipe["train"]
