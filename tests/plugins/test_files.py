@@ -130,6 +130,7 @@ def test_messages_go_to_log_txt_while_the_run_lasts(tmp_path, files):
 def test_log_txt_holds_no_control_characters(tmp_path, files, monkeypatch):
     # Half a pair cannot be sent from one of pytest's workers to the other.
     monkeypatch.setattr(logging.getLogger("kdcore"), "propagate", False)
+    monkeypatch.setattr(logging.getLogger("kdcore"), "handlers", [])
     files.kdcore_run_start(fake_run(tmp_path))
     logging.getLogger("kdcore").warning("bell\x07 red\x1b[31m\n\thalf a pair\ud800")
     files.kdcore_run_end(fake_run(tmp_path), None)
