@@ -1,4 +1,4 @@
-"""What a verb says of itself, read from its source without importing it."""
+"""The command line: `run`, `check`, and every other verb through its entry point."""
 
 from __future__ import annotations
 

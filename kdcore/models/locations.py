@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from kdcore.errors import KdcoreError, RunError
+from kdcore.files import exception_chain
 
 _log = logging.getLogger("kdcore")
 
@@ -61,7 +62,7 @@ def _folder_fault(error: Exception) -> str:
 
 def _hub_fault(error: Exception, key: str | None) -> str:
     instead = f"give a local folder with --set {key}=PATH" if key else "name a local folder"
-    causes = {type(cause).__name__ for cause in _chain(error)}
+    causes = {type(cause).__name__ for cause in exception_chain(error)}
     if "GatedRepoError" in causes:
         return (
             "not a folder here, and the hub lets nobody in unasked; ask there, then hf auth login"
@@ -80,12 +81,6 @@ _UNREACHABLE = {
     "ConnectTimeout",
     "ConnectionError",
 }
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 def _first_line(error: Exception) -> str:
