@@ -25,7 +25,7 @@ from kdcore.errors import UsageError
 from kdcore.plugin.manager import PluginManager
 
 if TYPE_CHECKING:
-    Plugin = Any  # what Host.plugins holds
+    Plugin = Any  # what PluginManager.plugins holds
 
 
 @examples("kdcore plugins", "kdcore plugins skew-kl", "kdcore plugins -p ./mine.py")

@@ -42,8 +42,8 @@ class MiniLLM(PreparedLoss):
     """The reverse KL of whole answers, as MiniLLM has it: one step exact, the rest by its return.
 
     R_t is the sum of log p - log q_old over the tokens from t + 1 on, over their number where
-    `length_normalised`. Source: Gu et al., "MiniLLM", ICLR 2024, equations 5 to 8 (single-step
-    decomposition and length normalisation); their teacher-mixed sampling belongs to the writer.
+    `length_normalised`. Source: Gu et al., "MiniLLM", ICLR 2024 (single-step decomposition
+    and length normalisation); their teacher-mixed sampling belongs to the writer.
     """
 
     name = "minillm"
