@@ -1,5 +1,6 @@
 """What every test stands on: one thread, no network, caches in a folder that goes away."""
 
+import logging
 import os
 import tempfile
 from pathlib import Path
@@ -27,6 +28,18 @@ def one_thread():
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def kdcore_logger():
+    """A test that runs the command leaves the logger as it was: pytest looks at `propagate`."""
+    log = logging.getLogger("kdcore")
+    log.propagate = True  # a fixture of a module may have run the command
+    before = log.handlers[:], log.filters[:], log.level
+    yield
+    log.handlers, log.filters, level = before
+    log.setLevel(level)
+    log.propagate = True
 
 
 @pytest.fixture(scope="session")

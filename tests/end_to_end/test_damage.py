@@ -25,7 +25,6 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(logging.getLogger("kdcore"), "propagate", True)
 
 
 @pytest.fixture(scope="module")

@@ -188,7 +188,6 @@ def records_of(folder):
 
 
 def test_what_cannot_be_written_is_held_and_written_later(tmp_path, files, monkeypatch, caplog):
-    monkeypatch.setattr(logging.getLogger("kdcore"), "propagate", True)
     disk, run = Disk(monkeypatch, METRICS), fake_run(tmp_path)
     files.kdcore_run_start(run)
     files.kdcore_log(run, a_record(10))

@@ -1,6 +1,5 @@
 """Damaged token caches are told of by name and made anew; their tokens are the same again."""
 
-import logging
 from pathlib import Path
 
 import pytest
@@ -24,7 +23,6 @@ def caches(tmp_path, monkeypatch):
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
-    monkeypatch.setattr(logging.getLogger("kdcore"), "propagate", True)
     return tmp_path
 
 
