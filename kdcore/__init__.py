@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from kdcore.api.contracts import Loss as Loss
     from kdcore.api.contracts import Patch as Patch
     from kdcore.api.contracts import PreparedLoss as PreparedLoss
+    from kdcore.api.contracts import Rollout as Rollout
     from kdcore.api.contracts import Run as Run
     from kdcore.api.contracts import Selection as Selection
     from kdcore.api.contracts import Stage as Stage
@@ -39,6 +40,11 @@ if TYPE_CHECKING:
     from kdcore.data.batch import Split as Split
     from kdcore.data.batch import TeacherOutputs as TeacherOutputs
     from kdcore.data.encoding import bos_of as bos_of
+    from kdcore.data.prompts import Completion as Completion
+    from kdcore.data.prompts import Prompt as Prompt
+    from kdcore.data.prompts import Sampling as Sampling
+    from kdcore.data.prompts import completions_from as completions_from
+    from kdcore.data.prompts import completions_state as completions_state
     from kdcore.data.rows import pack_documents as pack_documents
     from kdcore.data.rows import pack_texts as pack_texts
     from kdcore.data.streaming import stream_texts as stream_texts
@@ -49,6 +55,7 @@ if TYPE_CHECKING:
     from kdcore.errors import UsageError as UsageError
     from kdcore.hashing import tokenizer_hash as tokenizer_hash
     from kdcore.models.causal_lm import LanguageModel as LanguageModel
+    from kdcore.models.decoding import sample as sample
     from kdcore.models.generation import generate as generate
     from kdcore.models.loading import dtype_of as dtype_of
     from kdcore.models.loading import load_config as load_config
@@ -68,17 +75,19 @@ if TYPE_CHECKING:
     from kdcore.training.non_finite import load_rows as load_rows
 
 _EXPORTS = {
-    "api.contracts": "Component Data Eval Logger Loss Patch PreparedLoss Run Selection "
-    "Stage Teacher Tokenizer Tokens component hookimpl",
+    "api.contracts": "Component Data Eval Logger Loss Patch PreparedLoss Rollout Run "
+    "Selection Stage Teacher Tokenizer Tokens component hookimpl",
     "api.hookspecs": "Record",
     "api.options": "describe options_of",
     "data.batch": "TeacherOutputs Batch SparseLogits LogitsFn Row Rows Split",
     "data.encoding": "bos_of",
+    "data.prompts": "Completion Prompt Sampling completions_from completions_state",
     "data.rows": "pack_documents pack_texts",
     "data.streaming": "stream_texts",
     "errors": "KdcoreError PluginError RecipeError RunError UsageError",
     "hashing": "tokenizer_hash",
     "models.causal_lm": "LanguageModel",
+    "models.decoding": "sample",
     "models.generation": "generate",
     "models.loading": "dtype_of load_config load_model load_tokenizer model_fingerprint",
     "objective.teachers": "load_teacher read read_nll",

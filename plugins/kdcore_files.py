@@ -1,12 +1,16 @@
-"""The run folder's record: metrics.jsonl, one JSON object a line, and log.txt.
+"""The run folder's record: metrics.jsonl, one JSON object a line, log.txt, and rollouts.jsonl.
 
 Every line has `stage`, `step`, `tokens`, `time` (seconds since 1970) and `elapsed` (seconds of
 running, over all continuations). Training lines add `loss`, for each term `loss/<label>`, its mean
 in nats a token, and `weight/<label>` (`loss` is the sum of their products), `lr`, `kept`,
 `tokens_per_second`, `selection/...`, now and then `gradient/<label>` (each term's share of the
 gradient), and `schema`, which is 2: lines without it are older, and have the weight in their
-`loss/<label>`. Evaluation lines add `eval/<name>`. A value that is not finite is written as null,
-because JSON has no other word for it. Lines of `kdcore eval` have `again` (true) and stand at the
+`loss/<label>`. Where there is a [rollout] they have `rollout/length` (tokens of an answer),
+`rollout/finished` (the share that ended by itself), `rollout/repeats` (the share of repeated
+4-grams) and `rollout/time_share` (of the time, spent on writing), and rollouts.jsonl has a few
+answers of the step, one a line: `step`, `source`, `finished`, `prompt`, `text`. Evaluation lines
+add `eval/<name>`. A value that is not finite is written as null, because JSON has no other word for
+it. Lines of `kdcore eval` have `again` (true) and stand at the
 end; what a run measured itself is not changed by them.
 """
 
@@ -23,7 +27,7 @@ from contextlib import suppress
 from io import FileIO
 from pathlib import Path
 
-from kdcore import Logger, Record, Run, RunError, component, hookimpl, redact_secrets
+from kdcore import Completion, Logger, Record, Run, RunError, component, hookimpl, redact_secrets
 
 Line = dict[str, float | str | None]
 """One line of metrics.jsonl."""
@@ -35,6 +39,7 @@ SCHEMA = 2
 
 METRICS = "metrics.jsonl"
 LOG = "log.txt"
+ROLLOUTS = "rollouts.jsonl"
 _kdcore = logging.getLogger("kdcore")
 
 
@@ -52,6 +57,7 @@ def training_line(record: Record) -> Line:
         "tokens_per_second": record.tokens_per_second,
         **{f"selection/{name}": value for name, value in record.selection.items()},
         **{f"gradient/{label}": share for label, share in record.gradient.items()},
+        **{f"rollout/{name}": value for name, value in record.rollout.items()},
     }
 
 
@@ -228,6 +234,18 @@ class Growing:
         self._file = None
 
 
+def _rollout_line(run: Run, step: int, answer: Completion) -> str:
+    prompt = [] if answer.prompt is None else [*answer.prompt.ids]
+    line: dict[str, object] = {
+        "step": step,
+        "source": answer.source,
+        "finished": answer.finished,
+        "prompt": run.tokenizer.decode(prompt),
+        "text": run.tokenizer.decode([*answer.ids]),
+    }
+    return json.dumps(line) + "\n"
+
+
 class _Log(logging.Handler):
     """Messages into a growing file. Never a traceback: what cannot be written is held."""
 
@@ -260,6 +278,7 @@ class Files(Logger):
     def __post_init__(self) -> None:
         self._metrics: Growing | None = None
         self._log: _Log | None = None
+        self._rollouts: Growing | None = None  # once there is something to write
         self._resumed_at, self._known = -1, frozenset[str]()
 
     @hookimpl
@@ -268,6 +287,7 @@ class Files(Logger):
         if not run.main:
             return
         before = cut_after(run.folder / METRICS, run.step)
+        cut_after(run.folder / ROLLOUTS, run.step)
         self._resume(before, run.step)
         self._metrics = Growing(run.folder / METRICS)
         self._log = _Log(Growing(run.folder / LOG))
@@ -284,6 +304,14 @@ class Files(Logger):
     def kdcore_log(self, run: Run, record: Record) -> None:
         """One training line."""
         self._write(run, training_line(record))
+
+    @hookimpl
+    def kdcore_written(self, run: Run, step: int, completions: Sequence[Completion]) -> None:
+        """A line for each of a few answers."""
+        if self._metrics is None or not completions:
+            return
+        self._rollouts = self._rollouts or Growing(run.folder / ROLLOUTS)
+        self._rollouts.add("".join(_rollout_line(run, step, one) for one in completions))
 
     @hookimpl
     def kdcore_scores(self, run: Run, step: int, scores: Mapping[str, float | str]) -> None:
@@ -317,7 +345,8 @@ class Files(Logger):
 
     def _files(self) -> list[Growing]:
         log = [self._log.file] if self._log is not None else []
-        return [*([self._metrics] if self._metrics is not None else []), *log]
+        growing = [file for file in (self._metrics, self._rollouts) if file is not None]
+        return [*growing, *log]
 
     def _note(self, text: str) -> None:
         """A line in log.txt alone."""
@@ -337,7 +366,7 @@ class Files(Logger):
             file.close()
         if self._log is not None:
             logging.getLogger("kdcore").removeHandler(self._log)
-        self._metrics, self._log = None, None
+        self._metrics, self._log, self._rollouts = None, None, None
 
 
 @hookimpl

@@ -13,11 +13,14 @@ from pydantic import Field
 
 from kdcore import (
     Batch,
+    Completion,
     Data,
     LanguageModel,
     LogitsFn,
+    Prompt,
     Run,
     RunError,
+    Sampling,
     Teacher,
     Tokenizer,
     component,
@@ -27,6 +30,7 @@ from kdcore import (
     load_model,
     load_tokenizer,
     model_fingerprint,
+    sample,
 )
 
 if TYPE_CHECKING:
@@ -120,6 +124,16 @@ class ModelTeacher(Teacher):
         with torch.autocast(model.device.type, enabled=False):
             states = model.states(_moved(batch, model.device))
         return lambda positions: model.logits(states[positions.to(states.device)]).to(home)
+
+    def writes(self) -> bool:
+        """It can."""
+        return True
+
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Sequence[Completion]:
+        """An answer to each, all written together, in the teacher's own type."""
+        assert self._model is not None, "a teacher writes after it was loaded"
+        with torch.autocast(self._model.device.type, enabled=False):
+            return sample(self._model, prompts, sampling, source="teacher")
 
     def fingerprint(self) -> str:
         """What the weights are and how they are held; not where they lie."""

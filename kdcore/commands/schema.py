@@ -13,6 +13,7 @@ from kdcore.api.contracts import KINDS, StudentOptions
 from kdcore.api.options import kind_of, members, option_fields
 from kdcore.api.train_options import (
     RIVALS,
+    RolloutOptions,
     Schedule,
     SelectionOptions,
     TermOptions,
@@ -27,7 +28,7 @@ from kdcore.recipe.node import IN_STAGE, KINDS_OF_TABLES, LISTS, TABLES
 
 Schema = dict[str, Any]
 
-_ENGINE = {"loss": TermOptions, "selection": SelectionOptions}
+_ENGINE = {"loss": TermOptions, "selection": SelectionOptions, "rollout": RolloutOptions}
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _NEEDED = ("student", "data", "loss", "train")
 _PLAIN: Mapping[Any, Schema] = {

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from operator import itemgetter
 from sys import maxsize
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -50,6 +50,14 @@ def random_subset(rows: int, wanted: int, seed: int) -> np.ndarray:
     return np.sort(np.random.default_rng([seed, 0x0E7A1]).choice(rows, wanted, replace=False))
 
 
+class Part(NamedTuple):
+    """Rows of one split in a step, and the place in the step of the first."""
+
+    split: Split
+    rows: Sequence[Row]
+    first: int
+
+
 class TrainingRows:
     """The rows of this process in each step, whether the data is fresh each epoch or not."""
 
@@ -81,6 +89,10 @@ class TrainingRows:
         places = self.order.step(step)[self.mine.start : self.mine.stop]
         by_epoch = groupby(places, key=itemgetter(0))
         return [row for epoch, some in by_epoch for row in self._some(epoch, [n for _, n in some])]
+
+    def parts(self, step: int) -> list[Part]:
+        """The same, with what they are cut from and the place in the step of the first."""
+        return [Part(self.split, self.step(step), self.mine.start)]
 
     def _some(self, epoch: int, indices: list[int]) -> list[Row]:
         if self._held is None or self._held[0] != epoch:
@@ -133,6 +145,10 @@ class StreamedRows:
         """This process's rows of a step, in their order in the step."""
         first = (step - 1) * self._batch
         return [self._row(first + n) for n in self.mine]
+
+    def parts(self, step: int) -> list[Part]:
+        """The same, with what they are cut from and the place in the step of the first."""
+        return [Part(self.split, self.step(step), self.mine.start)]
 
     def state_dict(self, step: int) -> dict[str, Any]:
         """For a checkpoint after a step: where the window of the next row begins."""

@@ -174,12 +174,16 @@ def _tables(stage: Stage) -> dict[str, object]:
         "teacher": _plain(stage.teacher),
         "loss": [_term(term) for term in stage.terms],
         "selection": _plain(stage.selection),
+        "rollout": _plain(stage.rollout),
         "eval": [table_of(one) for one in stage.evals],
         "log": [table_of(one) for one in stage.loggers],
         "train": _plain(option_values(stage.train)),
     }
     if isinstance(tables["selection"], dict):
         tables["selection"]["scope"] = stage.scope
+    if isinstance(tables["rollout"], dict):
+        written = option_values(stage.writing).items()
+        tables["rollout"] |= {key: _plain(value) for key, value in written}
     return {key: table for key, table in tables.items() if table not in (None, [])}
 
 

@@ -17,13 +17,16 @@ from kdcore.data.batch import Batch, SparseLogits
 from kdcore.models.head import nll_from_logits
 from kdcore.objective.teachers import read, read_nll, read_outputs
 from kdcore.testing.fakes import TableTeacher, make_batch, make_tokens
+from kdcore.testing.rollouts import check_rollout, make_prompts
 
 __all__ = [
     "TableTeacher",
     "check_loss",
+    "check_rollout",
     "check_selection",
     "check_teacher",
     "make_batch",
+    "make_prompts",
     "make_tokens",
     "tiny_llama",
     "tiny_tokenizer",

@@ -27,7 +27,7 @@ from kdcore.training.rng import RandomState
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from kdcore.api.contracts import Component
+    from kdcore.training.component_state import Stateful
 
 _log = logging.getLogger("kdcore")
 
@@ -86,7 +86,7 @@ class Checkpoints:
         optimizer: torch.optim.Optimizer,
         *,
         keep: int,
-        components: Mapping[str, Component] | None = None,
+        components: Mapping[str, Stateful] | None = None,
     ) -> None:
         self.folder, self.accelerator, self.keep = folder, accelerator, keep
         self.components = components or {}

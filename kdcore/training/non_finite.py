@@ -155,8 +155,14 @@ def load_rows(path: str | Path) -> list[Row]:
 
 def _bad_rows(trainer: TrainStep, step: int) -> list[BadRow]:
     """Those of all processes."""
-    run, rows, first = trainer.run, trainer.rows.step(step), trainer.rows.mine.start
-    readings = [MicroBatch(trainer.collate([row]), [first + n]) for n, row in enumerate(rows)]
+    run, parts = trainer.run, trainer.rows.parts(step)
+    rows = [row for part in parts for row in part.rows]
+    first = parts[0].first
+    readings = [
+        MicroBatch(trainer.collated(part, [n]), [part.first + n])
+        for part in parts
+        for n in range(len(part.rows))
+    ]
     readings = readings or [MicroBatch(trainer.collate([]), [first])]
     choices = select(run, readings, step, trainer.gather, trainer.total)
     found = []

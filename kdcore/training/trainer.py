@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("kdcore")
 
+_SHOWN = 3  # answers beside a record
+
 
 @dataclass(eq=False, kw_only=True)
 class Trainer(TrainStep):
@@ -51,7 +53,7 @@ class Trainer(TrainStep):
             self.step(run.step + 1)
             run.step += 1
             if not self.refusals.deferred:
-                self.refusals.check()
+                self._check()
             saving = self._due(options.save_every)
             if run.step % options.log_every == 0 or run.step == run.steps or saving:
                 self._log()
@@ -68,6 +70,8 @@ class Trainer(TrainStep):
             self.objective.train()
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate(step)
+        if self.rollouts is not None:
+            self.rollouts.write(step)
         before, terms = RandomState.capture(), self.terms_of(step)
         shares, choices = self.oom_retry.run(before, lambda: self.gradients(step, terms))
         good = self.refusals.judge(step, self.clip(), shares, before)
@@ -77,6 +81,8 @@ class Trainer(TrainStep):
         watched, self.watch = self.watch, None
         squares = None if watched is None else watched.squares
         self.recorder.add(terms, shares, choices, good, squares)
+        if self.rollouts is not None:
+            self.recorder.add_written(self.rollouts.written(step), self.rollouts.take_seconds())
 
     def _due(self, every: int | Literal["epoch"]) -> bool:
         """Whether something with this cadence is due after the step just done."""
@@ -90,12 +96,21 @@ class Trainer(TrainStep):
             return False
         return step * run.batch // rows > (step - 1) * run.batch // rows
 
-    def _log(self) -> None:
+    def _check(self) -> None:
+        """Deal with steps that were not finite; what was written for the others is done with."""
         self.refusals.check()
+        if self.rollouts is not None:
+            self.rollouts.forget(self.run.step - 1)
+
+    def _log(self) -> None:
+        self._check()
         self.recorder.count()
         if self.recorder.steps:
             record = self.recorder.record(self.rate(self.run.step))
             self.host.emit("kdcore_log", run=self.run, record=record)
+            if self.rollouts is not None:
+                some = self.rollouts.written(self.run.step)[:_SHOWN]
+                self.host.emit("kdcore_written", run=self.run, step=self.run.step, completions=some)
             for label, said in negligible_terms(record.gradient, self.run.recipe.terms).items():
                 if label not in self.told and self.run.main:
                     _log.warning(said)

@@ -1,0 +1,57 @@
+"""Completions -> rows of a split of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from kdcore.data.batch import Row, Split
+from kdcore.data.collate import NOT_TRAINED
+from kdcore.data.packing import best_fit
+from kdcore.data.prompts import Completion
+
+WRITTEN = Split("written", "", np.empty(0, np.int64), written=True)
+"""What batches of written rows are cut from. Its documents are told apart within a step."""
+
+FIRST = 1 << 40  # the number of the first written document, behind those of all data
+ANSWERS = 1 << 16  # so many answers a prompt can have
+
+
+def written_rows(
+    answers: Sequence[Sequence[Completion]], block: int, rows: Literal["pack", "one"] | str
+) -> list[Row]:
+    """Rows of at most `block` tokens; `answers` are those to each prompt of a step.
+
+    Prompts are not trained. Of an answer that did not end by itself no end is trained, as it has
+    none.
+    """
+    pieces: list[Row] = [
+        _piece(one, FIRST + prompt * ANSWERS + answer)
+        for prompt, some in enumerate(answers)
+        for answer, one in enumerate(some)
+    ]
+    if rows != "pack":
+        return pieces
+    fitted = best_fit(np.array([len(p["input_ids"]) for p in pieces], np.int32), block)
+    return [
+        {key: np.concatenate([pieces[n][key] for n in np.flatnonzero(fitted == at)]) for key in _OF}
+        for at in range(int(fitted.max()) + 1 if len(fitted) else 0)
+    ]
+
+
+_OF = ("input_ids", "labels", "document", "offset", "position")
+
+
+def _piece(answer: Completion, document: int) -> Row:
+    assert answer.prompt is not None, "the engine fills it in"
+    prompt, ids = list(answer.prompt.ids), list(answer.ids)
+    place = np.arange(len(prompt) + len(ids), dtype=np.int32)
+    return {
+        "input_ids": np.array(prompt + ids, np.int32),
+        "labels": np.array([NOT_TRAINED] * len(prompt) + ids, np.int32),
+        "document": np.full(len(place), document, np.int64),
+        "offset": place,
+        "position": place,
+    }
