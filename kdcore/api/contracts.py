@@ -96,6 +96,10 @@ class Component:
         return ()
 
 
+def _text_of(document: str | Row) -> str | None:
+    return document if isinstance(document, str) else document.get("text")
+
+
 @component
 class Data(Component):
     """Text for training and validation, laid in rows of at most `block` tokens."""
@@ -116,8 +120,21 @@ class Data(Component):
     streams: ClassVar[bool] = False  # True: training rows come one by one, and nobody counts them
 
     def texts(self, split: str) -> Iterable[str]:
-        """The documents of "train" or "validation", in order; tokenizers train on them too."""
-        raise NotImplementedError
+        """The documents of "train" or "validation", in order; tokenizers train on them too.
+
+        By default the texts of `documents`, where that is overridden.
+        """
+        if type(self).documents is Data.documents:
+            raise NotImplementedError
+        return (text for text in map(_text_of, self.documents(split)) if text is not None)
+
+    def documents(self, split: str) -> Iterable[str | Row]:
+        """The documents of a split with what is known of each: by default `texts`, without columns.
+
+        A document is a text, or a mapping with `text`, or `input_ids` that are complete as they
+        are, and `columns`: name -> text or number. A document that is left out takes them along.
+        """
+        return self.texts(split)
 
     def make_rows(
         self, split: str, tokenizer: PreTrainedTokenizerBase, *, seed: int, epoch: int

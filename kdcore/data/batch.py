@@ -115,7 +115,7 @@ class TextSource(Protocol):
         ...
 
     def texts(self, split: str) -> Iterable[str]:
-        """The documents of a split, in order."""
+        """The documents of a split, in order; `documents`, where there is one, with columns."""
         ...
 
     def fingerprint(self) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
-from typing import TYPE_CHECKING
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING, Any, cast, overload
 
 import numpy as np
 
@@ -53,6 +54,52 @@ def column_fault(columns: object) -> str | None:
             kind = type(value).__name__
             return f"a {kind} in the column {name!r}, and columns hold text and numbers"
     return None
+
+
+def to_text(columns: Columns | None) -> str:
+    """A document's columns as they are stored: "" where it has none."""
+    return json.dumps(columns, sort_keys=True) if columns else ""
+
+
+@lru_cache(1 << 16)
+def from_text(text: str) -> Columns:
+    """What `to_text` made a text of. Documents with equal columns share it: it is only read."""
+    return cast(Columns, json.loads(text)) if text else {}
+
+
+class StoredColumns:
+    """The columns of each document of a store; `texts` is what `to_text` made of them."""
+
+    def __init__(self, texts: Any) -> None:
+        self._texts = texts  # a list, or Arrow's array of strings
+
+    def __getitem__(self, document: int) -> Columns:
+        text = self._texts[document]
+        return from_text(text if isinstance(text, str) else text.as_py())
+
+    def __iter__(self) -> Iterator[Columns]:
+        return (self[n] for n in range(len(self._texts)))
+
+    def of(self, documents: np.ndarray) -> Sequence[Columns]:
+        """Those of some documents, each looked up when it is asked for."""
+        return _Some(self, documents)
+
+
+class _Some(Sequence[Columns]):
+    def __init__(self, columns: StoredColumns, documents: np.ndarray) -> None:
+        self._columns, self._documents = columns, documents
+
+    def __len__(self) -> int:
+        return len(self._documents)
+
+    @overload
+    def __getitem__(self, index: int) -> Columns: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Columns]: ...
+    def __getitem__(self, index: int | slice) -> Columns | Sequence[Columns]:
+        if isinstance(index, slice):
+            return _Some(self._columns, self._documents[index])
+        return self._columns[int(self._documents[index])]
 
 
 class BatchColumns:
