@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from kdcore.api.contracts import Component, Stage, Term
 from kdcore.api.options import option_values
-from kdcore.api.train_options import Schedule
+from kdcore.api.schedule import Schedule
 from kdcore.guard import call_checked
 
 if TYPE_CHECKING:
@@ -107,15 +107,8 @@ def _tells_others(teacher: Teacher, terms: Sequence[Term]) -> bool:
 
 
 def _weight(weight: float | Schedule) -> str:
-    if not isinstance(weight, Schedule):
-        return _number(weight)
-    start, end, until = map(_number, (weight.start, weight.end, weight.until))
-    return f"({start} + ({end} - {start}) * min(done / {until}, 1))"
-
-
-def _number(value: float) -> str:
-    """Enough digits to compute with, without the rounding of 1 - 0.7."""
-    return f"{value:.12g}"
+    # Enough digits to compute with, without the rounding of 1 - 0.7.
+    return str(weight) if isinstance(weight, Schedule) else f"{weight:.12g}"
 
 
 def _mean(term: Term, selects: bool, known: int | None) -> str:
