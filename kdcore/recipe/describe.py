@@ -35,6 +35,7 @@ _SYMBOLS: Mapping[str, tuple[str, str]] = {
     "y": ("y", "the next token in the text"),
     "CE": ("CE(q, y)", "-log of the probability that q gives to y, in nats"),
     "KL": ("KL(a, b)", "the sum of a * log(a / b) over the vocabulary, in nats"),
+    "H": ("H(a)", "the entropy of a over the vocabulary, in nats"),
     "TV": ("TV(a, b)", "half the sum of abs(a - b) over the vocabulary"),
     "sum": ("sum", "the sum over the vocabulary"),
 }
