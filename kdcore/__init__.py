@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from kdcore.api.hookspecs import Record as Record
     from kdcore.api.options import describe as describe
     from kdcore.api.options import options_of as options_of
+    from kdcore.api.schedule import Schedule as Schedule
+    from kdcore.api.schedule import Scheduled as Scheduled
+    from kdcore.api.schedule import tensor_now as tensor_now
+    from kdcore.api.schedule import value_now as value_now
     from kdcore.data.batch import Batch as Batch
     from kdcore.data.batch import LogitsFn as LogitsFn
     from kdcore.data.batch import Row as Row
@@ -72,6 +76,7 @@ _EXPORTS = {
     "Stage Teacher Tokenizer Tokens component hookimpl",
     "api.hookspecs": "Record",
     "api.options": "describe options_of",
+    "api.schedule": "Schedule Scheduled tensor_now value_now",
     "data.batch": "TeacherOutputs Batch SparseLogits LogitsFn Row Rows Split",
     "data.encoding": "bos_of",
     "data.rows": "pack_documents pack_texts",

@@ -25,7 +25,8 @@ from pydantic import ConfigDict, Field, field_validator
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from kdcore.api.options import as_call, describe, iter_components, names_on_hub, of_options, placed
-from kdcore.api.train_options import On, Schedule, TrainOptions, _options
+from kdcore.api.schedule import Schedule, Scheduled
+from kdcore.api.train_options import On, TrainOptions, _options
 from kdcore.errors import UsageError
 
 if TYPE_CHECKING:
@@ -271,8 +272,8 @@ class Loss(Component):
         """Those that it divides both sides' logits by: the option `temperature`, or 1 without it.
 
         Where a teacher knows k ids, the engine hands a loss of one temperature T buckets that are
-        right at T. Empty: T changes during the run or from token to token, and only a teacher of
-        all ids serves the loss.
+        right at T. Empty: T changes during the run, as that of a schedule does, or from token to
+        token, and only a teacher of all ids serves the loss.
         """
         found = getattr(self, "temperature", 1.0)
         return [float(found)] if isinstance(found, (int, float)) else []
@@ -661,7 +662,7 @@ class Tokens:
         """Any loss as a score of each token, in chunks, without gradient [n]."""
         raise NotImplementedError
 
-    def top(self, scores: Tensor, share: float) -> Tensor:
+    def top(self, scores: Tensor, share: Scheduled) -> Tensor:
         """The ceil(share x N) highest scores over all processes, bool [n].
 
         N counts the valid tokens of the step. Ties go to the token that comes first; NaN is never

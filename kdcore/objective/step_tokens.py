@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from kdcore.api.contracts import Loss, Teacher, Term, Tokens
+from kdcore.api.schedule import Scheduled, value_now
 from kdcore.data.batch import LogitsFn
 from kdcore.data.collate import sent
 from kdcore.data.columns import Value, Where, categories_among, columns_of
@@ -220,7 +221,7 @@ class StepTokens(Tokens):
 
         return self._each(scores)
 
-    def top(self, scores: Tensor, share: float) -> Tensor:
+    def top(self, scores: Tensor, share: Scheduled) -> Tensor:
         """The ceil(share x N) highest scores over all processes as a bool [n].
 
         N counts the valid tokens of the step. Ties go to the token that comes first; NaN is never
@@ -228,7 +229,7 @@ class StepTokens(Tokens):
         """
         everyone, first = self._gather(upcast(scores))
         # A share such as 0.55 times 100 is a hair above 55: that hair is rounding, not a token.
-        wanted = math.ceil(share * len(everyone) - 1e-9)
+        wanted = math.ceil(value_now(share) * len(everyone) - 1e-9)
         # NaN becomes -inf, and a true -inf the lowest finite number.
         ranking = everyone.nan_to_num(nan=-math.inf).argsort(descending=True, stable=True)
         kept = torch.zeros_like(everyone, dtype=torch.bool)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from kdcore.api.contracts import Component, Data, Eval, Run, Stage, StudentOptions, Teacher
-from kdcore.api.options import iter_components
+from kdcore.api.options import iter_components, schedules_in
 from kdcore.api.train_options import TrainOptions
 from kdcore.data.collate import Collate
 from kdcore.errors import Fault, RecipeError, UsageError
@@ -211,6 +211,8 @@ def _ready(run: RunState, student: PreTrainedModel, components: Sequence[Compone
     if not run.vocabulary:
         teachers = [one for one in components if isinstance(one, Teacher)]
         run.vocabulary = prove_vocabulary(run, teachers)
+    for schedule in schedules_in(stage.components()) if run.steps else ():
+        schedule.move(run.step / run.steps)
     run.reads_teacher = run.teacher is not None and _asks_teacher(stage)
     if run.teacher is not None and run.reads_teacher:
         load_teacher(run, run.teacher)
