@@ -18,6 +18,7 @@ from kdcore.errors import RunError, UsageError
 from kdcore.files import is_full, refusal, write_whole
 from kdcore.recipe.files import _RECIPE
 from kdcore.runs.lock import alone_in
+from kdcore.runs.metrics import METRICS
 
 
 def refuse_links(folder: Path) -> None:
@@ -187,7 +188,7 @@ def _is_run(path: Path) -> bool:
 
 
 def _last_change(run: Path) -> float:
-    files = (run / _RECIPE, run / "metrics.jsonl")
+    files = (run / _RECIPE, run / METRICS)
     return max(file.stat().st_mtime for file in files if file.exists())
 
 
