@@ -37,6 +37,7 @@ FINAL = "final"
 MARK = "accepted.json"  # of a run that went on by another recipe than its name tells
 CHECKPOINTS = "checkpoints"
 RESOLVED = "resolved.toml"
+TOKENIZER = "tokenizer"
 FAILURE = "failure.txt"  # why the last start of an unfinished run ended
 
 
