@@ -21,9 +21,9 @@ from kdcore.api.options import (
     option_types,
     type_in_words,
 )
-from kdcore.errors import Fault, PluginError, RecipeError, UsageError, did_you_mean
+from kdcore.errors import Fault, PluginError, UsageError, did_you_mean
 from kdcore.guard import defined_in
-from kdcore.recipe.node import Node, Source
+from kdcore.recipe.node import Node
 from kdcore.recipe.toml_positions import KeyPath
 
 if TYPE_CHECKING:
@@ -114,16 +114,6 @@ def shown(value: object) -> str:
 
 
 _Options = TypeVar("_Options")
-
-
-def build_named(kind: str, name: str, host: PluginManager) -> Component:
-    """A component with its defaults, as an option of the command line names it."""
-    faults: list[Fault] = []
-    builder = Builder(host, faults)
-    made = builder.component(kind, Node.of({"use": name}, Source(f"{kind} {name}")))
-    if made is None:
-        raise RecipeError(faults)
-    return made
 
 
 class Builder:
