@@ -12,7 +12,6 @@ from pydantic import ValidationError
 
 from kdcore.api.contracts import Component
 from kdcore.api.options import (
-    _UNBUILT,
     choices,
     inner_type,
     kind_of,
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
 
 
 Errors = Sequence[Mapping[str, Any]]
+_UNBUILT = object()  # stands for a nested component whose faults were told
 _LONGEST = 60  # characters of a value that a message shows
 _SHORTER = {"greater than or equal to": "at least", "less than or equal to": "at most"}
 

@@ -26,8 +26,6 @@ from kdcore.recipe.node import AT_TOP, Node, stages_of
 from kdcore.recipe.overrides import Overrides, add_to_list
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
-
     from kdcore.plugin.manager import PluginManager
 
 
@@ -248,13 +246,3 @@ def wanted_stages(recipe: Recipe, only: str | None) -> list[str]:
         wanted.add(name := asked.pop())
         asked += by_name[name].needs
     return [name for name in by_name if name in wanted]
-
-
-def _agreed(accelerator: Accelerator, folder: Path) -> Path:
-    """The first process's choice, as another may look when the folder is there already."""
-    from accelerate.utils import broadcast_object_list
-
-    chosen = [folder]
-    if accelerator.num_processes > 1:
-        broadcast_object_list(chosen)
-    return chosen[0]

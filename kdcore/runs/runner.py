@@ -18,7 +18,7 @@ from kdcore.files import is_full, machine_fault, write_whole
 from kdcore.guard import call_checked, call_checked_list
 from kdcore.hashing import tokenizer_hash
 from kdcore.recipe.overrides import expand_grid
-from kdcore.recipe.recipe import _agreed, read_recipe, wanted_stages
+from kdcore.recipe.recipe import read_recipe, wanted_stages
 from kdcore.redact import redact_own_secrets
 from kdcore.runs.artifacts import finish_student, save_final
 from kdcore.runs.begun import as_begun
@@ -99,6 +99,16 @@ def run_recipe(recipe: Recipe, host: PluginManager, request: RunRequest) -> list
         done[name] = folder
         request.on_finished(folder)
     return list(done.values())
+
+
+def _agreed(accelerator: Accelerator, folder: Path) -> Path:
+    """The first process's choice, as another may look when the folder is there already."""
+    from accelerate.utils import broadcast_object_list
+
+    chosen = [folder]
+    if accelerator.num_processes > 1:
+        broadcast_object_list(chosen)
+    return chosen[0]
 
 
 def _going_on(stage: Stage, resolved: str, host: PluginManager, request: RunRequest) -> Path | None:
