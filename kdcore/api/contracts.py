@@ -431,7 +431,7 @@ Scope = Literal["step", "micro_batch"]
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Stage:
-    """The components and options of one run. `recipe.build` makes a fresh one at each call."""
+    """The components and options of one run. `recipe.build` gives each caller one of its own."""
 
     name: str  # "" where the recipe has no stages
     run_name: str  # "rho_qwen", or with stages "quickstart.teacher"

@@ -10,7 +10,7 @@ from kdcore.formatting import plain
 from kdcore.runs.metrics import is_part
 
 POINTS = 256  # more than any terminal has columns
-_FALLING = {*"loss nll ce kl perplexity bits error divergence".split()}
+_FALLING = {*["loss", "nll", "ce", "kl", "perplexity", "bits", "error", "divergence"]}
 _BLOCKS = "▁▂▃▄▅▆▇█"
 
 

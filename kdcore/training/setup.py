@@ -27,7 +27,7 @@ from kdcore.objective.teachers import (
 )
 from kdcore.optim import learning_rate, make_optimizer
 from kdcore.training.checkpoint import Checkpoints
-from kdcore.training.micro_batch import _micro_batch, chunk_of, values_for
+from kdcore.training.micro_batch import chunk_of, micro_batch_of, values_for
 from kdcore.training.run_state import training_rows
 from kdcore.training.student import check_balance, check_length, make_student
 from kdcore.training.trainer import Trainer
@@ -99,7 +99,7 @@ def prepare(
         ),
         signals=signals,
     )
-    run.micro_batch = _micro_batch(trainer)
+    run.micro_batch = micro_batch_of(trainer)
     return trainer
 
 
