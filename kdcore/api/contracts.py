@@ -157,6 +157,7 @@ class Teacher(Component):
 
     component_kind: ClassVar[str] = "teacher"
     loads_members: ClassVar[bool] = False  # True: it loads the teachers nested in it, if it must
+    own_tokens: ClassVar[bool] = False  # True: those nested in it read other ids than the student
 
     def load(self, run: Run) -> None:
         """Put the weights onto `run.device`, in evaluation mode. Called once, nested ones too."""
@@ -204,6 +205,14 @@ class Teacher(Component):
 
         Its `dtype` is what the weights are held in on the device. Teachers nested in it are asked
         for themselves.
+        """
+        return None
+
+    def known(self, batch: Batch) -> Tensor | None:
+        """Which of `batch.valid` it knows anything of, bool [valid]; None: all of them.
+
+        Asked before `read` and without a forward pass. Terms that need the teacher see and count
+        the known tokens only; elsewhere `read` may give anything finite.
         """
         return None
 

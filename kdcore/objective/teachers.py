@@ -246,6 +246,19 @@ def teachers_in(components: Iterable[Component]) -> list[Teacher]:
     return [one for one in components if isinstance(one, Teacher)]
 
 
+def reading_our_ids(components: Iterable[Component]) -> list[Teacher]:
+    """The teachers among components that read the student's ids, in their order."""
+    teachers = teachers_in(components)
+    others = {
+        id(nested)
+        for teacher in teachers
+        if teacher.own_tokens
+        for nested in iter_components(teacher)
+        if nested is not teacher
+    }
+    return [each for each in teachers if id(each) not in others]
+
+
 def load_teachers(run: Run, components: Iterable[Component]) -> None:
     """Load every teacher, nested ones too, but for those that a teacher loads itself if it must."""
     teachers = teachers_in(components)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from kdcore.api.contracts import Component, Data, Eval, Run, Stage, StudentOptions, Teacher
+from kdcore.api.contracts import Component, Data, Eval, Run, Stage, StudentOptions
 from kdcore.api.options import iter_components
 from kdcore.api.train_options import TrainOptions
 from kdcore.data.collate import Collate
@@ -32,7 +32,7 @@ from kdcore.models.loading import (
     precision_of,
 )
 from kdcore.models.locations import set_trusted
-from kdcore.objective.teachers import load_teacher
+from kdcore.objective.teachers import load_teacher, reading_our_ids
 from kdcore.recipe.build import Builder
 from kdcore.recipe.describe import objective_formula
 from kdcore.recipe.node import Node, Source
@@ -209,7 +209,7 @@ def _ready(run: RunState, student: PreTrainedModel, components: Sequence[Compone
     precision = HALF.get(precision_of(stage.train.precision, run.device))
     run.language_model = LanguageModel(student, precision)
     if not run.vocabulary:
-        teachers = [one for one in components if isinstance(one, Teacher)]
+        teachers = reading_our_ids(components)
         run.vocabulary = prove_vocabulary(run, teachers)
     run.reads_teacher = run.teacher is not None and _asks_teacher(stage)
     if run.teacher is not None and run.reads_teacher:
@@ -238,7 +238,7 @@ def open_stage(recipe: Recipe, name: str, out: Path) -> Iterator[RunState]:
         accelerator = make_accelerator(stage.train)
         run = RunState(recipe=stage, folder=Path(folder), device=accelerator.device)
         run.tokenizer = load_tokenizer(str(keep_tokenizer(run, known)))
-        teachers = [one for one in stage.components() if isinstance(one, Teacher)]
+        teachers = reading_our_ids(stage.components())
         run.vocabulary = shared_ids(run, teachers, _width(run))
         run.micro_batch = cpu_default(stage.train.batch, stage.data.block)
         yield run

@@ -141,7 +141,7 @@ class MetricsAccumulator:
     def load_state_dict(self, states: Sequence[Mapping[str, Tensor]]) -> None:
         """Go on with the sums of the processes that wrote a checkpoint, however many they were."""
         self._begin()
-        if not states:
+        if not states or not states[0]:  # a checkpoint that one process wrote alone has none
             return
         steps, tokens, _, taken = states[0]["counts"].tolist()
         self._steps, self._tokens = int(steps), int(tokens)
