@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from kdcore.data.batch import Batch, LogitsFn, Row, Rows, TeacherOutputs
+    from kdcore.data.columns import Where
     from kdcore.data.rows import RowDataset
     from kdcore.models.causal_lm import LanguageModel
 
@@ -409,6 +410,7 @@ class Term:
     loss: Loss
     weight: float | Schedule
     on: On
+    where: Where | None = None  # None: it sees all documents
 
     def weight_at(self, done: float) -> float:
         """The weight when the share `done` of the run is done."""
@@ -608,6 +610,19 @@ class Tokens:
     @property
     def document(self) -> Tensor:
         """The document of each token in its split, int64 [n]."""
+        raise NotImplementedError
+
+    def column(self, name: str) -> Tensor:
+        """The column of the document of each predicted token [n].
+
+        Numbers are float64, NaN where a document has none. Of texts these are indices into
+        `categories(name)`, int64, -1 where a document has none. "source" says who wrote: "data"
+        unless a row says otherwise. Every process must ask for the same columns.
+        """
+        raise NotImplementedError
+
+    def categories(self, name: str) -> Sequence[str]:
+        """The texts of a column in this step, over all processes, sorted; of numbers none."""
         raise NotImplementedError
 
     def seen(self, loss: Loss) -> Tensor:

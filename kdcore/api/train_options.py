@@ -107,12 +107,20 @@ On = Literal["kept", "all", "dropped"]
 """Which tokens of a selection a term sees."""
 
 
+_Value = str | int | Number
+Where = Annotated[
+    dict[str, _Value | Annotated[list[_Value], Field(min_length=1)]], Field(min_length=1)
+]
+"""Columns of a document with the value, or the values, that match; all columns must."""
+
+
 @_options
 class TermOptions:
     """The engine's options in `[[loss]]`."""
 
     weight: Number | Schedule = 1.0
     on: On = "kept"
+    where: Where | None = None
 
 
 @_options
