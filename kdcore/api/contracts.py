@@ -568,7 +568,7 @@ class Run:
 
         Keys: `tokens`, `bytes` (of text that these tokens stand for), `nll` (nats), each loss's
         name (a second `kl` is `kl.2`), and with a teacher `agreement` (tokens that both rank
-        first).
+        first), and `known` where it may know some tokens only: what is compared is over these.
         """
         raise NotImplementedError
 

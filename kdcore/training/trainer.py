@@ -105,6 +105,17 @@ class Trainer(TrainStep):
                 if label not in self.told and self.run.main:
                     _log.warning(said)
                 self.told.add(label)
+            self._tell_known(record.teacher.get("aligned", 1.0))
+
+    def _tell_known(self, share: float) -> None:
+        """Warn once where the teacher knows less than half of the tokens."""
+        if share < 0.5 and "aligned" not in self.told and self.run.main:
+            _log.warning(
+                "the teacher knows %.0f %% of the trained tokens: at the others, losses that need "
+                "it learn nothing",
+                100 * share,
+            )
+            self.told.add("aligned")
 
     def _evaluate(self) -> None:
         self.refusals.check()
