@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from kdcore.errors import PluginError as PluginError
     from kdcore.errors import RecipeError as RecipeError
     from kdcore.errors import RunError as RunError
+    from kdcore.errors import Unreachable as Unreachable
     from kdcore.errors import UsageError as UsageError
     from kdcore.hashing import tokenizer_hash as tokenizer_hash
     from kdcore.models.causal_lm import LanguageModel as LanguageModel
@@ -60,6 +61,9 @@ if TYPE_CHECKING:
     from kdcore.models.loading import load_model as load_model
     from kdcore.models.loading import load_tokenizer as load_tokenizer
     from kdcore.models.loading import model_fingerprint as model_fingerprint
+    from kdcore.objective.alignment import RetokenizedBatch as RetokenizedBatch
+    from kdcore.objective.alignment import Retokenizer as Retokenizer
+    from kdcore.objective.alignment import ids_of_same_bytes as ids_of_same_bytes
     from kdcore.objective.teachers import load_teacher as load_teacher
     from kdcore.objective.teachers import read as read
     from kdcore.objective.teachers import read_nll as read_nll
@@ -96,11 +100,12 @@ _EXPORTS = {
     "data.encoding": "bos_of",
     "data.rows": "pack_documents pack_texts",
     "data.streaming": "stream_texts",
-    "errors": "KdcoreError PluginError RecipeError RunError UsageError",
+    "errors": "KdcoreError PluginError RecipeError RunError Unreachable UsageError",
     "hashing": "tokenizer_hash",
     "models.causal_lm": "LanguageModel",
     "models.generation": "generate",
     "models.loading": "dtype_of load_config load_model load_tokenizer model_fingerprint",
+    "objective.alignment": "RetokenizedBatch Retokenizer ids_of_same_bytes",
     "objective.teachers": "load_teacher read read_nll",
     "redact": "redact_secrets",
     "runs.facts": "Facts",

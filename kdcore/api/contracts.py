@@ -176,6 +176,7 @@ class Teacher(Component):
 
     component_kind: ClassVar[str] = "teacher"
     loads_members: ClassVar[bool] = False  # True: it loads the teachers nested in it, if it must
+    own_tokens: ClassVar[bool] = False  # True: those nested in it read other ids than the student
 
     def load(self, run: Run) -> None:
         """Put the weights onto `run.device`, in evaluation mode. Called once, nested ones too."""
@@ -223,6 +224,14 @@ class Teacher(Component):
 
         Its `dtype` is what the weights are held in on the device. Teachers nested in it are asked
         for themselves.
+        """
+        return None
+
+    def known(self, batch: Batch) -> Tensor | None:
+        """Which of `batch.valid` it knows anything of, bool [valid]; None: all of them.
+
+        Asked before `read` and without a forward pass. Terms that need the teacher see and count
+        the known tokens only; elsewhere `read` may give anything finite.
         """
         return None
 
@@ -577,7 +586,7 @@ class Run:
 
         Keys: `tokens`, `bytes` (of text that these tokens stand for), `nll` (nats), each loss's
         name (a second `kl` is `kl.2`), and with a teacher `agreement` (tokens that both rank
-        first).
+        first), and `known` where it may know some tokens only: what is compared is over these.
         """
         raise NotImplementedError
 

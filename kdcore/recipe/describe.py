@@ -122,7 +122,7 @@ def _mean(term: Term, selects: bool, known: int | None) -> str:
     tokens = term.on if selects else "all"
     formula: str = call_checked(term.loss, "formula", of=str)
     if known is not None and term.loss.needs_teacher:
-        formula = re.sub(r"\b([pq])(?=\()", rf"\1_{known}", formula)
+        formula = re.sub(r"\b([pq])(?=\()", rf"\1_{known or 'shared'}", formula)
     return f"mean_{tokens}{_where(term)}({formula})"
 
 

@@ -29,7 +29,7 @@ from kdcore.models.loading import (
     precision_of,
 )
 from kdcore.models.locations import set_trusted
-from kdcore.objective.teachers import load_teacher, teachers_in
+from kdcore.objective.teachers import load_teacher, reading_our_ids
 from kdcore.recipe.build import Builder
 from kdcore.recipe.describe import objective_formula
 from kdcore.recipe.node import Node, Source
@@ -77,9 +77,9 @@ class OpenRequest:
         """Whose ids count: of a run all, of another model the one that its evals ask."""
         stage = self.stage
         if self.weights is None or self.finished:
-            return teachers_in(stage.components())
+            return reading_our_ids(stage.components())
         asked = stage.teacher if stage.teacher is not None and _asks_teacher(stage) else None
-        return [] if asked is None else teachers_in(iter_components(asked))
+        return [] if asked is None else reading_our_ids(iter_components(asked))
 
 
 def open_stage(request: OpenRequest, *, upto: Upto = "weights") -> RunState:

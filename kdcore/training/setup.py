@@ -21,7 +21,7 @@ from kdcore.objective.teachers import (
     head_sizes,
     load_teachers,
     numbered,
-    teachers_in,
+    reading_our_ids,
     tell_untempered,
     warn_tokenizer_mismatch,
 )
@@ -106,7 +106,7 @@ def prepare(
 def _prepare_student(run: RunState, precision: torch.dtype | None) -> PreTrainedModel:
     """Make it, and prove it and the ids that it shares with its teachers."""
     stage = run.recipe
-    teachers = teachers_in(stage.components())
+    teachers = reading_our_ids(stage.components())
     check_positions(teachers, run.device, stage.data.block)
     student = make_student(
         stage.student,
