@@ -11,10 +11,10 @@ from pydantic.fields import FieldInfo
 
 from kdcore.api.contracts import KINDS, StudentOptions
 from kdcore.api.options import kind_of, members, option_fields
+from kdcore.api.schedule import Schedule
 from kdcore.api.train_options import (
     RIVALS,
     RolloutOptions,
-    Schedule,
     SelectionOptions,
     TermOptions,
     TrainOptions,

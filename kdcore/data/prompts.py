@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Columns = Mapping[str, str | int | float]
-"""What travels with a document, by name."""
+from kdcore.data.columns import Columns
 
 
 @dataclass(frozen=True, eq=False)

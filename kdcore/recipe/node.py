@@ -25,7 +25,7 @@ KINDS_OF_TABLES = {
 }
 
 ENGINE_KEYS = {
-    "loss": ("weight", "on"),
+    "loss": ("weight", "on", "where"),
     "selection": ("scope",),
     "rollout": ("share", "every", "prompt_tokens", "write_batch"),
 }

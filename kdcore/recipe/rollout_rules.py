@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from kdcore.api.contracts import Data, PreparedLoss, Rollout
 from kdcore.api.options import iter_components
-from kdcore.api.train_options import RolloutOptions, Schedule
 from kdcore.errors import Fault
 from kdcore.guard import call_checked
 from kdcore.recipe.node import Node
@@ -21,8 +20,6 @@ def rollout_faults(stage: Assembly) -> Iterator[Fault]:
     table = stage.tables.get("rollout")
     if table is None:
         return
-    if stage.writing is not None:
-        yield from _shares(table, stage.writing)
     if "tokens" in (train := stage.tables["train"].table if "train" in stage.tables else {}):
         said = "[train] tokens counts the data's tokens, and with [rollout] others are trained"
         yield train["tokens"].fault(said, "give steps or epochs, which count the rows drawn")
@@ -35,13 +32,6 @@ def rollout_faults(stage: Assembly) -> Iterator[Fault]:
         said = f"the teacher {stage.teacher.name!r} knows what was drawn for the data's rows only"
         hint = "with [rollout] it also has to read what was just written: name the teacher itself"
         yield stage.tables["teacher"].fault(said, hint)
-
-
-def _shares(table: Node, options: RolloutOptions) -> Iterator[Fault]:
-    if isinstance(options.share, Schedule):
-        for end in ("start", "end"):
-            if not 0 <= getattr(options.share, end) <= 1:
-                yield table.table["share"].fault(f"share.{end} should be a number from 0 to 1")
 
 
 def _rows(stage: Assembly, table: Node, data: Data) -> Iterator[Fault]:

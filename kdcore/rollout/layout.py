@@ -9,6 +9,7 @@ import numpy as np
 
 from kdcore.data.batch import Row, Split
 from kdcore.data.collate import NOT_TRAINED
+from kdcore.data.columns import SOURCE
 from kdcore.data.packing import best_fit
 from kdcore.data.prompts import Completion
 
@@ -35,9 +36,13 @@ def written_rows(
     if rows != "pack":
         return pieces
     fitted = best_fit(np.array([len(p["input_ids"]) for p in pieces], np.int32), block)
+    places = [np.flatnonzero(fitted == at) for at in range(int(fitted.max(initial=-1)) + 1)]
     return [
-        {key: np.concatenate([pieces[n][key] for n in np.flatnonzero(fitted == at)]) for key in _OF}
-        for at in range(int(fitted.max()) + 1 if len(fitted) else 0)
+        {
+            **{key: np.concatenate([pieces[n][key] for n in some]) for key in _OF},
+            "columns": [pieces[n]["columns"] for n in some],
+        }
+        for some in places
     ]
 
 
@@ -54,4 +59,5 @@ def _piece(answer: Completion, document: int) -> Row:
         "document": np.full(len(place), document, np.int64),
         "offset": place,
         "position": place,
+        "columns": {**answer.prompt.columns, SOURCE: answer.source},
     }

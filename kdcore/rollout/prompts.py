@@ -9,6 +9,7 @@ import numpy as np
 
 from kdcore.data.batch import Row
 from kdcore.data.collate import NOT_TRAINED
+from kdcore.data.columns import columns_at
 from kdcore.data.prompts import Prompt, derived_seed
 
 _DRAW, _WRITE = 0x5A3E, 0x3217E  # streams of random numbers
@@ -35,6 +36,7 @@ class PromptCutter:
                 ids=tuple(row["input_ids"][max(begin, at - self.longest) : at].tolist()),
                 seed=derived_seed(self.seed, _WRITE, step, place, exchange),
                 document=int(row["document"][begin]),
+                columns=columns_at(row, begin),
                 reference=tuple(row["input_ids"][at:end].tolist()),
             )
             for exchange, (begin, at, end) in enumerate(self._answers(row))

@@ -129,7 +129,7 @@ def dump_rows(trainer: TrainStep, step: int) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     own = f"-process-{run.process}" if run.processes > 1 else ""
     rows = trainer.rows.step(step)
-    keys = {key for row in rows for key in row if row[key] is not None}
+    keys = {key for row in rows for key in row if row[key] is not None} - {"columns"}
     arrays = {key: np.concatenate([_values(row, key) for row in rows]) for key in sorted(keys)}
     arrays["length"] = np.array([len(row["input_ids"]) for row in rows], np.int64)
     path = folder / f"step-{step}{own}.safetensors"
@@ -164,6 +164,7 @@ def _bad_rows(trainer: TrainStep, step: int) -> list[BadRow]:
         for n in range(len(part.rows))
     ]
     readings = readings or [MicroBatch(trainer.collate([]), [first])]
+    trainer.move_schedules(step - 1)
     choices = select(run, readings, step, trainer.gather, trainer.total)
     found = []
     for n, row in enumerate(rows):
