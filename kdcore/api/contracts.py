@@ -720,6 +720,14 @@ class Tokens:
         """The texts of a column in this step, over all processes, sorted; of numbers none."""
         raise NotImplementedError
 
+    @property
+    def prompt(self) -> Tensor:
+        """What each token answers, int64 [n]: equal for the answers to one prompt of a [rollout].
+
+        Of tokens of data it is their document.
+        """
+        raise NotImplementedError
+
     def seen(self, loss: Loss) -> Tensor:
         """Which tokens the `[[loss]]` of this loss sees after the selection, bool [n]."""
         raise NotImplementedError

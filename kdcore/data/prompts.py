@@ -13,6 +13,9 @@ from torch import Tensor
 
 from kdcore.data.columns import Columns
 
+FIRST = 1 << 40  # the number of the first written document, behind those of all data
+ANSWERS = 1 << 16  # so many numbers each prompt has, one for each of its answers
+
 
 @dataclass(frozen=True, eq=False)
 class Prompt:

@@ -11,13 +11,10 @@ from kdcore.data.batch import Row, Split
 from kdcore.data.collate import NOT_TRAINED
 from kdcore.data.columns import SOURCE
 from kdcore.data.packing import best_fit
-from kdcore.data.prompts import Completion
+from kdcore.data.prompts import ANSWERS, FIRST, Completion
 
 WRITTEN = Split("written", "", np.empty(0, np.int64), written=True)
 """What batches of written rows are cut from. Its documents are told apart within a step."""
-
-FIRST = 1 << 40  # the number of the first written document, behind those of all data
-ANSWERS = 1 << 16  # so many answers a prompt can have
 
 
 def written_rows(
