@@ -16,7 +16,7 @@ from kdcore.api.contracts import Loss, Rollout, Run, Teacher
 from kdcore.data.batch import Row
 from kdcore.data.prompts import Completion, Prompt, Sampling
 from kdcore.data.sampler import Order, StreamedRows, TrainingRows
-from kdcore.data.streaming import Place, Stream
+from kdcore.data.streaming import Stream
 from kdcore.errors import RunError, UsageError
 from kdcore.guard import plugin_errors, wrong_return
 
@@ -123,7 +123,7 @@ class RunState(Run):
         from kdcore.models.generation import learned_stop_tokens
 
         laid = self.laid("train")
-        first = next(iter(laid.windows(Place())))[1] if isinstance(laid, Stream) else laid
+        first = laid.first_window() if isinstance(laid, Stream) else laid
         config = self.student.generation_config
         own = config.eos_token_id if config is not None else None
         found = {*(own if isinstance(own, list) else [own]), self.tokenizer.eos_token_id} - {None}
