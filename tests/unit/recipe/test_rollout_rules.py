@@ -112,6 +112,4 @@ def test_a_writer_may_be_the_only_one_who_needs_the_teacher(recipe, host):
     with pytest.raises(RecipeError, match="only reads"):  # but it is no longer nobody's teacher
         read_recipe(recipe, host, sets=sets)
     with pytest.raises(RecipeError, match="'teacher' needs a teacher"):
-        read_recipe(
-            recipe, host, sets=[*sets, "teacher.use=none"]
-        )
+        read_recipe(recipe, host, sets=[*sets, "teacher.use=none"])
