@@ -235,6 +235,10 @@ class Teacher(Component):
         """
         return None
 
+    def knows_all(self) -> bool:
+        """Whether `known` need not be asked: by default where it is not overridden."""
+        return type(self).known is Teacher.known
+
     def bytes_per_token(self) -> float:
         """What it keeps on disk for each token of the training data, for `kdcore plan`."""
         return 0

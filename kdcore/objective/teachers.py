@@ -91,7 +91,7 @@ def read_nll(teacher: Teacher, batch: Batch) -> Callable[[Tensor, Tensor], Tenso
 
 def may_not_know(teacher: Teacher) -> bool:
     """Whether it may know some tokens only."""
-    return type(teacher).known is not Teacher.known
+    return not call_checked(teacher, "knows_all", of=bool)
 
 
 def known_to(teacher: Teacher, batch: Batch) -> Tensor:
@@ -168,7 +168,7 @@ def _checked_coarse(teacher: Teacher, found: object, positions: int, batch: Batc
         return upcast(_checked(teacher, "read", told, shape, batch))
 
     more = tempered and {at: same(others, positions) for at, others in tempered.items()}
-    return SparseLogits(ids, same(logs, *logs.shape), more)
+    return type(found)(ids, same(logs, *logs.shape), more)
 
 
 def _broken(teacher: Teacher, method: str, found: str, expected: str) -> PluginError:
