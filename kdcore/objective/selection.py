@@ -19,7 +19,7 @@ from torch import Tensor
 
 from kdcore.api.contracts import PreparedLoss, Selection, Term, Tokens
 from kdcore.data.collate import sent
-from kdcore.data.columns import Where
+from kdcore.data.where import Where
 from kdcore.distributed import Gather, Total, alone
 from kdcore.errors import PluginError
 from kdcore.guard import describe_component, plugin_errors

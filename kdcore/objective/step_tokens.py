@@ -14,7 +14,8 @@ from torch import Tensor
 from kdcore.api.contracts import Loss, Teacher, Term, Tokens
 from kdcore.data.batch import LogitsFn
 from kdcore.data.collate import sent
-from kdcore.data.columns import Value, Where, categories_among, columns_of
+from kdcore.data.columns import columns_of
+from kdcore.data.where import Value, Where, categories_among
 from kdcore.distributed import Gather, alone
 from kdcore.errors import UsageError
 from kdcore.guard import describe_component

@@ -18,6 +18,7 @@ from kdcore.files import is_full, machine_fault, write_whole
 from kdcore.guard import call_checked, call_checked_list
 from kdcore.hashing import tokenizer_hash
 from kdcore.models.locations import set_trusted
+from kdcore.objective.columns import columns_fingerprint
 from kdcore.recipe.describe import objective_formula
 from kdcore.recipe.overrides import expand_grid
 from kdcore.recipe.recipe import _agreed, read_recipe, wanted_stages
@@ -177,6 +178,8 @@ def _fingerprints(run: RunState) -> dict[str, str]:
     }
     if run.teacher is not None:
         found["teacher"] = call_checked(run.teacher, "fingerprint", of=str)
+    if (columns := columns_fingerprint(run)) is not None:
+        found["columns"] = columns
     return found
 
 
