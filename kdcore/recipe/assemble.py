@@ -20,6 +20,7 @@ from kdcore.api.contracts import (
     Tokenizer,
 )
 from kdcore.api.train_options import RIVALS, SelectionOptions, TermOptions, TrainOptions
+from kdcore.data.where import unknown_columns
 from kdcore.errors import Fault, did_you_mean
 from kdcore.guard import call_checked, call_checked_list, needs_teacher
 from kdcore.recipe.build import Builder, shown
@@ -240,6 +241,7 @@ def rules_between(stage: Assembly) -> Iterator[Fault]:
     yield from _tokenizer_of_fresh_student(stage)
     yield from _tokens_without_selection(stage)
     yield from _teacher_and_its_users(stage)
+    yield from _columns_of_data(stage)
 
 
 def _one_of_rivals(stage: Assembly) -> Iterator[Fault]:
@@ -289,6 +291,28 @@ def _teacher_and_its_users(stage: Assembly) -> Iterator[Fault]:
         for user in users:
             said = f"{user.name!r} needs a teacher, and {stage.title} has no [teacher]"
             yield places[id(user)].table["use"].fault(said, 'add [teacher] with use = "..."')
+
+
+def _columns_of_data(stage: Assembly) -> Iterator[Fault]:
+    """Columns that data says none of its documents has."""
+    if stage.data is None:
+        return
+    known = call_checked(stage.data, "column_names", of=(Sequence, type(None)))
+    if known is None:
+        return
+    for item in stage.lists.get("loss", ()):
+        where = item.table.get("where")
+        if where is not None and where.is_table:
+            for name, value in where.table.items():
+                for said in unknown_columns({name: []}, known):
+                    yield value.fault(said, _KEEP)
+    for component, table in stage.builder.places:
+        for asked in call_checked(component, "reads_columns", of=Sequence):
+            for said in unknown_columns(asked, known):
+                yield table.fault(said, _KEEP)
+
+
+_KEEP = 'of files, keep_columns = ["..."] in [data] keeps them'
 
 
 def _ill_served(

@@ -159,7 +159,8 @@ def _bad_rows(trainer: TrainStep, step: int) -> list[BadRow]:
     readings = [MicroBatch(trainer.collate([row]), [first + n]) for n, row in enumerate(rows)]
     readings = readings or [MicroBatch(trainer.collate([]), [first])]
     trainer.move_schedules(step - 1)
-    choices = select(run, readings, step, trainer.gather, trainer.total)
+    terms = [term for term, _ in trainer.terms_of(step)]
+    choices = select(run, readings, step, trainer.gather, trainer.total, terms)
     found = []
     for n, row in enumerate(rows):
         if bad := _bad_terms(trainer, readings[n], choices, n, step):

@@ -15,6 +15,7 @@ from kdcore.guard import call_checked
 from kdcore.models.causal_lm import LanguageModel
 from kdcore.models.loading import HALF, precision_of
 from kdcore.models.vocabulary import cut_to, verify_same_ids
+from kdcore.objective.columns import check_columns
 from kdcore.objective.objective import Objective
 from kdcore.objective.teachers import (
     check_positions,
@@ -72,6 +73,7 @@ def prepare(
         rows = run.laid("train")
     run.steps = steps_of(options, len(rows), rows.lengths)
     student = _prepare_student(run, HALF.get(accelerator.mixed_precision))
+    check_columns(run)
     load_teachers(run, stage.components())
     tell_untempered(stage.teacher, [term.loss for term in stage.terms])
     run.chunk = chunk_of(run)

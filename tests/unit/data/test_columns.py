@@ -6,8 +6,9 @@ import torch
 
 from kdcore import PluginError, Split
 from kdcore.data.collate import Collate
-from kdcore.data.columns import columns_of, matches
+from kdcore.data.columns import columns_of
 from kdcore.data.given import GivenRows
+from kdcore.data.where import matches
 
 
 def batch(*rows):
