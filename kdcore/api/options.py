@@ -121,9 +121,6 @@ def _is_plain(member: Any) -> bool:
     return (get_origin(member) or member) in _PLAIN
 
 
-_UNBUILT = object()  # stands for a nested component whose faults were told
-
-
 @dataclass(frozen=True)
 class Option:
     """An option of a component, for listings."""
@@ -170,10 +167,7 @@ _Component = TypeVar("_Component", bound=Named)
 
 def iter_components(component: _Component) -> Iterator[_Component]:
     """A component, and all that are nested in it."""
-    yield component
-    for value in option_values(component).values():
-        for nested in _components_in(value):
-            yield from iter_components(nested)
+    yield from (each for _, each in placed(component, ""))
 
 
 def schedules_in(components: Iterable[object]) -> list[Schedule]:
@@ -212,14 +206,6 @@ def _placed_in(value: object, place: str) -> Iterator[tuple[str, Any]]:
         items = value.items() if isinstance(value, dict) else enumerate(value)
         for key, each in items:
             yield from _placed_in(each, f"{place}.{key}")
-
-
-def _components_in(value: object) -> Iterator[Any]:
-    if _is_component(value):
-        yield value
-    elif isinstance(value, list | dict):
-        for each in value.values() if isinstance(value, dict) else value:
-            yield from _components_in(each)
 
 
 def _is_component(value: object) -> TypeGuard[Named]:

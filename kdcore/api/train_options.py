@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, field_validator
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
-from kdcore.api.schedule import Scheduled
+from kdcore.api.schedule import Number, Scheduled
 from kdcore.optim import optimizer_error
 
 # A reader of the recipe must not be able to change what was checked.
@@ -92,12 +92,20 @@ On = Literal["kept", "all", "dropped"]
 """Which tokens of a selection a term sees."""
 
 
+_Value = str | int | Number
+Where = Annotated[
+    dict[str, _Value | Annotated[list[_Value], Field(min_length=1)]], Field(min_length=1)
+]
+"""Columns of a document with the value, or the values, that match; all columns must."""
+
+
 @_options
 class TermOptions:
     """The engine's options in `[[loss]]`."""
 
     weight: Scheduled = 1.0
     on: On = "kept"
+    where: Where | None = None
 
 
 @_options

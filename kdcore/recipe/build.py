@@ -12,7 +12,6 @@ from pydantic import ValidationError
 
 from kdcore.api.contracts import Component
 from kdcore.api.options import (
-    _UNBUILT,
     choices,
     inner_type,
     kind_of,
@@ -22,9 +21,9 @@ from kdcore.api.options import (
     type_in_words,
 )
 from kdcore.api.schedule import Schedule
-from kdcore.errors import Fault, PluginError, RecipeError, UsageError, did_you_mean
+from kdcore.errors import Fault, PluginError, UsageError, did_you_mean
 from kdcore.guard import defined_in
-from kdcore.recipe.node import Node, Source
+from kdcore.recipe.node import Node
 from kdcore.recipe.toml_positions import KeyPath
 
 if TYPE_CHECKING:
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
 
 
 Errors = Sequence[Mapping[str, Any]]
+_UNBUILT = object()  # stands for a nested component whose faults were told
 _LONGEST = 60  # characters of a value that a message shows
 _SHORTER = {"greater than or equal to": "at least", "less than or equal to": "at most"}
 
@@ -118,16 +118,6 @@ def shown(value: object) -> str:
 
 
 _Options = TypeVar("_Options")
-
-
-def build_named(kind: str, name: str, host: PluginManager) -> Component:
-    """A component with its defaults, as an option of the command line names it."""
-    faults: list[Fault] = []
-    builder = Builder(host, faults)
-    made = builder.component(kind, Node.of({"use": name}, Source(f"{kind} {name}")))
-    if made is None:
-        raise RecipeError(faults)
-    return made
 
 
 class Builder:

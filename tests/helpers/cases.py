@@ -57,6 +57,21 @@ MIXED = [  # terms of every kind: a schedule, and all three ways to see a select
 ]
 
 
+WHERE = [  # terms for some documents: by a text, a list, two columns, the source, and nobody
+    term(ForwardKL(temperature=2.0), where={"domain": "math"}),
+    term(CrossEntropy(), 0.3, where={"domain": ["code", "prose"]}),
+    term(CrossEntropy(), 0.7, label="ce.2", where={"domain": "code", "level": [0, 1]}),
+    term(TotalVariation(), where={"source": "student"}),
+    term(ReverseKL(), where={"domain": "law"}),
+]
+WHERE_ON = [  # and with what a selection leaves
+    *WHERE,
+    term(CrossEntropy(), on="all", label="ce.3", where={"domain": "math"}),
+    term(CrossEntropy(), 0.2, on="dropped", label="ce.4", where={"level": [0, 2, 3]}),
+    term(CrossEntropy(), 0.1, label="ce.5"),
+]
+
+
 @cache
 def model(kind="llama", seed=0, double=True, **options):
     return given.model(kind, seed=seed, double=double, **options)
