@@ -175,10 +175,10 @@ def _micro_batch(stage: Stage, device: torch.device, state: Mapping[str, Any]) -
     """As the recipe or the run's checkpoint says; else small, and on a CPU as a run has it."""
     options = stage.train
     if options.micro_batch != "auto":
-        return min(options.batch, options.micro_batch)
+        return min(options.drawn, options.micro_batch)
     if "micro_batch" in state:
         return int(state["micro_batch"])
-    largest = options.batch if device.type == "cpu" else min(options.batch, RunState.micro_batch)
+    largest = options.drawn if device.type == "cpu" else min(options.drawn, RunState.micro_batch)
     return cpu_default(largest, stage.data.block)
 
 
@@ -187,8 +187,7 @@ def _steps(run: RunState) -> int:
     options = run.recipe.train
     if options.steps is not None:
         return options.steps
-    rows = run.laid("train")
-    return steps_of(options, len(rows), rows.lengths)
+    return steps_of(options, run.drawn_in_epoch(), run.laid("train").lengths)
 
 
 def _as_saved(name: str, stage: Stage, device: torch.device) -> PreTrainedModel:
@@ -240,7 +239,7 @@ def open_stage(recipe: Recipe, name: str, out: Path) -> Iterator[RunState]:
         run.tokenizer = load_tokenizer(str(keep_tokenizer(run, known)))
         teachers = [one for one in stage.components() if isinstance(one, Teacher)]
         run.vocabulary = shared_ids(run, teachers, _width(run))
-        run.micro_batch = cpu_default(stage.train.batch, stage.data.block)
+        run.micro_batch = cpu_default(stage.train.drawn, stage.data.block)
         yield run
 
 
