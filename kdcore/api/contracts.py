@@ -562,8 +562,13 @@ class Run:
 
     @property
     def batch(self) -> int:
-        """Rows in an optimizer step, over all processes."""
-        return self.recipe.train.batch
+        """Rows (with `batch_documents` documents) in an optimizer step, over all processes."""
+        return self.recipe.train.drawn
+
+    @property
+    def documents_in_step(self) -> float:
+        """Documents in an optimizer step, on average; 0 where nobody counts them."""
+        return 0.0
 
     @property
     def caches(self) -> Path:
@@ -572,7 +577,7 @@ class Run:
 
     @property
     def epochs(self) -> float:
-        """How often the run goes through the training rows; 0 where they are streamed."""
+        """How often the run goes through the training data; 0 where it is streamed."""
         rows = len(self.rows("train"))
         return self.steps * self.batch / rows if rows else 0.0
 

@@ -90,10 +90,7 @@ class Trainer(TrainStep):
             return True
         if every != "epoch":
             return step % every == 0
-        rows = self.rows.rows_in_epoch
-        if rows is None:
-            return False
-        return step * run.batch // rows > (step - 1) * run.batch // rows
+        return self.rows.ends_epoch(step)
 
     def _log(self) -> None:
         self.refusals.check()
