@@ -13,7 +13,8 @@ from contextlib import ExitStack
 from tempfile import TemporaryFile
 from threading import Thread
 
-from kdcore.errors import StartAgain, UsageError
+from kdcore.errors import Interrupted, StartAgain, UsageError
+from kdcore.training.signals import SIGNALS, known_as
 
 _TO_END = 10.0  # seconds that processes have when another one has ended
 _TO_SAVE = 600.0  # where one of them may write a checkpoint first
@@ -114,7 +115,7 @@ def _launch(arguments: Sequence[str], processes: int) -> int:
         if code != children[0].returncode:
             said[failed].seek(0)
             print(f"process {failed} ended with {code}\n{said[failed].read()}", file=sys.stderr)
-        return code if code > 0 else 128 - code
+        return code if code > 0 else Interrupted("", known_as(-code)).exit_code
 
 
 def _environment(rank: int, processes: int, port: str) -> dict[str, str]:
@@ -145,8 +146,6 @@ def _wait_for_end() -> None:
 
 
 def _passed_on() -> list[signal.Signals]:
-    from kdcore.training.signals import SIGNALS
-
     return [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
 
 

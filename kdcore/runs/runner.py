@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from kdcore.checksums import damage, refuse_changed
 from kdcore.distributed import main_first
-from kdcore.errors import KdcoreError, PluginError, RunError, is_out_of_memory
+from kdcore.errors import Interrupted, KdcoreError, PluginError, RunError, is_out_of_memory
 from kdcore.files import is_full, machine_fault, write_whole
 from kdcore.guard import call_checked, call_checked_list
 from kdcore.hashing import tokenizer_hash
@@ -94,11 +94,15 @@ def run_recipe(recipe: Recipe, host: PluginManager, request: RunRequest) -> list
         if finished(folder):
             refuse_changed(folder / FINAL)
             _log.info("%s is finished: %s is used", stage.run_name, folder)
+            stop = 0
         else:
-            stage = as_begun(stage, folder)
-            _run_stage(stage, folder, accelerator, host, texts, list(done.values()), request)
+            stage, others = as_begun(stage, folder), list(done.values())
+            stop = _run_stage(stage, folder, accelerator, host, texts, others, request)
         done[name] = folder
         request.on_finished(folder)
+        if stop:
+            said = f"interrupted; {stage.run_name} is finished, and the same command goes on"
+            raise Interrupted(said, stop)
     return list(done.values())
 
 
@@ -116,7 +120,8 @@ def _run_stage(
     texts: Mapping[str, str],
     others: Sequence[Path],
     request: RunRequest,
-) -> None:
+) -> int:
+    """To its end; a signal that came too late to end it before, or 0."""
     if missing := [
         said for each in stage.components() for said in call_checked_list(each, "missing")
     ]:
@@ -136,19 +141,19 @@ def _run_stage(
         if run.main:
             around.enter_context(locked(folder))
             around.enter_context(_noted(folder))
-        signals = around.enter_context(Signals())
         if run.main:
             write_texts(folder, {**texts, "env.json": record(host)})
         set_trusted(stage.trusted)
         run.tokenizer = load_tokenizer_of(run, others, accelerator)
-        trainer = prepare(run, host, accelerator, signals, CHECKPOINTS)
+        trainer = prepare(run, host, accelerator, Signals(), CHECKPOINTS)
         if run.main:
             compare_fingerprints(folder, _fingerprints(run), request.accept)
         if trainer.resume():
             steps = f"step {run.step} of {run.steps}"
             run.say(f"{run.recipe.run_name} continues after {steps}: {run.folder}")
-        with host.listening(stage.components()):
+        with host.listening(stage.components()), trainer.signals as signals:
             _train(trainer)
+            return signals.agreed(accelerator, now=True)
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from kdcore.training.signals import Signals
+from kdcore.training.signals import SIGNALS, AtOnce, Signals, end_at_once, number_of
 
 ALONE = SimpleNamespace(num_processes=1)
 
@@ -27,10 +27,10 @@ def test_a_signal_is_noted(number, known_as):
 
 
 def test_a_second_interrupt_ends_at_once():
-    with Signals():
+    with pytest.raises(KeyboardInterrupt), Signals():
         signal.raise_signal(signal.SIGINT)
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        pytest.fail("went on")
 
 
 def test_a_second_polite_signal_does_not():
@@ -72,3 +72,59 @@ def test_nohup_is_obeyed():
             assert signals.agreed(ALONE) == 0
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+@pytest.fixture
+def signals_of_a_shell():
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize(
+    ("number", "known_as"),
+    [("SIGHUP", signal.SIGHUP), ("SIGTERM", signal.SIGTERM), ("SIGUSR1", signal.SIGTERM)],
+)
+def test_outside_of_training_a_signal_ends_the_command_at_once(
+    signals_of_a_shell, number, known_as
+):
+    end_at_once()
+    with pytest.raises(AtOnce) as caught:
+        signal.raise_signal(getattr(signal, number))
+    assert number_of(caught.value) == known_as
+
+
+def test_a_signal_is_found_behind_what_was_made_of_it():
+    error = RuntimeError("workers died")
+    error.__cause__ = AtOnce(signal.SIGHUP)
+    assert number_of(error) == signal.SIGHUP
+    assert number_of(KeyboardInterrupt()) == signal.SIGINT
+    assert number_of(RuntimeError("no signal")) == 0
+
+
+def test_a_signal_that_nobody_was_told_of_is_not_lost(signals_of_a_shell):
+    end_at_once()
+    with pytest.raises(AtOnce), Signals():
+        signal.raise_signal(signal.SIGUSR2)
+
+
+def test_one_that_was_told_is_not_raised_again(signals_of_a_shell):
+    end_at_once()
+    with Signals() as signals:
+        signal.raise_signal(signal.SIGUSR2)
+        assert signals.agreed(ALONE) == signal.SIGTERM
+
+
+def test_asking_now_does_not_wait_for_the_tenth_step():
+    signals = Signals()
+    signals._got = signal.SIGTERM
+    assert signals.agreed(processes("cuda", [])) == 0
+    accelerator = processes("cpu", [0])
+    accelerator.device = SimpleNamespace(type="cuda")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "tensor", lambda values, device=None: torch.as_tensor(values))
+        assert signals.agreed(accelerator, now=True) == signal.SIGTERM
