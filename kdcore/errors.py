@@ -31,6 +31,10 @@ class RunError(KdcoreError):
     """The run failed for a reason that lies outside kdcore's and the plugins' code."""
 
 
+class ProcessLost(RunError):
+    """Another process of the run ended, and this one with it; that one says why."""
+
+
 class StartAgain(RunError):
     """All processes of the run must start again; what they do otherwise is in the run folder."""
 

@@ -103,17 +103,21 @@ def _child(
 def _main(arguments: Sequence[str], after: Callable[[], None] = nothing) -> int:
     """With signals as a shell starts a command; a job in the background ignores some."""
     from kdcore.cli import main
-    from kdcore.training.signals import end_at_once
+    from kdcore.cli.at_once import AtOnceSignals
 
-    def let_through() -> None:
-        end_at_once()
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    class LetThrough(AtOnceSignals):
+        def __enter__(self) -> AtOnceSignals:
+            super().__enter__()
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+            return self
 
     for number in SIGNALS:
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.alarm(HANGS)
-    vars(main)["end_at_once"] = let_through  # a signal to what is no command yet is not of interest
+    vars(main)["AtOnceSignals"] = (
+        LetThrough  # a signal to what is no command yet is not of interest
+    )
     sys.argv = ["kdcore", *arguments]
     try:
         main.main()

@@ -16,12 +16,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from kdcore.cli.at_once import AtOnce, AtOnceSignals, number_of
 from kdcore.cli.examples import as_epilog, epilog_of
 from kdcore.cli.results import tell_results
-from kdcore.errors import Interrupted, KdcoreError, PluginError, RunError, UsageError
+from kdcore.errors import (
+    Interrupted,
+    KdcoreError,
+    PluginError,
+    ProcessLost,
+    RunError,
+    UsageError,
+)
 from kdcore.files import machine_fault, refusal
 from kdcore.redact import Redacted, redact_own_secrets
-from kdcore.training.signals import AtOnce, end_at_once, number_of
 
 if TYPE_CHECKING:
     from kdcore.runs.runner import RunRequest
@@ -239,12 +246,12 @@ def main() -> None:
         # No progress bars in logs.
         for library in ("HF_DATASETS", "HF_HUB"):
             os.environ.setdefault(f"{library}_DISABLE_PROGRESS_BARS", "1")
-    end_at_once()
     try:
-        try:
-            code = _exit_code()
-        finally:
-            _leave_processes()
+        with AtOnceSignals():
+            try:
+                code = _exit_code()
+            finally:
+                _leave_processes()
     except (AtOnce, KeyboardInterrupt) as late:
         code = _interrupted(number_of(late))
     raise SystemExit(code)
@@ -281,7 +288,7 @@ def _failed(error: BaseException) -> int:
     if isinstance(error, KdcoreError):
         if isinstance(error, PluginError) and (refused := _refused(error)):
             return _said(refused, RunError.exit_code)
-        return _said(error, error.exit_code)
+        return _said(error, _code_of(error))
     if hasattr(error, "format_message") and hasattr(error, "exit_code"):
         error.show()  # type: ignore[attr-defined]
         return int(error.exit_code)
@@ -290,6 +297,14 @@ def _failed(error: BaseException) -> int:
     if refused := _refused(error):
         return _said(refused, RunError.exit_code)
     return _said(_as_bug(error), PluginError.exit_code)
+
+
+def _code_of(error: KdcoreError) -> int:
+    if isinstance(error, ProcessLost):
+        from kdcore.cli.launch import code_of_lost
+
+        return code_of_lost()
+    return error.exit_code
 
 
 def _interrupted(number: int) -> int:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdcore.checksums import damage, refuse_changed
-from kdcore.distributed import main_first
+from kdcore.distributed import losses_told, main_first
 from kdcore.errors import Interrupted, KdcoreError, PluginError, RunError, is_out_of_memory
 from kdcore.files import is_full, machine_fault, write_whole
 from kdcore.guard import call_checked, call_checked_list
@@ -141,6 +141,7 @@ def _run_stage(
         if run.main:
             around.enter_context(locked(folder))
             around.enter_context(_noted(folder))
+        around.enter_context(losses_told())
         if run.main:
             write_texts(folder, {**texts, "env.json": record(host)})
         set_trusted(stage.trusted)
@@ -234,7 +235,8 @@ def run_all(request: RunRequest, host: PluginManager) -> list[Path]:
     """Everything that was asked for; each run's folder, once."""
     from accelerate import PartialState
 
-    folders = _runs(request, host)
+    with losses_told():
+        folders = _runs(request, host)
     if PartialState().is_main_process:
         host.emit("kdcore_runs_end", folders=folders)
     return folders

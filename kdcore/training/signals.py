@@ -1,7 +1,7 @@
 """Signals that end a run: ^C, SIGTERM, SLURM's and submitit's, a lost terminal.
 
-While a stage trains they end it after its step, with a checkpoint; before and between that they end
-the command at once.
+While a stage trains they end it after its step, with a checkpoint. Otherwise they end the command
+at once (`kdcore.cli.at_once`).
 """
 
 from __future__ import annotations
@@ -9,8 +9,6 @@ from __future__ import annotations
 import signal
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
-
-from kdcore.files import exception_chain
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -22,38 +20,9 @@ _USERS = [number for number in SIGNALS if number.name.startswith("SIGUSR")]
 _EVERY = 10  # steps between agreements where asking makes the host wait for a GPU
 
 
-class AtOnce(BaseException):
-    """A signal ends what is going on, as ^C does. Typer would make 130 of a KeyboardInterrupt."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(f"signal {number}")
-        self.number = number
-
-
 def known_as(number: int) -> int:
     """The signal whose exit code it has: those of SLURM and submitit end a run as SIGTERM does."""
     return signal.SIGTERM if number in _USERS else number
-
-
-def end_at_once() -> None:
-    """From now on each signal that would kill the process raises AtOnce instead."""
-    for number in SIGNALS:
-        if signal.getsignal(number) is signal.SIG_DFL:
-            signal.signal(number, _raise)
-
-
-def _raise(number: int, frame: FrameType | None) -> None:
-    raise AtOnce(known_as(number))
-
-
-def number_of(error: BaseException) -> int:
-    """The signal behind an error, or behind one of those that led to it; 0 for none."""
-    for each in exception_chain(error):
-        if isinstance(each, AtOnce):
-            return each.number
-        if isinstance(each, KeyboardInterrupt):
-            return signal.SIGINT
-    return 0
 
 
 class Signals:
