@@ -45,7 +45,7 @@ def check_tokenizer(tokenizer: Tokenizer) -> None:
     require(made.eos_token_id is not None, tokenizer, "has no token that ends a text (eos_token)")
     ids = made(_SENTENCE, add_special_tokens=False)["input_ids"]
     require(len(ids) > 0, tokenizer, "makes no ids of a sentence")
-    require(0 <= min(ids) and max(ids) < len(made), tokenizer, f"gives ids beyond {len(made)}")
+    require(min(ids) >= 0 and max(ids) < len(made), tokenizer, f"gives ids beyond {len(made)}")
     _check_kept(tokenizer, made, ids)
 
 
@@ -94,8 +94,10 @@ def _check_rows(data: Data) -> None:
 def _check_row(data: Data, row: Mapping[str, Any], vocabulary: int) -> None:
     ids = np.asarray(row["input_ids"])
     require(ids.ndim == 1 and ids.size > 0, data, f"gives input_ids of shape {ids.shape}")
-    require(len(ids) <= data.block, data, f"gives a row of {len(ids)} ids, and block is {data.block}")
-    require(0 <= ids.min() and ids.max() < vocabulary, data, "gives ids that the tokenizer lacks")
+    require(
+        len(ids) <= data.block, data, f"gives a row of {len(ids)} ids, and block is {data.block}"
+    )
+    require(ids.min() >= 0 and ids.max() < vocabulary, data, "gives ids that the tokenizer lacks")
     if "labels" in row:
         labels = np.asarray(row["labels"])
         require(labels.shape == ids.shape, data, "gives labels of another length than input_ids")

@@ -48,7 +48,7 @@ def check_prepared_loss(loss: PreparedLoss) -> None:
     assert isinstance(tokens, StepTokens)
     count = torch.tensor(len(tokens.labels))
     term = Term(loss.name, loss.name, loss, 1.0, "kept")
-    tokens.chosen = Chosen([term], None, TokenMask(None, count, count, count))
+    tokens.chosen = Chosen([term], TokenMask(None, count, count, count))
     with torch.no_grad():
         prepared, again = loss.prepare(tokens), loss.prepare(tokens)
     fits = prepared.is_floating_point() and prepared.ndim in (1, 2) and len(prepared) == int(count)

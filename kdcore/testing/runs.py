@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 
 from kdcore.api.contracts import Component, Run
 from kdcore.plugin.manager import PluginManager
-from kdcore.runs.open import open_run
+from kdcore.runs.open import begun, open_stage
 from kdcore.runs.runner import RunRequest, run_all
 from kdcore.testing import tiny
 
@@ -27,7 +27,7 @@ def tiny_run(listeners: Iterable[Component] = ()) -> Iterator[Run]:
         recipe.write_text(tiny.RECIPE, "utf-8")
         with host.listening(listeners), _warnings_only():
             *_, last = run_all(RunRequest(recipe=str(recipe), out=Path(folder, "runs")), host)
-        yield open_run(last, host)
+        yield open_stage(begun(last, host))
 
 
 def _quiet_host() -> PluginManager:

@@ -55,10 +55,14 @@ def _check_scores(evaluation: Eval, found: object) -> None:
 
 
 def _equal(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    return one.keys() == other.keys() and all(
-        value == other[name] or (value != value and other[name] != other[name])
-        for name, value in one.items()
-    ) and not any(isinstance(value, float) and math.isinf(value) for value in one.values())
+    return (
+        one.keys() == other.keys()
+        and all(
+            value == other[name] or (value != value and other[name] != other[name])
+            for name, value in one.items()
+        )
+        and not any(isinstance(value, float) and math.isinf(value) for value in one.values())
+    )
 
 
 class _Heard(Component):

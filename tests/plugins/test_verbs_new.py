@@ -87,7 +87,7 @@ def test_names_that_are_none_are_refused(name):
     ],
 )
 def test_names_that_are_taken_are_refused(name, kind):
-    with pytest.raises(UsageError, match="already|kdcore's own"):
+    with pytest.raises(UsageError, match=r"already|kdcore's own"):
         check_name(name, kind)
 
 
