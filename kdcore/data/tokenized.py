@@ -19,6 +19,7 @@ from kdcore.data.encoding import Encoder, SpelledCount
 from kdcore.data.token_cache import verified
 from kdcore.errors import KdcoreError, PluginError, RunError
 from kdcore.hashing import digest
+from kdcore.terminal.bars import Bar, progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -107,7 +108,8 @@ def tokenise(data: TextSource, split: str, tokenizer: PreTrainedTokenizerBase) -
     """The texts of a split as ids, from the cache if these very texts were tokenised before."""
     encoder = Encoder(data, tokenizer)
     texts = _Texts(data, split, encoder)
-    key = texts.read()
+    with progress(f"reading {split} texts", unit="characters") as bar:
+        key = texts.read(bar)
     if not texts.filled:
         raise RunError(f"data {data} has no text in its {split!r} split")
     texts.spelled.tell(split, texts.filled)
@@ -115,7 +117,8 @@ def tokenise(data: TextSource, split: str, tokenizer: PreTrainedTokenizerBase) -
     def portions() -> Iterator[dict[str, np.ndarray]]:
         again = _Texts(data, split, encoder)
         processes = cpu_count() if texts.characters > _LARGE else 1
-        yield from map_in_order(encoder, by_size(again, len), processes)
+        with progress(f"tokenising {split} texts", texts.characters, "characters") as bar:
+            yield from map_in_order(encoder, _watched(by_size(again, len), bar), processes)
         if again.key() != key:
             raise PluginError(
                 f"data {data.name!r} gave other texts when it was asked for its {split!r} split "
@@ -168,15 +171,23 @@ class _Texts:
                 self._hashed.update(encoded)
                 yield text
 
-    def read(self) -> str:
+    def read(self, bar: Bar) -> str:
         """Read all of them for their key, and look at them."""
         for text in self:
             self.spelled.see(text)
+            bar.advance(len(text))
         return self.key()
 
     def key(self) -> str:
         """What stands for the texts that were read, and for what makes ids of them."""
         return self._hashed.hexdigest()
+
+
+def _watched(portions: Iterable[list[str]], bar: Bar) -> Iterator[list[str]]:
+    """The same, counted when the next one is asked for."""
+    for portion in portions:
+        yield portion
+        bar.advance(sum(map(len, portion)))
 
 
 def utf8(text: object, data: TextSource, split: str) -> bytes:
@@ -225,8 +236,10 @@ def store_documents(
 
     def portions() -> Iterator[dict[str, np.ndarray]]:
         checked = _checked(documents(), f"data {data.name!r}: document {{}} of {split!r}")
-        for portion in by_size(checked, lambda row: len(row["ids"])):
-            yield _joined(portion)
+        with progress(f"tokenising {split} documents", unit="documents") as bar:
+            for portion in by_size(checked, lambda row: len(row["ids"])):
+                yield _joined(portion)
+                bar.advance(len(portion))
 
     key = hashed.hexdigest()
     return verified(lambda: TokenStore.of(stored(portions, key, _COLUMNS)), key)
