@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from kdcore.deprecated import MovedModules, old_name
 
 if TYPE_CHECKING:
+    from kdcore import formatting as formatting
     from kdcore.api.contracts import Component as Component
     from kdcore.api.contracts import Data as Data
     from kdcore.api.contracts import Eval as Eval
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
     from kdcore.api.hookspecs import Record as Record
     from kdcore.api.options import describe as describe
     from kdcore.api.options import options_of as options_of
+    from kdcore.api.schedule import Schedule as Schedule
+    from kdcore.api.schedule import Scheduled as Scheduled
+    from kdcore.api.schedule import tensor_now as tensor_now
+    from kdcore.api.schedule import value_now as value_now
     from kdcore.data.batch import Batch as Batch
     from kdcore.data.batch import LogitsFn as LogitsFn
     from kdcore.data.batch import Row as Row
@@ -59,6 +64,12 @@ if TYPE_CHECKING:
     from kdcore.objective.teachers import read as read
     from kdcore.objective.teachers import read_nll as read_nll
     from kdcore.redact import redact_secrets as redact_secrets
+    from kdcore.runs import facts as facts
+    from kdcore.runs import metrics as metrics
+    from kdcore.runs import summary as summary
+    from kdcore.runs.facts import Facts as Facts
+    from kdcore.runs.history import History as History
+    from kdcore.runs.history import Series as Series
     from kdcore.runs.open import iter_batches as iter_batches
     from kdcore.session import Result as Result
     from kdcore.session import check as check
@@ -67,11 +78,20 @@ if TYPE_CHECKING:
     from kdcore.session import run as run
     from kdcore.training.non_finite import load_rows as load_rows
 
+_MODULES = {
+    "facts": "runs.facts",
+    "formatting": "formatting",
+    "metrics": "runs.metrics",
+    "summary": "runs.summary",
+}
+"""Modules that are public as a whole."""
+
 _EXPORTS = {
     "api.contracts": "Component Data Eval Logger Loss Patch PreparedLoss Run Selection "
     "Stage Teacher Tokenizer Tokens component hookimpl",
     "api.hookspecs": "Record",
     "api.options": "describe options_of",
+    "api.schedule": "Schedule Scheduled tensor_now value_now",
     "data.batch": "TeacherOutputs Batch SparseLogits LogitsFn Row Rows Split",
     "data.encoding": "bos_of",
     "data.rows": "pack_documents pack_texts",
@@ -83,18 +103,22 @@ _EXPORTS = {
     "models.loading": "dtype_of load_config load_model load_tokenizer model_fingerprint",
     "objective.teachers": "load_teacher read read_nll",
     "redact": "redact_secrets",
+    "runs.facts": "Facts",
+    "runs.history": "History Series",
     "runs.open": "iter_batches",
     "session": "Result check load plan run",
     "training.non_finite": "load_rows",
 }
 
 _MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names.split()}
-__all__ = sorted(_MODULE_OF)
+__all__ = sorted([*_MODULE_OF, *_MODULES])
 
 sys.meta_path.append(MovedModules())
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"kdcore.{_MODULES[name]}")
     if name not in _MODULE_OF:
         return old_name(name)
     return getattr(import_module(f"kdcore.{_MODULE_OF[name]}"), name)

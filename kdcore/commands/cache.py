@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from kdcore_cached.catalogue import Kept, find_store, stores_in
-from kdcore_panel.numbers import percent
 from rich.console import Console
 from rich.text import Text
 
@@ -19,6 +18,7 @@ from kdcore.cli.main import plugin_manager
 from kdcore.commands.cache_tables import line_of, planned, size, table_of
 from kdcore.commands.output import AsJson, Plugins, print_json, tell
 from kdcore.errors import RunError, UsageError
+from kdcore.formatting import percent
 from kdcore.plugin.manager import PluginManager
 from kdcore.recipe.recipe import read_recipe
 from kdcore.runs.open import not_begun, open_stage

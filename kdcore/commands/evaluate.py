@@ -11,9 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from kdcore_files import append_again
-from kdcore_panel.facts import read_settings
-from kdcore_panel.numbers import value
 from rich.text import Text
 
 from kdcore.cli.examples import examples
@@ -22,8 +19,11 @@ from kdcore.commands.fitting import Column, Fitting
 from kdcore.commands.models import Named, named
 from kdcore.commands.output import AsJson, Plugins, print_json, tell
 from kdcore.errors import UsageError
+from kdcore.formatting import value
 from kdcore.plugin.manager import PluginManager
 from kdcore.recipe.recipe import read_recipe
+from kdcore.runs.facts import read_settings
+from kdcore.runs.metrics import append_again
 from kdcore.runs.open import (
     OpenRequest,
     begun,

@@ -8,15 +8,18 @@ scored first without gradient, ranked over all processes, then trained. With `sc
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from kdcore.api.contracts import PreparedLoss, Selection, Term, Tokens
+from kdcore.data.collate import sent
+from kdcore.data.columns import Where
 from kdcore.distributed import Gather, Total, alone
 from kdcore.errors import PluginError
 from kdcore.guard import describe_component, plugin_errors
@@ -53,18 +56,15 @@ def select(
     selection = run.recipe.selection
     prepared = [term for term in terms if isinstance(term.loss, PreparedLoss)]
     making = _Making(run, step, gather, total, choices, terms)
+    making.count_where(readings)
     alone = run.processes == 1 and len(readings) == 1
     if selection is None and not prepared:
-        choices.each = [_all_of(choices.valid) for _ in readings]
+        choices.each = [making.everything(reading) for reading in readings]
     elif alone or (run.recipe.scope == "micro_batch" and not prepared):
         choices.each = [making.in_forward(reading) for reading in readings]
     else:
         making.ahead(readings)
     return choices
-
-
-def _all_of(valid: Tensor) -> SelectFn:
-    return lambda states: TokenMask(None, valid, valid, valid)
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +77,48 @@ class _Making:
     total: Total
     choices: SelectionResult
     terms: Sequence[Term]
+    narrow: dict[str, tuple[Where, Tensor]] = field(default_factory=dict)
+    """By term: its `where`, and how many tokens of the step that leaves."""
+
+    def count_where(self, readings: Sequence[MicroBatch]) -> None:
+        """Find `narrow`: on the host, and then over all processes."""
+        terms = [(term.label, term.where) for term in self.terms if term.where]
+        if terms:
+            here = [sum(r.matching(where).sum() for r in readings) for _, where in terms]
+            counts = self.total(sent(np.array(here, np.float32), self.run.device))
+            each = zip(terms, counts, strict=True)
+            self.narrow.update({label: (where, count) for (label, where), count in each})
+
+    def everything(self, reading: MicroBatch) -> SelectFn:
+        """All tokens of a micro-batch: there is no selection."""
+        valid = self.choices.valid
+        seen = self._narrowed(TokenMask(None, valid, valid, valid), reading.where, _itself)
+        return _known(self._told(seen, reading))
+
+    def _narrowed(
+        self, seen: TokenMask, where_of: Callable[[Where], Tensor], total: Total
+    ) -> TokenMask:
+        """With what each term's `where` leaves of it; `total` adds up what is counted here."""
+        each = {
+            label: seen.only(where_of(where), valid, total)
+            for label, (where, valid) in self.narrow.items()
+        }
+        return replace(seen, narrowed=each)
+
+    def _told(self, seen: TokenMask, reading: MicroBatch) -> TokenMask:
+        """With how many tokens of a micro-batch each `where` leaves, which the host knows."""
+        each = {
+            label: replace(mask, where_here=int(reading.matching(self.narrow[label][0]).sum()))
+            for label, mask in seen.narrowed.items()
+        }
+        return replace(seen, narrowed=each)
+
+    def _parts(
+        self, seen: TokenMask, tokens: StepTokens, readings: Sequence[MicroBatch]
+    ) -> list[TokenMask]:
+        """What is kept [n] in the order of the step, for each micro-batch in its own order."""
+        each = seen.split(tokens.by_part, len(readings))
+        return [self._told(one, reading) for one, reading in zip(each, readings, strict=True)]
 
     def in_forward(self, reading: MicroBatch) -> SelectFn:
         """Score the states of the training forward. Ranking is within this micro-batch."""
@@ -84,10 +126,10 @@ class _Making:
         def found(states: Tensor) -> TokenMask:
             tokens = _tokens(self.run, [ScoredBatch(reading, states)], self.step, alone)
             seen = self._within(tokens)
-            (keep,) = [None] if seen.keep is None else tokens.by_part(seen.keep)
             prepared = self._prepared(tokens, seen)
             each = {label: tokens.by_part(ready)[0] for label, ready in prepared.items()}
-            return replace(seen, keep=keep, prepared=each)
+            (one,) = self._parts(seen, tokens, [reading])
+            return replace(one, prepared=each)
 
         return found
 
@@ -98,7 +140,7 @@ class _Making:
             if self.run.recipe.scope == "micro_batch":
                 seen, each = self._ahead_within(tokens, readings)
             else:
-                seen, each = self._over_step(tokens)
+                seen, each = self._over_step(tokens, readings)
             for label, ready in self._prepared(tokens, seen).items():
                 for n, some in enumerate(tokens.by_part(ready)):
                     each[n] = replace(each[n], prepared={**each[n].prepared, label: some})
@@ -108,11 +150,12 @@ class _Making:
         """What is kept of a micro-batch that ranks by itself [n], in the order of the step."""
         selection, valid = self.run.recipe.selection, self.choices.valid
         if selection is None:
-            return TokenMask(None, valid, valid, valid)
+            return self._narrowed(TokenMask(None, valid, valid, valid), tokens.where, _itself)
         keep = checked_keep(selection, tokens)
         kept, mass = self._counted(tokens, keep)
         ranked = torch.full((), len(keep), device=keep.device)
-        return TokenMask(keep, valid, ranked, kept, mass, kept_here=tokens.most_kept(keep))
+        seen = TokenMask(keep, valid, ranked, kept, mass, kept_here=tokens.most_kept(keep))
+        return self._narrowed(seen, tokens.where, _itself)
 
     def _ahead_within(
         self, tokens: StepTokens, readings: Sequence[MicroBatch]
@@ -120,8 +163,8 @@ class _Making:
         parts = [tokens.alone(n) for n in range(len(readings))]
         found = [self._within(part) for part in parts]
         each = [
-            seen if seen.keep is None else replace(seen, keep=part.by_part(seen.keep)[0])
-            for part, seen in zip(parts, found, strict=True)
+            self._parts(seen, part, [reading])[0]
+            for part, seen, reading in zip(parts, found, readings, strict=True)
         ]
         keeps = [seen.keep for seen in each if seen.keep is not None]
         keep = tokens.joined(keeps) if len(keeps) == len(each) else None
@@ -129,21 +172,27 @@ class _Making:
         kept = self.total(torch.stack([seen.kept.float() for seen in each]).sum())
         masses = [seen.mass for seen in each if seen.mass is not None]
         mass = self.total(torch.stack(masses).sum()) if masses else None
-        return TokenMask(keep, valid, valid, kept, mass), each
+        seen = TokenMask(keep, valid, valid, kept, mass)
+        return self._narrowed(seen, tokens.where, self.total), each
 
-    def _over_step(self, tokens: StepTokens) -> tuple[TokenMask, list[TokenMask]]:
+    def _over_step(
+        self, tokens: StepTokens, readings: Sequence[MicroBatch]
+    ) -> tuple[TokenMask, list[TokenMask]]:
         """What is kept of the whole step, and the same for each micro-batch."""
         selection, valid = self.run.recipe.selection, self.choices.valid
         if selection is None:
             seen = TokenMask(None, valid, valid, valid)
-            return seen, [seen] * tokens.parts
+            seen = self._narrowed(seen, tokens.where, self.total)
+            return seen, self._parts(seen, tokens, readings)
         keep = checked_keep(selection, tokens)
         here, mass = self._counted(tokens, keep)
         kept = self.total(here.float())
         seen = TokenMask(keep, valid, valid, kept, None if mass is None else self.total(mass))
-        parts = tokens.by_part(keep)
-        counted = zip(parts, _counts(parts), strict=True)
-        return seen, [replace(seen, keep=some, kept_here=count) for some, count in counted]
+        seen = self._narrowed(seen, tokens.where, self.total)
+        parts = self._parts(seen, tokens, readings)
+        counts = _counts(tokens.by_part(keep))
+        each = zip(parts, counts, strict=True)
+        return seen, [replace(some, kept_here=count) for some, count in each]
 
     def _counted(self, tokens: StepTokens, keep: Tensor) -> tuple[Tensor, Tensor | None]:
         """How many tokens are kept here, and of weights their sum; told to the log."""
@@ -154,12 +203,16 @@ class _Making:
 
     def _prepared(self, tokens: StepTokens, seen: TokenMask) -> dict[str, Tensor]:
         """What each term's loss prepares of the step [n, ...], in the order of the step."""
-        tokens.chosen = Chosen(self.terms, seen.keep, seen)
+        tokens.chosen = Chosen(self.terms, seen)
         return {
             term.label: prepared_by(term.loss, tokens)
             for term in self.terms
             if isinstance(term.loss, PreparedLoss)
         }
+
+
+def _itself(value: Tensor) -> Tensor:
+    return value
 
 
 def _counts(parts: Sequence[Tensor]) -> list[int | None]:

@@ -10,12 +10,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from kdcore.api.contracts import Component, Loss, Teacher
 from kdcore.api.options import iter_components
 from kdcore.data.batch import Batch, LogitsFn, SparseLogits, TeacherOutputs
+from kdcore.data.collate import sent
+from kdcore.data.columns import Where, columns_of
 from kdcore.errors import PluginError, RunError, UsageError
 from kdcore.guard import call_checked, describe_component, inputs_unchanged, plugin_errors
 from kdcore.models.head import nll_from_logits, upcast
@@ -269,12 +272,31 @@ class MicroBatch:
         self.batch = batch
         self.rows = rows  # the place of each of its rows in the optimizer step
         self._read: dict[int, TeacherOutputs] = {}
+        self._matching: dict[str, np.ndarray] = {}  # by `where`
 
     def logits_of(self, teacher: Teacher) -> TeacherOutputs:
         """The teacher's logits by flat position; its trunk runs at the first call."""
         if id(teacher) not in self._read:
             self._read[id(teacher)] = read_outputs(teacher, self.batch)
         return self._read[id(teacher)]
+
+    @property
+    def valid_on_host(self) -> np.ndarray:
+        """The batch's valid positions [n]."""
+        known = self.batch.on_host
+        return self.batch.valid.cpu().numpy() if known is None else known.valid
+
+    def matching(self, where: Where) -> np.ndarray:
+        """Which valid tokens are of documents whose columns match, bool [n], on the host."""
+        key = repr(where)
+        if key not in self._matching:
+            found = columns_of(self.batch).matches(where)[self.valid_on_host]
+            self._matching[key] = found
+        return self._matching[key]
+
+    def where(self, where: Where) -> Tensor:
+        """The same on the device."""
+        return sent(self.matching(where), self.batch.valid.device)
 
     def forget(self) -> None:
         """Let go of what teachers keep for it."""

@@ -20,6 +20,7 @@ from kdcore.api.options import (
     option_types,
     type_in_words,
 )
+from kdcore.api.schedule import Schedule
 from kdcore.errors import Fault, PluginError, UsageError, did_you_mean
 from kdcore.guard import defined_in
 from kdcore.recipe.node import Node
@@ -80,12 +81,15 @@ def _of_range(error: Mapping[str, Any], label: str, value: Node) -> str:
     if error["type"] in ("value_error", "assertion_error"):
         said = str(error["ctx"]["error"])
         return said if not label or label in said else f"{label}: {said}"
+    found = shown(value.plain())
+    if isinstance(given := error["input"], Schedule):
+        label, found = f"both ends of {label}", f"{given.start:g} and {given.end:g}"
     said = error["msg"].replace("Input should", f"{label} should").replace(" after validation", "")
     for long, short in _SHORTER.items():
         said = said.replace(long, short)
     if not said.startswith(label):
         said = f"{label}: {said[0].lower()}{said[1:]}"
-    return said if ", not " in said else f"{said}, not {shown(value.plain())}"
+    return said if ", not " in said else f"{said}, not {found}"
 
 
 def _unquoted(plain: object, annotation: Any) -> str:

@@ -17,6 +17,7 @@ from kdcore.checksums import keep
 from kdcore.errors import RunError, UsageError
 from kdcore.files import is_full, refusal, write_whole
 from kdcore.runs.lock import alone_in
+from kdcore.runs.metrics import METRICS
 
 
 def refuse_links(folder: Path) -> None:
@@ -188,7 +189,7 @@ def _is_run(path: Path) -> bool:
 
 
 def _last_change(run: Path) -> float:
-    files = (run / RECIPE, run / "metrics.jsonl")
+    files = (run / RECIPE, run / METRICS)
     return max(file.stat().st_mtime for file in files if file.exists())
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from kdcore.api.contracts import Data, Eval, Run, Stage, StudentOptions, Teacher
-from kdcore.api.options import iter_components
+from kdcore.api.options import iter_components, schedules_in
 from kdcore.api.train_options import TrainOptions
 from kdcore.data.collate import Collate
 from kdcore.errors import Fault, RecipeError, UsageError
@@ -273,6 +273,8 @@ def _load(run: RunState, request: OpenRequest) -> None:
     run.language_model = LanguageModel(student, precision)
     if not run.vocabulary:
         run.vocabulary = prove_vocabulary(run, request.teachers)
+    for schedule in schedules_in(stage.components()) if run.steps else ():
+        schedule.move(run.step / run.steps)
     run.reads_teacher = run.teacher is not None and _asks_teacher(stage)
     if run.teacher is not None and run.reads_teacher:
         load_teacher(run, run.teacher)

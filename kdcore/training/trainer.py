@@ -104,6 +104,8 @@ class Trainer(TrainStep):
     def _evaluate(self) -> None:
         self.refusals.check()
         self.recorder.count()
+        if self.run.steps:
+            self.move_schedules(self.run.step)
         with self.recorder.paused():
             before = RandomState.capture()
             scores = self.run.scores = self.oom_retry.run(before, lambda: run_evals(self.run))
