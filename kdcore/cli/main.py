@@ -16,7 +16,6 @@ import typer
 from typer.core import TyperGroup
 
 from kdcore.cli.examples import as_epilog, epilog_of
-from kdcore.cli.results import tell_results
 from kdcore.errors import KdcoreError, PluginError, RunError, UsageError
 from kdcore.files import machine_fault, refusal
 from kdcore.redact import Redacted, redact_own_secrets
@@ -89,7 +88,7 @@ class _Verbs(TyperGroup):
 
             verb = _verbs().get(args[0])
             command = _loaded(verb) if verb is not None else command
-            complete_arguments(command)
+            complete_arguments(command, lambda: plugin_manager(None))
         return name, command, rest
 
 
@@ -175,6 +174,7 @@ def _run(asked: RunRequest, plugins: list[str] | None, as_json: bool) -> None:
     """Run it, and print what is finished even where the rest fails."""
     from dataclasses import replace
 
+    from kdcore.cli.results import tell_results
     from kdcore.runs.runner import run_all
 
     folders: list[Path] = []
