@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from kdcore.data.batch import Batch, LogitsFn, Row, Rows, TeacherOutputs
-    from kdcore.data.columns import Where
     from kdcore.data.rows import RowDataset
+    from kdcore.data.where import Where
     from kdcore.models.causal_lm import LanguageModel
 
 
@@ -87,6 +87,14 @@ class Component:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what `state_dict` gave, after `load` and before the first step."""
+
+    def reads_columns(self) -> Sequence[Where]:
+        """The columns of documents that it asks for, as `where` in `[[loss]]` does.
+
+        No values, `{"domain": []}`: any. What no document has is a fault before the run, and but
+        for evals another value in them makes a run that resumes stop and ask.
+        """
+        return ()
 
     def faults(self, recipe: Stage) -> Iterable[str]:
         """What is wrong between this component and the rest of its recipe, one sentence each."""
@@ -137,6 +145,14 @@ class Data(Component):
         """
         return self.texts(split)
 
+    def column_names(self) -> Sequence[str] | None:
+        """The columns that its documents may have; None: only the documents themselves know.
+
+        By default none where neither `documents` nor `make_rows` is overridden.
+        """
+        own = (type(self).documents, type(self).make_rows)
+        return () if own == (Data.documents, Data.make_rows) else None
+
     def make_rows(
         self, split: str, tokenizer: PreTrainedTokenizerBase, *, seed: int, epoch: int
     ) -> Rows:
@@ -176,6 +192,7 @@ class Teacher(Component):
 
     component_kind: ClassVar[str] = "teacher"
     loads_members: ClassVar[bool] = False  # True: it loads the teachers nested in it, if it must
+    own_tokens: ClassVar[bool] = False  # True: those nested in it read other ids than the student
 
     def load(self, run: Run) -> None:
         """Put the weights onto `run.device`, in evaluation mode. Called once, nested ones too."""
@@ -225,6 +242,18 @@ class Teacher(Component):
         for themselves.
         """
         return None
+
+    def known(self, batch: Batch) -> Tensor | None:
+        """Which of `batch.valid` it knows anything of, bool [valid]; None: all of them.
+
+        Asked before `read` and without a forward pass. Terms that need the teacher see and count
+        the known tokens only; elsewhere `read` may give anything finite.
+        """
+        return None
+
+    def knows_all(self) -> bool:
+        """Whether `known` need not be asked: by default where it is not overridden."""
+        return type(self).known is Teacher.known
 
     def bytes_per_token(self) -> float:
         """What it keeps on disk for each token of the training data, for `kdcore plan`."""
@@ -533,8 +562,13 @@ class Run:
 
     @property
     def batch(self) -> int:
-        """Rows in an optimizer step, over all processes."""
-        return self.recipe.train.batch
+        """Rows (with `batch_documents` documents) in an optimizer step, over all processes."""
+        return self.recipe.train.drawn
+
+    @property
+    def documents_in_step(self) -> float:
+        """Documents in an optimizer step, on average; 0 where nobody counts them."""
+        return 0.0
 
     @property
     def caches(self) -> Path:
@@ -543,7 +577,7 @@ class Run:
 
     @property
     def epochs(self) -> float:
-        """How often the run goes through the training rows; 0 where they are streamed."""
+        """How often the run goes through the training data; 0 where it is streamed."""
         rows = len(self.rows("train"))
         return self.steps * self.batch / rows if rows else 0.0
 
@@ -577,7 +611,7 @@ class Run:
 
         Keys: `tokens`, `bytes` (of text that these tokens stand for), `nll` (nats), each loss's
         name (a second `kl` is `kl.2`), and with a teacher `agreement` (tokens that both rank
-        first).
+        first), and `known` where it may know some tokens only: what is compared is over these.
         """
         raise NotImplementedError
 

@@ -25,7 +25,7 @@ from kdcore.data.encoding import own_beginning
 from kdcore.errors import KdcoreError
 from kdcore.models.loading import dtype_of, precision_of
 from kdcore.models.locations import set_trusted
-from kdcore.objective.teachers import check_positions, numbered, teachers_in
+from kdcore.objective.teachers import check_positions, numbered, reading_our_ids
 from kdcore.runs.folder import FINAL
 from kdcore.training.setup import shared_ids
 from kdcore.training.student import check_length, student_config
@@ -132,7 +132,7 @@ class _Examining:
         self._try(lambda: check_length(SimpleNamespace(config=config), block))  # type: ignore[arg-type]
 
     def _teachers(self, config: PretrainedConfig | None) -> None:
-        teachers = teachers_in(self.run.recipe.components())
+        teachers = reading_our_ids(self.run.recipe.components())
         for role, teacher in numbered(teachers).items():
             found = self._try(partial(teacher.architecture, self.run.device))
             if found is not None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from kdcore.api.contracts import Component, Stage, Term
 from kdcore.api.options import option_values
 from kdcore.api.schedule import Schedule
-from kdcore.data.columns import values_in
+from kdcore.data.where import values_in
 from kdcore.guard import call_checked
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def _mean(term: Term, selects: bool, known: int | None) -> str:
     tokens = term.on if selects else "all"
     formula: str = call_checked(term.loss, "formula", of=str)
     if known is not None and term.loss.needs_teacher:
-        formula = re.sub(r"\b([pq])(?=\()", rf"\1_{known}", formula)
+        formula = re.sub(r"\b([pq])(?=\()", rf"\1_{known or 'shared'}", formula)
     return f"mean_{tokens}{_where(term)}({formula})"
 
 
