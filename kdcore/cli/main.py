@@ -98,7 +98,7 @@ class _Verbs(TyperGroup):
 
             verb = _verbs().get(args[0])
             command = _loaded(verb) if verb is not None else command
-            complete_arguments(command)
+            complete_arguments(command, lambda: plugin_manager(None))
         return name, command, rest
 
 
