@@ -3,8 +3,9 @@
     python benchmarks/robustness/kills.py 1000 --results     1,000 kills, a table in results/
 
 Stages with dropout, a selection, a cached teacher and answers of the student are killed and started
-again by the same command until they are done. Weights must be those of a run that was never killed to the last bit,
-metrics.jsonl the same but for times, and nothing half may be left. Else the exit code is 1.
+again by the same command until they are done. Weights must be those of a run that was never killed
+to the last bit, metrics.jsonl the same but for times, and nothing half may be left. Else the exit
+code is 1.
 
 The libraries are imported once, and each start is a fork. It ends itself by SIGKILL when it touches
 a file for the n-th time, or the kernel ends it after so much CPU time, be it in the middle of a

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
         Teacher,
         Tokenizer,
     )
-    from kdcore.data.prompts import Completion
+    from kdcore.models.completions import Completion
 
 
 hookspec = pluggy.HookspecMarker("kdcore")

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdcore.data.prompts import Completion, Prompt, Sampling, uniforms
 from kdcore.models.causal_lm import LanguageModel, allclose, random_ids
+from kdcore.models.completions import Completion, Prompt, Sampling, uniforms
 
 if TYPE_CHECKING:
     from transformers import DynamicCache

@@ -9,9 +9,9 @@ import numpy as np
 
 from kdcore.data.batch import Row, Split
 from kdcore.data.collate import NOT_TRAINED
-from kdcore.data.columns import SOURCE
 from kdcore.data.packing import best_fit
-from kdcore.data.prompts import ANSWERS, FIRST, Completion
+from kdcore.data.where import SOURCE
+from kdcore.models.completions import ANSWERS, FIRST, Completion
 
 WRITTEN = Split("written", "", np.empty(0, np.int64), written=True)
 """What batches of written rows are cut from. Its documents are told apart within a step."""

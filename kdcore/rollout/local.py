@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from kdcore.data.collate import Collate
-from kdcore.data.prompts import Completion, Prompt, Sampling
 from kdcore.models.causal_lm import eval_mode
+from kdcore.models.completions import Completion, Prompt, Sampling
 from kdcore.models.decoding import sample
 from kdcore.models.head import nll_from_logits
 from kdcore.objective.teachers import read_nll

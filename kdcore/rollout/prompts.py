@@ -10,7 +10,7 @@ import numpy as np
 from kdcore.data.batch import Row
 from kdcore.data.collate import NOT_TRAINED
 from kdcore.data.columns import columns_at
-from kdcore.data.prompts import Prompt, derived_seed
+from kdcore.models.completions import Prompt, derived_seed
 
 _DRAW, _WRITE = 0x5A3E, 0x3217E  # streams of random numbers
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from kdcore.data.prompts import Completion
+from kdcore.models.completions import Completion
 
 if TYPE_CHECKING:
     from kdcore.api.contracts import Run

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from kdcore.data.prompts import Completion, Prompt
 from kdcore.errors import PluginError, RunError, is_out_of_memory
 from kdcore.guard import describe_component, plugin_errors, wrong_return
 from kdcore.models.causal_lm import eval_mode
+from kdcore.models.completions import Completion, Prompt
 
 if TYPE_CHECKING:
     from kdcore.api.contracts import Rollout, Run

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from kdcore.api.contracts import Data, Rollout, Run, Teacher
-from kdcore.data.prompts import Completion, Prompt, Sampling
 from kdcore.models.causal_lm import LanguageModel
+from kdcore.models.completions import Completion, Prompt, Sampling
 from kdcore.testing.fakes import TableTeacher, tiny_llama
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from kdcore.api.contracts import Term
-    from kdcore.data.prompts import Completion
+    from kdcore.models.completions import Completion
     from kdcore.objective.selection import SelectionResult
     from kdcore.objective.step_tokens import RankedScores
     from kdcore.training.run_state import RunState

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from kdcore.data.batch import Row, Split
-from kdcore.data.prompts import Completion, Prompt, completions_from, completions_state
-from kdcore.data.sampler import Part, StreamedRows, TrainingRows, share
+from kdcore.data.sampler import Part, StepRows, StreamedRows, TrainingRows, share
 from kdcore.errors import RunError
 from kdcore.guard import plugin_errors
+from kdcore.models.completions import Completion, Prompt, completions_from, completions_state
 from kdcore.rollout.layout import WRITTEN, written_rows
 from kdcore.rollout.prompts import PromptCutter
 from kdcore.rollout.statistics import Watch
@@ -65,27 +65,39 @@ class RolloutRows:
         """What the rows that are not written are cut from."""
         return self._rows.split
 
-    @property
-    def rows_in_epoch(self) -> int | None:
-        """How many an epoch draws, if that is known."""
-        return self._rows.rows_in_epoch
+    def ends_epoch(self, step: int) -> bool:
+        """Whether a step draws the last of an epoch."""
+        return self._rows.ends_epoch(step)
 
     def step(self, step: int) -> list[Row]:
         """This process's rows of a step, in their order in the step."""
-        return [row for part in self.parts(step) for row in part.rows]
+        return self.share_of(step).rows
+
+    def share_of(self, step: int) -> StepRows:
+        """The same, and where in the step they stand."""
+        kept, written = self._laid(step)
+        mine = self._mine(len(kept) + len(written))
+        return StepRows([*kept, *written][mine.start : mine.stop], mine.start, len(kept + written))
 
     def parts(self, step: int) -> list[Part]:
         """The same by the split that they are cut from, with the place in the step of the first."""
-        self.write(step)
-        data, run = self.run.data, self.run
-        kept = [row for place, row in self._drawn(step) if not self._is_written(step, place)]
-        written = written_rows(self.answers[step], data.block, data.rows)
-        mine = share(len(kept) + len(written), run.process, run.processes)
+        kept, written = self._laid(step)
+        mine = self._mine(len(kept) + len(written))
         border = min(max(len(kept), mine.start), mine.stop)
         return [
             Part(self.split, kept[mine.start : border], mine.start),
             Part(WRITTEN, written[border - len(kept) : mine.stop - len(kept)], border),
         ]
+
+    def _laid(self, step: int) -> tuple[list[Row], list[Row]]:
+        """The rows of the whole step: those of the data, and those that were written."""
+        self.write(step)
+        data = self.run.data
+        kept = [row for place, row in self._drawn(step) if not self._is_written(step, place)]
+        return kept, written_rows(self.answers[step], data.block, data.rows)
+
+    def _mine(self, rows: int) -> range:
+        return share(rows, self.run.process, self.run.processes)
 
     def write(self, step: int) -> None:
         """Have the answers of a step, and where they are written together of those after it."""

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from kdcore import LanguageModel, Prompt, Sampling
-from kdcore.data.prompts import Completion, completions_from, completions_state, uniforms
 from kdcore.models import decoding
+from kdcore.models.completions import Completion, completions_from, completions_state, uniforms
 from kdcore.models.decoding import allowed, draw, is_exact_with_cache, sample
 
 PROMPTS = [Prompt(tuple(range(1, 2 + n)), 7 + n) for n in range(5)]

@@ -12,6 +12,7 @@ from test_rollout_rows import BLOCK, DIALOGUES, Lines
 
 from kdcore import Completion, Rollout, component
 from kdcore.api.train_options import RolloutOptions
+from kdcore.data.given import as_rows
 from kdcore.data.sampler import TrainingRows
 from kdcore.training.rollout_rows import RolloutRows
 
@@ -67,7 +68,7 @@ def prepared(student, loss, micro_batch):
     run.tokenizer, run.recipe.rollout = Lines(), Fixed(max_new_tokens=6)
     run.recipe.writing = RolloutOptions(prompt_tokens=3)
     run.recipe.data.rows, run.recipe.data.block = "pack", BLOCK
-    plain = TrainingRows(made.rows._epoch_rows, made.rows.order, 0, 1)
+    plain = TrainingRows(lambda _: as_rows(DIALOGUES, "train"), made.rows.order, 0, 1)
     made.rows = made.rollouts = RolloutRows(run, plain)
     return made
 

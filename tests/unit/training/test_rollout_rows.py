@@ -16,8 +16,9 @@ from kdcore_rollouts.student import StudentWrites
 from kdcore import Completion, Rollout, RunError, component
 from kdcore.api.schedule import Schedule
 from kdcore.api.train_options import RolloutOptions
-from kdcore.data.prompts import FIRST
+from kdcore.data.given import as_rows
 from kdcore.data.sampler import Order, TrainingRows
+from kdcore.models.completions import FIRST
 from kdcore.rollout.layout import WRITTEN
 from kdcore.training.rollout_rows import RolloutRows, WrittenAhead
 
@@ -72,7 +73,7 @@ def trainer(
     run.recipe.writing = RolloutOptions(**{"prompt_tokens": 3, **(written or {})})
     run.recipe.data.rows, run.recipe.data.block = layout, BLOCK
     run.recipe.data.streams = False
-    plain = TrainingRows(made.rows._epoch_rows, Order(len(rows), batch, 0), 0, 1)
+    plain = TrainingRows(lambda _: as_rows(rows, "train"), Order(len(rows), batch, 0), 0, 1)
     rolled = RolloutRows(run, plain)
     made.rows, made.rollouts = rolled, rolled
     made.checkpoints.components = {

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdcore.data.columns import Columns
+from kdcore.data.where import Columns
 
 FIRST = 1 << 40  # the number of the first written document, behind those of all data
 ANSWERS = 1 << 16  # so many numbers each prompt has, one for each of its answers
