@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,6 +12,9 @@ from kdcore.data.batch import Row
 from kdcore.data.collate import NOT_TRAINED
 from kdcore.data.columns import columns_at
 from kdcore.models.completions import Prompt, derived_seed
+
+if TYPE_CHECKING:
+    from kdcore.api.contracts import Stage
 
 _DRAW, _WRITE = 0x5A3E, 0x3217E  # streams of random numbers
 
@@ -66,6 +70,13 @@ class PromptCutter:
     @staticmethod
     def _is_text(labels: np.ndarray) -> bool:
         return bool((labels != NOT_TRAINED).all())
+
+
+def cutter_of(stage: Stage) -> PromptCutter:
+    """As a stage's tables say."""
+    assert stage.rollout is not None, "only stages that write cut prompts"
+    longest = stage.data.block - stage.rollout.max_new_tokens
+    return PromptCutter(stage.seed, stage.writing.prompt_tokens, longest)
 
 
 def stretches(trained: np.ndarray) -> list[tuple[int, int]]:

@@ -12,7 +12,7 @@ from kdcore.errors import RunError
 from kdcore.guard import plugin_errors
 from kdcore.models.completions import Completion, Prompt, completions_from, completions_state
 from kdcore.rollout.layout import WRITTEN, written_rows
-from kdcore.rollout.prompts import PromptCutter
+from kdcore.rollout.prompts import cutter_of
 from kdcore.rollout.statistics import Watch
 from kdcore.rollout.writing import write
 from kdcore.training.rng import RandomState
@@ -41,8 +41,7 @@ class RolloutRows:
         self.run, self._rows = run, rows
         self._rollout: Rollout = stage.rollout
         self._options = stage.writing
-        longest = stage.data.block - stage.rollout.max_new_tokens
-        self._cutter = PromptCutter(run.seed, stage.writing.prompt_tokens, longest)
+        self._cutter = cutter_of(stage)
         self.answers: dict[int, Answers] = {}  # by step, of all processes
         self._watch = Watch()
         self._seconds = 0.0  # spent on writing since somebody took them
