@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-from kdcore.api.contracts import Data, PreparedLoss, Rollout
+from kdcore.api.contracts import Data, PreparedLoss, Rollout, Teacher, Term
 from kdcore.api.options import iter_components
+from kdcore.api.train_options import RolloutOptions
 from kdcore.errors import Fault
 from kdcore.guard import call_checked
+from kdcore.recipe.build import Builder
 from kdcore.recipe.node import Node
 
-if TYPE_CHECKING:
-    from kdcore.recipe.assemble import Assembly
+
+class Assembly(Protocol):
+    """A stage being put together, as far as these rules look at it."""
+
+    tables: dict[str, Node]
+    data: Data | None
+    teacher: Teacher | None
+    rollout: Rollout | None
+    writing: RolloutOptions | None
+    terms: list[Term]
+    builder: Builder
 
 
 def rollout_faults(stage: Assembly) -> Iterator[Fault]:
