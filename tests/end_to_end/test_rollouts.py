@@ -66,7 +66,7 @@ eval_rows = 8
 CHAT = {
     "data": "{use='story-tasks', tasks=30, validation=8, block=160}",
     "rollout": "{use='student', max_new_tokens=24, share=1.0}",
-    "student.patch": "[{use='lora', rank=2, merge=false}]",
+    "student.patch": "[{use='lora', rank=2}]",
     "train.eval_rows": "4",
 }
 
