@@ -138,7 +138,7 @@ def test_chats_and_adapters(host):
     lines = [json.loads(line) for line in written(folder).splitlines()]
     assert lines
     for line in lines:
-        assert line["prompt"].rstrip().endswith("assistant"), "the template's generation prompt"
+        assert line["prompt"].rstrip().endswith("Assistant:"), "the template's generation prompt"
         assert line["source"] == "student"
     assert metrics(folder)[-1]["step"] == 6
 
