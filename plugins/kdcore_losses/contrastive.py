@@ -59,7 +59,7 @@ class DistiLLM2(PreparedLoss):
     ) -> _Side:
         """Of the answers of one writer, `logs` being its log-likelihoods and the other's [n]."""
         length = tokens.by_document(mine).clamp(min=1)
-        writer, other = (tokens.by_document(mine * each) / length for each in logs)
+        writer, other = (tokens.by_document(torch.where(mine, each, 0)) / length for each in logs)
         apart, share = writer.exp() - other.exp(), mine / length
         answers = tokens.over_step(share).sum()
         gap = torch.where(before.isnan(), tokens.over_step(share * apart).sum() / answers, before)
