@@ -233,9 +233,9 @@ def _itself(value: Tensor) -> Tensor:
 
 
 def _where_seen(ready: Tensor, seen: Tensor) -> Tensor:
-    """What is prepared, with that of a seen token elsewhere: it weighs 0 there, which NaN would not.
+    """What is prepared, and elsewhere what is prepared of a seen token, where it weighs nothing.
 
-    A teacher that knows some tokens only has no likelihood of the others.
+    NaN would: a teacher that knows some tokens only has no likelihood of the others.
     """
     if not len(ready):
         return ready

@@ -12,9 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdcore.api.contracts import Loss, Selection, Teacher, Tokens
+from kdcore.api.contracts import Loss, PreparedLoss, Selection, Teacher, Tokens
 from kdcore.data.batch import Batch, SparseLogits
+from kdcore.errors import PluginError
 from kdcore.models.head import nll_from_logits
+from kdcore.objective.selection import prepared_by
 from kdcore.objective.teachers import read, read_nll, read_outputs
 from kdcore.testing.fakes import TableTeacher, make_batch, make_tokens
 
@@ -39,8 +41,12 @@ def check_loss(
     """Assert that a loss is pure and finite: right shape, right gradient, each token for itself.
 
     A loss that needs a teacher is expected to be 0 where the student equals it, unless
-    `zero_at_equality` says otherwise. One with a `temperature` is checked from 0.05 to 10.
+    `zero_at_equality` says otherwise. One with a `temperature` is checked from 0.05 to 10. A loss
+    that prepares is checked with what it prepares of a small step, and its values may be anything.
     """
+    if isinstance(loss, PreparedLoss):
+        _check_prepared(loss)
+        return
     student, teacher, labels = _logits(3.0, seed=0), _logits(3.0, seed=1), _labels()
     _check_purity(loss, student, teacher, labels)
     _check_gradient(loss, student, teacher, labels)
@@ -89,6 +95,39 @@ def check_selection(selection: Selection, tokens: Tokens | None = None) -> None:
             kept = _kept(selection, some)
             again = _kept(selection, some)
             _require(kept.equal(again), selection, "keeps other tokens when asked again")
+
+
+class _Ready(Loss):
+    """A loss with what it prepared of the tokens whose labels count from 0."""
+
+    def __init__(self, loss: PreparedLoss, prepared: Tensor) -> None:
+        self._loss, self._prepared = loss, prepared
+        # The class has these for all losses.
+        self.name, self.needs_teacher = loss.name, loss.needs_teacher  # type: ignore[misc]
+
+    def per_token(self, student: Tensor, teacher: Tensor | None, labels: Tensor) -> Tensor:
+        return self._loss.per_token_prepared(student, teacher, labels, self._prepared[labels])
+
+
+def _check_prepared(loss: PreparedLoss) -> None:
+    rows = [list(range(n, n + 9)) for n in (1, 20, 40)]
+    teacher = TableTeacher() if loss.needs_teacher else None
+    tokens = make_tokens(make_batch(rows), teacher, loss=loss)
+    try:
+        ready, again = prepared_by(loss, tokens), prepared_by(loss, tokens)
+    except PluginError as error:
+        raise AssertionError(str(error)) from error
+    fits = ready.is_floating_point() and bool(ready.isfinite().all())
+    _require(fits, loss, f"prepared {ready.dtype} that is not floats, or is not finite")
+    _require(ready.equal(again), loss, "prepares something else when asked again for the same step")
+    made, labels = _Ready(loss, ready), _labels()
+    for spread in (3.0, 200.0):
+        student, other = _logits(spread, seed=0), _logits(spread, seed=1)
+        _check_numbers(made, student, other, labels, False, f"logits of +-{spread}")
+    student, other = _logits(3.0, seed=0), _logits(3.0, seed=1)
+    _check_purity(made, student, other, labels)
+    _check_gradient(made, student, other, labels)
+    _check_each_token_for_itself(made, student, other, labels)
 
 
 def _kept(selection: Selection, tokens: Tokens) -> Tensor:
