@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from kdcore.api.schedule import tensor_now as tensor_now
     from kdcore.api.schedule import value_now as value_now
     from kdcore.data.batch import Batch as Batch
+    from kdcore.data.batch import GappedLogits as GappedLogits
     from kdcore.data.batch import LogitsFn as LogitsFn
     from kdcore.data.batch import Row as Row
     from kdcore.data.batch import Rows as Rows
@@ -67,6 +68,7 @@ if TYPE_CHECKING:
     from kdcore.objective.teachers import load_teacher as load_teacher
     from kdcore.objective.teachers import read as read
     from kdcore.objective.teachers import read_nll as read_nll
+    from kdcore.objective.teachers import read_outputs as read_outputs
     from kdcore.redact import redact_secrets as redact_secrets
     from kdcore.runs import facts as facts
     from kdcore.runs import metrics as metrics
@@ -80,6 +82,10 @@ if TYPE_CHECKING:
     from kdcore.session import load as load
     from kdcore.session import plan as plan
     from kdcore.session import run as run
+    from kdcore.terminal.bars import progress as progress
+    from kdcore.terminal.display import is_watched as is_watched
+    from kdcore.terminal.display import show_live as show_live
+    from kdcore.terminal.libraries import DownloadBar as DownloadBar
     from kdcore.training.non_finite import load_rows as load_rows
 
 _MODULES = {
@@ -96,7 +102,7 @@ _EXPORTS = {
     "api.hookspecs": "Record",
     "api.options": "describe options_of",
     "api.schedule": "Schedule Scheduled tensor_now value_now",
-    "data.batch": "TeacherOutputs Batch SparseLogits LogitsFn Row Rows Split",
+    "data.batch": "TeacherOutputs Batch GappedLogits SparseLogits LogitsFn Row Rows Split",
     "data.encoding": "bos_of",
     "data.rows": "pack_documents pack_texts",
     "data.streaming": "stream_texts",
@@ -106,12 +112,15 @@ _EXPORTS = {
     "models.generation": "generate",
     "models.loading": "dtype_of load_config load_model load_tokenizer model_fingerprint",
     "objective.alignment": "RetokenizedBatch Retokenizer ids_of_same_bytes",
-    "objective.teachers": "load_teacher read read_nll",
+    "objective.teachers": "load_teacher read read_nll read_outputs",
     "redact": "redact_secrets",
     "runs.facts": "Facts",
     "runs.history": "History Series",
     "runs.open": "iter_batches",
     "session": "Result check load plan run",
+    "terminal.bars": "progress",
+    "terminal.display": "is_watched show_live",
+    "terminal.libraries": "DownloadBar",
     "training.non_finite": "load_rows",
 }
 

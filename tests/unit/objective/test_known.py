@@ -19,7 +19,7 @@ from kdcore_losses import (
 )
 
 from kdcore import PluginError
-from kdcore.data.columns import columns_of
+from kdcore.data.batch import columns_of
 from kdcore.objective.teachers import known_to
 from kdcore.testing import make_batch
 

@@ -341,7 +341,7 @@ def test_a_loss_that_prepares_is_checked_with_what_it_prepares():
 @pytest.mark.parametrize(
     ("loss", "message"),
     [
-        (PreparesAnew(), "prepares something else when asked again for the same step"),
+        (PreparesAnew(), "prepares something else the second time"),
         (PreparesNothing(), "prepared torch.float32 that is not floats, or is not finite"),
         (PreparesTooFew(), "from prepare, expected one row for each of 24 tokens"),
         (OverThePreparedChunk(), "gives a token other values when the chunk is smaller"),
