@@ -29,6 +29,7 @@ class Facts:
     objective: str
     tokens: str  # which tokens are trained on
     folder: Path
+    in_epochs: bool = True  # whether the recipe gives its length in epochs
 
     def rows(self) -> list[tuple[str, str]]:
         """Label and text of each fact that there is."""
@@ -92,6 +93,7 @@ def _facts(table: Table, name: str, folder: Path) -> Facts:
         objective=objective(table.get("loss", [])),
         tokens=component(table["selection"]) if table.get("selection") else "",
         folder=folder,
+        in_epochs=bool(table.get("train", {}).get("epochs")),
     )
 
 

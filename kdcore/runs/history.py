@@ -13,6 +13,7 @@ from kdcore.runs.metrics import is_part
 POINTS = 256  # more than any terminal has columns
 _FALLING = re.compile(r"(^|[/_.-])(loss|nll|ce|kl|perplexity|bits|error|divergence)($|[/_.-])")
 _BLOCKS = "▁▂▃▄▅▆▇█"
+_STEEP = 3.0  # highest by lowest value from which on a curve is drawn by its logarithm
 
 
 def lower_is_better(name: str) -> bool:
@@ -71,18 +72,29 @@ class Series:
         Spans without a value are empty texts.
         """
         spans: list[list[float]] = [[] for _ in range(width)]
-        means = [(point.step, point.sum / point.count) for point in list(self.points)]
+        means = self.means()
         for step, value in means:
             place = math.ceil(step * width / max(until, 1)) - 1
             spans[min(max(0, place), width - 1)].append(value)
         finite = [value for _, value in means if math.isfinite(value)]
         low, high = (min(finite), max(finite)) if finite else (0.0, 0.0)
-        return [_block(sum(v) / len(v), low, high) if v else "" for v in spans]
+        shown = _log if low > 0 and high > _STEEP * low else float
+        low, high = shown(low), shown(high)
+        return [_block(shown(sum(v) / len(v)), low, high) if v else "" for v in spans]
+
+    def means(self) -> list[tuple[int, float]]:
+        """Steps and values of the curve, thinned."""
+        return [(point.step, point.sum / point.count) for point in list(self.points)]
 
 
 def _halved(points: list[Point]) -> list[Point]:
     joined = [one.joined(next_) for one, next_ in zip(points[0::2], points[1::2], strict=False)]
     return joined + points[len(joined) * 2 :]
+
+
+def _log(value: float) -> float:
+    """What follows a steep beginning still moves."""
+    return math.log(value) if value > 0 else math.nan
 
 
 def _block(value: float, low: float, high: float) -> str:
