@@ -16,7 +16,8 @@ def curves(history: History, width: int, room: int, *, with_course: bool = True)
     has_head = bool(all_rows) and room > len(all_rows)
     room -= has_head
     shown = all_rows if len(all_rows) <= room else all_rows[: max(room - 1, 0)]
-    names = max([len(label) for label, _ in shown], default=0)
+    left_out = f"and {len(all_rows) - len(shown)} more" if len(shown) < len(all_rows) else ""
+    names = max([len(label) for label, _ in shown] + [len(left_out)])
     names = min(names, max(width - 8 - 2, 1), 24)
     beside = width - names - 2 * 8 - 3 * 2
     grid = _grid(names, with_best=beside >= -2, beside=max(beside, 0))
@@ -26,8 +27,8 @@ def curves(history: History, width: int, room: int, *, with_course: bool = True)
         if beside > 0:
             cells.append(_beside(history, series, beside, with_course))
         grid.add_row(*cells[: len(grid.columns)])
-    if len(shown) < len(all_rows):
-        grid.add_row(Text(f"and {len(all_rows) - len(shown)} more", "dim"))
+    if left_out:
+        grid.add_row(Text(left_out, "dim"))
     return grid
 
 

@@ -33,7 +33,7 @@ class Plot:
         ]
         values = [value for some in points for _, value in some]
         rows = self.lines - 2
-        if not values or rows < _LEAST:
+        if max(map(len, points), default=0) < 2 or rows < _LEAST:
             return
         axis = _Axis.of(min(values), max(values))
         labels = [axis.label(1 - row / (rows - 1)) for row in range(rows)]
@@ -44,7 +44,8 @@ class Plot:
         yield self._legend(axis, options.max_width)
         every = max((rows - 1) // 4, 1)
         for row in range(rows):
-            told = labels[row] if row % every == 0 and row + every // 2 < rows else ""
+            is_told = row % every == 0 and row + every // 2 < rows and len({*labels}) > 1
+            told = labels[row] if is_told else ""
             told = labels[row] if row == rows - 1 else told
             yield Text.assemble((f"{told:>{margin - 1}} ┤", "dim"), *canvas.row(row))
         last = f"step {self.until:,}"

@@ -36,10 +36,11 @@ class Reflowing(Screen):
 class Terminal(io.StringIO):
     """Standard error of a program that runs in such a terminal."""
 
-    def __init__(self, kind, columns, lines):
+    def __init__(self, kind, columns, lines, newline_is_return=True):
         super().__init__()
         self.screen = kind(columns, lines)
-        self.screen.set_mode(pyte.modes.LNM)  # a line's end is a return too
+        if newline_is_return:  # as the system has it between a program and its terminal
+            self.screen.set_mode(pyte.modes.LNM)
         self._stream = pyte.Stream(self.screen)
 
     def isatty(self):
