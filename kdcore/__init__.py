@@ -32,7 +32,12 @@ if TYPE_CHECKING:
     from kdcore.api.hookspecs import Record as Record
     from kdcore.api.options import describe as describe
     from kdcore.api.options import options_of as options_of
+    from kdcore.api.schedule import Schedule as Schedule
+    from kdcore.api.schedule import Scheduled as Scheduled
+    from kdcore.api.schedule import tensor_now as tensor_now
+    from kdcore.api.schedule import value_now as value_now
     from kdcore.data.batch import Batch as Batch
+    from kdcore.data.batch import GappedLogits as GappedLogits
     from kdcore.data.batch import LogitsFn as LogitsFn
     from kdcore.data.batch import Row as Row
     from kdcore.data.batch import Rows as Rows
@@ -47,6 +52,7 @@ if TYPE_CHECKING:
     from kdcore.errors import PluginError as PluginError
     from kdcore.errors import RecipeError as RecipeError
     from kdcore.errors import RunError as RunError
+    from kdcore.errors import Unreachable as Unreachable
     from kdcore.errors import UsageError as UsageError
     from kdcore.hashing import tokenizer_hash as tokenizer_hash
     from kdcore.models.causal_lm import LanguageModel as LanguageModel
@@ -56,9 +62,13 @@ if TYPE_CHECKING:
     from kdcore.models.loading import load_model as load_model
     from kdcore.models.loading import load_tokenizer as load_tokenizer
     from kdcore.models.loading import model_fingerprint as model_fingerprint
+    from kdcore.objective.alignment import RetokenizedBatch as RetokenizedBatch
+    from kdcore.objective.alignment import Retokenizer as Retokenizer
+    from kdcore.objective.alignment import ids_of_same_bytes as ids_of_same_bytes
     from kdcore.objective.teachers import load_teacher as load_teacher
     from kdcore.objective.teachers import read as read
     from kdcore.objective.teachers import read_nll as read_nll
+    from kdcore.objective.teachers import read_outputs as read_outputs
     from kdcore.redact import redact_secrets as redact_secrets
     from kdcore.runs import facts as facts
     from kdcore.runs import metrics as metrics
@@ -91,16 +101,18 @@ _EXPORTS = {
     "Stage Teacher Tokenizer Tokens component hookimpl",
     "api.hookspecs": "Record",
     "api.options": "describe options_of",
-    "data.batch": "TeacherOutputs Batch SparseLogits LogitsFn Row Rows Split",
+    "api.schedule": "Schedule Scheduled tensor_now value_now",
+    "data.batch": "TeacherOutputs Batch GappedLogits SparseLogits LogitsFn Row Rows Split",
     "data.encoding": "bos_of",
     "data.rows": "pack_documents pack_texts",
     "data.streaming": "stream_texts",
-    "errors": "KdcoreError PluginError RecipeError RunError UsageError",
+    "errors": "KdcoreError PluginError RecipeError RunError Unreachable UsageError",
     "hashing": "tokenizer_hash",
     "models.causal_lm": "LanguageModel",
     "models.generation": "generate",
     "models.loading": "dtype_of load_config load_model load_tokenizer model_fingerprint",
-    "objective.teachers": "load_teacher read read_nll",
+    "objective.alignment": "RetokenizedBatch Retokenizer ids_of_same_bytes",
+    "objective.teachers": "load_teacher read read_nll read_outputs",
     "redact": "redact_secrets",
     "runs.facts": "Facts",
     "runs.history": "History Series",

@@ -83,9 +83,9 @@ class Result:
         The weights are the final ones, those of the checkpoint of `step`, or of an unfinished run
         the newest.
         """
-        from kdcore.runs.open import open_run
+        from kdcore.runs.open import begun, open_stage
 
-        return open_run(self.folder, _host(plugins), step=step)
+        return open_stage(begun(self.folder, _host(plugins), step=step))
 
 
 def run(

@@ -20,7 +20,7 @@ from kdcore.errors import RunError, UsageError
 from kdcore.formatting import percent
 from kdcore.plugin.manager import PluginManager
 from kdcore.recipe.recipe import read_recipe
-from kdcore.runs.open import open_stage
+from kdcore.runs.open import not_begun, open_stage
 from kdcore.terminal.bars import progress
 
 if TYPE_CHECKING:
@@ -145,8 +145,8 @@ def _opened(
             "{...}}"
         )
     for each in found:
-        with open_stage(recipe, each, out) as run:
-            yield list(works(run))
+        with not_begun(recipe, each, out) as request:
+            yield list(works(open_stage(request, upto="ids")))
 
 
 @contextmanager

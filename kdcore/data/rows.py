@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import copy
 from typing import TYPE_CHECKING, overload
 from weakref import WeakKeyDictionary
 
@@ -14,6 +15,7 @@ from kdcore.data.batch import Row, Split, TextSource
 from kdcore.data.encoding import bos_of
 from kdcore.data.packing import Pieces
 from kdcore.data.tokenized import TokenStore, tokenise
+from kdcore.data.where import Columns
 from kdcore.errors import RunError, UsageError
 
 if TYPE_CHECKING:
@@ -52,6 +54,23 @@ class RowDataset(Sequence[Row]):
             f"the {self.split.name} data hands over rows, and what was asked for needs whole "
             "documents"
         )
+
+    def pieces(self) -> Pieces:
+        """The pieces of documents that it is made of, where these are isolated from one another."""
+        raise RunError(
+            f"the {self.split.name} data hands over rows, and train.batch_documents needs whole "
+            "documents: say train.batch in its place"
+        )
+
+    def laid_anew(self, pieces: Pieces) -> RowDataset:
+        """Rows of the same documents that are made of these pieces instead."""
+        raise NotImplementedError
+
+    def columns(self) -> Iterable[Columns]:
+        """Those of all documents, in order; nothing where they have none."""
+        for row in self:
+            given = row.get("columns") or {}
+            yield from [given] if isinstance(given, Mapping) else given
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> RowDataset:
         """Some of the rows, in that order."""
@@ -95,6 +114,17 @@ class PieceRows(RowDataset):
         self.lengths = pieces.row_lengths()
         self._part, self._at = store.locate(pieces.document, pieces.offset)
 
+    def pieces(self) -> Pieces:
+        """Those of whole documents; rows that are cut across documents have none."""
+        return self._pieces if self._pieces.isolated else super().pieces()
+
+    def laid_anew(self, pieces: Pieces) -> RowDataset:
+        """The store and everything else that is known of documents stays."""
+        rows = copy(self)
+        rows._pieces, rows.lengths = pieces, pieces.row_lengths()
+        rows._part, rows._at = self._store.locate(pieces.document, pieces.offset)
+        return rows
+
     def ids(self, places: np.ndarray) -> np.ndarray:
         """Looked up on disk."""
         return self._store.at(places)
@@ -121,10 +151,19 @@ class PieceRows(RowDataset):
         }
         known = {key: array for key, array in found.items() if array is not None}
         ends = lengths.cumsum().tolist()
-        return [
+        made: list[Row] = [
             {key: array[end - length : end] for key, array in known.items()}
             for end, length in zip(ends, lengths.tolist(), strict=True)
         ]
+        columns = self._store.columns
+        if columns is None:
+            return made
+        whose = np.split(pieces.document[some], counts.cumsum()[:-1])
+        return [{**row, "columns": columns.of(each)} for row, each in zip(made, whose, strict=True)]
+
+    def columns(self) -> Iterable[Columns]:
+        """As they are stored, whether a document is in a row or not."""
+        return self._store.columns or ()
 
 
 def _counted(lengths: np.ndarray) -> np.ndarray:

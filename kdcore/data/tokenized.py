@@ -10,13 +10,23 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
 from threading import Thread
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from kdcore.data.batch import TextSource
-from kdcore.data.encoding import Encoder, SpelledCount
+from kdcore.data.columns import StoredColumns, to_text
+from kdcore.data.encoding import (
+    Document,
+    Encoder,
+    SpelledCount,
+    checked_document,
+    documents_of,
+    given_ids,
+    pair_of,
+)
 from kdcore.data.token_cache import verified
+from kdcore.data.where import column_fault
 from kdcore.errors import KdcoreError, PluginError, RunError
 from kdcore.hashing import digest
 from kdcore.terminal.bars import Bar, progress
@@ -45,8 +55,10 @@ class TokenStore:
         lengths: np.ndarray,
         labels: Sequence[np.ndarray] | None = None,
         documents: int | None = None,
+        columns: StoredColumns | None = None,
     ) -> None:
         self._parts, self._labels = parts, labels
+        self.columns = columns  # None: no document has any
         self._begins = np.cumsum([0, *map(len, self._parts)])[:-1]
         self.lengths = lengths.astype(np.int64)  # [documents]
         self.dropped = 0 if documents is None else documents - len(self.lengths)
@@ -63,7 +75,17 @@ class TokenStore:
         labels = None
         if "labels" in table.column_names:
             labels = [_array(part) for part in table["labels"].chunks]
-        return cls(parts, np.concatenate(lengths), labels, documents)
+        columns = _strings(table["columns"]) if "columns" in table.column_names else None
+        return cls(parts, np.concatenate(lengths), labels, documents, columns)
+
+    def checksum(self) -> str:
+        """Of everything that is stored: columns have no part in the fingerprint."""
+        if self.columns is None:
+            return self.fingerprint()
+        hashed = digest()
+        for columns in self.columns:
+            hashed.update(f"{to_text(columns)}\n".encode())
+        return f"{self.fingerprint()} {hashed.hexdigest()}"
 
     def fingerprint(self) -> str:
         """Of all tokens, their order, their labels, and where documents begin."""
@@ -114,11 +136,16 @@ def tokenise(data: TextSource, split: str, tokenizer: PreTrainedTokenizerBase) -
         raise RunError(f"data {data} has no text in its {split!r} split")
     texts.spelled.tell(split, texts.filled)
 
+    work: Callable[[Any], dict[str, Any]] = encoder.with_columns if texts.known else encoder
+
     def portions() -> Iterator[dict[str, np.ndarray]]:
         again = _Texts(data, split, encoder)
         processes = cpu_count() if texts.characters > _LARGE else 1
+        items = map(pair_of, again) if texts.known else again
+        size: Callable[[Any], int] = _size if texts.known else len
+        portions = by_size(items, size)
         with progress(f"tokenising {split} texts", texts.characters, "characters") as bar:
-            yield from map_in_order(encoder, _watched(by_size(again, len), bar), processes)
+            yield from map_in_order(work, _watched(portions, size, bar), processes)
         if again.key() != key:
             raise PluginError(
                 f"data {data.name!r} gave other texts when it was asked for its {split!r} split "
@@ -126,7 +153,8 @@ def tokenise(data: TextSource, split: str, tokenizer: PreTrainedTokenizerBase) -
             )
 
     def opened() -> TokenStore:
-        return TokenStore.of(stored(portions, key, ("ids", "lengths")), texts.documents)
+        keys = ("ids", "lengths", *(["columns"] if texts.known else []))
+        return TokenStore.of(stored(portions, key, keys), texts.documents)
 
     return verified(opened, key)
 
@@ -138,11 +166,13 @@ def stored(
     from datasets import Dataset, Features, List, Value
     from datasets.exceptions import DatasetGenerationError
 
-    ids = List(Value("int32"))
+    kinds = dict.fromkeys(columns, List(Value("int32")))
+    if "columns" in columns:
+        kinds["columns"] = List(Value("string"))
     try:
         return Dataset.from_generator(
             portions,
-            features=Features(dict.fromkeys(columns, ids)),
+            features=Features(kinds),
             fingerprint=f"kdcore-{key}",
             writer_batch_size=_WRITE,
         )
@@ -159,22 +189,31 @@ class _Texts:
         self._hashed.update(encoder.fingerprint().encode())
         self.spelled = SpelledCount(encoder)
         self.documents = self.filled = self.characters = 0
+        self.known = False  # whether some are more than texts
 
-    def __iter__(self) -> Iterator[str]:
-        for text in self._data.texts(self._split):
-            encoded = utf8(text, self._data, self._split)
+    def __iter__(self) -> Iterator[str | Document]:
+        for given in documents_of(self._data, self._split):
+            document = checked_document(given, self._data, self._split)
             self.documents += 1
-            if text:
+            text, columns = pair_of(document)
+            if len(text):
+                encoded = text.encode() if isinstance(text, str) else text.tobytes()
                 self.filled += 1
                 self.characters += len(text)
                 self._hashed.update(b"%d " % len(encoded))
                 self._hashed.update(encoded)
-                yield text
+                if not isinstance(document, str):
+                    self.known = True
+                    kind = "text" if isinstance(text, str) else "ids"
+                    self._hashed.update(f" {kind} {len(columns)} {columns}".encode())
+                yield document
 
     def read(self, bar: Bar) -> str:
         """Read all of them for their key, and look at them."""
-        for text in self:
-            self.spelled.see(text)
+        for document in self:
+            text, _ = pair_of(document)
+            if isinstance(text, str):
+                self.spelled.see(text)
             bar.advance(len(text))
         return self.key()
 
@@ -183,27 +222,17 @@ class _Texts:
         return self._hashed.hexdigest()
 
 
-def _watched(portions: Iterable[list[str]], bar: Bar) -> Iterator[list[str]]:
+def _size(document: Document) -> int:
+    return len(document[0])
+
+
+def _watched(
+    portions: Iterable[list[_Item]], size: Callable[[_Item], int], bar: Bar
+) -> Iterator[list[_Item]]:
     """The same, counted when the next one is asked for."""
     for portion in portions:
         yield portion
-        bar.advance(sum(map(len, portion)))
-
-
-def utf8(text: object, data: TextSource, split: str) -> bytes:
-    """A text's bytes. What is no text, or has half a character, cannot be tokenised."""
-    if not isinstance(text, str):
-        raise PluginError(
-            f"data {data.name!r}: texts({split!r}) gave a {type(text).__name__}, and must give str"
-        )
-    try:
-        return text.encode()
-    except UnicodeEncodeError as error:
-        half, before = text[error.start], text[max(0, error.start - 20) : error.start]
-        raise PluginError(
-            f"data {data.name!r}: texts({split!r}) gave half a character, {half!r}, behind "
-            f"{before!r}"
-        ) from error
+        bar.advance(sum(map(size, portion)))
 
 
 def by_size(items: Iterable[_Item], size: Callable[[_Item], int]) -> Iterator[list[_Item]]:
@@ -224,7 +253,16 @@ def _array(part: Any) -> np.ndarray:
     return flat
 
 
-_COLUMNS = ("ids", "labels", "lengths")
+def _strings(lists: Any) -> StoredColumns | None:
+    """Arrow's lists of texts, flat, where they lie; None where all are empty."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    flat = pa.chunked_array([part.flatten() for part in lists.chunks], pa.string())
+    return StoredColumns(flat) if pc.sum(pc.binary_length(flat)).as_py() else None
+
+
+_COLUMNS = ("ids", "labels", "lengths", "columns")
 
 
 def store_documents(
@@ -245,41 +283,29 @@ def store_documents(
     return verified(lambda: TokenStore.of(stored(portions, key, _COLUMNS)), key)
 
 
-def _joined(portion: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+def _joined(portion: list[dict[str, Any]]) -> dict[str, Any]:
     nothing = np.empty(0, np.int32)
     flat = {
         key: np.concatenate([nothing, *(row[key] for row in portion)]) for key in ("ids", "labels")
     }
-    return flat | {"lengths": np.array([len(row["ids"]) for row in portion], np.int32)}
+    lengths = np.array([len(row["ids"]) for row in portion], np.int32)
+    return flat | {"lengths": lengths, "columns": [row["columns"] for row in portion]}
 
 
-def _checked(documents: Iterable[Row], which: str) -> Iterator[dict[str, np.ndarray]]:
+def _checked(documents: Iterable[Row], which: str) -> Iterator[dict[str, Any]]:
     """The ids and labels of each document that has any; without labels all of it is trained."""
     for index, row in enumerate(documents):
         said = which.format(index)
-        ids = _given_ids(row.get("input_ids"), f"{said} has 'input_ids'")
+        ids = given_ids(row.get("input_ids"), f"{said} has 'input_ids'")
         given = row.get("labels")
-        labels = ids if given is None else _given_ids(given, f"{said} has 'labels'")
+        labels = ids if given is None else given_ids(given, f"{said} has 'labels'")
         if len(ids) != len(labels):
             raise PluginError(f"{said} has {len(labels)} labels for {len(ids)} ids")
+        columns = row.get("columns")
+        if columns is not None and (fault := column_fault(columns)):
+            raise PluginError(f"{said} has {fault}")
         if len(ids):
-            yield {"ids": ids, "labels": labels}
-
-
-def _given_ids(values: Any, which: str) -> np.ndarray:
-    array = np.asarray([] if values is None else values)
-    if array.ndim == 1 and not len(array):
-        return array.astype(np.int32)
-    if array.ndim != 1 or array.dtype.kind not in "iu":
-        _refuse(which, array)
-    return array.astype(np.int32)
-
-
-def _refuse(which: str, array: np.ndarray) -> NoReturn:
-    raise PluginError(
-        f"{which} of the shape {list(array.shape)} and the type {array.dtype}, and must have a "
-        "flat list of whole numbers"
-    )
+            yield {"ids": ids, "labels": labels, "columns": to_text(columns)}
 
 
 _Made = TypeVar("_Made")

@@ -49,6 +49,7 @@ def training_line(record: Record) -> Line:
         "tokens_per_second": record.tokens_per_second,
         **{f"selection/{name}": value for name, value in record.selection.items()},
         **{f"gradient/{label}": share for label, share in record.gradient.items()},
+        **{f"teacher/{name}": value for name, value in record.teacher.items()},
     }
 
 
