@@ -91,7 +91,6 @@ def _curves(history: History, width: int, parts: bool) -> Iterator[RenderableTyp
 
 
 _SAME = ["eval/perplexity", "eval/bits_per_byte"]  # other units of eval/nll
-_UNITS = dict(zip(_SAME, ("perplexity", "bits/byte"), strict=True))
 
 
 def rows(history: History, *, parts: bool = False) -> list[tuple[str, Series]]:
@@ -121,7 +120,10 @@ def note(history: History, series: Series) -> str:
     """
     if series.name == "eval/nll":
         same = [history.series[name] for name in _SAME if name in history.series]
-        return ", ".join(f"{_UNITS[one.name]} {formatting.value(one.now)}" for one in same)
+        units = [one.name.removeprefix("eval/").replace("_per_", "/") for one in same]
+        return ", ".join(
+            f"{unit} {formatting.value(one.now)}" for unit, one in zip(units, same, strict=True)
+        )
     share = history.series.get(series.name.replace("loss/", "gradient/", 1))
     if series.name.startswith("loss/") and share is not None and math.isfinite(share.now):
         return f"{formatting.percent(share.now)} of the gradient"
