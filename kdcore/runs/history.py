@@ -29,6 +29,10 @@ class Point:
     sum: float
     count: int
 
+    def take(self, step: int, value: float) -> None:
+        """Take one more value in."""
+        self.step, self.sum, self.count = step, self.sum + value, self.count + 1
+
     def joined(self, later: Point) -> Point:
         """One point for both."""
         return Point(later.step, self.sum + later.sum, self.count + later.count)
@@ -45,26 +49,29 @@ class Series:
     best_step: int = 0
     points: list[Point] = field(default_factory=list)
     _stride: int = 1  # values in a point that is full
+    _falls: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._falls = lower_is_better(self.name)
 
     def add(self, step: int, value: float) -> None:
         """Take in the value at a step."""
         if not self.points:
             self.first = value
         self.now = value
-        self._extend(Point(step, value, 1))
-        if math.isfinite(value) and (math.isnan(self.best) or self._beats(value)):
+        if self.points and self.points[-1].count < self._stride:
+            self.points[-1].take(step, value)
+        else:
+            self._begin(Point(step, value, 1))
+        beats = value < self.best if self._falls else value > self.best
+        if (beats or math.isnan(self.best)) and math.isfinite(value):
             self.best, self.best_step = value, step
 
-    def _extend(self, point: Point) -> None:
-        if self.points and self.points[-1].count < self._stride:
-            point = self.points.pop().joined(point)
+    def _begin(self, point: Point) -> None:
         self.points.append(point)
         if len(self.points) > POINTS:
             self.points = _halved(self.points)
             self._stride *= 2
-
-    def _beats(self, value: float) -> bool:
-        return value < self.best if lower_is_better(self.name) else value > self.best
 
     def course(self, width: int, until: int) -> list[str]:
         """The curve from the first step to `until`, a character for each of `width` equal spans.
@@ -135,7 +142,10 @@ class History:
                 self.latest[key] = value
 
     def _take(self, key: str, value: object) -> None:
-        if isinstance(value, str):
+        known = self.series.get(key)
+        if known is not None and type(value) is float:  # nearly always
+            known.add(self.step, value)
+        elif isinstance(value, str):
             self.texts[key.removeprefix("eval/")] = plain(value)
         elif value is None or isinstance(value, int | float):
             curve = self.series.setdefault(key, Series(key))

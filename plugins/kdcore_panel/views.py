@@ -66,7 +66,7 @@ class View:
 
 
 def _earlier(folder: Path, step: int) -> Iterator[metrics.Line]:
-    for line in metrics.read_metrics(folder):
+    for line in metrics.iter_metrics(folder):
         at = line["step"]
         if isinstance(at, int) and at <= step:
             yield line
