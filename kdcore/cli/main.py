@@ -243,7 +243,7 @@ def main() -> None:
         # Rows of many lengths would leave holes in a GPU's memory. torch 2.8 knows the older name.
         os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     for library in ("HF_DATASETS", "HF_HUB"):  # and so transformers'; kdcore has its own
-        os.environ.setdefault(f"{library}_DISABLE_PROGRESS_BARS", "1")
+        os.environ[f"{library}_DISABLE_PROGRESS_BARS"] = "1"
     try:
         with AtOnceSignals():
             try:
