@@ -249,6 +249,7 @@ def main() -> None:
             try:
                 code = _exit_code()
             finally:
+                _give_terminal_back()
                 _leave_processes()
     except (AtOnce, KeyboardInterrupt) as late:
         code = _interrupted(number_of(late))
@@ -264,6 +265,13 @@ def _open_closed() -> None:
                 os.dup2(opened, number)
                 os.close(opened)
             setattr(sys, name, os.fdopen(number, "w" if number else "r"))
+
+
+def _give_terminal_back() -> None:
+    """What an interrupt tore off may still be shown."""
+    display = sys.modules.get("kdcore.terminal.display")
+    if display is not None:
+        display.give_back()
 
 
 def _leave_processes() -> None:
@@ -319,6 +327,7 @@ def _refused(error: BaseException) -> str | None:
 
 
 def _said(message: object, code: int) -> int:
+    _give_terminal_back()
     print(f"kdcore: {redact_own_secrets(str(message))}", file=sys.stderr)
     return code
 

@@ -72,6 +72,16 @@ def show_live(part: RenderableType, console: Console | None = None) -> Shown:
         return Shown(display, part)
 
 
+def give_back() -> None:
+    """Take away whatever is shown: at the end of a command, also where something was torn off."""
+    global _current
+    with _lock:
+        display, _current = _current, None
+        if display is not None:
+            display.parts = []
+            display.close()
+
+
 class Display(Live):
     """A live display that survives a change of the terminal's size.
 

@@ -11,7 +11,7 @@ from terminals import Reflowing, Screen, terminal
 from told import a_record, fake_run, some_scores
 
 from kdcore.terminal.bars import Bar
-from kdcore.terminal.display import show_live
+from kdcore.terminal.display import give_back, show_live
 
 COLUMNS, LINES = (60, 80, 120, 200), (14, 24, 50)
 SIZES = [(columns, lines) for columns in COLUMNS for lines in LINES]
@@ -135,3 +135,13 @@ def test_a_bar_that_was_there_first_stays_above_the_panel(tmp_path):
         print("from elsewhere", file=sys.stderr)
         assert "from elsewhere" in stream.screen.shown()
         view.end(None)
+
+
+def test_what_an_interrupt_tore_off_is_taken_away_at_the_end():
+    with terminal(Screen, 80, 24) as (stream, console):
+        torn = show_live(Bar("tokenising train texts", 100, "characters"), console)
+        assert any("tokenising" in line for line in stream.screen.shown())
+        give_back()
+        assert not any(stream.screen.shown()) and not stream.screen.cursor.hidden
+        torn.close()  # by the garbage collector, later
+        give_back()
