@@ -243,12 +243,13 @@ def main() -> None:
         # Rows of many lengths would leave holes in a GPU's memory. torch 2.8 knows the older name.
         os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     for library in ("HF_DATASETS", "HF_HUB"):  # and so transformers'; kdcore has its own
-        os.environ.setdefault(f"{library}_DISABLE_PROGRESS_BARS", "1")
+        os.environ[f"{library}_DISABLE_PROGRESS_BARS"] = "1"
     try:
         with AtOnceSignals():
             try:
                 code = _exit_code()
             finally:
+                _give_terminal_back()
                 _leave_processes()
     except (AtOnce, KeyboardInterrupt) as late:
         code = _interrupted(number_of(late))
@@ -264,6 +265,13 @@ def _open_closed() -> None:
                 os.dup2(opened, number)
                 os.close(opened)
             setattr(sys, name, os.fdopen(number, "w" if number else "r"))
+
+
+def _give_terminal_back() -> None:
+    """What an interrupt tore off may still be shown."""
+    display = sys.modules.get("kdcore.terminal.display")
+    if display is not None:
+        display.give_back()
 
 
 def _leave_processes() -> None:
@@ -319,6 +327,7 @@ def _refused(error: BaseException) -> str | None:
 
 
 def _said(message: object, code: int) -> int:
+    _give_terminal_back()
     print(f"kdcore: {redact_own_secrets(str(message))}", file=sys.stderr)
     return code
 
