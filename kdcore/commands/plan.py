@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +16,7 @@ from rich.text import Text
 from kdcore.analysis.plan import StagePlan, plans_of
 from kdcore.cli.examples import examples
 from kdcore.cli.main import plugin_manager
+from kdcore.commands.fitting import labelled
 from kdcore.commands.output import Plugins, tell
 from kdcore.errors import KdcoreError
 from kdcore.formatting import count, percent, size
@@ -62,7 +63,7 @@ def plan(
         for said in _warnings(found, each.stage.name, out):
             tell(Padding(Text(said, "yellow"), _MARGIN), "")
         symbols |= each.symbols
-    tell(Text("symbols", "bold"), _grid(symbols.items()))
+    tell(Text("symbols", "bold"), labelled(symbols.items()))
 
 
 def _warnings(recipe: Recipe, stage: str, out: Path) -> list[str]:
@@ -80,22 +81,13 @@ def _warnings(recipe: Recipe, stage: str, out: Path) -> list[str]:
 
 
 def _tell_stage(plan: StagePlan) -> None:
-    tell(Text(plan.stage.run_name, "bold"), _grid(_facts(plan)), "")
+    tell(Text(plan.stage.run_name, "bold"), labelled(_facts(plan)), "")
     tell(Padding(Text(plan.objective), _MARGIN), "")
     if plan.estimate is not None:
         tell(_parameters(plan.estimate), "", _memory(plan.estimate), "")
         tell(_disk(plan), "")
     if plan.unknown:
-        tell(Padding(Text(_UNKNOWN, "yellow"), _MARGIN), _grid(_by_cause(plan.unknown)), "")
-
-
-def _grid(rows: Iterable[tuple[str, str]]) -> Padding:
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="cyan", no_wrap=True)
-    table.add_column(overflow="fold")
-    for label, text in rows:
-        table.add_row(label, Text(text))
-    return Padding(table, _MARGIN)
+        tell(Padding(Text(_UNKNOWN, "yellow"), _MARGIN), labelled(_by_cause(plan.unknown)), "")
 
 
 def _by_cause(unknown: Sequence[str]) -> Facts:
