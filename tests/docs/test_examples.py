@@ -16,11 +16,12 @@ import kdcore
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
 ALPHA = EXAMPLES / "kdcore-alpha"
+NGRAM = EXAMPLES / "kdcore-ngram"
 
 
 @pytest.mark.parametrize("file", sorted(EXAMPLES.glob("*/*.py")), ids=lambda file: file.stem)
 def test_examples_import_the_public_api_and_torch_only(file):
-    allowed = {*sys.stdlib_module_names, "torch", "kdcore"}
+    allowed = {*sys.stdlib_module_names, "torch", "pydantic", "kdcore"}
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.ImportFrom):
             assert node.module.partition(".")[0] in allowed
@@ -32,10 +33,11 @@ def test_examples_import_the_public_api_and_torch_only(file):
 
 
 @pytest.mark.slow
-def test_the_tests_of_the_example_pass():
-    environment = {**os.environ, "PYTHONPATH": str(ALPHA)}
+@pytest.mark.parametrize("example", [ALPHA, NGRAM], ids=lambda path: path.name)
+def test_the_tests_of_the_example_pass(example):
+    environment = {**os.environ, "PYTHONPATH": str(example)}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests"]
-    done = subprocess.run(command, cwd=ALPHA, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=example, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
 
@@ -69,7 +71,7 @@ class Environment:
 @pytest.fixture(scope="module")
 def wheels(tmp_path_factory) -> list[str]:
     folder = tmp_path_factory.mktemp("wheels")
-    for project in (ROOT, ALPHA):
+    for project in (ROOT, ALPHA, NGRAM):
         command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir"]
         subprocess.run([*command, str(folder), str(project)], check=True, capture_output=True)
     return [str(wheel) for wheel in folder.iterdir()]
@@ -88,7 +90,8 @@ def here(tmp_path) -> Path:
     """An empty folder with the recipe: nothing of the repository is near."""
     folder = tmp_path / "here"
     folder.mkdir()
-    shutil.copy(ALPHA / "alpha.toml", folder)
+    for recipe in (ALPHA / "alpha.toml", NGRAM / "ngram.toml"):
+        shutil.copy(recipe, folder)
     return folder
 
 
@@ -107,6 +110,18 @@ def test_an_installed_example_is_used_by_a_recipe(environment, here):
     assert trained[-1]["loss"] < trained[0]["loss"]
     assert len((run / "curve.csv").read_text().splitlines()) == 1 + len(trained)
     assert (run / "final" / "model.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_a_teacher_with_state_is_in_the_checkpoints(environment, here):
+    done = environment.kdcore("run", "ngram.toml", "--set", "train.save_every=10", cwd=here)
+    assert done.returncode == 0, done.stderr
+    (run,) = (here / "runs").glob("ngram-*")
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    trained = [line for line in lines if "loss/kl" in line]
+    assert trained[-1]["loss/kl"] < trained[0]["loss/kl"]
+    verified = environment.kdcore("plugins", "ngram", "--verify", cwd=here)
+    assert verified.returncode == 0, verified.stdout
 
 
 @pytest.mark.slow
