@@ -133,6 +133,9 @@ _EXPORTS = {
     "training.non_finite": "load_rows",
 }
 
+API_VERSION = 2
+"""Goes up where plugins have to change; 1 is that of kdcore 0.1."""
+
 _MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names.split()}
 __all__ = sorted([*_MODULE_OF, *_MODULES])
 
