@@ -63,7 +63,7 @@ def test_the_best_step_is_kept_and_final(host, caplog, capsys):
     card = (folder / "final" / "README.md").read_text()
     assert f"The weights are those after step 1: {said}." in card
     tell_results([folder], as_json=True)
-    assert json.loads(capsys.readouterr().out)["scores"]["eval/nll"] == best
+    assert json.loads(capsys.readouterr().out)["scores"]["nll"] == best
 
 
 def test_where_the_last_step_is_best_nothing_else_is_kept(host):
