@@ -290,4 +290,4 @@ def _kept(plan: StagePlan) -> int:
     if every == "epoch":
         every = math.ceil(plan.in_epoch / train.drawn) if plan.in_epoch else 1
     written = train.save_keep + 1 if plan.steps is None else math.ceil(plan.steps / every)
-    return int(min(train.save_keep + 1, written))
+    return int(min(train.save_keep + 1, written)) + (train.keep_best is not None)

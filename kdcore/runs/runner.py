@@ -196,6 +196,7 @@ def _train(trainer: Trainer) -> None:
     try:
         host.emit("kdcore_run_start", run=run)
         trainer.train()
+        trainer.put_back_best()
         finish_student(run)
         with main_first(trainer.accelerator):
             if run.main:
