@@ -13,8 +13,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
-
 from kdcore.analysis.memory import Estimate, estimate
 from kdcore.api.contracts import Data, Teacher
 from kdcore.api.options import describe
@@ -22,13 +20,12 @@ from kdcore.data.batch import Rows
 from kdcore.data.encoding import bos_of
 from kdcore.errors import KdcoreError
 from kdcore.guard import call_checked
-from kdcore.models.loading import load_config, load_tokenizer, without_downloads
-from kdcore.models.locations import set_trusted
+from kdcore.models.loading import without_downloads
 from kdcore.recipe.describe import objective_formula, symbols_of
-from kdcore.runs.artifacts import keep_tokenizer
+from kdcore.runs.open import OpenRequest, open_stage
 from kdcore.training.run_state import RunState
 from kdcore.training.setup import steps_of
-from kdcore.training.student import config_of
+from kdcore.training.student import student_config
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -81,19 +78,18 @@ class _Planning:
 
     def plan(self) -> StagePlan:
         stage = self._stage()
-        set_trusted(stage.trusted)
-        run = RunState(
-            recipe=stage, folder=self._folder(self.table.name), device=torch.device("cpu")
-        )
-        tokenizer = self._try("the tokenizer", lambda: self._tokenizer(run))
-        if tokenizer is None:
+        run = self._try("the tokenizer", lambda: self._open(stage))
+        tokenizer = run.tokenizer if run is not None else None
+        if run is None:
             why = self.unknown[-1].partition(": ")[2]
             hang_on_it = ["rows and tokens", *(["the student"] if stage.student.config else [])]
             self.unknown += [f"{what}: {why}" for what in hang_on_it]
         if tokenizer is not None:
             self.bos = self._try("how documents begin", lambda: _bos(stage.data, tokenizer)) or ""
-        rows = self._try("rows and tokens", lambda: run.laid("train")) if tokenizer else None
-        config = self._try("the student", lambda: student_config(stage, tokenizer))
+        rows = self._try("rows and tokens", lambda: run.laid("train")) if run else None
+        config = None
+        if tokenizer is not None or stage.student.config is None:
+            config = self._try("the student", lambda: student_config(stage.student, tokenizer))
         if config is not None and tokenizer is not None:
             self._keep(config, tokenizer)
         ids = len(tokenizer) if tokenizer else None
@@ -142,11 +138,13 @@ class _Planning:
     def _folder(self, name: str) -> Path:
         return self.place / f"@{name}"
 
-    def _tokenizer(self, run: RunState) -> PreTrainedTokenizerBase:
-        run.folder.mkdir()
-        run.tokenizer = load_tokenizer(str(keep_tokenizer(run, self.known)))
-        self.known.append(run.folder)
-        return run.tokenizer
+    def _open(self, stage: Stage) -> RunState:
+        folder = self._folder(self.table.name)
+        folder.mkdir()
+        request = OpenRequest(stage, folder, trusted=stage.trusted, others=list(self.known))
+        run = open_stage(request, upto="tokenizer")
+        self.known.append(folder)
+        return run
 
     def _keep(self, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
         final = self._folder(self.table.name) / "final"
@@ -185,15 +183,6 @@ def _student_of(stage: Stage) -> str:
     options = dict(stage.student.config)
     kind = options.pop("model_type")
     return f"{kind}({', '.join(f'{key}={value!r}' for key, value in options.items())}), fresh"
-
-
-def student_config(
-    stage: Stage, tokenizer: PreTrainedTokenizerBase | None
-) -> PretrainedConfig | None:
-    """Of the model that is loaded, or of the fresh one; None: that one hangs on its tokenizer."""
-    if stage.student.model is not None:
-        return load_config(stage.student.model, key="student.model")
-    return config_of(stage.student, tokenizer) if tokenizer is not None else None
 
 
 def _as_it_lies(data: Data) -> Data:

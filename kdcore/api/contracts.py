@@ -25,7 +25,8 @@ from pydantic import ConfigDict, Field, field_validator
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from kdcore.api.options import as_call, describe, iter_components, names_on_hub, of_options, placed
-from kdcore.api.train_options import On, Schedule, TrainOptions, _options
+from kdcore.api.schedule import Schedule, Scheduled
+from kdcore.api.train_options import On, TrainOptions, _options
 from kdcore.errors import UsageError
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from kdcore.data.batch import Batch, LogitsFn, Row, Rows, TeacherOutputs
+    from kdcore.data.columns import Where
     from kdcore.data.rows import RowDataset
     from kdcore.models.causal_lm import LanguageModel
 
@@ -95,6 +97,10 @@ class Component:
         return ()
 
 
+def _text_of(document: str | Row) -> str | None:
+    return document if isinstance(document, str) else document.get("text")
+
+
 @component
 class Data(Component):
     """Text for training and validation, laid in rows of at most `block` tokens."""
@@ -115,8 +121,21 @@ class Data(Component):
     streams: ClassVar[bool] = False  # True: training rows come one by one, and nobody counts them
 
     def texts(self, split: str) -> Iterable[str]:
-        """The documents of "train" or "validation", in order; tokenizers train on them too."""
-        raise NotImplementedError
+        """The documents of "train" or "validation", in order; tokenizers train on them too.
+
+        By default the texts of `documents`, where that is overridden.
+        """
+        if type(self).documents is Data.documents:
+            raise NotImplementedError
+        return (text for text in map(_text_of, self.documents(split)) if text is not None)
+
+    def documents(self, split: str) -> Iterable[str | Row]:
+        """The documents of a split with what is known of each: by default `texts`, without columns.
+
+        A document is a text, or a mapping with `text`, or `input_ids` that are complete as they
+        are, and `columns`: name -> text or number. A document that is left out takes them along.
+        """
+        return self.texts(split)
 
     def make_rows(
         self, split: str, tokenizer: PreTrainedTokenizerBase, *, seed: int, epoch: int
@@ -157,6 +176,7 @@ class Teacher(Component):
 
     component_kind: ClassVar[str] = "teacher"
     loads_members: ClassVar[bool] = False  # True: it loads the teachers nested in it, if it must
+    own_tokens: ClassVar[bool] = False  # True: those nested in it read other ids than the student
 
     def load(self, run: Run) -> None:
         """Put the weights onto `run.device`, in evaluation mode. Called once, nested ones too."""
@@ -207,6 +227,18 @@ class Teacher(Component):
         """
         return None
 
+    def known(self, batch: Batch) -> Tensor | None:
+        """Which of `batch.valid` it knows anything of, bool [valid]; None: all of them.
+
+        Asked before `read` and without a forward pass. Terms that need the teacher see and count
+        the known tokens only; elsewhere `read` may give anything finite.
+        """
+        return None
+
+    def knows_all(self) -> bool:
+        """Whether `known` need not be asked: by default where it is not overridden."""
+        return type(self).known is Teacher.known
+
     def bytes_per_token(self) -> float:
         """What it keeps on disk for each token of the training data, for `kdcore plan`."""
         return 0
@@ -253,8 +285,8 @@ class Loss(Component):
         """Those that it divides both sides' logits by: the option `temperature`, or 1 without it.
 
         Where a teacher knows k ids, the engine hands a loss of one temperature T buckets that are
-        right at T. Empty: T changes during the run or from token to token, and only a teacher of
-        all ids serves the loss.
+        right at T. Empty: T changes during the run, as that of a schedule does, or from token to
+        token, and only a teacher of all ids serves the loss.
         """
         found = getattr(self, "temperature", 1.0)
         return [float(found)] if isinstance(found, (int, float)) else []
@@ -400,6 +432,7 @@ class Term:
     loss: Loss
     weight: float | Schedule
     on: On
+    where: Where | None = None  # None: it sees all documents
 
     def weight_at(self, done: float) -> float:
         """The weight when the share `done` of the run is done."""
@@ -411,7 +444,7 @@ Scope = Literal["step", "micro_batch"]
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Stage:
-    """The components and options of one run. `recipe.build` makes a fresh one at each call."""
+    """The components and options of one run. `recipe.build` gives each caller one of its own."""
 
     name: str  # "" where the recipe has no stages
     run_name: str  # "rho_qwen", or with stages "quickstart.teacher"
@@ -557,7 +590,7 @@ class Run:
 
         Keys: `tokens`, `bytes` (of text that these tokens stand for), `nll` (nats), each loss's
         name (a second `kl` is `kl.2`), and with a teacher `agreement` (tokens that both rank
-        first).
+        first), and `known` where it may know some tokens only: what is compared is over these.
         """
         raise NotImplementedError
 
@@ -601,6 +634,19 @@ class Tokens:
         """The document of each token in its split, int64 [n]."""
         raise NotImplementedError
 
+    def column(self, name: str) -> Tensor:
+        """The column of the document of each predicted token [n].
+
+        Numbers are float64, NaN where a document has none. Of texts these are indices into
+        `categories(name)`, int64, -1 where a document has none. "source" says who wrote: "data"
+        unless a row says otherwise. Every process must ask for the same columns.
+        """
+        raise NotImplementedError
+
+    def categories(self, name: str) -> Sequence[str]:
+        """The texts of a column in this step, over all processes, sorted; of numbers none."""
+        raise NotImplementedError
+
     def seen(self, loss: Loss) -> Tensor:
         """Which tokens the `[[loss]]` of this loss sees after the selection, bool [n]."""
         raise NotImplementedError
@@ -629,7 +675,7 @@ class Tokens:
         """Any loss as a score of each token, in chunks, without gradient [n]."""
         raise NotImplementedError
 
-    def top(self, scores: Tensor, share: float) -> Tensor:
+    def top(self, scores: Tensor, share: Scheduled) -> Tensor:
         """The ceil(share x N) highest scores over all processes, bool [n].
 
         N counts the valid tokens of the step. Ties go to the token that comes first; NaN is never

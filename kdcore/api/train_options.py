@@ -7,12 +7,12 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, field_validator
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
+from kdcore.api.schedule import Number, Scheduled
 from kdcore.optim import optimizer_error
 
 # A reader of the recipe must not be able to change what was checked.
 _CONFIG = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True)
 _options = pydantic_dataclass(kw_only=True, frozen=True, eq=False, config=_CONFIG)
-Number = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -88,31 +88,24 @@ class TrainOptions:
         return warmup
 
 
-@_options
-class Schedule:
-    """A weight that goes from `start` to `end` until that share of the run is done."""
-
-    start: Number
-    end: Number
-    until: Annotated[float, Field(gt=0, le=1)] = 1.0
-
-    def at(self, done: float) -> float:
-        """The weight when the share `done` of the run is done."""
-        if done >= self.until:
-            return self.end
-        return self.start + (self.end - self.start) * done / self.until
-
-
 On = Literal["kept", "all", "dropped"]
 """Which tokens of a selection a term sees."""
+
+
+_Value = str | int | Number
+Where = Annotated[
+    dict[str, _Value | Annotated[list[_Value], Field(min_length=1)]], Field(min_length=1)
+]
+"""Columns of a document with the value, or the values, that match; all columns must."""
 
 
 @_options
 class TermOptions:
     """The engine's options in `[[loss]]`."""
 
-    weight: Number | Schedule = 1.0
+    weight: Scheduled = 1.0
     on: On = "kept"
+    where: Where | None = None
 
 
 @_options

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from kdcore_panel.numbers import count, percent, size
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -19,6 +18,7 @@ from kdcore.cli.examples import examples
 from kdcore.cli.main import plugin_manager
 from kdcore.commands.output import Plugins, tell
 from kdcore.errors import KdcoreError
+from kdcore.formatting import count, percent, size
 from kdcore.guard import call_checked_list
 from kdcore.objective.teachers import teachers_in
 from kdcore.recipe.recipe import Recipe, read_recipe

@@ -11,13 +11,8 @@ from pydantic.fields import FieldInfo
 
 from kdcore.api.contracts import KINDS, StudentOptions
 from kdcore.api.options import kind_of, members, option_fields
-from kdcore.api.train_options import (
-    RIVALS,
-    Schedule,
-    SelectionOptions,
-    TermOptions,
-    TrainOptions,
-)
+from kdcore.api.schedule import Schedule
+from kdcore.api.train_options import RIVALS, SelectionOptions, TermOptions, TrainOptions
 from kdcore.cli.examples import examples
 from kdcore.cli.main import plugin_manager
 from kdcore.commands.output import Plugins, print_json

@@ -11,6 +11,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     import numpy as np
 
+    from kdcore.data.columns import BatchColumns
 
 LogitsFn = Callable[["Tensor"], "Tensor"]
 """Flat positions [n] -> logits [n, V] of a batch that a teacher has read, without gradient."""
@@ -20,7 +21,8 @@ TeacherOutputs = Callable[["Tensor"], "Tensor | SparseLogits"]
 
 Row = Mapping[str, Any]
 """`input_ids`, and where the data knows them `labels` (unshifted, -100: not trained), `document`
-and `offset`."""
+and `offset`, and `columns`: name -> text or number, of the row, or one such mapping for each of its
+documents, in the order in which they begin."""
 
 Rows = Sequence[Row] | Iterable[Row]
 """A sequence of rows, or an iterable of them where the data is streamed."""
@@ -77,6 +79,7 @@ class Batch:
     vocabulary: int  # logits are cut to this many ids on all sides
     split: Split  # which split the rows are of
     packing: Packing | None = None  # None: position_ids and attention_mask tell what is isolated
+    columns: BatchColumns | None = None  # of its documents; None: they are data without columns
     on_host: OnHost | None = field(default=None, init=False)  # None in what `replace` made of it
 
     def known(self, on_host: OnHost) -> Batch:
@@ -92,6 +95,10 @@ class SparseLogits(NamedTuple):
     log_probabilities: Tensor  # [n, k + 1] at temperature 1; the last one is of all other ids
     tempered: Mapping[float, Tensor] | None = None  # log-mass of the others at other T
     """Temperature T -> [n]: T times the log of the sum of the others' p^(1/T). None: not told."""
+
+
+class GappedLogits(SparseLogits):
+    """The same where ids may be -1: no id, behind those that are, whatever mass is given."""
 
 
 class TextSource(Protocol):
@@ -112,7 +119,7 @@ class TextSource(Protocol):
         ...
 
     def texts(self, split: str) -> Iterable[str]:
-        """The documents of a split, in order."""
+        """The documents of a split, in order; `documents`, where there is one, with columns."""
         ...
 
     def fingerprint(self) -> str:

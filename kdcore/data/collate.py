@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from kdcore.data.batch import Batch, OnHost, Packing, Row, Split
+from kdcore.data.columns import BatchColumns
 from kdcore.errors import RunError
 
 NOT_TRAINED = -100  # what Hugging Face's labels say where nothing is learned
@@ -57,6 +58,7 @@ class Collate:
             vocabulary=self.vocabulary,
             split=self.split,
             packing=packing,
+            columns=BatchColumns(rows or [{}], arrays.document, labels != NOT_TRAINED),
         )
         return made.known(OnHost(arrays.document.reshape(-1), arrays.offset.reshape(-1), valid))
 

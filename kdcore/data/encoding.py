@@ -74,7 +74,23 @@ class Encoder:
 
     def __call__(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
         """The ids of texts end to end, and how many each has. Those without are left out."""
-        documents = [self._whole(ids) for ids in self._ids(texts) if len(ids)]
+        return self._joined([self._whole(ids) for ids in self._ids(texts) if len(ids)])
+
+    def with_columns(self, documents: Sequence[tuple[str | np.ndarray, str]]) -> dict[str, Any]:
+        """The same of texts, or of complete ids, with the columns of those that are kept."""
+        made = iter(self._ids([text for text, _ in documents if isinstance(text, str)]))
+        each = [
+            (self._text(next(made)) if isinstance(text, str) else text, columns)
+            for text, columns in documents
+        ]
+        kept = [(ids, columns) for ids, columns in each if len(ids)]
+        joined: dict[str, Any] = self._joined([ids for ids, _ in kept])
+        return joined | {"columns": [columns for _, columns in kept]}
+
+    def _text(self, ids: Any) -> Any:
+        return self._whole(ids) if len(ids) else ids
+
+    def _joined(self, documents: Sequence[Any]) -> dict[str, np.ndarray]:
         lengths = np.array(list(map(len, documents)), np.int32)
         if any(isinstance(each, np.ndarray) for each in documents):
             flat = np.concatenate(documents, dtype=np.int32)

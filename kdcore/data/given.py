@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from kdcore.data.batch import Row, Split
+from kdcore.data.columns import column_fault
 from kdcore.data.rows import RowDataset
 from kdcore.data.streaming import WINDOW, Place, Stream, _from, _state_of
 from kdcore.errors import PluginError, RunError
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
     from kdcore.data.batch import Rows
 
 
-_KEYS = ("input_ids", "labels", "document", "offset", "position")
+_ARRAYS = ("input_ids", "labels", "document", "offset", "position")
+_KEYS = (*_ARRAYS, "columns")
 _LEAST = {"labels": -100}  # of the others 0
 _MOST = 2**31 - 1
 
@@ -37,6 +39,8 @@ class GivenRows(RowDataset):
             row = self.row(index)
             self.lengths[index] = len(row["input_ids"])
             for key, values in row.items():
+                if key == "columns":  # no part of the tokens
+                    continue
                 hashed.update(f"{key} {len(values)} ".encode())
                 hashed.update(values.data)
             for document, length in _documents(row):
@@ -53,8 +57,21 @@ class GivenRows(RowDataset):
             self._refuse(index, f"has the key {unknown[0]!r}; possible are {', '.join(_KEYS)}")
         if given.get("input_ids") is None:
             self._refuse(index, "has no 'input_ids'")
-        keys = [key for key in _KEYS if given.get(key) is not None]
-        return self._complete(index, {key: self._array(index, key, given[key]) for key in keys})
+        keys = [key for key in _ARRAYS if given.get(key) is not None]
+        row = self._complete(index, {key: self._array(index, key, given[key]) for key in keys})
+        columns = given.get("columns")
+        return row if columns is None else {**row, "columns": self._columns(index, columns, row)}
+
+    def _columns(self, index: int, columns: Any, row: Row) -> Any:
+        """Those of the row, or of each of its documents, checked."""
+        alone = isinstance(columns, Mapping) or not isinstance(columns, Sequence)
+        for each in [columns] if alone else columns:
+            if fault := column_fault(each):
+                self._refuse(index, f"has {fault}")
+        documents = len(np.unique(row["document"]))
+        if not alone and len(columns) != documents:
+            self._refuse(index, f"has {len(columns)} columns for {documents} documents")
+        return columns
 
     def _array(self, index: int, key: str, values: Any) -> np.ndarray:
         array = np.asarray(values)
@@ -71,7 +88,7 @@ class GivenRows(RowDataset):
             self._refuse(index, f"has {wrong} in {key!r}; the least possible is {least}")
         return array.astype(np.int32)
 
-    def _complete(self, index: int, row: dict[str, np.ndarray]) -> Row:
+    def _complete(self, index: int, row: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         length = len(row["input_ids"])
         for key, array in row.items():
             if len(array) != length:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, overload
 from weakref import WeakKeyDictionary
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from kdcore.data import packing
 from kdcore.data.batch import Row, Split, TextSource
+from kdcore.data.columns import Columns
 from kdcore.data.encoding import bos_of
 from kdcore.data.packing import Pieces
 from kdcore.data.tokenized import TokenStore, tokenise
@@ -52,6 +53,12 @@ class RowDataset(Sequence[Row]):
             f"the {self.split.name} data hands over rows, and what was asked for needs whole "
             "documents"
         )
+
+    def columns(self) -> Iterable[Columns]:
+        """Those of all documents, in order; nothing where they have none."""
+        for row in self:
+            given = row.get("columns") or {}
+            yield from [given] if isinstance(given, Mapping) else given
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> RowDataset:
         """Some of the rows, in that order."""
@@ -121,10 +128,19 @@ class PieceRows(RowDataset):
         }
         known = {key: array for key, array in found.items() if array is not None}
         ends = lengths.cumsum().tolist()
-        return [
+        made: list[Row] = [
             {key: array[end - length : end] for key, array in known.items()}
             for end, length in zip(ends, lengths.tolist(), strict=True)
         ]
+        columns = self._store.columns
+        if columns is None:
+            return made
+        whose = np.split(pieces.document[some], counts.cumsum()[:-1])
+        return [{**row, "columns": columns.of(each)} for row, each in zip(made, whose, strict=True)]
+
+    def columns(self) -> Iterable[Columns]:
+        """As they are stored, whether a document is in a row or not."""
+        return self._store.columns or ()
 
 
 def _counted(lengths: np.ndarray) -> np.ndarray:

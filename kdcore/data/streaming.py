@@ -14,9 +14,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kdcore.data.batch import Row, Split, TextSource
+from kdcore.data.columns import StoredColumns
 from kdcore.data.encoding import Encoder, SpelledCount
 from kdcore.data.rows import PieceRows, RowDataset, check_block, pack_lengths
-from kdcore.data.tokenized import TokenStore, by_size, utf8
+from kdcore.data.tokenized import (
+    Document,
+    TokenStore,
+    by_size,
+    checked_document,
+    documents_of,
+    pair_of,
+)
 from kdcore.errors import RunError
 from kdcore.guard import plugin_errors
 from kdcore.hashing import digest, tokenizer_hash
@@ -83,9 +91,9 @@ class _Texts(Stream):
 
     def windows(self, start: Place) -> Iterator[tuple[Place, RowDataset]]:
         """Documents of about `window` full rows at a time."""
-        texts, place, held = self._data.texts(self.split.name), start, _Window()
+        texts, place, held = documents_of(self._data, self.split.name), start, _Window()
         for portion in self._portions(_from(texts, start)):
-            held.add(self._encoder([text for text in portion if text]))
+            held.add(self._encoder.with_columns([each for each in portion if len(each[0])]))
             read = place.read + len(portion)
             if held.tokens < self._window:
                 place = replace(place, read=read)
@@ -99,8 +107,8 @@ class _Texts(Stream):
             place = Place(place.read, first + held.documents, _state_of(texts))
             yield place, self._laid(held, first)
 
-    def _portions(self, texts: Iterator[str]) -> Iterator[list[str]]:
-        portions = by_size(map(self._checked, texts), len)
+    def _portions(self, documents: Iterator[str | Row]) -> Iterator[list[Document]]:
+        portions = by_size(map(self._checked, documents), lambda document: len(document[0]))
         while True:
             with plugin_errors(self._data, "texts"):
                 portion = next(portions, None)
@@ -108,15 +116,17 @@ class _Texts(Stream):
                 return
             yield portion
 
-    def _checked(self, text: str) -> str:
-        utf8(text, self._data, self.split.name)
-        if not self._spelled.texts:  # nobody knows how many there will be: the first one is told of
-            self._spelled.see(text)
+    def _checked(self, given: str | Row) -> Document:
+        document = pair_of(checked_document(given, self._data, self.split.name))
+        # Nobody knows how many there will be: the first one is told of.
+        if not self._spelled.texts and isinstance(document[0], str):
+            self._spelled.see(document[0])
             self._spelled.tell(self.split.name, None)
-        return text
+        return document
 
     def _laid(self, held: _Window, first: int) -> RowDataset:
-        store = TokenStore(held.parts, np.concatenate(held.lengths))
+        columns = StoredColumns(held.columns) if any(held.columns) else None
+        store = TokenStore(held.parts, np.concatenate(held.lengths), columns=columns)
         return PieceRows(self.split, store, pack_lengths(self._data, store.lengths), first)
 
 
@@ -125,10 +135,12 @@ class _Window:
 
     def __init__(self) -> None:
         self.parts, self.lengths = list[np.ndarray](), list[np.ndarray]()
+        self.columns = list[str]()
         self.tokens = self.documents = 0
 
-    def add(self, made: Mapping[str, np.ndarray]) -> None:
+    def add(self, made: Mapping[str, Any]) -> None:
         """One portion's."""
+        self.columns += made["columns"]
         self.parts.append(made["ids"])
         self.lengths.append(made["lengths"])
         self.tokens += len(made["ids"])

@@ -60,7 +60,7 @@ def _fault(store: TokenStore, folder: Path) -> str | None:
     path = folder / _SUM
     if path.is_file():
         known = path.read_text("utf-8", "replace").strip()
-        return None if known == store.fingerprint() else "its tokens were changed"
+        return None if known == store.checksum() else "its tokens were changed"
     with suppress(OSError):  # somebody else's cache, which may only be read
-        write_whole(path, store.fingerprint() + "\n")
+        write_whole(path, store.checksum() + "\n")
     return None

@@ -5,16 +5,17 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
 from threading import Thread
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
 import numpy as np
 
 from kdcore.data.batch import TextSource
+from kdcore.data.columns import StoredColumns, column_fault, to_text
 from kdcore.data.encoding import Encoder, SpelledCount
 from kdcore.data.token_cache import verified
 from kdcore.errors import KdcoreError, PluginError, RunError
@@ -44,8 +45,10 @@ class TokenStore:
         lengths: np.ndarray,
         labels: Sequence[np.ndarray] | None = None,
         documents: int | None = None,
+        columns: StoredColumns | None = None,
     ) -> None:
         self._parts, self._labels = parts, labels
+        self.columns = columns  # None: no document has any
         self._begins = np.cumsum([0, *map(len, self._parts)])[:-1]
         self.lengths = lengths.astype(np.int64)  # [documents]
         self.dropped = 0 if documents is None else documents - len(self.lengths)
@@ -62,7 +65,17 @@ class TokenStore:
         labels = None
         if "labels" in table.column_names:
             labels = [_array(part) for part in table["labels"].chunks]
-        return cls(parts, np.concatenate(lengths), labels, documents)
+        columns = _strings(table["columns"]) if "columns" in table.column_names else None
+        return cls(parts, np.concatenate(lengths), labels, documents, columns)
+
+    def checksum(self) -> str:
+        """Of everything that is stored: columns have no part in the fingerprint."""
+        if self.columns is None:
+            return self.fingerprint()
+        hashed = digest()
+        for columns in self.columns:
+            hashed.update(f"{to_text(columns)}\n".encode())
+        return f"{self.fingerprint()} {hashed.hexdigest()}"
 
     def fingerprint(self) -> str:
         """Of all tokens, their order, their labels, and where documents begin."""
@@ -112,10 +125,14 @@ def tokenise(data: TextSource, split: str, tokenizer: PreTrainedTokenizerBase) -
         raise RunError(f"data {data} has no text in its {split!r} split")
     texts.spelled.tell(split, texts.filled)
 
+    work: Callable[[Any], dict[str, Any]] = encoder.with_columns if texts.known else encoder
+
     def portions() -> Iterator[dict[str, np.ndarray]]:
         again = _Texts(data, split, encoder)
         processes = cpu_count() if texts.characters > _LARGE else 1
-        yield from map_in_order(encoder, by_size(again, len), processes)
+        items = map(pair_of, again) if texts.known else again
+        size: Callable[[Any], int] = _size if texts.known else len
+        yield from map_in_order(work, by_size(items, size), processes)
         if again.key() != key:
             raise PluginError(
                 f"data {data.name!r} gave other texts when it was asked for its {split!r} split "
@@ -123,7 +140,8 @@ def tokenise(data: TextSource, split: str, tokenizer: PreTrainedTokenizerBase) -
             )
 
     def opened() -> TokenStore:
-        return TokenStore.of(stored(portions, key, ("ids", "lengths")), texts.documents)
+        keys = ("ids", "lengths", *(["columns"] if texts.known else []))
+        return TokenStore.of(stored(portions, key, keys), texts.documents)
 
     return verified(opened, key)
 
@@ -135,11 +153,13 @@ def stored(
     from datasets import Dataset, Features, List, Value
     from datasets.exceptions import DatasetGenerationError
 
-    ids = List(Value("int32"))
+    kinds = dict.fromkeys(columns, List(Value("int32")))
+    if "columns" in columns:
+        kinds["columns"] = List(Value("string"))
     try:
         return Dataset.from_generator(
             portions,
-            features=Features(dict.fromkeys(columns, ids)),
+            features=Features(kinds),
             fingerprint=f"kdcore-{key}",
             writer_batch_size=_WRITE,
         )
@@ -156,27 +176,73 @@ class _Texts:
         self._hashed.update(encoder.fingerprint().encode())
         self.spelled = SpelledCount(encoder)
         self.documents = self.filled = self.characters = 0
+        self.known = False  # whether some are more than texts
 
-    def __iter__(self) -> Iterator[str]:
-        for text in self._data.texts(self._split):
-            encoded = utf8(text, self._data, self._split)
+    def __iter__(self) -> Iterator[str | Document]:
+        for given in documents_of(self._data, self._split):
+            document = checked_document(given, self._data, self._split)
             self.documents += 1
-            if text:
+            text, columns = pair_of(document)
+            if len(text):
+                encoded = text.encode() if isinstance(text, str) else text.tobytes()
                 self.filled += 1
                 self.characters += len(text)
                 self._hashed.update(b"%d " % len(encoded))
                 self._hashed.update(encoded)
-                yield text
+                if not isinstance(document, str):
+                    self.known = True
+                    kind = "text" if isinstance(text, str) else "ids"
+                    self._hashed.update(f" {kind} {len(columns)} {columns}".encode())
+                yield document
 
     def read(self) -> str:
         """Read all of them for their key, and look at them."""
-        for text in self:
-            self.spelled.see(text)
+        for document in self:
+            text, _ = pair_of(document)
+            if isinstance(text, str):
+                self.spelled.see(text)
         return self.key()
 
     def key(self) -> str:
         """What stands for the texts that were read, and for what makes ids of them."""
         return self._hashed.hexdigest()
+
+
+Document = tuple[str | np.ndarray, str]
+"""A text, or ids that are complete, and its columns as they are stored."""
+
+
+def documents_of(data: TextSource, split: str) -> Iterable[str | Row]:
+    """The documents of a split. Data of earlier versions may call an option `documents`."""
+    documents = getattr(data, "documents", None)
+    return documents(split) if callable(documents) else data.texts(split)
+
+
+def pair_of(document: str | Document) -> Document:
+    """A document with its columns; a plain text has none."""
+    return (document, "") if isinstance(document, str) else document
+
+
+def _size(document: Document) -> int:
+    return len(document[0])
+
+
+def checked_document(given: object, data: TextSource, split: str) -> str | Document:
+    """What data gave as a document: a plain text stays one."""
+    if not isinstance(given, Mapping):
+        utf8(given, data, split)
+        return cast(str, given)
+    said = f"data {data.name!r}: documents({split!r}) gave "
+    columns = given.get("columns")
+    if columns is not None and (fault := column_fault(columns)):
+        raise PluginError(f"{said}a document with {fault}")
+    if "text" in given:
+        utf8(given["text"], data, split)
+        return given["text"], to_text(columns)
+    if given.get("labels") is not None:
+        raise PluginError(f"{said}labels, which pack_documents takes from make_rows")
+    ids = _given_ids(given.get("input_ids"), f"{said}'input_ids'")
+    return ids, to_text(columns)
 
 
 def utf8(text: object, data: TextSource, split: str) -> bytes:
@@ -213,7 +279,16 @@ def _array(part: Any) -> np.ndarray:
     return flat
 
 
-_COLUMNS = ("ids", "labels", "lengths")
+def _strings(lists: Any) -> StoredColumns | None:
+    """Arrow's lists of texts, flat, where they lie; None where all are empty."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    flat = pa.chunked_array([part.flatten() for part in lists.chunks], pa.string())
+    return StoredColumns(flat) if pc.sum(pc.binary_length(flat)).as_py() else None
+
+
+_COLUMNS = ("ids", "labels", "lengths", "columns")
 
 
 def store_documents(
@@ -232,15 +307,16 @@ def store_documents(
     return verified(lambda: TokenStore.of(stored(portions, key, _COLUMNS)), key)
 
 
-def _joined(portion: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+def _joined(portion: list[dict[str, Any]]) -> dict[str, Any]:
     nothing = np.empty(0, np.int32)
     flat = {
         key: np.concatenate([nothing, *(row[key] for row in portion)]) for key in ("ids", "labels")
     }
-    return flat | {"lengths": np.array([len(row["ids"]) for row in portion], np.int32)}
+    lengths = np.array([len(row["ids"]) for row in portion], np.int32)
+    return flat | {"lengths": lengths, "columns": [row["columns"] for row in portion]}
 
 
-def _checked(documents: Iterable[Row], which: str) -> Iterator[dict[str, np.ndarray]]:
+def _checked(documents: Iterable[Row], which: str) -> Iterator[dict[str, Any]]:
     """The ids and labels of each document that has any; without labels all of it is trained."""
     for index, row in enumerate(documents):
         said = which.format(index)
@@ -249,8 +325,11 @@ def _checked(documents: Iterable[Row], which: str) -> Iterator[dict[str, np.ndar
         labels = ids if given is None else _given_ids(given, f"{said} has 'labels'")
         if len(ids) != len(labels):
             raise PluginError(f"{said} has {len(labels)} labels for {len(ids)} ids")
+        columns = row.get("columns")
+        if columns is not None and (fault := column_fault(columns)):
+            raise PluginError(f"{said} has {fault}")
         if len(ids):
-            yield {"ids": ids, "labels": labels}
+            yield {"ids": ids, "labels": labels, "columns": to_text(columns)}
 
 
 def _given_ids(values: Any, which: str) -> np.ndarray:

@@ -7,13 +7,14 @@ is its weight times the mean over the tokens that it sees in the whole optimizer
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from kdcore.data.batch import Batch, TeacherOutputs
+from kdcore.distributed import Total
 from kdcore.models.head import accumulation_dtype, chunk_size, no_autocast
 from kdcore.objective.chunked_loss import ChunkedLoss, ChunkedLossInputs, Values
 
@@ -33,12 +34,42 @@ class TokenMask:
     mass: Tensor | None = None  # and of weights their sum; None: the selection gave no weights
     prepared: Mapping[str, Tensor] = field(default_factory=dict)  # by term: [valid tokens, ...]
     kept_here: int | None = None  # at most so many of this micro-batch, where the host knows it
+    where: Tensor | None = None  # bool [valid tokens]: those that are counted; None: all
+    where_here: int | None = None  # how many these are of this micro-batch
+    narrowed: Mapping[str, TokenMask] = field(default_factory=dict)  # of terms with a `where`
+
+    def of(self, label: str) -> TokenMask:
+        """The same as the term of this label sees it: of its documents only."""
+        return self.narrowed.get(label, self)
+
+    def only(self, where: Tensor, valid: Tensor, total: Total) -> TokenMask:
+        """Of these tokens only, bool [valid tokens], of which the step has `valid`."""
+        if self.keep is None:
+            return replace(self, valid=valid, ranked=valid, kept=valid, where=where)
+        weighed = self.keep * where
+        counts = torch.stack([where.sum(), (weighed > 0).sum(), weighed.sum()])
+        ranked, kept, mass = total(counts.to(accumulation_dtype(self.keep.dtype)))
+        mass = None if self.mass is None else mass
+        return replace(self, valid=valid, ranked=ranked, kept=kept, mass=mass, where=where)
+
+    def split(self, by_part: Callable[[Tensor], Sequence[Tensor]], parts: int) -> list[TokenMask]:
+        """What is given by token, for each micro-batch."""
+
+        def each(values: Tensor | None) -> Sequence[Tensor | None]:
+            return [None] * parts if values is None else by_part(values)
+
+        inner = {label: mask.split(by_part, parts) for label, mask in self.narrowed.items()}
+        return [
+            replace(self, keep=keep, where=where, narrowed={k: v[n] for k, v in inner.items()})
+            for n, (keep, where) in enumerate(zip(each(self.keep), each(self.where), strict=True))
+        ]
 
     def mask(self, on: str) -> Tensor | None:
         """The tokens that a term with this `on` sees, or their weights; None for all."""
         if self.keep is None or on == "all":
-            return None
-        return self.keep if on == "kept" else self.keep == 0
+            return self.where
+        kept = self.keep if on == "kept" else self.keep == 0
+        return kept if self.where is None else kept * self.where
 
     def over_count(self, weight: float, on: str, dtype: torch.dtype) -> Tensor:
         """The weight over the term's denominator; 0 where weights add up to 0."""
@@ -47,12 +78,11 @@ class TokenMask:
             return weight / count
         return torch.where(count == 0, 0, weight / count)
 
-    def most(self, on: Sequence[str]) -> int | None:
-        """At most so many tokens that terms see with these `on`; None where only the device knows.
-
-        None of them sees "all".
-        """
-        return self.kept_here if set(on) == {"kept"} else None
+    def most(self, on: str) -> int | None:
+        """At most so many tokens that a term with this `on` sees; None: only the device knows."""
+        if self.where is not None:
+            return self.where_here
+        return self.kept_here if on == "kept" else None
 
     def count(self, on: str, dtype: torch.dtype) -> Tensor:
         """How many tokens a term sees in the whole step, at least 1; of weights their sum.
@@ -116,13 +146,13 @@ class Objective(nn.Module):
         dtype: torch.dtype,
     ) -> ChunkedLossInputs:
         valid = batch.valid
-        each = [seen.over_count(weight, term.on, dtype) for term, weight in terms]
-        masks = [seen.mask(term.on) for term, _ in terms]
+        each = [seen.of(term.label).over_count(weight, term.on, dtype) for term, weight in terms]
+        masks = [seen.of(term.label).mask(term.on) for term, _ in terms]
         weights = torch.stack([_laid(*both, len(valid)) for both in zip(each, masks, strict=True)])
         prepared = [seen.prepared.get(term.label) for term, _ in terms]
         most = None
         if all(mask is not None for mask in masks):
-            most = seen.most([term.on for term, _ in terms]) if valid.is_cuda else None
+            most = _most(seen, [term for term, _ in terms], len(valid)) if valid.is_cuda else None
             places, weights = _compact(weights, most)
             valid = valid[places]
             prepared = [None if each is None else each[places] for each in prepared]
@@ -139,6 +169,14 @@ class Objective(nn.Module):
             bend=self.student.bend,
             repeats=most is not None,
         )
+
+
+def _most(seen: TokenMask, terms: Sequence[Term], tokens: int) -> int | None:
+    """At most so many of the tokens are seen by some term; None where only the device knows."""
+    masks = [(seen.of(term.label), term.on) for term in terms]
+    each = {(id(mask), on): mask.most(on) for mask, on in masks}
+    known = [most for most in each.values() if most is not None]
+    return min(sum(known), tokens) if len(known) == len(each) else None
 
 
 def _compact(weights: Tensor, most: int | None) -> tuple[Tensor, Tensor]:

@@ -8,22 +8,24 @@ scored first without gradient, ranked over all processes, then trained. With `sc
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from kdcore.api.contracts import PreparedLoss, Selection, Term, Tokens
+from kdcore.data.collate import sent
 from kdcore.distributed import Gather, Total, alone
 from kdcore.errors import PluginError
 from kdcore.guard import describe_component, plugin_errors
 from kdcore.models.head import upcast
 from kdcore.objective.objective import SelectFn, TokenMask
 from kdcore.objective.step_tokens import Chosen, RankedScores, ScoredBatch, StepTokens
-from kdcore.objective.teachers import MicroBatch
+from kdcore.objective.teachers import MicroBatch, View, may_not_know
 
 if TYPE_CHECKING:
     from kdcore.api.contracts import Run
@@ -37,6 +39,7 @@ class SelectionResult:
     each: list[SelectFn] = field(default_factory=list)
     kept: list[Tensor] = field(default_factory=list)  # this process's counts, as they are found
     ranked: RankedScores | None = None  # the last scores, where a selection ranks by scores
+    known: Tensor | None = None  # tokens of all processes that the teacher knows; None: all
 
 
 def select(
@@ -53,18 +56,15 @@ def select(
     selection = run.recipe.selection
     prepared = [term for term in terms if isinstance(term.loss, PreparedLoss)]
     making = _Making(run, step, gather, total, choices, terms)
+    making.count_views(readings)
     alone = run.processes == 1 and len(readings) == 1
     if selection is None and not prepared:
-        choices.each = [_all_of(choices.valid) for _ in readings]
+        choices.each = [making.everything(reading) for reading in readings]
     elif alone or (run.recipe.scope == "micro_batch" and not prepared):
         choices.each = [making.in_forward(reading) for reading in readings]
     else:
         making.ahead(readings)
     return choices
-
-
-def _all_of(valid: Tensor) -> SelectFn:
-    return lambda states: TokenMask(None, valid, valid, valid)
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +77,63 @@ class _Making:
     total: Total
     choices: SelectionResult
     terms: Sequence[Term]
+    narrow: dict[str, tuple[View, Tensor]] = field(default_factory=dict)
+    """By term: its view, and how many tokens of the step that has."""
+
+    def count_views(self, readings: Sequence[MicroBatch]) -> None:
+        """Find `narrow`: on the host, and then over all processes."""
+        found = {term.label: self._view(term) for term in self.terms}
+        views = {label: view for label, view in found.items() if view != View(None, None)}
+        if views:
+            here = [sum(r.matching(view).sum() for r in readings) for view in views.values()]
+            counts = self.total(sent(np.array(here, np.float32), self.run.device))
+            each = zip(views.items(), counts, strict=True)
+            self.narrow.update({label: (view, count) for (label, view), count in each})
+        self.choices.known = self._known(readings)
+
+    def _view(self, term: Term) -> View:
+        teacher = self.run.teacher if term.loss.needs_teacher else None
+        some_only = teacher is not None and may_not_know(teacher)
+        return View(term.where, teacher if some_only else None)
+
+    def _known(self, readings: Sequence[MicroBatch]) -> Tensor | None:
+        """How many tokens of the step the teacher knows; None: all, or it is not asked."""
+        teacher = next((view.teacher for view, _ in self.narrow.values() if view.teacher), None)
+        if teacher is None:
+            return None
+        here = sum(r.matching(View(None, teacher)).sum() for r in readings)
+        return self.total(torch.full((), float(here), device=self.run.device))
+
+    def everything(self, reading: MicroBatch) -> SelectFn:
+        """All tokens of a micro-batch: there is no selection."""
+        valid = self.choices.valid
+        seen = self._narrowed(TokenMask(None, valid, valid, valid), reading.view, _itself)
+        return _known(self._told(seen, reading))
+
+    def _narrowed(
+        self, seen: TokenMask, view_of: Callable[[View], Tensor], total: Total
+    ) -> TokenMask:
+        """With what each term's view has of it; `total` adds up what is counted here."""
+        each = {
+            label: seen.only(view_of(view), valid, total)
+            for label, (view, valid) in self.narrow.items()
+        }
+        return replace(seen, narrowed=each)
+
+    def _told(self, seen: TokenMask, reading: MicroBatch) -> TokenMask:
+        """With how many tokens of a micro-batch each view has, which the host knows."""
+        each = {
+            label: replace(mask, where_here=int(reading.matching(self.narrow[label][0]).sum()))
+            for label, mask in seen.narrowed.items()
+        }
+        return replace(seen, narrowed=each)
+
+    def _parts(
+        self, seen: TokenMask, tokens: StepTokens, readings: Sequence[MicroBatch]
+    ) -> list[TokenMask]:
+        """What is kept [n] in the order of the step, for each micro-batch in its own order."""
+        each = seen.split(tokens.by_part, len(readings))
+        return [self._told(one, reading) for one, reading in zip(each, readings, strict=True)]
 
     def in_forward(self, reading: MicroBatch) -> SelectFn:
         """Score the states of the training forward. Ranking is within this micro-batch."""
@@ -84,10 +141,10 @@ class _Making:
         def found(states: Tensor) -> TokenMask:
             tokens = _tokens(self.run, [ScoredBatch(reading, states)], self.step, alone)
             seen = self._within(tokens)
-            (keep,) = [None] if seen.keep is None else tokens.by_part(seen.keep)
             prepared = self._prepared(tokens, seen)
             each = {label: tokens.by_part(ready)[0] for label, ready in prepared.items()}
-            return replace(seen, keep=keep, prepared=each)
+            (one,) = self._parts(seen, tokens, [reading])
+            return replace(one, prepared=each)
 
         return found
 
@@ -98,7 +155,7 @@ class _Making:
             if self.run.recipe.scope == "micro_batch":
                 seen, each = self._ahead_within(tokens, readings)
             else:
-                seen, each = self._over_step(tokens)
+                seen, each = self._over_step(tokens, readings)
             for label, ready in self._prepared(tokens, seen).items():
                 for n, some in enumerate(tokens.by_part(ready)):
                     each[n] = replace(each[n], prepared={**each[n].prepared, label: some})
@@ -108,11 +165,12 @@ class _Making:
         """What is kept of a micro-batch that ranks by itself [n], in the order of the step."""
         selection, valid = self.run.recipe.selection, self.choices.valid
         if selection is None:
-            return TokenMask(None, valid, valid, valid)
+            return self._narrowed(TokenMask(None, valid, valid, valid), tokens.view, _itself)
         keep = checked_keep(selection, tokens)
         kept, mass = self._counted(tokens, keep)
         ranked = torch.full((), len(keep), device=keep.device)
-        return TokenMask(keep, valid, ranked, kept, mass, kept_here=tokens.most_kept(keep))
+        seen = TokenMask(keep, valid, ranked, kept, mass, kept_here=tokens.most_kept(keep))
+        return self._narrowed(seen, tokens.view, _itself)
 
     def _ahead_within(
         self, tokens: StepTokens, readings: Sequence[MicroBatch]
@@ -120,8 +178,8 @@ class _Making:
         parts = [tokens.alone(n) for n in range(len(readings))]
         found = [self._within(part) for part in parts]
         each = [
-            seen if seen.keep is None else replace(seen, keep=part.by_part(seen.keep)[0])
-            for part, seen in zip(parts, found, strict=True)
+            self._parts(seen, part, [reading])[0]
+            for part, seen, reading in zip(parts, found, readings, strict=True)
         ]
         keeps = [seen.keep for seen in each if seen.keep is not None]
         keep = tokens.joined(keeps) if len(keeps) == len(each) else None
@@ -129,21 +187,27 @@ class _Making:
         kept = self.total(torch.stack([seen.kept.float() for seen in each]).sum())
         masses = [seen.mass for seen in each if seen.mass is not None]
         mass = self.total(torch.stack(masses).sum()) if masses else None
-        return TokenMask(keep, valid, valid, kept, mass), each
+        seen = TokenMask(keep, valid, valid, kept, mass)
+        return self._narrowed(seen, tokens.view, self.total), each
 
-    def _over_step(self, tokens: StepTokens) -> tuple[TokenMask, list[TokenMask]]:
+    def _over_step(
+        self, tokens: StepTokens, readings: Sequence[MicroBatch]
+    ) -> tuple[TokenMask, list[TokenMask]]:
         """What is kept of the whole step, and the same for each micro-batch."""
         selection, valid = self.run.recipe.selection, self.choices.valid
         if selection is None:
             seen = TokenMask(None, valid, valid, valid)
-            return seen, [seen] * tokens.parts
+            seen = self._narrowed(seen, tokens.view, self.total)
+            return seen, self._parts(seen, tokens, readings)
         keep = checked_keep(selection, tokens)
         here, mass = self._counted(tokens, keep)
         kept = self.total(here.float())
         seen = TokenMask(keep, valid, valid, kept, None if mass is None else self.total(mass))
-        parts = tokens.by_part(keep)
-        counted = zip(parts, _counts(parts), strict=True)
-        return seen, [replace(seen, keep=some, kept_here=count) for some, count in counted]
+        seen = self._narrowed(seen, tokens.view, self.total)
+        parts = self._parts(seen, tokens, readings)
+        counts = _counts(tokens.by_part(keep))
+        each = zip(parts, counts, strict=True)
+        return seen, [replace(some, kept_here=count) for some, count in each]
 
     def _counted(self, tokens: StepTokens, keep: Tensor) -> tuple[Tensor, Tensor | None]:
         """How many tokens are kept here, and of weights their sum; told to the log."""
@@ -154,12 +218,16 @@ class _Making:
 
     def _prepared(self, tokens: StepTokens, seen: TokenMask) -> dict[str, Tensor]:
         """What each term's loss prepares of the step [n, ...], in the order of the step."""
-        tokens.chosen = Chosen(self.terms, seen.keep, seen)
+        tokens.chosen = Chosen(self.terms, seen)
         return {
             term.label: prepared_by(term.loss, tokens)
             for term in self.terms
             if isinstance(term.loss, PreparedLoss)
         }
+
+
+def _itself(value: Tensor) -> Tensor:
+    return value
 
 
 def _counts(parts: Sequence[Tensor]) -> list[int | None]:

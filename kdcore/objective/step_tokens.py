@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from kdcore.api.contracts import Loss, Teacher, Term, Tokens
+from kdcore.api.schedule import Scheduled, value_now
 from kdcore.data.batch import LogitsFn
 from kdcore.data.collate import sent
+from kdcore.data.columns import Value, categories_among, columns_of
 from kdcore.distributed import Gather, alone
 from kdcore.errors import UsageError
 from kdcore.guard import describe_component
@@ -21,10 +23,7 @@ from kdcore.models.causal_lm import LanguageModel
 from kdcore.models.head import chunk_size, nll_from_logits, upcast
 from kdcore.objective.losses import per_token
 from kdcore.objective.objective import TokenMask
-from kdcore.objective.teachers import MicroBatch
-
-if TYPE_CHECKING:
-    pass
+from kdcore.objective.teachers import MicroBatch, View, may_not_know
 
 
 class ScoredBatch:
@@ -58,8 +57,7 @@ class Chosen:
     """What was kept of a step's tokens, for losses that prepare."""
 
     terms: Sequence[Term]
-    keep: Tensor | None  # [n] in the order of the step, bool or weights
-    counts: TokenMask  # the step's
+    counts: TokenMask  # the step's, with what was kept [n] in the order of the step
 
 
 class StepTokens(Tokens):
@@ -80,6 +78,7 @@ class StepTokens(Tokens):
         self._student_nll: Tensor | None = None
         self._order = _order_of(parts)
         self._head: Callable[[Tensor], Tensor] | None = None
+        self._categories: dict[str, list[str]] = {}
         self.step = step
         self.ranked: RankedScores | None = None  # by the last `top`
         self._top: tuple[Tensor, int] | None = None  # what that gave, and of how many at most
@@ -108,17 +107,54 @@ class StepTokens(Tokens):
         batches = [part.reading.batch for part in self._parts]
         return self._joined([batch.document.flatten()[batch.valid] for batch in batches])
 
+    def column(self, name: str) -> Tensor:
+        """The column of each token's document [n]: numbers, or indices into `categories`."""
+        texts = {text: code for code, text in enumerate(self.categories(name))}
+
+        def number(value: Value | None) -> float:
+            if texts:
+                return texts.get(str(value), -1)
+            return math.nan if value is None else float(value)
+
+        def laid(part: ScoredBatch) -> Tensor:
+            values, slots = columns_of(part.reading.batch).values(name)
+            numbers = np.array(list(map(number, values)), np.int64 if texts else np.float64)
+            valid = part.reading.valid_on_host
+            return sent(numbers[slots[valid]], part.reading.batch.valid.device)
+
+        return self._joined([laid(part) for part in self._parts])
+
+    def categories(self, name: str) -> Sequence[str]:
+        """The texts that a column has in this step, sorted; none where it holds numbers."""
+        if name not in self._categories:
+            each = [columns_of(part.reading.batch).values(name)[0] for part in self._parts]
+            here = categories_among((value for some in each for value in some), name)
+            self._categories[name] = sorted({*self._everyones(here)})
+        return self._categories[name]
+
+    def _everyones(self, texts: Sequence[str]) -> Sequence[str]:
+        """The texts of all processes."""
+        if self._gather is alone:
+            return texts
+        coded = "".join(f"{json.dumps(text)}\n" for text in texts).encode()
+        device = self._parts[0].reading.batch.valid.device
+        everyone, _ = self._gather(sent(np.array(list(coded), np.uint8), device))
+        return [json.loads(line) for line in bytes(everyone.tolist()).splitlines()]
+
+    def view(self, view: View) -> Tensor:
+        """Which tokens are of documents whose columns match, bool [n]."""
+        return self._joined([part.reading.view(view) for part in self._parts])
+
     def seen(self, loss: Loss) -> Tensor:
         """Which tokens the term of this loss sees [n]."""
         term, chosen = self._term(loss)
-        if chosen.keep is None or term.on == "all":
-            return torch.ones_like(self.labels, dtype=torch.bool)
-        return chosen.keep > 0 if term.on == "kept" else chosen.keep == 0
+        mask = chosen.counts.of(term.label).mask(term.on)
+        return torch.ones_like(self.labels, dtype=torch.bool) if mask is None else mask > 0
 
     def count(self, loss: Loss) -> Tensor:
         """The denominator of the term of this loss, a scalar."""
         term, chosen = self._term(loss)
-        return chosen.counts.count(term.on, torch.get_default_dtype())
+        return chosen.counts.of(term.label).count(term.on, torch.get_default_dtype())
 
     def by_document(self, values: Tensor) -> Tensor:
         """Each token's document summed over the step and all processes, float64 [n]."""
@@ -161,7 +197,7 @@ class StepTokens(Tokens):
         if asked is self._teacher and asked.gives_logits():
             for part in self._parts:
                 part.reading.logits_of(asked)  # kept for the losses, which would read it again
-        return self._each(lambda part: part.reading.nll_of(asked))
+        return self._known_only(self._each(lambda part: part.reading.nll_of(asked)), asked)
 
     def score(self, loss: Loss, teacher: Teacher | None = None) -> Tensor:
         """Any loss as a score of each token, in chunks [n]."""
@@ -183,9 +219,16 @@ class StepTokens(Tokens):
 
             return at
 
-        return self._each(scores)
+        values = self._each(scores)
+        return values if asked is None else self._known_only(values, asked)
 
-    def top(self, scores: Tensor, share: float) -> Tensor:
+    def _known_only(self, values: Tensor, teacher: Teacher) -> Tensor:
+        """NaN where the teacher knows nothing, so that the token is never kept."""
+        if not may_not_know(teacher):
+            return values
+        return values.masked_fill(~self.view(View(None, teacher)), math.nan)
+
+    def top(self, scores: Tensor, share: Scheduled) -> Tensor:
         """The ceil(share x N) highest scores over all processes as a bool [n].
 
         N counts the valid tokens of the step. Ties go to the token that comes first; NaN is never
@@ -193,7 +236,7 @@ class StepTokens(Tokens):
         """
         everyone, first = self._gather(upcast(scores))
         # A share such as 0.55 times 100 is a hair above 55: that hair is rounding, not a token.
-        wanted = math.ceil(share * len(everyone) - 1e-9)
+        wanted = math.ceil(value_now(share) * len(everyone) - 1e-9)
         # NaN becomes -inf, and a true -inf the lowest finite number.
         ranking = everyone.nan_to_num(nan=-math.inf).argsort(descending=True, stable=True)
         kept = torch.zeros_like(everyone, dtype=torch.bool)

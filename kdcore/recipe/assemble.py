@@ -150,7 +150,7 @@ class Assembly:
                 use = str(item.use)
                 seen[use] += 1
                 label = use if seen[use] == 1 else f"{use}.{seen[use]}"
-                terms.append(Term(label, use, loss, options.weight, options.on))
+                terms.append(Term(label, use, loss, options.weight, options.on, options.where))
         return terms
 
     def _always(self, base: type[_Kind], kind: str) -> list[_Kind]:

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from kdcore.api.contracts import Component, Stage, Term
 from kdcore.api.options import option_values
-from kdcore.api.train_options import Schedule
+from kdcore.api.schedule import Schedule
+from kdcore.data.columns import values_in
 from kdcore.guard import call_checked
 
 if TYPE_CHECKING:
@@ -35,10 +37,13 @@ _SYMBOLS: Mapping[str, tuple[str, str]] = {
     "y": ("y", "the next token in the text"),
     "CE": ("CE(q, y)", "-log of the probability that q gives to y, in nats"),
     "KL": ("KL(a, b)", "the sum of a * log(a / b) over the vocabulary, in nats"),
+    "H": ("H(a)", "the entropy of a over the vocabulary, in nats"),
     "TV": ("TV(a, b)", "half the sum of abs(a - b) over the vocabulary"),
     "sum": ("sum", "the sum over the vocabulary"),
 }
 """Name in a formula -> how it is written, and what it stands for."""
+
+_COLUMN = "a column of the document of the token that is predicted"
 
 _PLAIN = ("min", "max", "abs", "log", "exp")  # what needs no explanation
 
@@ -67,9 +72,11 @@ def symbols_of(
     found: dict[str, tuple[str, str]] = {}
     for term in terms:
         alone = objective_formula([term], selects=selects, teacher=teacher).removeprefix(_START)
+        columns = dict.fromkeys(term.where or (), _COLUMN)
         for name in _names(alone):
             if name not in _PLAIN:
-                found.setdefault(name, known.get(name, (name, _about(term))))
+                told = (name, columns.get(name) or _about(term))
+                found.setdefault(name, known.get(name, told))
     return list(found.values())
 
 
@@ -107,23 +114,26 @@ def _tells_others(teacher: Teacher, terms: Sequence[Term]) -> bool:
 
 
 def _weight(weight: float | Schedule) -> str:
-    if not isinstance(weight, Schedule):
-        return _number(weight)
-    start, end, until = map(_number, (weight.start, weight.end, weight.until))
-    return f"({start} + ({end} - {start}) * min(done / {until}, 1))"
-
-
-def _number(value: float) -> str:
-    """Enough digits to compute with, without the rounding of 1 - 0.7."""
-    return f"{value:.12g}"
+    # Enough digits to compute with, without the rounding of 1 - 0.7.
+    return str(weight) if isinstance(weight, Schedule) else f"{weight:.12g}"
 
 
 def _mean(term: Term, selects: bool, known: int | None) -> str:
     tokens = term.on if selects else "all"
     formula: str = call_checked(term.loss, "formula", of=str)
     if known is not None and term.loss.needs_teacher:
-        formula = re.sub(r"\b([pq])(?=\()", rf"\1_{known}", formula)
-    return f"mean_{tokens}({formula})"
+        formula = re.sub(r"\b([pq])(?=\()", rf"\1_{known or 'shared'}", formula)
+    return f"mean_{tokens}{_where(term)}({formula})"
+
+
+def _where(term: Term) -> str:
+    """Which documents a term sees, as the index of its mean."""
+    each = []
+    for name, given in (term.where or {}).items():
+        values = [json.dumps(value, ensure_ascii=False) for value in values_in(given)]
+        several = len(values) > 1
+        each.append(f"{name} in ({', '.join(values)})" if several else f"{name} == {values[0]}")
+    return f"[{' and '.join(each)}]" if each else ""
 
 
 def _known(teacher: Teacher | None) -> int | None:
@@ -190,7 +200,8 @@ def table_of(component: Component) -> dict[str, object]:
 
 
 def _term(term: Term) -> dict[str, object]:
-    return {**table_of(term.loss), "weight": _plain(term.weight), "on": term.on}
+    table = {**table_of(term.loss), "weight": _plain(term.weight), "on": term.on}
+    return table if term.where is None else {**table, "where": _plain(term.where)}
 
 
 def _plain(value: object) -> object:

@@ -23,7 +23,7 @@ KINDS_OF_TABLES = {
     "log": "logger",
 }
 
-ENGINE_KEYS = {"loss": ("weight", "on"), "selection": ("scope",)}
+ENGINE_KEYS = {"loss": ("weight", "on", "where"), "selection": ("scope",)}
 """Keys of a table that are not its component's."""
 
 

@@ -17,12 +17,10 @@ from kdcore.errors import Interrupted, KdcoreError, PluginError, RunError, is_ou
 from kdcore.files import is_full, machine_fault, write_whole
 from kdcore.guard import call_checked, call_checked_list
 from kdcore.hashing import tokenizer_hash
-from kdcore.models.locations import set_trusted
-from kdcore.recipe.describe import objective_formula
 from kdcore.recipe.overrides import expand_grid
-from kdcore.recipe.recipe import _agreed, read_recipe, wanted_stages
+from kdcore.recipe.recipe import read_recipe, wanted_stages
 from kdcore.redact import redact_own_secrets
-from kdcore.runs.artifacts import finish_student, load_tokenizer_of, save_final
+from kdcore.runs.artifacts import finish_student, save_final
 from kdcore.runs.begun import as_begun
 from kdcore.runs.environment import describe_differences, record
 from kdcore.runs.extend import adopt_recipe, find_extendable
@@ -40,6 +38,7 @@ from kdcore.runs.folder import (
     stage_of,
     write_texts,
 )
+from kdcore.runs.open import OpenRequest, open_stage
 from kdcore.training.run_state import RunState
 from kdcore.training.setup import make_accelerator, prepare
 from kdcore.training.signals import Signals
@@ -106,6 +105,16 @@ def run_recipe(recipe: Recipe, host: PluginManager, request: RunRequest) -> list
     return list(done.values())
 
 
+def _agreed(accelerator: Accelerator, folder: Path) -> Path:
+    """The first process's choice, as another may look when the folder is there already."""
+    from accelerate.utils import broadcast_object_list
+
+    chosen = [folder]
+    if accelerator.num_processes > 1:
+        broadcast_object_list(chosen)
+    return chosen[0]
+
+
 def _going_on(stage: Stage, resolved: str, host: PluginManager, request: RunRequest) -> Path | None:
     """The folder that is meant by its name, or by what is accepted of its recipe."""
     name = stage.run_name
@@ -126,26 +135,18 @@ def _run_stage(
         said for each in stage.components() for said in call_checked_list(each, "missing")
     ]:
         raise RunError("\n".join(missing))
-    run = RunState(
-        recipe=stage,
-        folder=folder,
-        device=accelerator.device,
-        process=accelerator.process_index,
-        processes=accelerator.num_processes,
-        objective=objective_formula(
-            stage.terms, selects=stage.selection is not None, teacher=stage.teacher
-        ),
+    asked = OpenRequest(
+        stage, folder, trusted=stage.trusted, others=others, accelerator=accelerator
     )
     with ExitStack() as around:
         around.enter_context(_explained(folder))
-        if run.main:
+        if accelerator.is_main_process:
             around.enter_context(locked(folder))
             around.enter_context(_noted(folder))
         around.enter_context(losses_told())
-        if run.main:
+        if accelerator.is_main_process:
             write_texts(folder, {**texts, "env.json": record(host)})
-        set_trusted(stage.trusted)
-        run.tokenizer = load_tokenizer_of(run, others, accelerator)
+        run = open_stage(asked, upto="tokenizer")
         trainer = prepare(run, host, accelerator, Signals(), CHECKPOINTS)
         if run.main:
             compare_fingerprints(folder, _fingerprints(run), request.accept)

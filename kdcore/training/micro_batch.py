@@ -212,7 +212,8 @@ class OomRetry:
         )
 
 
-def _micro_batch(step: TrainStep) -> int:
+def micro_batch_of(step: TrainStep) -> int:
+    """Rows that go through the models together: as asked, by the row length, or as many as fit."""
     run, options = step.run, step.run.recipe.train
     largest = max(1, math.ceil(options.batch / run.processes))
     if options.micro_batch != "auto":

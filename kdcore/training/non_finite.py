@@ -158,6 +158,7 @@ def _bad_rows(trainer: TrainStep, step: int) -> list[BadRow]:
     run, rows, first = trainer.run, trainer.rows.step(step), trainer.rows.mine.start
     readings = [MicroBatch(trainer.collate([row]), [first + n]) for n, row in enumerate(rows)]
     readings = readings or [MicroBatch(trainer.collate([]), [first])]
+    trainer.move_schedules(step - 1)
     choices = select(run, readings, step, trainer.gather, trainer.total)
     found = []
     for n, row in enumerate(rows):

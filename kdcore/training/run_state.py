@@ -62,7 +62,7 @@ class RunState(Run):
         return bytes_per_id(self.tokenizer)
 
     def rows(self, split: str) -> Sequence[Row]:
-        """The rows of "train" (of its first epoch), or the evaluated ones of "validation"."""
+        """See `Run.rows`."""
         if split == "train":
             return self.laid(split)
         from kdcore.data.sampler import random_subset
@@ -74,17 +74,11 @@ class RunState(Run):
         return rows.subset(random_subset(len(rows), wanted, self.recipe.train.eval_seed))
 
     def ids(self, split: str, places: np.ndarray) -> np.ndarray:
-        """The ids of a split's documents at these indices, counted through all of them.
-
-        For what reads documents otherwise than the rows lay them.
-        """
+        """See `Run.ids`."""
         return self.laid(split).ids(places)
 
     def laid(self, split: str, epoch: int = 0) -> RowDataset:
-        """All rows of a split; training rows may be a `Stream`, which knows none ahead.
-
-        Only the last epoch's are held, besides the first's.
-        """
+        """See `Run.laid`."""
         from kdcore.data.given import GivenStream, as_rows
 
         key = (split, epoch if self.data.fresh_each_epoch else 0)
@@ -108,21 +102,13 @@ class RunState(Run):
     def evaluate(
         self, rows: Sequence[Row], losses: Sequence[Loss], teacher: Teacher | None = None
     ) -> Mapping[str, float]:
-        """Sums over the valid tokens of `rows`, in chunks, sharded over the processes.
-
-        Keys: `tokens`, `bytes` (of text that these tokens stand for), `nll` (nats), each loss's
-        name (a second `kl` is `kl.2`), and with a teacher `agreement` (tokens that both rank
-        first).
-        """
+        """See `Run.evaluate`."""
         from kdcore.training.evaluation import evaluate
 
         return evaluate(self, rows, losses, teacher)
 
     def log_likelihoods(self, rows: Sequence[Row], *, batch: int = 64) -> list[float]:
-        """The log-probability that the student gives to each row's trained tokens, in nats.
-
-        `batch` rows run at a time, of like lengths; every process gets all results.
-        """
+        """See `Run.log_likelihoods`."""
         from kdcore.training.evaluation import log_likelihoods
 
         return log_likelihoods(self, rows, batch)

@@ -21,13 +21,13 @@ from kdcore.objective.teachers import (
     head_sizes,
     load_teachers,
     numbered,
-    teachers_in,
+    reading_our_ids,
     tell_untempered,
     warn_tokenizer_mismatch,
 )
 from kdcore.optim import learning_rate, make_optimizer
 from kdcore.training.checkpoint import Checkpoints
-from kdcore.training.micro_batch import _micro_batch, chunk_of, values_for
+from kdcore.training.micro_batch import chunk_of, micro_batch_of, values_for
 from kdcore.training.run_state import training_rows
 from kdcore.training.student import check_balance, check_length, make_student
 from kdcore.training.trainer import Trainer
@@ -99,14 +99,14 @@ def prepare(
         ),
         signals=signals,
     )
-    run.micro_batch = _micro_batch(trainer)
+    run.micro_batch = micro_batch_of(trainer)
     return trainer
 
 
 def _prepare_student(run: RunState, precision: torch.dtype | None) -> PreTrainedModel:
     """Make it, and prove it and the ids that it shares with its teachers."""
     stage = run.recipe
-    teachers = teachers_in(stage.components())
+    teachers = reading_our_ids(stage.components())
     check_positions(teachers, run.device, stage.data.block)
     student = make_student(
         stage.student,

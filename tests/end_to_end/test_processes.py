@@ -29,6 +29,7 @@ PLAIN = [term(ForwardKL(temperature=2.0)), term(CrossEntropy(), 0.5)]
 ROWS = {
     "packed": given.packed_rows(),
     "single": given.single_rows(),
+    "columns": given.rows_with_columns(),
     "seven": given.packed_rows()[:7],  # three and four: one more micro-batch here than there
     "one": given.packed_rows()[:1],  # a process has no rows
     "lopsided": [given.row(6, seed=1, prompt=6), *given.packed_rows()[:1]],  # and none to train
@@ -47,14 +48,18 @@ class Case:
     adapter: bool = False  # only a LoRA is trained
     loss: str | None = None
     average: str | None = None  # of an ensemble
+    where: bool = False  # terms for some documents only
     step: int = 1  # of 10
 
     def __str__(self):
-        named = vars(self) | {"adapter": "adapter" if self.adapter else ""}
+        said = {name: name for name in ("adapter", "where") if getattr(self, name)}
+        named = vars(self) | {"adapter": "", "where": ""} | said
         return "-".join(str(each) for each in named.values() if each)
 
     @property
     def terms(self):
+        if self.where:
+            return cases.WHERE_ON if self.selection else cases.WHERE
         if self.loss:
             return [term(cases.LOSSES[self.loss])]
         return cases.MIXED if self.selection else PLAIN
@@ -90,6 +95,15 @@ CASES = [
     *(Case(selection="random", step=step) for step in (4, 10)),
     *(Case(rows, selection=name) for rows in ROWS for name in (None, "rho")),
     *(Case(micro_batch=n, selection="rho", scope="micro_batch") for n in (1, 3, 4)),
+    *(
+        Case("columns", micro_batch=n, where=True, selection=name)
+        for n in (1, 3, 8)
+        for name in (None, "rho")
+    ),
+    *(
+        Case("columns", micro_batch=n, where=True, selection="rho", scope="micro_batch")
+        for n in (1, 3)
+    ),
     Case(tied=True),
     Case(kind="gpt2", selection="rho", tied=True),
     *(Case(kind=kind, adapter=True) for kind in tiny.KINDS),

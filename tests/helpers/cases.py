@@ -14,6 +14,7 @@ from kdcore_losses import (
     AdaptiveKL,
     AlphaBeta,
     CrossEntropy,
+    EntropyOPD,
     ForwardKL,
     JensenShannon,
     ReverseKL,
@@ -42,8 +43,10 @@ LOSSES = {
     "tvd": TotalVariation(temperature=2.0),
     "symmetric-kl": SymmetricKL(forward=0.3),
     "adaptive-kl": AdaptiveKL(temperature=2.0),
+    "adaptive-kl of its authors": AdaptiveKL(head=0.7, form="authors"),
     "alpha-beta": AlphaBeta(temperature=2.0),
     "alpha-beta, beta 0": AlphaBeta(alpha=0.5, beta=0.0),
+    "entropy-opd": EntropyOPD(threshold=2.0),
 }
 SHARE = 0.3
 FLOAT32 = {"loss": 1e-6, "gradient": 1e-5}  # what float32 may be off by
@@ -51,6 +54,21 @@ MIXED = [  # terms of every kind: a schedule, and all three ways to see a select
     term(ForwardKL(temperature=2.0), Schedule(start=2.0, end=0.5, until=0.5)),
     term(CrossEntropy(), 0.3, on="all"),
     term(TotalVariation(), Schedule(start=0.0, end=1.0), on="dropped"),
+]
+
+
+WHERE = [  # terms for some documents: by a text, a list, two columns, the source, and nobody
+    term(ForwardKL(temperature=2.0), where={"domain": "math"}),
+    term(CrossEntropy(), 0.3, where={"domain": ["code", "prose"]}),
+    term(CrossEntropy(), 0.7, label="ce.2", where={"domain": "code", "level": [0, 1]}),
+    term(TotalVariation(), where={"source": "student"}),
+    term(ReverseKL(), where={"domain": "law"}),
+]
+WHERE_ON = [  # and with what a selection leaves
+    *WHERE,
+    term(CrossEntropy(), on="all", label="ce.3", where={"domain": "math"}),
+    term(CrossEntropy(), 0.2, on="dropped", label="ce.4", where={"level": [0, 2, 3]}),
+    term(CrossEntropy(), 0.1, label="ce.5"),
 ]
 
 

@@ -9,6 +9,7 @@ import torch
 from given import VOCABULARY, proved
 from kdcore_losses import CrossEntropy
 
+from kdcore import PreparedLoss as PreparedLoss
 from kdcore import Selection, Teacher
 from kdcore.api.contracts import Term
 from kdcore.api.train_options import TrainOptions
@@ -21,9 +22,10 @@ from kdcore.training.run_state import RunState
 from kdcore.training.trainer import Trainer
 
 
-def term(loss=None, weight=1.0, on="kept", label=None):
+def term(loss=None, weight=1.0, on="kept", label=None, where=None):
     loss = loss or CrossEntropy()
-    return Term(label=label or loss.name, use=loss.name, loss=loss, weight=weight, on=on)
+    label = label or loss.name
+    return Term(label=label, use=loss.name, loss=loss, weight=weight, on=on, where=where)
 
 
 class Held(Teacher):
@@ -167,6 +169,7 @@ def trainer(
         scope=scope,
         evals=evals,
         train=TrainOptions(batch=batch, **options),
+        components=lambda: [*(one.loss for one in terms), *([selection] if selection else [])],
     )
     run = RunState(
         recipe=stage,

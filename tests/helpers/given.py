@@ -74,3 +74,23 @@ def single_rows():
     """Eight rows of one document each, of unequal lengths: padded, with an attention mask."""
     lengths = (9, 3, 12, 1, 7, 7, 2, 10)
     return [row(length, seed=n, prompt=3 * (n % 2), document=n) for n, length in enumerate(lengths)]
+
+
+def known_of(document):
+    """The columns of a document; every fifth has none."""
+    if document % 5 == 4:
+        return {}
+    return {"domain": ("math", "code", "prose")[document % 3], "level": document % 4}
+
+
+def rows_with_columns():
+    """Eight rows whose documents have columns, in one of which documents follow one another."""
+    rows = packed_rows()
+    following = row(4, 5, 4, seed=9, document=14)
+    following["position"] = np.arange(13)
+    rows[4] = following
+    for each in rows:
+        documents = list(dict.fromkeys(each["document"].tolist()))
+        each["columns"] = [known_of(document) for document in documents]
+    rows[1]["columns"] = {**rows[1]["columns"][0], "source": "student"}
+    return rows

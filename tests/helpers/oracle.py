@@ -161,8 +161,10 @@ def step(
         chosen = choose(members, rows, scores, share)
         kept |= {token.place for token in chosen}
         for term in terms:
-            counted = weight_at(term.weight, done) * len(members) / max(1, len(tokens))
-            mean = counted * mean_of(term.loss, seen(members, chosen, term.on))
+            counted = len(matching(members, rows, term))
+            counted /= max(1, len(matching(tokens, rows, term)))
+            some = matching(seen(members, chosen, term.on), rows, term)
+            mean = weight_at(term.weight, done) * counted * mean_of(term.loss, some)
             totals[term.label] = totals.get(term.label, 0.0) + mean
     gradients = gradients_of(student, sum(totals.values()))
     values = {label: float(torch.as_tensor(total).detach()) for label, total in totals.items()}
@@ -186,6 +188,25 @@ def seen(tokens, kept, on):
             return tokens
         case "dropped":
             return [token for token in tokens if token.place not in places]
+
+
+def matching(tokens, rows, term):
+    """Those tokens whose document's columns are as a term's `where` says."""
+    where = getattr(term, "where", None) or {}
+
+    def matches(token):
+        row = rows[token.row]
+        documents = list(dict.fromkeys(list(row["document"])))
+        mine = documents.index(row["document"][token.position + 1])
+        columns = row.get("columns", {})
+        known = {"source": "data", **(columns if isinstance(columns, dict) else columns[mine])}
+        for name, wanted in where.items():
+            wanted = wanted if isinstance(wanted, list) else [wanted]
+            if name not in known or known[name] not in wanted:
+                return False
+        return True
+
+    return [token for token in tokens if not where or matches(token)]
 
 
 def weight_at(weight, done):

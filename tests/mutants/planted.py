@@ -171,7 +171,7 @@ FAULTS = [
     Fault(
         "mean of each micro-batch",
         "kdcore/objective/objective.py",
-        "each = [seen.over_count(weight, term.on, dtype) for term, weight in terms]",
+        "each = [seen.of(term.label).over_count(weight, term.on, dtype) for term, weight in terms]",
         "each = [weight / seen.valid.new_tensor(max(1, len(valid))) for term, weight in terms]",
         "unit/objective/test_objective.py",
     ),

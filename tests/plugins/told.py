@@ -8,10 +8,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import tomli_w
-from kdcore_files import evaluation_line, to_json, training_line
 from rich.console import Console
 
 from kdcore import Record
+from kdcore.runs.metrics import evaluation_line, to_json, training_line
 
 _CLOCK = count()  # so that no two runs were busy at the same time
 _EXPECTED = Path(__file__).parent / "expected"

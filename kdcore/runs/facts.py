@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import tomli
 
+from kdcore.formatting import count
+
 if TYPE_CHECKING:
-    from kdcore import Run
+    from kdcore.api.contracts import Run
 
 Table = Mapping[str, Any]
 _WIDTHS = ("hidden_size", "n_embd", "d_model", "dim")
@@ -152,8 +154,6 @@ def spelt(formula: str) -> str:
 
 
 def _parameters(run: Run) -> str:
-    from kdcore_panel.numbers import count
-
     try:
         return f"{count(run.student.num_parameters())} parameters"
     except AttributeError:  # a model that is not from transformers

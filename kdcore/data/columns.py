@@ -1,0 +1,184 @@
+"""Columns: what is known of a document beside its text, such as its domain. Asked on the host."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING, Any, cast, overload
+
+import numpy as np
+
+from kdcore.errors import RunError
+
+if TYPE_CHECKING:
+    from kdcore.data.batch import Batch, Row
+
+Value = str | int | float
+Columns = Mapping[str, Value]
+"""What is known of one document, by column."""
+
+Where = Mapping[str, Value | Sequence[Value]]
+"""Column -> the value, or the values, that match; several columns must all match."""
+
+SOURCE = "source"
+"""The engine's own column: who wrote a document."""
+
+FROM_DATA = "data"
+"""What it is unless a row says otherwise."""
+
+
+def value_of(columns: Columns, name: str) -> Value | None:
+    """A document's value in a column; None where it has none."""
+    return columns.get(name, FROM_DATA if name == SOURCE else None)
+
+
+def matches(columns: Columns, where: Where) -> bool:
+    """Whether a document has one of the values in each column."""
+    return all(value_of(columns, name) in values_in(values) for name, values in where.items())
+
+
+def values_in(values: Value | Sequence[Value]) -> Sequence[Value]:
+    """The values that match, of one or a list."""
+    return [values] if isinstance(values, str | int | float) else values
+
+
+def column_fault(columns: object) -> str | None:
+    """What is wrong with what was given as the columns of a document, in words; or None."""
+    if not isinstance(columns, Mapping):
+        return f"columns of the type {type(columns).__name__}, and must have a mapping"
+    for name, value in columns.items():
+        if not isinstance(name, str):
+            return f"a column called {name!r}, and names are text"
+        if not isinstance(value, str | int | float):
+            kind = type(value).__name__
+            return f"a {kind} in the column {name!r}, and columns hold text and numbers"
+    return None
+
+
+def to_text(columns: Columns | None) -> str:
+    """A document's columns as they are stored: "" where it has none."""
+    return json.dumps(columns, sort_keys=True) if columns else ""
+
+
+@lru_cache(1 << 16)
+def from_text(text: str) -> Columns:
+    """What `to_text` made a text of. Documents with equal columns share it: it is only read."""
+    return cast(Columns, json.loads(text)) if text else {}
+
+
+class StoredColumns:
+    """The columns of each document of a store; `texts` is what `to_text` made of them."""
+
+    def __init__(self, texts: Any) -> None:
+        self._texts = texts  # a list, or Arrow's array of strings
+
+    def __getitem__(self, document: int) -> Columns:
+        text = self._texts[document]
+        return from_text(text if isinstance(text, str) else text.as_py())
+
+    def __iter__(self) -> Iterator[Columns]:
+        return (self[n] for n in range(len(self._texts)))
+
+    def of(self, documents: np.ndarray) -> Sequence[Columns]:
+        """Those of some documents, each looked up when it is asked for."""
+        return _Some(self, documents)
+
+
+class _Some(Sequence[Columns]):
+    def __init__(self, columns: StoredColumns, documents: np.ndarray) -> None:
+        self._columns, self._documents = columns, documents
+
+    def __len__(self) -> int:
+        return len(self._documents)
+
+    @overload
+    def __getitem__(self, index: int) -> Columns: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Columns]: ...
+    def __getitem__(self, index: int | slice) -> Columns | Sequence[Columns]:
+        if isinstance(index, slice):
+            return _Some(self._columns, self._documents[index])
+        return self._columns[int(self._documents[index])]
+
+
+class BatchColumns:
+    """The columns of a batch's documents. Nothing is looked up before it is asked for."""
+
+    def __init__(self, rows: Sequence[Row], document: np.ndarray, predicts: np.ndarray) -> None:
+        """`document` [rows, time] is -1 on padding; `predicts` is where there is a label."""
+        self._rows, self._document, self._predicts = rows, document, predicts
+
+    def select(self, rows: Sequence[int]) -> BatchColumns:
+        """Those of some rows of the batch."""
+        some = [self._rows[n] for n in rows]
+        return BatchColumns(some, self._document[list(rows)], self._predicts[list(rows)])
+
+    @cached_property
+    def _slots(self) -> np.ndarray:
+        """[rows * time]: the index in `_each` of each token's document."""
+        slots, first = np.zeros(self._document.shape, np.int64), 0
+        for n, document in enumerate(self._document):
+            places = _places(document[document >= 0])
+            slots[n, : len(places)] = first + places
+            first += int(places.max(initial=-1)) + 1
+        return slots.reshape(-1)
+
+    @cached_property
+    def _each(self) -> list[Columns]:
+        """Of each document in each row, in the order in which they begin."""
+        found = list[Columns]()
+        for row, document in zip(self._rows, self._document, strict=True):
+            count = int(_places(document[document >= 0]).max(initial=-1)) + 1
+            given = row.get("columns") or {}
+            found += [given] * count if isinstance(given, Mapping) else given
+        return found or [{}]
+
+    @cached_property
+    def _predicted(self) -> np.ndarray:
+        """[rows * time]: the slot of the token that a position predicts; without one its own."""
+        following = np.append(self._slots[1:], self._slots[-1:])
+        return np.where(self._predicts.reshape(-1), following, self._slots)
+
+    def matches(self, where: Where) -> np.ndarray:
+        """Whether the document of the token that each flat position predicts matches, bool.
+
+        Of a position that predicts nothing its own document counts; padding never matches.
+        """
+        each = np.array([matches(columns, where) for columns in self._each])
+        found: np.ndarray = each[self._predicted] & (self._document.reshape(-1) >= 0)
+        return found
+
+    def values(self, name: str) -> tuple[list[Value | None], np.ndarray]:
+        """Each document's value, and for each flat position the index of its label's document."""
+        return [value_of(columns, name) for columns in self._each], self._predicted
+
+
+def _places(document: np.ndarray) -> np.ndarray:
+    """Each token's document, counted in the order in which they begin."""
+    known, first, inverse = np.unique(document, return_index=True, return_inverse=True)
+    rank = np.empty(len(known), np.int64)
+    rank[np.argsort(first)] = np.arange(len(known))
+    return rank[inverse]
+
+
+def columns_of(batch: Batch) -> BatchColumns:
+    """A batch's. One that was made without has documents of data."""
+    if batch.columns is not None:
+        return batch.columns
+    document = batch.document.cpu().numpy()
+    predicts = batch.labels.cpu().numpy().reshape(document.shape) >= 0
+    return BatchColumns([{}] * len(document), document, predicts)
+
+
+def categories_among(values: Iterable[Value | None], name: str) -> list[str]:
+    """The texts among a column's values, sorted; none where it holds numbers."""
+    known = {value for value in values if value is not None}
+    texts = sorted(value for value in known if isinstance(value, str))
+    if texts and len(texts) < len(known):
+        number = next(value for value in known if not isinstance(value, str))
+        raise RunError(
+            f"the column {name!r} holds texts, such as {texts[0]!r}, and numbers, such as "
+            f"{number}: a column is of one or the other"
+        )
+    return texts
