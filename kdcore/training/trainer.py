@@ -192,12 +192,11 @@ class Trainer(TrainStep):
             self.save()
 
     def _save_alone(self) -> None:
-        """The same by this process alone, where the others are gone."""
+        """The same where the other processes are gone, or wait for this one in vain."""
         run = self.run
-        missing = run.step > 0 and not self.checkpoints.has(run.step)
-        if run.main and missing and self.refusals.is_clean():
-            self.recorder.count()
-            self.checkpoints.save(run.step, self.state_dict(), alone=True)
+        if run.step and self.refusals.is_clean():
+            sums = self.recorder.state_dict()  # counts the tokens that the run's state has
+            self.checkpoints.save_alone(run.step, self.state_dict(), sums)
 
     def state_dict(self) -> dict[str, object]:
         """What a checkpoint holds besides weights, optimizer and what each process has."""
