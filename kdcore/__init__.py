@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from kdcore.api.hookspecs import Record as Record
     from kdcore.api.options import describe as describe
     from kdcore.api.options import options_of as options_of
+    from kdcore.api.options import reads_columns as reads_columns
     from kdcore.data.batch import Batch as Batch
     from kdcore.data.batch import LogitsFn as LogitsFn
     from kdcore.data.batch import Row as Row
@@ -38,9 +39,13 @@ if TYPE_CHECKING:
     from kdcore.data.batch import SparseLogits as SparseLogits
     from kdcore.data.batch import Split as Split
     from kdcore.data.batch import TeacherOutputs as TeacherOutputs
+    from kdcore.data.collate import select_rows as select_rows
+    from kdcore.data.columns import columns_of as columns_of
     from kdcore.data.encoding import bos_of as bos_of
+    from kdcore.data.given import join_rows as join_rows
     from kdcore.data.rows import pack_documents as pack_documents
     from kdcore.data.rows import pack_texts as pack_texts
+    from kdcore.data.streaming import join_streams as join_streams
     from kdcore.data.streaming import stream_texts as stream_texts
     from kdcore.errors import KdcoreError as KdcoreError
     from kdcore.errors import PluginError as PluginError
@@ -58,6 +63,7 @@ if TYPE_CHECKING:
     from kdcore.objective.teachers import load_teacher as load_teacher
     from kdcore.objective.teachers import read as read
     from kdcore.objective.teachers import read_nll as read_nll
+    from kdcore.objective.teachers import read_outputs as read_outputs
     from kdcore.redact import redact_secrets as redact_secrets
     from kdcore.runs.open import iter_batches as iter_batches
     from kdcore.session import Result as Result
@@ -71,17 +77,20 @@ _EXPORTS = {
     "api.contracts": "Component Data Eval Logger Loss Patch PreparedLoss Run Selection "
     "Stage Teacher Tokenizer Tokens component hookimpl",
     "api.hookspecs": "Record",
-    "api.options": "describe options_of",
+    "api.options": "describe options_of reads_columns",
     "data.batch": "TeacherOutputs Batch SparseLogits LogitsFn Row Rows Split",
+    "data.collate": "select_rows",
+    "data.columns": "columns_of",
     "data.encoding": "bos_of",
+    "data.given": "join_rows",
     "data.rows": "pack_documents pack_texts",
-    "data.streaming": "stream_texts",
+    "data.streaming": "join_streams stream_texts",
     "errors": "KdcoreError PluginError RecipeError RunError UsageError",
     "hashing": "tokenizer_hash",
     "models.causal_lm": "LanguageModel",
     "models.generation": "generate",
     "models.loading": "dtype_of load_config load_model load_tokenizer model_fingerprint",
-    "objective.teachers": "load_teacher read read_nll",
+    "objective.teachers": "load_teacher read read_nll read_outputs",
     "redact": "redact_secrets",
     "runs.open": "iter_batches",
     "session": "Result check load plan run",

@@ -578,6 +578,12 @@ class Run:
         """
         raise NotImplementedError
 
+    def columns_fingerprint(self, split: str, names: Iterable[str]) -> str:
+        """What the documents of "train" or "validation" have in these columns, as a short text."""
+        from kdcore.objective.columns import fingerprint_of
+
+        return fingerprint_of(self.laid(split), names)
+
     def laid(self, split: str, epoch: int = 0) -> RowDataset:
         """All rows of a split; training rows may be a `Stream`, which has no length.
 

@@ -44,6 +44,31 @@ class StoredColumns:
         return _Some(self, documents)
 
 
+def labelled(row: Row, name: str, value: Value) -> Row:
+    """A row whose documents have one column more."""
+    given = row.get("columns") or {}
+    if isinstance(given, Mapping):
+        return {**row, "columns": {**given, name: value}}
+    return {**row, "columns": _Labelled(given, name, value)}
+
+
+class _Labelled(Sequence[Columns]):
+    def __init__(self, columns: Sequence[Columns], name: str, value: Value) -> None:
+        self._columns, self._more = columns, {name: value}
+
+    def __len__(self) -> int:
+        return len(self._columns)
+
+    @overload
+    def __getitem__(self, index: int) -> Columns: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Columns]: ...
+    def __getitem__(self, index: int | slice) -> Columns | Sequence[Columns]:
+        if isinstance(index, slice):
+            return [self[n] for n in range(*index.indices(len(self)))]
+        return {**self._columns[index], **self._more}
+
+
 class _Some(Sequence[Columns]):
     def __init__(self, columns: StoredColumns, documents: np.ndarray) -> None:
         self._columns, self._documents = columns, documents
@@ -68,10 +93,10 @@ class BatchColumns:
         """`document` [rows, time] is -1 on padding; `predicts` is where there is a label."""
         self._rows, self._document, self._predicts = rows, document, predicts
 
-    def select(self, rows: Sequence[int]) -> BatchColumns:
-        """Those of some rows of the batch."""
-        some = [self._rows[n] for n in rows]
-        return BatchColumns(some, self._document[list(rows)], self._predicts[list(rows)])
+    def select(self, rows: Sequence[int], width: int) -> BatchColumns:
+        """Those of some rows of the batch, cut to so many positions."""
+        document, predicts = (each[list(rows), :width] for each in (self._document, self._predicts))
+        return BatchColumns([self._rows[n] for n in rows], document, predicts)
 
     @cached_property
     def _slots(self) -> np.ndarray:

@@ -16,6 +16,7 @@ from kdcore.hashing import digest
 
 if TYPE_CHECKING:
     from kdcore.api.contracts import Run
+    from kdcore.data.rows import RowDataset
 
 _log = logging.getLogger("kdcore")
 _MOST = 10  # values that a message names
@@ -100,12 +101,15 @@ def columns_fingerprint(run: Run) -> str | None:
     stage = run.recipe
     trained = [one for one in stage.components() if not isinstance(one, Eval)]
     wanted = wanted_columns(stage.terms, trained)
-    names = sorted({name for _, where in wanted for name in where})
-    if not names:
-        return None
-    rows, hashed = run.laid("train"), digest()
+    names = {name for _, where in wanted for name in where}
+    return fingerprint_of(run.laid("train"), names) if names else None
+
+
+def fingerprint_of(rows: RowDataset, names: Iterable[str]) -> str:
+    """Of some columns of all documents, in order."""
+    ordered, hashed = sorted(names), digest()
     if not isinstance(rows, Stream):
         for columns in rows.columns():
-            told = [columns.get(name) for name in names]
+            told = [columns.get(name) for name in ordered]
             hashed.update(f"{json.dumps(told)}\n".encode())
-    return f"{', '.join(names)}: {hashed.hexdigest()}"
+    return f"{', '.join(ordered)}: {hashed.hexdigest()}"

@@ -25,6 +25,7 @@ from kdcore import (
     component,
     describe,
     load_teacher,
+    reads_columns,
     tokenizer_hash,
 )
 from kdcore_cached.buckets import Buckets, TopK
@@ -98,6 +99,12 @@ class CachedTeacher(Teacher):
             )
         if recipe.data.streams:
             yield f"data {recipe.data.name!r} is streamed, and what is stored needs all of it"
+        if self.context == "document" and self._columns():
+            names = ", ".join(sorted(self._columns()))
+            yield (
+                f"the teacher {self.teacher.name!r} goes by columns ({names}), which windows over "
+                'whole documents do not have: take context = "row", or wrap its members instead'
+            )
         of_all_ids = self.teacher.gives_logits() and self.teacher.ids_known() is None
         if not (self.teacher.gives_losses() if self.kind == "nll" else of_all_ids):
             needed = "the loss of every token" if self.kind == "nll" else "the logits of all ids"
@@ -242,7 +249,13 @@ class CachedTeacher(Teacher):
     def _meta(self, split: Split, vocabulary: int) -> dict[str, object]:
         kind = self.kind_for(vocabulary)
         bound = {"kind": kind.name, "split": split.name, "data": split.fingerprint}
+        if columns := self._columns():
+            bound["columns"] = self._run.columns_fingerprint(split.name, columns)
         return bound | {"vocabulary": vocabulary} | self._bound | kind.bound()
+
+    def _columns(self) -> set[str]:
+        """The columns that the wrapped teacher goes by."""
+        return {name for each in reads_columns(self.teacher) for name in each}
 
     def live(self, batch: Batch) -> list[tuple[Batch, Sequence[np.ndarray]]]:
         """What the wrapped teacher says of what it is shown for the batch, whatever is stored."""
