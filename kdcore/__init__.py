@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from kdcore.deprecated import MovedModules, old_name
 
 if TYPE_CHECKING:
+    from kdcore import formatting as formatting
     from kdcore.api.contracts import Component as Component
     from kdcore.api.contracts import Data as Data
     from kdcore.api.contracts import Eval as Eval
@@ -32,7 +33,12 @@ if TYPE_CHECKING:
     from kdcore.api.options import describe as describe
     from kdcore.api.options import options_of as options_of
     from kdcore.api.options import reads_columns as reads_columns
+    from kdcore.api.schedule import Schedule as Schedule
+    from kdcore.api.schedule import Scheduled as Scheduled
+    from kdcore.api.schedule import tensor_now as tensor_now
+    from kdcore.api.schedule import value_now as value_now
     from kdcore.data.batch import Batch as Batch
+    from kdcore.data.batch import GappedLogits as GappedLogits
     from kdcore.data.batch import LogitsFn as LogitsFn
     from kdcore.data.batch import Row as Row
     from kdcore.data.batch import Rows as Rows
@@ -51,6 +57,7 @@ if TYPE_CHECKING:
     from kdcore.errors import PluginError as PluginError
     from kdcore.errors import RecipeError as RecipeError
     from kdcore.errors import RunError as RunError
+    from kdcore.errors import Unreachable as Unreachable
     from kdcore.errors import UsageError as UsageError
     from kdcore.hashing import tokenizer_hash as tokenizer_hash
     from kdcore.models.causal_lm import LanguageModel as LanguageModel
@@ -60,11 +67,20 @@ if TYPE_CHECKING:
     from kdcore.models.loading import load_model as load_model
     from kdcore.models.loading import load_tokenizer as load_tokenizer
     from kdcore.models.loading import model_fingerprint as model_fingerprint
+    from kdcore.objective.alignment import RetokenizedBatch as RetokenizedBatch
+    from kdcore.objective.alignment import Retokenizer as Retokenizer
+    from kdcore.objective.alignment import ids_of_same_bytes as ids_of_same_bytes
     from kdcore.objective.teachers import load_teacher as load_teacher
     from kdcore.objective.teachers import read as read
     from kdcore.objective.teachers import read_nll as read_nll
     from kdcore.objective.teachers import read_outputs as read_outputs
     from kdcore.redact import redact_secrets as redact_secrets
+    from kdcore.runs import facts as facts
+    from kdcore.runs import metrics as metrics
+    from kdcore.runs import summary as summary
+    from kdcore.runs.facts import Facts as Facts
+    from kdcore.runs.history import History as History
+    from kdcore.runs.history import Series as Series
     from kdcore.runs.open import iter_batches as iter_batches
     from kdcore.session import Result as Result
     from kdcore.session import check as check
@@ -73,37 +89,51 @@ if TYPE_CHECKING:
     from kdcore.session import run as run
     from kdcore.training.non_finite import load_rows as load_rows
 
+_MODULES = {
+    "facts": "runs.facts",
+    "formatting": "formatting",
+    "metrics": "runs.metrics",
+    "summary": "runs.summary",
+}
+"""Modules that are public as a whole."""
+
 _EXPORTS = {
     "api.contracts": "Component Data Eval Logger Loss Patch PreparedLoss Run Selection "
     "Stage Teacher Tokenizer Tokens component hookimpl",
     "api.hookspecs": "Record",
     "api.options": "describe options_of reads_columns",
-    "data.batch": "TeacherOutputs Batch SparseLogits LogitsFn Row Rows Split",
+    "api.schedule": "Schedule Scheduled tensor_now value_now",
+    "data.batch": "TeacherOutputs Batch GappedLogits SparseLogits LogitsFn Row Rows Split",
     "data.collate": "select_rows",
     "data.columns": "columns_of",
     "data.encoding": "bos_of",
     "data.given": "join_rows",
     "data.rows": "pack_documents pack_texts",
     "data.streaming": "join_streams stream_texts",
-    "errors": "KdcoreError PluginError RecipeError RunError UsageError",
+    "errors": "KdcoreError PluginError RecipeError RunError Unreachable UsageError",
     "hashing": "tokenizer_hash",
     "models.causal_lm": "LanguageModel",
     "models.generation": "generate",
     "models.loading": "dtype_of load_config load_model load_tokenizer model_fingerprint",
+    "objective.alignment": "RetokenizedBatch Retokenizer ids_of_same_bytes",
     "objective.teachers": "load_teacher read read_nll read_outputs",
     "redact": "redact_secrets",
+    "runs.facts": "Facts",
+    "runs.history": "History Series",
     "runs.open": "iter_batches",
     "session": "Result check load plan run",
     "training.non_finite": "load_rows",
 }
 
 _MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names.split()}
-__all__ = sorted(_MODULE_OF)
+__all__ = sorted([*_MODULE_OF, *_MODULES])
 
 sys.meta_path.append(MovedModules())
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"kdcore.{_MODULES[name]}")
     if name not in _MODULE_OF:
         return old_name(name)
     return getattr(import_module(f"kdcore.{_MODULE_OF[name]}"), name)

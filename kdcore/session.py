@@ -39,9 +39,9 @@ class Result:
     @cached_property
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl, all with the same keys; None stands for what a line lacks."""
-        path = self.folder / "metrics.jsonl"
-        text = path.read_text("utf-8") if path.is_file() else ""
-        lines = [json.loads(line) for line in text.splitlines() if line.endswith("}")]
+        from kdcore.runs.metrics import METRICS, whole_lines
+
+        lines = [line for _, line in whole_lines(self.folder / METRICS)]
         keys = dict.fromkeys(key for line in lines for key in line)
         return [{key: line.get(key) for key in keys} for line in lines]
 
@@ -81,9 +81,9 @@ class Result:
         The weights are the final ones, those of the checkpoint of `step`, or of an unfinished run
         the newest.
         """
-        from kdcore.runs.open import open_run
+        from kdcore.runs.open import begun, open_stage
 
-        return open_run(self.folder, _host(plugins), step=step)
+        return open_stage(begun(self.folder, _host(plugins), step=step))
 
 
 def run(

@@ -38,7 +38,7 @@ class Perplexity(Eval):
             "bits_per_byte": sums["nll"] / math.log(2) / max(1, sums["bytes"]),
         }
         if _OF_TEACHER in sums:
-            scores[_OF_TEACHER] = sums[_OF_TEACHER] / sums["tokens"]
+            scores[_OF_TEACHER] = sums[_OF_TEACHER] / _known(sums)
         elif _OF_TEACHER in run.scores:
             scores[_OF_TEACHER] = run.scores[_OF_TEACHER]
         return scores
@@ -94,8 +94,8 @@ class Agreement(Eval):
         if run.teacher is None or not run.teacher.gives_logits():
             raise RunError('the eval "agreement" needs a teacher that gives logits')
         sums = _sums(run, self)
-        tokens = _tokens(sums)
-        return {"agreement": sums["agreement"] / tokens, "kl": sums[ForwardKL.name] / tokens}
+        known = _known(sums)
+        return {"agreement": sums["agreement"] / known, "kl": sums[ForwardKL.name] / known}
 
 
 @component
@@ -172,6 +172,11 @@ def _tokens(sums: Mapping[str, float]) -> float:
     if not sums["tokens"]:
         raise RunError("the validation rows have no token to predict")
     return sums["tokens"]
+
+
+def _known(sums: Mapping[str, float]) -> float:
+    """The tokens that the teacher knows: of other tokens than the student's it may not know all."""
+    return max(1.0, sums.get("known", _tokens(sums)))
 
 
 @hookimpl

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Annotated
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from kdcore import (
     Batch,
-    RunError,
+    GappedLogits,
     SparseLogits,
     Stage,
     Teacher,
@@ -26,6 +27,7 @@ from kdcore import (
     select_rows,
 )
 
+_log = logging.getLogger("kdcore")
 _Value = str | int | float
 Where = dict[str, _Value | list[_Value]]
 
@@ -36,7 +38,8 @@ class Routed(Teacher):
 
     `members = [{use = "hf", model = "...", where = {domain = "math"}}, {use = "hf", ...}]`: a token
     is answered for by the first member whose `where` matches its document, as in `[[loss]]`; a
-    member without one takes the rest. Each reads the rows that hold a token of its own.
+    member without one takes the rest. Each reads the rows that hold a token of its own. Documents
+    without a member are left out by the terms that need the teacher.
     """
 
     name = "routed"
@@ -47,6 +50,7 @@ class Routed(Teacher):
     ] = Field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self._told = False
         wheres = self._wheres()
         if None in wheres[:-1]:
             raise UsageError(
@@ -85,6 +89,24 @@ class Routed(Teacher):
         """What the member says that knows least."""
         said = [member.knows_others_at(temperature) for member in self.members]
         return False if False in said else None if None in said else True
+
+    def knows_all(self) -> bool:
+        """Whether some member takes the rest, and every member knows all."""
+        return None in self._wheres() and all(member.knows_all() for member in self.members)
+
+    def known(self, batch: Batch) -> Tensor | None:
+        """The tokens of documents that have a member, as far as it knows them itself."""
+        if self.knows_all():
+            return None
+        found = torch.zeros(batch.labels.numel(), dtype=torch.bool, device=batch.valid.device)
+        for member, some, place, own in self._parts(batch):
+            told = member.known(some)
+            if told is not None:
+                theirs = torch.zeros_like(some.labels, dtype=torch.bool)
+                theirs[some.valid] = told
+                own = own & theirs[place]
+            found |= own
+        return found[batch.valid]
 
     def is_estimate(self) -> bool:
         """Whether one of them is."""
@@ -139,17 +161,18 @@ class Routed(Teacher):
             yield member, some, place_there, own_there
 
     def _own(self, batch: Batch) -> list[np.ndarray]:
-        """Which flat positions each member answers for, bool; every predicted token has one."""
+        """Which flat positions each member answers for, bool; none for some, perhaps."""
         columns = columns_of(batch)
         free, found = columns.matches({}), list[np.ndarray]()
         for where in self._wheres():
             own = free if where is None else free & columns.matches(where)
             found.append(own)
             free = free & ~own
-        if free.any():
-            raise RunError(
-                "no member of the teacher 'routed' answers for some documents: let the last one "
-                "have no `where`, and take the rest"
+        if free.any() and not self._told:
+            self._told = True
+            _log.warning(
+                "no member of the teacher 'routed' answers for some documents: terms that need the "
+                "teacher leave these out; a last member without `where` would take them"
             )
         return found
 
@@ -181,7 +204,7 @@ def _spread(told: Tensor | SparseLogits, mine: Tensor) -> Tensor | SparseLogits:
     if isinstance(told, SparseLogits):
         ids, logs, tempered = told
         more = tempered and {at: _spread_one(some, mine) for at, some in tempered.items()}
-        return SparseLogits(_spread_one(ids, mine), _spread_one(logs, mine), more)
+        return type(told)(_spread_one(ids, mine), _spread_one(logs, mine), more)
     return _spread_one(told, mine)
 
 
@@ -203,7 +226,8 @@ def _where(
         more = {at: torch.where(mine, mine_tempered[at], others[at]) for at in both}
         ids = torch.where(mine[:, None], told.ids, other.ids)
         logs = torch.where(mine[:, None], told.log_probabilities, other.log_probabilities)
-        return SparseLogits(ids, logs, more or None)
+        kind = type(told) if isinstance(told, GappedLogits) else type(other)
+        return kind(ids, logs, more or None)
     assert isinstance(told, Tensor) and isinstance(other, Tensor)
     return torch.where(mine[:, None], told, other)
 

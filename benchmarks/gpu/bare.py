@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from world import Skipped, World, peak, start_peak, synchronise
 
 from kdcore import Batch, iter_batches
-from kdcore.runs.open import open_stage
+from kdcore.runs.open import not_begun, open_stage
 
 STEPS = 3  # windows; the last one counts
 
@@ -109,7 +109,8 @@ class Loop:
 def _batches(world: World, name: str) -> tuple[list[Batch], Tensor]:
     """Whole batches of the stage as the engine lays them, and the lengths of all its rows."""
     recipe, (_, _, stage) = founding.read(world, name, weights=True), name.partition(".")
-    with open_stage(recipe, stage, Path(runs_of(world))) as run:
+    with not_begun(recipe, stage, Path(runs_of(world))) as asked:
+        run = open_stage(asked, upto="ids")
         rows: Any = run.rows("train")
         run.micro_batch = founding.stage_of(world, name).rows
         few = rows.subset(range(run.micro_batch * min(8, len(rows) // run.micro_batch)))

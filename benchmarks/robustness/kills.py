@@ -91,7 +91,7 @@ PLACES = {
     "step": "step",
     "_log": "record",
     "save_final": "final weights",
-    "load_tokenizer_of": "tokenizer",
+    "open_stage": "tokenizer",
     "laid": "rows",
     "load_teachers": "loading the teacher",
     "prepare": "preparing",

@@ -84,7 +84,7 @@ def step_once(variant: str, folder: Path) -> dict[str, float]:
     from kdcore import iter_batches
     from kdcore.plugin.manager import PluginManager
     from kdcore.recipe.recipe import read_recipe
-    from kdcore.runs.open import open_stage
+    from kdcore.runs.open import not_begun, open_stage
     from kdcore.runs.runner import RunRequest, run_recipe
 
     torch.set_num_threads(1)
@@ -94,7 +94,8 @@ def step_once(variant: str, folder: Path) -> dict[str, float]:
     host = PluginManager(files=[__file__])
     recipe, out = read_recipe(str(path), host), folder / f"runs-{variant}"
     if variant == "cached":
-        with open_stage(recipe, "", out) as run:
+        with not_begun(recipe, "", out) as asked:
+            run = open_stage(asked, upto="ids")
             teacher: Any = run.teacher
             teacher.load(run)
             for batch in iter_batches(run, run.rows("train")):

@@ -109,11 +109,12 @@ def bare(shape: str, folder: Path) -> list[float]:
     from kdcore import iter_batches
     from kdcore.plugin.manager import PluginManager
     from kdcore.recipe.recipe import read_recipe
-    from kdcore.runs.open import open_stage
+    from kdcore.runs.open import not_begun, open_stage
     from kdcore.training.student import make_student
 
     recipe = read_recipe(str(recipe_of(shape, folder)), PluginManager())
-    with open_stage(recipe, "", folder / "runs") as run:
+    with not_begun(recipe, "", folder / "runs") as asked:
+        run = open_stage(asked, upto="ids")
         run.micro_batch = 8
         stage = run.recipe
         model = make_student(stage.student, run.tokenizer, (), seed=0, device=run.device)

@@ -6,14 +6,13 @@ cannot be known here is named, with the reason, and everything else is still tol
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeVar
-
-import torch
 
 from kdcore.analysis.memory import Estimate, estimate
 from kdcore.api.contracts import Data, Teacher
@@ -22,18 +21,18 @@ from kdcore.data.batch import Rows
 from kdcore.data.encoding import bos_of
 from kdcore.errors import KdcoreError
 from kdcore.guard import call_checked
-from kdcore.models.loading import load_config, load_tokenizer, without_downloads
-from kdcore.models.locations import set_trusted
+from kdcore.models.loading import without_downloads
 from kdcore.recipe.describe import objective_formula, symbols_of
-from kdcore.runs.artifacts import keep_tokenizer
+from kdcore.runs.open import OpenRequest, open_stage
 from kdcore.training.run_state import RunState
 from kdcore.training.setup import steps_of
-from kdcore.training.student import config_of
+from kdcore.training.student import student_config
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
     from kdcore.api.contracts import Stage
+    from kdcore.api.train_options import TrainOptions
     from kdcore.data.rows import RowDataset
     from kdcore.recipe.recipe import Recipe, StageTable
 
@@ -59,6 +58,11 @@ class StagePlan:
     unknown: Sequence[str]  # what is not known, and why
     bos: str = ""  # what documents begin with
 
+    @property
+    def in_epoch(self) -> int | None:
+        """The rows of an epoch, or its documents where steps draw these."""
+        return self.documents if self.stage.train.batch_documents else self.rows
+
 
 def plans_of(recipe: Recipe) -> Iterator[StagePlan]:
     """A plan for each stage, in the order in which they run."""
@@ -81,30 +85,33 @@ class _Planning:
 
     def plan(self) -> StagePlan:
         stage = self._stage()
-        set_trusted(stage.trusted)
-        run = RunState(
-            recipe=stage, folder=self._folder(self.table.name), device=torch.device("cpu")
-        )
-        tokenizer = self._try("the tokenizer", lambda: self._tokenizer(run))
-        if tokenizer is None:
+        run = self._try("the tokenizer", lambda: self._open(stage))
+        tokenizer = run.tokenizer if run is not None else None
+        if run is None:
             why = self.unknown[-1].partition(": ")[2]
             hang_on_it = ["rows and tokens", *(["the student"] if stage.student.config else [])]
             self.unknown += [f"{what}: {why}" for what in hang_on_it]
         if tokenizer is not None:
             self.bos = self._try("how documents begin", lambda: _bos(stage.data, tokenizer)) or ""
-        rows = self._try("rows and tokens", lambda: run.laid("train")) if tokenizer else None
-        config = self._try("the student", lambda: student_config(stage, tokenizer))
+        rows = self._try("rows and tokens", lambda: run.laid("train")) if run else None
+        config = None
+        if tokenizer is not None or stage.student.config is None:
+            config = self._try("the student", lambda: student_config(stage.student, tokenizer))
         if config is not None and tokenizer is not None:
             self._keep(config, tokenizer)
         ids = len(tokenizer) if tokenizer else None
         longest = int(rows.lengths.max()) if rows else None
+        some = _rows_in_step(stage.train, rows) if rows else None
         taken = config and self._try(
-            "memory", lambda: estimate(stage, config, ids=ids, longest=longest)
+            "memory", lambda: estimate(stage, config, ids=ids, longest=longest, rows=some)
         )
         self.unknown += [self._said(why) for why in taken.unknown] if taken else []
-        return self._told(ids, rows, taken or None)
+        steps = self._steps(stage.train, run, rows)
+        return self._told(ids, rows, taken or None, steps)
 
-    def _told(self, ids: int | None, rows: RowDataset | None, taken: Estimate | None) -> StagePlan:
+    def _told(
+        self, ids: int | None, rows: RowDataset | None, taken: Estimate | None, steps: int | None
+    ) -> StagePlan:
         typed = self.recipe.build(self.table.name)
         selects = typed.selection is not None
         return StagePlan(
@@ -117,7 +124,7 @@ class _Planning:
             documents=len(rows.split.lengths) if rows else None,
             rows=len(rows) if rows else None,
             tokens=int(rows.lengths.sum()) if rows else None,
-            steps=self._steps(typed, rows),
+            steps=steps,
             estimate=taken,
             bytes_per_token=sum(
                 call_checked(t, "bytes_per_token", of=(int, float))
@@ -127,10 +134,12 @@ class _Planning:
             unknown=self.unknown,
         )
 
-    def _steps(self, stage: Stage, rows: RowDataset | None) -> int | None:
-        if rows is None:
-            return stage.train.steps
-        return self._try("steps", lambda: steps_of(stage.train, len(rows), rows.lengths))
+    def _steps(
+        self, options: TrainOptions, run: RunState | None, rows: RowDataset | None
+    ) -> int | None:
+        if run is None or rows is None:
+            return options.steps
+        return self._try("steps", lambda: steps_of(options, run.drawn_in_epoch(), rows.lengths))
 
     def _stage(self) -> Stage:
         finals = {name: self._folder(name) / "final" for name in self.table.needs}
@@ -142,11 +151,13 @@ class _Planning:
     def _folder(self, name: str) -> Path:
         return self.place / f"@{name}"
 
-    def _tokenizer(self, run: RunState) -> PreTrainedTokenizerBase:
-        run.folder.mkdir()
-        run.tokenizer = load_tokenizer(str(keep_tokenizer(run, self.known)))
-        self.known.append(run.folder)
-        return run.tokenizer
+    def _open(self, stage: Stage) -> RunState:
+        folder = self._folder(self.table.name)
+        folder.mkdir()
+        request = OpenRequest(stage, folder, trusted=stage.trusted, others=list(self.known))
+        run = open_stage(request, upto="tokenizer")
+        self.known.append(folder)
+        return run
 
     def _keep(self, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
         final = self._folder(self.table.name) / "final"
@@ -167,6 +178,13 @@ class _Planning:
         return text
 
 
+def _rows_in_step(options: TrainOptions, rows: RowDataset) -> int:
+    """How many there are; where steps draw documents about so many."""
+    if options.batch_documents is None:
+        return options.batch
+    return math.ceil(options.batch_documents * len(rows) / len(rows.split.lengths))
+
+
 def _bos(data: Data, tokenizer: PreTrainedTokenizerBase) -> str:
     return str(tokenizer.decode(bos_of(data, tokenizer)))
 
@@ -185,15 +203,6 @@ def _student_of(stage: Stage) -> str:
     options = dict(stage.student.config)
     kind = options.pop("model_type")
     return f"{kind}({', '.join(f'{key}={value!r}' for key, value in options.items())}), fresh"
-
-
-def student_config(
-    stage: Stage, tokenizer: PreTrainedTokenizerBase | None
-) -> PretrainedConfig | None:
-    """Of the model that is loaded, or of the fresh one; None: that one hangs on its tokenizer."""
-    if stage.student.model is not None:
-        return load_config(stage.student.model, key="student.model")
-    return config_of(stage.student, tokenizer) if tokenizer is not None else None
 
 
 def _as_it_lies(data: Data) -> Data:

@@ -24,13 +24,12 @@ from kdcore.data.streaming import Stream
 from kdcore.distributed import alone
 from kdcore.guard import needs_teacher
 from kdcore.hashing import tokenizer_hash
-from kdcore.models.loading import load_tokenizer
 from kdcore.objective.selection import checked_keep, tokens_of
 from kdcore.objective.step_tokens import StepTokens
 from kdcore.objective.teachers import MicroBatch, load_teacher
 from kdcore.recipe.recipe import wanted_stages
-from kdcore.runs.artifacts import keep_tokenizer
 from kdcore.runs.folder import FINAL
+from kdcore.runs.open import OpenRequest, open_stage
 from kdcore.training.run_state import RunState, training_rows
 
 if TYPE_CHECKING:
@@ -95,9 +94,10 @@ def opened_stages(recipe: Recipe, place: Path, only: str | None) -> list[RunStat
     runs: list[RunState] = []
     for name, folder in folders.items():
         built = recipe.build(name, {of: final for of, final in finals.items() if of != name})
-        run = RunState(recipe=built, folder=folder, device=torch.device("cpu"))
         folder.mkdir()
-        run.tokenizer = load_tokenizer(str(keep_tokenizer(run, [one.folder for one in runs])))
+        others = [one.folder for one in runs]
+        request = OpenRequest(built, folder, trusted=built.trusted, others=others)
+        run = open_stage(request, upto="tokenizer")
         run.tokenizer.save_pretrained(finals[name])
         runs.append(run)
     return runs

@@ -25,7 +25,8 @@ from pydantic import ConfigDict, Field, field_validator
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from kdcore.api.options import as_call, describe, iter_components, names_on_hub, of_options, placed
-from kdcore.api.train_options import On, Schedule, TrainOptions, _options
+from kdcore.api.schedule import Schedule, Scheduled
+from kdcore.api.train_options import On, TrainOptions, _options
 from kdcore.errors import UsageError
 
 if TYPE_CHECKING:
@@ -191,6 +192,7 @@ class Teacher(Component):
 
     component_kind: ClassVar[str] = "teacher"
     loads_members: ClassVar[bool] = False  # True: it loads the teachers nested in it, if it must
+    own_tokens: ClassVar[bool] = False  # True: those nested in it read other ids than the student
 
     def load(self, run: Run) -> None:
         """Put the weights onto `run.device`, in evaluation mode. Called once, nested ones too."""
@@ -241,6 +243,18 @@ class Teacher(Component):
         """
         return None
 
+    def known(self, batch: Batch) -> Tensor | None:
+        """Which of `batch.valid` it knows anything of, bool [valid]; None: all of them.
+
+        Asked before `read` and without a forward pass. Terms that need the teacher see and count
+        the known tokens only; elsewhere `read` may give anything finite.
+        """
+        return None
+
+    def knows_all(self) -> bool:
+        """Whether `known` need not be asked: by default where it is not overridden."""
+        return type(self).known is Teacher.known
+
     def bytes_per_token(self) -> float:
         """What it keeps on disk for each token of the training data, for `kdcore plan`."""
         return 0
@@ -287,8 +301,8 @@ class Loss(Component):
         """Those that it divides both sides' logits by: the option `temperature`, or 1 without it.
 
         Where a teacher knows k ids, the engine hands a loss of one temperature T buckets that are
-        right at T. Empty: T changes during the run or from token to token, and only a teacher of
-        all ids serves the loss.
+        right at T. Empty: T changes during the run, as that of a schedule does, or from token to
+        token, and only a teacher of all ids serves the loss.
         """
         found = getattr(self, "temperature", 1.0)
         return [float(found)] if isinstance(found, (int, float)) else []
@@ -446,7 +460,7 @@ Scope = Literal["step", "micro_batch"]
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Stage:
-    """The components and options of one run. `recipe.build` makes a fresh one at each call."""
+    """The components and options of one run. `recipe.build` gives each caller one of its own."""
 
     name: str  # "" where the recipe has no stages
     run_name: str  # "rho_qwen", or with stages "quickstart.teacher"
@@ -548,8 +562,13 @@ class Run:
 
     @property
     def batch(self) -> int:
-        """Rows in an optimizer step, over all processes."""
-        return self.recipe.train.batch
+        """Rows (with `batch_documents` documents) in an optimizer step, over all processes."""
+        return self.recipe.train.drawn
+
+    @property
+    def documents_in_step(self) -> float:
+        """Documents in an optimizer step, on average; 0 where nobody counts them."""
+        return 0.0
 
     @property
     def caches(self) -> Path:
@@ -558,7 +577,7 @@ class Run:
 
     @property
     def epochs(self) -> float:
-        """How often the run goes through the training rows; 0 where they are streamed."""
+        """How often the run goes through the training data; 0 where it is streamed."""
         rows = len(self.rows("train"))
         return self.steps * self.batch / rows if rows else 0.0
 
@@ -580,9 +599,9 @@ class Run:
 
     def columns_fingerprint(self, split: str, names: Iterable[str]) -> str:
         """What the documents of "train" or "validation" have in these columns, as a short text."""
-        from kdcore.objective.columns import fingerprint_of
+        from kdcore.data.columns import fingerprint_of
 
-        return fingerprint_of(self.laid(split), names)
+        return fingerprint_of(self.laid(split).columns(), names)
 
     def laid(self, split: str, epoch: int = 0) -> RowDataset:
         """All rows of a split; training rows may be a `Stream`, which has no length.
@@ -598,7 +617,7 @@ class Run:
 
         Keys: `tokens`, `bytes` (of text that these tokens stand for), `nll` (nats), each loss's
         name (a second `kl` is `kl.2`), and with a teacher `agreement` (tokens that both rank
-        first).
+        first), and `known` where it may know some tokens only: what is compared is over these.
         """
         raise NotImplementedError
 
@@ -683,7 +702,7 @@ class Tokens:
         """Any loss as a score of each token, in chunks, without gradient [n]."""
         raise NotImplementedError
 
-    def top(self, scores: Tensor, share: float) -> Tensor:
+    def top(self, scores: Tensor, share: Scheduled) -> Tensor:
         """The ceil(share x N) highest scores over all processes, bool [n].
 
         N counts the valid tokens of the step. Ties go to the token that comes first; NaN is never

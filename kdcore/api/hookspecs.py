@@ -121,6 +121,7 @@ class Record:
     selection: Mapping[str, float]  # threshold, excess_kept, excess_dropped, where scores rank
     gradient: Mapping[str, float] = field(default_factory=dict)  # each term's share, now and then
     weights: Mapping[str, float] = field(default_factory=dict)  # of the terms, by label
+    teacher: Mapping[str, float] = field(default_factory=dict)  # aligned: share that it knows
 
     def __post_init__(self) -> None:
         # Several listeners are handed the same record.
@@ -128,6 +129,7 @@ class Record:
         object.__setattr__(self, "selection", MappingProxyType(dict(self.selection)))
         object.__setattr__(self, "gradient", MappingProxyType(dict(self.gradient)))
         object.__setattr__(self, "weights", MappingProxyType(dict(self.weights)))
+        object.__setattr__(self, "teacher", MappingProxyType(dict(self.teacher)))
 
     def __reduce__(self) -> tuple[type[Record], tuple[object, ...]]:
         """Records go to other processes too; the views of their mappings cannot."""

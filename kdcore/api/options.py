@@ -11,11 +11,14 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeGuard, TypeVar, Union, get_args, get_origin
 
+from kdcore.api.schedule import Schedule
 from kdcore.guard import Named, call_checked
 from kdcore.models.locations import is_path
 
-SPELT = "bool, int, float, str, Literal, list, dict, a component kind, or a union of these"
-_PLAIN_TYPES = (bool, int, float, str, list, dict, NoneType)
+SPELT = (
+    "bool, int, float, str, Literal, list, dict, Scheduled, a component kind, or a union of these"
+)
+_PLAIN_TYPES = (bool, int, float, str, list, dict, Schedule, NoneType)
 
 
 def is_option_type(annotation: Any) -> bool:
@@ -39,6 +42,7 @@ _PLAIN = {
     str: ("a text", "str"),
     list: ("a list", "list"),
     dict: ("a table", "dict"),
+    Schedule: ("{start, end, until}", "schedule"),
 }
 
 
@@ -117,9 +121,6 @@ def _is_plain(member: Any) -> bool:
     return (get_origin(member) or member) in _PLAIN
 
 
-_UNBUILT = object()  # stands for a nested component whose faults were told
-
-
 @dataclass(frozen=True)
 class Option:
     """An option of a component, for listings."""
@@ -129,6 +130,7 @@ class Option:
     default: object  # None where it is required
     required: bool
     doc: str
+    bounds: str = ""  # such as "> 0, <= 1"
 
 
 def option_fields(cls: type) -> dict[str, tuple[str, Any]]:
@@ -170,9 +172,31 @@ def options_of(cls: type[Named]) -> list[Option]:
     for name, (_, field) in option_fields(cls).items():
         required = field.is_required()
         default = None if required else field.get_default(call_default_factory=True)
-        doc = field.description or ""
-        options.append(Option(name, type_text(field.annotation), default, required, doc))
+        doc, bounds = field.description or "", ", ".join(_bounds(field))
+        options.append(Option(name, type_text(field.annotation), default, required, doc, bounds))
     return options
+
+
+_SIGNS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
+
+
+def _bounds(field: Any) -> Iterator[str]:
+    """The limits of a field's values, also where they stand beside one type of a union."""
+    for bound in (*field.metadata, *_nested_bounds(field.annotation)):
+        yield from (
+            f"{sign} {getattr(bound, name):g}"
+            for name, sign in _SIGNS.items()
+            if getattr(bound, name, None) is not None
+        )
+
+
+def _nested_bounds(annotation: Any) -> Iterator[Any]:
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        yield from (each for bound in arguments[1:] for each in getattr(bound, "metadata", [bound]))
+        yield from _nested_bounds(arguments[0])
+    elif origin in (Union, UnionType):
+        yield from (each for member in arguments for each in _nested_bounds(member))
 
 
 _Component = TypeVar("_Component", bound=Named)
@@ -180,10 +204,28 @@ _Component = TypeVar("_Component", bound=Named)
 
 def iter_components(component: _Component) -> Iterator[_Component]:
     """A component, and all that are nested in it."""
-    yield component
-    for value in option_values(component).values():
-        for nested in _components_in(value):
-            yield from iter_components(nested)
+    yield from (each for _, each in placed(component, ""))
+
+
+def schedules_in(components: Iterable[object]) -> list[Schedule]:
+    """The schedules among the options of components and of all that are nested in them, once each.
+
+    A component that was written without options has none.
+    """
+    return list(dict.fromkeys(each for one in components for each in _schedules_in(one)))
+
+
+def _schedules_in(value: object) -> Iterator[Schedule]:
+    inner: Iterable[object] = ()
+    if isinstance(value, Schedule):
+        yield value
+    elif _is_component(value):
+        has_options = hasattr(type(value), "__pydantic_fields__")
+        inner = option_values(value).values() if has_options else ()
+    elif isinstance(value, list | dict):
+        inner = value.values() if isinstance(value, dict) else value
+    for each in inner:
+        yield from _schedules_in(each)
 
 
 def placed(component: _Component, place: str) -> Iterator[tuple[str, _Component]]:
@@ -201,14 +243,6 @@ def _placed_in(value: object, place: str) -> Iterator[tuple[str, Any]]:
         items = value.items() if isinstance(value, dict) else enumerate(value)
         for key, each in items:
             yield from _placed_in(each, f"{place}.{key}")
-
-
-def _components_in(value: object) -> Iterator[Any]:
-    if _is_component(value):
-        yield value
-    elif isinstance(value, list | dict):
-        for each in value.values() if isinstance(value, dict) else value:
-            yield from _components_in(each)
 
 
 def _is_component(value: object) -> TypeGuard[Named]:
@@ -250,6 +284,8 @@ def _call(
 def _shown(value: object, show: Callable[[Named], str]) -> str:
     if _is_component(value):
         return show(value)
+    if isinstance(value, Schedule):
+        return str(value)
     if isinstance(value, list):
         return f"[{', '.join(_shown(each, show) for each in value)}]"
     if isinstance(value, dict):

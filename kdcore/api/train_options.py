@@ -2,27 +2,46 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import ConfigDict, Field, field_validator
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
+from kdcore.api.schedule import Number, Scheduled
 from kdcore.optim import optimizer_error
 
 # A reader of the recipe must not be able to change what was checked.
 _CONFIG = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True)
 _options = pydantic_dataclass(kw_only=True, frozen=True, eq=False, config=_CONFIG)
-Number = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 DURATIONS = ("epochs", "steps", "tokens")
-STUDENTS = ("model", "config")
 
-RIVALS = {"train": DURATIONS, "student": STUDENTS}
-"""Keys of the engine's tables of which exactly one is given; of inherited ones the nearest."""
+
+class Rivals(NamedTuple):
+    """Keys of which at most one is given; of inherited ones the nearest."""
+
+    names: tuple[str, ...]
+    needed: bool = True  # else one has a default
+
+
+RIVALS: Mapping[str, Sequence[Rivals]] = {
+    "train": (Rivals(DURATIONS), Rivals(("batch", "batch_documents"), needed=False)),
+    "student": (Rivals(("model", "config")),),
+}
+"""By the engine's tables."""
+
+
+def rivals_of(table: str, key: str) -> set[str]:
+    """The keys of one of the engine's tables that are not given beside this one."""
+    return {name for each in RIVALS.get(table, ()) if key in each.names for name in each.names} - {
+        key
+    }
+
 
 Schedules = Literal[
     "constant",
@@ -45,6 +64,7 @@ class TrainOptions:
     steps: Annotated[int, Field(ge=0)] | None = None
     tokens: Count | None = None
     batch: Count = 8
+    batch_documents: Count | None = None
     micro_batch: Literal["auto"] | Count = "auto"
     schedule: Schedules = "cosine"
     min_lr: Share = 0.0
@@ -71,6 +91,16 @@ class TrainOptions:
     save_keep: Count = 2
     workers: Literal["auto"] | Annotated[int, Field(ge=0)] = "auto"
 
+    @property
+    def drawn(self) -> int:
+        """How many an optimizer step draws: documents with `batch_documents`, else rows."""
+        return self.batch_documents or self.batch
+
+    @property
+    def drawn_unit(self) -> Literal["documents", "rows"]:
+        """What these are."""
+        return "documents" if self.batch_documents else "rows"
+
     @field_validator("optimizer")
     @classmethod
     def _there_is_one(cls, optimizer: str) -> str:
@@ -88,21 +118,6 @@ class TrainOptions:
         return warmup
 
 
-@_options
-class Schedule:
-    """A weight that goes from `start` to `end` until that share of the run is done."""
-
-    start: Number
-    end: Number
-    until: Annotated[float, Field(gt=0, le=1)] = 1.0
-
-    def at(self, done: float) -> float:
-        """The weight when the share `done` of the run is done."""
-        if done >= self.until:
-            return self.end
-        return self.start + (self.end - self.start) * done / self.until
-
-
 On = Literal["kept", "all", "dropped"]
 """Which tokens of a selection a term sees."""
 
@@ -118,7 +133,7 @@ Where = Annotated[
 class TermOptions:
     """The engine's options in `[[loss]]`."""
 
-    weight: Number | Schedule = 1.0
+    weight: Scheduled = 1.0
     on: On = "kept"
     where: Where | None = None
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from kdcore_cached.catalogue import Kept, find_store, stores_in
-from kdcore_panel.numbers import percent
 from rich.console import Console
 from rich.text import Text
 
@@ -19,9 +18,10 @@ from kdcore.cli.main import plugin_manager
 from kdcore.commands.cache_tables import line_of, planned, size, table_of
 from kdcore.commands.output import AsJson, Plugins, print_json, tell
 from kdcore.errors import RunError, UsageError
+from kdcore.formatting import percent
 from kdcore.plugin.manager import PluginManager
 from kdcore.recipe.recipe import read_recipe
-from kdcore.runs.open import open_stage
+from kdcore.runs.open import not_begun, open_stage
 
 if TYPE_CHECKING:
     from kdcore_cached.building import Work
@@ -145,8 +145,8 @@ def _opened(
             "{...}}"
         )
     for each in found:
-        with open_stage(recipe, each, out) as run:
-            yield list(works(run))
+        with not_begun(recipe, each, out) as request:
+            yield list(works(open_stage(request, upto="ids")))
 
 
 @contextmanager

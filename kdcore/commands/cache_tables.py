@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from kdcore_cached.catalogue import Kept
-from kdcore_panel.numbers import percent
 
 from kdcore.commands.fitting import Column, Fitting
+from kdcore.formatting import percent
 
 if TYPE_CHECKING:
     from kdcore_cached.building import Work

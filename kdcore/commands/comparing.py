@@ -11,12 +11,11 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from kdcore_files import read_metrics
-from kdcore_panel.facts import flat, read_settings
-from kdcore_panel.history import History
-
 from kdcore.recipe.merge import identity_fields
+from kdcore.runs.facts import flat, read_settings
 from kdcore.runs.folder import failure_of
+from kdcore.runs.history import History
+from kdcore.runs.metrics import read_metrics
 
 Settings = Mapping[str, object]
 """A recipe's values by dotted key: "train.lr", "loss.2.use"."""

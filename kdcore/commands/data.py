@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from kdcore_panel.numbers import percent
-
 from kdcore.analysis.rows import RowSample, SampledRow, sample_rows
 from kdcore.cli.main import plugin_manager
 from kdcore.commands.looking import borders, json_row, never_valid, states_of, tell_pages, tokens_of
 from kdcore.commands.show_options import Looking
 from kdcore.commands.token_rows import Page, Shown, ShownRow, Side, State, counted
 from kdcore.errors import UsageError
+from kdcore.formatting import percent
 from kdcore.recipe.recipe import read_recipe
 
 _ROWS = 3

@@ -9,7 +9,6 @@ from typing import Annotated
 
 import numpy as np
 import typer
-from kdcore_panel.numbers import count, percent
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -20,6 +19,7 @@ from kdcore.cli.main import plugin_manager
 from kdcore.commands.examination import Examined, Finding, Model, examine, trained_share
 from kdcore.commands.output import Plugins, tell
 from kdcore.errors import UsageError
+from kdcore.formatting import count, percent
 from kdcore.recipe.recipe import read_recipe
 
 _MARGIN = (0, 0, 0, 2)

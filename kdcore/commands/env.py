@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from kdcore_panel.numbers import size
 from rich.table import Table
 from rich.text import Text
 
 from kdcore.cli.examples import examples
 from kdcore.cli.main import plugin_manager
 from kdcore.commands.output import AsJson, Plugins, print_json, tell
+from kdcore.formatting import size
 from kdcore.runs.environment import environment_of
 
 

@@ -11,9 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from kdcore_files import append_again
-from kdcore_panel.facts import read_settings
-from kdcore_panel.numbers import value
 from rich.text import Text
 
 from kdcore.cli.examples import examples
@@ -22,9 +19,20 @@ from kdcore.commands.fitting import Column, Fitting
 from kdcore.commands.models import Named, named
 from kdcore.commands.output import AsJson, Plugins, print_json, tell
 from kdcore.errors import UsageError
+from kdcore.formatting import value
 from kdcore.plugin.manager import PluginManager
 from kdcore.recipe.recipe import read_recipe
-from kdcore.runs.open import eval_stage, open_model, open_run, run_folder, stage_outputs
+from kdcore.runs.facts import read_settings
+from kdcore.runs.metrics import append_again
+from kdcore.runs.open import (
+    OpenRequest,
+    begun,
+    eval_stage,
+    in_students_place,
+    open_stage,
+    run_folder,
+    stage_outputs,
+)
 from kdcore.training.evaluation import run_evals
 from kdcore.training.run_state import RunState
 
@@ -116,14 +124,17 @@ class _Opened:
 
     def open(self, each: Named) -> RunState:
         """A run by its own recipe, or a model in the place of a stage's student."""
+        return open_stage(self._request(each))
+
+    def _request(self, each: Named) -> OpenRequest:
         asked = self.asked
         if asked.recipe is not None:
             folder = run_folder(self.recipe, self.stage, asked.out)
-            return open_model(each.model(), self._built(), folder, self.evals)
+            return in_students_place(each.model(), self._built(), folder, self.evals)
         if each.run is not None:
-            return open_run(each.run, self.host, step=asked.step, sets=asked.sets, evals=self.evals)
+            return begun(each.run, self.host, step=asked.step, sets=asked.sets, evals=self.evals)
         stage = eval_stage(each.name, asked.uses, self.host, asked.sets)
-        return open_model(each.name, stage, asked.out / "eval")
+        return in_students_place(each.name, stage, asked.out / "eval")
 
     def _built(self) -> Stage:
         """The recipe's stage, with the finished runs of the stages that it names."""

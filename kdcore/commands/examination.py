@@ -20,16 +20,15 @@ import numpy as np
 import torch
 
 from kdcore.analysis.parameters import parameters_of
-from kdcore.analysis.plan import student_config
 from kdcore.analysis.rows import RowSample, opened_stages, sample_of
 from kdcore.data.encoding import own_beginning
 from kdcore.errors import KdcoreError
 from kdcore.models.loading import dtype_of, precision_of
 from kdcore.models.locations import set_trusted
-from kdcore.objective.teachers import check_positions, numbered, teachers_in
+from kdcore.objective.teachers import check_positions, numbered, reading_our_ids
 from kdcore.runs.folder import FINAL
 from kdcore.training.setup import shared_ids
-from kdcore.training.student import check_length
+from kdcore.training.student import check_length, student_config
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -105,7 +104,7 @@ class _Examining:
 
     def done(self) -> Examined:
         with self._hearing():
-            config = self._try(lambda: student_config(self.run.recipe, self.run.tokenizer))
+            config = self._try(lambda: student_config(self.run.recipe.student, self.run.tokenizer))
             if config is not None:
                 self._student(config)
             self._teachers(config)
@@ -133,7 +132,7 @@ class _Examining:
         self._try(lambda: check_length(SimpleNamespace(config=config), block))  # type: ignore[arg-type]
 
     def _teachers(self, config: PretrainedConfig | None) -> None:
-        teachers = teachers_in(self.run.recipe.components())
+        teachers = reading_our_ids(self.run.recipe.components())
         for role, teacher in numbered(teachers).items():
             found = self._try(partial(teacher.architecture, self.run.device))
             if found is not None:

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from kdcore_panel.facts import read_settings
 
 from kdcore.api.contracts import Data
 from kdcore.cli.examples import examples
 from kdcore.commands.models import named
 from kdcore.data.encoding import bos_of
 from kdcore.errors import UsageError
+from kdcore.runs.facts import read_settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -12,12 +12,12 @@ import tomli
 import typer
 from kdcore_cached.catalogue import stores_in
 from kdcore_cached.store import remove
-from kdcore_files import LOG
 
 from kdcore.cli.examples import examples
 from kdcore.commands.cache_tables import size
 from kdcore.errors import RunError, UsageError
 from kdcore.runs.folder import CHECKPOINTS, find_run, finished, locked, runs_in
+from kdcore.runs.metrics import LOG
 
 _ENDED = re.compile(r" ends after step \d+ of \d+: (\w+): ")
 _NO_FAILURES = ("Interrupted", "KeyboardInterrupt")

@@ -23,8 +23,8 @@ def kdcore_runs_end(folders: Sequence[Path]) -> None:
 
 def _texts(folders: Sequence[Path]) -> Iterator[Text]:
     """The first text that each run's evaluations wrote, for a handful of runs."""
-    from kdcore_files import read_metrics
-    from kdcore_panel.history import History
+    from kdcore.runs.history import History
+    from kdcore.runs.metrics import read_metrics
 
     if len(folders) > 4:
         return

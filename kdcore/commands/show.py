@@ -8,11 +8,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from kdcore_files import latest_values, read_metrics
-from kdcore_panel.facts import facts_of_folder, read_settings
-from kdcore_panel.history import History
-from kdcore_panel.numbers import duration, value
-from kdcore_panel.summary import Summary
 from rich.text import Text
 
 from kdcore.cli.examples import examples
@@ -21,7 +16,12 @@ from kdcore.commands.comparison import as_rows, comparison_in_full, reasons, to_
 from kdcore.commands.fitting import Column, Fitting
 from kdcore.commands.output import AsJson, Plugins, print_json, tell
 from kdcore.errors import UsageError
+from kdcore.formatting import duration, value
+from kdcore.runs.facts import facts_of_folder, read_settings
 from kdcore.runs.folder import failure_of, find_run, finished, runs_in
+from kdcore.runs.history import History
+from kdcore.runs.metrics import latest_values, read_metrics
+from kdcore.runs.summary import Summary
 
 AsCsv = Annotated[bool, typer.Option("--csv", help="As CSV.")]
 

@@ -8,9 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from kdcore_files import read_metrics
-from kdcore_panel.facts import component
-from kdcore_panel.numbers import value
 
 from kdcore.analysis.rows import SelectedRow, selected_rows
 from kdcore.api.contracts import Stage
@@ -19,9 +16,12 @@ from kdcore.commands.looking import borders, json_row, never_valid, states_of, t
 from kdcore.commands.show_options import Looking
 from kdcore.commands.token_rows import Page, Shown, ShownRow, Side, State, counted
 from kdcore.errors import UsageError
+from kdcore.formatting import value
 from kdcore.plugin.manager import PluginManager
+from kdcore.runs.facts import component
 from kdcore.runs.folder import find_run
-from kdcore.runs.open import open_run
+from kdcore.runs.metrics import read_metrics
+from kdcore.runs.open import begun, open_stage
 from kdcore.training.run_state import RunState
 
 _ROWS = 4
@@ -71,7 +71,7 @@ def show_tokens(looking: Looking) -> None:
     seen: list[_Seen] = []
     of_step = looking.of_step
     for step in _chosen(looking.steps):
-        run = open_run(folder, host, step=step, sets=looking.sets, evals=[])
+        run = open_stage(begun(folder, host, step=step, sets=looking.sets, evals=[]))
         at = run.step or _last_step(folder)
         of_step = _rows_of(folder, of_step, at, run.steps or at)
         seen.append(_Seen(run, at, selected_rows(run, of_step)))

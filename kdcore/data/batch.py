@@ -97,6 +97,10 @@ class SparseLogits(NamedTuple):
     """Temperature T -> [n]: T times the log of the sum of the others' p^(1/T). None: not told."""
 
 
+class GappedLogits(SparseLogits):
+    """The same where ids may be -1: no id, behind those that are, whatever mass is given."""
+
+
 class TextSource(Protocol):
     """Where documents come from, as far as rows are made of them: a data component."""
 

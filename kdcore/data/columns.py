@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, cast, overload
 
 import numpy as np
 
 from kdcore.data.where import Columns, Value, Where, matches, value_of
+from kdcore.hashing import digest
 
 if TYPE_CHECKING:
     from kdcore.data.batch import Batch, Row
@@ -24,6 +25,15 @@ def to_text(columns: Columns | None) -> str:
 def from_text(text: str) -> Columns:
     """What `to_text` made a text of. Documents with equal columns share it: it is only read."""
     return cast(Columns, json.loads(text)) if text else {}
+
+
+def fingerprint_of(columns: Iterable[Columns], names: Iterable[str]) -> str:
+    """Of some columns of all documents, in order."""
+    ordered, hashed = sorted(names), digest()
+    for each in columns:
+        told = [each.get(name) for name in ordered]
+        hashed.update(f"{json.dumps(told)}\n".encode())
+    return f"{', '.join(ordered)}: {hashed.hexdigest()}"
 
 
 class StoredColumns:

@@ -6,7 +6,7 @@ is a few numbers that a checkpoint keeps, so that a run goes on without reading 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ from kdcore.data.encoding import (
 )
 from kdcore.data.rows import PieceRows, RowDataset, check_block, pack_lengths
 from kdcore.data.tokenized import TokenStore, by_size
+from kdcore.data.where import Columns
 from kdcore.errors import RunError
 from kdcore.guard import plugin_errors
 from kdcore.hashing import digest, tokenizer_hash
@@ -65,6 +66,10 @@ class Stream(RowDataset):
     def __iter__(self) -> Iterator[Row]:
         for _, rows in self.windows(Place()):
             yield from rows
+
+    def columns(self) -> Iterable[Columns]:
+        """None: nobody has all of its documents. Those of `first_window` are known."""
+        return ()
 
     def first_window(self) -> RowDataset:
         """The rows that come first."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -64,15 +65,21 @@ def bytes_per_id(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
     Exact for byte-level tokenizers. Where words carry their space before them ("▁"), so does the
     first word of a text, which has none.
     """
-    sizes = np.zeros(_size(tokenizer), dtype=np.int32)
+    return np.array([len(each) for each in id_bytes(tokenizer)], dtype=np.int32)
+
+
+def id_bytes(tokenizer: PreTrainedTokenizerBase) -> list[bytes]:
+    """The UTF-8 bytes that each id stands for in running text; of special tokens none."""
+    texts = [b""] * _size(tokenizer)
     kind = _decoder(tokenizer)
     for token, index in tokenizer.get_vocab().items():
-        sizes[index] = _bytes_of(token, kind)
+        texts[index] = _bytes_of(token, kind)
     for index, added in tokenizer.added_tokens_decoder.items():
-        sizes[index] = 0 if added.special else len(added.content.encode())
-    special = tokenizer.all_special_ids  # None for one that has no place among the ids
-    sizes[[n for n in special if n is not None and n < len(sizes)]] = 0
-    return sizes
+        texts[index] = b"" if added.special else added.content.encode()
+    for index in tokenizer.all_special_ids:  # None for one that has no place among the ids
+        if index is not None and index < len(texts):
+            texts[index] = b""
+    return texts
 
 
 def _size(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -130,11 +137,20 @@ def _decoder(tokenizer: PreTrainedTokenizerBase) -> str:
     return "wordpiece" if '"WordPiece"' in steps else "pieces"
 
 
-def _bytes_of(token: str, kind: str) -> int:
+def _bytes_of(token: str, kind: str) -> bytes:
     if kind == "bytes":
-        return len(token)  # one letter of the byte alphabet for each byte
+        return bytes(_byte_of().get(letter, 0x3F) for letter in token)
     if kind == "wordpiece":
-        return len(token.removeprefix("##").encode()) + (not token.startswith("##"))
+        return token.removeprefix("##").encode() if token.startswith("##") else f" {token}".encode()
     if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
-        return 1
-    return len(token.replace("▁", " ").encode())
+        return bytes.fromhex(token[3:5])
+    return token.replace("▁", " ").encode()
+
+
+@cache
+def _byte_of() -> Mapping[str, int]:
+    """The byte that each letter of a byte-level vocabulary stands for."""
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    letters: Mapping[int, str] = bytes_to_unicode()  # type: ignore[no-untyped-call]
+    return {letter: byte for byte, letter in letters.items()}

@@ -8,15 +8,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from kdcore.api.contracts import Component, Eval, Stage, Term
+from kdcore.data.columns import fingerprint_of
 from kdcore.data.streaming import Stream
 from kdcore.data.where import SOURCE, Columns, Value, Where, value_of, values_in
 from kdcore.errors import RunError
 from kdcore.guard import call_checked
-from kdcore.hashing import digest
 
 if TYPE_CHECKING:
     from kdcore.api.contracts import Run
-    from kdcore.data.rows import RowDataset
 
 _log = logging.getLogger("kdcore")
 _MOST = 10  # values that a message names
@@ -102,14 +101,4 @@ def columns_fingerprint(run: Run) -> str | None:
     trained = [one for one in stage.components() if not isinstance(one, Eval)]
     wanted = wanted_columns(stage.terms, trained)
     names = {name for _, where in wanted for name in where}
-    return fingerprint_of(run.laid("train"), names) if names else None
-
-
-def fingerprint_of(rows: RowDataset, names: Iterable[str]) -> str:
-    """Of some columns of all documents, in order."""
-    ordered, hashed = sorted(names), digest()
-    if not isinstance(rows, Stream):
-        for columns in rows.columns():
-            told = [columns.get(name) for name in ordered]
-            hashed.update(f"{json.dumps(told)}\n".encode())
-    return f"{', '.join(ordered)}: {hashed.hexdigest()}"
+    return fingerprint_of(run.laid("train").columns(), names) if names else None

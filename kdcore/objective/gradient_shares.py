@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kdcore.api.contracts import Term
-from kdcore.api.train_options import Schedule
+from kdcore.api.schedule import Schedule
 
 if TYPE_CHECKING:
     from kdcore.data.batch import SparseLogits

@@ -19,14 +19,13 @@ from torch import Tensor
 
 from kdcore.api.contracts import PreparedLoss, Selection, Term, Tokens
 from kdcore.data.collate import sent
-from kdcore.data.where import Where
 from kdcore.distributed import Gather, Total, alone
 from kdcore.errors import PluginError
 from kdcore.guard import describe_component, plugin_errors
 from kdcore.models.head import upcast
 from kdcore.objective.objective import SelectFn, TokenMask
 from kdcore.objective.step_tokens import Chosen, RankedScores, ScoredBatch, StepTokens
-from kdcore.objective.teachers import MicroBatch
+from kdcore.objective.teachers import MicroBatch, View, may_not_know
 
 if TYPE_CHECKING:
     from kdcore.api.contracts import Run
@@ -40,6 +39,7 @@ class SelectionResult:
     each: list[SelectFn] = field(default_factory=list)
     kept: list[Tensor] = field(default_factory=list)  # this process's counts, as they are found
     ranked: RankedScores | None = None  # the last scores, where a selection ranks by scores
+    known: Tensor | None = None  # tokens of all processes that the teacher knows; None: all
 
 
 def select(
@@ -56,7 +56,7 @@ def select(
     selection = run.recipe.selection
     prepared = [term for term in terms if isinstance(term.loss, PreparedLoss)]
     making = _Making(run, step, gather, total, choices, terms)
-    making.count_where(readings)
+    making.count_views(readings)
     alone = run.processes == 1 and len(readings) == 1
     if selection is None and not prepared:
         choices.each = [making.everything(reading) for reading in readings]
@@ -77,36 +77,51 @@ class _Making:
     total: Total
     choices: SelectionResult
     terms: Sequence[Term]
-    narrow: dict[str, tuple[Where, Tensor]] = field(default_factory=dict)
-    """By term: its `where`, and how many tokens of the step that leaves."""
+    narrow: dict[str, tuple[View, Tensor]] = field(default_factory=dict)
+    """By term: its view, and how many tokens of the step that has."""
 
-    def count_where(self, readings: Sequence[MicroBatch]) -> None:
+    def count_views(self, readings: Sequence[MicroBatch]) -> None:
         """Find `narrow`: on the host, and then over all processes."""
-        terms = [(term.label, term.where) for term in self.terms if term.where]
-        if terms:
-            here = [sum(r.matching(where).sum() for r in readings) for _, where in terms]
+        found = {term.label: self._view(term) for term in self.terms}
+        views = {label: view for label, view in found.items() if view != View(None, None)}
+        if views:
+            here = [sum(r.matching(view).sum() for r in readings) for view in views.values()]
             counts = self.total(sent(np.array(here, np.float32), self.run.device))
-            each = zip(terms, counts, strict=True)
-            self.narrow.update({label: (where, count) for (label, where), count in each})
+            each = zip(views.items(), counts, strict=True)
+            self.narrow.update({label: (view, count) for (label, view), count in each})
+        self.choices.known = self._known(readings)
+
+    def _view(self, term: Term) -> View:
+        teacher = self.run.teacher if term.loss.needs_teacher else None
+        some_only = teacher is not None and may_not_know(teacher)
+        return View(term.where, teacher if some_only else None)
+
+    def _known(self, readings: Sequence[MicroBatch]) -> Tensor | None:
+        """How many tokens of the step the teacher knows; None: all, or it is not asked."""
+        teacher = next((view.teacher for view, _ in self.narrow.values() if view.teacher), None)
+        if teacher is None:
+            return None
+        here = sum(r.matching(View(None, teacher)).sum() for r in readings)
+        return self.total(torch.full((), float(here), device=self.run.device))
 
     def everything(self, reading: MicroBatch) -> SelectFn:
         """All tokens of a micro-batch: there is no selection."""
         valid = self.choices.valid
-        seen = self._narrowed(TokenMask(None, valid, valid, valid), reading.where, _itself)
+        seen = self._narrowed(TokenMask(None, valid, valid, valid), reading.view, _itself)
         return _known(self._told(seen, reading))
 
     def _narrowed(
-        self, seen: TokenMask, where_of: Callable[[Where], Tensor], total: Total
+        self, seen: TokenMask, view_of: Callable[[View], Tensor], total: Total
     ) -> TokenMask:
-        """With what each term's `where` leaves of it; `total` adds up what is counted here."""
+        """With what each term's view has of it; `total` adds up what is counted here."""
         each = {
-            label: seen.only(where_of(where), valid, total)
-            for label, (where, valid) in self.narrow.items()
+            label: seen.only(view_of(view), valid, total)
+            for label, (view, valid) in self.narrow.items()
         }
         return replace(seen, narrowed=each)
 
     def _told(self, seen: TokenMask, reading: MicroBatch) -> TokenMask:
-        """With how many tokens of a micro-batch each `where` leaves, which the host knows."""
+        """With how many tokens of a micro-batch each view has, which the host knows."""
         each = {
             label: replace(mask, where_here=int(reading.matching(self.narrow[label][0]).sum()))
             for label, mask in seen.narrowed.items()
@@ -150,12 +165,12 @@ class _Making:
         """What is kept of a micro-batch that ranks by itself [n], in the order of the step."""
         selection, valid = self.run.recipe.selection, self.choices.valid
         if selection is None:
-            return self._narrowed(TokenMask(None, valid, valid, valid), tokens.where, _itself)
+            return self._narrowed(TokenMask(None, valid, valid, valid), tokens.view, _itself)
         keep = checked_keep(selection, tokens)
         kept, mass = self._counted(tokens, keep)
         ranked = torch.full((), len(keep), device=keep.device)
         seen = TokenMask(keep, valid, ranked, kept, mass, kept_here=tokens.most_kept(keep))
-        return self._narrowed(seen, tokens.where, _itself)
+        return self._narrowed(seen, tokens.view, _itself)
 
     def _ahead_within(
         self, tokens: StepTokens, readings: Sequence[MicroBatch]
@@ -173,7 +188,7 @@ class _Making:
         masses = [seen.mass for seen in each if seen.mass is not None]
         mass = self.total(torch.stack(masses).sum()) if masses else None
         seen = TokenMask(keep, valid, valid, kept, mass)
-        return self._narrowed(seen, tokens.where, self.total), each
+        return self._narrowed(seen, tokens.view, self.total), each
 
     def _over_step(
         self, tokens: StepTokens, readings: Sequence[MicroBatch]
@@ -182,13 +197,13 @@ class _Making:
         selection, valid = self.run.recipe.selection, self.choices.valid
         if selection is None:
             seen = TokenMask(None, valid, valid, valid)
-            seen = self._narrowed(seen, tokens.where, self.total)
+            seen = self._narrowed(seen, tokens.view, self.total)
             return seen, self._parts(seen, tokens, readings)
         keep = checked_keep(selection, tokens)
         here, mass = self._counted(tokens, keep)
         kept = self.total(here.float())
         seen = TokenMask(keep, valid, valid, kept, None if mass is None else self.total(mass))
-        seen = self._narrowed(seen, tokens.where, self.total)
+        seen = self._narrowed(seen, tokens.view, self.total)
         parts = self._parts(seen, tokens, readings)
         counts = _counts(tokens.by_part(keep))
         each = zip(parts, counts, strict=True)

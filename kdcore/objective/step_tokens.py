@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from kdcore.api.contracts import Loss, Teacher, Term, Tokens
+from kdcore.api.schedule import Scheduled, value_now
 from kdcore.data.batch import LogitsFn
 from kdcore.data.collate import sent
 from kdcore.data.columns import columns_of
-from kdcore.data.where import Value, Where, categories_among
+from kdcore.data.where import Value, categories_among
 from kdcore.distributed import Gather, alone
 from kdcore.errors import UsageError
 from kdcore.guard import describe_component
@@ -23,7 +24,7 @@ from kdcore.models.causal_lm import LanguageModel
 from kdcore.models.head import chunk_size, nll_from_logits, upcast
 from kdcore.objective.losses import per_token
 from kdcore.objective.objective import TokenMask
-from kdcore.objective.teachers import MicroBatch
+from kdcore.objective.teachers import MicroBatch, View, may_not_know
 
 
 class ScoredBatch:
@@ -141,9 +142,9 @@ class StepTokens(Tokens):
         everyone, _ = self._gather(sent(np.array(list(coded), np.uint8), device))
         return [json.loads(line) for line in bytes(everyone.tolist()).splitlines()]
 
-    def where(self, where: Where) -> Tensor:
+    def view(self, view: View) -> Tensor:
         """Which tokens are of documents whose columns match, bool [n]."""
-        return self._joined([part.reading.where(where) for part in self._parts])
+        return self._joined([part.reading.view(view) for part in self._parts])
 
     def seen(self, loss: Loss) -> Tensor:
         """Which tokens the term of this loss sees [n]."""
@@ -197,7 +198,7 @@ class StepTokens(Tokens):
         if asked is self._teacher and asked.gives_logits():
             for part in self._parts:
                 part.reading.logits_of(asked)  # kept for the losses, which would read it again
-        return self._each(lambda part: part.reading.nll_of(asked))
+        return self._known_only(self._each(lambda part: part.reading.nll_of(asked)), asked)
 
     def score(self, loss: Loss, teacher: Teacher | None = None) -> Tensor:
         """Any loss as a score of each token, in chunks [n]."""
@@ -219,9 +220,16 @@ class StepTokens(Tokens):
 
             return at
 
-        return self._each(scores)
+        values = self._each(scores)
+        return values if asked is None else self._known_only(values, asked)
 
-    def top(self, scores: Tensor, share: float) -> Tensor:
+    def _known_only(self, values: Tensor, teacher: Teacher) -> Tensor:
+        """NaN where the teacher knows nothing, so that the token is never kept."""
+        if not may_not_know(teacher):
+            return values
+        return values.masked_fill(~self.view(View(None, teacher)), math.nan)
+
+    def top(self, scores: Tensor, share: Scheduled) -> Tensor:
         """The ceil(share x N) highest scores over all processes as a bool [n].
 
         N counts the valid tokens of the step. Ties go to the token that comes first; NaN is never
@@ -229,7 +237,7 @@ class StepTokens(Tokens):
         """
         everyone, first = self._gather(upcast(scores))
         # A share such as 0.55 times 100 is a hair above 55: that hair is rounding, not a token.
-        wanted = math.ceil(share * len(everyone) - 1e-9)
+        wanted = math.ceil(value_now(share) * len(everyone) - 1e-9)
         # NaN becomes -inf, and a true -inf the lowest finite number.
         ranking = everyone.nan_to_num(nan=-math.inf).argsort(descending=True, stable=True)
         kept = torch.zeros_like(everyone, dtype=torch.bool)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -90,6 +90,28 @@ def read_nll(teacher: Teacher, batch: Batch) -> Callable[[Tensor, Tensor], Tenso
     return nll
 
 
+def may_not_know(teacher: Teacher) -> bool:
+    """Whether it may know some tokens only."""
+    return not call_checked(teacher, "knows_all", of=bool)
+
+
+def known_to(teacher: Teacher, batch: Batch) -> Tensor:
+    """Which of the batch's valid tokens a teacher knows anything of, bool [valid]."""
+    with _asking(teacher, "known", batch):
+        known = teacher.known(batch)
+    if known is None:
+        return torch.ones_like(batch.valid, dtype=torch.bool)
+    if (
+        not isinstance(known, Tensor)
+        or known.dtype != torch.bool
+        or known.shape != batch.valid.shape
+    ):
+        shape = list(getattr(known, "shape", ()))
+        said = f"{getattr(known, 'dtype', type(known).__name__)} of shape {shape}"
+        raise _broken(teacher, "known", said, f"None or bools of shape {list(batch.valid.shape)}")
+    return known
+
+
 def _ids_known(teacher: Teacher) -> int | None:
     found: int | None = call_checked(teacher, "ids_known", of=(int, type(None)))
     return found
@@ -147,7 +169,7 @@ def _checked_coarse(teacher: Teacher, found: object, positions: int, batch: Batc
         return upcast(_checked(teacher, "read", told, shape, batch))
 
     more = tempered and {at: same(others, positions) for at, others in tempered.items()}
-    return SparseLogits(ids, same(logs, *logs.shape), more)
+    return type(found)(ids, same(logs, *logs.shape), more)
 
 
 def _broken(teacher: Teacher, method: str, found: str, expected: str) -> PluginError:
@@ -250,6 +272,19 @@ def teachers_in(components: Iterable[Component]) -> list[Teacher]:
     return [one for one in components if isinstance(one, Teacher)]
 
 
+def reading_our_ids(components: Iterable[Component]) -> list[Teacher]:
+    """The teachers among components that read the student's ids, in their order."""
+    teachers = teachers_in(components)
+    others = {
+        id(nested)
+        for teacher in teachers
+        if teacher.own_tokens
+        for nested in iter_components(teacher)
+        if nested is not teacher
+    }
+    return [each for each in teachers if id(each) not in others]
+
+
 def load_teachers(run: Run, components: Iterable[Component]) -> None:
     """Load every teacher, nested ones too, but for those that a teacher loads itself if it must."""
     teachers = teachers_in(components)
@@ -266,6 +301,13 @@ def load_teachers(run: Run, components: Iterable[Component]) -> None:
                 teacher.load(run)
 
 
+class View(NamedTuple):
+    """A part of the valid tokens: those of documents whose columns match, and that are known."""
+
+    where: Where | None
+    teacher: Teacher | None  # to this one, where it may know some tokens only
+
+
 class MicroBatch:
     """One micro-batch with what was read of it, so that no teacher runs twice over it."""
 
@@ -273,7 +315,7 @@ class MicroBatch:
         self.batch = batch
         self.rows = rows  # the place of each of its rows in the optimizer step
         self._read: dict[int, TeacherOutputs] = {}
-        self._matching: dict[str, np.ndarray] = {}  # by `where`
+        self._matching: dict[str, np.ndarray] = {}  # by view
 
     def logits_of(self, teacher: Teacher) -> TeacherOutputs:
         """The teacher's logits by flat position; its trunk runs at the first call."""
@@ -287,17 +329,21 @@ class MicroBatch:
         known = self.batch.on_host
         return self.batch.valid.cpu().numpy() if known is None else known.valid
 
-    def matching(self, where: Where) -> np.ndarray:
-        """Which valid tokens are of documents whose columns match, bool [n], on the host."""
-        key = repr(where)
+    def matching(self, view: View) -> np.ndarray:
+        """Which valid tokens a view has, bool [n], on the host."""
+        key = f"{view.where} {id(view.teacher)}"
         if key not in self._matching:
-            found = columns_of(self.batch).matches(where)[self.valid_on_host]
+            found = np.ones(len(self.batch.valid), bool)
+            if view.where is not None:
+                found = columns_of(self.batch).matches(view.where)[self.valid_on_host]
+            if view.teacher is not None:
+                found = found & known_to(view.teacher, self.batch).cpu().numpy()
             self._matching[key] = found
         return self._matching[key]
 
-    def where(self, where: Where) -> Tensor:
+    def view(self, view: View) -> Tensor:
         """The same on the device."""
-        return sent(self.matching(where), self.batch.valid.device)
+        return sent(self.matching(view), self.batch.valid.device)
 
     def forget(self) -> None:
         """Let go of what teachers keep for it."""

@@ -94,7 +94,8 @@ def _from_files(files: Iterable[str | Path]) -> Iterator[Candidate]:
         if path not in seen:
             seen.add(path)
             module_name = _module_name(path)
-            yield Candidate(path.stem, str(typed), "", module_name, _loader(path, module_name))
+            name = path.stem.removeprefix("kdcore_") or path.stem  # as an entry point would
+            yield Candidate(name, str(typed), "", module_name, _loader(path, module_name))
 
 
 def _no_such_file(typed: str, path: Path) -> str:

@@ -12,7 +12,6 @@ from pydantic import ValidationError
 
 from kdcore.api.contracts import Component
 from kdcore.api.options import (
-    _UNBUILT,
     beside,
     choices,
     inner_type,
@@ -22,9 +21,10 @@ from kdcore.api.options import (
     option_types,
     type_in_words,
 )
-from kdcore.errors import Fault, PluginError, RecipeError, UsageError, did_you_mean
+from kdcore.api.schedule import Schedule
+from kdcore.errors import Fault, PluginError, UsageError, did_you_mean
 from kdcore.guard import defined_in
-from kdcore.recipe.node import Node, Source
+from kdcore.recipe.node import Node
 from kdcore.recipe.toml_positions import KeyPath
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 
 Errors = Sequence[Mapping[str, Any]]
+_UNBUILT = object()  # stands for a nested component whose faults were told
 _LONGEST = 60  # characters of a value that a message shows
 _SHORTER = {"greater than or equal to": "at least", "less than or equal to": "at most"}
 
@@ -81,12 +82,15 @@ def _of_range(error: Mapping[str, Any], label: str, value: Node) -> str:
     if error["type"] in ("value_error", "assertion_error"):
         said = str(error["ctx"]["error"])
         return said if not label or label in said else f"{label}: {said}"
+    found = shown(value.plain())
+    if isinstance(given := error["input"], Schedule):
+        label, found = f"both ends of {label}", f"{given.start:g} and {given.end:g}"
     said = error["msg"].replace("Input should", f"{label} should").replace(" after validation", "")
     for long, short in _SHORTER.items():
         said = said.replace(long, short)
     if not said.startswith(label):
         said = f"{label}: {said[0].lower()}{said[1:]}"
-    return said if ", not " in said else f"{said}, not {shown(value.plain())}"
+    return said if ", not " in said else f"{said}, not {found}"
 
 
 def _unquoted(plain: object, annotation: Any) -> str:
@@ -115,16 +119,6 @@ def shown(value: object) -> str:
 
 
 _Options = TypeVar("_Options")
-
-
-def build_named(kind: str, name: str, host: PluginManager) -> Component:
-    """A component with its defaults, as an option of the command line names it."""
-    faults: list[Fault] = []
-    builder = Builder(host, faults)
-    made = builder.component(kind, Node.of({"use": name}, Source(f"{kind} {name}")))
-    if made is None:
-        raise RecipeError(faults)
-    return made
 
 
 class Builder:

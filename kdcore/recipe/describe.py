@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdcore.api.contracts import Component, Stage, Term
 from kdcore.api.options import beside, option_values
-from kdcore.api.train_options import Schedule
+from kdcore.api.schedule import Schedule
 from kdcore.data.where import values_in
 from kdcore.guard import call_checked
 
@@ -37,6 +37,7 @@ _SYMBOLS: Mapping[str, tuple[str, str]] = {
     "y": ("y", "the next token in the text"),
     "CE": ("CE(q, y)", "-log of the probability that q gives to y, in nats"),
     "KL": ("KL(a, b)", "the sum of a * log(a / b) over the vocabulary, in nats"),
+    "H": ("H(a)", "the entropy of a over the vocabulary, in nats"),
     "TV": ("TV(a, b)", "half the sum of abs(a - b) over the vocabulary"),
     "sum": ("sum", "the sum over the vocabulary"),
 }
@@ -113,22 +114,15 @@ def _tells_others(teacher: Teacher, terms: Sequence[Term]) -> bool:
 
 
 def _weight(weight: float | Schedule) -> str:
-    if not isinstance(weight, Schedule):
-        return _number(weight)
-    start, end, until = map(_number, (weight.start, weight.end, weight.until))
-    return f"({start} + ({end} - {start}) * min(done / {until}, 1))"
-
-
-def _number(value: float) -> str:
-    """Enough digits to compute with, without the rounding of 1 - 0.7."""
-    return f"{value:.12g}"
+    # Enough digits to compute with, without the rounding of 1 - 0.7.
+    return str(weight) if isinstance(weight, Schedule) else f"{weight:.12g}"
 
 
 def _mean(term: Term, selects: bool, known: int | None) -> str:
     tokens = term.on if selects else "all"
     formula: str = call_checked(term.loss, "formula", of=str)
     if known is not None and term.loss.needs_teacher:
-        formula = re.sub(r"\b([pq])(?=\()", rf"\1_{known}", formula)
+        formula = re.sub(r"\b([pq])(?=\()", rf"\1_{known or 'shared'}", formula)
     return f"mean_{tokens}{_where(term)}({formula})"
 
 

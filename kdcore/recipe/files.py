@@ -153,6 +153,3 @@ def _shipped_folder() -> Path:
     package = Path(__file__).parents[1]
     inside = package / "recipes"
     return inside if inside.is_dir() else package.parent / "recipes"
-
-
-_RECIPE = "recipe.toml"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,8 +26,6 @@ from kdcore.recipe.node import AT_TOP, Node, stages_of
 from kdcore.recipe.overrides import Overrides, add_to_list
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
-
     from kdcore.plugin.manager import PluginManager
 
 
@@ -61,6 +59,7 @@ class Recipe:
     requires: Sequence[str]
     host: PluginManager
     missing: Sequence[Fault] = ()  # what components read and do not find
+    checked: dict[str, Stage] = field(default_factory=dict)  # by name, until they are taken
 
     def refuse_missing(self) -> None:
         """Raise RecipeError with every file and folder that components read and do not find."""
@@ -68,13 +67,18 @@ class Recipe:
             raise RecipeError(self.missing)
 
     def build(self, stage: str = "", references: Mapping[str, Path] | None = None) -> Stage:
-        """A fresh Stage, with the folders of other stages in place of `"@NAME"`."""
+        """A Stage that nobody else has, with the folders of other stages in place of `"@NAME"`.
+
+        Where nothing takes such a place, the first one is the one that was checked.
+        """
         found = self._stage(stage)
         table, data = found.written, found.tokenizer_data
-        if references:
+        if references and (found.needs or data):
             paths = {name: str(path) for name, path in references.items()}
             table = replace_references(table, lambda name: paths[name])
             data = data and replace_references(data, lambda name: paths[name])
+        elif stage in self.checked:
+            return replace(self.checked.pop(stage), run_name=self.run_name(stage))
         built, faults, _ = assemble(table, (stage, self.run_name(stage)), data, self.host)
         if built is None:
             raise RecipeError([*faults])
@@ -127,14 +131,17 @@ def read_recipe(
     requires = _requires(typed, faults)
     text = _text(typed, recipe_name, changed=bool(sets or logs or evals))
     stages, missing = _stages(typed.root, faults), list[Fault]()
+    checked: dict[str, Stage] = {}
     for stage in stages if only is None else _only(only, stages):
-        _, found, absent = assemble(stage.written, (stage.name, ""), stage.tokenizer_data, host)
+        built, found, absent = assemble(stage.written, (stage.name, ""), stage.tokenizer_data, host)
+        if built is not None:
+            checked[stage.name] = built
         faults += found
         missing += absent
     if faults:
         raise RecipeError(_in_reading_order(faults))
     absent = _in_reading_order(missing)
-    return Recipe(recipe_name, path, text, notes, stages, requires, host, absent)
+    return Recipe(recipe_name, path, text, notes, stages, requires, host, absent, checked)
 
 
 def _only(name: str, stages: Sequence[StageTable]) -> Sequence[StageTable]:
@@ -239,13 +246,3 @@ def wanted_stages(recipe: Recipe, only: str | None) -> list[str]:
         wanted.add(name := asked.pop())
         asked += by_name[name].needs
     return [name for name in by_name if name in wanted]
-
-
-def _agreed(accelerator: Accelerator, folder: Path) -> Path:
-    """The first process's choice, as another may look when the folder is there already."""
-    from accelerate.utils import broadcast_object_list
-
-    chosen = [folder]
-    if accelerator.num_processes > 1:
-        broadcast_object_list(chosen)
-    return chosen[0]

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import shutil
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ from kdcore.guard import call_checked
 from kdcore.models.causal_lm import LanguageModel
 from kdcore.models.generation import add_stop_tokens, learned_stop_tokens
 from kdcore.models.loading import load_tokenizer, progress_bars
-from kdcore.runs.folder import FINAL
+from kdcore.runs.folder import FINAL, TOKENIZER
 from kdcore.runs.model_card import model_card
 from kdcore.training.student import finished
 
@@ -28,47 +29,45 @@ if TYPE_CHECKING:
     from kdcore.training.run_state import RunState
 
 
-_FOLDER = "tokenizer"
 _KEY = "kdcore-key.txt"
 _log = logging.getLogger("kdcore")
 
 
 def load_tokenizer_of(
-    run: RunState, others: Sequence[Path], accelerator: Accelerator
+    run: RunState, others: Sequence[Path], accelerator: Accelerator | None
 ) -> PreTrainedTokenizerBase:
     """The run's tokenizer: its own kept one, another stage's, or a new one.
 
     What is used is always what was kept, so that a continued run has just the same.
     """
-    with main_first(accelerator):
+    with nullcontext() if accelerator is None else main_first(accelerator):
         if run.main:
-            keep_tokenizer(run, others)
-    return load_tokenizer(str(run.folder / _FOLDER))
+            _keep_tokenizer(run, others)
+    return load_tokenizer(str(run.folder / TOKENIZER))
 
 
-def keep_tokenizer(run: RunState, others: Sequence[Path]) -> Path:
-    """Lay the tokenizer of a run into its folder, if it is not there whole; where it lies."""
-    kept = run.folder / _FOLDER
+def _keep_tokenizer(run: RunState, others: Sequence[Path]) -> None:
+    """Lay the tokenizer of a run into its folder, if it is not there whole."""
+    kept = run.folder / TOKENIZER
     fault = damage(kept)
     if fault is not None:  # what it was is compared with what the run began with
         _log.warning("%s: the tokenizer is made anew", fault)
     if fault is not None or not kept.exists():
         _lay_tokenizer(run, others, kept)
-    return kept
 
 
 def _lay_tokenizer(run: RunState, others: Sequence[Path], kept: Path) -> None:
     key = _key(run.recipe)
-    same = (path / _FOLDER for path in others)
+    same = (path / TOKENIZER for path in others)
     found = next((path for path in same if damage(path) is None and _key_of(path) == key), None)
-    beside = kept.with_name(f".{_FOLDER}.partial")
+    beside = kept.with_name(f".{TOKENIZER}.partial")
     shutil.rmtree(beside, ignore_errors=True)
     if found is not None:
         shutil.copytree(found, beside)
     else:
         _made(run).save_pretrained(beside)
         (beside / _KEY).write_text(key)
-    keep(run.folder, _FOLDER, beside)
+    keep(run.folder, TOKENIZER, beside)
     move_into_place(beside, kept)
 
 

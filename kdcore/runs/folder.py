@@ -16,8 +16,8 @@ import tomli
 from kdcore.checksums import keep
 from kdcore.errors import RunError, UsageError
 from kdcore.files import is_full, refusal, write_whole
-from kdcore.recipe.files import _RECIPE
 from kdcore.runs.lock import alone_in
+from kdcore.runs.metrics import METRICS
 
 
 def refuse_links(folder: Path) -> None:
@@ -36,7 +36,9 @@ def refuse_links(folder: Path) -> None:
 FINAL = "final"
 MARK = "accepted.json"  # of a run that went on by another recipe than its name tells
 CHECKPOINTS = "checkpoints"
+RECIPE = "recipe.toml"  # as typed
 RESOLVED = "resolved.toml"
+TOKENIZER = "tokenizer"
 FAILURE = "failure.txt"  # why the last start of an unfinished run ended
 
 
@@ -143,7 +145,7 @@ def refused_by_machine(fault: BaseException, folder: Path) -> RunError:
 def stage_of(folder: Path, run_name: str) -> str:
     """The stage that a run is of, by the recipe as it was typed; "" where that has no stages."""
     try:
-        typed = tomli.loads((folder / _RECIPE).read_text("utf-8", "replace"))
+        typed = tomli.loads((folder / RECIPE).read_text("utf-8", "replace"))
     except (OSError, ValueError):
         return ""
     start = f"{typed.get('name')}."
@@ -177,17 +179,17 @@ def _no_run(name: str, out: Path, names: list[str]) -> str:
     if not names:
         return f"there is no run {name!r}: {out} holds no runs"
     if name and os.path.isdir(name):
-        return f"{name} is no run: it has no {_RECIPE}"
+        return f"{name} is no run: it has no {RECIPE}"
     near = difflib.get_close_matches(name, names, 3, 0.3) or names
     return f"there is no run {name!r} in {out}; the nearest are {_some(near)}"
 
 
 def _is_run(path: Path) -> bool:
-    return os.path.isfile(path / _RECIPE)
+    return os.path.isfile(path / RECIPE)
 
 
 def _last_change(run: Path) -> float:
-    files = (run / _RECIPE, run / "metrics.jsonl")
+    files = (run / RECIPE, run / METRICS)
     return max(file.stat().st_mtime for file in files if file.exists())
 
 

@@ -1,22 +1,19 @@
-"""Opening a run, a model or a stage without training it.
-
-Nothing here writes into a run folder.
-"""
+"""One way to open a run, a model or a stage: a request, and how far it is opened."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from kdcore.api.contracts import Component, Data, Eval, Run, Stage, StudentOptions, Teacher
-from kdcore.api.options import iter_components
+from kdcore.api.contracts import Data, Eval, Run, Stage, StudentOptions, Teacher
+from kdcore.api.options import iter_components, schedules_in
 from kdcore.api.train_options import TrainOptions
 from kdcore.data.collate import Collate
 from kdcore.errors import Fault, RecipeError, UsageError
@@ -32,22 +29,23 @@ from kdcore.models.loading import (
     precision_of,
 )
 from kdcore.models.locations import set_trusted
-from kdcore.objective.teachers import load_teacher
+from kdcore.objective.teachers import load_teacher, reading_our_ids
 from kdcore.recipe.build import Builder
 from kdcore.recipe.describe import objective_formula
 from kdcore.recipe.node import Node, Source
 from kdcore.recipe.overrides import Overrides, add_to_list
 from kdcore.recipe.recipe import read_recipe
-from kdcore.runs.artifacts import keep_tokenizer
+from kdcore.runs.artifacts import load_tokenizer_of
 from kdcore.runs.begun import as_begun
-from kdcore.runs.folder import CHECKPOINTS, FINAL, choose_folder, finished
+from kdcore.runs.folder import CHECKPOINTS, FINAL, RESOLVED, TOKENIZER, choose_folder, finished
 from kdcore.training.checkpoint import damage, in_order, load_weights, newest
 from kdcore.training.micro_batch import cpu_default
 from kdcore.training.run_state import RunState
 from kdcore.training.setup import make_accelerator, prove_vocabulary, shared_ids, steps_of
-from kdcore.training.student import config_of, make_student
+from kdcore.training.student import make_student, student_config
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from kdcore.data.batch import Batch, Row, Rows
@@ -56,62 +54,110 @@ if TYPE_CHECKING:
     from kdcore.recipe.recipe import Recipe
 
 
-def open_run(
+Upto = Literal["tokenizer", "ids", "weights"]
+
+
+@dataclass(frozen=True, eq=False)
+class OpenRequest:
+    """A stage, with where its run is or would be, and whose tokenizer and weights it gets."""
+
+    stage: Stage
+    folder: Path  # of the run
+    trusted: Sequence[str] = ()  # models whose own code may run: a run's recipe may be a stranger's
+    others: Sequence[Path] = ()  # run folders that may have its tokenizer
+    tokenizer: str | None = None  # a saved one; None: the run's own, made in its folder if need be
+    weights: str | None = None  # a saved model
+    finished: bool = False  # `weights` are what the run ended with
+    checkpoint: Path | None = None  # the run's, whose weights are taken where `weights` is None
+    state: Mapping[str, Any] = field(default_factory=dict)  # what the run's checkpoint says of it
+    accelerator: Accelerator | None = None  # None: a new one, if anything goes onto a device
+
+    @property
+    def teachers(self) -> list[Teacher]:
+        """Whose ids count: of a run all, of another model the one that its evals ask."""
+        stage = self.stage
+        if self.weights is None or self.finished:
+            return reading_our_ids(stage.components())
+        asked = stage.teacher if stage.teacher is not None and _asks_teacher(stage) else None
+        return [] if asked is None else reading_our_ids(iter_components(asked))
+
+
+def open_stage(request: OpenRequest, *, upto: Upto = "weights") -> RunState:
+    """The run of a stage, as far as it is asked for.
+
+    "tokenizer": rows can be laid; without an accelerator it is on the CPU. "ids": it is on its
+    device and knows the ids that student and teachers share, by their configs. "weights": the
+    student's are loaded and proved, in evaluation mode, and the teacher's if an eval asks for them.
+    """
+    set_trusted(request.trusted)
+    accelerator = request.accelerator
+    if accelerator is None and upto != "tokenizer":
+        accelerator = make_accelerator(request.stage.train)
+    run = _begin(request, accelerator)
+    run.tokenizer = _tokenizer(run, request)
+    if upto == "ids":
+        config = student_config(run.recipe.student, run.tokenizer)
+        run.vocabulary = shared_ids(run, request.teachers, config.get_text_config().vocab_size)
+        run.micro_batch = cpu_default(run.batch, run.data.block)
+    elif upto == "weights":
+        _load(run, request)
+    return run
+
+
+def begun(
     folder: Path,
     host: PluginManager,
     *,
     step: int | None = None,
     sets: Sequence[str] = (),
     evals: Sequence[str] | None = None,
-) -> RunState:
-    """A run with its tokenizer, rows and weights, in evaluation mode.
+) -> OpenRequest:
+    """A run by its folder, into which nothing is written.
 
     The weights are the finished student's, or those of the checkpoint of `step` (of an unfinished
     run by default the newest). `evals` are the ones of the run's recipe that are left, by name;
-    one that it does not have is added with its defaults, and `sets` may change its options. The
-    teacher is loaded if one of them asks for it.
+    one that it does not have is added with its defaults, and `sets` may change its options.
     """
-    set_trusted(())  # a folder's recipe may be a stranger's
-    recipe = read_recipe(str(folder / "resolved.toml"), host, sets=sets, evals=evals or ())
+    recipe = read_recipe(str(folder / RESOLVED), host, sets=sets, evals=evals or ())
     (table,) = recipe.stages
-    stage = as_begun(_with_evals(recipe.build(table.name), evals), folder)
     done = step is None and finished(folder)
     checkpoint = _newest(folder, needed=not done) if step is None else _of_step(folder, step)
-    state = _state(checkpoint)
-    run = _run(stage, folder, state)
-    run.scores = {} if sets else state.get("scores", {})
-    run.tokenizer = load_tokenizer(str(folder / "tokenizer"))
-    if done:
-        run.steps = run.steps or _steps(run)
-        run.step = run.steps
-        student = _as_saved(str(folder / FINAL), stage, run.device)
-    else:
-        student = make_student(
-            stage.student,
-            run.tokenizer,
-            stage.student.patches,
-            seed=stage.seed,
-            device=run.device,
-        )
-        assert checkpoint is not None
-        load_weights(checkpoint, student)
-    return _ready(run, student, stage.components())
+    state = {} if checkpoint is None else json.loads((checkpoint / "state.json").read_text())
+    if sets:  # its scores are those of another recipe
+        state.pop("scores", None)
+    return OpenRequest(
+        as_begun(_with_evals(recipe.build(table.name), evals), folder),
+        folder,
+        tokenizer=str(folder / TOKENIZER),
+        weights=str(folder / FINAL) if done else None,
+        finished=done,
+        checkpoint=checkpoint,
+        state=state,
+    )
 
 
-def open_model(
+def in_students_place(
     model: str, stage: Stage, folder: Path, evals: Sequence[str] | None = None
-) -> RunState:
-    """A model from a folder or the hub in the place of a stage's student, as `open_run` has it.
+) -> OpenRequest:
+    """A model with its own tokenizer in place of a stage's student; `folder` is not made."""
+    return OpenRequest(_with_evals(stage, evals), folder, tokenizer=model, weights=model)
 
-    It reads with its own tokenizer. `folder` is where its run would be; it is not made.
-    """
-    set_trusted(())
-    stage = _with_evals(stage, evals)
-    run = _run(stage, folder, {})
-    run.tokenizer = load_tokenizer(model)
-    read = [stage.teacher] if stage.teacher is not None and _asks_teacher(stage) else []
-    others = [nested for teacher in read for nested in iter_components(teacher)]
-    return _ready(run, _as_saved(model, stage, run.device), others)
+
+@contextmanager
+def not_begun(recipe: Recipe, name: str, out: Path) -> Iterator[OpenRequest]:
+    """A stage in a folder that goes away. Stages that it names must be finished in `out`."""
+    finals = stage_outputs(recipe, name, out)
+    for need, final in finals.items():
+        if not finished(final.parent):
+            raise UsageError(
+                f"the stage {need!r} is not finished in {out}: kdcore run {recipe.name} "
+                f"--stage {need} comes first"
+            )
+    stage = recipe.build(name, finals)
+    known = [run_folder(recipe, name, out), *(final.parent for final in finals.values())]
+    out.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".unstarted-", dir=out) as folder:
+        yield OpenRequest(stage, Path(folder), trusted=stage.trusted, others=known)
 
 
 def stage_outputs(recipe: Recipe, stage: str, out: Path) -> dict[str, Path]:
@@ -148,37 +194,39 @@ def _of_step(folder: Path, step: int) -> Path:
     return kept[step]
 
 
-def _state(checkpoint: Path | None) -> dict[str, Any]:
-    if checkpoint is None:
-        return {}
-    state: dict[str, Any] = json.loads((checkpoint / "state.json").read_text())
-    return state
-
-
-def _run(stage: Stage, folder: Path, state: Mapping[str, Any]) -> RunState:
-    accelerator = make_accelerator(stage.train)
-    known = ("step", "steps", "tokens", "vocabulary")
-    return RunState(
+def _begin(request: OpenRequest, accelerator: Accelerator | None) -> RunState:
+    stage, state = request.stage, request.state
+    run = RunState(
         recipe=stage,
-        folder=folder,
-        device=accelerator.device,
+        folder=request.folder,
+        device=torch.device("cpu") if accelerator is None else accelerator.device,
         objective=objective_formula(
             stage.terms, selects=stage.selection is not None, teacher=stage.teacher
         ),
-        autocast=accelerator.autocast,
-        micro_batch=_micro_batch(stage, accelerator.device, state),
-        **{key: state[key] for key in known if key in state},
+        **{key: state[key] for key in ("step", "steps", "tokens", "vocabulary") if key in state},
     )
+    run.micro_batch = _micro_batch(stage, run.device, state)
+    run.scores = state.get("scores", {})
+    if accelerator is not None:
+        run.autocast = accelerator.autocast
+        run.process, run.processes = accelerator.process_index, accelerator.num_processes
+    return run
+
+
+def _tokenizer(run: RunState, request: OpenRequest) -> PreTrainedTokenizerBase:
+    if request.tokenizer is not None:
+        return load_tokenizer(request.tokenizer)
+    return load_tokenizer_of(run, request.others, request.accelerator)
 
 
 def _micro_batch(stage: Stage, device: torch.device, state: Mapping[str, Any]) -> int:
     """As the recipe or the run's checkpoint says; else small, and on a CPU as a run has it."""
     options = stage.train
     if options.micro_batch != "auto":
-        return min(options.batch, options.micro_batch)
+        return min(options.drawn, options.micro_batch)
     if "micro_batch" in state:
         return int(state["micro_batch"])
-    largest = options.batch if device.type == "cpu" else min(options.batch, RunState.micro_batch)
+    largest = options.drawn if device.type == "cpu" else min(options.drawn, RunState.micro_batch)
     return cpu_default(largest, stage.data.block)
 
 
@@ -187,8 +235,7 @@ def _steps(run: RunState) -> int:
     options = run.recipe.train
     if options.steps is not None:
         return options.steps
-    rows = run.laid("train")
-    return steps_of(options, len(rows), rows.lengths)
+    return steps_of(options, run.drawn_in_epoch(), run.laid("train").lengths)
 
 
 def _as_saved(name: str, stage: Stage, device: torch.device) -> PreTrainedModel:
@@ -202,46 +249,34 @@ def _asks_teacher(stage: Stage) -> bool:
     return any(needs_teacher(one) for one in stage.evals)
 
 
-def _ready(run: RunState, student: PreTrainedModel, components: Sequence[Component]) -> RunState:
+def _load(run: RunState, request: OpenRequest) -> None:
     """The student proved, the ids agreed on, and the teacher loaded if an eval asks for it."""
-    stage = run.recipe
+    stage = request.stage
+    if request.finished:
+        run.steps = run.steps or _steps(run)
+        run.step = run.steps
+    if request.weights is not None:
+        student = _as_saved(request.weights, stage, run.device)
+    else:
+        student = make_student(
+            stage.student,
+            run.tokenizer,
+            stage.student.patches,
+            seed=stage.seed,
+            device=run.device,
+        )
+        assert request.checkpoint is not None
+        load_weights(request.checkpoint, student)
     student.eval().requires_grad_(False)  # type: ignore[no-untyped-call]
     precision = HALF.get(precision_of(stage.train.precision, run.device))
     run.language_model = LanguageModel(student, precision)
     if not run.vocabulary:
-        teachers = [one for one in components if isinstance(one, Teacher)]
-        run.vocabulary = prove_vocabulary(run, teachers)
+        run.vocabulary = prove_vocabulary(run, request.teachers)
+    for schedule in schedules_in(stage.components()) if run.steps else ():
+        schedule.move(run.step / run.steps)
     run.reads_teacher = run.teacher is not None and _asks_teacher(stage)
     if run.teacher is not None and run.reads_teacher:
         load_teacher(run, run.teacher)
-    return run
-
-
-@contextmanager
-def open_stage(recipe: Recipe, name: str, out: Path) -> Iterator[RunState]:
-    """A run of a stage with its tokenizer, rows and vocabulary, and neither student nor teacher.
-
-    Stages that it names must be finished in `out`. No run folder is made.
-    """
-    finals = stage_outputs(recipe, name, out)
-    for need, final in finals.items():
-        if not finished(final.parent):
-            raise UsageError(
-                f"the stage {need!r} is not finished in {out}: kdcore run {recipe.name} "
-                f"--stage {need} comes first"
-            )
-    stage = recipe.build(name, finals)
-    set_trusted(stage.trusted)
-    known = [run_folder(recipe, name, out), *(final.parent for final in finals.values())]
-    out.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=".unstarted-", dir=out) as folder:
-        accelerator = make_accelerator(stage.train)
-        run = RunState(recipe=stage, folder=Path(folder), device=accelerator.device)
-        run.tokenizer = load_tokenizer(str(keep_tokenizer(run, known)))
-        teachers = [one for one in stage.components() if isinstance(one, Teacher)]
-        run.vocabulary = shared_ids(run, teachers, _width(run))
-        run.micro_batch = cpu_default(stage.train.batch, stage.data.block)
-        yield run
 
 
 def iter_batches(run: Run, rows: Sequence[Row]) -> Iterator[Batch]:
@@ -251,16 +286,6 @@ def iter_batches(run: Run, rows: Sequence[Row]) -> Iterator[Batch]:
     for start in range(0, len(laid), run.micro_batch):
         some = range(start, min(start + run.micro_batch, len(laid)))
         yield collate([laid[n] for n in some])
-
-
-def _width(run: RunState) -> int:
-    """The rows of the student's head, by its config."""
-    student = run.recipe.student
-    if student.model is None:
-        config = config_of(student, run.tokenizer)
-    else:
-        config = load_config(student.model, key="student.model")
-    return int(config.get_text_config().vocab_size)
 
 
 class NoData(Data):

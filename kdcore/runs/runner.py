@@ -12,18 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdcore.checksums import damage, refuse_changed
-from kdcore.distributed import main_first
-from kdcore.errors import KdcoreError, PluginError, RunError, is_out_of_memory
+from kdcore.distributed import losses_told, main_first
+from kdcore.errors import Interrupted, KdcoreError, PluginError, RunError, is_out_of_memory
 from kdcore.files import is_full, machine_fault, write_whole
 from kdcore.guard import call_checked, call_checked_list
 from kdcore.hashing import tokenizer_hash
-from kdcore.models.locations import set_trusted
 from kdcore.objective.columns import columns_fingerprint
-from kdcore.recipe.describe import objective_formula
 from kdcore.recipe.overrides import expand_grid
-from kdcore.recipe.recipe import _agreed, read_recipe, wanted_stages
+from kdcore.recipe.recipe import read_recipe, wanted_stages
 from kdcore.redact import redact_own_secrets
-from kdcore.runs.artifacts import finish_student, load_tokenizer_of, save_final
+from kdcore.runs.artifacts import finish_student, save_final
 from kdcore.runs.begun import as_begun
 from kdcore.runs.environment import describe_differences, record
 from kdcore.runs.extend import adopt_recipe, find_extendable
@@ -41,6 +39,7 @@ from kdcore.runs.folder import (
     stage_of,
     write_texts,
 )
+from kdcore.runs.open import OpenRequest, open_stage
 from kdcore.training.run_state import RunState
 from kdcore.training.setup import make_accelerator, prepare
 from kdcore.training.signals import Signals
@@ -95,12 +94,26 @@ def run_recipe(recipe: Recipe, host: PluginManager, request: RunRequest) -> list
         if finished(folder):
             refuse_changed(folder / FINAL)
             _log.info("%s is finished: %s is used", stage.run_name, folder)
+            stop = 0
         else:
-            stage = as_begun(stage, folder)
-            _run_stage(stage, folder, accelerator, host, texts, list(done.values()), request)
+            stage, others = as_begun(stage, folder), list(done.values())
+            stop = _run_stage(stage, folder, accelerator, host, texts, others, request)
         done[name] = folder
         request.on_finished(folder)
+        if stop:
+            said = f"interrupted; {stage.run_name} is finished, and the same command goes on"
+            raise Interrupted(said, stop)
     return list(done.values())
+
+
+def _agreed(accelerator: Accelerator, folder: Path) -> Path:
+    """The first process's choice, as another may look when the folder is there already."""
+    from accelerate.utils import broadcast_object_list
+
+    chosen = [folder]
+    if accelerator.num_processes > 1:
+        broadcast_object_list(chosen)
+    return chosen[0]
 
 
 def _going_on(stage: Stage, resolved: str, host: PluginManager, request: RunRequest) -> Path | None:
@@ -117,31 +130,25 @@ def _run_stage(
     texts: Mapping[str, str],
     others: Sequence[Path],
     request: RunRequest,
-) -> None:
+) -> int:
+    """To its end; a signal that came too late to end it before, or 0."""
     if missing := [
         said for each in stage.components() for said in call_checked_list(each, "missing")
     ]:
         raise RunError("\n".join(missing))
-    run = RunState(
-        recipe=stage,
-        folder=folder,
-        device=accelerator.device,
-        process=accelerator.process_index,
-        processes=accelerator.num_processes,
-        objective=objective_formula(
-            stage.terms, selects=stage.selection is not None, teacher=stage.teacher
-        ),
+    asked = OpenRequest(
+        stage, folder, trusted=stage.trusted, others=others, accelerator=accelerator
     )
     with ExitStack() as around:
         around.enter_context(_explained(folder))
-        if run.main:
+        if accelerator.is_main_process:
             around.enter_context(locked(folder))
             around.enter_context(_noted(folder))
+        around.enter_context(losses_told())
         signals = around.enter_context(Signals())
-        if run.main:
+        if accelerator.is_main_process:
             write_texts(folder, {**texts, "env.json": record(host)})
-        set_trusted(stage.trusted)
-        run.tokenizer = load_tokenizer_of(run, others, accelerator)
+        run = open_stage(asked, upto="tokenizer")
         trainer = prepare(run, host, accelerator, signals, CHECKPOINTS)
         if run.main:
             compare_fingerprints(folder, _fingerprints(run), request.accept)
@@ -150,6 +157,7 @@ def _run_stage(
             run.say(f"{run.recipe.run_name} continues after {steps}: {run.folder}")
         with host.listening(stage.components()):
             _train(trainer)
+            return signals.agreed(accelerator, now=True)
 
 
 @contextmanager
@@ -232,7 +240,8 @@ def run_all(request: RunRequest, host: PluginManager) -> list[Path]:
     """Everything that was asked for; each run's folder, once."""
     from accelerate import PartialState
 
-    folders = _runs(request, host)
+    with losses_told():
+        folders = _runs(request, host)
     if PartialState().is_main_process:
         host.emit("kdcore_runs_end", folders=folders)
     return folders

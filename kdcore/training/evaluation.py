@@ -19,7 +19,7 @@ from kdcore.models.causal_lm import eval_mode
 from kdcore.models.head import chunk_size, nll_of
 from kdcore.objective.losses import per_token
 from kdcore.objective.sparse import argmax_ids
-from kdcore.objective.teachers import read_outputs
+from kdcore.objective.teachers import known_to, may_not_know, read_outputs
 
 if TYPE_CHECKING:
     from kdcore.api.contracts import Run
@@ -97,28 +97,50 @@ class _Sums:
     def __init__(self, run: Run, losses: Sequence[Loss], teacher: Teacher | None) -> None:
         self.run, self.losses, self.teacher = run, losses, teacher
         self.bytes = torch.from_numpy(run.bytes_per_id).to(run.device)
-        compared = ["agreement"] if teacher else []
+        self.partial = teacher if teacher and may_not_know(teacher) else None
+        compared = [*["agreement"] * bool(teacher), *["known"] * bool(self.partial)]
         self.names = ["tokens", "bytes", "nll", *_keys(losses), *compared]
         self.total = torch.zeros(len(self.names), dtype=torch.float64, device=run.device)
 
     def add(self, batch: Batch) -> None:
         """One batch's sums."""
         other = read_outputs(self.teacher, batch) if self.teacher else None
+        known = torch.ones_like(batch.labels, dtype=torch.bool)
+        if self.partial:
+            known[batch.valid] = known_to(self.partial, batch)
         for at, student in _chunks(self.run, batch):
-            self.total += self._chunk(student, other and other(at), batch.labels[at])
+            self.total += self._chunk(student, other and other(at), batch.labels[at], known[at])
 
     def _chunk(
-        self, student: Tensor, teacher: Tensor | SparseLogits | None, labels: Tensor
+        self,
+        student: Tensor,
+        teacher: Tensor | SparseLogits | None,
+        labels: Tensor,
+        known: Tensor,
     ) -> Tensor:
         values = [
             torch.ones_like(labels),
             self.bytes[labels],
             nll_of(student, labels),
-            *(per_token(loss, student, teacher, labels) for loss in self.losses),
+            *(self._loss(loss, student, teacher, labels, known) for loss in self.losses),
         ]
         if teacher is not None:
-            values.append(student.argmax(-1) == argmax_ids(teacher))
+            values.append((student.argmax(-1) == argmax_ids(teacher)) & known)
+        if self.partial:
+            values.append(known)
         return torch.stack([value.double().sum() for value in values])
+
+    @staticmethod
+    def _loss(
+        loss: Loss,
+        student: Tensor,
+        teacher: Tensor | SparseLogits | None,
+        labels: Tensor,
+        known: Tensor,
+    ) -> Tensor:
+        """Values [n]; 0 where the loss needs a teacher that knows nothing there."""
+        values = per_token(loss, student, teacher, labels)
+        return torch.where(known, values, 0) if loss.needs_teacher else values
 
     def everywhere(self) -> Mapping[str, float]:
         """The sums of all processes."""

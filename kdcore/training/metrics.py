@@ -39,6 +39,7 @@ class MetricsAccumulator:
         self._steps = self._tokens = self._kept = 0  # of the steps that were counted
         self._uncounted: list[tuple[Tensor, Tensor, list[Tensor]]] = []  # steps, valid, kept
         self._ranked: RankedScores | None = None
+        self._known: list[Tensor] = []  # shares of each step's tokens that the teacher knows
         self._since = time.perf_counter()
 
     @property
@@ -72,6 +73,8 @@ class MetricsAccumulator:
             self._seen[1, place].add_(good, alpha=weight)
         self._uncounted.append((good, choices.valid * good, [n * good for n in choices.kept]))
         self._ranked = choices.ranked
+        if choices.known is not None:
+            self._known.append(choices.known / choices.valid.clamp(min=1))
 
     def count(self) -> None:
         """Let the run know how many tokens it has trained on."""
@@ -114,6 +117,7 @@ class MetricsAccumulator:
             tokens_per_second=self._tokens / (time.perf_counter() - self._since),
             selection=_ranking(self._ranked),
             gradient=shares_of(self._by_label(self._squares)),
+            teacher=_known(self._known),
         )
         self._begin()
         return record
@@ -141,7 +145,7 @@ class MetricsAccumulator:
     def load_state_dict(self, states: Sequence[Mapping[str, Tensor]]) -> None:
         """Go on with the sums of the processes that wrote a checkpoint, however many they were."""
         self._begin()
-        if not states:
+        if not states or not states[0]:  # a checkpoint that one process wrote alone has none
             return
         steps, tokens, _, taken = states[0]["counts"].tolist()
         self._steps, self._tokens = int(steps), int(tokens)
@@ -154,6 +158,11 @@ class MetricsAccumulator:
             self._terms += state["terms"].to(self._terms.device)
             self._squares += state["squares"].to(self._terms.device)
             self._kept += int(state["counts"][2])
+
+
+def _known(shares: Sequence[Tensor]) -> dict[str, float]:
+    """The mean share of the tokens that the teacher knows anything of, where it may know less."""
+    return {"aligned": float(torch.stack(list(shares)).mean())} if shares else {}
 
 
 def _ranking(ranked: RankedScores | None) -> dict[str, float]:

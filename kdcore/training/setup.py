@@ -22,13 +22,13 @@ from kdcore.objective.teachers import (
     head_sizes,
     load_teachers,
     numbered,
-    teachers_in,
+    reading_our_ids,
     tell_untempered,
     warn_tokenizer_mismatch,
 )
 from kdcore.optim import learning_rate, make_optimizer
 from kdcore.training.checkpoint import Checkpoints
-from kdcore.training.micro_batch import _micro_batch, chunk_of, values_for
+from kdcore.training.micro_batch import chunk_of, micro_batch_of, values_for
 from kdcore.training.run_state import training_rows
 from kdcore.training.student import check_balance, check_length, make_student
 from kdcore.training.trainer import Trainer
@@ -71,7 +71,7 @@ def prepare(
     stage, options = run.recipe, run.recipe.train
     with main_first(accelerator):
         rows = run.laid("train")
-    run.steps = steps_of(options, len(rows), rows.lengths)
+    run.steps = steps_of(options, run.drawn_in_epoch(), rows.lengths)
     student = _prepare_student(run, HALF.get(accelerator.mixed_precision))
     check_columns(run)
     load_teachers(run, stage.components())
@@ -101,14 +101,14 @@ def prepare(
         ),
         signals=signals,
     )
-    run.micro_batch = _micro_batch(trainer)
+    run.micro_batch = micro_batch_of(trainer)
     return trainer
 
 
 def _prepare_student(run: RunState, precision: torch.dtype | None) -> PreTrainedModel:
     """Make it, and prove it and the ids that it shares with its teachers."""
     stage = run.recipe
-    teachers = teachers_in(stage.components())
+    teachers = reading_our_ids(stage.components())
     check_positions(teachers, run.device, stage.data.block)
     student = make_student(
         stage.student,
@@ -137,21 +137,27 @@ def enable_checkpointing(student: PreTrainedModel) -> None:
     enable({"use_reentrant": False})
 
 
-def steps_of(options: TrainOptions, rows: int, lengths: np.ndarray) -> int:
-    """How many optimizer steps the recipe asks for."""
+def steps_of(options: TrainOptions, count: int, lengths: np.ndarray) -> int:
+    """How many optimizer steps the recipe asks for.
+
+    `count` are the rows of an epoch, or its documents where these are drawn; `lengths` those of
+    its rows.
+    """
     if options.steps is not None:
         return options.steps
     if options.epochs is None:
         assert options.tokens is not None
-        return math.ceil(options.tokens * rows / (int(lengths.sum()) * options.batch))
-    taken = math.floor(rows * options.epochs * (1 + 1e-12))  # 0.29 x 100 is 28.999999999999996
-    if taken < options.batch:
-        instead = f"train.batch={taken}" if taken else "train.steps=1"
+        return math.ceil(options.tokens * count / (int(lengths.sum()) * options.drawn))
+    taken = math.floor(count * options.epochs * (1 + 1e-12))  # 0.29 x 100 is 28.999999999999996
+    if taken < options.drawn:
+        unit = options.drawn_unit
+        key = "batch_documents" if unit == "documents" else "batch"
+        instead = f"train.{key}={taken}" if taken else "train.steps=1"
         raise RunError(
-            f"{options.epochs} epochs of {rows} rows are less than one step of "
-            f"{options.batch} rows; type --set {instead}"
+            f"{options.epochs} epochs of {count} {unit} are less than one step of "
+            f"{options.drawn} {unit}; type --set {instead}"
         )
-    return taken // options.batch
+    return taken // options.drawn
 
 
 def prove_vocabulary(run: RunState, teachers: Sequence[Teacher]) -> int:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from kdcore.api.options import schedules_in
 from kdcore.data.batch import Row
 from kdcore.data.collate import Collate, micro_batches
 from kdcore.data.sampler import Prefetcher, StreamedRows, TrainingRows
@@ -52,6 +53,9 @@ class TrainStep:
         self.modules = list(self.objective.modules())
         self.parameters = list(self.objective.parameters())
         self.watch: GradientShares | None = None
+        self.schedules = schedules_in(self.run.recipe.components())
+        for schedule in self.schedules:
+            schedule.begin(self.run.device)
         self.collate = Collate(self.rows.split, self.run.vocabulary, self.run.device)
         self.prefetcher = Prefetcher(self._readings, self.run.steps, workers=workers_of(self.run))
 
@@ -63,6 +67,7 @@ class TrainStep:
             self.watch = GradientShares(
                 [term.label for term in self.run.recipe.terms], self.run.device
             )
+        self.move_schedules(step - 1)
         readings = self.prefetcher.get(step)
         choices = select(
             self.run, readings, step, self.gather, self.total, [term for term, _ in terms]
@@ -75,9 +80,14 @@ class TrainStep:
             reading.forget()
         return shares, choices
 
+    def move_schedules(self, done: int) -> None:
+        """Let scheduled options stand where they are when so many steps are done."""
+        for schedule in self.schedules:
+            schedule.move(done / self.run.steps)
+
     def _readings(self, step: int) -> list[MicroBatch]:
         """This process's micro-batches of a step; one without tokens where it has no rows."""
-        rows, first = self.rows.step(step), self.rows.mine.start
+        rows, first, _ = self.rows.share_of(step)
         # Micro-batches that rank by themselves are part of the experiment: rows as they were drawn.
         mixed = self.run.recipe.selection is not None and self.run.recipe.scope == "micro_batch"
         places = micro_batches(rows, self.run.micro_batch, by_length=not mixed)

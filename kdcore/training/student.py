@@ -14,7 +14,7 @@ from kdcore.api.contracts import Patch
 from kdcore.errors import RunError, UsageError
 from kdcore.guard import call_checked
 from kdcore.models.adapters import merged
-from kdcore.models.loading import dtype_of, load_model
+from kdcore.models.loading import dtype_of, load_config, load_model
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -87,6 +87,16 @@ def from_config(options: StudentOptions, tokenizer: PreTrainedTokenizerBase) -> 
             config, dtype=torch.float32, **arguments
         )
     return model
+
+
+def student_config(
+    options: StudentOptions, tokenizer: PreTrainedTokenizerBase | None
+) -> PretrainedConfig:
+    """Of the model that is loaded, or of the fresh one, whose ids are its tokenizer's."""
+    if options.model is not None:
+        return load_config(options.model, key="student.model")
+    assert tokenizer is not None, "a fresh student has no other"
+    return config_of(options, tokenizer)
 
 
 def config_of(options: StudentOptions, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:

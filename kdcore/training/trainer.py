@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from kdcore.errors import Interrupted
+from kdcore.errors import Interrupted, Unreachable
 from kdcore.objective.gradient_shares import negligible_terms
 from kdcore.training.checkpoint import Checkpoints, sums_of
 from kdcore.training.evaluation import run_evals
@@ -69,7 +69,12 @@ class Trainer(TrainStep):
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate(step)
         before, terms = RandomState.capture(), self.terms_of(step)
-        shares, choices = self.oom_retry.run(before, lambda: self.gradients(step, terms))
+        try:
+            shares, choices = self.oom_retry.run(before, lambda: self.gradients(step, terms))
+        except Unreachable:
+            before.restore()
+            (self.save_if_missing if self.run.processes == 1 else self._save_alone)()
+            raise
         good = self.refusals.judge(step, self.clip(), shares, before)
         if self.refusals.deferred or good:
             self.apply()
@@ -85,10 +90,7 @@ class Trainer(TrainStep):
             return True
         if every != "epoch":
             return step % every == 0
-        rows = self.rows.rows_in_epoch
-        if rows is None:
-            return False
-        return step * run.batch // rows > (step - 1) * run.batch // rows
+        return self.rows.ends_epoch(step)
 
     def _log(self) -> None:
         self.refusals.check()
@@ -100,10 +102,23 @@ class Trainer(TrainStep):
                 if label not in self.told and self.run.main:
                     _log.warning(said)
                 self.told.add(label)
+            self._tell_known(record.teacher.get("aligned", 1.0))
+
+    def _tell_known(self, share: float) -> None:
+        """Warn once where the teacher knows less than half of the tokens."""
+        if share < 0.5 and "aligned" not in self.told and self.run.main:
+            _log.warning(
+                "the teacher knows %.0f %% of the trained tokens: at the others, losses that need "
+                "it learn nothing",
+                100 * share,
+            )
+            self.told.add("aligned")
 
     def _evaluate(self) -> None:
         self.refusals.check()
         self.recorder.count()
+        if self.run.steps:
+            self.move_schedules(self.run.step)
         with self.recorder.paused():
             before = RandomState.capture()
             scores = self.run.scores = self.oom_retry.run(before, lambda: run_evals(self.run))

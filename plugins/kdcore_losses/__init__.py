@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kdcore import Loss, hookimpl
+from kdcore_losses.known_ids import Renormalised
 from kdcore_losses.kullback_leibler import (
     AdaptiveKL,
     ForwardKL,
@@ -20,7 +21,7 @@ from kdcore_losses.kullback_leibler import (
 )
 from kdcore_losses.likelihood import CrossEntropy
 from kdcore_losses.on_policy import MiniLLM, OnPolicyDistillation
-from kdcore_losses.others import AlphaBeta, JensenShannon, TotalVariation
+from kdcore_losses.others import AlphaBeta, EntropyOPD, JensenShannon, TotalVariation
 
 
 @hookimpl
@@ -37,6 +38,8 @@ def kdcore_losses() -> Sequence[type[Loss]]:
         SymmetricKL,
         AdaptiveKL,
         AlphaBeta,
+        EntropyOPD,
+        Renormalised,
         OnPolicyDistillation,
         MiniLLM,
     ]

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from kdcore import Loss, component
+from kdcore import Loss, Schedule, Scheduled, component, tensor_now
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Positive = Annotated[Scheduled, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
@@ -30,19 +30,24 @@ class Divergence(Loss):
     def per_token(self, student: Tensor, teacher: Tensor | None, labels: Tensor) -> Tensor:
         """The divergence of each token, times `factor`."""
         assert teacher is not None, "the engine hands a teacher to a loss that needs one"
-        log_p = log_probabilities(teacher, self.temperature).clamp(min=_EXCLUDED)
-        log_q = log_probabilities(student, self.temperature)
-        return self.factor() * self.between(log_p, log_q)
+        temperature = tensor_now(self.temperature)
+        log_p = log_probabilities(teacher, temperature).clamp(min=_EXCLUDED)
+        log_q = log_probabilities(student, temperature)
+        return self.factor(temperature) * self.between(log_p, log_q)
 
     def formula(self) -> str:
         """The factor, then what `written` says of both distributions."""
-        temperature, factor = number(self.temperature), self.factor()
+        temperature, factor = number(self.temperature), self.written_factor()
         written = self.written(f"p({temperature})", f"q({temperature})")
-        return written if factor == 1 else f"{number(factor)} * {written}"
+        return written if factor == "1" else f"{factor} * {written}"
 
-    def factor(self) -> float:
-        """What the values are multiplied by."""
+    def factor(self, temperature: float | Tensor) -> float | Tensor:
+        """What the values are multiplied by at this temperature."""
         return 1.0
+
+    def written_factor(self) -> str:
+        """The factor in the formula."""
+        return "1"
 
     def between(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         """Log-probabilities of teacher and student [n, V] -> divergences [n]."""
@@ -59,15 +64,23 @@ class ScaledDivergence(Divergence):
 
     scale_by_t2: bool = True
 
-    def factor(self) -> float:
+    def factor(self, temperature: float | Tensor) -> float | Tensor:
         """T^2, or 1 where `scale_by_t2` is false."""
-        return self.temperature**2 if self.scale_by_t2 else 1.0
+        return temperature**2 if self.scale_by_t2 else 1.0
+
+    def written_factor(self) -> str:
+        """T^2 as a number, or with a schedule as a power."""
+        if not self.scale_by_t2:
+            return "1"
+        at = self.temperature
+        return f"{at}**2" if isinstance(at, Schedule) else number(at**2)
 
 
-def log_probabilities(logits: Tensor, temperature: float) -> Tensor:
+def log_probabilities(logits: Tensor, temperature: float | Tensor) -> Tensor:
     """Log-probabilities at a temperature."""
-    tempered = logits if temperature == 1 else logits / temperature
-    return F.log_softmax(tempered, -1)
+    if not isinstance(temperature, Tensor) and temperature == 1:
+        return F.log_softmax(logits, -1)
+    return F.log_softmax(logits / temperature, -1)
 
 
 def log_mixture(log_a: Tensor, log_b: Tensor, share: float) -> Tensor:
@@ -82,9 +95,9 @@ def kl(log_a: Tensor, log_b: Tensor) -> Tensor:
     return (log_a.exp() * (log_a - log_b)).sum(-1)
 
 
-def number(value: float) -> str:
-    """A number as formulas write it: without the rounding of 1 - 0.7."""
-    return f"{value:.12g}"
+def number(value: Scheduled) -> str:
+    """A number as formulas write it: without the rounding of 1 - 0.7; of a schedule both ends."""
+    return str(value) if isinstance(value, Schedule) else f"{value:.12g}"
 
 
 def weighted_sum(weight_a: float, a: str, weight_b: float, b: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -120,15 +121,18 @@ class SymmetricKL(ScaledDivergence):
 class AdaptiveKL(ScaledDivergence):
     """w KL(p || q) + (1 - w) KL(q || p): w is the head's share of the distance between p and q.
 
-    An id is in the tail where all ids no likelier than it hold at most 1 - `head` of the teacher's
-    mass. w is the sum of |p - q| over the head, divided by that over all ids; no gradient goes
-    through it. Finding the head sorts the vocabulary, which costs more than the rest of the loss.
+    `form` "head": an id is in the tail where all ids no likelier than it hold at most 1 - `head` of
+    the teacher's mass. "authors": the likeliest id is in the head, and each other one where all ids
+    no less likely than it hold at most `head`. w is the sum of |p - q| over the head, divided by
+    that over all ids; no gradient goes through it. Finding the head sorts the vocabulary, which
+    costs more than the rest of the loss.
 
-    Wu et al. 2024, arXiv:2404.02657.
+    Wu et al. 2024, arXiv:2404.02657; their code and that of ABKD have the second form.
     """
 
     name = "adaptive-kl"
     head: Inside = 0.5
+    form: Literal["head", "authors"] = "head"
 
     def between(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         """Both divergences, weighted token by token."""
@@ -136,14 +140,23 @@ class AdaptiveKL(ScaledDivergence):
         return forward * kl(log_p, log_q) + (1 - forward) * kl(log_q, log_p)
 
     def written(self, p: str, q: str) -> str:
-        """AKL(p, q, head)."""
-        return f"AKL({p}, {q}, {number(self.head)})"
+        """AKL(p, q, head), or AKL(p, q, authors=head)."""
+        bound = number(self.head)
+        return f"AKL({p}, {q}, {bound if self.form == 'head' else f'authors={bound}'})"
 
     def _share_of_head(self, p: Tensor, q: Tensor) -> Tensor:
-        ascending = p.sort(-1).values
-        in_tail = ascending.cumsum(-1) <= 1 - self.head
-        least = ascending.masked_fill(in_tail, math.inf).amin(-1, keepdim=True)
         apart = (p - q).abs()
-        of_head = apart.masked_fill(p < least, 0).sum(-1)
+        of_head = apart.masked_fill(p < self._least_of_head(p), 0).sum(-1)
         # At equality this is 0 / 0, and then both divergences are 0 whatever their weights.
         return of_head / apart.sum(-1).clamp(min=torch.finfo(p.dtype).tiny)
+
+    def _least_of_head(self, p: Tensor) -> Tensor:
+        """The smallest probability in the head [n, 1]."""
+        if self.form == "authors":
+            falling = p.sort(-1, descending=True).values
+            in_tail = falling.cumsum(-1) > self.head
+            least = falling.masked_fill(in_tail, math.inf).amin(-1, keepdim=True)
+            return torch.minimum(least, falling[..., :1])
+        rising = p.sort(-1).values
+        in_tail = rising.cumsum(-1) <= 1 - self.head
+        return rising.masked_fill(in_tail, math.inf).amin(-1, keepdim=True)

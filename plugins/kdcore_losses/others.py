@@ -1,4 +1,4 @@
-"""Further divergences: Jensen-Shannon, total variation, alpha-beta."""
+"""Further divergences: Jensen-Shannon, total variation, alpha-beta, and one switched by entropy."""
 
 from __future__ import annotations
 
@@ -109,6 +109,30 @@ class AlphaBeta(ScaledDivergence):
         if self.beta == 0:
             return _power_kl(log_p, log_q, self.alpha)
         return _power_kl(log_q, log_p, self.beta)
+
+
+@component
+class EntropyOPD(ScaledDivergence):
+    """KL(q || p), and where the teacher is unsure KL(p || q) too: it covers what may follow there.
+
+    The teacher is unsure where the entropy of p is above `threshold`, in nats. Of a teacher that
+    knows k ids it is the entropy over these and all others as one, which is smaller.
+
+    Jin et al. 2026 (entropy-aware on-policy distillation), arXiv:2603.07079; meant for tokens that
+    the student wrote.
+    """
+
+    name = "entropy-opd"
+    threshold: NotNegative = 0.8
+
+    def between(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        """The reverse divergence, and the forward one behind a switch."""
+        unsure = -(log_p.exp() * log_p).sum(-1) > self.threshold
+        return kl(log_q, log_p) + unsure * kl(log_p, log_q)
+
+    def written(self, p: str, q: str) -> str:
+        """The sum of both, with the switch."""
+        return f"(KL({q}, {p}) + (H({p}) > {number(self.threshold)}) * KL({p}, {q}))"
 
 
 def _power_kl(log_a: Tensor, log_b: Tensor, power: float) -> Tensor:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
@@ -13,9 +12,7 @@ from rich.segment import Segments
 from rich.table import Table
 from rich.text import Text
 
-from kdcore_panel import numbers
-from kdcore_panel.facts import Facts
-from kdcore_panel.history import History, Series
+from kdcore import Facts, History, Series, formatting, summary
 from kdcore_panel.pace import Pace
 
 WIDEST = 120
@@ -85,7 +82,9 @@ class Frame:
         bar = ProgressBar(
             max(steps, 1), self.pace.step, complete_style="cyan", style="bright_black"
         )
-        grid.add_row(Text.assemble(("step ", "dim"), done), bar, numbers.percent(self.pace.share()))
+        grid.add_row(
+            Text.assemble(("step ", "dim"), done), bar, formatting.percent(self.pace.share())
+        )
         return grid
 
     def _status(self, width: int) -> Table:
@@ -108,12 +107,12 @@ class Frame:
         values = {
             "epoch": f"{pace.epoch()}/{pace.epochs()}" if pace.per_epoch else "",
             "batch": f"{batch:,}/{batches:,}" if pace.per_epoch else "",
-            "elapsed": numbers.duration(pace.elapsed(self.now)),
-            "left": numbers.duration(pace.remaining(self.now)),
-            "tokens/s": last("tokens_per_second", numbers.count),
-            "memory": numbers.size(self.memory) if self.memory else "",
+            "elapsed": formatting.duration(pace.elapsed(self.now)),
+            "left": formatting.duration(pace.remaining(self.now)),
+            "tokens/s": last("tokens_per_second", formatting.count),
+            "memory": formatting.size(self.memory) if self.memory else "",
             "lr": last("lr", "{:.2e}".format),
-            "kept": last("kept", numbers.percent) if self.facts.tokens else "",
+            "kept": last("kept", formatting.percent) if self.facts.tokens else "",
         }
         return [(label, said) for label, said in values.items() if said]
 
@@ -124,7 +123,7 @@ def _columns(width: int) -> int:
 
 def curves(history: History, width: int, room: int) -> Table:
     """A line for each curve: name, last and best value, and its course where there is room."""
-    all_rows = rows(history)
+    all_rows = summary.rows(history)
     shown = all_rows if len(all_rows) <= room else all_rows[: room - 1]
     names = max([len(label) for label, _ in shown], default=4)
     curve = width - names - 2 * 8 - 3 * 2
@@ -132,9 +131,11 @@ def curves(history: History, width: int, room: int) -> Table:
     grid = _grid(with_best=curve >= -2, with_curve=curve >= _NARROWEST_CURVE)
     grid.show_header = bool(shown)
     for label, series in shown:
-        best = Text() if series.name.startswith("selection/") else number(series.best, "dim")
+        best = (
+            Text() if series.name.startswith("selection/") else summary.number(series.best, "dim")
+        )
         line = _curve(series, min(curve, max(history.records, 1)), until)
-        grid.add_row(*[Text(label), number(series.now), best, line][: len(grid.columns)])
+        grid.add_row(*[Text(label), summary.number(series.now), best, line][: len(grid.columns)])
     if len(shown) < len(all_rows):
         grid.add_row(Text(f"and {len(all_rows) - len(shown)} more", "dim"))
     return grid
@@ -158,31 +159,3 @@ def _grid(with_best: bool, with_curve: bool) -> Table:
     if with_curve:
         grid.add_column("", no_wrap=True, overflow="crop")
     return grid
-
-
-def rows(history: History, *, parts: bool = False) -> list[tuple[str, Series]]:
-    """Loss, its terms where there are several, evaluations, then what the selection says.
-
-    `parts`: also scores that are parts of another one.
-    """
-    terms = history.group("loss/")
-    losses = _named([curve for curve in history.group("loss") if curve.name == "loss"], "")
-    losses += _named(terms, "loss/", "  ") if len(terms) > 1 else []
-    older = history.group("weighted loss/")
-    losses += _named(older, "loss/", "  ") if len(older) > 1 else []
-    return [
-        *losses,
-        *_named(history.scores(parts=parts), "eval/"),
-        *_named(history.group("selection/"), "selection/"),
-    ]
-
-
-def _named(curves: Sequence[Series], prefix: str, indent: str = "") -> list[tuple[str, Series]]:
-    return [(indent + curve.name.replace(prefix, "", 1), curve) for curve in curves]
-
-
-def number(value: float, style: str = "") -> Text:
-    """A number; one that is not finite stands out, and one that never was is a dash."""
-    if style and math.isnan(value):
-        return Text("-", "dim")
-    return Text(numbers.value(value), style if math.isfinite(value) else "bold red")

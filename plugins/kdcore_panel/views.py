@@ -9,18 +9,14 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdcore_files import Line, evaluation_line, read_metrics, training_line
 from rich.console import Console
 from rich.constrain import Constrain
 from rich.live import Live
 from rich.text import Text
 
-from kdcore_panel import numbers
-from kdcore_panel.facts import facts_of_run
+from kdcore import History, facts, formatting, metrics, summary
 from kdcore_panel.frame import WIDEST, Frame
-from kdcore_panel.history import History, is_part
 from kdcore_panel.pace import Pace
-from kdcore_panel.summary import Summary
 from kdcore_panel.terminal import handlers_of, memory_in_use
 
 if TYPE_CHECKING:
@@ -38,7 +34,7 @@ class View:
         history = History(_earlier(run.folder, run.step))
         elapsed = history.latest.get("elapsed", 0.0)
         pace = Pace.of(run.steps, run.epochs, run.step, elapsed, clock())
-        self.frame = Frame(facts_of_run(run), history, pace, clock())
+        self.frame = Frame(facts.facts_of_run(run), history, pace, clock())
 
     def start(self) -> None:
         """The run begins."""
@@ -49,12 +45,12 @@ class View:
 
     def record(self, record: Record) -> None:
         """Training numbers came."""
-        self.frame.history.add(training_line(record))
+        self.frame.history.add(metrics.training_line(record))
         self.frame.pace.reach(record.step, self.clock())
 
     def scores(self, step: int, scores: Mapping[str, float | str]) -> None:
         """An evaluation ended."""
-        self.frame.history.add(evaluation_line(step, scores))
+        self.frame.history.add(metrics.evaluation_line(step, scores))
         self.frame.pace.reach(step, self.clock())
 
     def end(self, error: BaseException | None) -> None:
@@ -69,8 +65,8 @@ class View:
         self.console.print(Text(text), soft_wrap=True)
 
 
-def _earlier(folder: Path, step: int) -> Iterator[Line]:
-    for line in read_metrics(folder):
+def _earlier(folder: Path, step: int) -> Iterator[metrics.Line]:
+    for line in metrics.read_metrics(folder):
         at = line["step"]
         if isinstance(at, int) and at <= step:
             yield line
@@ -81,25 +77,24 @@ class Lines(View):
 
     def start(self) -> None:
         """Say what is trained."""
-        facts = self.frame.facts
-        self._say(facts.name)
-        for label, text in facts.rows():
+        self._say(self.frame.facts.name)
+        for label, text in self.frame.facts.rows():
             self._say(f"  {label:<9}  {' '.join(text.splitlines())}")
 
     def record(self, record: Record) -> None:
-        """A line of numbers."""
+        """A line of formatting."""
         super().record(record)
         pace, now = self.frame.pace, self.clock()
-        said = [f"loss {numbers.value(record.loss)}"]
+        said = [f"loss {formatting.value(record.loss)}"]
         if len(record.weights) > 1 or {*record.weights.values()} - {1.0}:
             said += [
-                f"{label} {numbers.value(value)} (x {record.weights.get(label, 1.0):g})"
+                f"{label} {formatting.value(value)} (x {record.weights.get(label, 1.0):g})"
                 for label, value in record.terms.items()
             ]
-        said += [f"lr {record.lr:.2e}", f"{numbers.count(record.tokens_per_second)} tokens/s"]
+        said += [f"lr {record.lr:.2e}", f"{formatting.count(record.tokens_per_second)} tokens/s"]
         if record.kept != 1:
-            said.append(f"kept {numbers.percent(record.kept)}")
-        said.append(f"left {numbers.duration(pace.remaining(now))}")
+            said.append(f"kept {formatting.percent(record.kept)}")
+        said.append(f"left {formatting.duration(pace.remaining(now))}")
         self._say("  ".join([self._place(record.step), *said]))
 
     def scores(self, step: int, scores: Mapping[str, float | str]) -> None:
@@ -109,13 +104,13 @@ class Lines(View):
         values = {
             name: float(value)
             for name, value in scores.items()
-            if not isinstance(value, str) and not is_part(name, scores)
+            if not isinstance(value, str) and not metrics.is_part(name, scores)
         }
         if values:
-            said = [f"{name} {numbers.value(value)}" for name, value in values.items()]
+            said = [f"{name} {formatting.value(value)}" for name, value in values.items()]
             self._say("  ".join([self._place(step), "evaluation", *said]))
         for name, text in texts.items():
-            self._say(f"{self._place(step)}  {name}: {numbers.plain(text)[:200]}")
+            self._say(f"{self._place(step)}  {name}: {formatting.plain(text)[:200]}")
 
     def end(self, error: BaseException | None) -> None:
         """One line: done or stopped, and where things are."""
@@ -123,7 +118,7 @@ class Lines(View):
         pace, folder = self.frame.pace, self.run.folder
         state = "stopped" if error else "done"
         where = folder / "final" if (folder / "final").is_dir() else folder
-        taken = numbers.duration(pace.elapsed(self.frame.now))
+        taken = formatting.duration(pace.elapsed(self.frame.now))
         self._say(f"{self._place(pace.step)}  {state} after {taken}  {where}")
 
     def _place(self, step: int) -> str:
@@ -182,8 +177,8 @@ class Frames(View):
         ]
         self._told = pace.step
         line = f"epoch {pace.epoch():>{len(str(pace.epochs()))}}/{pace.epochs()}"
-        line += f"  {numbers.duration(pace.elapsed(self.clock())):>7}"
-        for part in (f"  {name} {numbers.value(value)}" for name, value in said):
+        line += f"  {formatting.duration(pace.elapsed(self.clock())):>7}"
+        for part in (f"  {name} {formatting.value(value)}" for name, value in said):
             if len(line + part) > min(self.console.width, WIDEST):
                 break
             line += part
@@ -196,8 +191,8 @@ class Frames(View):
         if self.frame.pace.per_epoch and self.frame.pace.epochs() > 1:
             self._tell_epoch()
         self.close()
-        facts, history = self.frame.facts, self.frame.history
-        self.console.print(self.frame if error else Summary(facts, history))
+        frame = self.frame
+        self.console.print(frame if error else summary.Summary(frame.facts, frame.history))
 
     def close(self) -> None:
         """Take the frame away and give the log handlers their stream back."""

@@ -10,7 +10,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from kdcore import Loss, Selection, Tokens, component
+from kdcore import Loss, Selection, Tokens, component, value_now
+from kdcore_selections.top import Share
 
 
 @component
@@ -24,7 +25,7 @@ class GlobalSelection(Selection):
 
     name = "gls"
     # `keep` in recipes; as an attribute it would hide the method.
-    share: Annotated[float, Field(alias="keep", gt=0, le=1)]
+    share: Share
     score: Loss
     memory: Annotated[int, Field(ge=1)] = 30_000
 
@@ -46,7 +47,7 @@ class GlobalSelection(Selection):
         self._latest = tokens.over_step(scores)
         if len(self._past) * 10 < self.memory:
             return tokens.top(scores, self.share)
-        kept = max(1, math.ceil(self.share * len(self._past)))
+        kept = max(1, math.ceil(value_now(self.share) * len(self._past)))
         threshold = self._past.nan_to_num(nan=-math.inf).topk(kept).values[-1]
         return scores >= threshold
 

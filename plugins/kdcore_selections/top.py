@@ -9,7 +9,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from kdcore import Loss, Selection, Stage, Teacher, Tokens, component
+from kdcore import Loss, Scheduled, Selection, Stage, Teacher, Tokens, component
+
+Share = Annotated[Scheduled, Field(alias="keep", gt=0, le=1)]
 
 
 @component
@@ -17,7 +19,7 @@ class Top(Selection):
     """What the selections share: ceil(keep x N) of the step's N valid tokens are kept."""
 
     # `keep` in recipes; as an attribute it would hide the method.
-    share: Annotated[float, Field(alias="keep", gt=0, le=1)]
+    share: Share
 
     def keep(self, tokens: Tokens) -> Tensor:
         """The tokens with the highest scores."""

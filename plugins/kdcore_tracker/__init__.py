@@ -8,9 +8,7 @@ from contextlib import contextmanager, redirect_stdout
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
 
-from kdcore_files import Line, evaluation_line, training_line
-
-from kdcore import Logger, Record, Run, component, hookimpl
+from kdcore import Logger, Record, Run, component, hookimpl, metrics
 from kdcore_tracker.settings import settings_of
 from kdcore_tracker.told import Told
 
@@ -79,14 +77,14 @@ class Tracker(Logger):
     @hookimpl
     def kdcore_log(self, record: Record) -> None:
         """The training numbers."""
-        self._tell("log", record.step, training_line(record))
+        self._tell("log", record.step, metrics.training_line(record))
 
     @hookimpl
     def kdcore_scores(self, step: int, scores: Mapping[str, float | str]) -> None:
         """The scores, texts included."""
-        self._tell("scores", step, evaluation_line(step, scores))
+        self._tell("scores", step, metrics.evaluation_line(step, scores))
 
-    def _tell(self, kind: str, step: int, line: Line) -> None:
+    def _tell(self, kind: str, step: int, line: metrics.Line) -> None:
         if self._tracker is None or (self.to != "tensorboard" and self._told.knows(kind, step)):
             return
         with self._forgotten():

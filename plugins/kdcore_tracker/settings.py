@@ -6,9 +6,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from kdcore_panel.facts import flat, settings_in
-
-from kdcore import redact_secrets
+from kdcore import facts, redact_secrets
 
 Plain = bool | int | float | str
 
@@ -16,7 +14,9 @@ Plain = bool | int | float | str
 def settings_of(folder: Path) -> Mapping[str, Plain]:
     """The resolved recipe of a run folder by dotted key, as in `--set`: "loss.1.use"."""
     resolved = (folder / "resolved.toml").read_text(encoding="utf-8")
-    return {key: _plain(value) for key, value in flat(settings_in(redact_secrets(resolved)))}
+    return {
+        key: _plain(value) for key, value in facts.flat(facts.settings_in(redact_secrets(resolved)))
+    }
 
 
 def _plain(value: object) -> Plain:

@@ -18,7 +18,7 @@ OWN_MODULES = {value.split(".")[0] for value in PROJECT["entry-points"]["kdcore"
     "kdcore"
 }
 # The contracts refer to each other, so they are one file.
-LONGEST = {"contracts.py": 660}
+LONGEST = {"contracts.py": 760}
 
 
 def imports(path: Path):
@@ -53,6 +53,24 @@ def test_the_engine_names_no_plugin(path):
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
     }
     assert not strings & components
+
+
+# Verbs that look after what one plugin keeps, or write its recipes: they are what is left to move.
+OF_A_PLUGIN = {
+    "cache.py": {"kdcore_cached"},
+    "cache_tables.py": {"kdcore_cached"},
+    "data_file.py": {"kdcore_text"},
+    "recipe_template.py": {"kdcore_sft", "kdcore_text"},
+    "rm.py": {"kdcore_cached"},
+}
+
+
+@pytest.mark.parametrize(
+    "path", sorted({*ENGINE} - {*CORE}), ids=lambda path: str(path.relative_to(ROOT))
+)
+def test_a_verb_imports_no_plugin_by_name(path):
+    named = {module.split(".")[0] for module, _ in imports(path)} & OWN_MODULES
+    assert named == OF_A_PLUGIN.get(path.name, set())
 
 
 @pytest.mark.parametrize("path", [*ENGINE, *PLUGINS], ids=lambda path: str(path.relative_to(ROOT)))

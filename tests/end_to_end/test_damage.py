@@ -16,7 +16,7 @@ from kdcore.data import tokenized
 from kdcore.plugin.manager import PluginManager
 from kdcore.runs import artifacts, runner
 from kdcore.runs.folder import failure_of
-from kdcore.runs.open import open_run
+from kdcore.runs.open import begun, open_stage
 from kdcore.runs.runner import RunRequest, run_all
 
 pytestmark = pytest.mark.slow
@@ -40,7 +40,7 @@ def test_a_final_that_changed_is_refused_and_fresh_goes_on(host, name):
     with pytest.raises(RunError, match="--fresh"):
         run(host, STAGES)
     with pytest.raises(RunError, match=str(big / "final" / name)):
-        open_run(big, host)
+        open_stage(begun(big, host))
     again = run(host, STAGES, fresh=True)
     assert [path.name for path in again] == [f"{big.name}-2", small.name]
     assert run(host, STAGES) == again
@@ -62,7 +62,7 @@ def test_runs_of_earlier_versions_go_on(host):
     (folder / "checksums.json").unlink()
     shutil.rmtree(folder / "final")
     assert run(host) == [folder]
-    assert open_run(folder, host).step == 4
+    assert open_stage(begun(folder, host)).step == 4
 
 
 def test_a_damaged_tokenizer_of_a_run_is_made_anew(host, caplog):

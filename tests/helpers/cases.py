@@ -14,6 +14,7 @@ from kdcore_losses import (
     AdaptiveKL,
     AlphaBeta,
     CrossEntropy,
+    EntropyOPD,
     ForwardKL,
     JensenShannon,
     ReverseKL,
@@ -42,8 +43,10 @@ LOSSES = {
     "tvd": TotalVariation(temperature=2.0),
     "symmetric-kl": SymmetricKL(forward=0.3),
     "adaptive-kl": AdaptiveKL(temperature=2.0),
+    "adaptive-kl of its authors": AdaptiveKL(head=0.7, form="authors"),
     "alpha-beta": AlphaBeta(temperature=2.0),
     "alpha-beta, beta 0": AlphaBeta(alpha=0.5, beta=0.0),
+    "entropy-opd": EntropyOPD(threshold=2.0),
 }
 SHARE = 0.3
 FLOAT32 = {"loss": 1e-6, "gradient": 1e-5}  # what float32 may be off by

@@ -169,6 +169,7 @@ def trainer(
         scope=scope,
         evals=evals,
         train=TrainOptions(batch=batch, **options),
+        components=lambda: [*(one.loss for one in terms), *([selection] if selection else [])],
     )
     run = RunState(
         recipe=stage,

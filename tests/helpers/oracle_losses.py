@@ -63,8 +63,13 @@ def divergence(loss, p, q):
         case "symmetric-kl":
             return loss.forward * kl(p, q) + (1 - loss.forward) * kl(q, p)
         case "adaptive-kl":
-            weight = share_of_head(p, q.detach(), loss.head)
+            weight = share_of_head(p, q.detach(), loss)
             return weight * kl(p, q) + (1 - weight) * kl(q, p)
+        case "entropy-opd":
+            unsure = -torch.xlogy(p, p).sum(-1) > loss.threshold
+            return kl(q, p) + torch.where(unsure, kl(p, q), 0.0)
+        case "renormalised":
+            return without_tail(p, q, loss.over)
         case "alpha-beta":
             return alpha_beta(p, q, loss.alpha, loss.beta)
 
@@ -77,11 +82,32 @@ def jensen_shannon(p, q, beta, normalise):
     return both / (beta * (1 - beta)) if normalise else both
 
 
-def share_of_head(p, q, head):
-    """The head's share of all gaps: an id is in the tail where mass_up_to is at most 1 - head."""
+def without_tail(p, q, over):
+    """The last bucket of both is left out, p and maybe q brought to a sum of 1."""
+    p, q = p[..., :-1], q[..., :-1]
+    if over == "known":
+        q = q / q.sum(-1, keepdim=True)
+    return kl(p / p.sum(-1, keepdim=True), q)
+
+
+def share_of_head(p, q, loss):
+    """The head's share of all gaps."""
     gaps = (p - q).abs()
     # At equality both divergences are 0, whatever their weights.
-    return (gaps * (mass_up_to(p) > 1 - head)).sum(-1) / gaps.sum(-1).clamp(min=1e-300)
+    return (gaps * in_head(p, loss)).sum(-1) / gaps.sum(-1).clamp(min=1e-300)
+
+
+def in_head(p, loss):
+    """An id is in the tail where mass_up_to is at most 1 - head; by the authors in the head where
+    the mass from it on is at most head, and the likeliest one always."""
+    if loss.form == "head":
+        return mass_up_to(p) > 1 - loss.head
+    return (mass_from(p) <= loss.head) | (p == p.amax(-1, keepdim=True))
+
+
+def mass_from(p):
+    """Of each id, the mass of all ids that are no less likely."""
+    return (p[..., None, :] * (p[..., None, :] >= p[..., :, None])).sum(-1)
 
 
 def mass_up_to(p):

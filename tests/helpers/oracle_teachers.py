@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import torch
-from oracle_losses import mass_up_to, nll
+from oracle_losses import mass_from, mass_up_to, nll
 
 CLOSE = 1e-6
 MASK = 2**64 - 1
@@ -173,9 +173,11 @@ def losses(logits, labels):
     return nll(logits, labels).float().double()
 
 
-def check_head(p, head):
+def check_head(p, loss):
     """Which ids are the head hangs on a sum that may lie at its border."""
-    if ((mass_up_to(p) - (1 - head)).abs() < CLOSE).any():
+    by_head = loss.form == "head"
+    gaps = mass_up_to(p) - (1 - loss.head) if by_head else mass_from(p) - loss.head
+    if (gaps.abs() < CLOSE).any():
         raise TooClose
 
 

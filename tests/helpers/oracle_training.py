@@ -4,6 +4,7 @@ Everything is in float64, nothing is chunked, and no part of the engine is used.
 """
 
 import math
+from copy import copy
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
@@ -23,7 +24,9 @@ DEFAULTS = {
     "jsd": {"beta": 0.5, "normalise": False},
     "tvd": {"scale_by_t2": False},
     "symmetric-kl": {"forward": 0.5},
-    "adaptive-kl": {"head": 0.5},
+    "adaptive-kl": {"head": 0.5, "form": "head"},
+    "entropy-opd": {"threshold": 0.8},
+    "renormalised": {"over": "all"},
     "alpha-beta": {"alpha": 0.2, "beta": 0.7},
 }
 COMMON = {"temperature": 1.0, "scale_by_t2": True, "weight": 1.0, "on": "kept"}
@@ -44,8 +47,9 @@ def terms_of(recipe):
     found = []
     for table in recipe["loss"]:
         known = COMMON | DEFAULTS[table["use"]] | table
-        if isinstance(known["weight"], dict):
-            known["weight"] = SimpleNamespace(**{"until": 1.0} | known["weight"])
+        for key in ("weight", "temperature"):
+            if isinstance(known[key], dict):
+                known[key] = SimpleNamespace(**{"until": 1.0} | known[key])
         same = sum(one.name == table["use"] for one in found)
         label = f"{table['use']}.{same + 1}" if same else table["use"]
         found.append(SimpleNamespace(name=table["use"], label=label, **known))
@@ -73,7 +77,7 @@ def values(term, step, seen):
     known = step.known.at(seen)
     p, q = known.p(term.temperature), known.q(student, term.temperature)
     if term.name == "adaptive-kl":
-        check_head(p, term.head)
+        check_head(p, term)
     if term.name == "tvd":  # its slope jumps where both are equal
         step.at_border |= bool(((p - q).abs() < 1e-5 * p).any())
     factor = term.temperature**2 if term.scale_by_t2 else 1
@@ -99,17 +103,23 @@ def scores_of(selection, step, seed, number):
             return torch.tensor([float(drawn[row][position]) for row, position in places])
 
 
-def chosen(recipe, step, members, number):
+def keep_of(selection):
+    keep = selection["keep"]
+    return SimpleNamespace(**{"until": 1.0} | keep) if isinstance(keep, dict) else keep
+
+
+def chosen(recipe, step, members, number, steps):
     """Of some tokens of a step (by index), those that the selection keeps."""
     selection = recipe.get("selection")
     if selection is None:
         return members
+    share = weight_at(keep_of(selection), (number - 1) / steps)
     with torch.no_grad():
         all_scores = scores_of(selection, step, recipe["seed"], number).tolist()
     scores = [all_scores[n] for n in members]
     if selection["use"] != "random":
-        check_ranking(scores, wanted_of(selection["keep"], len(scores)))
-    ranked = top(scores, selection["keep"])
+        check_ranking(scores, wanted_of(share, len(scores)))
+    ranked = top(scores, share)
     return [members[n] for n in sorted(ranked)]
 
 
@@ -119,14 +129,16 @@ def objective(recipe, step, number, steps, groups):
     everyone = range(len(step.row))
     for group in groups:
         members = [n for n in everyone if step.row[n] in group]
-        some = chosen(recipe, step, members, number)
+        some = chosen(recipe, step, members, number, steps)
         kept += len(some)
         rest = [n for n in members if n not in set(some)]
         for term in terms_of(recipe):
             seen = {"kept": some, "all": members, "dropped": rest}[term.on]
             weight = weight_at(term.weight, (number - 1) / steps)
             if weight and seen:
-                each = values(term, step, seen)
+                now = copy(term)
+                now.temperature = weight_at(term.temperature, (number - 1) / steps)
+                each = values(now, step, seen)
                 counted = weight * len(members) / len(everyone) * each.sum() / len(seen)
                 totals[term.label] = totals.get(term.label, 0.0) + counted
     return totals, kept

@@ -120,6 +120,8 @@ def taught(rng):
 def selection(rng, teacher):
     use = rng.choice(("rho", "rho", "hardest", "entropy", "random"))
     made = {"use": use, "keep": rng.choice((0.1, 0.3, 0.55, 0.8, 1.0))}
+    if rng.random() < 0.1:
+        made["keep"] = {"start": 1.0, "end": 0.3}
     if use == "rho":
         made["reference"] = live(rng) if rng.random() < 0.6 else cached(rng, "nll")
     if use == "entropy" and teacher in ("live", "topk") and rng.random() < 0.5:
@@ -147,8 +149,12 @@ def weight(rng):
 def divergence(rng, teacher):
     if teacher == "sampled":
         return {"use": "kl"}  # what is linear in the teacher
-    use = rng.choice((*(name for name in OPTIONS if name != "kl"), "kl", "kl"))
+    others = [name for name in OPTIONS if name not in ("kl", "renormalised")]
+    of_some_ids = ["renormalised"] if teacher == "topk" else []
+    use = rng.choice((*others, "kl", "kl", *of_some_ids))
     made = {"use": use, "temperature": rng.choice(TEMPERATURES)}
+    if teacher == "live" and rng.random() < 0.2:
+        made["temperature"] = {"start": 3.0, "end": 0.5, "until": rng.choice((0.4, 1.0))}
     if use != "tvd" and rng.random() < 0.3:
         made["scale_by_t2"] = False
     return made | {key: rng.choice(values) for key, values in OPTIONS[use].items()}
@@ -162,8 +168,10 @@ OPTIONS = {
     "jsd": {"beta": (0.0, 0.1, 0.5, 0.9, 1.0), "normalise": (False, True)},
     "tvd": {},
     "symmetric-kl": {"forward": (0.0, 0.3, 1.0)},
-    "adaptive-kl": {"head": (0.3, 0.5, 0.8)},
+    "adaptive-kl": {"head": (0.3, 0.5, 0.8), "form": ("head", "authors")},
+    "entropy-opd": {"threshold": (0.8, 2.0)},
     "alpha-beta": {"alpha": (0.2, 0.5, 1.0), "beta": (0.0, 0.7)},
+    "renormalised": {"over": ("all", "known")},
 }
 
 

@@ -9,11 +9,12 @@ import os
 from pathlib import Path
 
 import pytest
-from kdcore_files import METRICS, Files, cut_after, kdcore_loggers, latest_values, read_metrics
+from kdcore_files import Files, cut_after, kdcore_loggers
 from told import a_record, fake_run, keep_run, some_scores
 
 from kdcore import RunError
 from kdcore.plugin.manager import Events
+from kdcore.runs.metrics import METRICS, latest_values, read_metrics
 
 
 @pytest.fixture

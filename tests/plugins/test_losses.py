@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kdcore_losses import kdcore_losses
+from kdcore_losses.known_ids import Renormalised
 from kdcore_losses.kullback_leibler import (
     AdaptiveKL,
     ForwardKL,
@@ -18,9 +19,9 @@ from kdcore_losses.kullback_leibler import (
     SymmetricKL,
 )
 from kdcore_losses.likelihood import CrossEntropy
-from kdcore_losses.others import AlphaBeta, JensenShannon, TotalVariation
+from kdcore_losses.others import AlphaBeta, EntropyOPD, JensenShannon, TotalVariation
 from pydantic import ValidationError
-from textbook import AB, AKL, CE, KL, TV
+from textbook import AB, AKL, CE, KL, KL_KNOWN, TV, H
 
 from kdcore import Loss, component
 from kdcore.testing import check_loss
@@ -52,12 +53,29 @@ TEXTBOOK = [
     (SymmetricKL(forward=0.8), lambda p, q, y: 0.8 * KL(p(1), q(1)) + 0.2 * KL(q(1), p(1))),
     (AdaptiveKL(), lambda p, q, y: AKL(p(1), q(1), 0.5)),
     (AdaptiveKL(head=0.8, temperature=2.0), lambda p, q, y: 4 * AKL(p(2), q(2), 0.8)),
+    (AdaptiveKL(form="authors"), lambda p, q, y: AKL(p(1), q(1), authors=0.5)),
+    (
+        AdaptiveKL(form="authors", head=0.9, temperature=2.0),
+        lambda p, q, y: 4 * AKL(p(2), q(2), authors=0.9),
+    ),
+    (EntropyOPD(), lambda p, q, y: KL(q(1), p(1)) + (H(p(1)) > 0.8) * KL(p(1), q(1))),
+    (
+        EntropyOPD(threshold=1.5, temperature=2.0),
+        lambda p, q, y: 4 * (KL(q(2), p(2)) + (H(p(2)) > 1.5) * KL(p(2), q(2))),
+    ),
+    (EntropyOPD(threshold=0.0), lambda p, q, y: KL(q(1), p(1)) + KL(p(1), q(1))),
+    (Renormalised(over="known"), lambda p, q, y: KL_KNOWN(p(1), q(1), "known")),
     (AlphaBeta(), lambda p, q, y: AB(p(1), q(1), 0.2, 0.7)),
     (AlphaBeta(alpha=1.0, beta=1.0, temperature=2.0), lambda p, q, y: 4 * AB(p(2), q(2), 1, 1)),
     (AlphaBeta(alpha=0.5, beta=0.0), lambda p, q, y: AB(p(1), q(1), 0.5, 0)),
     (AlphaBeta(alpha=0.0, beta=1.5), lambda p, q, y: AB(p(1), q(1), 0, 1.5)),
     (AlphaBeta(alpha=0.0, beta=0.0), lambda p, q, y: AB(p(1), q(1), 0, 0)),
 ]
+TO_ALL_IDS = [  # which are not 0 at equality: the student gives the others something
+    (Renormalised(), lambda p, q, y: KL_KNOWN(p(1), q(1), "all")),
+    (Renormalised(temperature=2.0), lambda p, q, y: 4 * KL_KNOWN(p(2), q(2), "all")),
+]
+IN_ORDER = Renormalised  # of which the last id stands for others
 LOSSES = [loss for loss, _ in TEXTBOOK]
 DIVERGENCES = [loss for loss in LOSSES if loss.needs_teacher]
 
@@ -91,7 +109,7 @@ def value_and_gradient(loss, student, teacher, labels):
     return values.detach(), gradient(values, leaf)
 
 
-@pytest.mark.parametrize(("loss", "formula"), TEXTBOOK, ids=_name)
+@pytest.mark.parametrize(("loss", "formula"), [*TEXTBOOK, *TO_ALL_IDS], ids=_name)
 def test_value_and_gradient_are_those_of_the_textbook(loss, formula):
     student, teacher, labels = drawn()
     leaf = student.clone().requires_grad_()
@@ -105,7 +123,7 @@ def test_value_and_gradient_are_those_of_the_textbook(loss, formula):
     torch.testing.assert_close(slope, gradient(expected, leaf), rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("loss", LOSSES, ids=_name)
+@pytest.mark.parametrize("loss", [*LOSSES, *(loss for loss, _ in TO_ALL_IDS)], ids=_name)
 def test_formula_says_what_is_computed(loss):
     student, teacher, labels = drawn()
     said = textbook.evaluate(loss.formula(), student, teacher, labels)
@@ -124,6 +142,11 @@ def test_formulas_read_well():
 @pytest.mark.parametrize("loss", LOSSES, ids=_name)
 def test_contract(loss):
     check_loss(loss)
+
+
+@pytest.mark.parametrize("loss", [loss for loss, _ in TO_ALL_IDS], ids=_name)
+def test_contract_of_what_is_not_zero_at_equality(loss):
+    check_loss(loss, zero_at_equality=False)
 
 
 @pytest.mark.parametrize("loss", DIVERGENCES, ids=_name)
@@ -146,6 +169,8 @@ def test_neither_shifted_logits_nor_the_order_of_ids_matter(loss, seed, shift):
     labels = torch.tensor([0, 4, 8])
     values = loss.per_token(student, teacher, labels)
     torch.testing.assert_close(loss.per_token(student + shift, teacher - shift, labels), values)
+    if isinstance(loss, IN_ORDER):
+        return
     order = torch.randperm(9, generator=torch.Generator().manual_seed(seed))
     torch.testing.assert_close(
         loss.per_token(student[:, order], teacher[:, order], order.argsort()[labels]), values
@@ -296,6 +321,9 @@ def test_adaptive_weights_carry_no_gradient_and_tied_ids_go_together():
         (AdaptiveKL, {"head": 0.0}),
         (AlphaBeta, {"alpha": -0.5}),
         (AlphaBeta, {"beta": math.inf}),
+        (AdaptiveKL, {"form": "theirs"}),
+        (EntropyOPD, {"threshold": -0.1}),
+        (Renormalised, {"over": "some"}),
     ],
 )
 def test_options_out_of_range_are_refused(made, options):
@@ -305,7 +333,7 @@ def test_options_out_of_range_are_refused(made, options):
 
 def test_hook_kdcore_losses():
     names = "ce kl reverse-kl skew-kl skew-reverse-kl jsd tvd symmetric-kl adaptive-kl alpha-beta"
-    names += " opd minillm"
+    names += " entropy-opd renormalised opd minillm"
     assert sorted(loss.name for loss in kdcore_losses()) == sorted(names.split())
 
 

@@ -8,16 +8,18 @@ import sys
 from contextlib import contextmanager
 
 import pytest
-from kdcore_panel import Panel, kdcore_loggers, numbers
-from kdcore_panel.facts import component, facts_of_folder, facts_of_run, spelt
-from kdcore_panel.frame import Frame, rows
-from kdcore_panel.history import POINTS, History, Series, lower_is_better
+from kdcore_panel import Panel, kdcore_loggers
+from kdcore_panel.frame import Frame
 from kdcore_panel.pace import Pace
 from kdcore_panel.replay import recorded
-from kdcore_panel.summary import Summary
 from kdcore_panel.views import Frames, Lines
 from rich.console import Console
 from told import a_record, drawn, expect, fake_run, keep_run, some_lines, some_scores
+
+from kdcore import formatting
+from kdcore.runs.facts import component, facts_of_folder, facts_of_run, spelt
+from kdcore.runs.history import POINTS, History, Series, lower_is_better
+from kdcore.runs.summary import Summary, rows
 
 
 def a_frame(folder="runs/quickstart.kd-1a2b3c4d", until=200, **changes):
@@ -178,19 +180,19 @@ def test_part_of_an_epoch():
     ],
 )
 def test_values_are_short(number, text):
-    assert numbers.value(number) == text
+    assert formatting.value(number) == text
 
 
 def test_other_numbers():
-    assert [numbers.duration(s) for s in (0, 65, 3661, 90061, None, math.nan)] == [
+    assert [formatting.duration(s) for s in (0, 65, 3661, 90061, None, math.nan)] == [
         *("0:00", "1:05", "1:01:01", "1d 01:01", "-", "-")
     ]
-    assert [numbers.count(n) for n in (950, 12345, 1.234e6, 5e9, math.nan)] == [
+    assert [formatting.count(n) for n in (950, 12345, 1.234e6, 5e9, math.nan)] == [
         *("950", "12,345", "1.23M", "5.00B", "nan")
     ]
-    assert [numbers.size(n) for n in (2**29, 3 * 2**30)] == ["512 MiB", "3.0 GiB"]
-    assert numbers.plain("a\x1b[1m\tb\r\n c\u202e\x00") == r"a\x1b[1m b c\u202e\x00"
-    assert numbers.plain("\x1c\xa0é\ud800 \u200d\r") == "\\x1c é\\ud800 \u200d\\r"
+    assert [formatting.size(n) for n in (2**29, 3 * 2**30)] == ["512 MiB", "3.0 GiB"]
+    assert formatting.plain("a\x1b[1m\tb\r\n c\u202e\x00") == r"a\x1b[1m b c\u202e\x00"
+    assert formatting.plain("\x1c\xa0é\ud800 \u200d\r") == "\\x1c é\\ud800 \u200d\\r"
 
 
 def test_facts_in_a_line():

@@ -14,7 +14,7 @@ from kdcore_losses import CrossEntropy, ForwardKL
 from kdcore_routed import Routed, kdcore_teachers
 from pydantic import ValidationError
 
-from kdcore import RunError, SparseLogits, Split, Teacher, UsageError, read, read_nll
+from kdcore import SparseLogits, Split, Teacher, UsageError, read, read_nll
 from kdcore.data.collate import Collate
 from kdcore.testing import check_teacher
 from kdcore.testing.fakes import TableTeacher, make_batch
@@ -138,10 +138,35 @@ def test_members_must_know_as_many_ids():
     assert not list(routed(Sparse(0, 2), Sparse(1, 2)).faults(None))
 
 
-def test_documents_without_a_member_are_told():
-    teacher = routed(TableTeacher(vocabulary=VOCABULARY), where=[{"domain": "math"}])
-    with pytest.raises(RunError, match="no member of the teacher 'routed' answers"):
-        read(teacher, batch())
+@pytest.mark.parametrize("micro_batch", [1, 3, 8])
+def test_documents_without_a_member_are_left_out(micro_batch, caplog):
+    where = {"domain": "math"}
+    one = model("llama", seed=1)
+    terms = [term(ForwardKL(temperature=2.0)), term(CrossEntropy(), 0.3)]
+    teacher = routed(Held(one), where=[where])
+    found = engine.step(model(), ROWS, terms, teacher=teacher, micro_batch=micro_batch)
+    narrow = [term(ForwardKL(temperature=2.0), where=where), term(CrossEntropy(), 0.3)]
+    expected = oracle.step(
+        model(),
+        ROWS,
+        narrow,
+        vocabulary=VOCABULARY,
+        teacher=oracle.model_teacher(one, VOCABULARY),
+    )
+    assert_equal(found, expected)
+    assert caplog.text.count("a last member without `where` would take them") == 1
+
+
+@pytest.mark.parametrize("micro_batch", [3, 8])
+def test_and_composed_with_the_where_of_a_term(micro_batch):
+    one = model("llama", seed=1)
+    terms = [term(ForwardKL(), where={"level": [0, 1]})]
+    teacher = routed(Held(one), where=[{"domain": ["math", "code"]}])
+    found = engine.step(model(), ROWS, terms, teacher=teacher, micro_batch=micro_batch)
+    narrow = [term(ForwardKL(), where={"level": [0, 1], "domain": ["math", "code"]})]
+    known = oracle.model_teacher(one, VOCABULARY)
+    expected = oracle.step(model(), ROWS, narrow, vocabulary=VOCABULARY, teacher=known)
+    assert_equal(found, expected)
 
 
 def test_the_rest_is_for_the_last_member():

@@ -16,7 +16,7 @@ from kdcore import RunError, UsageError, iter_batches
 from kdcore.commands import cache as verb
 from kdcore.plugin.manager import PluginManager
 from kdcore.recipe.recipe import read_recipe
-from kdcore.runs.open import open_stage
+from kdcore.runs.open import not_begun, open_stage
 
 pytestmark = pytest.mark.slow
 
@@ -149,7 +149,8 @@ def test_it_goes_on_where_it_was_interrupted(call, recipe, monkeypatch, tmp_path
 
 
 def test_a_run_finds_what_was_built(recipe, host, store, tmp_path, loads):
-    with open_stage(read_recipe(recipe, host), "", tmp_path) as run:
+    with not_begun(read_recipe(recipe, host), "", tmp_path) as request:
+        run = open_stage(request, upto="ids")
         run.teacher.load(run)
         for batch in iter_batches(run, run.rows("train")):
             run.teacher.stored(batch)

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 import tiny
 import typer
-from kdcore_files import latest_values, read_metrics
-from kdcore_panel.history import History
 from typer.testing import CliRunner
 
 from kdcore import RunError, UsageError
 from kdcore.commands.comparing import tell_run
 from kdcore.commands.evaluate import evaluate
 from kdcore.plugin.manager import PluginManager
+from kdcore.runs.history import History
+from kdcore.runs.metrics import latest_values, read_metrics
 from kdcore.runs.runner import RunRequest, run_all
 
 pytestmark = pytest.mark.slow

@@ -7,7 +7,6 @@ import math
 
 import pytest
 import typer
-from kdcore_files import evaluation_line
 from told import drawn, expect, keep_run, some_lines
 from typer.testing import CliRunner
 
@@ -16,6 +15,7 @@ from kdcore.commands.comparing import differing, grouped, settings_of, tell_run
 from kdcore.commands.comparison import comparison, to_csv
 from kdcore.commands.fitting import Column, Fitting
 from kdcore.commands.show import show
+from kdcore.runs.metrics import evaluation_line
 
 
 def scores(nll, **more):

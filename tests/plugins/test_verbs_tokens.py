@@ -59,7 +59,7 @@ def runs(tmp_path, monkeypatch):
     keep_run("runs", "mine.rho-1a2b3c4d")
     asked = SimpleNamespace(opened=[], of_steps=[], table=TABLE, scope="step", final=40)
 
-    def open_run(folder, host, *, step, sets, evals):
+    def begun(folder, host, *, step, sets, evals):
         asked.opened.append((folder.name, step, [*sets], evals))
         return fake_run(asked.final if step is None else step, asked.table, asked.scope)
 
@@ -68,7 +68,8 @@ def runs(tmp_path, monkeypatch):
         selects = "selection" in run.recipe.table
         return [chosen(text, 0.5, run.step, selects) for text in (*ROWS, "x" * 30)]
 
-    monkeypatch.setattr(verb, "open_run", open_run)
+    monkeypatch.setattr(verb, "begun", begun)
+    monkeypatch.setattr(verb, "open_stage", lambda request: request)
     monkeypatch.setattr(verb, "selected_rows", chosen_rows)
     return asked
 

@@ -15,7 +15,39 @@ def TV(p, q):
     return (p - q).abs().sum(-1) / 2
 
 
-def AKL(p, q, head):
+def H(p):
+    return -(p * p.log()).sum(-1)
+
+
+def KL_KNOWN(p, q, over):
+    """The last id stands for all that the teacher does not know."""
+    known = p[..., :-1] / p[..., :-1].sum(-1, keepdim=True)
+    q = q[..., :-1]
+    return KL(known, q / q.sum(-1, keepdim=True) if over == "known" else q)
+
+
+def AKL(p, q, head=None, *, authors=None):
+    return _akl_of_authors(p, q, authors) if head is None else _akl(p, q, head)
+
+
+def _akl_of_authors(p, q, bound):
+    """Row by row: walk down from the likeliest id, and stop before the head gets too heavy."""
+    values = []
+    for one, other in zip(p, q, strict=True):
+        apart = (one - other).abs().detach()
+        first, *rest = one.argsort(descending=True)
+        of_head, mass = apart[first], float(one[first])
+        for index in rest:
+            mass += float(one[index])
+            if mass > bound:
+                break
+            of_head = of_head + apart[index]
+        weight = of_head / apart.sum()
+        values.append(weight * KL(one, other) + (1 - weight) * KL(other, one))
+    return torch.stack(values)
+
+
+def _akl(p, q, head):
     """Row by row: walk up from the least likely id, and stop before the tail gets too heavy."""
     values = []
     for one, other in zip(p, q, strict=True):
@@ -43,7 +75,7 @@ def AB(p, q, alpha, beta):
     return -inside.sum(-1) / (alpha * beta)
 
 
-FUNCTIONS = {"KL": KL, "CE": CE, "TV": TV, "AKL": AKL, "AB": AB}
+FUNCTIONS = {"KL": KL, "CE": CE, "TV": TV, "H": H, "AKL": AKL, "AB": AB, "KL_KNOWN": KL_KNOWN}
 
 
 def evaluate(formula, student, teacher, labels):

@@ -8,10 +8,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import tomli_w
-from kdcore_files import evaluation_line, to_json, training_line
 from rich.console import Console
 
 from kdcore import Record
+from kdcore.runs.metrics import evaluation_line, to_json, training_line
 
 _CLOCK = count()  # so that no two runs were busy at the same time
 _EXPECTED = Path(__file__).parent / "expected"
@@ -50,6 +50,7 @@ def fake_run(folder, **changes):
         steps=300,
         tokens=0,
         epochs=3.0,
+        documents_in_step=0.0,
         objective=FORMULA,
         device=SimpleNamespace(type="cpu"),
         student=SimpleNamespace(num_parameters=lambda: 351_000),

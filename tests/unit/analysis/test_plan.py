@@ -9,7 +9,7 @@ from kdcore.analysis.plan import plans_of
 from kdcore.cli.main import plugin_manager
 from kdcore.errors import RunError
 from kdcore.recipe.recipe import read_recipe
-from kdcore.runs.artifacts import keep_tokenizer
+from kdcore.runs.open import OpenRequest, open_stage
 from kdcore.training.run_state import RunState
 
 pytestmark = pytest.mark.slow
@@ -121,8 +121,7 @@ def test_options_have_the_names_that_recipes_give_them(tmp_path):
 def test_rows_are_those_of_a_run(tmp_path):
     plan = plans(tmp_path, STAGES)["teacher"]
     stage = recipe_of(tmp_path, STAGES).build("teacher")
-    run = RunState(recipe=stage, folder=tmp_path, device=tiny.CPU)
-    run.tokenizer = transformers.AutoTokenizer.from_pretrained(keep_tokenizer(run, []))
+    run = open_stage(OpenRequest(stage, tmp_path), upto="tokenizer")
     rows = run.laid("train")
     assert (plan.documents, plan.rows, plan.tokens) == (12, len(rows), rows.lengths.sum())
     assert plan.ids == len(run.tokenizer)

@@ -4,8 +4,7 @@ import pytest
 from fake_host import Draw, Ensemble, FakeHost, Loaded, Mix, Samples, Stored, Text, Top
 
 from kdcore.api.options import Option, iter_components, option_values, options_of
-from kdcore.errors import RecipeError
-from kdcore.recipe.build import Builder, build_named
+from kdcore.recipe.build import Builder
 from kdcore.recipe.node import Node, Source
 
 
@@ -161,9 +160,3 @@ def test_options_of_a_component_for_listings():
         ("reference", "teacher"),
     ]
     assert options_of(Loaded)[0] == Option("model", "str", None, True, "")
-
-
-def test_a_component_by_name_alone():
-    assert build_named("loss", "ce", FakeHost()).name == "ce"
-    with pytest.raises(RecipeError, match="the teacher 'hf' needs model"):
-        build_named("teacher", "hf", FakeHost())

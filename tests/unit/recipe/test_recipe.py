@@ -10,6 +10,7 @@ from recipe_texts import SIMPLE, STAGED, TAUGHT, read
 
 from kdcore.api.contracts import Schedule
 from kdcore.errors import RecipeError
+from kdcore.recipe.assemble import assemble
 from kdcore.recipe.recipe import read_recipe
 
 
@@ -120,6 +121,24 @@ def test_references_become_folders():
     assert [member.model for member in members] == ["runs/one/final", "runs/two/final"]
     assert recipe.build("two", found).student.model == "runs/one/final"
     assert recipe.build("two").student.model == "@one"
+
+
+def test_a_stage_is_put_together_once_but_for_folders_and_for_a_second_caller(monkeypatch):
+    made = []
+
+    def counted(table, names, *rest):
+        made.append(names[0])
+        return assemble(table, names, *rest)
+
+    monkeypatch.setattr("kdcore.recipe.recipe.assemble", counted)
+    recipe = read(STAGED)
+    assert made == ["one", "two", "student"]
+    folders = {"one": Path("1"), "two": Path("2")}
+    first = recipe.build("one", folders)
+    assert made[3:] == [] and first.run_name == "r.one"
+    assert recipe.build("one").data is not first.data
+    assert recipe.build("student", folders).teacher.members[0].model == "1"
+    assert made[3:] == ["one", "student"]
 
 
 def test_a_tokenizer_at_the_top_is_trained_on_the_data_there():

@@ -12,7 +12,7 @@ from kdcore import UsageError
 from kdcore.analysis.rows import selected_rows
 from kdcore.plugin.manager import PluginManager
 from kdcore.recipe.recipe import read_recipe
-from kdcore.runs.open import open_model, open_run
+from kdcore.runs.open import begun, in_students_place, open_stage
 from kdcore.runs.runner import RunRequest, run_all
 from kdcore.training.evaluation import run_evals
 
@@ -86,7 +86,7 @@ def scores_at(folder, step):
 @pytest.mark.parametrize("step", [None, 2, 4])
 def test_the_numbers_are_those_of_the_run(ran, host, step):
     before = sorted(path.stat().st_mtime_ns for path in ran.rglob("*"))
-    run = open_run(ran, host, step=step)
+    run = open_stage(begun(ran, host, step=step))
     assert run_evals(run) == scores_at(ran, step or 4)
     assert (run.step, run.steps) == (step or 4, 4)
     assert not run.student.training
@@ -95,7 +95,7 @@ def test_the_numbers_are_those_of_the_run(ran, host, step):
 
 def test_an_eval_may_be_left_out_and_another_come(ran, host):
     sets = ["eval.samples.max_new_tokens=3"]
-    run = open_run(ran, host, evals=["perplexity", "samples"], sets=sets)
+    run = open_stage(begun(ran, host, evals=["perplexity", "samples"], sets=sets))
     assert run_evals(run).keys() == {"nll", "perplexity", "bits_per_byte", "sample/1"}
 
 
@@ -103,35 +103,35 @@ def test_an_unfinished_run_has_its_newest_checkpoint(ran, host, tmp_path):
     copy = shutil.copytree(ran, tmp_path / ran.name)
     shutil.rmtree(copy / "final")
     shutil.rmtree(copy / "checkpoints" / "step-4")
-    assert run_evals(open_run(copy, host)) == scores_at(ran, 2)
+    assert run_evals(open_stage(begun(copy, host))) == scores_at(ran, 2)
     shutil.rmtree(copy / "checkpoints")
     with pytest.raises(UsageError, match=r"no checkpoint yet: kdcore run .*chosen\.student"):
-        open_run(copy, host)
+        open_stage(begun(copy, host))
 
 
 def test_a_step_that_was_not_kept(ran, host):
     with pytest.raises(UsageError, match="no checkpoint of step 3; it has those of 2, 4"):
-        open_run(ran, host, step=3)
+        open_stage(begun(ran, host, step=3))
 
 
 def test_a_damaged_checkpoint_is_said(ran, host, tmp_path):
     copy = shutil.copytree(ran, tmp_path / ran.name)
     (copy / "checkpoints" / "step-2" / "state.json").write_text("{}")
     with pytest.raises(UsageError, match=r"damaged \(state.json changed\)"):
-        open_run(copy, host, step=2)
+        open_stage(begun(copy, host, step=2))
 
 
 def test_another_model_in_the_students_place(ran, host):
     recipe = read_recipe(str(ran / "resolved.toml"), host)
     (table,) = recipe.stages
     stage = recipe.build(table.name)
-    run = open_model(str(ran / "final"), stage, Path("nowhere") / "run")
+    run = open_stage(in_students_place(str(ran / "final"), stage, Path("nowhere") / "run"))
     assert run_evals(run) == scores_at(ran, 4)
     assert not Path("nowhere").exists()
 
 
 def test_chosen_rows_are_those_of_the_step(ran, host):
-    run = open_run(ran, host, step=2)
+    run = open_stage(begun(ran, host, step=2))
     rows = selected_rows(run, 3)
     record = lines(ran, "loss")[3]
     valid = sum(row.valid.sum() for row in rows)
@@ -148,7 +148,7 @@ def test_chosen_rows_are_those_of_the_step(ran, host):
 
 
 def test_chosen_values_stand_at_the_token_that_is_predicted(ran, host):
-    run = open_run(ran, host)
+    run = open_stage(begun(ran, host))
     for row in selected_rows(run, 1):
         for document in np.unique(row.document):
             ids = torch.tensor(row.input_ids[row.document == document])[None]
@@ -160,5 +160,5 @@ def test_chosen_values_stand_at_the_token_that_is_predicted(ran, host):
 
 def test_without_a_selection_everything_valid_is_kept(ran, host):
     (folder,) = ran.parent.glob("chosen.reference-*")
-    for row in selected_rows(open_run(folder, host), 1):
+    for row in selected_rows(open_stage(begun(folder, host)), 1):
         assert (row.kept == row.valid).all() and np.isnan(row.score).all()

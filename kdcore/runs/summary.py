@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from kdcore_panel import numbers
-from kdcore_panel.facts import Facts
-from kdcore_panel.frame import number, rows
-from kdcore_panel.history import History
+from kdcore import formatting
+from kdcore.runs.facts import Facts
+from kdcore.runs.history import History, Series
 
 _TEXT = 240  # letters of a text that an evaluation returned; `kdcore show` has all
 
@@ -37,10 +39,10 @@ class Summary:
 
     def _title(self) -> Text:
         latest = self.history.latest
-        done = f"{self.history.step:,} steps, {numbers.count(latest.get('tokens', 0))} tokens"
+        done = f"{self.history.step:,} steps, {formatting.count(latest.get('tokens', 0))} tokens"
         unfinished = self.with_facts and not (self.facts.folder / "final").is_dir()
         done += ", unfinished" if unfinished else ""
-        taken = f" in {numbers.duration(latest['elapsed'])}" if "elapsed" in latest else ""
+        taken = f" in {formatting.duration(latest['elapsed'])}" if "elapsed" in latest else ""
         return Text.assemble((self.facts.name, "bold"), "  ", done, taken)
 
     def _places(self) -> list[tuple[str, str]]:
@@ -76,3 +78,31 @@ def _curves(history: History, width: int, parts: bool) -> Table:
         }
         table.add_row(Text(label), *(cells[name] for name in columns))
     return table
+
+
+def rows(history: History, *, parts: bool = False) -> list[tuple[str, Series]]:
+    """Loss, its terms where there are several, evaluations, then what the selection says.
+
+    `parts`: also scores that are parts of another one.
+    """
+    terms = history.group("loss/")
+    losses = _named([curve for curve in history.group("loss") if curve.name == "loss"], "")
+    losses += _named(terms, "loss/", "  ") if len(terms) > 1 else []
+    older = history.group("weighted loss/")
+    losses += _named(older, "loss/", "  ") if len(older) > 1 else []
+    return [
+        *losses,
+        *_named(history.scores(parts=parts), "eval/"),
+        *_named(history.group("selection/"), "selection/"),
+    ]
+
+
+def _named(curves: Sequence[Series], prefix: str, indent: str = "") -> list[tuple[str, Series]]:
+    return [(indent + curve.name.replace(prefix, "", 1), curve) for curve in curves]
+
+
+def number(value: float, style: str = "") -> Text:
+    """A number; one that is not finite stands out, and one that never was is a dash."""
+    if style and math.isnan(value):
+        return Text("-", "dim")
+    return Text(formatting.value(value), style if math.isfinite(value) else "bold red")

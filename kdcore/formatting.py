@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-
-from kdcore_files import escaped
+import unicodedata
 
 
 def value(number: float | None) -> str:
@@ -57,3 +56,14 @@ def percent(share: float) -> str:
 def plain(text: str) -> str:
     """One line: line ends and tabs as blanks, other control characters written out."""
     return " ".join(escaped(text.replace("\r\n", "\n")).split())
+
+
+def escaped(text: str) -> str:
+    """The text with its control characters written out, as `\\x07`, but for line ends and tabs."""
+    return "".join(c if _is_shown(c) else c.encode("unicode_escape").decode() for c in text)
+
+
+def _is_shown(letter: str) -> bool:
+    # The two joiners between letters are part of how some languages and pictures are written.
+    wanted = letter in "\n\t\u200c\u200d" or unicodedata.category(letter) == "Zs"
+    return wanted or letter.isprintable()

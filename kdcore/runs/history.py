@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from kdcore_panel.numbers import plain
+from kdcore.formatting import plain
+from kdcore.runs.metrics import is_part
 
 POINTS = 256  # more than any terminal has columns
-_FALLING = {"loss", "nll", "ce", "kl", "perplexity", "bits", "error", "divergence"}
+_FALLING = {*["loss", "nll", "ce", "kl", "perplexity", "bits", "error", "divergence"]}
 _BLOCKS = "▁▂▃▄▅▆▇█"
 
 
@@ -17,11 +18,6 @@ def lower_is_better(name: str) -> bool:
     """Whether a score of this name is best where it is lowest; a guess from its words."""
     words = set(name.replace("/", "_").replace("-", "_").replace(".", "_").split("_"))
     return not words.isdisjoint(_FALLING) or name.startswith("loss")
-
-
-def is_part(name: str, names: Collection[str]) -> bool:
-    """Whether a score is a part of another one that is there: "blimp/agreement" of "blimp"."""
-    return name.rpartition("/")[0] in names
 
 
 @dataclass

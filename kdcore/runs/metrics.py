@@ -1,0 +1,146 @@
+"""A run's record, metrics.jsonl: one JSON object a line.
+
+Every line has `stage`, `step`, `tokens`, `time` (seconds since 1970) and `elapsed` (seconds of
+running, over all continuations). Training lines add `loss`, for each term `loss/<label>`, its mean
+in nats a token, and `weight/<label>` (`loss` is the sum of their products), `lr`, `kept`,
+`tokens_per_second`, `selection/...`, now and then `gradient/<label>` (each term's share of the
+gradient), and `schema`, which is 2: lines without it are older, and have the weight in their
+`loss/<label>`. Evaluation lines add `eval/<name>`. A value that is not finite is written as null,
+because JSON has no other word for it. Lines of `kdcore eval` have `again` (true) and stand at the
+end; what a run measured itself is not changed by them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kdcore.api.hookspecs import Record
+
+Line = dict[str, float | str | None]
+"""One line of metrics.jsonl."""
+AGAIN = "again"
+"""The key of lines that were measured after the run."""
+
+SCHEMA = 2
+"""What the keys of a training line mean: see above."""
+
+METRICS = "metrics.jsonl"
+LOG = "log.txt"  # beside it: messages
+
+
+def training_line(record: Record) -> Line:
+    """A record under the keys of metrics.jsonl."""
+    return {
+        "step": record.step,
+        "tokens": record.tokens,
+        "loss": record.loss,
+        **{f"loss/{label}": value for label, value in record.terms.items()},
+        **{f"weight/{label}": value for label, value in record.weights.items()},
+        "schema": SCHEMA,
+        "lr": record.lr,
+        "kept": record.kept,
+        "tokens_per_second": record.tokens_per_second,
+        **{f"selection/{name}": value for name, value in record.selection.items()},
+        **{f"gradient/{label}": share for label, share in record.gradient.items()},
+        **{f"teacher/{name}": value for name, value in record.teacher.items()},
+    }
+
+
+def evaluation_line(step: int, scores: Mapping[str, float | str]) -> Line:
+    """Scores under the keys of metrics.jsonl; texts stay texts."""
+    said = {
+        name: value if isinstance(value, str) else float(value) for name, value in scores.items()
+    }
+    return {"step": step, **{f"eval/{name}": value for name, value in said.items()}}
+
+
+def to_json(line: Mapping[str, float | str | None]) -> str:
+    """The line as strict JSON: values that are not finite become null."""
+    return json.dumps({key: _finite(value) for key, value in line.items()}, allow_nan=False)
+
+
+def _finite(value: float | str | None) -> float | str | None:
+    return value if not isinstance(value, float) or math.isfinite(value) else None
+
+
+def is_part(name: str, names: Collection[str]) -> bool:
+    """Whether a score is a part of another one that is there: "blimp/agreement" of "blimp"."""
+    return name.rpartition("/")[0] in names
+
+
+def read_metrics(folder: Path) -> list[Line]:
+    """The whole lines of a run's metrics.jsonl; none where the file is missing.
+
+    What was measured again after the run is left out, unless the run had not measured it itself.
+    """
+    lines = [line for _, line in whole_lines(folder / METRICS)]
+    own = {key for line in lines if AGAIN not in line for key in line}
+    return [
+        {key: each for key, each in line.items() if "/" not in key or key not in own}
+        if AGAIN in line
+        else line
+        for line in lines
+    ]
+
+
+def latest_values(folder: Path, wanted: Collection[str]) -> Line:
+    """The last value of each key, read from the end until all that is wanted was met.
+
+    What was measured again after the run stands back behind the run's own.
+    """
+    path, found, again = folder / METRICS, Line(), Line()
+    for text in reversed(path.read_text("utf-8", "replace").splitlines() if path.is_file() else []):
+        line = _parsed(text)
+        if AGAIN in line:
+            again = {**line, **again}
+            continue
+        found = {**line, **found}
+        if line and found.keys() >= set(wanted):
+            break
+    return {**again, **found}
+
+
+def append_again(folder: Path, step: int, scores: Mapping[str, float | str], sets: str) -> bool:
+    """Add what was measured after a run to its record; False where it keeps none.
+
+    `sets` is what the command line changed, as typed. The file keeps its time of change: the run
+    was not busy.
+    """
+    path = folder / METRICS
+    if not path.is_file() or path.is_symlink():  # nothing is written through a stranger's link
+        return False
+    before, last = path.stat(), latest_values(folder, ("stage", "tokens"))
+    about: Line = {"stage": last.get("stage"), "step": step, "tokens": last.get("tokens")}
+    about |= {"time": round(time.time(), 3), AGAIN: True, **({"set": sets} if sets else {})}
+    text = to_json({**about, **evaluation_line(step, scores)}) + "\n"
+    with path.open("a", encoding="utf-8") as file:
+        file.write(text)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    return True
+
+
+def whole_lines(path: Path) -> Iterator[tuple[str, Line]]:
+    """Text and content of each line, without those that a crash left torn."""
+    if not path.is_file():
+        return
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for text in file:
+            line = _parsed(text)
+            if line and text.endswith("\n"):
+                yield text, line
+
+
+def _parsed(text: str) -> Line:
+    """The line's content; nothing where it is torn."""
+    try:
+        line = json.loads(text)
+    except ValueError:
+        return {}
+    return line if isinstance(line, dict) and isinstance(line.get("step"), int) else {}

@@ -1,0 +1,124 @@
+"""How vLLM and SGLang are asked for the likeliest ids at each position of a prompt."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from kdcore import RunError
+from kdcore_served.client import Client, Refused
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """Of each id of a prompt but the first: the k likeliest there, the likeliest first."""
+
+    ids: np.ndarray  # int64 [n - 1, k]
+    logs: np.ndarray  # float64 [n - 1, k], log-probabilities at temperature 1
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a server says of a model that it serves."""
+
+    name: str
+    length: int | None  # of the longest prompt with its answer; None: not said
+
+
+class Api(ABC):
+    """One server's way."""
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+
+    def models(self) -> Sequence[Model]:
+        """What is served."""
+        found = _within(self.client, self.client.get("/v1/models"), "data")
+        return [Model(str(each["id"]), each.get("max_model_len")) for each in found]
+
+    def likeliest(self, model: str, ids: Sequence[int], k: int) -> Answer:
+        """The k likeliest ids at each position of a prompt."""
+        pairs = [self._sorted(some, k) for some in self._asked(model, ids, k)]
+        if len(pairs) != len(ids) - 1:
+            raise self._odd(f"{len(pairs)} positions", f"{len(ids) - 1}")
+        each = [list(zip(*some, strict=True)) for some in pairs]
+        return Answer(
+            np.array([found for found, _ in each], np.int64).reshape(-1, k),
+            np.array([logs for _, logs in each], np.float64).reshape(-1, k),
+        )
+
+    @abstractmethod
+    def _asked(
+        self, model: str, ids: Sequence[int], k: int
+    ) -> Iterable[Sequence[tuple[int, object]]]:
+        """Ids with their log-probabilities at each position but the first, in any order."""
+
+    def _sorted(self, some: Sequence[tuple[int, object]], k: int) -> list[tuple[int, float]]:
+        told = [(id_, log) for id_, log in some if isinstance(log, (int, float))]
+        if len(told) < len(some) or len(told) < k:
+            raise self._odd(f"{len(told)} log-probabilities of a position", f"{k}")
+        if any(not log <= 1e-3 for _, log in told):  # NaN too
+            raise self._odd("a log-probability above 0, or NaN", "numbers of at most 0")
+        if len({id_ for id_, _ in told}) < len(told):
+            raise self._odd("an id twice at a position", "each once")
+        return sorted(told, key=lambda pair: (-pair[1], pair[0]))[:k]
+
+    def _odd(self, found: str, expected: str) -> RunError:
+        return RunError(f"{self.client.url} gave {found}, expected {expected}")
+
+
+class Vllm(Api):
+    """`prompt_logprobs` of vLLM's /v1/completions. The id that stands there comes along."""
+
+    def _asked(
+        self, model: str, ids: Sequence[int], k: int
+    ) -> Iterable[Sequence[tuple[int, object]]]:
+        body = {"model": model, "prompt": list(ids), "max_tokens": 1, "temperature": 0.0}
+        try:
+            said = self.client.post("/v1/completions", {**body, "prompt_logprobs": k})
+        except Refused as error:
+            if "logprobs" in error.said:
+                raise RunError(
+                    f"{self.client.url} gives fewer than {k} ids at a position: start it with "
+                    f"--max-logprobs {k}, or set a smaller k (vLLM's default is 20)"
+                ) from None
+            raise
+        (choice,) = _within(self.client, said, "choices")
+        for entry in _within(self.client, choice, "prompt_logprobs")[1:]:
+            if not isinstance(entry, Mapping):
+                raise self._odd(f"{type(entry).__name__} at a position", "ids with numbers")
+            yield [(int(id_), told["logprob"]) for id_, told in entry.items()]
+
+
+class SGLang(Api):
+    """`input_top_logprobs` of SGLang's /generate."""
+
+    def _asked(
+        self, model: str, ids: Sequence[int], k: int
+    ) -> Iterable[Sequence[tuple[int, object]]]:
+        body = {
+            "input_ids": list(ids),
+            "sampling_params": {"max_new_tokens": 1, "temperature": 0.0},
+            "return_logprob": True,
+            "logprob_start_len": 0,
+            "top_logprobs_num": k,
+        }
+        said = _within(self.client, self.client.post("/generate", body), "meta_info")
+        for entry in _within(self.client, said, "input_top_logprobs")[1:]:
+            if not isinstance(entry, Sequence):
+                raise self._odd(f"{type(entry).__name__} at a position", "ids with numbers")
+            yield [(int(id_), log) for log, id_, *_ in entry]
+
+
+def _within(client: Client, said: Any, key: str) -> Any:
+    """What an answer holds under a key."""
+    found = said.get(key) if isinstance(said, Mapping) else None
+    if found is None:
+        raise RunError(
+            f"{client.url} answered without {key!r}: is it a server of the kind that api names?"
+        )
+    return found

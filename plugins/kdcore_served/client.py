@@ -1,0 +1,106 @@
+"""A server asked over HTTP: again while it is out of reach, and refused in a sentence."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import httpx2
+
+from kdcore import RunError, Unreachable, redact_secrets
+
+_LONGEST_WAIT = 30.0  # seconds between two tries
+_AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
+
+
+class Client:
+    """Requests to one address. What may pass is tried again, for `give_up_after` seconds."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout: float,
+        give_up_after: float,
+        key_env: str | None = None,
+        transport: httpx2.BaseTransport | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.url, self._give_up_after, self._key_env = url, give_up_after, key_env
+        self._sleep = sleep
+        self.lost = 0  # connections so far: after one, another server may answer
+        self._http = httpx2.Client(
+            base_url=url.rstrip("/"),
+            timeout=timeout,
+            headers=_key(key_env),
+            transport=transport,
+            limits=httpx2.Limits(max_connections=None),
+        )
+
+    def get(self, path: str) -> Any:
+        """What the server answers, as JSON."""
+        return self._answer(lambda: self._http.get(path))
+
+    def post(self, path: str, body: Mapping[str, object]) -> Any:
+        """The same of a request with a body."""
+        return self._answer(lambda: self._http.post(path, json=body))
+
+    def _answer(self, ask: Callable[[], httpx2.Response]) -> Any:
+        waited, wait = 0.0, 0.5
+        while True:
+            try:
+                response = ask()
+                if response.status_code not in _AGAIN:
+                    return self._checked(response)
+                why = f"it answered {response.status_code}"
+            except (httpx2.TransportError, httpx2.DecodingError) as error:
+                self.lost += 1
+                why = str(error) or type(error).__name__
+            if waited >= self._give_up_after:
+                raise Unreachable(self._gone(why, waited))
+            self._sleep(wait)
+            waited, wait = waited + wait, min(2 * wait, _LONGEST_WAIT)
+
+    def _checked(self, response: httpx2.Response) -> Any:
+        if response.status_code in (401, 403):
+            raise RunError(self._locked(response.status_code))
+        if response.status_code >= 400:
+            raise Refused(self.url, response.status_code, response.text)
+        try:
+            return response.json()
+        except ValueError:
+            said = redact_secrets(response.text[:80])
+            raise RunError(
+                f"{self.url} answered with text that is no JSON ({said!r}): is it the server's "
+                "address, with http:// and its port?"
+            ) from None
+
+    def _locked(self, status: int) -> str:
+        if self._key_env is None:
+            return f"{self.url} asks for a key ({status}): name the variable that has it in key_env"
+        return f"{self.url} refused the key in {self._key_env} ({status})"
+
+    def _gone(self, why: str, waited: float) -> str:
+        return (
+            f"nothing answers at {self.url} ({redact_secrets(why)}), tried for {waited:.0f} s: "
+            "start the server, or give its address as url; the same command continues"
+        )
+
+
+class Refused(RunError):
+    """The server understood a request and will not answer it."""
+
+    def __init__(self, url: str, status: int, said: str) -> None:
+        self.said = said
+        super().__init__(f"{url} refused a request ({status}): {redact_secrets(said[:300])}")
+
+
+def _key(name: str | None) -> dict[str, str]:
+    if name is None:
+        return {}
+    key = os.environ.get(name)
+    if not key:
+        raise RunError(f"the variable {name} of key_env is not set: export {name}=...")
+    return {"Authorization": f"Bearer {key}"}

@@ -1,0 +1,215 @@
+"""The teacher `served`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from kdcore import (
+    Batch,
+    Run,
+    RunError,
+    SparseLogits,
+    Teacher,
+    TeacherOutputs,
+    component,
+    load_tokenizer,
+    tokenizer_hash,
+)
+from kdcore_served.apis import Answer, Api, Model, SGLang, Vllm
+from kdcore_served.client import Client
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_APIS = {"vllm": Vllm, "sglang": SGLang}
+_PROBE = (
+    "Write down what the numbers 1, 2 and 3.5 have in common, then say it again in one line:\n"
+    "def same(a, b): return a == b  # naïve, 東京, and so on until nothing new is left to say."
+)
+_PROBED = 64  # ids of it
+_CLOSE = 0.02  # nats by which a server may answer otherwise another time
+
+
+@component
+class Served(Teacher):
+    """A model behind a vLLM or SGLang server: its k likeliest ids at each position.
+
+    The server must be started with as many log-probabilities: `vllm serve MODEL --max-logprobs 20`.
+    It is asked for exact ids, never for text. If it is out of reach for `give_up_after` seconds,
+    the run writes a checkpoint and ends. Its answers to a fixed text are part of each checkpoint:
+    a server that answers otherwise later is refused.
+    """
+
+    name = "served"
+    url: Annotated[str, Field(pattern="^https?://", description="such as http://127.0.0.1:8000")]
+    model: Annotated[str, Field(description="the name that the server knows it by")]
+    k: Annotated[int, Field(ge=1, description="ids at each position")] = 20
+    api: Literal["vllm", "sglang"] = "vllm"
+    source: Annotated[
+        str | None,
+        Field(alias="tokenizer", description="a folder or a hub name; by default the student's"),
+    ] = None
+    concurrency: Annotated[int, Field(ge=1, description="requests at a time")] = 16
+    timeout: Annotated[float, Field(gt=0, description="seconds, of one request")] = 120.0
+    give_up_after: Annotated[float, Field(ge=0, description="seconds out of reach")] = 600.0
+    key_env: Annotated[str | None, Field(description="the variable that holds the key")] = None
+
+    def __post_init__(self) -> None:
+        self._tokenizer: PreTrainedTokenizerBase | None = None
+        self._api: Api | None = None
+        self._probed: Answer | None = None  # of the fixed text
+
+    def load(self, run: Run) -> None:
+        """Connect, see that the model is there, and ask it about the fixed text."""
+        client = Client(
+            self.url,
+            timeout=self.timeout,
+            give_up_after=self.give_up_after,
+            key_env=self.key_env,
+        )
+        self._api = _APIS[self.api](client)
+        self._check_length(self._served(), run.recipe.data.block)
+        tokenizer = self.tokenizer() or run.tokenizer
+        self._text: list[int] = tokenizer.encode(_PROBE, add_special_tokens=False)[:_PROBED]
+        now = self._ask(self._text)
+        if self._probed is not None:  # by a checkpoint
+            self._check_same(self._probed, now)
+        self._probed = now
+        self._lost = client.lost
+        self._pool = ThreadPoolExecutor(self.concurrency, "kdcore-served")
+
+    def tokenizer(self) -> PreTrainedTokenizerBase | None:
+        """The one named, if any."""
+        if self._tokenizer is None and self.source is not None:
+            self._tokenizer = load_tokenizer(self.source)
+        return self._tokenizer
+
+    def ids_known(self) -> int:
+        """The likeliest."""
+        return self.k
+
+    def knows_others_at(self, temperature: float) -> bool:
+        """At 1 only: of the others the server tells nothing."""
+        return temperature == 1
+
+    def fingerprint(self) -> str:
+        """Model, tokenizer and k; not where it is served, nor how it is asked."""
+        tokenizer = self.tokenizer()
+        told = tokenizer and tokenizer_hash(tokenizer)
+        return f"served(model={self.model!r}, k={self.k}, tokenizer={told!r})"
+
+    def state_dict(self) -> Mapping[str, Tensor | int | float | str | bytes]:
+        """What it says of the fixed text."""
+        if self._probed is None:
+            return {}
+        ids, logs = torch.from_numpy(self._probed.ids), torch.from_numpy(self._probed.logs)
+        return {"ids": ids, "logs": logs}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Refuse a server that says something else than when the checkpoint was written.
+
+        One that a store stands for is not there yet, and is compared when it is.
+        """
+        if not state:
+            return
+        before, now = Answer(state["ids"].cpu().numpy(), state["logs"].cpu().numpy()), self._probed
+        self._probed = before
+        if now is not None:
+            self._check_same(before, now)
+
+    def read(self, batch: Batch) -> TeacherOutputs:
+        """Ask about every piece of the batch, several at a time."""
+        assert self._api is not None, "a teacher is read after it was loaded"
+        pieces = list(_pieces(batch))
+        answers = list(self._pool.map(self._ask, [ids for _, ids in pieces]))
+        self._check_after_loss()
+        places = torch.zeros(batch.labels.numel(), dtype=torch.int64)
+        at = 1
+        for (start, _), answer in zip(pieces, answers, strict=True):
+            places[start : start + len(answer.ids)] = torch.arange(at, at + len(answer.ids))
+            at += len(answer.ids)
+        ids, logs = self._joined(answers, batch.vocabulary)
+        device = batch.input_ids.device
+        places, ids, logs = places.to(device), ids.to(device), logs.to(device)
+        return lambda positions: SparseLogits(ids[places[positions]], logs[places[positions]])
+
+    def _joined(self, answers: Sequence[Answer], vocabulary: int) -> tuple[Tensor, Tensor]:
+        """All positions' ids [1 + n, k] and log-probabilities with the others' [1 + n, k + 1].
+
+        The first stands for positions that predict nothing.
+        """
+        ids = np.concatenate([np.arange(self.k)[None], *(each.ids for each in answers)])
+        even = np.full((1, self.k), -np.log(self.k + 1))
+        logs = np.concatenate([even, *(each.logs for each in answers)])
+        if ids.max() >= vocabulary:
+            raise RunError(
+                f"{self.url} tells of the id {ids.max()}, and student and teacher share those "
+                f"below {vocabulary} only: is {self.model!r} a model with the student's tokenizer?"
+            )
+        rest = -np.expm1(np.logaddexp.reduce(logs, axis=1))
+        others = np.log(np.maximum(rest, 1e-12))
+        whole = np.concatenate([logs, others[:, None]], 1)
+        return torch.from_numpy(ids), torch.from_numpy(whole).float()
+
+    def _ask(self, ids: Sequence[int]) -> Answer:
+        assert self._api is not None, "a teacher is read after it was loaded"
+        return self._api.likeliest(self.model, ids, self.k)
+
+    def _served(self) -> Model:
+        assert self._api is not None, "a teacher is read after it was loaded"
+        found = {each.name: each for each in self._api.models()}
+        if self.model not in found:
+            raise RunError(
+                f"{self.url} does not serve {self.model!r}; it serves {', '.join(sorted(found))}"
+            )
+        return found[self.model]
+
+    def _check_length(self, model: Model, block: int) -> None:
+        if model.length is not None and block + 1 > model.length:
+            raise RunError(
+                f"{self.url} reads {model.length} tokens at most, one of them its answer, and "
+                f"data.block is {block}; type --set data.block={model.length - 1}, or start it "
+                f"with --max-model-len {block + 1}"
+            )
+
+    def _check_after_loss(self) -> None:
+        """Who answers after a lost connection may be another model."""
+        assert self._api is not None and self._probed is not None, "read after it was loaded"
+        if self._api.client.lost != self._lost:
+            self._lost = self._api.client.lost
+            self._check_same(self._probed, self._ask(self._text))
+
+    def _check_same(self, before: Answer, now: Answer) -> None:
+        same = before.logs.shape == now.logs.shape
+        if same and np.abs(before.logs - now.logs).max(initial=0) <= _CLOSE:
+            return
+        raise RunError(
+            f"{self.url} answers otherwise than before: of the fixed text it said "
+            f"{_shown(before)} and now says {_shown(now)}. Serve the same model, in the same "
+            "precision; with --fresh a new run begins"
+        )
+
+
+def _shown(answer: Answer) -> str:
+    first = zip(answer.ids[0, :3], answer.logs[0, :3], strict=True) if len(answer.ids) else ()
+    return ", ".join(f"id {id_}: {log:.3f}" for id_, log in first)
+
+
+def _pieces(batch: Batch) -> Iterator[tuple[int, list[int]]]:
+    """Each isolated piece's flat place and ids, of those that predict anything."""
+    ids, position, document = (
+        each.cpu().numpy() for each in (batch.input_ids, batch.position_ids, batch.document)
+    )
+    for n in range(len(ids)):
+        real = np.flatnonzero(document[n] >= 0)
+        begins = np.flatnonzero(np.diff(position[n][real]) != 1) + 1
+        for some in np.split(real, begins):
+            if len(some) > 1:
+                yield int(n * ids.shape[1] + some[0]), ids[n][some].tolist()

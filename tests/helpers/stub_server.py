@@ -1,0 +1,102 @@
+"""A server on loopback that speaks as vLLM and SGLang do, about a model that a test made."""
+
+import json
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Lock, Thread
+
+import torch
+
+
+class Stub:
+    """What the server serves, and what it does wrong: `failures` are taken one a request."""
+
+    def __init__(self, model, name="tiny", limit=20, length=None):
+        self.model, self.name, self.limit, self.length = model, name, limit, length
+        self.failures = []
+        self.asked = []
+        self.key = None
+        self.lock = Lock()
+
+    def logs(self, ids):
+        with torch.no_grad(), self.lock:
+            return self.model(torch.tensor([ids])).logits[0, :-1].float().log_softmax(-1)
+
+    def completions(self, body):
+        if body["prompt_logprobs"] > self.limit:
+            said = f"Requested prompt logprobs of {body['prompt_logprobs']}, which is greater than"
+            return 400, {"error": {"message": f"{said} max allowed: {self.limit}"}}
+        ids, k = body["prompt"], body["prompt_logprobs"]
+        entries = [None]
+        for position, logs in enumerate(self.logs(ids)):
+            best = {*logs.topk(k).indices.tolist(), ids[position + 1]}
+            entries.append({str(n): {"logprob": float(logs[n]), "rank": 1} for n in best})
+        return 200, {"choices": [{"prompt_logprobs": entries}]}
+
+    def generate(self, body):
+        entries = [None]
+        for logs in self.logs(body["input_ids"]):
+            found = logs.topk(body["top_logprobs_num"])
+            each = zip(found.values.tolist(), found.indices.tolist(), strict=True)
+            entries.append([[log, n, None] for log, n in each])
+        return 200, {"meta_info": {"input_top_logprobs": entries}}
+
+    def models(self, _):
+        return 200, {"data": [{"id": self.name, "max_model_len": self.length}]}
+
+
+PATHS = {
+    "/v1/models": Stub.models,
+    "/v1/completions": Stub.completions,
+    "/generate": Stub.generate,
+}
+
+
+@contextmanager
+def serving(stub):
+    """The address at which it answers."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+        def do_GET(self):
+            self.do_POST()
+
+        def do_POST(self):
+            length = int(self.headers.get("Content-Length") or 0)
+            body = json.loads(self.rfile.read(length) or "null")
+            stub.asked.append((self.path, body))
+            with stub.lock:
+                failure = stub.failures.pop(0) if stub.failures and body is not None else None
+            if failure == "reset":
+                self.close_connection = True
+                self.connection.close()
+                return
+            if stub.key and self.headers.get("Authorization") != f"Bearer {stub.key}":
+                return self._send(401, b"{}")
+            status, answer = PATHS[self.path](stub, body)
+            content = json.dumps(answer).encode()
+            if isinstance(failure, int):
+                return self._send(failure, b"{}")
+            if failure == "half":
+                return self._send(status, content[: len(content) // 2], len(content))
+            if isinstance(failure, str):
+                content = failure.encode()
+            self._send(status, content)
+
+        def _send(self, status, content, length=None):
+            self.send_response(status)
+            self.send_header("Content-Length", str(length or len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+            if length:
+                self.close_connection = True
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
