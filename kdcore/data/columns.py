@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast, overload
 
 import numpy as np
 
-from kdcore.data.where import Columns, Value, Where, matches, value_of
+from kdcore.data.where import FROM_DATA, SOURCE, Columns, Value, Where, matches, value_of
 from kdcore.hashing import digest
 
 if TYPE_CHECKING:
@@ -34,6 +34,15 @@ def fingerprint_of(columns: Iterable[Columns], names: Iterable[str]) -> str:
         told = [each.get(name) for name in ordered]
         hashed.update(f"{json.dumps(told)}\n".encode())
     return f"{', '.join(ordered)}: {hashed.hexdigest()}"
+
+
+def values_of_column(columns: Iterable[Columns], name: str) -> list[Value]:
+    """The values that documents have in a column, numbers before texts, in order."""
+    known = {value_of(each, name) for each in columns}
+    if name == SOURCE:
+        known.add(FROM_DATA)
+    values = [value for value in known if value is not None]
+    return sorted(values, key=lambda value: (isinstance(value, str), value))
 
 
 class StoredColumns:
