@@ -72,6 +72,9 @@ class Routed(Teacher):
         if len(known) > 1:
             told = ", ".join("all" if k is None else str(k) for k in sorted(known, key=str))
             yield f"the members know {told} ids of each position, and must know as many as another"
+        for member in self.members:
+            if member.gives_parts():
+                yield f"the member {member.name!r} averages losses, and a route needs its logits"
 
     def gives_logits(self) -> bool:
         """Whether every member does."""

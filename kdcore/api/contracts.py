@@ -268,6 +268,18 @@ class Teacher(Component):
         """
         raise NotImplementedError
 
+    def parts(self, batch: Batch) -> Sequence[tuple[float, TeacherOutputs]] | None:
+        """Weights and what `read` of several teachers gives, over which a loss's values are summed.
+
+        None, the default: losses learn from what `read` gives. Everything else, such as evals and
+        likelihoods, goes by `read` in any case.
+        """
+        return None
+
+    def gives_parts(self) -> bool:
+        """Whether `parts` gives some: by default where it is overridden."""
+        return type(self).parts is not Teacher.parts
+
     def nll(self, batch: Batch) -> Callable[[Tensor, Tensor], Tensor]:
         """Flat positions, labels [n] -> negative log-likelihoods [n]; by default from `read`."""
         from kdcore.models.head import nll_from_logits

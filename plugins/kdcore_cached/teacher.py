@@ -109,6 +109,11 @@ class CachedTeacher(Teacher):
 
     def _too_little(self) -> Iterable[str]:
         """What the wrapped teacher does not know that is to be stored."""
+        if self.teacher.gives_parts() and self.kind != "nll":
+            yield (
+                f"the teacher {self.teacher.name!r} averages losses over its members, and a store "
+                "holds one distribution: let each of its members be cached instead"
+            )
         wrapped, few = self.teacher, self.teacher.ids_known()
         some_ids = wrapped.gives_logits() and not wrapped.is_estimate()
         able = {
