@@ -174,9 +174,8 @@ class Trainer(TrainStep):
             )
         load_weights(path, self.checkpoints.model)
         run.scores = json.loads((path / "state.json").read_text())["scores"]
-        run.say(
-            f"step {best.step} had the {best_in_words(run.recipe.train, best)}: its weights are final"
-        )
+        words = best_in_words(run.recipe.train, best)
+        run.say(f"step {best.step} had the {words}: its weights are final")
 
     def _stop(self, signal_number: int) -> None:
         if self.run.step == self.run.steps:
