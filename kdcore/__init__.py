@@ -45,13 +45,13 @@ if TYPE_CHECKING:
     from kdcore.data.batch import SparseLogits as SparseLogits
     from kdcore.data.batch import Split as Split
     from kdcore.data.batch import TeacherOutputs as TeacherOutputs
+    from kdcore.data.batch import columns_of as columns_of
     from kdcore.data.collate import select_rows as select_rows
-    from kdcore.data.columns import columns_of as columns_of
     from kdcore.data.encoding import bos_of as bos_of
     from kdcore.data.given import join_rows as join_rows
+    from kdcore.data.given import join_streams as join_streams
     from kdcore.data.rows import pack_documents as pack_documents
     from kdcore.data.rows import pack_texts as pack_texts
-    from kdcore.data.streaming import join_streams as join_streams
     from kdcore.data.streaming import stream_texts as stream_texts
     from kdcore.errors import KdcoreError as KdcoreError
     from kdcore.errors import PluginError as PluginError
@@ -87,6 +87,10 @@ if TYPE_CHECKING:
     from kdcore.session import load as load
     from kdcore.session import plan as plan
     from kdcore.session import run as run
+    from kdcore.terminal.bars import progress as progress
+    from kdcore.terminal.display import is_watched as is_watched
+    from kdcore.terminal.display import show_live as show_live
+    from kdcore.terminal.libraries import DownloadBar as DownloadBar
     from kdcore.training.non_finite import load_rows as load_rows
 
 _MODULES = {
@@ -103,13 +107,13 @@ _EXPORTS = {
     "api.hookspecs": "Record",
     "api.options": "describe options_of reads_columns",
     "api.schedule": "Schedule Scheduled tensor_now value_now",
-    "data.batch": "TeacherOutputs Batch GappedLogits SparseLogits LogitsFn Row Rows Split",
+    "data.batch": "TeacherOutputs Batch GappedLogits SparseLogits LogitsFn Row Rows Split "
+    "columns_of",
     "data.collate": "select_rows",
-    "data.columns": "columns_of",
     "data.encoding": "bos_of",
-    "data.given": "join_rows",
+    "data.given": "join_rows join_streams",
     "data.rows": "pack_documents pack_texts",
-    "data.streaming": "join_streams stream_texts",
+    "data.streaming": "stream_texts",
     "errors": "KdcoreError PluginError RecipeError RunError Unreachable UsageError",
     "hashing": "tokenizer_hash",
     "models.causal_lm": "LanguageModel",
@@ -122,6 +126,9 @@ _EXPORTS = {
     "runs.history": "History Series",
     "runs.open": "iter_batches",
     "session": "Result check load plan run",
+    "terminal.bars": "progress",
+    "terminal.display": "is_watched show_live",
+    "terminal.libraries": "DownloadBar",
     "training.non_finite": "load_rows",
 }
 

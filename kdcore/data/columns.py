@@ -5,15 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Any, cast, overload
+from typing import Any, cast, overload
 
 import numpy as np
 
 from kdcore.data.where import FROM_DATA, SOURCE, Columns, Value, Where, matches, value_of
 from kdcore.hashing import digest
-
-if TYPE_CHECKING:
-    from kdcore.data.batch import Batch, Row
 
 
 def to_text(columns: Columns | None) -> str:
@@ -63,7 +60,7 @@ class StoredColumns:
         return _Some(self, documents)
 
 
-def labelled(row: Row, name: str, value: Value) -> Row:
+def labelled(row: Mapping[str, Any], name: str, value: Value) -> Mapping[str, Any]:
     """A row whose documents have one column more."""
     given = row.get("columns") or {}
     if isinstance(given, Mapping):
@@ -108,7 +105,9 @@ class _Some(Sequence[Columns]):
 class BatchColumns:
     """The columns of a batch's documents. Nothing is looked up before it is asked for."""
 
-    def __init__(self, rows: Sequence[Row], document: np.ndarray, predicts: np.ndarray) -> None:
+    def __init__(
+        self, rows: Sequence[Mapping[str, Any]], document: np.ndarray, predicts: np.ndarray
+    ) -> None:
         """`document` [rows, time] is -1 on padding; `predicts` is where there is a label."""
         self._rows, self._document, self._predicts = rows, document, predicts
 
@@ -163,12 +162,3 @@ def _places(document: np.ndarray) -> np.ndarray:
     rank = np.empty(len(known), np.int64)
     rank[np.argsort(first)] = np.arange(len(known))
     return rank[inverse]
-
-
-def columns_of(batch: Batch) -> BatchColumns:
-    """A batch's. One that was made without has documents of data."""
-    if batch.columns is not None:
-        return batch.columns
-    document = batch.document.cpu().numpy()
-    predicts = batch.labels.cpu().numpy().reshape(document.shape) >= 0
-    return BatchColumns([{}] * len(document), document, predicts)

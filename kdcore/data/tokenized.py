@@ -29,6 +29,7 @@ from kdcore.data.token_cache import verified
 from kdcore.data.where import column_fault
 from kdcore.errors import KdcoreError, PluginError, RunError
 from kdcore.hashing import digest
+from kdcore.terminal.bars import Bar, progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -129,7 +130,8 @@ def tokenise(data: TextSource, split: str, tokenizer: PreTrainedTokenizerBase) -
     """The texts of a split as ids, from the cache if these very texts were tokenised before."""
     encoder = Encoder(data, tokenizer)
     texts = _Texts(data, split, encoder)
-    key = texts.read()
+    with progress(f"reading {split} texts", unit="characters") as bar:
+        key = texts.read(bar)
     if not texts.filled:
         raise RunError(f"data {data} has no text in its {split!r} split")
     texts.spelled.tell(split, texts.filled)
@@ -141,7 +143,9 @@ def tokenise(data: TextSource, split: str, tokenizer: PreTrainedTokenizerBase) -
         processes = cpu_count() if texts.characters > _LARGE else 1
         items = map(pair_of, again) if texts.known else again
         size: Callable[[Any], int] = _size if texts.known else len
-        yield from map_in_order(work, by_size(items, size), processes)
+        portions = by_size(items, size)
+        with progress(f"tokenising {split} texts", texts.characters, "characters") as bar:
+            yield from map_in_order(work, _watched(portions, size, bar), processes)
         if again.key() != key:
             raise PluginError(
                 f"data {data.name!r} gave other texts when it was asked for its {split!r} split "
@@ -204,12 +208,13 @@ class _Texts:
                     self._hashed.update(f" {kind} {len(columns)} {columns}".encode())
                 yield document
 
-    def read(self) -> str:
+    def read(self, bar: Bar) -> str:
         """Read all of them for their key, and look at them."""
         for document in self:
             text, _ = pair_of(document)
             if isinstance(text, str):
                 self.spelled.see(text)
+            bar.advance(len(text))
         return self.key()
 
     def key(self) -> str:
@@ -219,6 +224,15 @@ class _Texts:
 
 def _size(document: Document) -> int:
     return len(document[0])
+
+
+def _watched(
+    portions: Iterable[list[_Item]], size: Callable[[_Item], int], bar: Bar
+) -> Iterator[list[_Item]]:
+    """The same, counted when the next one is asked for."""
+    for portion in portions:
+        yield portion
+        bar.advance(sum(map(size, portion)))
 
 
 def by_size(items: Iterable[_Item], size: Callable[[_Item], int]) -> Iterator[list[_Item]]:
@@ -260,8 +274,10 @@ def store_documents(
 
     def portions() -> Iterator[dict[str, np.ndarray]]:
         checked = _checked(documents(), f"data {data.name!r}: document {{}} of {split!r}")
-        for portion in by_size(checked, lambda row: len(row["ids"])):
-            yield _joined(portion)
+        with progress(f"tokenising {split} documents", unit="documents") as bar:
+            for portion in by_size(checked, lambda row: len(row["ids"])):
+                yield _joined(portion)
+                bar.advance(len(portion))
 
     key = hashed.hexdigest()
     return verified(lambda: TokenStore.of(stored(portions, key, _COLUMNS)), key)

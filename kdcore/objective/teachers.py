@@ -23,9 +23,9 @@ from kdcore.data.batch import (
     Parts,
     SparseLogits,
     TeacherOutputs,
+    columns_of,
 )
 from kdcore.data.collate import sent
-from kdcore.data.columns import columns_of
 from kdcore.data.where import Where
 from kdcore.errors import PluginError, RunError, UsageError
 from kdcore.guard import call_checked, describe_component, inputs_unchanged, plugin_errors

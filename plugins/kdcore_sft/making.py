@@ -25,7 +25,7 @@ from kdcore_sft.templates import BUILT_IN, Template
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from kdcore_sft.dialogues import Dialogues
+    from kdcore_sft.options import DialogueOptions
 
 _log = logging.getLogger("kdcore")
 _AT_ONCE = 256  # dialogues that are handed to a tokenizer at once
@@ -52,7 +52,7 @@ class _Counts:
 class Maker:
     """Makes documents of dialogues, and counts what becomes of them."""
 
-    data: Dialogues
+    data: DialogueOptions
     split: str
     tokenizer: PreTrainedTokenizerBase
     template: Template

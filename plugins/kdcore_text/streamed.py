@@ -10,7 +10,7 @@ from kdcore import RunError
 from kdcore_text.record import Document, check_kept, document_of, no_column, text_of
 
 if TYPE_CHECKING:
-    from kdcore_text.sources import Source
+    from kdcore_text.source import Source
 
 
 class StreamedTexts:

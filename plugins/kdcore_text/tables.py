@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kdcore import RunError
+from kdcore import RunError, progress
 from kdcore_text.folders import files_in
 from kdcore_text.formats import ending_of
 from kdcore_text.opening import refuse_pointer
@@ -149,7 +149,8 @@ def _loaded(load: Callable[[], Any], place: str, meant: str = "") -> Any:
     from datasets.exceptions import DatasetsError
 
     try:
-        return load()
+        with progress(f"loading {place}"):
+            return load()
     # Its readers of JSON stumble over what is no record in ways of their own.
     except (
         OSError,

@@ -12,7 +12,7 @@ from kdcore_text.formats import ENDINGS, Format, check_is_text
 from kdcore_text.json_files import JsonFile
 from kdcore_text.opening import lines
 from kdcore_text.record import Document, TextColumn
-from kdcore_text.sources import Source
+from kdcore_text.source import Source
 from kdcore_text.tables import Table
 
 _MARK = "<|endoftext|>"  # what such files commonly have between documents

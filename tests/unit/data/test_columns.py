@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from kdcore import PluginError, Split
+from kdcore.data.batch import columns_of
 from kdcore.data.collate import Collate
-from kdcore.data.columns import columns_of
 from kdcore.data.given import GivenRows
 from kdcore.data.where import matches
 
