@@ -50,9 +50,9 @@ if TYPE_CHECKING:
     from kdcore.data.collate import select_rows as select_rows
     from kdcore.data.encoding import bos_of as bos_of
     from kdcore.data.given import join_rows as join_rows
+    from kdcore.data.given import join_streams as join_streams
     from kdcore.data.rows import pack_documents as pack_documents
     from kdcore.data.rows import pack_texts as pack_texts
-    from kdcore.data.streaming import join_streams as join_streams
     from kdcore.data.streaming import stream_texts as stream_texts
     from kdcore.errors import KdcoreError as KdcoreError
     from kdcore.errors import PluginError as PluginError
@@ -119,9 +119,9 @@ _EXPORTS = {
     "data.collate": "select_rows",
     "data.encoding": "bos_of",
     "models.completions": "Completion Prompt Sampling completions_from completions_state",
-    "data.given": "join_rows",
+    "data.given": "join_rows join_streams",
     "data.rows": "pack_documents pack_texts",
-    "data.streaming": "join_streams stream_texts",
+    "data.streaming": "stream_texts",
     "errors": "KdcoreError PluginError RecipeError RunError Unreachable UsageError",
     "hashing": "tokenizer_hash",
     "models.causal_lm": "LanguageModel",

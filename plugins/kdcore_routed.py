@@ -159,9 +159,7 @@ class Routed(Teacher):
             place = np.zeros((rows, time), np.int64)
             inside = np.arange(width) + width * np.arange(len(held))[:, None]
             place[held, :width] = inside
-            moved = (torch.from_numpy(each) for each in (place.reshape(-1), own))
-            place_there, own_there = (each.to(device, non_blocking=True) for each in moved)
-            yield member, some, place_there, own_there
+            yield member, some, _sent(place.reshape(-1), device), _sent(own, device)
 
     def _own(self, batch: Batch) -> list[np.ndarray]:
         """Which flat positions each member answers for, bool; none for some, perhaps."""
@@ -180,6 +178,14 @@ class Routed(Teacher):
         return found
 
 
+def _sent(array: np.ndarray, device: torch.device) -> Tensor:
+    """A tensor of it on the device; the host does not wait until it is there."""
+    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor
+
+
 _Part = tuple[Callable[[Tensor], "Tensor | SparseLogits"], Tensor]
 
 
@@ -188,18 +194,21 @@ def _placed(at: TeacherOutputs, place: Tensor) -> Callable[[Tensor], Tensor | Sp
 
 
 def _joined(parts: Sequence[_Part], positions: Tensor) -> Tensor | SparseLogits:
-    """What each part says of its own positions. On a GPU all answer at all of them: which are whose
-    only the device knows, and to ask it would be to wait.
-    """
+    """What each part says of its own positions, or where that must be, of all of them."""
     found = None
     for answer, own in parts:
         mine = own[positions]
-        if positions.is_cuda or len(parts) == 1:
+        if len(parts) == 1 or _all_answer_everywhere(positions):
             found = _where(mine, answer(positions), found)
         elif mine.any():
             told = _spread(answer(positions[mine]), mine)
             found = _where(mine, told, found)
     return answer(positions) if found is None else found
+
+
+def _all_answer_everywhere(positions: Tensor) -> bool:
+    """On a GPU: which positions are whose only the device knows, and to ask it would be to wait."""
+    return positions.is_cuda
 
 
 def _spread(told: Tensor | SparseLogits, mine: Tensor) -> Tensor | SparseLogits:

@@ -11,7 +11,7 @@ import numpy as np
 from kdcore.data.batch import Row, Split
 from kdcore.data.columns import labelled
 from kdcore.data.rows import RowDataset
-from kdcore.data.streaming import WINDOW, Place, Stream, _from, _state_of
+from kdcore.data.streaming import WINDOW, JoinedStream, Place, Stream, _from, _state_of
 from kdcore.data.where import Columns, column_fault
 from kdcore.errors import PluginError, RunError
 from kdcore.hashing import digest
@@ -215,6 +215,31 @@ def join_rows(
         name: as_rows(rows, split, given_by=f"member {name!r}") for name, rows in members.items()
     }
     return JoinedRows(split, laid, order, column)
+
+
+def join_streams(
+    split: str,
+    members: Mapping[str, Rows],
+    choose: Callable[[], Iterator[int]],
+    *,
+    column: str,
+    seed: Sequence[int],
+    all_exhausted: bool = False,
+    window: int = WINDOW,
+) -> Stream:
+    """Rows of several data sets as one stream, each document with its member's name in a column.
+
+    `choose` gives the members' indices, the same ones at each call; a run that goes on begins
+    where it was. The stream ends where a member does that is chosen, or with `all_exhausted` where
+    all have: those that end before begin anew. Members that are no streams are read in an order
+    drawn from `seed`, another one in each pass.
+    """
+    laid = {
+        name: as_rows(rows, split, given_by=f"member {name!r}") for name, rows in members.items()
+    }
+    return JoinedStream(
+        split, laid, choose, column=column, all_exhausted=all_exhausted, seed=seed, window=window
+    )
 
 
 def as_rows(

@@ -33,8 +33,6 @@ from kdcore.hashing import digest, tokenizer_hash
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from kdcore.data.batch import Rows
-
 
 WINDOW = 4096  # rows that are held and shuffled together
 
@@ -273,33 +271,6 @@ class JoinedStream(Stream):
             # Nobody counts the documents: those of the members take turns.
             document = np.asarray(row["document"], np.int32) * len(cursors) + n
             yield labelled({**row, "document": document}, self._column, self._names[n])
-
-
-def join_streams(
-    split: str,
-    members: Mapping[str, Rows],
-    choose: Callable[[], Iterator[int]],
-    *,
-    column: str,
-    seed: Sequence[int],
-    all_exhausted: bool = False,
-    window: int = WINDOW,
-) -> Stream:
-    """Rows of several data sets as one stream, each document with its member's name in a column.
-
-    `choose` gives the members' indices, the same ones at each call; a run that goes on begins
-    where it was. The stream ends where a member does that is chosen, or with `all_exhausted` where
-    all have: those that end before begin anew. Members that are no streams are read in an order
-    drawn from `seed`, another one in each pass.
-    """
-    from kdcore.data.given import as_rows
-
-    laid = {
-        name: as_rows(rows, split, given_by=f"member {name!r}") for name, rows in members.items()
-    }
-    return JoinedStream(
-        split, laid, choose, column=column, all_exhausted=all_exhausted, seed=seed, window=window
-    )
 
 
 def _from(items: Any, start: Place) -> Iterator[Any]:

@@ -52,8 +52,10 @@ def known_of(each):
     return logits
 
 
+@pytest.mark.parametrize("everywhere", [False, True])
 @pytest.mark.parametrize("micro_batch", [1, 3, 8])
-def test_each_token_is_answered_by_the_member_of_its_document(micro_batch):
+def test_each_token_is_answered_by_the_member_of_its_document(micro_batch, everywhere, monkeypatch):
+    monkeypatch.setattr("kdcore_routed._all_answer_everywhere", lambda positions: everywhere)
     each = models()
     teacher = routed(*map(Held, each))
     terms = [term(ForwardKL(temperature=2.0)), term(CrossEntropy(), 0.3, where=WHERES[0])]
@@ -120,9 +122,11 @@ class Sparse(Teacher):
         return told
 
 
-def test_members_that_know_some_ids(monkeypatch):
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_members_that_know_some_ids(everywhere, monkeypatch):
     from kdcore import read_outputs
 
+    monkeypatch.setattr("kdcore_routed._all_answer_everywhere", lambda positions: everywhere)
     some = batch(ROWS[:1])
     told = read_outputs(routed(Sparse(0), Sparse(1), where=[{"domain": "math"}, None]), some)
     found = told(some.valid)
