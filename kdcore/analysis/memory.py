@@ -25,6 +25,7 @@ from kdcore.analysis.memory_trace import (
 )
 from kdcore.analysis.parameters import Part, parameters_of, parts_of
 from kdcore.analysis.tensors import Listed, tensors_of
+from kdcore.analysis.writing import writing_bytes
 from kdcore.api.contracts import Component, Loss, Teacher
 from kdcore.api.options import iter_components
 from kdcore.errors import PluginError, RunError
@@ -169,6 +170,8 @@ class _Estimating:
             (f"activations of {rows} x {self.time} tokens", taken.activations),
             ("scores, logits and losses", taken.chunk),
         ]
+        if written := sum(self._writing()):
+            passing.append(("writing: key-value cache and scores", written))
         return Estimate(
             tensors=list(tensors_of(self.student)),
             tree=str(self.student),
@@ -203,9 +206,15 @@ class _Estimating:
         except torch.OutOfMemoryError:
             return 1
 
+    def _writing(self) -> tuple[int, int]:
+        return writing_bytes(self.stage, self.student.config, self.vocabulary, self.device)
+
     def _peak(self, held: int, taken: Footprint) -> int:
+        # Rows are written between steps: beside what stays, and not beside activations.
         gradients = 4 * parameters_of(self.student)[1]
-        return held + round(max(taken.peak, gradients) * _ALLOCATOR)
+        cache, scores = self._writing()
+        written = 2 * cache + scores  # each layer's cache is made anew for a token more
+        return held + round(max(taken.peak, gradients, written) * _ALLOCATOR)
 
     def _footprint(self, rows: int) -> Footprint:
         if self.options.checkpointing:

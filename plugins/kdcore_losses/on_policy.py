@@ -19,6 +19,7 @@ class OnPolicyDistillation(PreparedLoss):
     """
 
     name = "opd"
+    needs_samples = True
 
     def prepare(self, tokens: Tokens) -> Tensor:
         """log q_old and log p of each label [n, 2]."""
@@ -47,6 +48,7 @@ class MiniLLM(PreparedLoss):
     """
 
     name = "minillm"
+    needs_samples = True
     length_normalised: bool = True
 
     def prepare(self, tokens: Tokens) -> Tensor:
