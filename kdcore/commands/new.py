@@ -17,11 +17,25 @@ from kdcore.recipe.files import find_recipe, recipe_name
 from kdcore.recipe.recipe import NAME
 
 Kind = Literal["sft", "text"]
+PluginKind = Literal[
+    "data",
+    "tokenizer",
+    "teacher",
+    "loss",
+    "selection",
+    "rollout",
+    "patch",
+    "eval",
+    "logger",
+    "verb",
+]
 
 new = typer.Typer(
     help="Begin a recipe or a plugin of your own.", no_args_is_help=True, add_completion=False
 )
 
+_TRIAL = "--out trial --set train.steps=3 --set train.batch=2 --set train.eval_rows=4"
+"""What a run needs to show within minutes on a CPU that it works."""
 
 Model = Annotated[str | None, typer.Option(metavar="MODEL", help="A folder, or a name on the hub.")]
 
@@ -95,7 +109,8 @@ def _from_models(
         raise UsageError(f"{target} exists already: put another name after `new recipe`")
     file, choice = look_at(data, kind), choose(teacher, student)
     _write_recipe(target, recipe_text(file, choice, measure(file, choice)))
-    print(target, *(f"kdcore {verb} {target}" for verb in ("check", "doctor", "run")), sep="\n")
+    verbs = (f"check {target}", f"doctor {target}", f"run {target} {_TRIAL}", f"run {target}")
+    print(target, *(f"kdcore {verb}" for verb in verbs), sep="\n")
 
 
 def _stem(data: str) -> str:
@@ -129,20 +144,23 @@ def _finds(name: str, folder: Path, base: Path) -> bool:
         return False
 
 
-@new.command(epilog=as_epilog("kdcore new plugin kdcore-mine"))
+@new.command(
+    epilog=as_epilog("kdcore new plugin kdcore-mine", "kdcore new plugin kdcore-mine --kind data")
+)
 def plugin(
     name: Annotated[str, typer.Argument(help="Of the package, such as kdcore-mine.")],
+    kind: Annotated[PluginKind, typer.Option(help="What it brings.")] = "loss",
 ) -> None:
-    """Make a package with a loss of your own: module, test, README and pyproject.toml."""
-    check_name(name)
+    """Make a package with a component of your own: module, tests, recipe, and what publishes it."""
+    check_name(name, kind)
     folder = Path(name)
     if os.path.exists(folder):
         raise UsageError(f"{folder} exists already: choose another name")
-    for path, text in files_of(name).items():
+    for path, text in files_of(name, kind).items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         _write_new(folder / path, text)
         print(folder / path)
-    print(f"pip install -e ./{folder}")
+    print(f"pip install -e './{folder}[dev]'")
 
 
 def _write_recipe(target: Path, text: str) -> None:

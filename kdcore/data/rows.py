@@ -12,10 +12,10 @@ import numpy as np
 
 from kdcore.data import packing
 from kdcore.data.batch import Row, Split, TextSource
-from kdcore.data.columns import Columns
 from kdcore.data.encoding import bos_of
 from kdcore.data.packing import Pieces
 from kdcore.data.tokenized import TokenStore, tokenise
+from kdcore.data.where import Columns
 from kdcore.errors import RunError, UsageError
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from kdcore.api.contracts import Component, Stage, Term
 from kdcore.api.options import option_values
 from kdcore.api.schedule import Schedule
-from kdcore.data.columns import values_in
+from kdcore.data.where import values_in
 from kdcore.guard import call_checked
 
 if TYPE_CHECKING:
@@ -185,12 +185,16 @@ def _tables(stage: Stage) -> dict[str, object]:
         "teacher": _plain(stage.teacher),
         "loss": [_term(term) for term in stage.terms],
         "selection": _plain(stage.selection),
+        "rollout": _plain(stage.rollout),
         "eval": [table_of(one) for one in stage.evals],
         "log": [table_of(one) for one in stage.loggers],
         "train": _plain(_train(stage.train)),
     }
     if isinstance(tables["selection"], dict):
         tables["selection"]["scope"] = stage.scope
+    if isinstance(tables["rollout"], dict):
+        written = option_values(stage.writing).items()
+        tables["rollout"] |= {key: _plain(value) for key, value in written}
     return {key: table for key, table in tables.items() if table not in (None, [])}
 
 

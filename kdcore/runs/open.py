@@ -268,8 +268,8 @@ def _load(run: RunState, request: OpenRequest) -> None:
             seed=stage.seed,
             device=run.device,
         )
-        assert request.checkpoint is not None
-        load_weights(request.checkpoint, student)
+        if request.checkpoint is not None:  # else as the run would begin
+            load_weights(request.checkpoint, student)
     student.eval().requires_grad_(False)  # type: ignore[no-untyped-call]
     precision = HALF.get(precision_of(stage.train.precision, run.device))
     run.language_model = LanguageModel(student, precision)

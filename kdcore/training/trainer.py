@@ -12,6 +12,7 @@ import torch
 
 from kdcore.errors import Interrupted, RunError, Unreachable
 from kdcore.objective.gradient_shares import negligible_terms
+from kdcore.terminal.bars import progress
 from kdcore.training.best import Best, best_in_words, is_better, score_of
 from kdcore.training.checkpoint import Checkpoints, damage, load_weights, sums_of
 from kdcore.training.evaluation import run_evals
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 
 _log = logging.getLogger("kdcore")
+
+_SHOWN = 3  # answers beside a record
 
 
 @dataclass(eq=False, kw_only=True)
@@ -57,7 +60,7 @@ class Trainer(TrainStep):
             self.step(run.step + 1)
             run.step += 1
             if not self.refusals.deferred:
-                self.refusals.check()
+                self._check()
             saving = self._due(options.save_every)
             if run.step % options.log_every == 0 or run.step == run.steps or saving:
                 self._log()
@@ -75,6 +78,9 @@ class Trainer(TrainStep):
             self.objective.train()
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate(step)
+        if self.rollouts is not None:
+            self.move_schedules(step - 1)
+            self.rollouts.write(step)
         before, terms = RandomState.capture(), self.terms_of(step)
         try:
             shares, choices = self.oom_retry.run(before, lambda: self.gradients(step, terms))
@@ -89,6 +95,8 @@ class Trainer(TrainStep):
         watched, self.watch = self.watch, None
         squares = None if watched is None else watched.squares
         self.recorder.add(terms, shares, choices, good, squares)
+        if self.rollouts is not None:
+            self.recorder.add_written(self.rollouts.written(step), self.rollouts.take_seconds())
 
     def _due(self, every: int | Literal["epoch"]) -> bool:
         """Whether something with this cadence is due after the step just done."""
@@ -99,12 +107,21 @@ class Trainer(TrainStep):
             return step % every == 0
         return self.rows.ends_epoch(step)
 
-    def _log(self) -> None:
+    def _check(self) -> None:
+        """Deal with steps that were not finite; what was written for the others is done with."""
         self.refusals.check()
+        if self.rollouts is not None:
+            self.rollouts.forget(self.run.step - 1)
+
+    def _log(self) -> None:
+        self._check()
         self.recorder.count()
         if self.recorder.steps:
             record = self.recorder.record(self.rate(self.run.step))
             self.host.emit("kdcore_log", run=self.run, record=record)
+            if self.rollouts is not None:
+                some = self.rollouts.written(self.run.step)[:_SHOWN]
+                self.host.emit("kdcore_written", run=self.run, step=self.run.step, completions=some)
             for label, said in negligible_terms(record.gradient, self.run.recipe.terms).items():
                 if label not in self.told and self.run.main:
                     _log.warning(said)
@@ -175,12 +192,11 @@ class Trainer(TrainStep):
             self.save()
 
     def _save_alone(self) -> None:
-        """The same by this process alone, where the others are gone."""
+        """The same where the other processes are gone, or wait for this one in vain."""
         run = self.run
-        missing = run.step > 0 and not self.checkpoints.has(run.step)
-        if run.main and missing and self.refusals.is_clean():
-            self.recorder.count()
-            self.checkpoints.save(run.step, self.state_dict(), alone=True)
+        if run.step and self.refusals.is_clean():
+            sums = self.recorder.state_dict()  # counts the tokens that the run's state has
+            self.checkpoints.save_alone(run.step, self.state_dict(), sums)
 
     def state_dict(self) -> dict[str, object]:
         """What a checkpoint holds besides weights, optimizer and what each process has."""
@@ -211,5 +227,6 @@ class Trainer(TrainStep):
         run = self.run
         with self.recorder.paused():
             sums = self.recorder.state_dict()
-            path = self.checkpoints.save(run.step, self.state_dict(), sums)
+            with progress("saving a checkpoint"):
+                path = self.checkpoints.save(run.step, self.state_dict(), sums)
         self.host.emit("kdcore_checkpoint", run=run, step=run.step, path=path)

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from kdcore.testing import check_loss
 
 DOCUMENT = "writing-a-plugin.md"
 SNIPPETS = snippets(DOCUMENT)
+TESTS = ["test_hellinger.py", "test_hellinger_by_fixture.py"]
 
 
 @pytest.fixture
@@ -44,19 +46,20 @@ def test_every_snippet_is_of_a_language_that_is_executed_here():
 
 
 def test_the_plugins_load_and_their_losses_keep_the_contract(written):
-    host = PluginManager(files=["hellinger.py", "options.py"])
-    for plugin in host.plugins[-2:]:
+    host = PluginManager(files=["hellinger.py", "options.py", "per_answer.py"])
+    for plugin in host.plugins[-3:]:
         assert plugin.status == "on" and plugin.note is None
     hellinger, clipped = (host.provided("loss")[name].cls for name in ("hellinger", "clipped"))
     check_loss(hellinger())
     check_loss(clipped(inner=hellinger(), limit=0.5))
     check_loss(clipped(inner=hellinger(), how="drop"))
+    check_loss(host.provided("loss")["ce-per-answer"].cls())
 
 
 @pytest.mark.slow
 def test_the_tests_in_it_pass(written):
     environment = {**os.environ, "PYTHONPATH": str(written)}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_hellinger.py"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *TESTS]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
@@ -104,10 +107,10 @@ def test_the_commands_in_it_work(written):
         command = [sys.executable, "-m", *words]
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-        assert "hellinger" in done.stdout or "no faults" in done.stdout
+        assert re.search("hellinger|mine|no faults", done.stdout)
 
 
 def test_the_links_lead_somewhere():
-    for target in ("hooks.md", "../examples/kdcore-alpha"):
+    for target in ("hooks.md", "../examples/kdcore-alpha", "../examples/kdcore-more-losses"):
         assert f"]({target})" in (DOCS / DOCUMENT).read_text()
         assert (DOCS / target).exists()

@@ -6,8 +6,12 @@ import given
 import pytest
 from kdcore_selections import Hardest
 from training import assert_equal, records, trainer, weights
+from whole_runs import STAGES, run
 
 from kdcore.errors import Interrupted
+from kdcore.plugin.manager import PluginManager
+from kdcore.runs import runner
+from kdcore.runs.folder import finished
 from kdcore.training.signals import Signals
 
 pytestmark = pytest.mark.slow
@@ -30,6 +34,29 @@ def test_a_continued_run_ends_at_the_same_numbers_to_the_last_bit(tmp_path, sele
     assert caught.value.exit_code == 143
     second = trainer(tmp_path / "parts", **options)
     assert second.checkpoints.newest().name == "step-4"
+    second.resume()
+    second.train()
+    assert_equal(weights(whole), weights(second))
+    ended = [records(first) + records(second), records(whole)]
+    for one, other in zip(*ended, strict=True):
+        assert replace(one, tokens_per_second=0) == replace(other, tokens_per_second=0)
+
+
+def test_who_leaves_alone_between_two_records_loses_nothing(tmp_path):
+    options = {"save_every": 100, "log_every": 3}
+    whole = trainer(tmp_path / "whole", **options)
+    whole.train()
+    first = trainer(tmp_path / "parts", **options)
+
+    def agreed(_):
+        if first.run.step == 4:
+            first._save_alone()
+            raise ConnectionError("the others are gone")
+
+    first.signals = SimpleNamespace(agreed=agreed)
+    with pytest.raises(ConnectionError):
+        first.train()
+    second = trainer(tmp_path / "parts", **options)
     second.resume()
     second.train()
     assert_equal(weights(whole), weights(second))
@@ -72,3 +99,21 @@ def test_a_real_signal_ends_the_run_after_its_step(tmp_path):
     assert caught.value.exit_code == 130
     assert made.run.step == 3
     assert made.checkpoints.newest().name == "step-3"
+
+
+def test_a_signal_while_a_stage_is_saved_keeps_the_next_from_beginning(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    host, told, save_final = PluginManager(off=["panel"]), [], runner.save_final
+
+    def saved(running):
+        signal.raise_signal(signal.SIGUSR2)
+        return save_final(running)
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted, match="is finished") as caught:
+        patch.setattr(runner, "save_final", saved)
+        run(host, STAGES, on_finished=told.append)
+    assert caught.value.exit_code == 143
+    (big,) = told
+    assert finished(big) and not list(tmp_path.glob("runs/*small*"))
+    again = run(host, STAGES)
+    assert again[0] == big and finished(again[1])

@@ -1,6 +1,7 @@
 """The command line: ways out, what is loaded for what, and where messages go."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from whole_runs import RECIPE, STAGES
 from kdcore.cli import main
 from kdcore.errors import Interrupted, PluginError, RunError, UsageError
 from kdcore.plugin.manager import PluginManager
+from kdcore.training.signals import SIGNALS
 
 pytestmark = pytest.mark.slow
 
@@ -18,6 +20,15 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def signals():
+    """As pytest has them, again afterwards."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture
@@ -110,6 +121,25 @@ def test_every_error_has_its_exit_code_and_one_line(kdcore, monkeypatch, error, 
     assert found == code
     if not isinstance(error, KeyboardInterrupt):  # who typed ^C knows why it ended
         assert err.startswith("kdcore: ") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("when", ["plugin_manager", "_leave_processes"])
+@pytest.mark.parametrize("instead", [None, ValueError("no shape")])
+def test_an_interrupt_where_no_run_is_on(kdcore, monkeypatch, when, instead):
+    """Also where C code of a library makes another error of it."""
+
+    def meets_it(*_):
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            if instead is None or when == "_leave_processes":
+                raise
+            raise instead from None
+        raise AssertionError("went on")
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    monkeypatch.setattr(main, when, meets_it)
+    assert kdcore("check", "quickstart")[0] == 130
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,88 @@
+"""Signals where no stage trains: they end the command at once, with the documented exit code."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from contextlib import suppress
+from threading import Event, RLock, Thread
+from types import FrameType
+
+from kdcore.errors import Interrupted
+from kdcore.training.signals import SIGNALS, known_as
+
+_GRACE = 2.0  # seconds that ^C has to end the process; libraries may wait in C for minutes
+
+
+class AtOnceSignals:
+    """While entered, a signal that would kill the process ends it with an exit code of kdcore's.
+
+    Nothing is raised: libraries make other errors of what comes to their C code in between, and
+    a run can be stopped at any moment. A thread does it where the main one waits in C. `Signals`
+    takes over while a stage trains; ^C raises KeyboardInterrupt, and ends the process soon.
+    """
+
+    def __init__(self) -> None:
+        self.interrupted = False  # by ^C, whatever a library made of it
+        self._over, self._ending = Event(), RLock()
+        self._pipe: int | None = None  # where each signal is written as it comes
+
+    def __enter__(self) -> AtOnceSignals:
+        for number in SIGNALS:
+            handler = signal.getsignal(number)
+            if handler is signal.default_int_handler:
+                signal.signal(number, self._interrupt)
+            elif handler is signal.SIG_DFL or _is_ours(handler):
+                signal.signal(number, self._end)
+        if os.name == "posix":
+            os.register_at_fork(after_in_child=self._forget)
+            reading, self._pipe = os.pipe()
+            os.set_blocking(self._pipe, False)
+            signal.set_wakeup_fd(self._pipe, warn_on_full_buffer=False)
+            Thread(target=self._watch, args=(reading,), daemon=True).start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._over.set()
+        if signal.getsignal(signal.SIGINT) == self._interrupt:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        if self._pipe is not None:
+            signal.set_wakeup_fd(-1)
+            os.close(self._pipe)
+            self._pipe = None
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        self.interrupted = True
+        raise KeyboardInterrupt
+
+    def _end(self, number: int, frame: FrameType | None = None) -> None:
+        self._ending.acquire()  # the other thread waits here for the end
+        with suppress(Exception):
+            sys.stdout.flush()
+        with suppress(OSError):
+            os.write(2, b"kdcore: interrupted\n")
+        os._exit(Interrupted("", known_as(number)).exit_code)
+
+    def _watch(self, reading: int) -> None:
+        """End the process where the main thread has no time for it."""
+        with os.fdopen(reading, "rb", buffering=0) as numbers:
+            while number := numbers.read(1):
+                handler = signal.getsignal(number[0])
+                soon = handler == self._interrupt and not self._over.wait(_GRACE)
+                if soon or handler == self._end:
+                    self._end(number[0])
+
+    def _forget(self) -> None:
+        """A fork is somebody else's, who ends it by signals."""
+        if self._pipe is None:
+            return
+        signal.set_wakeup_fd(-1)
+        for number in SIGNALS:
+            if _is_ours(signal.getsignal(number)):
+                own = number == signal.SIGINT
+                signal.signal(number, signal.default_int_handler if own else signal.SIG_DFL)
+
+
+def _is_ours(handler: object) -> bool:
+    return isinstance(getattr(handler, "__self__", None), AtOnceSignals)
