@@ -82,6 +82,10 @@ if TYPE_CHECKING:
     from kdcore.session import load as load
     from kdcore.session import plan as plan
     from kdcore.session import run as run
+    from kdcore.terminal.bars import progress as progress
+    from kdcore.terminal.display import is_watched as is_watched
+    from kdcore.terminal.display import show_live as show_live
+    from kdcore.terminal.libraries import DownloadBar as DownloadBar
     from kdcore.training.non_finite import load_rows as load_rows
 
 _MODULES = {
@@ -114,6 +118,9 @@ _EXPORTS = {
     "runs.history": "History Series",
     "runs.open": "iter_batches",
     "session": "Result check load plan run",
+    "terminal.bars": "progress",
+    "terminal.display": "is_watched show_live",
+    "terminal.libraries": "DownloadBar",
     "training.non_finite": "load_rows",
 }
 

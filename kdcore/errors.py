@@ -31,12 +31,12 @@ class RunError(KdcoreError):
     """The run failed for a reason that lies outside kdcore's and the plugins' code."""
 
 
-class ProcessLost(RunError):
-    """Another process of the run ended, and this one with it; that one says why."""
-
-
 class Unreachable(RunError):
     """Something outside does not answer, such as a server. A checkpoint is written first."""
+
+
+class ProcessLost(RunError):
+    """Another process of the run ended, and this one with it; that one says why."""
 
 
 class StartAgain(RunError):

@@ -76,13 +76,21 @@ class _Teacher:
 
 
 def estimate(
-    stage: Stage, config: PretrainedConfig, *, ids: int | None, longest: int | None
+    stage: Stage,
+    config: PretrainedConfig,
+    *,
+    ids: int | None,
+    longest: int | None,
+    rows: int | None = None,
 ) -> Estimate:
-    """`ids` is how many the tokenizer has, `longest` the tokens of the longest row."""
+    """`ids` is how many the tokenizer has, `longest` the tokens of the longest row.
+
+    `rows` is how many a step has, where that is known.
+    """
     state = _state_of(stage.train)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with FakeModels():
-        return _Estimating(stage, config, device, ids, longest).done(state)
+        return _Estimating(stage, config, device, ids, longest, rows).done(state)
 
 
 class _Estimating:
@@ -95,8 +103,10 @@ class _Estimating:
         device: torch.device,
         ids: int | None,
         longest: int | None,
+        rows: int | None,
     ) -> None:
         self.stage, self.options, self.device = stage, stage.train, device
+        self.rows = rows or stage.train.drawn
         self.unknown: list[str] = []
         self.student = self._student(config)
         self.teachers = self._teachers_in(stage.teacher)
@@ -176,9 +186,9 @@ class _Estimating:
     def _micro_batch(self, held: int) -> int:
         options = self.options
         if options.micro_batch != "auto":
-            return min(options.batch, options.micro_batch)
+            return min(self.rows, options.micro_batch)
         if self.device.type == "cpu":
-            return cpu_default(options.batch, self.stage.data.block)
+            return cpu_default(self.rows, self.stage.data.block)
         memory = torch.cuda.get_device_properties(self.device).total_memory
 
         def attempt(rows: int) -> None:
@@ -186,7 +196,7 @@ class _Estimating:
                 raise torch.OutOfMemoryError
 
         try:
-            return probe(options.batch, attempt)
+            return probe(self.rows, attempt)
         except torch.OutOfMemoryError:
             return 1
 
@@ -227,7 +237,7 @@ class _Estimating:
             losses=[term.loss for term in self.stage.terms],
             precision=HALF.get(precision_of(options.precision, self.device)),
             selects=self.stage.selection is not None,
-            repeats=rows < options.batch,
+            repeats=rows < self.rows,
         )
 
 

@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from kdcore.data.batch import Batch, LogitsFn, Row, Rows, TeacherOutputs
-    from kdcore.data.columns import Where
     from kdcore.data.rows import RowDataset
+    from kdcore.data.where import Where
     from kdcore.models.causal_lm import LanguageModel
 
 
@@ -87,6 +87,14 @@ class Component:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what `state_dict` gave, after `load` and before the first step."""
+
+    def reads_columns(self) -> Sequence[Where]:
+        """The columns of documents that it asks for, as `where` in `[[loss]]` does.
+
+        No values, `{"domain": []}`: any. What no document has is a fault before the run, and but
+        for evals another value in them makes a run that resumes stop and ask.
+        """
+        return ()
 
     def faults(self, recipe: Stage) -> Iterable[str]:
         """What is wrong between this component and the rest of its recipe, one sentence each."""
@@ -136,6 +144,14 @@ class Data(Component):
         are, and `columns`: name -> text or number. A document that is left out takes them along.
         """
         return self.texts(split)
+
+    def column_names(self) -> Sequence[str] | None:
+        """The columns that its documents may have; None: only the documents themselves know.
+
+        By default none where neither `documents` nor `make_rows` is overridden.
+        """
+        own = (type(self).documents, type(self).make_rows)
+        return () if own == (Data.documents, Data.make_rows) else None
 
     def make_rows(
         self, split: str, tokenizer: PreTrainedTokenizerBase, *, seed: int, epoch: int
@@ -546,8 +562,13 @@ class Run:
 
     @property
     def batch(self) -> int:
-        """Rows in an optimizer step, over all processes."""
-        return self.recipe.train.batch
+        """Rows (with `batch_documents` documents) in an optimizer step, over all processes."""
+        return self.recipe.train.drawn
+
+    @property
+    def documents_in_step(self) -> float:
+        """Documents in an optimizer step, on average; 0 where nobody counts them."""
+        return 0.0
 
     @property
     def caches(self) -> Path:
@@ -556,7 +577,7 @@ class Run:
 
     @property
     def epochs(self) -> float:
-        """How often the run goes through the training rows; 0 where they are streamed."""
+        """How often the run goes through the training data; 0 where it is streamed."""
         rows = len(self.rows("train"))
         return self.steps * self.batch / rows if rows else 0.0
 

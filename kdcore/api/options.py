@@ -130,6 +130,7 @@ class Option:
     default: object  # None where it is required
     required: bool
     doc: str
+    bounds: str = ""  # such as "> 0, <= 1"
 
 
 def option_fields(cls: type) -> dict[str, tuple[str, Any]]:
@@ -157,9 +158,31 @@ def options_of(cls: type[Named]) -> list[Option]:
     for name, (_, field) in option_fields(cls).items():
         required = field.is_required()
         default = None if required else field.get_default(call_default_factory=True)
-        doc = field.description or ""
-        options.append(Option(name, type_text(field.annotation), default, required, doc))
+        doc, bounds = field.description or "", ", ".join(_bounds(field))
+        options.append(Option(name, type_text(field.annotation), default, required, doc, bounds))
     return options
+
+
+_SIGNS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
+
+
+def _bounds(field: Any) -> Iterator[str]:
+    """The limits of a field's values, also where they stand beside one type of a union."""
+    for bound in (*field.metadata, *_nested_bounds(field.annotation)):
+        yield from (
+            f"{sign} {getattr(bound, name):g}"
+            for name, sign in _SIGNS.items()
+            if getattr(bound, name, None) is not None
+        )
+
+
+def _nested_bounds(annotation: Any) -> Iterator[Any]:
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        yield from (each for bound in arguments[1:] for each in getattr(bound, "metadata", [bound]))
+        yield from _nested_bounds(arguments[0])
+    elif origin in (Union, UnionType):
+        yield from (each for member in arguments for each in _nested_bounds(member))
 
 
 _Component = TypeVar("_Component", bound=Named)

@@ -98,7 +98,7 @@ class _Verbs(TyperGroup):
 
             verb = _verbs().get(args[0])
             command = _loaded(verb) if verb is not None else command
-            complete_arguments(command)
+            complete_arguments(command, lambda: plugin_manager(None))
         return name, command, rest
 
 
@@ -242,10 +242,8 @@ def main() -> None:
     if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
         # Rows of many lengths would leave holes in a GPU's memory. torch 2.8 knows the older name.
         os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
-    if os.environ.get("RANK", "0") != "0" or not sys.stderr.isatty():
-        # No progress bars in logs.
-        for library in ("HF_DATASETS", "HF_HUB"):
-            os.environ.setdefault(f"{library}_DISABLE_PROGRESS_BARS", "1")
+    for library in ("HF_DATASETS", "HF_HUB"):  # and so transformers'; kdcore has its own
+        os.environ.setdefault(f"{library}_DISABLE_PROGRESS_BARS", "1")
     signals = AtOnceSignals()
     try:
         with signals:

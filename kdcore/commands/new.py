@@ -17,6 +17,9 @@ from kdcore.recipe.files import find_recipe, recipe_name
 from kdcore.recipe.recipe import NAME
 
 Kind = Literal["sft", "text"]
+PluginKind = Literal[
+    "data", "tokenizer", "teacher", "loss", "selection", "patch", "eval", "logger", "verb"
+]
 
 new = typer.Typer(
     help="Begin a recipe or a plugin of your own.", no_args_is_help=True, add_completion=False
@@ -129,20 +132,23 @@ def _finds(name: str, folder: Path, base: Path) -> bool:
         return False
 
 
-@new.command(epilog=as_epilog("kdcore new plugin kdcore-mine"))
+@new.command(
+    epilog=as_epilog("kdcore new plugin kdcore-mine", "kdcore new plugin kdcore-mine --kind data")
+)
 def plugin(
     name: Annotated[str, typer.Argument(help="Of the package, such as kdcore-mine.")],
+    kind: Annotated[PluginKind, typer.Option(help="What it brings.")] = "loss",
 ) -> None:
-    """Make a package with a loss of your own: module, test, README and pyproject.toml."""
-    check_name(name)
+    """Make a package with a component of your own: module, tests, recipe, and what publishes it."""
+    check_name(name, kind)
     folder = Path(name)
     if os.path.exists(folder):
         raise UsageError(f"{folder} exists already: choose another name")
-    for path, text in files_of(name).items():
+    for path, text in files_of(name, kind).items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         _write_new(folder / path, text)
         print(folder / path)
-    print(f"pip install -e ./{folder}")
+    print(f"pip install -e './{folder}[dev]'")
 
 
 def _write_recipe(target: Path, text: str) -> None:

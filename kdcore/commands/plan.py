@@ -141,8 +141,8 @@ def _ranked(plan: StagePlan) -> str:
     doc = (type(plan.stage.selection).__doc__ or "").strip().split("\n")[0]
     scope = "the optimizer step" if plan.stage.scope == "step" else "each micro-batch alone"
     among = f"chosen among the tokens of {scope}"
-    if plan.rows and plan.tokens and plan.stage.scope == "step":
-        among += f", about {round(plan.tokens / plan.rows * plan.stage.train.batch):,}"
+    if plan.in_epoch and plan.tokens and plan.stage.scope == "step":
+        among += f", about {round(plan.tokens / plan.in_epoch * plan.stage.train.drawn):,}"
     return f"{doc} {among[0].upper()}{among[1:]}"
 
 
@@ -153,22 +153,33 @@ def _length(plan: StagePlan) -> str:
             return f"{train.epochs:g} epochs: steps are not known"
         return f"{count(train.tokens)} tokens: steps are not known"
     said = f"{plan.steps:,} steps"
-    if plan.rows and plan.tokens:
-        rows = plan.steps * train.batch
-        tokens = rows * plan.tokens / plan.rows
-        said += f", {rows / plan.rows:.3g} epochs, about {count(tokens)} tokens"
+    if plan.in_epoch and plan.tokens:
+        epochs = plan.steps * train.drawn / plan.in_epoch
+        said += f", {epochs:.3g} epochs, about {count(epochs * plan.tokens)} tokens"
     return said
 
 
 def _batch(plan: StagePlan) -> str:
-    batch = plan.stage.train.batch
+    train: Train = plan.stage.train
+    each = plan.documents / plan.rows if plan.rows and plan.documents else 0.0
+    if train.batch_documents is None:
+        held = round(train.batch * each)
+        holding = f"; about {held:,} documents a step" if held not in (0, train.batch) else ""
+        return _in_micro_batches(plan, train.batch) + holding
+    said = f"{train.batch_documents:,} documents a step"
+    if not each:
+        return said
+    return f"{said}, about {_in_micro_batches(plan, math.ceil(train.batch_documents / each))}"
+
+
+def _in_micro_batches(plan: StagePlan, rows: int) -> str:
     if plan.estimate is None:
-        return f"{batch} rows"
+        return f"{rows} rows"
     micro = plan.estimate.micro_batch
     found = ", as the GPU's memory allows" if plan.estimate.device == "cuda" else ""
-    if micro >= batch:
-        return f"{batch} rows at once{found}"
-    return f"{batch} rows, in {math.ceil(batch / micro)} micro-batches of at most {micro}{found}"
+    if micro >= rows:
+        return f"{rows} rows at once{found}"
+    return f"{rows} rows, in {math.ceil(rows / micro)} micro-batches of at most {micro}{found}"
 
 
 def _rate(train: Train, steps: int | None) -> str:
@@ -266,6 +277,6 @@ def _kept(plan: StagePlan) -> int:
     train: Train = plan.stage.train
     every = train.save_every
     if every == "epoch":
-        every = math.ceil(plan.rows / train.batch) if plan.rows else 1
+        every = math.ceil(plan.in_epoch / train.drawn) if plan.in_epoch else 1
     written = train.save_keep + 1 if plan.steps is None else math.ceil(plan.steps / every)
     return int(min(train.save_keep + 1, written))

@@ -1,4 +1,4 @@
-"""The package that `kdcore new plugin` makes: one loss, its test, and what installs them."""
+"""The package that `kdcore new plugin` makes: one component, its tests, and what publishes it."""
 
 from __future__ import annotations
 
@@ -7,17 +7,46 @@ import re
 import sys
 from collections.abc import Mapping
 from importlib.metadata import entry_points
+from importlib.resources import files
 from importlib.util import find_spec
 from string import Template
 
 from kdcore.cli.main import plugin_manager
 from kdcore.errors import UsageError
-from kdcore.plugin.discovery import reserved_modules
+from kdcore.plugin.discovery import commands, reserved_modules
 
 _NAME = re.compile(r"[a-z][a-z0-9]*([-_][a-z0-9]+)*")
+_PARTS: Mapping[str, str] = {
+    "student": '[student.config]\nmodel_type = "llama"\nhidden_size = 64\nintermediate_size = 128\n'
+    "num_hidden_layers = 2\nnum_attention_heads = 2",
+    "tokenizer": '[tokenizer]\nuse = "bpe"\nvocab_size = 400',
+    "data": '[data]\nuse = "stories"\nstories = 200\nblock = 64',
+    "loss": '[[loss]]\nuse = "ce"',
+    "train": "[train]\nlr = 1e-3\nsteps = 20\nbatch = 8",
+}
+"""The tables of a small recipe that runs anywhere in seconds."""
+
+_KL = '[[loss]]\nuse = "ce"\n\n[[loss]]\nuse = "kl"'
+_CHANGES: Mapping[str, Mapping[str, str]] = {
+    "data": {"data": '[data]\nuse = "$name"\nblock = 64'},
+    "tokenizer": {"tokenizer": '[tokenizer]\nuse = "$name"'},
+    "teacher": {"teacher": '[teacher]\nuse = "$name"', "loss": _KL},
+    "loss": {
+        "teacher": '[teacher]\nuse = "self"  # the student as it began',
+        "loss": '[[loss]]\nuse = "ce"\n\n[[loss]]\nuse = "$name"\nweight = 0.5',
+    },
+    "selection": {"selection": '[selection]\nuse = "$name"\nshare = 0.6'},
+    "patch": {"patch": '[[student.patch]]\nuse = "$name"'},
+    "eval": {"eval": '[[eval]]\nuse = "$name"'},
+    "logger": {"log": '[[log]]\nuse = "$name"'},
+    "verb": {},
+}
+"""What is another table for a kind, or one more."""
+
+KINDS = tuple(_CHANGES)
 
 
-def check_name(name: str) -> None:
+def check_name(name: str, kind: str = "loss") -> None:
     """Refuse what cannot be a package, or would hide one that is there."""
     module, short = _module(name), _short(name)
     if not _NAME.fullmatch(name) or keyword.iskeyword(module):
@@ -30,25 +59,67 @@ def check_name(name: str) -> None:
         raise UsageError(f"{name!r} is a plugin of kdcore's own: choose another name")
     if module in sys.stdlib_module_names or find_spec(module) is not None:
         raise UsageError(f"there is a module {module!r} already, which yours would hide")
-    if short in plugin_manager(None).provided("loss"):
-        raise UsageError(f"there is a loss {short!r} already: choose another name")
+    taken = commands() if kind == "verb" else plugin_manager(None).provided(kind)
+    if short in taken or (kind == "verb" and short in ("run", "check")):
+        raise UsageError(f"there is a {kind} {short!r} already: choose another name")
 
 
 def _is_own(module: str) -> bool:
     return module.partition(".")[0] in reserved_modules()
 
 
-def files_of(name: str) -> Mapping[str, str]:
+def files_of(name: str, kind: str = "loss") -> Mapping[str, str]:
     """Path in the package -> text."""
-    short, module = _short(name), _module(name)
+    module, short = _module(name), _short(name)
+    templates = {
+        "pyproject.toml": "pyproject.toml",
+        "README.md": "README.md",
+        "CHANGELOG.md": "CHANGELOG.md",
+        "LICENSE": "LICENSE",
+        ".github/workflows/test.yml": "workflow.yml",
+        f"{module}.py": f"{kind}.py",
+        f"tests/test_{module}.py": f"test_{kind}.py",
+    }
+    words = _words(name, kind)
+    made = {path: Template(_text(each)).substitute(words) for path, each in templates.items()}
+    return {**made, f"{short}.toml": Template(_recipe(kind)).substitute(words)}
+
+
+def _words(name: str, kind: str) -> dict[str, str]:
+    short = _short(name)
+    function = short.replace("-", "_")
     words = {
         "distribution": name.replace("_", "-"),
-        "module": module,
+        "module": _module(name),
         "name": short,
-        "cls": "".join(word.capitalize() for word in short.split("-")) + "Loss",
-        "test": f"test_{module}",
+        "cls": "".join(map(str.capitalize, short.removesuffix(f"-{kind}").split("-")))
+        + kind.capitalize(),
+        "function": function if not keyword.iskeyword(function) else f"{function}_",
+        "a_kind": {"data": "Data", "eval": "An eval"}.get(kind, f"A {kind}"),
+        "look": f"kdcore {short} --help" if kind == "verb" else f"kdcore plugins {short} --verify",
     }
-    return {path: Template(text).substitute(words) for path, text in _files(module).items()}
+    return {**words, "entry_point": Template(_entry_point(kind)).substitute(words)}
+
+
+def _entry_point(kind: str) -> str:
+    if kind == "verb":
+        return '[project.entry-points."kdcore.commands"]\n$name = "$module:$function"'
+    return (
+        "# The name is what `kdcore plugins` lists and `-p no:$name` blocks; the value is the "
+        'module.\n[project.entry-points.kdcore]\n$name = "$module"'
+    )
+
+
+def _recipe(kind: str) -> str:
+    """A recipe that uses the component, as a template."""
+    head = '# kdcore run $name.toml\n\nrequires = ["kdcore>=0.1", "$distribution>=0.1"]'
+    parts = {**_PARTS, **_CHANGES[kind]}
+    order = [*_PARTS, *(each for each in parts if each not in _PARTS)]
+    return "\n\n".join([head, *(parts[each] for each in order)]) + "\n"
+
+
+def _text(template: str) -> str:
+    return files("kdcore.commands").joinpath("templates", f"{template}.txt").read_text("utf-8")
 
 
 def _module(name: str) -> str:
@@ -56,110 +127,5 @@ def _module(name: str) -> str:
 
 
 def _short(name: str) -> str:
-    """What the plugin and its loss are called: "mine" of "kdcore-mine"."""
+    """What the plugin and its component are called: "mine" of "kdcore-mine"."""
     return name.replace("_", "-").removeprefix("kdcore-")
-
-
-def _files(module: str) -> Mapping[str, str]:
-    return {
-        "pyproject.toml": _PYPROJECT,
-        f"{module}.py": _MODULE,
-        f"tests/test_{module}.py": _TEST,
-        "README.md": _README,
-    }
-
-
-_PYPROJECT = """\
-[build-system]
-requires = ["hatchling>=1.27"]
-build-backend = "hatchling.build"
-
-[project]
-name = "$distribution"
-version = "0.1.0"
-description = "A loss for kdcore"
-readme = "README.md"
-requires-python = ">=3.11"
-dependencies = ["kdcore>=0.1"]
-
-# The name is what `kdcore plugins` lists and `-p no:$name` blocks; the value is the module.
-[project.entry-points.kdcore]
-$name = "$module"
-
-[tool.hatch.build.targets.wheel]
-only-include = ["$module.py"]
-"""
-
-_MODULE = '''\
-"""A loss for kdcore: `use = "$name"`."""
-
-from __future__ import annotations
-
-from collections.abc import Sequence
-
-from torch import Tensor
-
-from kdcore import Loss, component, hookimpl
-
-
-@component
-class $cls(Loss):
-    """The squared distance of the two distributions: 0 where they are equal, at most 2.
-
-    temperature: both are taken at this temperature.
-    """
-
-    name = "$name"
-    temperature: float = 1.0
-
-    def per_token(self, student: Tensor, teacher: Tensor | None, labels: Tensor) -> Tensor:
-        """Logits [n, V] of both and labels [n] -> values [n]. The engine masks and averages."""
-        assert teacher is not None  # as needs_teacher says, which is true by default
-        q, p = ((logits / self.temperature).softmax(-1) for logits in (student, teacher))
-        return (p - q).square().sum(-1)
-
-    def formula(self) -> str:
-        """As `kdcore plan` prints it."""
-        return f"sum((p({self.temperature:g}) - q({self.temperature:g}))**2)"
-
-
-@hookimpl
-def kdcore_losses() -> Sequence[type[Loss]]:
-    """What this plugin brings. There is such a hook for each kind of component."""
-    return [$cls]
-'''
-
-_TEST = '''\
-"""What the loss computes, and that it keeps kdcore's contract."""
-
-import torch
-from $module import $cls
-
-from kdcore.testing import check_loss
-
-
-def test_the_loss_is_the_squared_distance():
-    student, teacher = torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 50.0]])
-    found = $cls().per_token(student, teacher, torch.tensor([0]))
-    torch.testing.assert_close(found, torch.tensor([0.5]))  # (1/2, 1/2) and (0, 1)
-
-
-def test_the_loss_keeps_the_contract():
-    check_loss($cls())
-'''
-
-_README = """\
-# $distribution
-
-A plugin for kdcore with one loss, `$name`.
-
-```
-pip install -e .
-kdcore plugins $name                                    # its options
-kdcore run quickstart --set stage.kd.loss.kl.use=$name  # instead of the divergence `kl`
-python -m pytest                                        # needs pytest
-```
-
-Every other kind of component (data, tokenizer, teacher, selection, patch, eval, logger) is made in
-the same way: a class with options, returned by its hook.
-"""

@@ -21,6 +21,8 @@ from kdcore.api.options import options_of
 from kdcore.cli.examples import examples
 from kdcore.cli.main import plugin_manager
 from kdcore.commands.output import AsJson, Plugins, print_json, tell
+from kdcore.commands.pasting import table_to_paste
+from kdcore.commands.verifying import verify_plugin
 from kdcore.errors import UsageError
 from kdcore.plugin.manager import PluginManager
 
@@ -28,18 +30,29 @@ if TYPE_CHECKING:
     Plugin = Any  # what PluginManager.plugins holds
 
 
-@examples("kdcore plugins", "kdcore plugins skew-kl", "kdcore plugins -p ./mine.py")
+@examples(
+    "kdcore plugins",
+    "kdcore plugins skew-kl",
+    "kdcore plugins mine -p ./mine.py --verify",
+)
 def plugins(
     name: Annotated[
         str | None,
         typer.Argument(metavar="PLUGIN|COMPONENT", help="One of them, with every option."),
     ] = None,
     as_json: AsJson = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Check that this plugin keeps its contract.")
+    ] = False,
     plugins: Plugins = None,
 ) -> None:
     """List plugins: where each is from, what it brings, and what is wrong with it."""
     host = plugin_manager(plugins)
-    if name is not None:
+    if verify:
+        if name is None:
+            raise UsageError("--verify checks one plugin: kdcore plugins NAME --verify")
+        verify_plugin(host, _plugin_of(host, name))
+    elif name is not None:
         _one(host, name, as_json)
     elif as_json:
         print_json([_as_dict(plugin) for plugin in host.plugins])
@@ -102,6 +115,16 @@ def _one(host: PluginManager, name: str, as_json: bool) -> None:
     tell(*parts)
 
 
+def _plugin_of(host: PluginManager, name: str) -> Plugin:
+    """The plugin of this name, or the one that brings a component of this name."""
+    plugin = next((each for each in host.plugins if each.name == name), None)
+    owners = (each.get(name) for each in map(host.provided, KINDS))
+    found = plugin or next((each.plugin for each in owners if each is not None), None)
+    if found is None:
+        raise UsageError(f"there is no plugin or component {name!r}{_nearest(host, name)}")
+    return found
+
+
 def _nearest(host: PluginManager, name: str) -> str:
     names = {each.name for each in host.plugins}
     names |= {each for kind in KINDS for each in host.provided(kind)}
@@ -129,8 +152,10 @@ def _component(kind: str, cls: type[Component]) -> RenderableType:
     table.add_column(style="dim")
     for option in options_of(cls):
         default = "required" if option.required else _shown(option.default)
-        table.add_row(option.name, Text(option.type), Text(default), Text(option.doc))
-    return Group(title, Padding(table, (0, 0, 0, 2))) if table.row_count else title
+        told = "; ".join(filter(None, (option.bounds, option.doc)))
+        table.add_row(option.name, Text(option.type), Text(default), Text(told))
+    paste = Padding(Text(table_to_paste(kind, cls), "green"), (1, 0, 0, 2))
+    return Group(title, Padding(table, (0, 0, 0, 2)), paste) if table.row_count else title
 
 
 def _doc(cls: type[Component]) -> str:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
 
 from torch import Tensor
 
+from kdcore.data.columns import BatchColumns
+
 if TYPE_CHECKING:
     import numpy as np
-
-    from kdcore.data.columns import BatchColumns
 
 LogitsFn = Callable[["Tensor"], "Tensor"]
 """Flat positions [n] -> logits [n, V] of a batch that a teacher has read, without gradient."""
@@ -125,3 +125,12 @@ class TextSource(Protocol):
     def fingerprint(self) -> str:
         """What the source is, content included."""
         ...
+
+
+def columns_of(batch: Batch) -> BatchColumns:
+    """A batch's. One that was made without has documents of data."""
+    if batch.columns is not None:
+        return batch.columns
+    document = batch.document.cpu().numpy()
+    predicts = batch.labels.cpu().numpy().reshape(document.shape) >= 0
+    return BatchColumns([{}] * len(document), document, predicts)

@@ -15,16 +15,16 @@ import numpy as np
 
 from kdcore.data.batch import Row, Split, TextSource
 from kdcore.data.columns import StoredColumns
-from kdcore.data.encoding import Encoder, SpelledCount
-from kdcore.data.rows import PieceRows, RowDataset, check_block, pack_lengths
-from kdcore.data.tokenized import (
+from kdcore.data.encoding import (
     Document,
-    TokenStore,
-    by_size,
+    Encoder,
+    SpelledCount,
     checked_document,
     documents_of,
     pair_of,
 )
+from kdcore.data.rows import PieceRows, RowDataset, check_block, pack_lengths
+from kdcore.data.tokenized import TokenStore, by_size
 from kdcore.errors import RunError
 from kdcore.guard import plugin_errors
 from kdcore.hashing import digest, tokenizer_hash

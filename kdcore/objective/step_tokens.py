@@ -13,9 +13,9 @@ from torch import Tensor
 
 from kdcore.api.contracts import Loss, Teacher, Term, Tokens
 from kdcore.api.schedule import Scheduled, value_now
-from kdcore.data.batch import LogitsFn
+from kdcore.data.batch import LogitsFn, columns_of
 from kdcore.data.collate import sent
-from kdcore.data.columns import Value, categories_among, columns_of
+from kdcore.data.where import Value, categories_among
 from kdcore.distributed import Gather, alone
 from kdcore.errors import UsageError
 from kdcore.guard import describe_component

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from kdcore.api.contracts import Component, Loss, Teacher
 from kdcore.api.options import iter_components
-from kdcore.data.batch import Batch, LogitsFn, SparseLogits, TeacherOutputs
+from kdcore.data.batch import Batch, LogitsFn, SparseLogits, TeacherOutputs, columns_of
 from kdcore.data.collate import sent
-from kdcore.data.columns import Where, columns_of
+from kdcore.data.where import Where
 from kdcore.errors import PluginError, RunError, UsageError
 from kdcore.guard import call_checked, describe_component, inputs_unchanged, plugin_errors
 from kdcore.models.head import nll_from_logits, upcast

@@ -19,7 +19,8 @@ from kdcore.api.contracts import (
     Term,
     Tokenizer,
 )
-from kdcore.api.train_options import RIVALS, SelectionOptions, TermOptions, TrainOptions
+from kdcore.api.train_options import RIVALS, Rivals, SelectionOptions, TermOptions, TrainOptions
+from kdcore.data.where import unknown_columns
 from kdcore.errors import Fault, did_you_mean
 from kdcore.guard import call_checked, call_checked_list, needs_teacher
 from kdcore.recipe.build import Builder, shown
@@ -237,21 +238,38 @@ def _what(value: Node) -> str:
 def rules_between(stage: Assembly) -> Iterator[Fault]:
     """Every rule that is broken, as far as it can be told."""
     yield from _one_of_rivals(stage)
+    yield from _documents_in_chunks(stage)
     yield from _tokenizer_of_fresh_student(stage)
     yield from _tokens_without_selection(stage)
     yield from _teacher_and_its_users(stage)
+    yield from _columns_of_data(stage)
 
 
 def _one_of_rivals(stage: Assembly) -> Iterator[Fault]:
-    for key, rivals in RIVALS.items():
+    for key, groups in RIVALS.items():
         table = stage.tables.get(key)
-        given = [rival for rival in table.table if rival in rivals] if table else []
-        names = f"{', '.join(rivals[:-1])} and {rivals[-1]}"
-        if table and not given:
-            yield table.fault(f"[{key}] needs one of {names}")
-        for rival in given[1:]:
-            said = f"[{key}] takes one of {names}, and {given[0]} is given as well"
-            yield table.table[rival].fault(said, f"leave out {given[0]} or {rival}")  # type: ignore[union-attr]
+        if table is not None:
+            for rivals in groups:
+                yield from _one_of(table, key, rivals)
+
+
+def _one_of(table: Node, key: str, rivals: Rivals) -> Iterator[Fault]:
+    given = [rival for rival in table.table if rival in rivals.names]
+    names = f"{', '.join(rivals.names[:-1])} and {rivals.names[-1]}"
+    if rivals.needed and not given:
+        yield table.fault(f"[{key}] needs one of {names}")
+    for rival in given[1:]:
+        said = f"[{key}] takes one of {names}, and {given[0]} is given as well"
+        yield table.table[rival].fault(said, f"leave out {given[0]} or {rival}")
+
+
+def _documents_in_chunks(stage: Assembly) -> Iterator[Fault]:
+    """Rows that are cut across documents hold none whole."""
+    train, data = stage.tables.get("train"), stage.data
+    if train and "batch_documents" in train.table and data is not None and data.rows == "chunk":
+        said = 'batch_documents counts documents, and [data] rows = "chunk" cuts across them'
+        hint = 'say batch in its place, or rows = "pack" or "one" in [data]'
+        yield train.table["batch_documents"].fault(said, hint)
 
 
 def _tokenizer_of_fresh_student(stage: Assembly) -> Iterator[Fault]:
@@ -289,6 +307,28 @@ def _teacher_and_its_users(stage: Assembly) -> Iterator[Fault]:
         for user in users:
             said = f"{user.name!r} needs a teacher, and {stage.title} has no [teacher]"
             yield places[id(user)].table["use"].fault(said, 'add [teacher] with use = "..."')
+
+
+def _columns_of_data(stage: Assembly) -> Iterator[Fault]:
+    """Columns that data says none of its documents has."""
+    if stage.data is None:
+        return
+    known = call_checked(stage.data, "column_names", of=(Sequence, type(None)))
+    if known is None:
+        return
+    for item in stage.lists.get("loss", ()):
+        where = item.table.get("where")
+        if where is not None and where.is_table:
+            for name, value in where.table.items():
+                for said in unknown_columns({name: []}, known):
+                    yield value.fault(said, _KEEP)
+    for component, table in stage.builder.places:
+        for asked in call_checked(component, "reads_columns", of=Sequence):
+            for said in unknown_columns(asked, known):
+                yield table.fault(said, _KEEP)
+
+
+_KEEP = 'of files, keep_columns = ["..."] in [data] keeps them'
 
 
 def _ill_served(

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from kdcore.api.contracts import Component, Stage, Term
 from kdcore.api.options import option_values
 from kdcore.api.schedule import Schedule
-from kdcore.data.columns import values_in
+from kdcore.data.where import values_in
 from kdcore.guard import call_checked
 
 if TYPE_CHECKING:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -10,14 +11,13 @@ from kdcore.formatting import plain
 from kdcore.runs.metrics import is_part
 
 POINTS = 256  # more than any terminal has columns
-_FALLING = {*["loss", "nll", "ce", "kl", "perplexity", "bits", "error", "divergence"]}
+_FALLING = re.compile(r"(^|[/_.-])(loss|nll|ce|kl|perplexity|bits|error|divergence)($|[/_.-])")
 _BLOCKS = "▁▂▃▄▅▆▇█"
 
 
 def lower_is_better(name: str) -> bool:
     """Whether a score of this name is best where it is lowest; a guess from its words."""
-    words = set(name.replace("/", "_").replace("-", "_").replace(".", "_").split("_"))
-    return not words.isdisjoint(_FALLING) or name.startswith("loss")
+    return _FALLING.search(name) is not None or name.startswith("loss")
 
 
 @dataclass

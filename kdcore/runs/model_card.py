@@ -86,7 +86,9 @@ def _versions(path: Path) -> Mapping[str, str]:
 
 
 def _about(run: RunState) -> str:
-    done = f"{run.steps:,} steps of {run.batch} rows, {run.tokens:,} tokens"
+    done = (
+        f"{run.steps:,} steps of {run.batch} {run.recipe.train.drawn_unit}, {run.tokens:,} tokens"
+    )
     stage = f", as the stage `{run.recipe.name}` of the recipe below" if run.recipe.name else ""
     return f"A causal language model that kdcore trained for {done}{stage}."
 

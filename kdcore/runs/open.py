@@ -223,10 +223,10 @@ def _micro_batch(stage: Stage, device: torch.device, state: Mapping[str, Any]) -
     """As the recipe or the run's checkpoint says; else small, and on a CPU as a run has it."""
     options = stage.train
     if options.micro_batch != "auto":
-        return min(options.batch, options.micro_batch)
+        return min(options.drawn, options.micro_batch)
     if "micro_batch" in state:
         return int(state["micro_batch"])
-    largest = options.batch if device.type == "cpu" else min(options.batch, RunState.micro_batch)
+    largest = options.drawn if device.type == "cpu" else min(options.drawn, RunState.micro_batch)
     return cpu_default(largest, stage.data.block)
 
 
@@ -235,8 +235,7 @@ def _steps(run: RunState) -> int:
     options = run.recipe.train
     if options.steps is not None:
         return options.steps
-    rows = run.laid("train")
-    return steps_of(options, len(rows), rows.lengths)
+    return steps_of(options, run.drawn_in_epoch(), run.laid("train").lengths)
 
 
 def _as_saved(name: str, stage: Stage, device: torch.device) -> PreTrainedModel:

@@ -17,6 +17,7 @@ from kdcore.errors import Interrupted, KdcoreError, PluginError, RunError, is_ou
 from kdcore.files import is_full, machine_fault, write_whole
 from kdcore.guard import call_checked, call_checked_list
 from kdcore.hashing import tokenizer_hash
+from kdcore.objective.columns import columns_fingerprint
 from kdcore.recipe.overrides import expand_grid
 from kdcore.recipe.recipe import read_recipe, wanted_stages
 from kdcore.redact import redact_own_secrets
@@ -184,6 +185,8 @@ def _fingerprints(run: RunState) -> dict[str, str]:
     }
     if run.teacher is not None:
         found["teacher"] = call_checked(run.teacher, "fingerprint", of=str)
+    if (columns := columns_fingerprint(run)) is not None:
+        found["columns"] = columns
     return found
 
 

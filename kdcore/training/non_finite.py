@@ -111,7 +111,7 @@ class BadRow:
 def describe_bad_rows(trainer: TrainStep, step: int) -> str:
     """Which rows and terms of a step are not finite, in words; takes a forward for each row."""
     found = _bad_rows(trainer, step)
-    rows = trainer.run.batch
+    rows = trainer.rows.share_of(step).of
     if not found:
         return f"no row of its {rows} is so by itself, but their sum is"
     labels = dict.fromkeys(label for row in found for label in row.terms)
@@ -155,11 +155,12 @@ def load_rows(path: str | Path) -> list[Row]:
 
 def _bad_rows(trainer: TrainStep, step: int) -> list[BadRow]:
     """Those of all processes."""
-    run, rows, first = trainer.run, trainer.rows.step(step), trainer.rows.mine.start
+    run, (rows, first, _) = trainer.run, trainer.rows.share_of(step)
     readings = [MicroBatch(trainer.collate([row]), [first + n]) for n, row in enumerate(rows)]
     readings = readings or [MicroBatch(trainer.collate([]), [first])]
     trainer.move_schedules(step - 1)
-    choices = select(run, readings, step, trainer.gather, trainer.total)
+    terms = [term for term, _ in trainer.terms_of(step)]
+    choices = select(run, readings, step, trainer.gather, trainer.total, terms)
     found = []
     for n, row in enumerate(rows):
         if bad := _bad_terms(trainer, readings[n], choices, n, step):

@@ -14,7 +14,8 @@ import torch
 
 from kdcore.api.contracts import Loss, Run, Teacher
 from kdcore.data.batch import Row
-from kdcore.data.sampler import Order, StreamedRows, TrainingRows
+from kdcore.data.documents import Documents
+from kdcore.data.sampler import Drawable, Order, StreamedRows, TrainingRows
 from kdcore.data.streaming import Stream
 from kdcore.errors import RunError
 from kdcore.guard import plugin_errors, wrong_return
@@ -53,6 +54,7 @@ class RunState(Run):
     tokenizer: PreTrainedTokenizerBase = field(init=False)
     language_model: LanguageModel = field(init=False)
     _rows: dict[tuple[str, int], RowDataset] = field(default_factory=dict)
+    _documents: Documents | None = None  # of the rows that were drawn from last
 
     @cached_property
     def bytes_per_id(self) -> np.ndarray:
@@ -76,6 +78,34 @@ class RunState(Run):
     def ids(self, split: str, places: np.ndarray) -> np.ndarray:
         """See `Run.ids`."""
         return self.laid(split).ids(places)
+
+    @property
+    def epochs(self) -> float:
+        """How often the run goes through the training data; 0 where it is streamed."""
+        count = self.drawn_in_epoch()
+        return self.steps * self.batch / count if count else 0.0
+
+    @property
+    def documents_in_step(self) -> float:
+        """Documents in an optimizer step, on average; 0 where nobody counts them."""
+        if self.recipe.train.batch_documents is not None:
+            return float(self.batch)
+        rows = self.laid("train")
+        return len(rows.split.lengths) / len(rows) * self.batch if len(rows) else 0.0
+
+    def drawn_in_epoch(self) -> int:
+        """The training rows of an epoch, or its documents where the recipe counts these."""
+        return len(self.drawable())
+
+    def drawable(self, epoch: int = 0) -> Drawable:
+        """What the steps of an epoch draw from: the training rows, or their documents."""
+        rows = self.laid("train", epoch)
+        # Of a stream each window is one by itself.
+        if self.recipe.train.batch_documents is None or isinstance(rows, Stream):
+            return rows
+        if self._documents is None or self._documents.rows is not rows:
+            self._documents = Documents(rows)
+        return self._documents
 
     def laid(self, split: str, epoch: int = 0) -> RowDataset:
         """See `Run.laid`."""
@@ -134,8 +164,8 @@ def training_rows(run: RunState) -> TrainingRows | StreamedRows:
     """This process's. A stream needs to be told where to end, and says what it does without."""
     rows, options = run.laid("train"), run.recipe.train
     if not isinstance(rows, Stream):
-        order = Order(len(rows), options.batch, run.seed)
-        return TrainingRows(lambda e: run.laid("train", e), order, run.process, run.processes)
+        order = Order(run.drawn_in_epoch(), options.drawn, run.seed)
+        return TrainingRows(run.drawable, order, run.process, run.processes)
     if options.steps is None:
         raise RunError(
             f"the data {run.data.name!r} is streamed, and nobody knows how long it is: set "
@@ -148,11 +178,12 @@ def training_rows(run: RunState) -> TrainingRows | StreamedRows:
         )
     return StreamedRows(
         lambda epoch: cast(Stream, run.laid("train", epoch)),
-        options.batch,
+        options.drawn,
         run.seed,
         run.process,
         run.processes,
         workers=workers_of(run),
+        drawn=Documents if options.batch_documents else lambda rows: rows,
     )
 
 

@@ -15,6 +15,7 @@ from kdcore.guard import call_checked
 from kdcore.models.causal_lm import LanguageModel
 from kdcore.models.loading import HALF, precision_of
 from kdcore.models.vocabulary import cut_to, verify_same_ids
+from kdcore.objective.columns import check_columns
 from kdcore.objective.objective import Objective
 from kdcore.objective.teachers import (
     check_positions,
@@ -70,8 +71,9 @@ def prepare(
     stage, options = run.recipe, run.recipe.train
     with main_first(accelerator):
         rows = run.laid("train")
-    run.steps = steps_of(options, len(rows), rows.lengths)
+    run.steps = steps_of(options, run.drawn_in_epoch(), rows.lengths)
     student = _prepare_student(run, HALF.get(accelerator.mixed_precision))
+    check_columns(run)
     load_teachers(run, stage.components())
     tell_untempered(stage.teacher, [term.loss for term in stage.terms])
     run.chunk = chunk_of(run)
@@ -135,21 +137,27 @@ def enable_checkpointing(student: PreTrainedModel) -> None:
     enable({"use_reentrant": False})
 
 
-def steps_of(options: TrainOptions, rows: int, lengths: np.ndarray) -> int:
-    """How many optimizer steps the recipe asks for."""
+def steps_of(options: TrainOptions, count: int, lengths: np.ndarray) -> int:
+    """How many optimizer steps the recipe asks for.
+
+    `count` are the rows of an epoch, or its documents where these are drawn; `lengths` those of
+    its rows.
+    """
     if options.steps is not None:
         return options.steps
     if options.epochs is None:
         assert options.tokens is not None
-        return math.ceil(options.tokens * rows / (int(lengths.sum()) * options.batch))
-    taken = math.floor(rows * options.epochs * (1 + 1e-12))  # 0.29 x 100 is 28.999999999999996
-    if taken < options.batch:
-        instead = f"train.batch={taken}" if taken else "train.steps=1"
+        return math.ceil(options.tokens * count / (int(lengths.sum()) * options.drawn))
+    taken = math.floor(count * options.epochs * (1 + 1e-12))  # 0.29 x 100 is 28.999999999999996
+    if taken < options.drawn:
+        unit = options.drawn_unit
+        key = "batch_documents" if unit == "documents" else "batch"
+        instead = f"train.{key}={taken}" if taken else "train.steps=1"
         raise RunError(
-            f"{options.epochs} epochs of {rows} rows are less than one step of "
-            f"{options.batch} rows; type --set {instead}"
+            f"{options.epochs} epochs of {count} {unit} are less than one step of "
+            f"{options.drawn} {unit}; type --set {instead}"
         )
-    return taken // options.batch
+    return taken // options.drawn
 
 
 def prove_vocabulary(run: RunState, teachers: Sequence[Teacher]) -> int:

@@ -87,7 +87,7 @@ class TrainStep:
 
     def _readings(self, step: int) -> list[MicroBatch]:
         """This process's micro-batches of a step; one without tokens where it has no rows."""
-        rows, first = self.rows.step(step), self.rows.mine.start
+        rows, first, _ = self.rows.share_of(step)
         # Micro-batches that rank by themselves are part of the experiment: rows as they were drawn.
         mixed = self.run.recipe.selection is not None and self.run.recipe.scope == "micro_batch"
         places = micro_batches(rows, self.run.micro_batch, by_length=not mixed)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from kdcore.errors import Interrupted, Unreachable
 from kdcore.objective.gradient_shares import negligible_terms
+from kdcore.terminal.bars import progress
 from kdcore.training.checkpoint import Checkpoints, sums_of
 from kdcore.training.evaluation import run_evals
 from kdcore.training.metrics import MetricsAccumulator
@@ -90,10 +91,7 @@ class Trainer(TrainStep):
             return True
         if every != "epoch":
             return step % every == 0
-        rows = self.rows.rows_in_epoch
-        if rows is None:
-            return False
-        return step * run.batch // rows > (step - 1) * run.batch // rows
+        return self.rows.ends_epoch(step)
 
     def _log(self) -> None:
         self.refusals.check()
@@ -179,5 +177,6 @@ class Trainer(TrainStep):
         run = self.run
         with self.recorder.paused():
             sums = self.recorder.state_dict()
-            path = self.checkpoints.save(run.step, self.state_dict(), sums)
+            with progress("saving a checkpoint"):
+                path = self.checkpoints.save(run.step, self.state_dict(), sums)
         self.host.emit("kdcore_checkpoint", run=run, step=run.step, path=path)

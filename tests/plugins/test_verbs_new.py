@@ -1,14 +1,19 @@
 """`kdcore new`: recipes that mean the same in their new place, plugins whose tests pass."""
 
 import os
+import re
 import subprocess
 import sys
+from typing import get_args
 
 import pytest
 import tomli
+import trove_classifiers
 
-from kdcore import UsageError
-from kdcore.commands.new import plugin, recipe
+from kdcore import UsageError, check
+from kdcore.api.contracts import KINDS
+from kdcore.commands.new import PluginKind, plugin, recipe
+from kdcore.commands.plugin_template import KINDS as PLUGIN_KINDS
 from kdcore.commands.plugin_template import check_name, files_of
 from kdcore.recipe.files import find_recipe
 
@@ -73,10 +78,21 @@ def test_names_that_are_none_are_refused(name):
         check_name(name)
 
 
-@pytest.mark.parametrize("name", ["json", "torch", "kl"])
-def test_names_that_are_taken_are_refused(name):
-    with pytest.raises(UsageError, match="already"):
-        check_name(name)
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        *(("json", "loss"), ("torch", "loss"), ("kl", "loss"), ("kdcore-hf", "data")),
+        *(("kdcore-stories", "data"), ("kdcore-bpe", "tokenizer"), ("kdcore-opd", "loss")),
+        *(("kdcore-run", "verb"), ("kdcore-show", "verb"), ("kdcore-agreement", "eval")),
+    ],
+)
+def test_names_that_are_taken_are_refused(name, kind):
+    with pytest.raises(UsageError, match=r"already|kdcore's own"):
+        check_name(name, kind)
+
+
+def test_a_name_is_taken_by_its_own_kind_only():
+    check_name("kdcore-kl", "data")
 
 
 def test_a_folder_that_exists_is_left_alone(here):
@@ -85,21 +101,47 @@ def test_a_folder_that_exists_is_left_alone(here):
         plugin("mine")
 
 
-def test_the_name_is_used_everywhere():
-    files = files_of("kdcore-my_own")
-    assert set(files) == {
-        *("README.md", "pyproject.toml", "kdcore_my_own.py", "tests/test_kdcore_my_own.py")
-    }
-    project = tomli.loads(files["pyproject.toml"])
-    assert project["project"]["name"] == "kdcore-my-own"
-    assert project["project"]["entry-points"]["kdcore"] == {"my-own": "kdcore_my_own"}
-    assert "class MyOwnLoss(Loss)" in files["kdcore_my_own.py"]
-    assert not any("$" in text for text in files.values())
+FILES = {
+    *("README.md", "CHANGELOG.md", "LICENSE", "pyproject.toml", ".github/workflows/test.yml"),
+    *("kdcore_my_own.py", "tests/test_kdcore_my_own.py", "my-own.toml"),
+}
+
+
+def test_there_is_a_template_for_every_kind():
+    assert set(PLUGIN_KINDS) == {*KINDS, "verb"} == {*get_args(PluginKind)}
+
+
+@pytest.mark.parametrize("kind", PLUGIN_KINDS)
+def test_the_name_is_used_everywhere(kind, here):
+    files = files_of("kdcore-my_own", kind)
+    assert set(files) == FILES
+    project = tomli.loads(files["pyproject.toml"])["project"]
+    assert project["name"] == "kdcore-my-own"
+    assert "kdcore" in project["keywords"]
+    assert set(project["classifiers"]) <= trove_classifiers.classifiers
+    group, value = ("kdcore", "kdcore_my_own")
+    if kind == "verb":
+        group, value = "kdcore.commands", "kdcore_my_own:my_own"
+    assert project["entry-points"] == {group: {"my-own": value}}
+    dollars = {path for path, text in files.items() if "$" in text}
+    assert dollars == {".github/workflows/test.yml"}  # ${{ matrix.python }}
+
+
+@pytest.mark.parametrize("kind", PLUGIN_KINDS)
+def test_the_new_package_is_formatted_as_ruff_has_it(kind, here):
+    for path, text in files_of("kdcore-mine", kind).items():
+        if path.endswith(".py"):
+            done = subprocess.run(
+                [sys.executable, "-m", "ruff", "format", "--line-length=100", "--diff", "-"],
+                **{"input": text, "capture_output": True, "text": True},
+            )
+            assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.slow
-def test_the_new_plugins_own_tests_pass(here):
-    plugin("kdcore-mine")
+@pytest.mark.parametrize("kind", PLUGIN_KINDS)
+def test_the_new_packages_own_tests_pass(kind, here):
+    plugin("kdcore-mine", kind)
     outcome = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"],
         cwd=here / "kdcore-mine",
@@ -108,13 +150,25 @@ def test_the_new_plugins_own_tests_pass(here):
         text=True,
     )
     assert outcome.returncode == 0, outcome.stdout
-    assert "2 passed" in outcome.stdout
+    assert f"{1 if kind == 'verb' else 2} passed" in outcome.stdout
 
 
-def test_the_new_plugin_brings_its_loss(here, capsys):
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_new_component_is_used_by_its_recipe(kind, here):
+    plugin("kdcore-mine", kind)
+    text = (here / "kdcore-mine" / "mine.toml").read_text()
+    recipe = {**tomli.loads(text), "requires": ["kdcore>=0.1"]}  # it is not installed here
+    assert check(recipe, plugins=["kdcore-mine/kdcore_mine.py"]) == []
+    assert '"mine"' in text
+
+
+def test_the_new_plugin_brings_its_loss_and_is_verified(here, capsys):
     from kdcore.commands.plugins import plugins
 
     plugin("kdcore-mine")
     capsys.readouterr()
     plugins("mine", plugins=["kdcore-mine/kdcore_mine.py"])
     assert "loss mine" in capsys.readouterr().out
+    plugins("mine", plugins=["kdcore-mine/kdcore_mine.py"], verify=True)
+    assert re.search(r"loss mine +kept", capsys.readouterr().out)

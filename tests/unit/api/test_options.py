@@ -5,7 +5,7 @@ import pytest
 import torch
 from pydantic import Field
 
-from kdcore import Data, Loss, Teacher
+from kdcore import Data, Loss, Teacher, component, options_of
 from kdcore.api.options import is_option_type
 
 
@@ -53,3 +53,14 @@ def test_recipes_can_spell(annotation):
 )
 def test_recipes_cannot_spell(annotation):
     assert not is_option_type(annotation)
+
+
+def test_bounds_are_told_wherever_they_stand():
+    @component
+    class Bounded(Loss):
+        name = "bounded"
+        share: Annotated[float, Field(gt=0, le=1)] = 0.5
+        k: Annotated[int, Field(ge=1)] | None = None
+        free: float = 1.0
+
+    assert [each.bounds for each in options_of(Bounded)] == ["> 0, <= 1", ">= 1", ""]

@@ -12,7 +12,7 @@ from given import VOCABULARY
 from kdcore_losses import CrossEntropy, ForwardKL, ReverseKL
 
 from kdcore import PluginError
-from kdcore.data.columns import columns_of
+from kdcore.data.batch import columns_of
 from kdcore.objective.teachers import known_to
 from kdcore.testing import make_batch
 
