@@ -7,7 +7,7 @@ is a few numbers that a checkpoint keeps, so that a run goes on without reading 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -43,10 +43,6 @@ class Place:
     read: int = 0  # so many were read before
     laid: int = 0  # and so many of these held anything
     source: Mapping[str, Any] | None = None  # what the source says of the place, if it can
-
-    def as_dict(self) -> dict[str, Any]:
-        """For a checkpoint."""
-        return asdict(self)
 
 
 class Stream(RowDataset):

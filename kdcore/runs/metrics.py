@@ -5,9 +5,12 @@ running, over all continuations). Training lines add `loss`, for each term `loss
 in nats a token, and `weight/<label>` (`loss` is the sum of their products), `lr`, `kept`,
 `tokens_per_second`, `selection/...`, now and then `gradient/<label>` (each term's share of the
 gradient), and `schema`, which is 2: lines without it are older, and have the weight in their
-`loss/<label>`. Evaluation lines add `eval/<name>`. A value that is not finite is written as null,
-because JSON has no other word for it. Lines of `kdcore eval` have `again` (true) and stand at the
-end; what a run measured itself is not changed by them.
+`loss/<label>`. Where there is a [rollout] they have `rollout/length` (tokens of an answer),
+`rollout/finished` (the share that ended by itself), `rollout/repeats` (the share of repeated
+4-grams) and `rollout/time_share` (of the time, spent on writing). Evaluation lines add
+`eval/<name>`. A value that is not finite is written as null, because JSON has no other word for it.
+Lines of `kdcore eval` have `again` (true) and stand at the end; what a run measured itself is not
+changed by them.
 """
 
 from __future__ import annotations
@@ -50,6 +53,7 @@ def training_line(record: Record) -> Line:
         "tokens_per_second": record.tokens_per_second,
         **{f"selection/{name}": value for name, value in record.selection.items()},
         **{f"gradient/{label}": share for label, share in record.gradient.items()},
+        **{f"rollout/{name}": value for name, value in record.rollout.items()},
         **{f"teacher/{name}": value for name, value in record.teacher.items()},
     }
 
