@@ -89,6 +89,8 @@ class TrainOptions:
     eval_rows: Literal["all"] | Count = 2048
     eval_seed: Annotated[int, Field(ge=0)] = 0
     save_keep: Count = 2
+    keep_best: str | None = None
+    mode: Literal["max", "min"] | None = None  # None is "min"
     workers: Literal["auto"] | Annotated[int, Field(ge=0)] = "auto"
 
     @property

@@ -20,7 +20,7 @@ from kdcore.formatting import duration, value
 from kdcore.runs.facts import facts_of_folder, read_settings
 from kdcore.runs.folder import failure_of, find_run, finished, runs_in
 from kdcore.runs.history import History
-from kdcore.runs.metrics import latest_values, read_metrics
+from kdcore.runs.metrics import iter_metrics, latest_values
 from kdcore.runs.summary import Summary
 
 AsCsv = Annotated[bool, typer.Option("--csv", help="As CSV.")]
@@ -183,7 +183,7 @@ def _table(rows: Sequence[dict[str, Any]]) -> Fitting:
 
 
 def _one(folder: Path, as_json: bool) -> None:
-    history = History(read_metrics(folder))
+    history = History(iter_metrics(folder))
     if not as_json:
         tell(Summary(facts_of_folder(folder), history, with_facts=True))
         return

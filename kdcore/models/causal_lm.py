@@ -204,11 +204,17 @@ class LanguageModel:
         """Float32 logits [n, width] of chosen states [n, H], unrounded also from half weights."""
         return self.head()(states)
 
-    def head(self) -> Callable[[Tensor], Tensor]:
-        """What `logits` does, for many calls: the weight is cast to `precision` once."""
-        weight, bias = self.computed_weight(), self.bias
+    def head(self, device: torch.device | None = None) -> Callable[[Tensor], Tensor]:
+        """What `logits` does, for many calls: the weight is cast to `precision` once.
+
+        With another `device` it is copied there, for states that are moved there.
+        """
+        weight = self.computed_weight()
+        bias: Tensor | None = self.bias
         if weight is None:
             return upcast
+        if device is not None:
+            weight, bias = weight.to(device), None if bias is None else bias.to(device)
         bend = self.bend
         if bend is None:
             return lambda states: logits_of(states, weight, bias)

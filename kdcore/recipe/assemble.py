@@ -253,6 +253,7 @@ def rules_between(stage: Assembly) -> Iterator[Fault]:
     """Every rule that is broken, as far as it can be told."""
     yield from _one_of_rivals(stage)
     yield from _documents_in_chunks(stage)
+    yield from _mode_of_nothing(stage)
     yield from _tokenizer_of_fresh_student(stage)
     yield from _tokens_without_selection(stage)
     yield from _teacher_and_its_users(stage)
@@ -276,6 +277,13 @@ def _one_of(table: Node, key: str, rivals: Rivals) -> Iterator[Fault]:
     for rival in given[1:]:
         said = f"[{key}] takes one of {names}, and {given[0]} is given as well"
         yield table.table[rival].fault(said, f"leave out {given[0]} or {rival}")
+
+
+def _mode_of_nothing(stage: Assembly) -> Iterator[Fault]:
+    train = stage.tables.get("train")
+    if train and "mode" in train.table and "keep_best" not in train.table:
+        said = "mode says which score is best, and [train] has no keep_best"
+        yield train.table["mode"].fault(said, 'add keep_best = "eval/nll", or leave mode out')
 
 
 def _documents_in_chunks(stage: Assembly) -> Iterator[Fault]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -20,6 +20,7 @@ from kdcore.data.streaming import Stream
 from kdcore.errors import RunError, UsageError
 from kdcore.guard import plugin_errors, wrong_return
 from kdcore.models.completions import Completion, Prompt, Sampling
+from kdcore.training.best import Best
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,6 +51,7 @@ class RunState(Run):
     vocabulary: int = 0  # ids that student and teachers share; logits are cut to these
     objective: str = ""  # the effective objective as a formula, as `kdcore plan` prints it
     scores: Mapping[str, float | str] = field(default_factory=dict)  # of the last evaluation
+    best: Best | None = None  # the step that scored best, where the recipe keeps it
     reads_teacher: bool = True
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
     tokenizer: PreTrainedTokenizerBase = field(init=False)
@@ -131,12 +133,17 @@ class RunState(Run):
         return self._rows[key]
 
     def evaluate(
-        self, rows: Sequence[Row], losses: Sequence[Loss], teacher: Teacher | None = None
+        self,
+        rows: Sequence[Row],
+        losses: Sequence[Loss],
+        teacher: Teacher | None = None,
+        *,
+        by: str | None = None,
     ) -> Mapping[str, float]:
         """See `Run.evaluate`."""
         from kdcore.training.evaluation import evaluate
 
-        return evaluate(self, rows, losses, teacher)
+        return evaluate(self, rows, losses, teacher, by)
 
     def log_likelihoods(self, rows: Sequence[Row], *, batch: int = 64) -> list[float]:
         """See `Run.log_likelihoods`."""
@@ -196,12 +203,14 @@ class RunState(Run):
     def state_dict(self) -> dict[str, object]:
         """What its checkpoints hold of it, besides weights and random states."""
         kept = ("tokens", "micro_batch", "chunk", "vocabulary", "steps", "scores")
-        return {key: getattr(self, key) for key in kept}
+        best = {} if self.best is None else {"best": asdict(self.best)}
+        return {key: getattr(self, key) for key in kept} | best
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what a checkpoint holds, as far as set-up does not find it anew."""
         self.step, self.tokens = state["step"], state["tokens"]
         self.scores = state.get("scores", {})
+        self.best = Best(**state["best"]) if state.get("best") else None
         self.chunk = state.get("chunk", self.chunk)
 
     def say(self, message: str) -> None:

@@ -70,11 +70,10 @@ class MiniLLM(PreparedLoss):
 
     def _returns(self, tokens: Tokens, reward: Tensor) -> Tensor:
         """For each token the rewards behind it in its answer: their sum, or their mean."""
-        seen = tokens.seen(self).double()
-        starts = _starts(tokens)
-        later = _behind(reward.double() * seen, starts)
+        seen, starts = tokens.seen(self), _starts(tokens)
+        later = _behind(torch.where(seen, reward.double(), 0.0), starts)
         if self.length_normalised:
-            later = later / _behind(seen, starts).clamp(min=1)
+            later = later / _behind(seen.double(), starts).clamp(min=1)
         return later.to(reward.dtype)
 
     def formula(self) -> str:
