@@ -191,7 +191,7 @@ def _bos(data: Data, tokenizer: PreTrainedTokenizerBase) -> str:
 
 def _as_calls(stage: Stage) -> dict[str, str]:
     student = [_student_of(stage), *map(describe, stage.student.patches)]
-    kinds = ("tokenizer", "data", "teacher", "selection")
+    kinds = ("tokenizer", "data", "teacher", "selection", "rollout")
     found = {kind: getattr(stage, kind) for kind in kinds}
     said = {kind: describe(one) for kind, one in found.items() if one is not None}
     return {"student": " + ".join(student), **said}

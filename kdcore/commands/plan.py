@@ -112,6 +112,8 @@ def _facts(plan: StagePlan) -> Facts:
     yield "data", said["data"] + _laid(plan) + begins
     if "selection" in said:
         yield "keeps", f"{said['selection']}: {_ranked(plan)}"
+    if "rollout" in said:
+        yield "writes", f"{said['rollout']}: {_written(plan)}"
     yield "trains", _length(plan)
     yield "batch", _batch(plan)
     yield "rate", _rate(train, plan.steps)
@@ -136,6 +138,23 @@ def _ranked(plan: StagePlan) -> str:
     if plan.in_epoch and plan.tokens and plan.stage.scope == "step":
         among += f", about {round(plan.tokens / plan.in_epoch * plan.stage.train.drawn):,}"
     return f"{doc} {among[0].upper()}{among[1:]}"
+
+
+def _written(plan: StagePlan) -> str:
+    """Which rows, and how many tokens at most where each row has one prompt."""
+    options, rollout, train = plan.stage.writing, plan.stage.rollout, plan.stage.train
+    assert rollout is not None
+    share = options.share
+    rows = percent(share) if isinstance(share, (int, float)) else f"a share {share}"
+    said = f"{rows} of the rows of each step"
+    if options.every > 1:
+        said += f", those of {options.every} steps at once"
+    said += f", {options.group(plan.stage.data.block)} prompts together"
+    if plan.steps is None:
+        return said
+    mean = share if isinstance(share, (int, float)) else max(share.start, share.end)
+    most = plan.steps * train.batch * mean * rollout.max_new_tokens
+    return f"{said}; at most {count(most)} tokens where a row has one prompt"
 
 
 def _length(plan: StagePlan) -> str:
@@ -271,4 +290,4 @@ def _kept(plan: StagePlan) -> int:
     if every == "epoch":
         every = math.ceil(plan.in_epoch / train.drawn) if plan.in_epoch else 1
     written = train.save_keep + 1 if plan.steps is None else math.ceil(plan.steps / every)
-    return int(min(train.save_keep + 1, written))
+    return int(min(train.save_keep + 1, written)) + (train.keep_best is not None)

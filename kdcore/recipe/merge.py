@@ -145,6 +145,8 @@ _OF_TRAIN = (
     "save_keep",
 )
 
+_MEASURED = ("eval_every", "eval_seed")
+
 
 def identity(table: Node, tokenizer_data: Node | None, identity_of: Callable[[str], str]) -> str:
     """Eight hexadecimal digits of the merged table as typed; the order of keys does not matter.
@@ -168,11 +170,16 @@ def identity_fields(table: Mapping[str, object]) -> dict[str, object]:
     counts = {"seed": 0, **{key: each for key, each in table.items() if key not in _OF_RECIPE}}
     train, selection = counts.get("train"), counts.get("selection")
     if isinstance(train, dict):
+        measured = "keep_best" in train  # what is, and when, decides which weights are final
         counts["train"] = {
             key: value
             for key, value in train.items()
-            if key not in _OF_TRAIN or (key == "micro_batch" and _ranks_within(selection))
+            if key not in _OF_TRAIN
+            or (key == "micro_batch" and _ranks_within(selection))
+            or (key in _MEASURED and measured)
         }
+        if measured:
+            counts["eval"] = table.get("eval", [])
     return counts
 
 
