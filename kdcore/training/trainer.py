@@ -24,7 +24,7 @@ from kdcore.training.step import TrainStep
 
 if TYPE_CHECKING:
     from kdcore.plugin.manager import PluginManager
-    from kdcore.training.signals import Signals
+    from kdcore.signals import Signals
 
 
 _log = logging.getLogger("kdcore")
@@ -174,7 +174,8 @@ class Trainer(TrainStep):
             )
         load_weights(path, self.checkpoints.model)
         run.scores = json.loads((path / "state.json").read_text())["scores"]
-        run.say(f"step {best.step} had the {best_in_words(run)}: its weights are final")
+        which = best_in_words(run.recipe.train, best)
+        run.say(f"step {best.step} had the {which}: its weights are final")
 
     def _stop(self, signal_number: int) -> None:
         if self.run.step == self.run.steps:
