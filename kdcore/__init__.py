@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from kdcore.api.contracts import Loss as Loss
     from kdcore.api.contracts import Patch as Patch
     from kdcore.api.contracts import PreparedLoss as PreparedLoss
+    from kdcore.api.contracts import Rollout as Rollout
     from kdcore.api.contracts import Run as Run
     from kdcore.api.contracts import Selection as Selection
     from kdcore.api.contracts import Stage as Stage
@@ -61,6 +62,12 @@ if TYPE_CHECKING:
     from kdcore.errors import UsageError as UsageError
     from kdcore.hashing import tokenizer_hash as tokenizer_hash
     from kdcore.models.causal_lm import LanguageModel as LanguageModel
+    from kdcore.models.completions import Completion as Completion
+    from kdcore.models.completions import Prompt as Prompt
+    from kdcore.models.completions import Sampling as Sampling
+    from kdcore.models.completions import completions_from as completions_from
+    from kdcore.models.completions import completions_state as completions_state
+    from kdcore.models.decoding import sample as sample
     from kdcore.models.generation import generate as generate
     from kdcore.models.loading import dtype_of as dtype_of
     from kdcore.models.loading import load_config as load_config
@@ -102,8 +109,8 @@ _MODULES = {
 """Modules that are public as a whole."""
 
 _EXPORTS = {
-    "api.contracts": "Component Data Eval Logger Loss Patch PreparedLoss Run Selection "
-    "Stage Teacher Tokenizer Tokens component hookimpl",
+    "api.contracts": "Component Data Eval Logger Loss Patch PreparedLoss Rollout Run "
+    "Selection Stage Teacher Tokenizer Tokens component hookimpl",
     "api.hookspecs": "Record",
     "api.options": "describe options_of reads_columns",
     "api.schedule": "Schedule Scheduled tensor_now value_now",
@@ -111,12 +118,14 @@ _EXPORTS = {
     "columns_of",
     "data.collate": "select_rows",
     "data.encoding": "bos_of",
+    "models.completions": "Completion Prompt Sampling completions_from completions_state",
     "data.given": "join_rows join_streams",
     "data.rows": "pack_documents pack_texts",
     "data.streaming": "stream_texts",
     "errors": "KdcoreError PluginError RecipeError RunError Unreachable UsageError",
     "hashing": "tokenizer_hash",
     "models.causal_lm": "LanguageModel",
+    "models.decoding": "sample",
     "models.generation": "generate",
     "models.loading": "dtype_of load_config load_model load_tokenizer model_fingerprint",
     "objective.alignment": "RetokenizedBatch Retokenizer ids_of_same_bytes",
@@ -131,6 +140,9 @@ _EXPORTS = {
     "terminal.libraries": "DownloadBar",
     "training.non_finite": "load_rows",
 }
+
+API_VERSION = 2
+"""Goes up where plugins have to change; 1 is that of kdcore 0.1."""
 
 _MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names.split()}
 __all__ = sorted([*_MODULE_OF, *_MODULES])

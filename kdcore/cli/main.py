@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from kdcore.cli.at_once import AtOnce, AtOnceSignals, number_of
+from kdcore.cli.at_once import AtOnceSignals
 from kdcore.cli.examples import as_epilog, epilog_of
 from kdcore.cli.results import tell_results
 from kdcore.errors import (
@@ -243,15 +243,19 @@ def main() -> None:
         # Rows of many lengths would leave holes in a GPU's memory. torch 2.8 knows the older name.
         os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     for library in ("HF_DATASETS", "HF_HUB"):  # and so transformers'; kdcore has its own
-        os.environ.setdefault(f"{library}_DISABLE_PROGRESS_BARS", "1")
+        os.environ[f"{library}_DISABLE_PROGRESS_BARS"] = "1"
+    signals = AtOnceSignals()
     try:
-        with AtOnceSignals():
+        with signals:
             try:
                 code = _exit_code()
             finally:
+                _give_terminal_back()
                 _leave_processes()
-    except (AtOnce, KeyboardInterrupt) as late:
-        code = _interrupted(number_of(late))
+    except KeyboardInterrupt:
+        code = _interrupted()
+    if code and signals.interrupted:  # a library made another error of it
+        code = Interrupted("", signal.SIGINT).exit_code
     raise SystemExit(code)
 
 
@@ -266,6 +270,13 @@ def _open_closed() -> None:
             setattr(sys, name, os.fdopen(number, "w" if number else "r"))
 
 
+def _give_terminal_back() -> None:
+    """What an interrupt tore off may still be shown."""
+    display = sys.modules.get("kdcore.terminal.display")
+    if display is not None:
+        display.give_back()
+
+
 def _leave_processes() -> None:
     """Leave the group of processes; one that is still in it may abort as it ends."""
     distributed = sys.modules.get("torch.distributed")
@@ -276,13 +287,13 @@ def _leave_processes() -> None:
 def _exit_code() -> int:
     try:
         return int(app(standalone_mode=False) or 0)
-    except (AtOnce, KeyboardInterrupt, Exception) as error:
-        if number := number_of(error):  # typer and plugins may have made another error of it
-            return _interrupted(number)
+    except KeyboardInterrupt:
+        return _interrupted()
+    except Exception as error:
         return _failed(error)
 
 
-def _failed(error: BaseException) -> int:
+def _failed(error: Exception) -> int:
     if isinstance(error, KdcoreError):
         if isinstance(error, PluginError) and (refused := _refused(error)):
             return _said(refused, RunError.exit_code)
@@ -291,7 +302,7 @@ def _failed(error: BaseException) -> int:
         error.show()  # type: ignore[attr-defined]
         return int(error.exit_code)
     if type(error).__name__ == "Abort":
-        return _interrupted(signal.SIGINT)
+        return _interrupted()
     if refused := _refused(error):
         return _said(refused, RunError.exit_code)
     return _said(_as_bug(error), PluginError.exit_code)
@@ -305,11 +316,11 @@ def _code_of(error: KdcoreError) -> int:
     return error.exit_code
 
 
-def _interrupted(number: int) -> int:
-    return _said("interrupted", Interrupted("", number).exit_code)
+def _interrupted() -> int:
+    return _said("interrupted", Interrupted("", signal.SIGINT).exit_code)
 
 
-def _refused(error: BaseException) -> str | None:
+def _refused(error: Exception) -> str | None:
     """The machine's refusal, which is no bug: a name too long, a folder that none may write in."""
     if fault := machine_fault(error):
         return "; ".join(refusal(fault))
@@ -319,11 +330,12 @@ def _refused(error: BaseException) -> str | None:
 
 
 def _said(message: object, code: int) -> int:
+    _give_terminal_back()
     print(f"kdcore: {redact_own_secrets(str(message))}", file=sys.stderr)
     return code
 
 
-def _as_bug(error: BaseException) -> str:
+def _as_bug(error: Exception) -> str:
     import traceback
 
     if os.environ.get("KDCORE_TRACE"):

@@ -20,7 +20,14 @@ from kdcore.api.options import (
     option_types,
 )
 from kdcore.api.schedule import Schedule
-from kdcore.api.train_options import RIVALS, Rivals, SelectionOptions, TermOptions, TrainOptions
+from kdcore.api.train_options import (
+    RIVALS,
+    Rivals,
+    RolloutOptions,
+    SelectionOptions,
+    TermOptions,
+    TrainOptions,
+)
 from kdcore.cli.examples import examples
 from kdcore.cli.main import plugin_manager
 from kdcore.commands.output import Plugins, print_json
@@ -30,7 +37,7 @@ from kdcore.recipe.node import IN_STAGE, KINDS_OF_TABLES, LISTS, TABLES
 
 Schema = dict[str, Any]
 
-_ENGINE = {"loss": TermOptions, "selection": SelectionOptions}
+_ENGINE = {"loss": TermOptions, "selection": SelectionOptions, "rollout": RolloutOptions}
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _NEEDED = ("student", "data", "loss", "train")
 _PLAIN: Mapping[Any, Schema] = {

@@ -35,6 +35,7 @@ class Split:
     name: str
     fingerprint: str  # of its tokens and their order
     lengths: np.ndarray  # [documents] in tokens; empty where the data is streamed
+    written: bool = False  # rows that were written while training: they are seen once
 
 
 @dataclass(frozen=True, eq=False)

@@ -102,6 +102,15 @@ class _Some(Sequence[Columns]):
         return self._columns[int(self._documents[index])]
 
 
+def columns_at(row: Mapping[str, Any], place: int) -> Columns:
+    """Those of the document that a token of a row belongs to."""
+    given = row.get("columns") or {}
+    if isinstance(given, Mapping):
+        return given
+    found: Columns = given[int(_places(np.asarray(row["document"]))[place])]
+    return found
+
+
 class BatchColumns:
     """The columns of a batch's documents. Nothing is looked up before it is asked for."""
 

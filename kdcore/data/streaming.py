@@ -45,10 +45,6 @@ class Place:
     laid: int = 0  # and so many of these held anything
     source: Mapping[str, Any] | None = None  # what the source says of the place, if it can
 
-    def as_dict(self) -> dict[str, Any]:
-        """For a checkpoint."""
-        return asdict(self)
-
 
 class Stream(RowDataset):
     """Rows that nobody counted: as a sequence it is empty, and iterating goes through all."""
@@ -208,7 +204,7 @@ class _Cursor:
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint."""
-        return {"passes": self.passes, "index": self._index, "place": self._place.as_dict()}
+        return {"passes": self.passes, "index": self._index, "place": asdict(self._place)}
 
 
 _BEGIN: Mapping[str, Any] = {"passes": 0, "index": 0, "place": {}}

@@ -145,17 +145,16 @@ def _run_stage(
             around.enter_context(locked(folder))
             around.enter_context(_noted(folder))
         around.enter_context(losses_told())
-        signals = around.enter_context(Signals())
         if accelerator.is_main_process:
             write_texts(folder, {**texts, "env.json": record(host)})
         run = open_stage(asked, upto="tokenizer")
-        trainer = prepare(run, host, accelerator, signals, CHECKPOINTS)
+        trainer = prepare(run, host, accelerator, Signals(), CHECKPOINTS)
         if run.main:
             compare_fingerprints(folder, _fingerprints(run), request.accept)
         if trainer.resume():
             steps = f"step {run.step} of {run.steps}"
             run.say(f"{run.recipe.run_name} continues after {steps}: {run.folder}")
-        with host.listening(stage.components()):
+        with host.listening(stage.components()), trainer.signals as signals:
             _train(trainer)
             return signals.agreed(accelerator, now=True)
 
@@ -196,6 +195,7 @@ def _train(trainer: Trainer) -> None:
     try:
         host.emit("kdcore_run_start", run=run)
         trainer.train()
+        trainer.put_back_best()
         finish_student(run)
         with main_first(trainer.accelerator):
             if run.main:
