@@ -43,16 +43,12 @@ class Noisy(Data):
 
     def documents(self, split: str) -> Iterator[str | Row]:
         """The same with the columns of the source's."""
-        names = self.source.column_names()
-        if names is not None and not names:
-            yield from self.texts(split)
-            return
         for index, given in enumerate(self.source.documents(split)):
-            document: Row = {"text": given} if isinstance(given, str) else given
-            text = document.get("text")
+            text = given if isinstance(given, str) else given.get("text")
             if text is None:
                 raise RunError("noisy damages texts, and its source gives ids")
-            yield {**document, "text": self._damaged(text, index) if split == "train" else text}
+            said = self._damaged(text, index) if split == "train" else text
+            yield said if isinstance(given, str) else {**given, "text": said}
 
     def column_names(self) -> Sequence[str] | None:
         """The source's."""
