@@ -100,13 +100,15 @@ def run(
 ) -> Result:
     """Run a recipe as `kdcore run` does: finished stages are reused, an interrupted one resumes.
 
-    `on_record` is called with each `Record`, every `train.log_every` steps. `plugins` are what `-p`
+    `on_record` is called with each `Record`, every `train.log_every` steps. A notebook shows a bar. `plugins` are what `-p`
     takes. Raises RecipeError with every fault of the recipe, RunError where a run fails.
     """
+    from kdcore.notebook import notebook_progress
     from kdcore.runs.runner import RunRequest, run_all
 
     host = _host(plugins)
-    with _name_of(recipe) as name, host.listening([_OnRecord(on_record)] if on_record else []):
+    listeners = [*([_OnRecord(on_record)] if on_record else []), *notebook_progress()]
+    with _name_of(recipe) as name, host.listening(listeners):
         asked = RunRequest(
             recipe=name,
             out=Path(out),
