@@ -138,8 +138,9 @@ class Stage:
 
 STAGES = [
     Stage("rho_qwen", "qwen-0.5b", 4, 128, 128, trained=0.3, scored=True, clips=False),
-    Stage("qwen_kl_sft.teacher", "qwen-7b", 32, 512, 110, trained=0.6, lora=True),
-    Stage("qwen_kl_sft.student", "qwen-0.5b", 32, 512, 110, ("qwen-7b",), trained=0.6),
+    # 32 dialogues, packed.
+    Stage("qwen_kl_sft.teacher", "qwen-7b", 7, 512, 110, trained=0.6, lora=True),
+    Stage("qwen_kl_sft.student", "qwen-0.5b", 7, 512, 110, ("qwen-7b",), trained=0.6),
     Stage("tinystories_llama", "tinystories", 4, 210, 210),
     Stage("babyllama.gpt2", "gpt2", 128, 128, 128),
     Stage("babyllama.llama", "llama", 128, 128, 128),

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from kdcore.api.contracts import Loss as Loss
     from kdcore.api.contracts import Patch as Patch
     from kdcore.api.contracts import PreparedLoss as PreparedLoss
+    from kdcore.api.contracts import Rollout as Rollout
     from kdcore.api.contracts import Run as Run
     from kdcore.api.contracts import Selection as Selection
     from kdcore.api.contracts import Stage as Stage
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from kdcore.api.schedule import tensor_now as tensor_now
     from kdcore.api.schedule import value_now as value_now
     from kdcore.data.batch import Batch as Batch
+    from kdcore.data.batch import GappedLogits as GappedLogits
     from kdcore.data.batch import LogitsFn as LogitsFn
     from kdcore.data.batch import Row as Row
     from kdcore.data.batch import Rows as Rows
@@ -55,6 +57,12 @@ if TYPE_CHECKING:
     from kdcore.errors import UsageError as UsageError
     from kdcore.hashing import tokenizer_hash as tokenizer_hash
     from kdcore.models.causal_lm import LanguageModel as LanguageModel
+    from kdcore.models.completions import Completion as Completion
+    from kdcore.models.completions import Prompt as Prompt
+    from kdcore.models.completions import Sampling as Sampling
+    from kdcore.models.completions import completions_from as completions_from
+    from kdcore.models.completions import completions_state as completions_state
+    from kdcore.models.decoding import sample as sample
     from kdcore.models.generation import generate as generate
     from kdcore.models.loading import dtype_of as dtype_of
     from kdcore.models.loading import load_config as load_config
@@ -67,6 +75,7 @@ if TYPE_CHECKING:
     from kdcore.objective.teachers import load_teacher as load_teacher
     from kdcore.objective.teachers import read as read
     from kdcore.objective.teachers import read_nll as read_nll
+    from kdcore.objective.teachers import read_outputs as read_outputs
     from kdcore.redact import redact_secrets as redact_secrets
     from kdcore.runs import facts as facts
     from kdcore.runs import metrics as metrics
@@ -80,6 +89,10 @@ if TYPE_CHECKING:
     from kdcore.session import load as load
     from kdcore.session import plan as plan
     from kdcore.session import run as run
+    from kdcore.terminal.bars import progress as progress
+    from kdcore.terminal.display import is_watched as is_watched
+    from kdcore.terminal.display import show_live as show_live
+    from kdcore.terminal.libraries import DownloadBar as DownloadBar
     from kdcore.training.non_finite import load_rows as load_rows
 
 _MODULES = {
@@ -91,27 +104,32 @@ _MODULES = {
 """Modules that are public as a whole."""
 
 _EXPORTS = {
-    "api.contracts": "Component Data Eval Logger Loss Patch PreparedLoss Run Selection "
-    "Stage Teacher Tokenizer Tokens component hookimpl",
+    "api.contracts": "Component Data Eval Logger Loss Patch PreparedLoss Rollout Run "
+    "Selection Stage Teacher Tokenizer Tokens component hookimpl",
     "api.hookspecs": "Record",
     "api.options": "describe options_of",
     "api.schedule": "Schedule Scheduled tensor_now value_now",
-    "data.batch": "TeacherOutputs Batch SparseLogits LogitsFn Row Rows Split",
+    "data.batch": "TeacherOutputs Batch GappedLogits SparseLogits LogitsFn Row Rows Split",
     "data.encoding": "bos_of",
+    "models.completions": "Completion Prompt Sampling completions_from completions_state",
     "data.rows": "pack_documents pack_texts",
     "data.streaming": "stream_texts",
     "errors": "KdcoreError PluginError RecipeError RunError Unreachable UsageError",
     "hashing": "tokenizer_hash",
     "models.causal_lm": "LanguageModel",
+    "models.decoding": "sample",
     "models.generation": "generate",
     "models.loading": "dtype_of load_config load_model load_tokenizer model_fingerprint",
     "objective.alignment": "RetokenizedBatch Retokenizer ids_of_same_bytes",
-    "objective.teachers": "load_teacher read read_nll",
+    "objective.teachers": "load_teacher read read_nll read_outputs",
     "redact": "redact_secrets",
     "runs.facts": "Facts",
     "runs.history": "History Series",
     "runs.open": "iter_batches",
     "session": "Result check load plan run",
+    "terminal.bars": "progress",
+    "terminal.display": "is_watched show_live",
+    "terminal.libraries": "DownloadBar",
     "training.non_finite": "load_rows",
 }
 

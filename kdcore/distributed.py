@@ -1,7 +1,8 @@
-"""Collectives, gather and sum over processes, and taking turns for as long as it takes."""
+"""Collectives, gather and sum over processes, taking turns for as long as it takes, lost ones."""
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,10 +11,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from kdcore.errors import ProcessLost
+from kdcore.files import exception_chain
+
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 _POLLING = 0.1  # seconds
+
+# What gloo, NCCL and the store say where a process has ended or does not answer.
+_LOST = re.compile(
+    r"connection (closed|reset) by peer|broken pipe|connection was likely closed|"
+    r"remote process exited|timed out|connection refused",
+    re.IGNORECASE,
+)
 
 Gather = Callable[[Tensor], tuple[Tensor, int]]
 """This process's values [n] -> everybody's [N], and where this process's begin among them."""
@@ -73,6 +84,30 @@ def main_first(accelerator: Accelerator) -> Iterator[None]:
     while not store.check([done]):  # not `wait`, which no signal interrupts
         time.sleep(_POLLING)
     yield
+
+
+@contextmanager
+def losses_told() -> Iterator[None]:
+    """Raise ProcessLost instead of what a collective raises where another process is gone."""
+    try:
+        yield
+    except Exception as error:
+        lost = next(filter(None, map(_lost, exception_chain(error))), None)
+        if lost is None or isinstance(error, ProcessLost) or not _is_among_others():
+            raise
+        raise ProcessLost(
+            f"another process of the run has ended or does not answer ({lost}), and this one ends "
+            "with it: that one says why. The same command continues from the last checkpoint"
+        ) from error
+
+
+def _lost(error: BaseException) -> str | None:
+    found = _LOST.search(str(error)) if isinstance(error, RuntimeError) else None
+    return found[0] if found else None
+
+
+def _is_among_others() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def _store() -> Any:

@@ -35,6 +35,10 @@ class Unreachable(RunError):
     """Something outside does not answer, such as a server. A checkpoint is written first."""
 
 
+class ProcessLost(RunError):
+    """Another process of the run ended, and this one with it; that one says why."""
+
+
 class StartAgain(RunError):
     """All processes of the run must start again; what they do otherwise is in the run folder."""
 

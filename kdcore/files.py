@@ -7,15 +7,21 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 
 def write_whole(path: Path, text: str) -> None:
     """Write a text so that whoever reads it meets the old one or the new one, never half of it."""
     beside = path.with_name(f".{path.name}.partial")
-    beside.write_text(text)
-    sync(beside)
-    beside.replace(path)
+    try:
+        beside.write_text(text)
+        sync(beside)
+        beside.replace(path)
+    except OSError:
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
+        raise
 
 
 def move_into_place(beside: Path, target: Path) -> None:
@@ -49,7 +55,8 @@ _BROKEN = {
     for name in ("EIO", "ESTALE", "ENXIO", "ENODEV", "EREMOTEIO", "ENOTCONN", "EHOSTDOWN")
     if hasattr(errno, name)
 }
-_IN_TEXT = re.compile(r"\(os error (\d+)\)")  # how libraries in Rust hand an error on
+# How libraries in Rust hand an error on, and those that gather several: copytree, Arrow.
+_IN_TEXT = re.compile(r"\(os error (\d+)\)|\[errno (\d+)\]", re.IGNORECASE)
 
 
 def is_full(error: BaseException) -> bool:
@@ -93,7 +100,7 @@ def exception_chain(error: BaseException | None) -> Iterator[BaseException]:
 
 def error_number(error: BaseException) -> int | None:
     """The number of the machine's refusal that an error tells of."""
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) and error.errno is not None:
         return error.errno
     found = _IN_TEXT.search(str(error))
-    return int(found[1]) if found else None
+    return int(found[1] or found[2]) if found else None

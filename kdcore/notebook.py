@@ -1,4 +1,4 @@
-"""A run's progress in a notebook, by rich: a bar for each stage, with the loss of the last record."""
+"""A run's progress in a notebook: a bar for each stage, with the loss of the last record."""
 
 from __future__ import annotations
 

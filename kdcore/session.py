@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdcore.api.contracts import Component, hookimpl
 from kdcore.errors import RecipeError
+from kdcore.terminal.libraries import without_bars
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -62,9 +63,10 @@ class Result:
         """The final student on the CPU, in evaluation mode and in the type it was saved in."""
         from transformers import AutoModelForCausalLM
 
-        found: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            self.folder / "final", dtype="auto"
-        )
+        with without_bars():
+            found: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+                self.folder / "final", dtype="auto"
+            )
         return found
 
     @cached_property
@@ -100,15 +102,17 @@ def run(
 ) -> Result:
     """Run a recipe as `kdcore run` does: finished stages are reused, an interrupted one resumes.
 
-    `on_record` is called with each `Record`, every `train.log_every` steps. A notebook shows a bar. `plugins` are what `-p`
-    takes. Raises RecipeError with every fault of the recipe, RunError where a run fails.
+    `on_record` is called with each `Record`, every `train.log_every` steps; a notebook shows a bar.
+    `plugins` are what `-p` takes. Raises RecipeError with every fault of the recipe, RunError where a run fails.
     """
+    import datasets  # noqa: F401  # before its bars are switched off
+
     from kdcore.notebook import notebook_progress
     from kdcore.runs.runner import RunRequest, run_all
 
     host = _host(plugins)
     listeners = [*([_OnRecord(on_record)] if on_record else []), *notebook_progress()]
-    with _name_of(recipe) as name, host.listening(listeners):
+    with without_bars(), _name_of(recipe) as name, host.listening(listeners):
         asked = RunRequest(
             recipe=name,
             out=Path(out),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, ClassVar
 from weakref import WeakKeyDictionary
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from kdcore import (
     Batch,
-    LogitsFn,
+    GappedLogits,
     RetokenizedBatch,
     Retokenizer,
     Run,
@@ -23,7 +24,8 @@ from kdcore import (
     component,
     hookimpl,
     ids_of_same_bytes,
-    read,
+    read_nll,
+    read_outputs,
 )
 
 if TYPE_CHECKING:
@@ -47,14 +49,14 @@ class Aligned(Teacher):
     def __post_init__(self) -> None:
         self._retokenizer: Retokenizer | None = None
         self._ids: tuple[Tensor, Tensor] | None = None  # [k]: the student's, the teacher's
-        self._known: int | None = 0
+        self._known: int | None = None
         self._temperatures: Sequence[float] = ()
         self._made: WeakKeyDictionary[Batch, tuple[RetokenizedBatch, Tensor]] = WeakKeyDictionary()
 
     def faults(self, recipe: Stage) -> Iterable[str]:
         """A teacher within that does not give the logits of all its ids."""
-        if not self.teacher.gives_logits() or self.teacher.ids_known() is not None:
-            yield f"the teacher {self.teacher.name!r} within does not give the logits of all ids"
+        if not self.teacher.gives_logits() or self.teacher.is_estimate():
+            yield f"the teacher {self.teacher.name!r} within gives no distribution"
         if self.teacher.own_tokens:
             yield f"the teacher {self.teacher.name!r} within reads tokens of its own already"
 
@@ -72,16 +74,36 @@ class Aligned(Teacher):
         )
         self._other_of = torch.full((run.vocabulary,), -1, device=run.device)
         self._other_of[self._ids[0]] = self._ids[1]
-        self._known = None if len(shared) == run.vocabulary else len(shared)
+        self._mine = torch.full((self._others,), -1, device=run.device)
+        self._mine[self._ids[1]] = self._ids[0]
+        few = self.teacher.ids_known()
+        self._known = few or (None if len(shared) == run.vocabulary else len(shared))
         self._temperatures = _temperatures(run.recipe)
 
     def ids_known(self) -> int | None:
-        """The ids that both vocabularies have, once it is loaded."""
-        return self._known
+        """Those of the teacher within, or the ids that both vocabularies have; 0 before loading."""
+        return (self.teacher.ids_known() or 0) if self._retokenizer is None else self._known
 
     def knows_others_at(self, temperature: float) -> bool:
-        """At any: it has the logits of all its ids."""
-        return True
+        """At any, where the teacher within gives the logits of all its ids."""
+        return temperature == 1 or self.teacher.ids_known() is None
+
+    def gives_losses(self) -> bool:
+        """Where the teacher within does: a known token is one of its own."""
+        return self.teacher.gives_losses()
+
+    def nll(self, batch: Batch) -> Callable[[Tensor, Tensor], Tensor]:
+        """The teacher's own losses of the same tokens; NaN where it knows nothing."""
+        made, places = self._of(batch)
+        at = read_nll(self.teacher, made.batch)
+
+        def nll(positions: Tensor, labels: Tensor) -> Tensor:
+            known = places[positions]
+            theirs = self._other_of[labels]
+            found = at(known.clamp(min=0), theirs.clamp(min=0))
+            return found.where((known >= 0) & (theirs >= 0), math.nan)
+
+        return nll
 
     def known(self, batch: Batch) -> Tensor:
         """Which valid tokens are one token on both sides, bool [valid]."""
@@ -90,27 +112,38 @@ class Aligned(Teacher):
     def read(self, batch: Batch) -> TeacherOutputs:
         """Let the teacher read its own batch; the student's positions become its."""
         made, places = self._of(batch)
-        logits_at = read(self.teacher, made.batch)
-        return lambda positions: self._outputs(logits_at, places[positions].clamp(min=0))
+        at = read_outputs(self.teacher, made.batch)
+        return lambda positions: self._outputs(at(places[positions].clamp(min=0)))
 
     def fingerprint(self) -> str:
         """The teacher within, which its tokenizer is part of."""
         return f"aligned({self.teacher.fingerprint()})"
 
-    def _outputs(self, logits_at: LogitsFn, places: Tensor) -> Tensor | SparseLogits:
+    def _outputs(self, said: Tensor | SparseLogits) -> Tensor | SparseLogits:
+        """What the teacher within says, of the student's ids."""
         assert self._ids is not None, "a teacher is read after it was loaded"
         ours, theirs = self._ids
-        logits = logits_at(places)
+        if isinstance(said, SparseLogits):
+            return self._of_few(said)
         if self._known is None:
-            return torch.empty(len(logits), len(ours), device=logits.device).index_copy_(
-                1, ours, logits[:, theirs]
-            )
-        logs = logits.log_softmax(-1)
+            whole = torch.empty(len(said), len(ours), device=said.device, dtype=said.dtype)
+            return whole.index_copy_(1, ours, said[:, theirs])
+        logs = said.log_softmax(-1)
         shared = logs[:, theirs]
-        others = logs.index_fill(1, theirs, float("-inf"))
+        others = logs.index_fill(1, theirs, -math.inf)
         tempered = {at: at * _mass(others / at) for at in self._temperatures}
         given = torch.cat([shared, _mass(others)[:, None]], -1)
         return SparseLogits(ours.expand(len(given), -1), given, tempered or None)
+
+    def _of_few(self, said: SparseLogits) -> SparseLogits:
+        """Of its few ids those that the student has, the likeliest first; the rest are others."""
+        ids = torch.where(said.ids < 0, -1, self._mine[said.ids.clamp(min=0)])
+        logs = said.log_probabilities
+        known = logs[:, :-1].masked_fill(ids < 0, -math.inf)
+        unknown = torch.cat([logs[:, :-1].masked_fill(ids >= 0, -math.inf), logs[:, -1:]], -1)
+        known, order = known.sort(dim=-1, descending=True, stable=True)
+        given = torch.cat([known.clamp(min=-100.0), _mass(unknown)[:, None]], -1)
+        return GappedLogits(ids.gather(1, order), given)
 
     def _of(self, batch: Batch) -> tuple[RetokenizedBatch, Tensor]:
         """The teacher's batch, and for each flat position of the student's the teacher's, or -1."""

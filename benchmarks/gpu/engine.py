@@ -63,7 +63,7 @@ class Watch(Component):
             return
         self.micro_batch, self.memory = run.micro_batch, peak()
         rows: Any = run.rows("train")
-        self.tokens_a_step = float(rows.lengths.mean()) * run.recipe.train.batch
+        self.tokens_a_step = float(rows.lengths.sum()) * run.epochs / run.steps
         self.profiler = torch.profiler.profile(activities=activities())
         self.profiler.__enter__()
 

@@ -44,7 +44,9 @@ def row(world: World, name: str, gigabytes: float, sets: list[str]) -> str:
     found = plan.estimate
     if found is None:
         return f"| {name} | not known: {plan.unknown[0]} | | | |"
-    peak, batch = found.peak / 1e9, plan.stage.train.batch
+    peak, batch = found.peak / 1e9, plan.stage.train.drawn
+    if plan.stage.train.batch_documents and plan.rows and plan.documents:
+        batch = math.ceil(batch * plan.rows / plan.documents)
     times = math.ceil(batch / found.micro_batch)
     fits = "yes" if peak <= gigabytes else "no"
     return f"| {name} | {found.micro_batch} of {batch} | {times} | {peak:.1f} | {fits} |"

@@ -2,11 +2,12 @@
 
     python benchmarks/robustness/corruptions.py 500 --results     a table in results/
 
-A run of two stages with a cached teacher is made once. A copy of it loses its last stage, in part
-or wholly, and one of its files (also of the token caches) has a bit flipped, is cut, emptied,
-doubled, or gets zeros; then the command or `kdcore run FOLDER` goes on. It must end with the
-weights of the run that nobody harmed, to the last bit, or be refused with 1 or 2 and a sentence;
-after that `--fresh` must end with these weights. Anything else is wrong: the exit code is 1.
+A run of two stages with a cached teacher is made once. One file of a copy (also of its token
+caches) has a bit flipped, is cut, emptied, doubled, or gets zeros. Then the command or `kdcore run
+FOLDER` goes on, after the last stage was lost in part or wholly, or a verb reads what is there.
+Weights and scores must be those of the run that nobody harmed, to the last bit, or the command is
+refused with 1 or 2 and a sentence; after that `--fresh` must end with these weights. Anything else
+is wrong: the exit code is 1.
 """
 
 from __future__ import annotations
@@ -15,22 +16,33 @@ import argparse
 import os
 import random
 import shutil
-import signal
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kills import HANGS, RESULTS, prepared, warm
+from forked import command, said
+from kills import RESULTS, prepared, warm
 
 if TYPE_CHECKING:
     from kdcore.plugin.manager import PluginManager
 
 LOCKS = {".lock"}
+READS = (
+    ("eval", "{}", "--json"),
+    ("eval", "{}", "--json", "--step", "4"),
+    ("show",),
+    ("show", "{}"),
+    ("show", "{}", "--tokens"),
+    ("generate", "{}", "--prompt", "Once"),
+    ("cache", "ls"),
+    ("cache", "verify"),
+)
+"""Verbs that read a run, {}, or what its teacher said."""
 
 
 def flip(content: bytearray, draw: random.Random) -> bytearray:
@@ -65,62 +77,9 @@ def double(content: bytearray, draw: random.Random) -> bytearray:
 HARMS = (flip, cut, zeros, empty, double)
 
 
-def nothing() -> None:
-    """Neither before nor after."""
-
-
-def command(
-    folder: Path,
-    host: PluginManager,
-    arguments: Sequence[str],
-    before: Callable[[], None] = nothing,
-    after: Callable[[], None] = nothing,
-) -> int:
-    """The command in a fork, whose folder and caches are there; its exit code."""
-    child = os.fork()
-    if child == 0:
-        code = 9
-        try:
-            code = _child(folder, host, arguments, before, after)
-        finally:
-            os._exit(code)
-    _, status = os.waitpid(child, 0)
-    return os.waitstatus_to_exitcode(status)
-
-
-def _child(
-    folder: Path,
-    host: PluginManager,
-    arguments: Sequence[str],
-    before: Callable[[], None],
-    after: Callable[[], None],
-) -> int:
-    import datasets
-
-    from kdcore.cli import main
-
-    os.chdir(folder)
-    said = os.open("said.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(said, 1)
-    os.dup2(said, 2)
-    datasets.config.HF_DATASETS_CACHE = folder / "datasets"
-    main.plugin_manager = lambda plugins: host
-    sys.argv = ["kdcore", *arguments]
-    signal.alarm(HANGS)
-    before()
-    try:
-        main.main()
-    except SystemExit as out:
-        sys.stdout.flush()
-        after()
-        return int(out.code or 0)
-    return 8
-
-
 def weights(folder: Path) -> bytes:
     """Of the last stage that the command told of."""
-    said = (folder / "said.txt").read_text(errors="replace").split("\n")
-    (last,) = [line for line in said if line.startswith("runs/")][-1:]
+    last = (folder / "printed.txt").read_text().splitlines()[-1]
     return (folder / last / "final" / "model.safetensors").read_bytes()
 
 
@@ -138,16 +97,20 @@ class Report:
     wrong: list[str] = field(default_factory=list)
 
 
-def unfinish(folder: Path, draw: random.Random) -> list[str]:
-    """Leave something to do; the arguments that do it."""
+def use(folder: Path, draw: random.Random) -> list[str]:
+    """Leave something to do, or a run to read; the arguments that do it."""
     last = small(folder)
-    how = draw.choice(("anew", "go on", "folder"))
+    how = draw.choice(("anew", "go on", "folder", "finished", "read", "read"))
+    if how == "finished":
+        return ["run", "recipe.toml", "-q"]
+    if how == "read":
+        return [each.format(last.relative_to(folder)) for each in draw.choice(READS)]
     if how == "anew":
         shutil.rmtree(last)
-        return ["run", "recipe.toml"]
+        return ["run", "recipe.toml", "-q"]
     shutil.rmtree(last / "final")
     shutil.rmtree(max((last / "checkpoints").iterdir(), key=lambda path: int(path.name[5:])))
-    return ["run", "recipe.toml"] if how == "go on" else ["run", str(last.relative_to(folder))]
+    return ["run", "recipe.toml" if how == "go on" else str(last.relative_to(folder)), "-q"]
 
 
 def files_of(folder: Path) -> list[Path]:
@@ -162,34 +125,67 @@ def corrupt(count: int, seed: int, folder: Path, host: PluginManager) -> Report:
     draw, report = random.Random(seed), Report()
     template = prepared(folder / "whole")
     if command(template, host, ["run", "recipe.toml", "-q"]):
-        raise SystemExit((template / "said.txt").read_text())
-    expected = weights(template)
+        raise SystemExit(said(template))
+    expected = Expected(template, host, weights(template), {})
     for number in range(count):
         own = Path(shutil.copytree(template, folder / str(number)))
-        arguments = unfinish(own, draw)
-        files = [path for path in files_of(own) if path.stat().st_size]
-        path, harm = draw.choice(files), draw.choice(HARMS)
-        before = path.read_bytes()
-        path.write_bytes(harm(bytearray(before), draw))
-        said = f"{number}: {harm.__name__} {path.relative_to(own)}, {' '.join(arguments)}"
+        arguments = use(own, draw)
+        path, harm = _file(own, draw), draw.choice(HARMS)
+        path.write_bytes(harm(bytearray(path.read_bytes()), draw))
         end = _end(own, host, arguments, expected)
         report.ends[_kind(path.relative_to(own)), end.partition(":")[0]] += 1
         if end.startswith("WRONG"):
-            report.wrong.append(f"{said}: {end}")
+            what = f"{harm.__name__} {path.relative_to(own)}, {' '.join(arguments)}"
+            report.wrong.append(f"{number}: {what}: {end}")
+            print(report.wrong[-1], file=sys.stderr, flush=True)
         shutil.rmtree(own)
     return report
 
 
-def _end(own: Path, host: PluginManager, arguments: Sequence[str], expected: bytes) -> str:
-    code = command(own, host, [*arguments, "-q"])
-    text = (own / "said.txt").read_text(errors="replace")
-    if code == 0:
-        return "the same weights" if weights(own) == expected else "WRONG: other weights"
-    if code not in (1, 2) or "Traceback" in text:
+def _file(folder: Path, draw: random.Random) -> Path:
+    """One that is not empty, each kind as likely as the others."""
+    kinds: dict[str, list[Path]] = {}
+    for path in files_of(folder):
+        if path.stat().st_size:
+            kinds.setdefault(_kind(path.relative_to(folder)), []).append(path)
+    return draw.choice(kinds[draw.choice(sorted(kinds))])
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a command gives where nobody harmed anything."""
+
+    folder: Path
+    host: PluginManager
+    weights: bytes
+    _scores: dict[str, str]
+
+    def scores(self, arguments: Sequence[str]) -> str:
+        """What `kdcore eval` prints."""
+        key = " ".join(arguments)
+        if key not in self._scores:
+            if command(self.folder, self.host, arguments):
+                raise SystemExit(said(self.folder))
+            self._scores[key] = (self.folder / "printed.txt").read_text()
+        return self._scores[key]
+
+
+def _end(own: Path, host: PluginManager, arguments: Sequence[str], expected: Expected) -> str:
+    code = command(own, host, arguments)
+    text = said(own)
+    if code == 0 and arguments[0] == "run":
+        return "the same result" if weights(own) == expected.weights else "WRONG: other weights"
+    if code == 0 and arguments[0] == "eval":
+        same = (own / "printed.txt").read_text() == expected.scores(arguments)
+        return "the same result" if same else "WRONG: other scores"
+    if code not in (0, 1, 2) or "Traceback" in text:
         return f"WRONG: ended with {code}: {text[-600:]}"
-    fresh = ["run", "recipe.toml", "--fresh", "-q"]
-    if command(own, host, fresh) or weights(own) != expected:
-        return f"WRONG: --fresh is no way out: {text} {(own / 'said.txt').read_text()[-600:]}"
+    if code == 0:
+        return "read"
+    if command(own, host, ["run", "recipe.toml", "--fresh", "-q"]):
+        return f"WRONG: --fresh is no way out: {text} {said(own)[-600:]}"
+    if weights(own) != expected.weights:
+        return f"WRONG: other weights with --fresh: {text}"
     return "refused, --fresh goes on"
 
 
@@ -220,13 +216,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder = Path(tempfile.mkdtemp(prefix="kdcore-corruptions-"))
     report = corrupt(asked.count, asked.seed, folder, warm())
     good = asked.count - len(report.wrong)
-    said = f"{good} of {asked.count} corruptions ended well (seed {asked.seed}).\n\n{table(report)}"
-    print(said)
+    text = f"{good} of {asked.count} corruptions ended well (seed {asked.seed}).\n\n{table(report)}"
+    print(text)
     if asked.results:
         head = f"# Corrupted files, {date.today()}, {os.cpu_count()} cores\n\n"
         call = f"`python benchmarks/robustness/corruptions.py {asked.count} --seed {asked.seed}`"
         path = RESULTS / f"{date.today()}-corruptions.md"
-        path.write_text(f"{head}{call}: {said}".rstrip() + "\n")
+        path.write_text(f"{head}{call}: {text}".rstrip() + "\n")
     shutil.rmtree(folder)
     return int(bool(report.wrong))
 

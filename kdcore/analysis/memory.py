@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import UnsupportedFakeTensorException
 
+from kdcore.analysis.blank import BlankPrepared, of_single_tokens
 from kdcore.analysis.memory_trace import (
     FakeModels,
     Footprint,
@@ -24,7 +25,8 @@ from kdcore.analysis.memory_trace import (
 )
 from kdcore.analysis.parameters import Part, parameters_of, parts_of
 from kdcore.analysis.tensors import Listed, tensors_of
-from kdcore.api.contracts import Component, Teacher
+from kdcore.analysis.writing import writing_bytes
+from kdcore.api.contracts import Component, Loss, Teacher
 from kdcore.api.options import iter_components
 from kdcore.errors import PluginError, RunError
 from kdcore.models.adapters import bytes_on_device
@@ -76,13 +78,22 @@ class _Teacher:
 
 
 def estimate(
-    stage: Stage, config: PretrainedConfig, *, ids: int | None, longest: int | None
+    stage: Stage,
+    config: PretrainedConfig,
+    *,
+    ids: int | None,
+    longest: int | None,
+    rows: int | None = None,
 ) -> Estimate:
-    """`ids` is how many the tokenizer has, `longest` the tokens of the longest row."""
+    """`ids` is how many the tokenizer has, `longest` the tokens of the longest row.
+
+    `rows` is how many a step has, where that is known.
+    """
     state = _state_of(stage.train)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    losses = of_single_tokens([term.loss for term in stage.terms])
     with FakeModels():
-        return _Estimating(stage, config, device, ids, longest).done(state)
+        return _Estimating(stage, config, device, ids, longest, rows, losses).done(state)
 
 
 class _Estimating:
@@ -95,8 +106,11 @@ class _Estimating:
         device: torch.device,
         ids: int | None,
         longest: int | None,
+        rows: int | None,
+        losses: Sequence[Loss],
     ) -> None:
         self.stage, self.options, self.device = stage, stage.train, device
+        self.rows, self.losses = rows or stage.train.drawn, losses
         self.unknown: list[str] = []
         self.student = self._student(config)
         self.teachers = self._teachers_in(stage.teacher)
@@ -156,6 +170,8 @@ class _Estimating:
             (f"activations of {rows} x {self.time} tokens", taken.activations),
             ("scores, logits and losses", taken.chunk),
         ]
+        if written := sum(self._writing()):
+            passing.append(("writing: key-value cache and scores", written))
         return Estimate(
             tensors=list(tensors_of(self.student)),
             tree=str(self.student),
@@ -176,9 +192,9 @@ class _Estimating:
     def _micro_batch(self, held: int) -> int:
         options = self.options
         if options.micro_batch != "auto":
-            return min(options.batch, options.micro_batch)
+            return min(self.rows, options.micro_batch)
         if self.device.type == "cpu":
-            return cpu_default(options.batch, self.stage.data.block)
+            return cpu_default(self.rows, self.stage.data.block)
         memory = torch.cuda.get_device_properties(self.device).total_memory
 
         def attempt(rows: int) -> None:
@@ -186,13 +202,19 @@ class _Estimating:
                 raise torch.OutOfMemoryError
 
         try:
-            return probe(options.batch, attempt)
+            return probe(self.rows, attempt)
         except torch.OutOfMemoryError:
             return 1
 
+    def _writing(self) -> tuple[int, int]:
+        return writing_bytes(self.stage, self.student.config, self.vocabulary, self.device)
+
     def _peak(self, held: int, taken: Footprint) -> int:
+        # Rows are written between steps: beside what stays, and not beside activations.
         gradients = 4 * parameters_of(self.student)[1]
-        return held + round(max(taken.peak, gradients) * _ALLOCATOR)
+        cache, scores = self._writing()
+        written = 2 * cache + scores  # each layer's cache is made anew for a token more
+        return held + round(max(taken.peak, gradients, written) * _ALLOCATOR)
 
     def _footprint(self, rows: int) -> Footprint:
         if self.options.checkpointing:
@@ -224,11 +246,14 @@ class _Estimating:
             time=self.time,
             vocabulary=self.vocabulary,
             chunk=chunk if options.chunk == "auto" else options.chunk,
-            losses=[term.loss for term in self.stage.terms],
+            losses=self.losses,
             precision=HALF.get(precision_of(options.precision, self.device)),
-            selects=self.stage.selection is not None,
-            repeats=rows < options.batch,
+            selects=self.stage.selection is not None or self._prepares(),
+            repeats=rows < self.rows,
         )
+
+    def _prepares(self) -> bool:
+        return any(isinstance(loss, BlankPrepared) for loss in self.losses)
 
 
 def _fresh(config: PretrainedConfig, dtype: torch.dtype, attention: str | None) -> PreTrainedModel:

@@ -6,6 +6,7 @@ cannot be known here is named, with the reason, and everything else is still tol
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
     from kdcore.api.contracts import Stage
+    from kdcore.api.train_options import TrainOptions
     from kdcore.data.rows import RowDataset
     from kdcore.recipe.recipe import Recipe, StageTable
 
@@ -55,6 +57,11 @@ class StagePlan:
     bytes_per_token: float  # that teachers keep on disk
     unknown: Sequence[str]  # what is not known, and why
     bos: str = ""  # what documents begin with
+
+    @property
+    def in_epoch(self) -> int | None:
+        """The rows of an epoch, or its documents where steps draw these."""
+        return self.documents if self.stage.train.batch_documents else self.rows
 
 
 def plans_of(recipe: Recipe) -> Iterator[StagePlan]:
@@ -94,13 +101,17 @@ class _Planning:
             self._keep(config, tokenizer)
         ids = len(tokenizer) if tokenizer else None
         longest = int(rows.lengths.max()) if rows else None
+        some = _rows_in_step(stage.train, rows) if rows else None
         taken = config and self._try(
-            "memory", lambda: estimate(stage, config, ids=ids, longest=longest)
+            "memory", lambda: estimate(stage, config, ids=ids, longest=longest, rows=some)
         )
         self.unknown += [self._said(why) for why in taken.unknown] if taken else []
-        return self._told(ids, rows, taken or None)
+        steps = self._steps(stage.train, run, rows)
+        return self._told(ids, rows, taken or None, steps)
 
-    def _told(self, ids: int | None, rows: RowDataset | None, taken: Estimate | None) -> StagePlan:
+    def _told(
+        self, ids: int | None, rows: RowDataset | None, taken: Estimate | None, steps: int | None
+    ) -> StagePlan:
         typed = self.recipe.build(self.table.name)
         selects = typed.selection is not None
         return StagePlan(
@@ -113,7 +124,7 @@ class _Planning:
             documents=len(rows.split.lengths) if rows else None,
             rows=len(rows) if rows else None,
             tokens=int(rows.lengths.sum()) if rows else None,
-            steps=self._steps(typed, rows),
+            steps=steps,
             estimate=taken,
             bytes_per_token=sum(
                 call_checked(t, "bytes_per_token", of=(int, float))
@@ -123,10 +134,12 @@ class _Planning:
             unknown=self.unknown,
         )
 
-    def _steps(self, stage: Stage, rows: RowDataset | None) -> int | None:
-        if rows is None:
-            return stage.train.steps
-        return self._try("steps", lambda: steps_of(stage.train, len(rows), rows.lengths))
+    def _steps(
+        self, options: TrainOptions, run: RunState | None, rows: RowDataset | None
+    ) -> int | None:
+        if run is None or rows is None:
+            return options.steps
+        return self._try("steps", lambda: steps_of(options, run.drawn_in_epoch(), rows.lengths))
 
     def _stage(self) -> Stage:
         finals = {name: self._folder(name) / "final" for name in self.table.needs}
@@ -165,13 +178,20 @@ class _Planning:
         return text
 
 
+def _rows_in_step(options: TrainOptions, rows: RowDataset) -> int:
+    """How many there are; where steps draw documents about so many."""
+    if options.batch_documents is None:
+        return options.batch
+    return math.ceil(options.batch_documents * len(rows) / len(rows.split.lengths))
+
+
 def _bos(data: Data, tokenizer: PreTrainedTokenizerBase) -> str:
     return str(tokenizer.decode(bos_of(data, tokenizer)))
 
 
 def _as_calls(stage: Stage) -> dict[str, str]:
     student = [_student_of(stage), *map(describe, stage.student.patches)]
-    kinds = ("tokenizer", "data", "teacher", "selection")
+    kinds = ("tokenizer", "data", "teacher", "selection", "rollout")
     found = {kind: getattr(stage, kind) for kind in kinds}
     said = {kind: describe(one) for kind, one in found.items() if one is not None}
     return {"student": " + ".join(student), **said}

@@ -8,7 +8,7 @@ chunking or moving of tensors between devices: that is the engine's.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import (
     TYPE_CHECKING,
     Annotated,
@@ -26,7 +26,7 @@ from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from kdcore.api.options import as_call, describe, iter_components, names_on_hub, of_options, placed
 from kdcore.api.schedule import Schedule, Scheduled
-from kdcore.api.train_options import On, TrainOptions, _options
+from kdcore.api.train_options import NotNegative, On, RolloutOptions, TrainOptions, _options
 from kdcore.errors import UsageError
 
 if TYPE_CHECKING:
@@ -39,9 +39,10 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from kdcore.data.batch import Batch, LogitsFn, Row, Rows, TeacherOutputs
-    from kdcore.data.columns import Where
     from kdcore.data.rows import RowDataset
+    from kdcore.data.where import Where
     from kdcore.models.causal_lm import LanguageModel
+    from kdcore.models.completions import Completion, Prompt, Sampling
 
 
 hookimpl = pluggy.HookimplMarker("kdcore")
@@ -87,6 +88,14 @@ class Component:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what `state_dict` gave, after `load` and before the first step."""
+
+    def reads_columns(self) -> Sequence[Where]:
+        """The columns of documents that it asks for, as `where` in `[[loss]]` does.
+
+        No values, `{"domain": []}`: any. What no document has is a fault before the run, and but
+        for evals another value in them makes a run that resumes stop and ask.
+        """
+        return ()
 
     def faults(self, recipe: Stage) -> Iterable[str]:
         """What is wrong between this component and the rest of its recipe, one sentence each."""
@@ -136,6 +145,14 @@ class Data(Component):
         are, and `columns`: name -> text or number. A document that is left out takes them along.
         """
         return self.texts(split)
+
+    def column_names(self) -> Sequence[str] | None:
+        """The columns that its documents may have; None: only the documents themselves know.
+
+        By default none where neither `documents` nor `make_rows` is overridden.
+        """
+        own = (type(self).documents, type(self).make_rows)
+        return () if own == (Data.documents, Data.make_rows) else None
 
     def make_rows(
         self, split: str, tokenizer: PreTrainedTokenizerBase, *, seed: int, epoch: int
@@ -235,6 +252,10 @@ class Teacher(Component):
         """
         return None
 
+    def knows_all(self) -> bool:
+        """Whether `known` need not be asked: by default where it is not overridden."""
+        return type(self).known is Teacher.known
+
     def bytes_per_token(self) -> float:
         """What it keeps on disk for each token of the training data, for `kdcore plan`."""
         return 0
@@ -247,6 +268,17 @@ class Teacher(Component):
         what comes back.
         """
         raise NotImplementedError
+
+    def writes(self) -> bool:
+        """Whether `generate` works."""
+        return False
+
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Sequence[Completion]:
+        """An answer to each prompt, in order; `source` of each is "teacher".
+
+        Only ids below `sampling.vocabulary`. The same prompts give the same answers.
+        """
+        raise UsageError(f"the teacher {self.name!r} cannot write: it only reads what others wrote")
 
     def nll(self, batch: Batch) -> Callable[[Tensor, Tensor], Tensor]:
         """Flat positions, labels [n] -> negative log-likelihoods [n]; by default from `read`."""
@@ -305,6 +337,8 @@ class PreparedLoss(Loss):
     a coefficient of its tokens: the gradient of f(sum of log q) is f' times the sum of theirs.
     """
 
+    needs_samples: ClassVar[bool] = False  # True: the tokens are drawn from the student's own q
+
     def prepare(self, tokens: Tokens) -> Tensor:
         """A float for each of this process's valid tokens, [n] or [n, k] with the same k and dtype
         in each step. Runs after the selection, whatever its scope.
@@ -340,6 +374,42 @@ class Selection(Component):
 
     def needs_teacher(self) -> bool:
         """Whether `keep` asks for the run's own teacher; a teacher among its options is no such."""
+        return False
+
+
+@component
+class Rollout(Component):
+    """Who writes the rows of a step that are drawn for writing: `[rollout]`."""
+
+    component_kind: ClassVar[str] = "rollout"
+    max_new_tokens: Annotated[int, Field(ge=1, description="of an answer; longer ones are cut")] = (
+        128
+    )
+    temperature: Annotated[NotNegative, Field(description="0 takes the likeliest token")] = 1.0
+    top_k: Annotated[int, Field(ge=0, description="only the k likeliest; 0: all")] = 0
+    top_p: Annotated[
+        float, Field(gt=0, le=1, description="only the likeliest that have this much together")
+    ] = 1.0
+
+    def generate(
+        self, run: Run, prompts: Sequence[Prompt]
+    ) -> Sequence[Completion | Sequence[Completion]]:
+        """An answer to each prompt in order, or several to a prompt as a sequence of their own.
+
+        Called between steps, for a group of prompts on one process alone: without gradient, the
+        student in evaluation mode. What it draws comes from each prompt's seed, so that neither
+        the number of processes nor a restart changes it. An answer without ids is left out.
+        """
+        raise NotImplementedError
+
+    def generated(self, run: Run, step: int, completions: Sequence[Completion]) -> None:
+        """What was written for the rows of a step, on every process alike, before it is trained.
+
+        State (`state_dict`) that is built from nothing else is the same everywhere.
+        """
+
+    def needs_teacher(self) -> bool:
+        """Whether `generate` asks the run's own teacher; one among its options is no such."""
         return False
 
 
@@ -388,6 +458,7 @@ KINDS: Mapping[str, type[Component]] = {
     "teacher": Teacher,
     "loss": Loss,
     "selection": Selection,
+    "rollout": Rollout,
     "patch": Patch,
     "eval": Eval,
     "logger": Logger,
@@ -457,6 +528,8 @@ class Stage:
     evals: Sequence[Eval]  # those that every run has included
     loggers: Sequence[Logger]  # those that every run has included
     train: TrainOptions  # `[train]`
+    rollout: Rollout | None = None  # `[rollout]`
+    writing: RolloutOptions = field(default_factory=RolloutOptions)  # the engine's options there
     trusted: Sequence[str] = ()  # models whose own code may run
 
     def components(self) -> list[Component]:
@@ -471,6 +544,7 @@ class Stage:
             "data": self.data,
             "teacher": self.teacher,
             "selection": self.selection,
+            "rollout": self.rollout,
         }
         lists: dict[str, Sequence[Component]] = {
             "student.patch": self.student.patches,
@@ -487,7 +561,7 @@ class Stage:
 
     def _direct(self) -> Iterator[Component]:
         single = (self.tokenizer, self.tokenizer_data, self.data, self.teacher, self.selection)
-        yield from (one for one in single if one is not None)
+        yield from (one for one in (*single, self.rollout) if one is not None)
         yield from self.student.patches
         yield from (term.loss for term in self.terms)
         yield from self.evals
@@ -542,8 +616,13 @@ class Run:
 
     @property
     def batch(self) -> int:
-        """Rows in an optimizer step, over all processes."""
-        return self.recipe.train.batch
+        """Rows (with `batch_documents` documents) in an optimizer step, over all processes."""
+        return self.recipe.train.drawn
+
+    @property
+    def documents_in_step(self) -> float:
+        """Documents in an optimizer step, on average; 0 where nobody counts them."""
+        return 0.0
 
     @property
     def caches(self) -> Path:
@@ -552,7 +631,7 @@ class Run:
 
     @property
     def epochs(self) -> float:
-        """How often the run goes through the training rows; 0 where they are streamed."""
+        """How often the run goes through the training data; 0 where it is streamed."""
         rows = len(self.rows("train"))
         return self.steps * self.batch / rows if rows else 0.0
 
@@ -594,6 +673,29 @@ class Run:
         """The log-probability that the student gives to each row's trained tokens, in nats.
 
         `batch` rows run at a time, of like lengths; every process gets all results.
+        """
+        raise NotImplementedError
+
+    def sampling(self, rollout: Rollout) -> Sampling:
+        """How this writer's options draw, with the run's vocabulary and the ids that end a text."""
+        raise NotImplementedError
+
+    def sample(
+        self, prompts: Sequence[Prompt], n: int = 1, *, sampling: Sampling | None = None
+    ) -> list[Completion]:
+        """`n` answers of the student to each prompt, those to the same one side by side.
+
+        By default drawn as the recipe's [rollout] says. On this process alone, an answer to each
+        prompt at a time.
+        """
+        raise NotImplementedError
+
+    def score(
+        self, teacher: Teacher | None, prompts: Sequence[Prompt], completions: Sequence[Completion]
+    ) -> list[float]:
+        """The log-probability of each answer to its prompt, in nats, of a loaded teacher.
+
+        None: the student. On this process alone, `micro_batch` answers at a time.
         """
         raise NotImplementedError
 
@@ -641,6 +743,14 @@ class Tokens:
 
     def categories(self, name: str) -> Sequence[str]:
         """The texts of a column in this step, over all processes, sorted; of numbers none."""
+        raise NotImplementedError
+
+    @property
+    def prompt(self) -> Tensor:
+        """What each token answers, int64 [n]: equal for the answers to one prompt of a [rollout].
+
+        Of tokens of data it is their document.
+        """
         raise NotImplementedError
 
     def seen(self, loss: Loss) -> Tensor:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import ConfigDict, Field, field_validator
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
-from kdcore.api.schedule import Number, Scheduled
+from kdcore.api.schedule import Number, Schedule, Scheduled
 from kdcore.optim import optimizer_error
 
 # A reader of the recipe must not be able to change what was checked.
@@ -19,10 +20,28 @@ Share = Annotated[float, Field(ge=0, le=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 DURATIONS = ("epochs", "steps", "tokens")
-STUDENTS = ("model", "config")
 
-RIVALS = {"train": DURATIONS, "student": STUDENTS}
-"""Keys of the engine's tables of which exactly one is given; of inherited ones the nearest."""
+
+class Rivals(NamedTuple):
+    """Keys of which at most one is given; of inherited ones the nearest."""
+
+    names: tuple[str, ...]
+    needed: bool = True  # else one has a default
+
+
+RIVALS: Mapping[str, Sequence[Rivals]] = {
+    "train": (Rivals(DURATIONS), Rivals(("batch", "batch_documents"), needed=False)),
+    "student": (Rivals(("model", "config")),),
+}
+"""By the engine's tables."""
+
+
+def rivals_of(table: str, key: str) -> set[str]:
+    """The keys of one of the engine's tables that are not given beside this one."""
+    return {name for each in RIVALS.get(table, ()) if key in each.names for name in each.names} - {
+        key
+    }
+
 
 Schedules = Literal[
     "constant",
@@ -45,6 +64,7 @@ class TrainOptions:
     steps: Annotated[int, Field(ge=0)] | None = None
     tokens: Count | None = None
     batch: Count = 8
+    batch_documents: Count | None = None
     micro_batch: Literal["auto"] | Count = "auto"
     schedule: Schedules = "cosine"
     min_lr: Share = 0.0
@@ -69,7 +89,19 @@ class TrainOptions:
     eval_rows: Literal["all"] | Count = 2048
     eval_seed: Annotated[int, Field(ge=0)] = 0
     save_keep: Count = 2
+    keep_best: str | None = None
+    mode: Literal["max", "min"] | None = None  # None is "min"
     workers: Literal["auto"] | Annotated[int, Field(ge=0)] = "auto"
+
+    @property
+    def drawn(self) -> int:
+        """How many an optimizer step draws: documents with `batch_documents`, else rows."""
+        return self.batch_documents or self.batch
+
+    @property
+    def drawn_unit(self) -> Literal["documents", "rows"]:
+        """What these are."""
+        return "documents" if self.batch_documents else "rows"
 
     @field_validator("optimizer")
     @classmethod
@@ -113,3 +145,26 @@ class SelectionOptions:
     """The engine's options in `[selection]`."""
 
     scope: Literal["step", "micro_batch"] = "step"
+
+
+@_options
+class RolloutOptions:
+    """The engine's options in `[rollout]`."""
+
+    share: Annotated[Scheduled, Field(ge=0, le=1)] = 1.0
+    every: Count = 1
+    prompt_tokens: Count = 32
+    write_batch: Literal["auto"] | Count = "auto"
+
+    def share_at(self, done: float) -> float:
+        """The share of the rows that are written when the share `done` of the run is done."""
+        return self.share.at(done) if isinstance(self.share, Schedule) else self.share
+
+    def group(self, block: int) -> int:
+        """Prompts that are written together, by a formula of the recipe alone."""
+        if self.write_batch != "auto":
+            return self.write_batch
+        return max(1, min(_GROUP, _GROUP_TOKENS // block))
+
+
+_GROUP, _GROUP_TOKENS = 64, 32_768

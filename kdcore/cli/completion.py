@@ -11,10 +11,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kdcore.recipe.files import recipe_name, shipped_recipes
 from kdcore.runs.folder import runs_in
+
+if TYPE_CHECKING:
+    from kdcore.plugin.manager import PluginManager
 
 _Context = Any
 _Parameter = Any
@@ -29,22 +32,31 @@ class Candidate:
     help: str | None = None
 
 
-def complete_arguments(command: Any) -> None:
+def complete_arguments(command: Any, plugin_manager: Callable[[], PluginManager]) -> None:
     """Let the parameters of a command, or of a group's commands, complete what they take."""
     for inner in getattr(command, "commands", {}).values():
-        complete_arguments(inner)
+        complete_arguments(inner, plugin_manager)
     for parameter in command.params:
-        sources = [*_sources(parameter)]
+        sources = [*_sources(parameter, plugin_manager)]
         if sources:
             parameter.shell_complete = partial(_candidates, sources)
 
 
-def _sources(parameter: _Parameter) -> Iterator[Callable[[_Context, str], Iterable[str]]]:
+def _sources(
+    parameter: _Parameter, plugin_manager: Callable[[], PluginManager]
+) -> Iterator[Callable[[_Context, str], Iterable[str]]]:
+    known: Mapping[str, Callable[[_Context, str], Iterable[str]]] = {
+        "RECIPE": _recipes,
+        "FROM": _recipes,
+        "RUN": _runs,
+        "PLUGIN": lambda *_: (plugin.name for plugin in plugin_manager().plugins),
+        "COMPONENT": lambda *_: _components(plugin_manager()),
+    }
     if parameter.param_type_name == "argument":
         words = re.findall("[A-Z]+", (parameter.metavar or parameter.name).upper())
-        yield from (_SOURCES[word] for word in words if word in _SOURCES)
+        yield from (known[word] for word in words if word in known)
     elif parameter.name == "logs":
-        yield partial(_components, kinds=("logger",))
+        yield lambda *_: _components(plugin_manager(), ["logger"])
 
 
 def _candidates(
@@ -68,26 +80,7 @@ def _runs(ctx: _Context, incomplete: str) -> Iterator[str]:
         yield "last"
 
 
-def _components(
-    ctx: _Context, incomplete: str, kinds: Iterable[str] | None = None
-) -> Iterator[str]:
+def _components(host: PluginManager, kinds: Iterable[str] | None = None) -> Iterator[str]:
     from kdcore.api.contracts import KINDS
-    from kdcore.cli.main import plugin_manager
 
-    host = plugin_manager(None)
     yield from (name for kind in kinds or KINDS for name in host.provided(kind))
-
-
-def _plugins(ctx: _Context, incomplete: str) -> Iterator[str]:
-    from kdcore.cli.main import plugin_manager
-
-    yield from (plugin.name for plugin in plugin_manager(None).plugins)
-
-
-_SOURCES: Mapping[str, Callable[[_Context, str], Iterable[str]]] = {
-    "RECIPE": _recipes,
-    "FROM": _recipes,
-    "RUN": _runs,
-    "PLUGIN": _plugins,
-    "COMPONENT": _components,
-}

@@ -13,13 +13,16 @@ from contextlib import ExitStack
 from tempfile import TemporaryFile
 from threading import Thread
 
-from kdcore.errors import StartAgain, UsageError
+from kdcore.errors import Interrupted, ProcessLost, StartAgain, UsageError
+from kdcore.training.signals import SIGNALS, known_as
 
 _TO_END = 10.0  # seconds that processes have when another one has ended
 _TO_SAVE = 600.0  # where one of them may write a checkpoint first
 # A terminal's ^C is for us to pass on, else they get it twice.
 _GROUP = 0 if os.name == "posix" else None
-_LAUNCHED = "KDCORE_LAUNCHED"
+_POLLING = 0.02  # seconds; whose end was first is to be seen
+_LAUNCHED, _YET = "KDCORE_LAUNCHED", "yet to begin"
+_LOST = 76  # what a process of ours ends with where it ended because of another one
 _SHARDED = {
     "ACCELERATE_USE_FSDP": "FSDP",
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
@@ -111,17 +114,19 @@ def _launch(arguments: Sequence[str], processes: int) -> int:
         if any(child.returncode == StartAgain.exit_code for child in children):
             return StartAgain.exit_code
         code = children[failed].returncode
+        if code == _LOST:
+            return ProcessLost.exit_code
         if code != children[0].returncode:
             said[failed].seek(0)
             print(f"process {failed} ended with {code}\n{said[failed].read()}", file=sys.stderr)
-        return code if code > 0 else 128 - code
+        return code if code > 0 else Interrupted("", known_as(-code)).exit_code
 
 
 def _environment(rank: int, processes: int, port: str) -> dict[str, str]:
     threads = max(1, (os.cpu_count() or 1) // processes)
     found = {
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
-        _LAUNCHED: "yes",
+        _LAUNCHED: _YET,
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(processes),
@@ -134,8 +139,14 @@ def _environment(rank: int, processes: int, port: str) -> dict[str, str]:
 
 def end_with_launcher() -> None:
     """In a process of `launch`: end as by SIGTERM, with a checkpoint, when the launcher is gone."""
-    if os.environ.pop(_LAUNCHED, None):
+    if os.environ.get(_LAUNCHED) == _YET:
+        os.environ[_LAUNCHED] = "begun"  # what it starts itself has another launcher, or none
         Thread(target=_wait_for_end, daemon=True).start()
+
+
+def code_of_lost() -> int:
+    """What a process ends with where another one is lost: our launcher asks whose end was first."""
+    return _LOST if os.environ.get(_LAUNCHED) else ProcessLost.exit_code
 
 
 def _wait_for_end() -> None:
@@ -145,8 +156,6 @@ def _wait_for_end() -> None:
 
 
 def _passed_on() -> list[signal.Signals]:
-    from kdcore.training.signals import SIGNALS
-
     return [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
 
 
@@ -171,10 +180,10 @@ def _wait(children: Sequence[subprocess.Popen[bytes]]) -> int | None:
             failed = [rank for rank, code in enumerate(codes) if code]
             if failed:
                 _end(children, _time_to_end(codes))
-                return failed[0]
+                return min(failed, key=lambda rank: codes[rank] == _LOST)
             if all(code == 0 for code in codes):
                 return None
-            time.sleep(0.1)
+            time.sleep(_POLLING)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

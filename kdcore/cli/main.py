@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import logging
 import os
+import signal
 import sys
 from collections.abc import Mapping
 from importlib.metadata import EntryPoint
@@ -15,9 +16,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from kdcore.cli.at_once import AtOnce, AtOnceSignals, number_of
 from kdcore.cli.examples import as_epilog, epilog_of
 from kdcore.cli.results import tell_results
-from kdcore.errors import KdcoreError, PluginError, RunError, UsageError
+from kdcore.errors import (
+    Interrupted,
+    KdcoreError,
+    PluginError,
+    ProcessLost,
+    RunError,
+    UsageError,
+)
 from kdcore.files import machine_fault, refusal
 from kdcore.redact import Redacted, redact_own_secrets
 
@@ -89,7 +98,7 @@ class _Verbs(TyperGroup):
 
             verb = _verbs().get(args[0])
             command = _loaded(verb) if verb is not None else command
-            complete_arguments(command)
+            complete_arguments(command, lambda: plugin_manager(None))
         return name, command, rest
 
 
@@ -233,14 +242,17 @@ def main() -> None:
     if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
         # Rows of many lengths would leave holes in a GPU's memory. torch 2.8 knows the older name.
         os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
-    if os.environ.get("RANK", "0") != "0" or not sys.stderr.isatty():
-        # No progress bars in logs.
-        for library in ("HF_DATASETS", "HF_HUB"):
-            os.environ.setdefault(f"{library}_DISABLE_PROGRESS_BARS", "1")
+    for library in ("HF_DATASETS", "HF_HUB"):  # and so transformers'; kdcore has its own
+        os.environ[f"{library}_DISABLE_PROGRESS_BARS"] = "1"
     try:
-        code = _exit_code()
-    finally:
-        _leave_processes()
+        with AtOnceSignals():
+            try:
+                code = _exit_code()
+            finally:
+                _give_terminal_back()
+                _leave_processes()
+    except (AtOnce, KeyboardInterrupt) as late:
+        code = _interrupted(number_of(late))
     raise SystemExit(code)
 
 
@@ -255,6 +267,13 @@ def _open_closed() -> None:
             setattr(sys, name, os.fdopen(number, "w" if number else "r"))
 
 
+def _give_terminal_back() -> None:
+    """What an interrupt tore off may still be shown."""
+    display = sys.modules.get("kdcore.terminal.display")
+    if display is not None:
+        display.give_back()
+
+
 def _leave_processes() -> None:
     """Leave the group of processes; one that is still in it may abort as it ends."""
     distributed = sys.modules.get("torch.distributed")
@@ -265,24 +284,40 @@ def _leave_processes() -> None:
 def _exit_code() -> int:
     try:
         return int(app(standalone_mode=False) or 0)
-    except KdcoreError as error:
+    except (AtOnce, KeyboardInterrupt, Exception) as error:
+        if number := number_of(error):  # typer and plugins may have made another error of it
+            return _interrupted(number)
+        return _failed(error)
+
+
+def _failed(error: BaseException) -> int:
+    if isinstance(error, KdcoreError):
         if isinstance(error, PluginError) and (refused := _refused(error)):
             return _said(refused, RunError.exit_code)
-        return _said(error, error.exit_code)
-    except KeyboardInterrupt:
-        return _said("interrupted", 130)
-    except Exception as error:
-        if hasattr(error, "format_message") and hasattr(error, "exit_code"):
-            error.show()  # type: ignore[attr-defined]
-            return int(error.exit_code)
-        if type(error).__name__ == "Abort":
-            return _said("interrupted", 130)
-        if refused := _refused(error):
-            return _said(refused, RunError.exit_code)
-        return _said(_as_bug(error), PluginError.exit_code)
+        return _said(error, _code_of(error))
+    if hasattr(error, "format_message") and hasattr(error, "exit_code"):
+        error.show()  # type: ignore[attr-defined]
+        return int(error.exit_code)
+    if type(error).__name__ == "Abort":
+        return _interrupted(signal.SIGINT)
+    if refused := _refused(error):
+        return _said(refused, RunError.exit_code)
+    return _said(_as_bug(error), PluginError.exit_code)
 
 
-def _refused(error: Exception) -> str | None:
+def _code_of(error: KdcoreError) -> int:
+    if isinstance(error, ProcessLost):
+        from kdcore.cli.launch import code_of_lost
+
+        return code_of_lost()
+    return error.exit_code
+
+
+def _interrupted(number: int) -> int:
+    return _said("interrupted", Interrupted("", number).exit_code)
+
+
+def _refused(error: BaseException) -> str | None:
     """The machine's refusal, which is no bug: a name too long, a folder that none may write in."""
     if fault := machine_fault(error):
         return "; ".join(refusal(fault))
@@ -292,11 +327,12 @@ def _refused(error: Exception) -> str | None:
 
 
 def _said(message: object, code: int) -> int:
+    _give_terminal_back()
     print(f"kdcore: {redact_own_secrets(str(message))}", file=sys.stderr)
     return code
 
 
-def _as_bug(error: Exception) -> str:
+def _as_bug(error: BaseException) -> str:
     import traceback
 
     if os.environ.get("KDCORE_TRACE"):

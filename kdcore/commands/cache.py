@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from kdcore_cached.catalogue import Kept, find_store, stores_in
-from rich.console import Console
 from rich.text import Text
 
 from kdcore.cli.examples import as_epilog
@@ -22,6 +21,7 @@ from kdcore.formatting import percent
 from kdcore.plugin.manager import PluginManager
 from kdcore.recipe.recipe import read_recipe
 from kdcore.runs.open import not_begun, open_stage
+from kdcore.terminal.bars import progress
 
 if TYPE_CHECKING:
     from kdcore_cached.building import Work
@@ -152,17 +152,14 @@ def _opened(
 @contextmanager
 def _progress(label: str, rows: int) -> Iterator[Callable[[int], None]]:
     """A bar on a terminal, a line for each tenth elsewhere; both to standard error."""
-    from rich.progress import Progress
-
-    console = Console(stderr=True, highlight=False)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task, seen = bar.add_task(label, total=rows), 0
+    with progress(f"storing {label}", rows, "rows") as bar:
+        seen = 0
 
         def done(some: int) -> None:
             nonlocal seen
             before, seen = seen, seen + some
-            bar.advance(task, some)
-            if not console.is_terminal and 10 * before // rows != 10 * seen // rows:
+            bar.advance(some)
+            if not sys.stderr.isatty() and 10 * before // rows != 10 * seen // rows:
                 print(f"{label}: {percent(seen / rows)} of {rows:,} rows", file=sys.stderr)
 
         yield done
@@ -172,7 +169,9 @@ def _examined(store: Kept) -> str | None:
     """Says that a store is whole, or returns what is wrong with it."""
     if fault := store.fault():
         return f"{store.folder}: {fault}; kdcore cache rm {store.folder.name} removes it"
-    if torn := store.forget_broken():
+    with progress(f"verifying {store.folder.name}", store.tokens, "tokens") as bar:
+        torn = store.forget_broken(bar.advance)
+    if torn:
         return f"{store.folder}: {torn:,} torn slots, which are marked as missing now"
     there, of = store.share()
     tell(Text(f"{store.folder}: whole; it holds {percent(there)} {of}"))
@@ -186,7 +185,8 @@ def _compared(work: Work, sample: int) -> Iterator[str]:
         return
     if said := _examined(Kept(work.folder)):
         yield said
-    found = work.compare(sample)
+    with progress(f"comparing {work.label} with its teacher"):
+        found = work.compare(sample)
     facts = (
         f"{found.tokens:,} tokens beside the live teacher: off by {found.mean:.2g} on average and "
         f"by {found.largest:.2g} at most; {found.missing:,} more are missing"

@@ -18,7 +18,16 @@ from kdcore.recipe.recipe import NAME
 
 Kind = Literal["sft", "text"]
 PluginKind = Literal[
-    "data", "tokenizer", "teacher", "loss", "selection", "patch", "eval", "logger", "verb"
+    "data",
+    "tokenizer",
+    "teacher",
+    "loss",
+    "selection",
+    "rollout",
+    "patch",
+    "eval",
+    "logger",
+    "verb",
 ]
 
 new = typer.Typer(

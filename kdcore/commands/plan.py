@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +16,7 @@ from rich.text import Text
 from kdcore.analysis.plan import StagePlan, plans_of
 from kdcore.cli.examples import examples
 from kdcore.cli.main import plugin_manager
+from kdcore.commands.fitting import labelled
 from kdcore.commands.output import Plugins, tell
 from kdcore.errors import KdcoreError
 from kdcore.formatting import count, percent, size
@@ -62,7 +63,7 @@ def plan(
         for said in _warnings(found, each.stage.name, out):
             tell(Padding(Text(said, "yellow"), _MARGIN), "")
         symbols |= each.symbols
-    tell(Text("symbols", "bold"), _grid(symbols.items()))
+    tell(Text("symbols", "bold"), labelled(symbols.items()))
 
 
 def _warnings(recipe: Recipe, stage: str, out: Path) -> list[str]:
@@ -80,22 +81,13 @@ def _warnings(recipe: Recipe, stage: str, out: Path) -> list[str]:
 
 
 def _tell_stage(plan: StagePlan) -> None:
-    tell(Text(plan.stage.run_name, "bold"), _grid(_facts(plan)), "")
+    tell(Text(plan.stage.run_name, "bold"), labelled(_facts(plan)), "")
     tell(Padding(Text(plan.objective), _MARGIN), "")
     if plan.estimate is not None:
         tell(_parameters(plan.estimate), "", _memory(plan.estimate), "")
         tell(_disk(plan), "")
     if plan.unknown:
-        tell(Padding(Text(_UNKNOWN, "yellow"), _MARGIN), _grid(_by_cause(plan.unknown)), "")
-
-
-def _grid(rows: Iterable[tuple[str, str]]) -> Padding:
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="cyan", no_wrap=True)
-    table.add_column(overflow="fold")
-    for label, text in rows:
-        table.add_row(label, Text(text))
-    return Padding(table, _MARGIN)
+        tell(Padding(Text(_UNKNOWN, "yellow"), _MARGIN), labelled(_by_cause(plan.unknown)), "")
 
 
 def _by_cause(unknown: Sequence[str]) -> Facts:
@@ -120,6 +112,8 @@ def _facts(plan: StagePlan) -> Facts:
     yield "data", said["data"] + _laid(plan) + begins
     if "selection" in said:
         yield "keeps", f"{said['selection']}: {_ranked(plan)}"
+    if "rollout" in said:
+        yield "writes", f"{said['rollout']}: {_written(plan)}"
     yield "trains", _length(plan)
     yield "batch", _batch(plan)
     yield "rate", _rate(train, plan.steps)
@@ -141,9 +135,26 @@ def _ranked(plan: StagePlan) -> str:
     doc = (type(plan.stage.selection).__doc__ or "").strip().split("\n")[0]
     scope = "the optimizer step" if plan.stage.scope == "step" else "each micro-batch alone"
     among = f"chosen among the tokens of {scope}"
-    if plan.rows and plan.tokens and plan.stage.scope == "step":
-        among += f", about {round(plan.tokens / plan.rows * plan.stage.train.batch):,}"
+    if plan.in_epoch and plan.tokens and plan.stage.scope == "step":
+        among += f", about {round(plan.tokens / plan.in_epoch * plan.stage.train.drawn):,}"
     return f"{doc} {among[0].upper()}{among[1:]}"
+
+
+def _written(plan: StagePlan) -> str:
+    """Which rows, and how many tokens at most where each row has one prompt."""
+    options, rollout, train = plan.stage.writing, plan.stage.rollout, plan.stage.train
+    assert rollout is not None
+    share = options.share
+    rows = percent(share) if isinstance(share, (int, float)) else f"a share {share}"
+    said = f"{rows} of the rows of each step"
+    if options.every > 1:
+        said += f", those of {options.every} steps at once"
+    said += f", {options.group(plan.stage.data.block)} prompts together"
+    if plan.steps is None:
+        return said
+    mean = share if isinstance(share, (int, float)) else max(share.start, share.end)
+    most = plan.steps * train.batch * mean * rollout.max_new_tokens
+    return f"{said}; at most {count(most)} tokens where a row has one prompt"
 
 
 def _length(plan: StagePlan) -> str:
@@ -153,22 +164,33 @@ def _length(plan: StagePlan) -> str:
             return f"{train.epochs:g} epochs: steps are not known"
         return f"{count(train.tokens)} tokens: steps are not known"
     said = f"{plan.steps:,} steps"
-    if plan.rows and plan.tokens:
-        rows = plan.steps * train.batch
-        tokens = rows * plan.tokens / plan.rows
-        said += f", {rows / plan.rows:.3g} epochs, about {count(tokens)} tokens"
+    if plan.in_epoch and plan.tokens:
+        epochs = plan.steps * train.drawn / plan.in_epoch
+        said += f", {epochs:.3g} epochs, about {count(epochs * plan.tokens)} tokens"
     return said
 
 
 def _batch(plan: StagePlan) -> str:
-    batch = plan.stage.train.batch
+    train: Train = plan.stage.train
+    each = plan.documents / plan.rows if plan.rows and plan.documents else 0.0
+    if train.batch_documents is None:
+        held = round(train.batch * each)
+        holding = f"; about {held:,} documents a step" if held not in (0, train.batch) else ""
+        return _in_micro_batches(plan, train.batch) + holding
+    said = f"{train.batch_documents:,} documents a step"
+    if not each:
+        return said
+    return f"{said}, about {_in_micro_batches(plan, math.ceil(train.batch_documents / each))}"
+
+
+def _in_micro_batches(plan: StagePlan, rows: int) -> str:
     if plan.estimate is None:
-        return f"{batch} rows"
+        return f"{rows} rows"
     micro = plan.estimate.micro_batch
     found = ", as the GPU's memory allows" if plan.estimate.device == "cuda" else ""
-    if micro >= batch:
-        return f"{batch} rows at once{found}"
-    return f"{batch} rows, in {math.ceil(batch / micro)} micro-batches of at most {micro}{found}"
+    if micro >= rows:
+        return f"{rows} rows at once{found}"
+    return f"{rows} rows, in {math.ceil(rows / micro)} micro-batches of at most {micro}{found}"
 
 
 def _rate(train: Train, steps: int | None) -> str:
@@ -266,6 +288,6 @@ def _kept(plan: StagePlan) -> int:
     train: Train = plan.stage.train
     every = train.save_every
     if every == "epoch":
-        every = math.ceil(plan.rows / train.batch) if plan.rows else 1
+        every = math.ceil(plan.in_epoch / train.drawn) if plan.in_epoch else 1
     written = train.save_keep + 1 if plan.steps is None else math.ceil(plan.steps / every)
-    return int(min(train.save_keep + 1, written))
+    return int(min(train.save_keep + 1, written)) + (train.keep_best is not None)

@@ -12,7 +12,14 @@ from pydantic.fields import FieldInfo
 from kdcore.api.contracts import KINDS, StudentOptions
 from kdcore.api.options import kind_of, members, option_fields
 from kdcore.api.schedule import Schedule
-from kdcore.api.train_options import RIVALS, SelectionOptions, TermOptions, TrainOptions
+from kdcore.api.train_options import (
+    RIVALS,
+    Rivals,
+    RolloutOptions,
+    SelectionOptions,
+    TermOptions,
+    TrainOptions,
+)
 from kdcore.cli.examples import examples
 from kdcore.cli.main import plugin_manager
 from kdcore.commands.output import Plugins, print_json
@@ -22,7 +29,7 @@ from kdcore.recipe.node import IN_STAGE, KINDS_OF_TABLES, LISTS, TABLES
 
 Schema = dict[str, Any]
 
-_ENGINE = {"loss": TermOptions, "selection": SelectionOptions}
+_ENGINE = {"loss": TermOptions, "selection": SelectionOptions, "rollout": RolloutOptions}
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _NEEDED = ("student", "data", "loss", "train")
 _PLAIN: Mapping[Any, Schema] = {
@@ -125,10 +132,10 @@ def _of_options(
     cls: type,
     *,
     whole: bool,
-    rivals: Sequence[str] = (),
+    rivals: Sequence[Rivals] = (),
     more: Mapping[str, Schema] | None = None,
 ) -> Schema:
-    """A table of options; `rivals` are those of which exactly one is given."""
+    """A table of options; of each of the `rivals` one is given."""
     found: Schema = {
         "type": "object",
         "properties": {**(more or {}), **_properties(cls, whole=whole)},
@@ -139,8 +146,15 @@ def _of_options(
     if whole and needed:
         found["required"] = needed
     if whole and rivals:
-        found["oneOf"] = [{"required": [each]} for each in rivals]
+        found["allOf"] = [_one_of(each) for each in rivals]
     return found
+
+
+def _one_of(rivals: Rivals) -> Schema:
+    """Exactly one of them, or at most one."""
+    given: list[Schema] = [{"required": [each]} for each in rivals.names]
+    none: Schema = {"not": {"anyOf": given}}
+    return {"oneOf": given if rivals.needed else [*given, none]}
 
 
 def _properties(cls: type, *, whole: bool) -> Schema:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
 
 from torch import Tensor
 
+from kdcore.data.columns import BatchColumns
+
 if TYPE_CHECKING:
     import numpy as np
-
-    from kdcore.data.columns import BatchColumns
 
 LogitsFn = Callable[["Tensor"], "Tensor"]
 """Flat positions [n] -> logits [n, V] of a batch that a teacher has read, without gradient."""
@@ -35,6 +35,7 @@ class Split:
     name: str
     fingerprint: str  # of its tokens and their order
     lengths: np.ndarray  # [documents] in tokens; empty where the data is streamed
+    written: bool = False  # rows that were written while training: they are seen once
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +98,10 @@ class SparseLogits(NamedTuple):
     """Temperature T -> [n]: T times the log of the sum of the others' p^(1/T). None: not told."""
 
 
+class GappedLogits(SparseLogits):
+    """The same where ids may be -1: no id, behind those that are, whatever mass is given."""
+
+
 class TextSource(Protocol):
     """Where documents come from, as far as rows are made of them: a data component."""
 
@@ -121,3 +126,12 @@ class TextSource(Protocol):
     def fingerprint(self) -> str:
         """What the source is, content included."""
         ...
+
+
+def columns_of(batch: Batch) -> BatchColumns:
+    """A batch's. One that was made without has documents of data."""
+    if batch.columns is not None:
+        return batch.columns
+    document = batch.document.cpu().numpy()
+    predicts = batch.labels.cpu().numpy().reshape(document.shape) >= 0
+    return BatchColumns([{}] * len(document), document, predicts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,11 +28,13 @@ def micro_batches(rows: Sequence[Row], size: int, *, by_length: bool) -> list[li
     return [places[at : at + size] for at in range(0, max(1, len(rows)), size)]
 
 
+@dataclass(frozen=True, eq=False)
 class Collate:
     """Rows -> a batch on the device, padded at the right to its longest row."""
 
-    def __init__(self, split: Split, vocabulary: int, device: torch.device) -> None:
-        self.split, self.vocabulary, self.device = split, vocabulary, device
+    split: Split
+    vocabulary: int
+    device: torch.device
 
     def __call__(self, rows: Sequence[Row]) -> Batch:
         """One micro-batch. Without rows, one empty row that trains nothing."""

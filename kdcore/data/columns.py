@@ -3,57 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Any, cast, overload
+from typing import Any, cast, overload
 
 import numpy as np
 
-from kdcore.errors import RunError
-
-if TYPE_CHECKING:
-    from kdcore.data.batch import Batch, Row
-
-Value = str | int | float
-Columns = Mapping[str, Value]
-"""What is known of one document, by column."""
-
-Where = Mapping[str, Value | Sequence[Value]]
-"""Column -> the value, or the values, that match; several columns must all match."""
-
-SOURCE = "source"
-"""The engine's own column: who wrote a document."""
-
-FROM_DATA = "data"
-"""What it is unless a row says otherwise."""
-
-
-def value_of(columns: Columns, name: str) -> Value | None:
-    """A document's value in a column; None where it has none."""
-    return columns.get(name, FROM_DATA if name == SOURCE else None)
-
-
-def matches(columns: Columns, where: Where) -> bool:
-    """Whether a document has one of the values in each column."""
-    return all(value_of(columns, name) in values_in(values) for name, values in where.items())
-
-
-def values_in(values: Value | Sequence[Value]) -> Sequence[Value]:
-    """The values that match, of one or a list."""
-    return [values] if isinstance(values, str | int | float) else values
-
-
-def column_fault(columns: object) -> str | None:
-    """What is wrong with what was given as the columns of a document, in words; or None."""
-    if not isinstance(columns, Mapping):
-        return f"columns of the type {type(columns).__name__}, and must have a mapping"
-    for name, value in columns.items():
-        if not isinstance(name, str):
-            return f"a column called {name!r}, and names are text"
-        if not isinstance(value, str | int | float):
-            kind = type(value).__name__
-            return f"a {kind} in the column {name!r}, and columns hold text and numbers"
-    return None
+from kdcore.data.where import Columns, Value, Where, matches, value_of
 
 
 def to_text(columns: Columns | None) -> str:
@@ -102,10 +58,21 @@ class _Some(Sequence[Columns]):
         return self._columns[int(self._documents[index])]
 
 
+def columns_at(row: Mapping[str, Any], place: int) -> Columns:
+    """Those of the document that a token of a row belongs to."""
+    given = row.get("columns") or {}
+    if isinstance(given, Mapping):
+        return given
+    found: Columns = given[int(_places(np.asarray(row["document"]))[place])]
+    return found
+
+
 class BatchColumns:
     """The columns of a batch's documents. Nothing is looked up before it is asked for."""
 
-    def __init__(self, rows: Sequence[Row], document: np.ndarray, predicts: np.ndarray) -> None:
+    def __init__(
+        self, rows: Sequence[Mapping[str, Any]], document: np.ndarray, predicts: np.ndarray
+    ) -> None:
         """`document` [rows, time] is -1 on padding; `predicts` is where there is a label."""
         self._rows, self._document, self._predicts = rows, document, predicts
 
@@ -160,25 +127,3 @@ def _places(document: np.ndarray) -> np.ndarray:
     rank = np.empty(len(known), np.int64)
     rank[np.argsort(first)] = np.arange(len(known))
     return rank[inverse]
-
-
-def columns_of(batch: Batch) -> BatchColumns:
-    """A batch's. One that was made without has documents of data."""
-    if batch.columns is not None:
-        return batch.columns
-    document = batch.document.cpu().numpy()
-    predicts = batch.labels.cpu().numpy().reshape(document.shape) >= 0
-    return BatchColumns([{}] * len(document), document, predicts)
-
-
-def categories_among(values: Iterable[Value | None], name: str) -> list[str]:
-    """The texts among a column's values, sorted; none where it holds numbers."""
-    known = {value for value in values if value is not None}
-    texts = sorted(value for value in known if isinstance(value, str))
-    if texts and len(texts) < len(known):
-        number = next(value for value in known if not isinstance(value, str))
-        raise RunError(
-            f"the column {name!r} holds texts, such as {texts[0]!r}, and numbers, such as "
-            f"{number}: a column is of one or the other"
-        )
-    return texts

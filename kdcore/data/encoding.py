@@ -5,20 +5,24 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import numpy as np
 
 from kdcore.data.batch import TextSource
+from kdcore.data.columns import to_text
+from kdcore.data.where import column_fault
 from kdcore.data.windows import LONG, in_windows
-from kdcore.errors import RunError
+from kdcore.errors import PluginError, RunError
 from kdcore.hashing import tokenizer_hash
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from kdcore.data.batch import Row
 
 
 _log = logging.getLogger("kdcore")
@@ -57,6 +61,72 @@ def eos_of(data: TextSource, tokenizer: PreTrainedTokenizerBase) -> list[int]:
             "documents with; set eos = false in [data]"
         )
     return [int(tokenizer.eos_token_id)]
+
+
+Document = tuple[str | np.ndarray, str]
+"""A text, or ids that are complete, and its columns as they are stored."""
+
+
+def documents_of(data: TextSource, split: str) -> Iterable[str | Row]:
+    """The documents of a split. Data of earlier versions may call an option `documents`."""
+    documents = getattr(data, "documents", None)
+    return documents(split) if callable(documents) else data.texts(split)
+
+
+def pair_of(document: str | Document) -> Document:
+    """A document with its columns; a plain text has none."""
+    return (document, "") if isinstance(document, str) else document
+
+
+def checked_document(given: object, data: TextSource, split: str) -> str | Document:
+    """What data gave as a document: a plain text stays one."""
+    if not isinstance(given, Mapping):
+        utf8(given, data, split)
+        return cast(str, given)
+    said = f"data {data.name!r}: documents({split!r}) gave "
+    columns = given.get("columns")
+    if columns is not None and (fault := column_fault(columns)):
+        raise PluginError(f"{said}a document with {fault}")
+    if "text" in given:
+        utf8(given["text"], data, split)
+        return given["text"], to_text(columns)
+    if given.get("labels") is not None:
+        raise PluginError(f"{said}labels, which pack_documents takes from make_rows")
+    ids = given_ids(given.get("input_ids"), f"{said}'input_ids'")
+    return ids, to_text(columns)
+
+
+def utf8(text: object, data: TextSource, split: str) -> bytes:
+    """A text's bytes. What is no text, or has half a character, cannot be tokenised."""
+    if not isinstance(text, str):
+        raise PluginError(
+            f"data {data.name!r}: texts({split!r}) gave a {type(text).__name__}, and must give str"
+        )
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        half, before = text[error.start], text[max(0, error.start - 20) : error.start]
+        raise PluginError(
+            f"data {data.name!r}: texts({split!r}) gave half a character, {half!r}, behind "
+            f"{before!r}"
+        ) from error
+
+
+def given_ids(values: Any, which: str) -> np.ndarray:
+    """Ids that somebody gave, as int32; `which` says in an error what they are."""
+    array = np.asarray([] if values is None else values)
+    if array.ndim == 1 and not len(array):
+        return array.astype(np.int32)
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        _refuse(which, array)
+    return array.astype(np.int32)
+
+
+def _refuse(which: str, array: np.ndarray) -> NoReturn:
+    raise PluginError(
+        f"{which} of the shape {list(array.shape)} and the type {array.dtype}, and must have a "
+        "flat list of whole numbers"
+    )
 
 
 class Encoder:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kdcore.data.batch import Row, Split
-from kdcore.data.columns import column_fault
 from kdcore.data.rows import RowDataset
 from kdcore.data.streaming import WINDOW, Place, Stream, _from, _state_of
+from kdcore.data.where import column_fault
 from kdcore.errors import PluginError, RunError
 from kdcore.hashing import digest
 

@@ -21,6 +21,7 @@ class Pieces:
     length: np.ndarray  # int32 [pieces]
     starts: np.ndarray  # int64 [rows + 1]
     isolated: bool  # pieces do not see one another: positions restart at each
+    block: int = 0  # rows of so many tokens hold several pieces; 0: each has a row of its own
 
     def row_lengths(self) -> np.ndarray:
         """[rows] in tokens."""
@@ -33,7 +34,16 @@ def pack(lengths: np.ndarray, block: int) -> Pieces:
     document, offset, length = _cut(lengths, block)
     row = best_fit(length, block)
     order = np.argsort(row, kind="stable")
-    return Pieces(document[order], offset[order], length[order], _starts(row[order]), True)
+    return Pieces(document[order], offset[order], length[order], _starts(row[order]), True, block)
+
+
+def relaid(pieces: Pieces, some: np.ndarray) -> Pieces:
+    """Some of the isolated pieces [n] in rows of their own, laid as all of them are."""
+    row = best_fit(pieces.length[some], pieces.block) if pieces.block else np.arange(len(some))
+    order = np.argsort(row, kind="stable")
+    kept = some[order]
+    cuts = pieces.document[kept], pieces.offset[kept], pieces.length[kept]
+    return Pieces(*cuts, _starts(row[order]), True, pieces.block)
 
 
 def chunk(lengths: np.ndarray, block: int, start: int = 0) -> Pieces:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import copy
 from typing import TYPE_CHECKING, overload
 from weakref import WeakKeyDictionary
 
@@ -11,10 +12,10 @@ import numpy as np
 
 from kdcore.data import packing
 from kdcore.data.batch import Row, Split, TextSource
-from kdcore.data.columns import Columns
 from kdcore.data.encoding import bos_of
 from kdcore.data.packing import Pieces
 from kdcore.data.tokenized import TokenStore, tokenise
+from kdcore.data.where import Columns
 from kdcore.errors import RunError, UsageError
 
 if TYPE_CHECKING:
@@ -53,6 +54,17 @@ class RowDataset(Sequence[Row]):
             f"the {self.split.name} data hands over rows, and what was asked for needs whole "
             "documents"
         )
+
+    def pieces(self) -> Pieces:
+        """The pieces of documents that it is made of, where these are isolated from one another."""
+        raise RunError(
+            f"the {self.split.name} data hands over rows, and train.batch_documents needs whole "
+            "documents: say train.batch in its place"
+        )
+
+    def laid_anew(self, pieces: Pieces) -> RowDataset:
+        """Rows of the same documents that are made of these pieces instead."""
+        raise NotImplementedError
 
     def columns(self) -> Iterable[Columns]:
         """Those of all documents, in order; nothing where they have none."""
@@ -101,6 +113,17 @@ class PieceRows(RowDataset):
         self.split, self._store, self._pieces, self._first = split, store, pieces, first
         self.lengths = pieces.row_lengths()
         self._part, self._at = store.locate(pieces.document, pieces.offset)
+
+    def pieces(self) -> Pieces:
+        """Those of whole documents; rows that are cut across documents have none."""
+        return self._pieces if self._pieces.isolated else super().pieces()
+
+    def laid_anew(self, pieces: Pieces) -> RowDataset:
+        """The store and everything else that is known of documents stays."""
+        rows = copy(self)
+        rows._pieces, rows.lengths = pieces, pieces.row_lengths()
+        rows._part, rows._at = self._store.locate(pieces.document, pieces.offset)
+        return rows
 
     def ids(self, places: np.ndarray) -> np.ndarray:
         """Looked up on disk."""

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from operator import itemgetter
 from sys import maxsize
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -50,25 +50,68 @@ def random_subset(rows: int, wanted: int, seed: int) -> np.ndarray:
     return np.sort(np.random.default_rng([seed, 0x0E7A1]).choice(rows, wanted, replace=False))
 
 
+class Part(NamedTuple):
+    """What a process takes of a step from one split, and the place in the step of the first."""
+
+    split: Split
+    rows: list[Row]
+    first: int
+
+
+class Drawable(Protocol):
+    """What a step draws some of: rows, or documents, which are laid in rows of their own."""
+
+    split: Split
+
+    def __len__(self) -> int: ...
+
+    def subset(self, indices: list[int]) -> RowDataset:
+        """The rows of those with these numbers."""
+        ...
+
+
+class StepRows(NamedTuple):
+    """What a process takes of a step."""
+
+    rows: list[Row]
+    first: int  # where in the step its rows begin
+    of: int  # the rows of the step, over all processes
+
+
+def _shared(parts: list[RowDataset], process: int, processes: int) -> StepRows:
+    """A process's share of rows that lie in several data sets one after another."""
+    count, rows, before = sum(map(len, parts)), list[Row](), 0
+    mine = share(count, process, processes)
+    for part in parts:
+        here = range(max(mine.start - before, 0), min(mine.stop - before, len(part)))
+        rows += part.some(list(here)) if here else []
+        before += len(part)
+    return StepRows(rows, mine.start, count)
+
+
 class TrainingRows:
     """The rows of this process in each step, whether the data is fresh each epoch or not."""
 
     def __init__(
-        self, epoch_rows: Callable[[int], RowDataset], order: Order, process: int, processes: int
+        self,
+        of_epoch: Callable[[int], Drawable],
+        order: Order,
+        process: int,
+        processes: int,
     ) -> None:
-        self._epoch_rows, self.order = epoch_rows, order
-        self.mine = share(order.batch, process, processes)
-        self._held: tuple[int, RowDataset] | None = None
+        self._of_epoch, self.order = of_epoch, order
+        self._process, self._processes = process, processes
+        self._held: tuple[int, Drawable] | None = None
 
     @property
     def split(self) -> Split:
         """What the rows are cut from."""
-        return self._epoch_rows(0).split
+        return self._of_epoch(0).split
 
-    @property
-    def rows_in_epoch(self) -> int | None:
-        """How many an epoch has, if that is known."""
-        return self.order.rows
+    def ends_epoch(self, step: int) -> bool:
+        """Whether a step draws the last of an epoch."""
+        done, all_of_it = step * self.order.batch, self.order.rows
+        return done // all_of_it > (done - self.order.batch) // all_of_it
 
     def state_dict(self, step: int) -> None:
         """For a checkpoint: the step says it all."""
@@ -78,16 +121,25 @@ class TrainingRows:
 
     def step(self, step: int) -> list[Row]:
         """This process's rows of a step, in their order in the step."""
-        places = self.order.step(step)[self.mine.start : self.mine.stop]
-        by_epoch = groupby(places, key=itemgetter(0))
-        return [row for epoch, some in by_epoch for row in self._some(epoch, [n for _, n in some])]
+        return self.share_of(step).rows
 
-    def _some(self, epoch: int, indices: list[int]) -> list[Row]:
+    def share_of(self, step: int) -> StepRows:
+        """The same, and where in the step they stand."""
+        by_epoch = groupby(self.order.step(step), key=itemgetter(0))
+        parts = [self._some(epoch, [n for _, n in some]) for epoch, some in by_epoch]
+        return _shared(parts, self._process, self._processes)
+
+    def parts(self, step: int) -> list[Part]:
+        """The same by what they are cut from."""
+        rows, first, _ = self.share_of(step)
+        return [Part(self.split, rows, first)]
+
+    def _some(self, epoch: int, indices: list[int]) -> RowDataset:
         if self._held is None or self._held[0] != epoch:
-            self._held = (epoch, self._epoch_rows(epoch))
-        rows = self._held[1]
+            self._held = (epoch, self._of_epoch(epoch))
+        drawn = self._held[1]
         # Data that is fresh each epoch may lay a row more or fewer.
-        return rows.some([index % len(rows) for index in indices])
+        return drawn.subset([index % len(drawn) for index in indices])
 
 
 @dataclass(frozen=True)
@@ -95,7 +147,7 @@ class _Begin:
     """Where a window begins."""
 
     window: int = 0  # so many windows lie before it, in all epochs
-    rows: int = 0  # and so many rows
+    rows: int = 0  # and so many rows, or documents where these are drawn
     epoch: int = 0
     place: Place = field(default_factory=Place)  # in its epoch
 
@@ -107,8 +159,6 @@ class StreamedRows:
     laying its window again.
     """
 
-    rows_in_epoch = None  # nobody knows
-
     def __init__(
         self,
         stream: Callable[[int], Stream],
@@ -118,11 +168,12 @@ class StreamedRows:
         processes: int = 1,
         *,
         workers: int = 0,
+        drawn: Callable[[RowDataset], Drawable] = lambda rows: rows,
     ) -> None:
         self._stream, self._batch, self._seed, self._workers = stream, batch, seed, workers
-        self.mine = share(batch, process, processes)
+        self._process, self._processes, self._drawn = process, processes, drawn
         self._begins = [_Begin()]  # of the windows that are known, side by side
-        self._held: tuple[_Begin, RowDataset, np.ndarray] | None = None
+        self._held: tuple[_Begin, Drawable, np.ndarray] | None = None
 
     @property
     def split(self) -> Split:
@@ -131,8 +182,25 @@ class StreamedRows:
 
     def step(self, step: int) -> list[Row]:
         """This process's rows of a step, in their order in the step."""
-        first = (step - 1) * self._batch
-        return [self._row(first + n) for n in self.mine]
+        return self.share_of(step).rows
+
+    def share_of(self, step: int) -> StepRows:
+        """The same, and where in the step they stand."""
+        places = map(self._place, range((step - 1) * self._batch, step * self._batch))
+        parts = [
+            window.subset([index for _, index in some])
+            for window, some in groupby(places, key=itemgetter(0))
+        ]
+        return _shared(parts, self._process, self._processes)
+
+    def ends_epoch(self, step: int) -> bool:
+        """Nobody knows."""
+        return False
+
+    def parts(self, step: int) -> list[Part]:
+        """The same by what they are cut from."""
+        rows, first, _ = self.share_of(step)
+        return [Part(self.split, rows, first)]
 
     def state_dict(self, step: int) -> dict[str, Any]:
         """For a checkpoint after a step: where the window of the next row begins."""
@@ -148,7 +216,8 @@ class StreamedRows:
         at = bisect_right([begin.rows for begin in self._begins], row) - 1
         return self._begins[max(at, 0)]
 
-    def _row(self, row: int) -> Row:
+    def _place(self, row: int) -> tuple[Drawable, int]:
+        """The window that it lies in, and its number there."""
         held = self._held
         if held is None or row < held[0].rows:
             wanted = self._known(row)
@@ -158,9 +227,9 @@ class StreamedRows:
         while row >= held[0].rows + len(held[1]):
             held = self._take(held[0].window + 1)
         begin, rows, order = held
-        return rows[int(order[row - begin.rows])]
+        return rows, int(order[row - begin.rows])
 
-    def _take(self, window: int) -> tuple[_Begin, RowDataset, np.ndarray]:
+    def _take(self, window: int) -> tuple[_Begin, Drawable, np.ndarray]:
         begin, rows, behind = self._coming.get(window)
         if behind.window > self._begins[-1].window:
             self._begins.append(behind)
@@ -168,13 +237,14 @@ class StreamedRows:
         self._held = (begin, rows, order)
         return self._held
 
-    def _windows_from(self, begin: _Begin) -> Iterator[tuple[_Begin, RowDataset, _Begin]]:
+    def _windows_from(self, begin: _Begin) -> Iterator[tuple[_Begin, Drawable, _Begin]]:
         """The windows of this epoch from a place on, then those of all epochs after."""
         while True:
             before = begin
             for place, rows in self._stream(begin.epoch).windows(begin.place):
-                behind = _Begin(begin.window + 1, begin.rows + len(rows), begin.epoch, place)
-                yield begin, rows, behind
+                drawn = self._drawn(rows)
+                behind = _Begin(begin.window + 1, begin.rows + len(drawn), begin.epoch, place)
+                yield begin, drawn, behind
                 begin = behind
             if begin.rows == before.rows and before.place == Place():
                 raise RunError(f"the streamed {self.split.name} data has nothing to train on")

@@ -7,7 +7,7 @@ is a few numbers that a checkpoint keeps, so that a run goes on without reading 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -15,16 +15,16 @@ import numpy as np
 
 from kdcore.data.batch import Row, Split, TextSource
 from kdcore.data.columns import StoredColumns
-from kdcore.data.encoding import Encoder, SpelledCount
-from kdcore.data.rows import PieceRows, RowDataset, check_block, pack_lengths
-from kdcore.data.tokenized import (
+from kdcore.data.encoding import (
     Document,
-    TokenStore,
-    by_size,
+    Encoder,
+    SpelledCount,
     checked_document,
     documents_of,
     pair_of,
 )
+from kdcore.data.rows import PieceRows, RowDataset, check_block, pack_lengths
+from kdcore.data.tokenized import TokenStore, by_size
 from kdcore.errors import RunError
 from kdcore.guard import plugin_errors
 from kdcore.hashing import digest, tokenizer_hash
@@ -43,10 +43,6 @@ class Place:
     read: int = 0  # so many were read before
     laid: int = 0  # and so many of these held anything
     source: Mapping[str, Any] | None = None  # what the source says of the place, if it can
-
-    def as_dict(self) -> dict[str, Any]:
-        """For a checkpoint."""
-        return asdict(self)
 
 
 class Stream(RowDataset):

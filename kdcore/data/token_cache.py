@@ -7,20 +7,25 @@ import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol, TypeVar
 from uuid import uuid4
 
 from kdcore.errors import KdcoreError
 from kdcore.files import machine_fault, write_whole
 
-if TYPE_CHECKING:
-    from kdcore.data.tokenized import TokenStore
-
 _log = logging.getLogger("kdcore")
 _SUM = "kdcore-fingerprint.txt"  # of the tokens, beside them; earlier versions wrote none
 
 
-def verified(opened: Callable[[], TokenStore], key: str) -> TokenStore:
+class _Store(Protocol):
+    def checksum(self) -> str:
+        """Of all its tokens."""
+
+
+_Opened = TypeVar("_Opened", bound=_Store)
+
+
+def verified(opened: Callable[[], _Opened], key: str) -> _Opened:
     """The tokens under a key that `opened` opens, or makes where there are none.
 
     All tokens are read for their fingerprint anyway, so that comparing it costs nothing.
@@ -55,7 +60,7 @@ def _folder(key: str) -> Path:
     return caches / "generator" / f"default-fingerprint=kdcore-{key}"
 
 
-def _fault(store: TokenStore, folder: Path) -> str | None:
+def _fault(store: _Store, folder: Path) -> str | None:
     """How the tokens differ from those that were written; of new ones it is noted what they are."""
     path = folder / _SUM
     if path.is_file():

@@ -5,21 +5,31 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
 from threading import Thread
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from kdcore.data.batch import TextSource
-from kdcore.data.columns import StoredColumns, column_fault, to_text
-from kdcore.data.encoding import Encoder, SpelledCount
+from kdcore.data.columns import StoredColumns, to_text
+from kdcore.data.encoding import (
+    Document,
+    Encoder,
+    SpelledCount,
+    checked_document,
+    documents_of,
+    given_ids,
+    pair_of,
+)
 from kdcore.data.token_cache import verified
+from kdcore.data.where import column_fault
 from kdcore.errors import KdcoreError, PluginError, RunError
 from kdcore.hashing import digest
+from kdcore.terminal.bars import Bar, progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -120,7 +130,8 @@ def tokenise(data: TextSource, split: str, tokenizer: PreTrainedTokenizerBase) -
     """The texts of a split as ids, from the cache if these very texts were tokenised before."""
     encoder = Encoder(data, tokenizer)
     texts = _Texts(data, split, encoder)
-    key = texts.read()
+    with progress(f"reading {split} texts", unit="characters") as bar:
+        key = texts.read(bar)
     if not texts.filled:
         raise RunError(f"data {data} has no text in its {split!r} split")
     texts.spelled.tell(split, texts.filled)
@@ -132,7 +143,9 @@ def tokenise(data: TextSource, split: str, tokenizer: PreTrainedTokenizerBase) -
         processes = cpu_count() if texts.characters > _LARGE else 1
         items = map(pair_of, again) if texts.known else again
         size: Callable[[Any], int] = _size if texts.known else len
-        yield from map_in_order(work, by_size(items, size), processes)
+        portions = by_size(items, size)
+        with progress(f"tokenising {split} texts", texts.characters, "characters") as bar:
+            yield from map_in_order(work, _watched(portions, size, bar), processes)
         if again.key() != key:
             raise PluginError(
                 f"data {data.name!r} gave other texts when it was asked for its {split!r} split "
@@ -195,12 +208,13 @@ class _Texts:
                     self._hashed.update(f" {kind} {len(columns)} {columns}".encode())
                 yield document
 
-    def read(self) -> str:
+    def read(self, bar: Bar) -> str:
         """Read all of them for their key, and look at them."""
         for document in self:
             text, _ = pair_of(document)
             if isinstance(text, str):
                 self.spelled.see(text)
+            bar.advance(len(text))
         return self.key()
 
     def key(self) -> str:
@@ -208,57 +222,17 @@ class _Texts:
         return self._hashed.hexdigest()
 
 
-Document = tuple[str | np.ndarray, str]
-"""A text, or ids that are complete, and its columns as they are stored."""
-
-
-def documents_of(data: TextSource, split: str) -> Iterable[str | Row]:
-    """The documents of a split. Data of earlier versions may call an option `documents`."""
-    documents = getattr(data, "documents", None)
-    return documents(split) if callable(documents) else data.texts(split)
-
-
-def pair_of(document: str | Document) -> Document:
-    """A document with its columns; a plain text has none."""
-    return (document, "") if isinstance(document, str) else document
-
-
 def _size(document: Document) -> int:
     return len(document[0])
 
 
-def checked_document(given: object, data: TextSource, split: str) -> str | Document:
-    """What data gave as a document: a plain text stays one."""
-    if not isinstance(given, Mapping):
-        utf8(given, data, split)
-        return cast(str, given)
-    said = f"data {data.name!r}: documents({split!r}) gave "
-    columns = given.get("columns")
-    if columns is not None and (fault := column_fault(columns)):
-        raise PluginError(f"{said}a document with {fault}")
-    if "text" in given:
-        utf8(given["text"], data, split)
-        return given["text"], to_text(columns)
-    if given.get("labels") is not None:
-        raise PluginError(f"{said}labels, which pack_documents takes from make_rows")
-    ids = _given_ids(given.get("input_ids"), f"{said}'input_ids'")
-    return ids, to_text(columns)
-
-
-def utf8(text: object, data: TextSource, split: str) -> bytes:
-    """A text's bytes. What is no text, or has half a character, cannot be tokenised."""
-    if not isinstance(text, str):
-        raise PluginError(
-            f"data {data.name!r}: texts({split!r}) gave a {type(text).__name__}, and must give str"
-        )
-    try:
-        return text.encode()
-    except UnicodeEncodeError as error:
-        half, before = text[error.start], text[max(0, error.start - 20) : error.start]
-        raise PluginError(
-            f"data {data.name!r}: texts({split!r}) gave half a character, {half!r}, behind "
-            f"{before!r}"
-        ) from error
+def _watched(
+    portions: Iterable[list[_Item]], size: Callable[[_Item], int], bar: Bar
+) -> Iterator[list[_Item]]:
+    """The same, counted when the next one is asked for."""
+    for portion in portions:
+        yield portion
+        bar.advance(sum(map(size, portion)))
 
 
 def by_size(items: Iterable[_Item], size: Callable[[_Item], int]) -> Iterator[list[_Item]]:
@@ -300,8 +274,10 @@ def store_documents(
 
     def portions() -> Iterator[dict[str, np.ndarray]]:
         checked = _checked(documents(), f"data {data.name!r}: document {{}} of {split!r}")
-        for portion in by_size(checked, lambda row: len(row["ids"])):
-            yield _joined(portion)
+        with progress(f"tokenising {split} documents", unit="documents") as bar:
+            for portion in by_size(checked, lambda row: len(row["ids"])):
+                yield _joined(portion)
+                bar.advance(len(portion))
 
     key = hashed.hexdigest()
     return verified(lambda: TokenStore.of(stored(portions, key, _COLUMNS)), key)
@@ -320,9 +296,9 @@ def _checked(documents: Iterable[Row], which: str) -> Iterator[dict[str, Any]]:
     """The ids and labels of each document that has any; without labels all of it is trained."""
     for index, row in enumerate(documents):
         said = which.format(index)
-        ids = _given_ids(row.get("input_ids"), f"{said} has 'input_ids'")
+        ids = given_ids(row.get("input_ids"), f"{said} has 'input_ids'")
         given = row.get("labels")
-        labels = ids if given is None else _given_ids(given, f"{said} has 'labels'")
+        labels = ids if given is None else given_ids(given, f"{said} has 'labels'")
         if len(ids) != len(labels):
             raise PluginError(f"{said} has {len(labels)} labels for {len(ids)} ids")
         columns = row.get("columns")
@@ -330,22 +306,6 @@ def _checked(documents: Iterable[Row], which: str) -> Iterator[dict[str, Any]]:
             raise PluginError(f"{said} has {fault}")
         if len(ids):
             yield {"ids": ids, "labels": labels, "columns": to_text(columns)}
-
-
-def _given_ids(values: Any, which: str) -> np.ndarray:
-    array = np.asarray([] if values is None else values)
-    if array.ndim == 1 and not len(array):
-        return array.astype(np.int32)
-    if array.ndim != 1 or array.dtype.kind not in "iu":
-        _refuse(which, array)
-    return array.astype(np.int32)
-
-
-def _refuse(which: str, array: np.ndarray) -> NoReturn:
-    raise PluginError(
-        f"{which} of the shape {list(array.shape)} and the type {array.dtype}, and must have a "
-        "flat list of whole numbers"
-    )
 
 
 _Made = TypeVar("_Made")

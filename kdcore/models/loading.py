@@ -7,7 +7,6 @@ repository runs only where the recipe trusts it by name.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,8 @@ import torch
 from kdcore.checksums import refuse_changed
 from kdcore.errors import RunError
 from kdcore.models.locations import is_path, is_trusted, loading_error, location_of, refuse_pickle
+from kdcore.terminal.bars import progress
+from kdcore.terminal.libraries import DownloadBar, without_bars
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -104,8 +105,12 @@ def _load(
         arguments["quantization_config"] = _quantisation(quantise, dtype, device)
     if device.type != "cpu":
         arguments["device_map"] = {"": device}
-    with loading_error(name, key), progress_bars(shown=sys.stderr.isatty()):
+    with loading_error(name, key), without_bars(), progress(f"loading {name}"):
         from transformers import AutoModelForCausalLM
+        from transformers.utils.hub import DownloadKwargs
+
+        if "tqdm_class" in DownloadKwargs.__annotations__:  # later than transformers 5.0
+            arguments["tqdm_class"] = DownloadBar
 
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             location_of(name),
@@ -226,21 +231,6 @@ def _quantisation(
         options = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
         options["bnb_4bit_compute_dtype"] = dtype
     return BitsAndBytesConfig(**options)  # type: ignore[no-untyped-call]
-
-
-@contextmanager
-def progress_bars(*, shown: bool) -> Iterator[None]:
-    """Whether transformers draws its progress bars in a block: not into logs, not over a panel."""
-    from transformers.utils import logging as told
-
-    if shown or not told.is_progress_bar_enabled():
-        yield
-        return
-    told.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        told.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}

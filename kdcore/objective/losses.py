@@ -170,7 +170,7 @@ def _filled_answer(
     if isinstance(teacher, SparseLogits):
         ids, logs, tempered = teacher
         more = tempered and {at: _filled(some, missing) for at, some in tempered.items()}
-        return SparseLogits(_filled(ids, missing), _filled(logs, missing), more)
+        return type(teacher)(_filled(ids, missing), _filled(logs, missing), more)
     return None if teacher is None else _filled(teacher, missing)
 
 

@@ -16,10 +16,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from kdcore.data.batch import SparseLogits
+from kdcore.data.batch import GappedLogits, SparseLogits
 from kdcore.errors import RunError
+
+_NO_MASS = -1e4  # the logit of a bucket without an id: finite, so that 0 times its log is 0
 
 Buckets = tuple[Tensor, Tensor, Tensor]
 """Student and teacher logits [n, k + 1], and the labels' buckets [n]."""
@@ -39,12 +42,26 @@ def to_sparse(
     if temperature != 1 and teacher.tempered is not None:
         at, others_logit = _others_at(teacher.tempered, temperature)
         logs = torch.cat([logs[:, :-1], others_logit[:, None]], -1)
+    if isinstance(teacher, GappedLogits):
+        return _with_gaps(student, ids, logs, labels, at)
     if torch.compiler.is_compiling():  # which makes as few passes of the plain way
         others = (student / at).scatter(1, ids, -math.inf).logsumexp(-1, keepdim=True)
         buckets = torch.cat([student.gather(1, ids), at * others], -1)
     else:
         buckets = _Buckets.apply(student, ids, at)  # type: ignore[no-untyped-call]
     return buckets, logs.to(student.dtype), bucket_of(labels, ids)
+
+
+def _with_gaps(student: Tensor, ids: Tensor, logs: Tensor, labels: Tensor, at: float) -> Buckets:
+    """The same where some buckets have no id: these have no mass on either side."""
+    width, gaps = student.shape[1], ids < 0
+    known = torch.zeros(len(ids), width + 1, dtype=torch.bool, device=ids.device)
+    known.scatter_(1, torch.where(gaps, width, ids), True)
+    others = (student / at).masked_fill(known[:, :width], -math.inf).logsumexp(-1, keepdim=True)
+    buckets = torch.cat([student.gather(1, ids.clamp(min=0)), at * others], -1)
+    empty = F.pad(gaps, (0, 1))
+    told = logs.to(student.dtype).masked_fill(empty, _NO_MASS)
+    return buckets.masked_fill(empty, _NO_MASS), told, bucket_of(labels, ids)
 
 
 def _others_at(tempered: Mapping[float, Tensor], temperature: float | None) -> tuple[float, Tensor]:

@@ -13,13 +13,14 @@ from torch import Tensor
 
 from kdcore.api.contracts import Loss, Teacher, Term, Tokens
 from kdcore.api.schedule import Scheduled, value_now
-from kdcore.data.batch import LogitsFn
+from kdcore.data.batch import LogitsFn, columns_of
 from kdcore.data.collate import sent
-from kdcore.data.columns import Value, categories_among, columns_of
+from kdcore.data.where import Value, categories_among
 from kdcore.distributed import Gather, alone
 from kdcore.errors import UsageError
 from kdcore.guard import describe_component
 from kdcore.models.causal_lm import LanguageModel
+from kdcore.models.completions import ANSWERS, FIRST
 from kdcore.models.head import chunk_size, nll_from_logits, upcast
 from kdcore.objective.losses import per_token
 from kdcore.objective.objective import TokenMask
@@ -144,6 +145,12 @@ class StepTokens(Tokens):
     def view(self, view: View) -> Tensor:
         """Which tokens are of documents whose columns match, bool [n]."""
         return self._joined([part.reading.view(view) for part in self._parts])
+
+    @property
+    def prompt(self) -> Tensor:
+        """What each token answers [n]; of tokens of data it is their document."""
+        document = self.document
+        return torch.where(document < FIRST, document, FIRST + (document - FIRST) // ANSWERS)
 
     def seen(self, loss: Loss) -> Tensor:
         """Which tokens the term of this loss sees [n]."""

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from kdcore.api.contracts import Component, Loss, Teacher
 from kdcore.api.options import iter_components
-from kdcore.data.batch import Batch, LogitsFn, SparseLogits, TeacherOutputs
+from kdcore.data.batch import Batch, LogitsFn, SparseLogits, TeacherOutputs, columns_of
 from kdcore.data.collate import sent
-from kdcore.data.columns import Where, columns_of
+from kdcore.data.where import Where
 from kdcore.errors import PluginError, RunError, UsageError
 from kdcore.guard import call_checked, describe_component, inputs_unchanged, plugin_errors
 from kdcore.models.head import nll_from_logits, upcast
@@ -91,7 +91,7 @@ def read_nll(teacher: Teacher, batch: Batch) -> Callable[[Tensor, Tensor], Tenso
 
 def may_not_know(teacher: Teacher) -> bool:
     """Whether it may know some tokens only."""
-    return type(teacher).known is not Teacher.known
+    return not call_checked(teacher, "knows_all", of=bool)
 
 
 def known_to(teacher: Teacher, batch: Batch) -> Tensor:
@@ -168,7 +168,7 @@ def _checked_coarse(teacher: Teacher, found: object, positions: int, batch: Batc
         return upcast(_checked(teacher, "read", told, shape, batch))
 
     more = tempered and {at: same(others, positions) for at, others in tempered.items()}
-    return SparseLogits(ids, same(logs, *logs.shape), more)
+    return type(found)(ids, same(logs, *logs.shape), more)
 
 
 def _broken(teacher: Teacher, method: str, found: str, expected: str) -> PluginError:

@@ -10,7 +10,6 @@ folder instead of their files, so that there only a file outside this folder is 
 from __future__ import annotations
 
 import difflib
-import json
 import os
 import sys
 from base64 import urlsafe_b64encode
@@ -22,7 +21,6 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 from kdcore.errors import UsageError
 
@@ -174,6 +172,9 @@ def _is_same(recorded: PackagePath, file: Path, distribution: Distribution) -> b
 
 
 def _editable_folder(distribution: Distribution) -> Path | None:
+    import json
+    from urllib.request import url2pathname  # it brings http and ssl, and --help waits for them
+
     text = distribution.read_text("direct_url.json")
     source = json.loads(text) if text else {}
     if not source.get("dir_info", {}).get("editable"):

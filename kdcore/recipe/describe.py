@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING
 from kdcore.api.contracts import Component, Stage, Term
 from kdcore.api.options import option_values
 from kdcore.api.schedule import Schedule
-from kdcore.data.columns import values_in
+from kdcore.data.where import values_in
 from kdcore.guard import call_checked
 
 if TYPE_CHECKING:
     from kdcore.api.contracts import Teacher
+    from kdcore.api.train_options import TrainOptions
 
 
 _START, _NEXT = "loss = ", "\n     + "
@@ -184,13 +185,24 @@ def _tables(stage: Stage) -> dict[str, object]:
         "teacher": _plain(stage.teacher),
         "loss": [_term(term) for term in stage.terms],
         "selection": _plain(stage.selection),
+        "rollout": _plain(stage.rollout),
         "eval": [table_of(one) for one in stage.evals],
         "log": [table_of(one) for one in stage.loggers],
-        "train": _plain(option_values(stage.train)),
+        "train": _plain(_train(stage.train)),
     }
     if isinstance(tables["selection"], dict):
         tables["selection"]["scope"] = stage.scope
+    if isinstance(tables["rollout"], dict):
+        written = option_values(stage.writing).items()
+        tables["rollout"] |= {key: _plain(value) for key, value in written}
     return {key: table for key, table in tables.items() if table not in (None, [])}
+
+
+def _train(options: TrainOptions) -> dict[str, object]:
+    """Without the default that another key takes the place of."""
+    values = option_values(options)
+    gone = {"batch"} if options.batch_documents is not None else set()
+    return {key: value for key, value in values.items() if key not in gone}
 
 
 def table_of(component: Component) -> dict[str, object]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
-from kdcore.api.train_options import RIVALS
+from kdcore.api.train_options import rivals_of
 from kdcore.errors import Fault, did_you_mean
 from kdcore.recipe.node import Node
 
@@ -26,7 +26,7 @@ def merge_recipes(base: Node, over: Node) -> Node:
         elif key == "stage":
             merged[key] = _merge_stages(merged[key], value)
         else:
-            merged[key] = merge(merged[key], value, RIVALS.get(key, ()))
+            merged[key] = merge(merged[key], value, key)
     return over.with_children(merged)
 
 
@@ -37,14 +37,14 @@ def _merge_stages(base: Node, over: Node) -> Node:
     return over.with_children(stages)
 
 
-def merge(base: Node, over: Node, rivals: Collection[str] = ()) -> Node:
+def merge(base: Node, over: Node, name: str = "") -> Node:
     """Tables merge; what is no table, or a table with another `use`, takes the other's place.
 
-    Where `over` gives one of the `rivals`, no other of them is inherited.
+    `name` is that of one of the engine's tables: what rivals a key of `over` is not inherited.
     """
     if not (base.is_table and over.is_table) or over.whole or _is_another(base, over):
         return over
-    gone = {*rivals} - over.table.keys() if {*rivals} & over.table.keys() else set()
+    gone = {rival for key in over.table for rival in rivals_of(name, key)} - over.table.keys()
     merged = {key: value for key, value in base.table.items() if key not in gone}
     for key, value in over.table.items():
         merged[key] = merge(merged[key], value) if key in merged else value
@@ -145,6 +145,8 @@ _OF_TRAIN = (
     "save_keep",
 )
 
+_MEASURED = ("eval_every", "eval_seed")
+
 
 def identity(table: Node, tokenizer_data: Node | None, identity_of: Callable[[str], str]) -> str:
     """Eight hexadecimal digits of the merged table as typed; the order of keys does not matter.
@@ -168,11 +170,16 @@ def identity_fields(table: Mapping[str, object]) -> dict[str, object]:
     counts = {"seed": 0, **{key: each for key, each in table.items() if key not in _OF_RECIPE}}
     train, selection = counts.get("train"), counts.get("selection")
     if isinstance(train, dict):
+        measured = "keep_best" in train  # what is, and when, decides which weights are final
         counts["train"] = {
             key: value
             for key, value in train.items()
-            if key not in _OF_TRAIN or (key == "micro_batch" and _ranks_within(selection))
+            if key not in _OF_TRAIN
+            or (key == "micro_batch" and _ranks_within(selection))
+            or (key in _MEASURED and measured)
         }
+        if measured:
+            counts["eval"] = table.get("eval", [])
     return counts
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import tomli
 
 from kdcore.api.options import kinds_in, option_types
-from kdcore.api.train_options import RIVALS
+from kdcore.api.train_options import rivals_of
 from kdcore.errors import Fault, UsageError, did_you_mean
 from kdcore.recipe.build import shown
 from kdcore.recipe.merge import NONE, merge
@@ -202,7 +202,7 @@ class Overrides:
         if stages and parts[1] in stages and parts[2] in self.root.table:
             stage, inherited = stages[parts[1]], self.root.table[parts[2]]
             own = stage.table.get(parts[2])
-            merged = merge(inherited, own, RIVALS.get(parts[2], ())) if own else inherited
+            merged = merge(inherited, own, parts[2]) if own else inherited
             stage.table[parts[2]] = merged.copy()
             stage.table[parts[2]].whole = True
 
@@ -274,8 +274,7 @@ class Overrides:
 
 def _rivals(path: KeyPath) -> list[str]:
     inner = in_stage(path)[1]
-    rivals = RIVALS.get(str(inner[0]), ()) if len(inner) == 2 else ()
-    return [rival for rival in rivals if rival != inner[1]] if path[-1] in rivals else []
+    return sorted(rivals_of(str(inner[0]), str(inner[1]))) if len(inner) == 2 else []
 
 
 def _parsed(text: str) -> object:

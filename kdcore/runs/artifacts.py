@@ -16,9 +16,11 @@ from kdcore.files import move_into_place
 from kdcore.guard import call_checked
 from kdcore.models.causal_lm import LanguageModel
 from kdcore.models.generation import add_stop_tokens, learned_stop_tokens
-from kdcore.models.loading import load_tokenizer, progress_bars
+from kdcore.models.loading import load_tokenizer
 from kdcore.runs.folder import FINAL, TOKENIZER
 from kdcore.runs.model_card import model_card
+from kdcore.terminal.bars import progress
+from kdcore.terminal.libraries import without_bars
 from kdcore.training.student import finished
 
 if TYPE_CHECKING:
@@ -111,7 +113,7 @@ def save_final(run: RunState) -> Path:
     add_stop_tokens(run.student, learned_stop_tokens(run.rows("validation"), run.tokenizer))
     target, beside = run.folder / FINAL, run.folder / f".{FINAL}.partial"
     shutil.rmtree(beside, ignore_errors=True)
-    with progress_bars(shown=False):
+    with without_bars(), progress("saving the student"):
         run.student.save_pretrained(beside)
     run.tokenizer.save_pretrained(beside)
     (beside / "README.md").write_text(model_card(run))

@@ -28,11 +28,13 @@ class Facts:
     teacher: str
     objective: str
     tokens: str  # which tokens are trained on
+    batch: str  # what a step draws
     folder: Path
+    in_epochs: bool = True  # whether the recipe gives its length in epochs
 
     def rows(self) -> list[tuple[str, str]]:
         """Label and text of each fact that there is."""
-        labels = ("student", "teacher", "objective", "tokens")
+        labels = ("student", "teacher", "objective", "tokens", "batch")
         return [(label, getattr(self, label)) for label in labels if getattr(self, label)]
 
 
@@ -44,6 +46,7 @@ def facts_of_run(run: Run) -> Facts:
         facts,
         student=f"{facts.student}, {parameters}" if parameters else facts.student,
         objective=spelt(run.objective) or facts.objective,
+        batch=_batch(run.recipe.table, run.documents_in_step),
     )
 
 
@@ -91,8 +94,20 @@ def _facts(table: Table, name: str, folder: Path) -> Facts:
         teacher=component(table["teacher"]) if table.get("teacher") else "",
         objective=objective(table.get("loss", [])),
         tokens=component(table["selection"]) if table.get("selection") else "",
+        batch=_batch(table, 0),
         folder=folder,
+        in_epochs=bool(table.get("train", {}).get("epochs")),
     )
+
+
+def _batch(table: Table, documents: float) -> str:
+    """What a step draws, and how many documents that holds on average."""
+    train = table.get("train", {})
+    if "batch_documents" in train:
+        return f"{train['batch_documents']:,} documents a step"
+    if not round(documents):
+        return ""
+    return f"{train.get('batch', 8):,} rows a step, about {round(documents):,} documents"
 
 
 def student(table: Table) -> str:

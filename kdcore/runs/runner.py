@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdcore.checksums import damage, refuse_changed
-from kdcore.distributed import main_first
-from kdcore.errors import KdcoreError, PluginError, RunError, is_out_of_memory
+from kdcore.distributed import losses_told, main_first
+from kdcore.errors import Interrupted, KdcoreError, PluginError, RunError, is_out_of_memory
 from kdcore.files import is_full, machine_fault, write_whole
 from kdcore.guard import call_checked, call_checked_list
 from kdcore.hashing import tokenizer_hash
+from kdcore.objective.columns import columns_fingerprint
 from kdcore.recipe.overrides import expand_grid
 from kdcore.recipe.recipe import read_recipe, wanted_stages
 from kdcore.redact import redact_own_secrets
@@ -93,11 +94,15 @@ def run_recipe(recipe: Recipe, host: PluginManager, request: RunRequest) -> list
         if finished(folder):
             refuse_changed(folder / FINAL)
             _log.info("%s is finished: %s is used", stage.run_name, folder)
+            stop = 0
         else:
-            stage = as_begun(stage, folder)
-            _run_stage(stage, folder, accelerator, host, texts, list(done.values()), request)
+            stage, others = as_begun(stage, folder), list(done.values())
+            stop = _run_stage(stage, folder, accelerator, host, texts, others, request)
         done[name] = folder
         request.on_finished(folder)
+        if stop:
+            said = f"interrupted; {stage.run_name} is finished, and the same command goes on"
+            raise Interrupted(said, stop)
     return list(done.values())
 
 
@@ -125,7 +130,8 @@ def _run_stage(
     texts: Mapping[str, str],
     others: Sequence[Path],
     request: RunRequest,
-) -> None:
+) -> int:
+    """To its end; a signal that came too late to end it before, or 0."""
     if missing := [
         said for each in stage.components() for said in call_checked_list(each, "missing")
     ]:
@@ -138,6 +144,7 @@ def _run_stage(
         if accelerator.is_main_process:
             around.enter_context(locked(folder))
             around.enter_context(_noted(folder))
+        around.enter_context(losses_told())
         signals = around.enter_context(Signals())
         if accelerator.is_main_process:
             write_texts(folder, {**texts, "env.json": record(host)})
@@ -150,6 +157,7 @@ def _run_stage(
             run.say(f"{run.recipe.run_name} continues after {steps}: {run.folder}")
         with host.listening(stage.components()):
             _train(trainer)
+            return signals.agreed(accelerator, now=True)
 
 
 @contextmanager
@@ -178,6 +186,8 @@ def _fingerprints(run: RunState) -> dict[str, str]:
     }
     if run.teacher is not None:
         found["teacher"] = call_checked(run.teacher, "fingerprint", of=str)
+    if (columns := columns_fingerprint(run)) is not None:
+        found["columns"] = columns
     return found
 
 
@@ -186,6 +196,7 @@ def _train(trainer: Trainer) -> None:
     try:
         host.emit("kdcore_run_start", run=run)
         trainer.train()
+        trainer.put_back_best()
         finish_student(run)
         with main_first(trainer.accelerator):
             if run.main:
@@ -230,7 +241,8 @@ def run_all(request: RunRequest, host: PluginManager) -> list[Path]:
     """Everything that was asked for; each run's folder, once."""
     from accelerate import PartialState
 
-    folders = _runs(request, host)
+    with losses_told():
+        folders = _runs(request, host)
     if PartialState().is_main_process:
         host.emit("kdcore_runs_end", folders=folders)
     return folders

@@ -20,6 +20,7 @@ from kdcore.models.head import chunk_size, nll_of
 from kdcore.objective.losses import per_token
 from kdcore.objective.sparse import argmax_ids
 from kdcore.objective.teachers import known_to, may_not_know, read_outputs
+from kdcore.terminal.bars import progress
 
 if TYPE_CHECKING:
     from kdcore.api.contracts import Run
@@ -29,7 +30,8 @@ def run_evals(run: Run) -> dict[str, float | str]:
     """What all evals of the run's recipe measure."""
     scores: dict[str, float | str] = {}
     for one in run.recipe.evals:
-        found = call_checked(one, "measure", run, of=Mapping)
+        with progress(f"evaluating {one.name}"):
+            found = call_checked(one, "measure", run, of=Mapping)
         for name, each in found.items():
             with plugin_errors(one, "measure"):  # numbers of other libraries' types become Python's
                 scores[str(name)] = each if isinstance(each, str) else float(each)

@@ -37,7 +37,7 @@ def chunk_of(run: RunState) -> int:
     options = run.recipe.train
     if options.chunk != "auto":
         return options.chunk
-    most = math.ceil(options.batch / run.processes) * run.data.block
+    most = math.ceil(options.drawn / run.processes) * run.data.block
     return min(most, chunk_size(run.vocabulary, run.device, _free(run.device)))
 
 
@@ -68,8 +68,9 @@ def _compiles(run: RunState) -> bool:
 
 def _logits(run: RunState) -> float:
     lengths = run.laid("train").lengths
-    each = float(lengths.mean()) if len(lengths) else run.data.block  # nobody counts a stream's
-    return each * run.recipe.train.batch * run.steps * run.vocabulary
+    # Nobody counts a stream's.
+    each = float(lengths.sum()) / run.drawn_in_epoch() if len(lengths) else run.data.block
+    return each * run.batch * run.steps * run.vocabulary
 
 
 def _has_compiler() -> bool:
@@ -215,7 +216,7 @@ class OomRetry:
 def micro_batch_of(step: TrainStep) -> int:
     """Rows that go through the models together: as asked, by the row length, or as many as fit."""
     run, options = step.run, step.run.recipe.train
-    largest = max(1, math.ceil(options.batch / run.processes))
+    largest = max(1, math.ceil(options.drawn / run.processes))
     if options.micro_batch != "auto":
         return min(largest, options.micro_batch)
     if run.device.type != "cuda":

@@ -111,7 +111,7 @@ class BadRow:
 def describe_bad_rows(trainer: TrainStep, step: int) -> str:
     """Which rows and terms of a step are not finite, in words; takes a forward for each row."""
     found = _bad_rows(trainer, step)
-    rows = trainer.run.batch
+    rows = trainer.rows.share_of(step).of
     if not found:
         return f"no row of its {rows} is so by itself, but their sum is"
     labels = dict.fromkeys(label for row in found for label in row.terms)
@@ -129,7 +129,7 @@ def dump_rows(trainer: TrainStep, step: int) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     own = f"-process-{run.process}" if run.processes > 1 else ""
     rows = trainer.rows.step(step)
-    keys = {key for row in rows for key in row if row[key] is not None}
+    keys = {key for row in rows for key in row if row[key] is not None} - {"columns"}
     arrays = {key: np.concatenate([_values(row, key) for row in rows]) for key in sorted(keys)}
     arrays["length"] = np.array([len(row["input_ids"]) for row in rows], np.int64)
     path = folder / f"step-{step}{own}.safetensors"
@@ -155,11 +155,18 @@ def load_rows(path: str | Path) -> list[Row]:
 
 def _bad_rows(trainer: TrainStep, step: int) -> list[BadRow]:
     """Those of all processes."""
-    run, rows, first = trainer.run, trainer.rows.step(step), trainer.rows.mine.start
-    readings = [MicroBatch(trainer.collate([row]), [first + n]) for n, row in enumerate(rows)]
+    run, parts = trainer.run, trainer.rows.parts(step)
+    rows = [row for part in parts for row in part.rows]
+    first = parts[0].first
+    readings = [
+        MicroBatch(trainer.collated(part, [n]), [part.first + n])
+        for part in parts
+        for n in range(len(part.rows))
+    ]
     readings = readings or [MicroBatch(trainer.collate([]), [first])]
     trainer.move_schedules(step - 1)
-    choices = select(run, readings, step, trainer.gather, trainer.total)
+    terms = [term for term, _ in trainer.terms_of(step)]
+    choices = select(run, readings, step, trainer.gather, trainer.total, terms)
     found = []
     for n, row in enumerate(rows):
         if bad := _bad_terms(trainer, readings[n], choices, n, step):

@@ -15,6 +15,7 @@ from kdcore.guard import call_checked
 from kdcore.models.causal_lm import LanguageModel
 from kdcore.models.loading import HALF, precision_of
 from kdcore.models.vocabulary import cut_to, verify_same_ids
+from kdcore.objective.columns import check_columns
 from kdcore.objective.objective import Objective
 from kdcore.objective.teachers import (
     check_positions,
@@ -28,6 +29,7 @@ from kdcore.objective.teachers import (
 from kdcore.optim import learning_rate, make_optimizer
 from kdcore.training.checkpoint import Checkpoints
 from kdcore.training.micro_batch import chunk_of, micro_batch_of, values_for
+from kdcore.training.rollout_rows import RolloutRows, WrittenAhead
 from kdcore.training.run_state import training_rows
 from kdcore.training.student import check_balance, check_length, make_student
 from kdcore.training.trainer import Trainer
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from kdcore.api.train_options import TrainOptions
+    from kdcore.data.sampler import StreamedRows, TrainingRows
     from kdcore.plugin.manager import PluginManager
     from kdcore.training.run_state import RunState
     from kdcore.training.signals import Signals
@@ -69,9 +72,10 @@ def prepare(
     """Load and prove everything; the run has its tokenizer already."""
     stage, options = run.recipe, run.recipe.train
     with main_first(accelerator):
-        rows = run.laid("train")
-    run.steps = steps_of(options, len(rows), rows.lengths)
+        laid = run.laid("train")
+    run.steps = steps_of(options, run.drawn_in_epoch(), laid.lengths)
     student = _prepare_student(run, HALF.get(accelerator.mixed_precision))
+    check_columns(run)
     load_teachers(run, stage.components())
     tell_untempered(stage.teacher, [term.loss for term in stage.terms])
     run.chunk = chunk_of(run)
@@ -79,6 +83,7 @@ def prepare(
     optimizer = optimizer_of(options, student)
     run.autocast = accelerator.autocast
     wrapped, optimizer = accelerator.prepare(objective, optimizer)
+    rows = rows_of(run)
     trainer = Trainer(
         run=run,
         host=host,
@@ -88,19 +93,30 @@ def prepare(
         values=values_for(run),
         optimizer=optimizer,
         rate=rate_of(options, run.steps),
-        rows=training_rows(run),
+        rows=rows,
         checkpoints=Checkpoints(
             run.folder / checkpoints_at,
             accelerator,
             student,
             optimizer,
             keep=options.save_keep,
-            components=run.recipe.by_place(),
+            components={**run.recipe.by_place(), **_written(rows)},
         ),
         signals=signals,
     )
     run.micro_batch = micro_batch_of(trainer)
     return trainer
+
+
+def rows_of(run: RunState) -> TrainingRows | StreamedRows | RolloutRows:
+    """The rows of each step for this process; where some are written, every process draws all."""
+    if run.recipe.rollout is None:
+        return training_rows(run)
+    return RolloutRows(run, training_rows(run, whole=True))
+
+
+def _written(rows: object) -> dict[str, WrittenAhead]:
+    return {"written": WrittenAhead(rows)} if isinstance(rows, RolloutRows) else {}
 
 
 def _prepare_student(run: RunState, precision: torch.dtype | None) -> PreTrainedModel:
@@ -135,21 +151,27 @@ def enable_checkpointing(student: PreTrainedModel) -> None:
     enable({"use_reentrant": False})
 
 
-def steps_of(options: TrainOptions, rows: int, lengths: np.ndarray) -> int:
-    """How many optimizer steps the recipe asks for."""
+def steps_of(options: TrainOptions, count: int, lengths: np.ndarray) -> int:
+    """How many optimizer steps the recipe asks for.
+
+    `count` are the rows of an epoch, or its documents where these are drawn; `lengths` those of
+    its rows.
+    """
     if options.steps is not None:
         return options.steps
     if options.epochs is None:
         assert options.tokens is not None
-        return math.ceil(options.tokens * rows / (int(lengths.sum()) * options.batch))
-    taken = math.floor(rows * options.epochs * (1 + 1e-12))  # 0.29 x 100 is 28.999999999999996
-    if taken < options.batch:
-        instead = f"train.batch={taken}" if taken else "train.steps=1"
+        return math.ceil(options.tokens * count / (int(lengths.sum()) * options.drawn))
+    taken = math.floor(count * options.epochs * (1 + 1e-12))  # 0.29 x 100 is 28.999999999999996
+    if taken < options.drawn:
+        unit = options.drawn_unit
+        key = "batch_documents" if unit == "documents" else "batch"
+        instead = f"train.{key}={taken}" if taken else "train.steps=1"
         raise RunError(
-            f"{options.epochs} epochs of {rows} rows are less than one step of "
-            f"{options.batch} rows; type --set {instead}"
+            f"{options.epochs} epochs of {count} {unit} are less than one step of "
+            f"{options.drawn} {unit}; type --set {instead}"
         )
-    return taken // options.batch
+    return taken // options.drawn
 
 
 def prove_vocabulary(run: RunState, teachers: Sequence[Teacher]) -> int:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from kdcore import RunError
+from kdcore import DownloadBar, RunError
 
 _ENDINGS = {"train": "train", "dev": "dev", "valid": "dev", "validation": "dev", "test": "test"}
 _WHERE = (
@@ -104,7 +104,9 @@ def _from_hub(path: str) -> Path:
     under = parts[2].strip("/")
     patterns = [f"{under}{'/' if under else ''}*.{end}" for end in ("txt", *_ENDINGS)]
     try:
-        whole = snapshot_download(parts[1], repo_type="dataset", allow_patterns=patterns)
+        whole = snapshot_download(
+            parts[1], repo_type="dataset", allow_patterns=patterns, tqdm_class=DownloadBar
+        )
     except (OSError, ValueError) as error:
         gone = type(error).__name__ in ("RepositoryNotFoundError", "GatedRepoError")
         why = "has no such data set for you" if gone else "cannot be reached"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from kdcore import RunError
+from kdcore import RunError, progress
 
 _Loaded = TypeVar("_Loaded")
 
@@ -51,7 +51,8 @@ def _loaded(load: Callable[[], _Loaded], place: str) -> _Loaded:
     from datasets.exceptions import DatasetsError
 
     try:
-        return load()
+        with progress(f"loading {place}"):
+            return load()
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
         raise RunError(f"cannot load the pairs of {place}: {_fault(error)}") from error
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdcore import Batch, SparseLogits, Teacher, read
+from kdcore import Batch, GappedLogits, SparseLogits, Teacher, read, read_outputs
 from kdcore_cached.drawing import drawn
 from kdcore_cached.kinds import Array, Kind
 from kdcore_cached.others import (
@@ -60,8 +60,9 @@ class Buckets(Kind):
         """Ids that are none, or twice there, or masses that are not 1 together."""
         ids, masses = (torch.from_numpy(some) for some in values[:2])
         logs = self.log_masses(masses)
-        none = ((ids < 0) | (ids >= vocabulary)).any(-1)
-        twice = (ids.sort(-1).values.diff(dim=-1) == 0).any(-1)
+        none = ((ids < -1) | (ids >= vocabulary)).any(-1)
+        ordered = ids.sort(-1).values
+        twice = ((ordered.diff(dim=-1) == 0) & (ordered[:, 1:] >= 0)).any(-1)
         off = ~((logs.exp().sum(-1) - 1).abs() < 1e-2)
         found: np.ndarray = (none | twice | off).numpy()
         return found
@@ -92,6 +93,7 @@ class TopK(Buckets):
     def __init__(self, k: int, vocabulary: int, temperatures: Sequence[float] = ()) -> None:
         self.k = min(k, vocabulary - 1)
         self.temperatures = temperatures  # at which the others' mass is stored too, none of them 1
+        self.gaps = False  # whether some ids are none, as of a teacher that knows some tokens only
         self.wanted: dict[float, int] = {}  # temperature -> k that would hold enough, if k does not
         self.beside = [others_array(each) for each in temperatures]
         self.arrays = (
@@ -111,6 +113,8 @@ class TopK(Buckets):
     def told(self, values: Sequence[Tensor]) -> SparseLogits:
         """Also the others' logits at each temperature, beside which the ids' have theirs."""
         ids, logs, _ = super().told(values[:2])
+        if self.gaps:
+            return GappedLogits(ids, logs)
         each = zip(self.temperatures, values[2:], strict=True)
         return SparseLogits(
             ids, logs, {at: logit_of_others(logs[:, :-1], some, at) for at, some in each}
@@ -118,6 +122,8 @@ class TopK(Buckets):
 
     def scored(self, teacher: Teacher, batch: Batch) -> Sequence[np.ndarray]:
         """The k likeliest, and what is left of the others: summed, not subtracted from 1."""
+        if teacher.ids_known() is not None:
+            return self._of_few(teacher, batch)
         pieces = []
         for logits in _logits(teacher, batch):
             logs = logits.log_softmax(-1)
@@ -126,6 +132,27 @@ class TopK(Buckets):
             self._look_for_more(logs, tempered)
             others = logs.scatter_(1, ids, -math.inf).logsumexp(-1, keepdim=True)
             pieces.append((ids.int(), torch.cat([found, others], -1).half(), *tempered))
+        return _joined(pieces)
+
+    def _of_few(self, teacher: Teacher, batch: Batch) -> Sequence[np.ndarray]:
+        """The k likeliest of a teacher that knows some ids; where it knows nothing, no id."""
+        at, known = read_outputs(teacher, batch), teacher.known(batch)
+        pieces = []
+        size = max(1, _LOGITS // batch.vocabulary)
+        for some in torch.split(torch.arange(len(batch.valid), device=batch.valid.device), size):
+            said = at(batch.valid[some])
+            assert isinstance(said, SparseLogits), "a teacher of some ids tells of these"
+            logs, order = said.log_probabilities[:, :-1].sort(dim=-1, descending=True, stable=True)
+            ids = said.ids.gather(1, order)[:, : self.k]
+            rest = torch.cat([logs[:, self.k :], said.log_probabilities[:, -1:]], -1)
+            values = torch.cat([logs[:, : self.k], rest.logsumexp(-1, keepdim=True)], -1)
+            if known is not None:
+                nothing = torch.full_like(values, -100.0).index_fill(
+                    1, torch.tensor([self.k], device=values.device), 0.0
+                )
+                ids = ids.where(known[some][:, None], -1)
+                values = values.where(known[some][:, None], nothing)
+            pieces.append((ids.int(), values.half()))
         return _joined(pieces)
 
     def differs(self, stored: Sequence[np.ndarray], live: Sequence[np.ndarray]) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -115,8 +115,11 @@ class Kept:
             return "its files are of different lengths: one is torn"
         return None
 
-    def forget_broken(self) -> int:
-        """Mark as missing what cannot have been written whole; how many slots that are."""
+    def forget_broken(self, done: Callable[[int], None] = lambda slots: None) -> int:
+        """Mark as missing what cannot have been written whole; how many slots that are.
+
+        `done` is told how many slots were looked at.
+        """
         arrays = [mapped(self.folder, one, self.tokens) for one in self.kind.arrays]
         hashed = (self.folder / CHECK.file).is_file()
         checks = mapped(self.folder, CHECK, self.tokens) if hashed else None
@@ -130,6 +133,7 @@ class Kept:
             broken = slots[off]
             arrays[-1][broken] = self.kind.forgotten()
             found += len(broken)
+            done(len(there))
         return found + sum(self._forget_beside(one) for one in self.kind.beside)
 
     def _forget_beside(self, array: Array) -> int:

@@ -25,6 +25,7 @@ from kdcore import (
     component,
     describe,
     load_teacher,
+    read_nll,
     tokenizer_hash,
 )
 from kdcore_cached.buckets import Buckets, TopK
@@ -96,18 +97,35 @@ class CachedTeacher(Teacher):
                 f"data {recipe.data.name!r} lays other rows each epoch, so what is stored would be "
                 'of another row; with context = "document" the teacher sees whole documents'
             )
+        if recipe.rollout is not None and self.kind == "sampled":
+            yield (
+                'kind = "sampled" is what was drawn for the data\'s rows, and with [rollout] the '
+                f'teacher reads new ones: take kind = "topk", or {self.teacher.name!r} itself'
+            )
         if recipe.data.streams:
             yield f"data {recipe.data.name!r} is streamed, and what is stored needs all of it"
-        of_all_ids = self.teacher.gives_logits() and self.teacher.ids_known() is None
-        if not (self.teacher.gives_losses() if self.kind == "nll" else of_all_ids):
+        yield from self._too_little()
+
+    def _too_little(self) -> Iterable[str]:
+        """What the wrapped teacher does not know that is to be stored."""
+        wrapped, few = self.teacher, self.teacher.ids_known()
+        some_ids = wrapped.gives_logits() and not wrapped.is_estimate()
+        able = {
+            "nll": wrapped.gives_losses() and wrapped.knows_all(),
+            "topk": some_ids,
+            "sampled": some_ids and few is None,
+        }
+        if not able[self.kind]:
             needed = "the loss of every token" if self.kind == "nll" else "the logits of all ids"
-            yield f'kind = "{self.kind}" needs {needed}, and {self.teacher.name!r} has them not'
+            yield f'kind = "{self.kind}" needs {needed}, and {wrapped.name!r} has them not'
+        elif few and self.k is not None and self.k > few:
+            yield f"k = {self.k} is more than the {few} ids that {wrapped.name!r} knows"
 
     def load(self, run: Run) -> None:
         """Find out what the stores are bound to; the wrapped teacher stays where it is."""
         self._run, self._is_loaded = run, False
         self._stores: dict[str, Store] = {}
-        self._temperatures = temperatures_of(run.recipe) if self.kind == "topk" else []
+        self._temperatures = temperatures_of(run.recipe) if self._tempers() else []
         self._shares: list[np.ndarray] = []  # of all others at these, of the first tokens
         self._is_looked_at = not self._temperatures
         self._bound: dict[str, object] = {
@@ -132,16 +150,36 @@ class CachedTeacher(Teacher):
 
     def ids_known(self) -> int | None:
         """Those that are stored."""
-        return {"nll": None, "topk": self.k or _IDS, "sampled": self.draws or _DRAWS}[self.kind]
+        return {"nll": None, "topk": self._ids(), "sampled": self.draws or _DRAWS}[self.kind]
+
+    def _ids(self) -> int:
+        """How many are stored of each token: of a teacher that knows fewer, these."""
+        few = self.teacher.ids_known()
+        return self.k or (min(few, _IDS) if few else _IDS)
+
+    def _tempers(self) -> bool:
+        """Whether the others' mass at other temperatures can be found out."""
+        return self.kind == "topk" and self.teacher.ids_known() is None
+
+    def knows_all(self) -> bool:
+        """As the wrapped teacher."""
+        return self.teacher.knows_all()
+
+    def known(self, batch: Batch) -> Tensor | None:
+        """Where an id is stored, scored and stored first where it is missing."""
+        if self.teacher.knows_all():
+            return None
+        ids = self.stored(batch)[0]
+        return sent(ids[:, 0] >= 0, batch.valid.device)
 
     def knows_others_at(self, temperature: float) -> bool:
         """Draws have no share at other temperatures."""
-        return temperature == 1 or self.kind == "topk"
+        return temperature == 1 or self._tempers()
 
     def warnings(self, recipe: Stage, caches: Path) -> Iterable[str]:
         """Temperatures at which the ids that are stored of the same teacher have little mass."""
         asked = temperatures_of(recipe)
-        k = self.k or _IDS
+        k = self._ids()
         stores = [one for one in stores_in(caches) if self.kind == "topk" and not one.fault()]
         known = [one for one in stores if one.meta.get("k") == k and one.masses()]
         mine = self.teacher.fingerprint() if asked and known else None
@@ -163,6 +201,8 @@ class CachedTeacher(Teacher):
         """The stored losses of the batch, scored and stored first where they are missing."""
         if self.kind != "nll":
             return super().nll(batch)
+        if batch.split.written:
+            return read_nll(self._wrapped("rows are written while training"), batch)
         (found,) = self.stored(batch)
         values = torch.full((batch.labels.numel(),), torch.nan, device=batch.labels.device)
         values[batch.valid] = sent(found, values.device)
@@ -170,16 +210,27 @@ class CachedTeacher(Teacher):
 
     def read(self, batch: Batch) -> TeacherOutputs:
         """What is stored of the batch's ids, scored and stored first where it is missing."""
-        store, slots = self.store(batch), self.complete(batch)
-        kind, device = store.kind, batch.valid.device
-        assert isinstance(kind, Buckets), "a teacher that gives no logits is not read"
+        device = batch.valid.device
         place = torch.empty(batch.labels.numel(), dtype=torch.int64, device=device)
-        place[batch.valid] = torch.arange(len(slots), device=device)
+        place[batch.valid] = torch.arange(len(batch.valid), device=device)
+        if batch.split.written:
+            return self._read_live(batch, place)
+        store, slots = self.store(batch), self.complete(batch)
+        kind = store.kind
+        assert isinstance(kind, Buckets), "a teacher that gives no logits is not read"
         if device.type == "cpu":
             return lambda positions: kind.coarse(store.take(slots[place[positions].numpy()]))
         # A GPU gets all of the batch at once: asking the host for each chunk would wait for it.
         taken = kind.needed(store.take(slots))
         whole = [sent(each, device) for each in taken]
+        return lambda positions: kind.told([each[place[positions]] for each in whole])
+
+    def _read_live(self, batch: Batch, place: Tensor) -> TeacherOutputs:
+        """The wrapped teacher's answer in the form of this kind: rows that are seen once."""
+        kind = self.kind_for(batch.vocabulary)
+        assert isinstance(kind, Buckets), "a teacher that gives no logits is not read"
+        live = kind.scored(self._wrapped("rows are written while training"), batch)
+        whole = [sent(each, place.device) for each in kind.needed(live)]
         return lambda positions: kind.told([each[place[positions]] for each in whole])
 
     def stored(self, batch: Batch) -> list[np.ndarray]:
@@ -254,9 +305,12 @@ class CachedTeacher(Teacher):
 
     def kind_for(self, vocabulary: int = 1 << 31) -> Kind:
         """What is stored of each token, where there are so many ids."""
-        known = {"k": self.k or _IDS, "draws": self.draws or _DRAWS, "seed": self.seed or 0}
+        known = {"k": self._ids(), "draws": self.draws or _DRAWS, "seed": self.seed or 0}
         temperatures = getattr(self, "_temperatures", ())  # none before the run is known
-        return kind_of({"kind": self.kind, "vocabulary": vocabulary, **known}, temperatures)
+        made = kind_of({"kind": self.kind, "vocabulary": vocabulary, **known}, temperatures)
+        if isinstance(made, TopK):
+            made.gaps = self.teacher.ids_known() is not None
+        return made
 
     def _shown(
         self, batch: Batch, slots: np.ndarray, missing: np.ndarray
@@ -285,7 +339,12 @@ class CachedTeacher(Teacher):
             )
 
     def _load_wrapped(self, store: Store) -> None:
+        self._wrapped(f"{store.folder} is not complete")
+
+    def _wrapped(self, why: str) -> Teacher:
+        """The teacher whose answers are stored, loaded at the first call."""
         if not self._is_loaded:
-            self._run.say(f"{store.folder} is not complete: loading {self.teacher.name!r}")
+            self._run.say(f"{why}: loading {self.teacher.name!r}")
             load_teacher(self._run, self.teacher)
             self._is_loaded = True
+        return self.teacher

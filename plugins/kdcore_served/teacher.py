@@ -64,6 +64,7 @@ class Served(Teacher):
     def __post_init__(self) -> None:
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._api: Api | None = None
+        self._probed: Answer | None = None  # of the fixed text
 
     def load(self, run: Run) -> None:
         """Connect, see that the model is there, and ask it about the fixed text."""
@@ -77,7 +78,10 @@ class Served(Teacher):
         self._check_length(self._served(), run.recipe.data.block)
         tokenizer = self.tokenizer() or run.tokenizer
         self._text: list[int] = tokenizer.encode(_PROBE, add_special_tokens=False)[:_PROBED]
-        self._probed = self._ask(self._text)
+        now = self._ask(self._text)
+        if self._probed is not None:  # by a checkpoint
+            self._check_same(self._probed, now)
+        self._probed = now
         self._lost = client.lost
         self._pool = ThreadPoolExecutor(self.concurrency, "kdcore-served")
 
@@ -103,13 +107,22 @@ class Served(Teacher):
 
     def state_dict(self) -> Mapping[str, Tensor | int | float | str | bytes]:
         """What it says of the fixed text."""
+        if self._probed is None:
+            return {}
         ids, logs = torch.from_numpy(self._probed.ids), torch.from_numpy(self._probed.logs)
         return {"ids": ids, "logs": logs}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Refuse a server that says something else than when the checkpoint was written."""
-        before = Answer(state["ids"].cpu().numpy(), state["logs"].cpu().numpy())
-        self._check_same(before, self._probed)
+        """Refuse a server that says something else than when the checkpoint was written.
+
+        One that a store stands for is not there yet, and is compared when it is.
+        """
+        if not state:
+            return
+        before, now = Answer(state["ids"].cpu().numpy(), state["logs"].cpu().numpy()), self._probed
+        self._probed = before
+        if now is not None:
+            self._check_same(before, now)
 
     def read(self, batch: Batch) -> TeacherOutputs:
         """Ask about every piece of the batch, several at a time."""
@@ -168,7 +181,7 @@ class Served(Teacher):
 
     def _check_after_loss(self) -> None:
         """Who answers after a lost connection may be another model."""
-        assert self._api is not None, "a teacher is read after it was loaded"
+        assert self._api is not None and self._probed is not None, "read after it was loaded"
         if self._api.client.lost != self._lost:
             self._lost = self._api.client.lost
             self._check_same(self._probed, self._ask(self._text))

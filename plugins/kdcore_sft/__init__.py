@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Annotated
 
+from kdcore_text.record import check_kept, kept_of, refuse_own_columns
 from kdcore_text.records import Record
 from kdcore_text.splits import Splits
 from pydantic import Field, field_validator
@@ -37,6 +39,7 @@ class Sft(Dialogues):
     `bos` true, or "auto" and a built-in template, with the tokenizer's bos, if it has none.
     `fields` says what names mean in the files, as `{instruction = "question", output = "answer"}`:
     ours on the left, the files' on the right, with dots for what lies in nested records.
+    `keep_columns` of the records, by the files' names, stay with their dialogues.
     """
 
     name = "sft"
@@ -48,6 +51,15 @@ class Sft(Dialogues):
     fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
     skip: Annotated[float, Field(ge=0, lt=1)] = 0.0
     fields: dict[str, str] = Field(default_factory=dict)
+    keep_columns: Annotated[
+        list[str], Field(description="of the records, for `where` and reports")
+    ] = Field(default_factory=list)
+
+    @field_validator("keep_columns")
+    @classmethod
+    def _are_the_files(cls, keep: list[str]) -> list[str]:
+        refuse_own_columns(keep)
+        return keep
 
     @field_validator("fields")
     @classmethod
@@ -69,20 +81,32 @@ class Sft(Dialogues):
         """Files have no validation split of their own."""
         return self._splits.faults()
 
+    def column_names(self) -> Sequence[str]:
+        """Those that are kept."""
+        return self.keep_columns
+
     def missing(self) -> Iterator[str]:
         """Paths that lead nowhere, and folders without the files of a split."""
         return self._splits.missing()
 
     def dialogues(self, split: str) -> Iterator[Dialogue]:
         """The records of "train" or "validation" as dialogues."""
-        fields = Fields(self.fields)
+        fields, keep, there = Fields(self.fields), self.keep_columns, dict[str, None]()
         for record in self._splits.of(split):
-            yield dialogue_of(fields.of(record), self.system)
+            made = dialogue_of(fields.of(record), self.system)
+            if keep:
+                there.update(dict.fromkeys(record.values))
+                made = replace(made, columns=kept_of(record.values, keep, record.where))
+            yield made
         fields.check(split)
+        if there:
+            check_kept(keep, there, f"the {split!r} split")
 
     def fingerprint(self) -> str:
         """The options, and the content of the files that are here."""
-        options = super().fingerprint().replace(", fields={}", "")  # as it was without
+        options = super().fingerprint()
+        for unused in (", fields={}", ", keep_columns=[]"):  # as it was without
+            options = options.replace(unused, "")
         return f"{options} {self._splits.content()}"
 
     @cached_property

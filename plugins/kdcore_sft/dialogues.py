@@ -1,28 +1,21 @@
-"""Data that is dialogues: which of their tokens are learned, and how they become rows."""
+"""Data that is dialogues: how they become rows, and which of their tokens are learned."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator
-from datetime import datetime
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from pydantic import Field, field_validator
-
-from kdcore import Data, Rows, component, pack_documents
-from kdcore_sft.formats import Dialogue
+from kdcore import Rows, component, pack_documents
 from kdcore_sft.making import Maker
 from kdcore_sft.masking import check_tokenizer
-from kdcore_sft.templates import BUILT_IN, NOW, RESERVED, bare, template_of
+from kdcore_sft.options import DialogueOptions
+from kdcore_sft.templates import template_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_Value = bool | int | float | str | list[str] | dict[str, str]
-
 
 @component
-class Dialogues(Data):
+class Dialogues(DialogueOptions):
     """Dialogues of which the assistant's answers are learned. Subclasses say where they come from.
 
     `template` is the tokenizer's own chat template, "plain", "chatml" or a Jinja text. `system` is
@@ -35,65 +28,6 @@ class Dialogues(Data):
     what a record has itself goes before them. A dialogue begins as its template writes it; with
     `bos` true, or "auto" and a built-in template, with the tokenizer's bos, if it has none.
     """
-
-    template: str | None = None
-    chat_template_kwargs: dict[str, _Value] = Field(default_factory=dict)
-    system: str | None = None
-    train_on: Literal["all", "last"] = "all"
-
-    @field_validator("rows")
-    @classmethod
-    def _not_chunk(cls, rows: str) -> str:
-        if rows == "chunk":
-            raise ValueError(
-                '"chunk" would cut between a question and its answer; possible are "pack" and "one"'
-            )
-        return rows
-
-    @field_validator("cut")
-    @classmethod
-    def _not_split(cls, cut: str) -> str:
-        if cut == "split":
-            raise ValueError(
-                '"split" would part an answer from its question; possible are "left" and "right", '
-                "the side at which the text of a prompt is cut"
-            )
-        return cut
-
-    @field_validator("template")
-    @classmethod
-    def _is_template(cls, template: str | None) -> str | None:
-        if template is not None and template not in BUILT_IN and not re.search("{[{%]", template):
-            built_in = ", ".join(map(repr, BUILT_IN))
-            raise ValueError(f"{template!r} is no Jinja text, nor one of {built_in}")
-        return template
-
-    @field_validator("chat_template_kwargs")
-    @classmethod
-    def _can_be_set(cls, options: dict[str, _Value]) -> dict[str, _Value]:
-        for name in RESERVED:
-            if name in options:
-                raise ValueError(f"{name} is what kdcore gives the template itself")
-        if NOW in options:
-            try:
-                datetime.fromisoformat(str(options[NOW]))
-            except ValueError:
-                raise ValueError(f'{NOW} is a day, as in {NOW} = "2026-07-26"') from None
-        return options
-
-    def fingerprint(self) -> str:
-        """As it was before there were variables, where none is set."""
-        return super().fingerprint().replace(", chat_template_kwargs={}", "")
-
-    def dialogues(self, split: str) -> Iterable[Dialogue]:
-        """The dialogues of "train" or "validation", in order, the same ones each time."""
-        raise NotImplementedError
-
-    def texts(self, split: str) -> Iterator[str]:
-        """The dialogues as text, without special tokens that only a tokenizer knows."""
-        template = bare(self.template, self.chat_template_kwargs)
-        for each in self.dialogues(split):
-            yield template.render(each)
 
     def make_rows(
         self, split: str, tokenizer: PreTrainedTokenizerBase, *, seed: int, epoch: int

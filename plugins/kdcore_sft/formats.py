@@ -32,6 +32,7 @@ class Dialogue:
     messages: Sequence[Message]
     where: str
     given: Mapping[str, Any] = field(default_factory=dict)
+    columns: Mapping[str, Any] = field(default_factory=dict)  # that are kept, for `where`
     spelled: bool = False
 
 

@@ -25,7 +25,7 @@ from kdcore_sft.templates import BUILT_IN, Template
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from kdcore_sft.dialogues import Dialogues
+    from kdcore_sft.options import DialogueOptions
 
 _log = logging.getLogger("kdcore")
 _AT_ONCE = 256  # dialogues that are handed to a tokenizer at once
@@ -52,7 +52,7 @@ class _Counts:
 class Maker:
     """Makes documents of dialogues, and counts what becomes of them."""
 
-    data: Dialogues
+    data: DialogueOptions
     split: str
     tokenizer: PreTrainedTokenizerBase
     template: Template
@@ -70,6 +70,8 @@ class Maker:
         hashed.update(json.dumps([*made_with, tokenizer_hash(self.tokenizer)]).encode())
         for each in data.dialogues(self.split):
             hashed.update(json.dumps([each.messages, template.of(each).given(each)]).encode())
+            if each.columns:
+                hashed.update(json.dumps(["columns", each.columns], sort_keys=True).encode())
             self.counts.dialogues += 1
         if not self.counts.dialogues:
             raise RunError(f"data {data.name!r} has no dialogues in its {self.split!r} split")
@@ -85,7 +87,8 @@ class Maker:
             keys.update(key for each in some for key in _keys(each))
             with_answer = [self._as_told(each) for each in filter(None, map(_up_to_answer, some))]
             for dialogue, made in zip(with_answer, self._encoded(with_answer), strict=True):
-                yield self._fitting(dialogue, made).row()
+                row = self._fitting(dialogue, made).row()
+                yield {**row, "columns": dialogue.columns} if dialogue.columns else row
             self.counts.dropped += len(some) - len(with_answer)
         if self.counts.dropped == self.counts.dialogues:
             raise RunError(
@@ -222,4 +225,4 @@ def _up_to_answer(dialogue: Dialogue) -> Dialogue | None:
 def _keys(dialogue: Dialogue) -> set[str]:
     """What a record has beside roles and contents."""
     of_turns = {key for each in dialogue.messages for key in each}
-    return {*dialogue.given, *of_turns} - {"role", "content", "train"}
+    return {*dialogue.given, *of_turns} - {"role", "content", "train", *dialogue.columns}

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from kdcore_text.records import Record, Records
-from kdcore_text.sources import Source
+from kdcore_text.source import Source
 from kdcore_text.tables import Table
 
 from kdcore import RunError

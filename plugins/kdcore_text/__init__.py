@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from kdcore import Data, Rows, Stage, component, hookimpl, stream_texts
+from kdcore import Data, Row, Rows, Stage, component, hookimpl, stream_texts
 from kdcore_text.formats import Format
+from kdcore_text.record import refuse_own_columns
 from kdcore_text.splits import Splits
 from kdcore_text.texts import Texts
 
@@ -32,6 +33,7 @@ class Text(Data):
     plain text file, blank lines lie between documents, or lines that are `separator`; "\\n" makes
     each line a document. With `streaming` documents are read and tokenised while they are trained
     on, shuffled within `buffer` rows, and kept nowhere; the recipe says `steps`.
+    `keep_columns` of the records stay with their documents.
     """
 
     name = "text"
@@ -47,6 +49,15 @@ class Text(Data):
     skip: Annotated[float, Field(ge=0, lt=1)] = 0.0
     streaming: bool = False
     buffer: Annotated[int, Field(ge=1)] = 4096
+    keep_columns: Annotated[
+        list[str], Field(description="of the records, for `where` and reports")
+    ] = Field(default_factory=list)
+
+    @field_validator("keep_columns")
+    @classmethod
+    def _are_the_files(cls, keep: list[str]) -> list[str]:
+        refuse_own_columns(keep)
+        return keep
 
     def __post_init__(self) -> None:
         if self.validation is not None and self.validation_share is not None:
@@ -65,6 +76,10 @@ class Text(Data):
         if self.streaming and (self.skip or self.fraction < 1):
             yield "fraction and skip are shares of documents that a stream does not count"
 
+    def column_names(self) -> Sequence[str]:
+        """Those that are kept."""
+        return self.keep_columns
+
     def missing(self) -> Iterator[str]:
         """Paths that lead nowhere, and folders without the files of a split."""
         return self._splits.missing()
@@ -79,18 +94,33 @@ class Text(Data):
 
     def texts(self, split: str) -> Iterable[str]:
         """The documents of "train" or "validation" that are more than blanks, in order."""
+        if self.keep_columns:
+            return super().texts(split)
+        return cast("Iterable[str]", self._filled(split))
+
+    def documents(self, split: str) -> Iterable[str | Row]:
+        """The same with the columns that are kept, if there are any."""
+        return self._filled(split) if self.keep_columns else self.texts(split)
+
+    def _filled(self, split: str) -> Iterable[str | Row]:
         if self.streaming:
             return self._splits.stream(split)
-        return (text for text in self._splits.of(split) if text.strip())
+        return (
+            document
+            for document in self._splits.of(split)
+            if (document if isinstance(document, str) else document["text"]).strip()
+        )
 
     def fingerprint(self) -> str:
         """The options, and the content of the files that are here."""
-        return f"{super().fingerprint()} {self._splits.content()}"
+        options = super().fingerprint().replace(", keep_columns=[]", "")  # as it was without
+        return f"{options} {self._splits.content()}"
 
     @cached_property
-    def _splits(self) -> Splits[str]:
+    def _splits(self) -> Splits[str | Row]:
+        keep = self.keep_columns
         return Splits(
-            Texts(self.config, self.column, self.separator, self.format, self.streaming),
+            Texts(self.config, self.column, self.separator, self.format, self.streaming, keep),
             path=self.path,
             split=self.split,
             validation=self.validation,

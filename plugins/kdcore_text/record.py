@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, Protocol
 
 from kdcore import RunError
@@ -28,25 +27,35 @@ class RecordFile(Protocol):
         """All of them, in order, from the file each time."""
 
 
-class TextColumn:
-    """One column of a file's records, of text. A record without it has an empty text."""
+Document = str | Mapping[str, Any]
+"""A text, or where columns are kept a mapping of `text` and `columns`."""
 
-    def __init__(self, file: RecordFile, column: str) -> None:
-        self._file, self._column = file, column
+
+class TextColumn:
+    """One column of a file's records, of text. A record without it has an empty text.
+
+    With the columns that are to be kept, if there are any.
+    """
+
+    def __init__(self, file: RecordFile, column: str, keep: Sequence[str] = ()) -> None:
+        self._file, self._column, self._keep = file, column, keep
 
     def count(self) -> int:
         """How many records there are. It takes reading them."""
         return sum(1 for _ in self._file.read())
 
-    def read(self) -> Iterator[str]:
+    def read(self) -> Iterator[Document]:
         """The text of every record. One of them must have it, if there are any."""
         there, records = dict[str, None](), 0
         for record in self._file.read():
             records += 1
             there.update(dict.fromkeys(record.values))
-            yield text_of(record.values.get(self._column), self._column, record.where)
+            text = text_of(record.values.get(self._column), self._column, record.where)
+            yield document_of(text, record.values, self._keep, record.where)
         if records and self._column not in there:
             raise no_column(str(self._file), self._column, there)
+        if records:
+            check_kept(self._keep, there, str(self._file))
 
 
 def text_of(value: object, column: str, where: str) -> str:
@@ -59,12 +68,54 @@ def text_of(value: object, column: str, where: str) -> str:
     raise RunError(f"{where}: the column {column!r} holds {found}, and must hold text{hint}")
 
 
+def document_of(text: str, values: Mapping[str, Any], keep: Sequence[str], where: str) -> Document:
+    """A text with the columns to keep, or alone where there are none."""
+    return {"text": text, "columns": kept_of(values, keep, where)} if keep else text
+
+
+def kept_of(values: Mapping[str, Any], keep: Sequence[str], where: str) -> dict[str, Any]:
+    """The columns to keep of a record, those left out that it does not have."""
+    found = {name: values[name] for name in keep if values.get(name) is not None}
+    for name, value in found.items():
+        if not isinstance(value, str | int | float):
+            kind = type(value).__name__
+            raise RunError(
+                f"{where}: the column {name!r} holds {kind}, and keep_columns in [data] keeps "
+                "text and numbers"
+            )
+    return found
+
+
+def check_kept(keep: Sequence[str], there: Iterable[str], place: str) -> None:
+    """Refuse columns that a file does not have."""
+    names = [str(name) for name in there]
+    for name in keep:
+        if name not in names:
+            raise RunError(
+                f"{place} has no column {name!r}, which keep_columns in [data] names; it has "
+                f"{shown_names(names)}"
+            )
+
+
+def refuse_own_columns(keep: Sequence[str]) -> None:
+    """A column that kdcore itself gives every document cannot be kept."""
+    if "source" in keep:
+        raise ValueError(
+            'source is kdcore\'s own column, which says who wrote a document ("data"): let the '
+            "file's go by another name"
+        )
+
+
+def shown_names(names: Sequence[str]) -> str:
+    """Names of columns as a message lists them, neither too many nor too long."""
+    shown = [f"{n[:_LONGEST]}..." if len(n) > _LONGEST else n for n in names[:_MOST]]
+    more = f" and {len(names) - _MOST} more" if len(names) > _MOST else ""
+    return f"{', '.join(shown) or 'none'}{more}"
+
+
 def no_column(place: str, column: str, there: Iterable[str]) -> RunError:
     """What to say where a table lacks the column."""
     names = [str(name) for name in there]
-    shown = [f"{n[:_LONGEST]}..." if len(n) > _LONGEST else n for n in islice(names, _MOST)]
-    more = f" and {len(names) - _MOST} more" if len(names) > _MOST else ""
     return RunError(
-        f"{place} has no column {column!r}; set column in [data]: it has "
-        f"{', '.join(shown) or 'none'}{more}"
+        f"{place} has no column {column!r}; set column in [data]: it has {shown_names(names)}"
     )

@@ -11,7 +11,7 @@ from kdcore_text.csv_files import CsvFile
 from kdcore_text.formats import ENDINGS, TABLES, Format
 from kdcore_text.json_files import JsonFile
 from kdcore_text.record import Record
-from kdcore_text.sources import Source
+from kdcore_text.source import Source
 from kdcore_text.tables import Table
 
 __all__ = ["Record", "Records"]

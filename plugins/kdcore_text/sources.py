@@ -15,19 +15,10 @@ from kdcore_text import tables
 from kdcore_text.folders import choose, is_saved, named, says_its_files
 from kdcore_text.formats import BINARY, Format, format_of
 from kdcore_text.paths import absent, local, matches
+from kdcore_text.source import Source
 
 _Item = TypeVar("_Item")
 _Given = TypeVar("_Given", covariant=True)
-
-
-class Source(Protocol[_Given]):
-    """Documents that can be read again and again."""
-
-    def count(self) -> int:
-        """How many there are."""
-
-    def read(self) -> Iterator[_Given]:
-        """All of them, in order."""
 
 
 class Reader(Protocol[_Given]):

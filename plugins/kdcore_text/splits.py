@@ -17,6 +17,7 @@ from kdcore_text.folders import VALIDATE, choose
 from kdcore_text.formats import ENDINGS
 from kdcore_text.opening import PACKED
 from kdcore_text.paths import absent, is_here, is_pattern, local
+from kdcore_text.record import Document
 from kdcore_text.sources import Reader, Several, content, read_by_datasets, source
 from kdcore_text.streamed import Spaced, StreamedTexts
 
@@ -75,7 +76,7 @@ class Splits(Generic[_Item]):
             return (item for n, item in enumerate(self._train.read()) if n in self._held_out)
         return self._validation.read()
 
-    def stream(self: Splits[str], split: str) -> StreamedTexts:
+    def stream(self: Splits[Document], split: str) -> StreamedTexts:
         """The texts of "train" or "validation", from the beginning, each time anew."""
         fresh = replace(self)
         held_out = fresh._held_out

@@ -7,28 +7,29 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from kdcore import RunError
-from kdcore_text.record import no_column, text_of
+from kdcore_text.record import Document, check_kept, document_of, no_column, text_of
 
 if TYPE_CHECKING:
-    from kdcore_text.sources import Source
+    from kdcore_text.source import Source
 
 
 class StreamedTexts:
     """The texts of several sources that are more than blanks; `keep` says which by number."""
 
-    def __init__(self, sources: Sequence[Source[str]], keep: Callable[[int], bool]) -> None:
+    def __init__(self, sources: Sequence[Source[Document]], keep: Callable[[int], bool]) -> None:
         self._sources, self._keep = sources, keep
         self._source = self._read = self._within = 0
 
-    def __iter__(self) -> Iterator[str]:
+    def __iter__(self) -> Iterator[Document]:
         while self._source < len(self._sources):
-            for text in self._rest():
+            for document in self._rest():
                 number, self._read, self._within = self._read, self._read + 1, self._within + 1
+                text = document if isinstance(document, str) else document["text"]
                 if self._keep(number) and text.strip():
-                    yield text
+                    yield document
             self._source, self._within = self._source + 1, 0
 
-    def _rest(self) -> Iterator[str]:
+    def _rest(self) -> Iterator[Document]:
         source = self._sources[self._source]
         if isinstance(source, StreamedColumn):
             return source.read()
@@ -53,19 +54,21 @@ class StreamedTexts:
 class StreamedColumn:
     """A column of text of a data set that `datasets` streams."""
 
-    def __init__(self, dataset: Any, column: str, place: str) -> None:
-        self._dataset, self._column, self._place = dataset, column, place
+    def __init__(self, dataset: Any, column: str, place: str, keep: Sequence[str] = ()) -> None:
+        self._dataset, self._column, self._place, self._keep = dataset, column, place, keep
 
     def count(self) -> int:
         """Nobody knows."""
         raise RunError(f"{self._place} is streamed, and its documents cannot be counted")
 
-    def read(self) -> Iterator[str]:
+    def read(self) -> Iterator[Document]:
         """The text of every row; nothing is an empty text."""
         for row in self._dataset:
             if self._column not in row:
                 raise no_column(self._place, self._column, row)
-            yield text_of(row[self._column], self._column, self._place)
+            check_kept(self._keep, row, self._place)
+            text = text_of(row[self._column], self._column, self._place)
+            yield document_of(text, row, self._keep, self._place)
 
     def state_dict(self) -> dict[str, Any]:
         """As `datasets` has it: the file, and the row in it."""

@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kdcore import RunError
+from kdcore import RunError, progress
 from kdcore_text.folders import files_in
 from kdcore_text.formats import ending_of
 from kdcore_text.opening import refuse_pointer
 from kdcore_text.paths import meant
-from kdcore_text.record import no_column, text_of
+from kdcore_text.record import Document, check_kept, document_of, no_column, text_of
 from kdcore_text.streamed import StreamedColumn
 
 _ADVICE = {
@@ -33,11 +33,11 @@ class Table:
         """How many rows there are."""
         return len(self._dataset)
 
-    def texts(self, column: str) -> Column | StreamedColumn:
-        """One column, of text."""
+    def texts(self, column: str, keep: Sequence[str] = ()) -> Column | StreamedColumn:
+        """One column, of text, with those that are to be kept."""
         if not hasattr(self._dataset, "__len__"):
-            return StreamedColumn(self._dataset, column, self.place)
-        return Column(self._dataset, column, self.place)
+            return StreamedColumn(self._dataset, column, self.place, keep)
+        return Column(self._dataset, column, self.place, keep)
 
     def rows(self) -> Iterator[Mapping[str, Any]]:
         """Every row with all its columns."""
@@ -49,20 +49,24 @@ class Table:
 class Column:
     """A column of text."""
 
-    def __init__(self, dataset: Any, column: str, place: str) -> None:
-        self._dataset, self._column, self._place = dataset, column, place
+    def __init__(self, dataset: Any, column: str, place: str, keep: Sequence[str] = ()) -> None:
+        self._dataset, self._column, self._place, self._keep = dataset, column, place, keep
         if column not in dataset.column_names:
             raise no_column(place, column, dataset.column_names)
+        check_kept(keep, dataset.column_names, place)
 
     def count(self) -> int:
         """How many rows there are."""
         return len(self._dataset)
 
-    def read(self) -> Iterator[str]:
+    def read(self) -> Iterator[Document]:
         """The text of every row; nothing is an empty text."""
-        for rows in self._dataset.select_columns(self._column).iter(1000):
-            for text in rows[self._column]:
-                yield text_of(text, self._column, self._place)
+        names = list(dict.fromkeys([self._column, *self._keep]))
+        for rows in self._dataset.select_columns(names).iter(1000):
+            for n, text in enumerate(rows[self._column]):
+                said = text_of(text, self._column, self._place)
+                values = {name: rows[name][n] for name in self._keep}
+                yield document_of(said, values, self._keep, self._place)
 
 
 def of_files(form: str, paths: Sequence[Path], *, streaming: bool = False) -> Table:
@@ -145,7 +149,8 @@ def _loaded(load: Callable[[], Any], place: str, meant: str = "") -> Any:
     from datasets.exceptions import DatasetsError
 
     try:
-        return load()
+        with progress(f"loading {place}"):
+            return load()
     # Its readers of JSON stumble over what is no record in ways of their own.
     except (
         OSError,

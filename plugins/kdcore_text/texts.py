@@ -11,8 +11,8 @@ from kdcore_text.csv_files import CsvFile
 from kdcore_text.formats import ENDINGS, Format, check_is_text
 from kdcore_text.json_files import JsonFile
 from kdcore_text.opening import lines
-from kdcore_text.record import TextColumn
-from kdcore_text.sources import Source
+from kdcore_text.record import Document, TextColumn
+from kdcore_text.source import Source
 from kdcore_text.tables import Table
 
 _MARK = "<|endoftext|>"  # what such files commonly have between documents
@@ -27,25 +27,31 @@ class Texts:
     separator: str | None
     format: Format | None = None
     streaming: bool = False
+    keep: Sequence[str] = ()  # columns that stay beside the text
 
     @property
     def forms(self) -> Collection[Format]:
         """All."""
         return set(ENDINGS.values())
 
-    def file(self, path: Path, format: Format | None) -> Source[str]:
+    def file(self, path: Path, format: Format | None) -> Source[Document]:
         """What is no table is plain text."""
         if format == "json":
-            return TextColumn(JsonFile(path), self.column)
+            return TextColumn(JsonFile(path), self.column, self.keep)
         if format == "csv":
-            return TextColumn(CsvFile(path, self.column), self.column)
+            return TextColumn(CsvFile(path, self.column), self.column, self.keep)
         if self.format is None:
             check_is_text(path, self.column)
+        if self.keep:
+            raise RunError(
+                f"{path} is plain text and has no columns: leave keep_columns out of [data], or "
+                "let records be read (JSON, CSV, parquet)"
+            )
         return PlainFile(path, self.separator)
 
-    def table(self, table: Table) -> Source[str]:
+    def table(self, table: Table) -> Source[Document]:
         """A column of it."""
-        return table.texts(self.column)
+        return table.texts(self.column, self.keep)
 
 
 class PlainFile:

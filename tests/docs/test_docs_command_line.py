@@ -20,7 +20,7 @@ from kdcore.cli.main import app
 from kdcore.errors import Interrupted
 from kdcore.plugin.manager import PluginManager
 from kdcore.recipe.recipe import read_recipe
-from kdcore.training.signals import _KNOWN_AS, SIGNALS
+from kdcore.training.signals import SIGNALS, known_as
 
 pytestmark = pytest.mark.slow
 
@@ -74,7 +74,7 @@ def test_the_table_of_exit_codes_is_the_codes():
 
     kdcores = [each for each in below(KdcoreError) if each.__module__ == "kdcore.errors"]
     codes = {each.exit_code for each in kdcores if each is not Interrupted}
-    told = {_KNOWN_AS.get(number, number) for number in SIGNALS}
+    told = set(map(known_as, SIGNALS))
     assert {*shown} == codes | {0} | {Interrupted("", number).exit_code for number in told}
     assert len(shown) == len({*shown})
 

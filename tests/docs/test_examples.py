@@ -16,16 +16,19 @@ import kdcore
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
 ALPHA = EXAMPLES / "kdcore-alpha"
+MORE = EXAMPLES / "kdcore-more-losses"
 NGRAM = EXAMPLES / "kdcore-ngram"
+MODULES = sorted(file for file in EXAMPLES.rglob("*.py") if file.parent.name != "tests")
 
 
-@pytest.mark.parametrize("file", sorted(EXAMPLES.glob("*/*.py")), ids=lambda file: file.stem)
-def test_examples_import_the_public_api_and_torch_only(file):
-    allowed = {*sys.stdlib_module_names, "torch", "pydantic", "kdcore"}
+@pytest.mark.parametrize("file", MODULES, ids=lambda file: f"{file.parent.name}.{file.stem}")
+def test_examples_import_the_public_api_torch_and_pydantic_only(file):
+    own = file.parent.name if (file.parent / "__init__.py").exists() else file.stem
+    allowed = {*sys.stdlib_module_names, "torch", "pydantic", "kdcore", own}
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.ImportFrom):
             assert node.module.partition(".")[0] in allowed
-            if node.module.startswith("kdcore"):
+            if node.module.partition(".")[0] == "kdcore":
                 assert node.module == "kdcore"
                 assert {each.name for each in node.names} <= set(kdcore.__all__)
         elif isinstance(node, ast.Import):
@@ -33,7 +36,7 @@ def test_examples_import_the_public_api_and_torch_only(file):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("example", [ALPHA, NGRAM], ids=lambda path: path.name)
+@pytest.mark.parametrize("example", [ALPHA, MORE, NGRAM], ids=lambda folder: folder.name)
 def test_the_tests_of_the_example_pass(example):
     environment = {**os.environ, "PYTHONPATH": str(example)}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests"]
@@ -71,7 +74,7 @@ class Environment:
 @pytest.fixture(scope="module")
 def wheels(tmp_path_factory) -> list[str]:
     folder = tmp_path_factory.mktemp("wheels")
-    for project in (ROOT, ALPHA, NGRAM):
+    for project in (ROOT, ALPHA, MORE, NGRAM):
         command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir"]
         subprocess.run([*command, str(folder), str(project)], check=True, capture_output=True)
     return [str(wheel) for wheel in folder.iterdir()]
@@ -87,10 +90,10 @@ def environment(tmp_path, wheels) -> Environment:
 
 @pytest.fixture
 def here(tmp_path) -> Path:
-    """An empty folder with the recipe: nothing of the repository is near."""
+    """An empty folder with the recipes: nothing of the repository is near."""
     folder = tmp_path / "here"
     folder.mkdir()
-    for recipe in (ALPHA / "alpha.toml", NGRAM / "ngram.toml"):
+    for recipe in (ALPHA / "alpha.toml", MORE / "more.toml", NGRAM / "ngram.toml"):
         shutil.copy(recipe, folder)
     return folder
 
@@ -110,6 +113,34 @@ def test_an_installed_example_is_used_by_a_recipe(environment, here):
     assert trained[-1]["loss"] < trained[0]["loss"]
     assert len((run / "curve.csv").read_text().splitlines()) == 1 + len(trained)
     assert (run / "final" / "model.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_more_losses_that_are_installed_train_a_student(environment, here):
+    listed = environment.kdcore("plugins", "more-losses", cwd=here)
+    assert listed.returncode == 0, listed.stderr
+    for name in [
+        "adakd",
+        "bdkd",
+        "cosine",
+        "hinge",
+        "hrl",
+        "iw-opd",
+        "logistic",
+        "top1-ce",
+        "position",
+    ]:
+        assert name in listed.stdout
+
+    done = environment.kdcore("run", "more.toml", cwd=here)
+    assert done.returncode == 0, done.stderr
+    (run,) = (here / "runs").glob("more.student-*")
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    trained = [line for line in lines if "loss/adakd" in line]
+    assert {line["step"] for line in trained} >= {5, 10, 15, 20}
+    assert all({"loss/hinge", "loss/top1-ce"} <= line.keys() for line in trained)
+    assert all(0.4 < line["kept"] < 0.6 for line in trained)
+    assert trained[-1]["loss/adakd"] < trained[0]["loss/adakd"]
 
 
 @pytest.mark.slow

@@ -6,8 +6,12 @@ import given
 import pytest
 from kdcore_selections import Hardest
 from training import assert_equal, records, trainer, weights
+from whole_runs import STAGES, run
 
 from kdcore.errors import Interrupted
+from kdcore.plugin.manager import PluginManager
+from kdcore.runs import runner
+from kdcore.runs.folder import finished
 from kdcore.training.signals import Signals
 
 pytestmark = pytest.mark.slow
@@ -72,3 +76,21 @@ def test_a_real_signal_ends_the_run_after_its_step(tmp_path):
     assert caught.value.exit_code == 130
     assert made.run.step == 3
     assert made.checkpoints.newest().name == "step-3"
+
+
+def test_a_signal_while_a_stage_is_saved_keeps_the_next_from_beginning(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    host, told, save_final = PluginManager(off=["panel"]), [], runner.save_final
+
+    def saved(running):
+        signal.raise_signal(signal.SIGUSR2)
+        return save_final(running)
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted, match="is finished") as caught:
+        patch.setattr(runner, "save_final", saved)
+        run(host, STAGES, on_finished=told.append)
+    assert caught.value.exit_code == 143
+    (big,) = told
+    assert finished(big) and not list(tmp_path.glob("runs/*small*"))
+    again = run(host, STAGES)
+    assert again[0] == big and finished(again[1])

@@ -210,3 +210,34 @@ def test_a_server_that_goes_leaves_a_checkpoint(tmp_path, monkeypatch):
         monkeypatch.setitem(__import__("stub_server").PATHS, "/v1/completions", ask)
         resumed = kdcore.run(recipe)
     assert losses_of(whole) == losses_of(resumed)
+
+
+def test_it_is_served_once_and_distilled_many_times(tmp_path, monkeypatch):
+    """`cached` over `aligned` over `served`: the second run needs no server."""
+    monkeypatch.chdir(tmp_path)
+    other = tiny.byte_tokenizer(["of quite other words, and so on and on"], 300, eos="</s>")
+    tiny.save(tmp_path / "teacher", tokenizer=other)
+    stub = Stub(tiny.model(vocabulary=len(other), seed=1).eval())
+    config = {"model_type": "llama", "hidden_size": 16, "intermediate_size": 32}
+    with serving(stub) as url:
+        served = {"use": "served", "url": url, "model": "tiny", "k": 6}
+        served |= {"tokenizer": str(tmp_path / "teacher"), "give_up_after": 0.0}
+        aligned = {"use": "aligned", "teacher": served}
+        recipe = {
+            "name": "once",
+            "student": {"config": config | {"num_hidden_layers": 1, "num_attention_heads": 2}},
+            "tokenizer": {"use": "bpe", "vocab_size": 300},
+            "data": {"use": "stories", "block": 32, "stories": 20},
+            "teacher": {"use": "cached", "kind": "topk", "teacher": aligned},
+            "loss": [{"use": "ce"}, {"use": "kl"}],
+            "train": {"lr": 1e-2, "steps": 4, "batch": 2, "log_every": 1},
+        }
+        first = kdcore.run(recipe)
+        asked = len(stub.asked)
+        live = kdcore.run(recipe | {"name": "live", "teacher": aligned})
+    assert asked > 4
+    again = kdcore.run(recipe, fresh=True)
+    assert losses_of(first) == losses_of(again)
+    np.testing.assert_allclose(losses_of(first), losses_of(live), rtol=2e-3)
+    shares = [line["teacher/aligned"] for line in first.metrics if line["loss"] is not None]
+    assert all(0.1 < share < 1 for share in shares)

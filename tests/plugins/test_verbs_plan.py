@@ -155,14 +155,33 @@ def test_the_rate_in_words(train, said):
 @pytest.mark.parametrize(
     "batch, micro, device, said",
     [
-        (8, 8, "cpu", "8 rows at once"),
-        (20, 8, "cpu", "20 rows, in 3 micro-batches of at most 8"),
-        (8, 8, "cuda", "8 rows at once, as the GPU's memory allows"),
+        (8, 8, "cpu", "8 rows at once; about 16 documents a step"),
+        (
+            20,
+            8,
+            "cpu",
+            "20 rows, in 3 micro-batches of at most 8; about 40 documents a step",
+        ),
+        (
+            8,
+            8,
+            "cuda",
+            "8 rows at once, as the GPU's memory allows; about 16 documents a step",
+        ),
     ],
 )
 def test_the_batch_in_words(batch, micro, device, said):
     plan = plan_of(train={"batch": batch}, estimate=estimate(micro_batch=micro, device=device))
     assert facts(plan)["batch"] == said
+
+
+def test_a_batch_of_documents_in_words():
+    train = {"batch_documents": 20}
+    said = "20 documents a step, about 10 rows, in 2 micro-batches of at most 8"
+    assert facts(plan_of(train=train, estimate=estimate(micro_batch=8)))["batch"] == said
+    assert facts(plan_of(train=train, rows=None, tokens=None))["batch"] == "20 documents a step"
+    trained = facts(plan_of(train=train))["trains"]
+    assert trained == "150 steps, 50 epochs, about 300,000 tokens"
 
 
 def test_how_long_it_trains_in_words():

@@ -50,6 +50,7 @@ def fake_run(folder, **changes):
         steps=300,
         tokens=0,
         epochs=3.0,
+        documents_in_step=0.0,
         objective=FORMULA,
         device=SimpleNamespace(type="cpu"),
         student=SimpleNamespace(num_parameters=lambda: 351_000),

@@ -7,7 +7,8 @@ import pytest
 from torch.distributed import HashStore
 
 from kdcore import distributed
-from kdcore.distributed import main_first
+from kdcore.distributed import losses_told, main_first
+from kdcore.errors import PluginError, ProcessLost
 
 
 @pytest.fixture(autouse=True)
@@ -61,3 +62,28 @@ def test_one_process_waits_for_nobody(store):
     with main_first(process(0, processes=1)):
         pass
     assert store.num_keys() == 0
+
+
+SAYS = [
+    "[/pytorch/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:24483. This",
+    "[pair.cc:534] Read error [127.0.0.1]:4711: Connection reset by peer",
+    "failed to recv, got 0 bytes. Connection was likely closed. Did the remote server crash?",
+    "NCCL error: remote process exited or there was a network error, NCCL version 2.27",
+    "[unbound_buffer.cc:81] Timed out waiting 30000ms for recv operation to complete",
+]
+
+
+@pytest.mark.parametrize("said", SAYS)
+def test_a_process_that_is_gone_is_no_bug(monkeypatch, said):
+    monkeypatch.setattr(distributed, "_is_among_others", lambda: True)
+    ended = pytest.raises(ProcessLost, match="another process of the run has ended")
+    with ended as caught, losses_told():
+        raise PluginError("the loss raised RuntimeError") from RuntimeError(said)
+    assert caught.value.exit_code == 1
+
+
+def test_other_errors_and_those_of_a_single_process_stay(monkeypatch):
+    for among, error in [(True, "shapes"), (False, SAYS[0])]:
+        monkeypatch.setattr(distributed, "_is_among_others", lambda among=among: among)
+        with pytest.raises(RuntimeError, match=error[:6].replace("[", r"\[")), losses_told():
+            raise RuntimeError(error)

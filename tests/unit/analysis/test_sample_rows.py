@@ -6,6 +6,8 @@ import pytest
 from kdcore.analysis.rows import sample_rows
 from kdcore.cli.main import plugin_manager
 from kdcore.errors import RunError, UsageError
+from kdcore.models.loading import load_tokenizer
+from kdcore.models.locations import is_trusted, set_trusted
 from kdcore.plugin.manager import PluginManager
 from kdcore.recipe.recipe import read_recipe
 
@@ -93,6 +95,22 @@ def test_rows_of_a_recipe_without_stages(tmp_path, host):
         begins = np.flatnonzero(np.append(True, np.diff(row.document) != 0))
         assert not row.valid[begins].any()
         assert row.valid.sum() == len(row.valid) - len(begins)
+
+
+def test_a_tokenizer_with_code_of_its_own_is_loaded_where_the_recipe_trusts_it(
+    tmp_path, host, monkeypatch
+):
+    def load(name, **options):
+        asked.append(is_trusted("own/code"))
+        return load_tokenizer(name, **options)
+
+    asked = []
+    monkeypatch.setattr("kdcore.runs.artifacts.load_tokenizer", load)
+    set_trusted(())
+    text = 'trust_remote_code = ["own/code"]\n' + RECIPE
+    list(sample_rows(recipe_of(tmp_path, text, host=host), count=1))
+    set_trusted(())
+    assert asked == [True]
 
 
 def test_they_are_drawn_by_the_seed_and_not_the_first(tmp_path, host):

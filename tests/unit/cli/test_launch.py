@@ -209,11 +209,21 @@ def test_closed_streams_harm_nothing(folder, stream):
 def test_a_process_that_dies_ends_the_others(folder):
     deed = "4 1 os.kill(os.getpid(), signal.SIGKILL)"
     done = kdcore(folder, "--out", "dies", "--processes", "2", meddle=deed)
-    assert done.returncode != 0
+    assert done.returncode == 137
     run = run_of(folder, "dies")
     assert not (run / "final").exists()
     assert (run / "checkpoints" / "step-3").is_dir()
     assert "process 1 ended with -9" in done.stderr
+    assert "another process of the run has ended" in done.stderr
+    assert "bug" not in done.stderr and not (run / "traceback.txt").exists()
+
+
+def test_a_process_that_fails_says_why_and_the_others_that_it_did(folder):
+    deed = "4 1 from kdcore import RunError; raise RunError('no more owls')"
+    done = kdcore(folder, "--out", "fails", "--processes", "2", meddle=deed)
+    assert done.returncode == 1
+    assert "process 1 ended with 1" in done.stderr and "no more owls" in done.stderr
+    assert "another process of the run has ended" in done.stderr
 
 
 def test_a_fault_of_the_recipe_is_said_once(folder):

@@ -1,6 +1,7 @@
 """The command line: ways out, what is loaded for what, and where messages go."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from whole_runs import RECIPE, STAGES
 from kdcore.cli import main
 from kdcore.errors import Interrupted, PluginError, RunError, UsageError
 from kdcore.plugin.manager import PluginManager
+from kdcore.training.signals import SIGNALS
 
 pytestmark = pytest.mark.slow
 
@@ -18,6 +20,15 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def signals():
+    """As pytest has them, again afterwards."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture
@@ -110,6 +121,23 @@ def test_every_error_has_its_exit_code_and_one_line(kdcore, monkeypatch, error, 
     assert found == code
     if not isinstance(error, KeyboardInterrupt):  # who typed ^C knows why it ended
         assert err.startswith("kdcore: ") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [("SIGHUP", 129), ("SIGINT", 130), ("SIGTERM", 143), ("SIGUSR1", 143), ("SIGUSR2", 143)],
+)
+@pytest.mark.parametrize("when", ["plugin_manager", "_leave_processes"])
+def test_a_signal_where_no_run_is_on_has_its_exit_code(kdcore, monkeypatch, name, code, when):
+    def meets_a_signal(*_):
+        signal.raise_signal(getattr(signal, name))
+        raise AssertionError("went on")
+
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    monkeypatch.setattr(main, when, meets_a_signal)
+    assert kdcore("check", "quickstart")[0] == code
 
 
 @pytest.mark.parametrize(

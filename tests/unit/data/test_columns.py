@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from kdcore import PluginError, Split
+from kdcore.data.batch import columns_of
 from kdcore.data.collate import Collate
-from kdcore.data.columns import columns_of, matches
 from kdcore.data.given import GivenRows
+from kdcore.data.where import matches
 
 
 def batch(*rows):

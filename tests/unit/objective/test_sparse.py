@@ -9,7 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kdcore_losses import CrossEntropy, ForwardKL, ReverseKL, TotalVariation
 
-from kdcore import PluginError, RunError, SparseLogits, Teacher, UsageError, read, read_nll
+from kdcore import (
+    GappedLogits,
+    PluginError,
+    RunError,
+    SparseLogits,
+    Teacher,
+    UsageError,
+    read,
+    read_nll,
+)
 from kdcore.objective.losses import per_token, values_of
 from kdcore.objective.sparse import argmax_ids, bucket_of, to_sparse
 from kdcore.objective.teachers import read_outputs
@@ -340,3 +349,29 @@ def test_a_teacher_of_losses_has_losses():
     assert Losses().gives_losses()
     check_teacher(Losses(), BATCH)
     assert np.allclose(read_nll(Losses(), BATCH)(BATCH.valid, BATCH.valid), 1)
+
+
+@pytest.mark.parametrize("loss", [ForwardKL(), ForwardKL(temperature=2.0), ReverseKL()])
+def test_a_bucket_without_an_id_is_none(loss):
+    """Whatever mass it is given, value and gradient are those of the others alone."""
+    student, teacher = drawn(3)
+    ids, logs, more = tempered(teacher, 3, 2.0)
+    gaps = torch.tensor([[-1, -1], [-1, -1], [-1, -1], [-1, -1]])
+    wide = torch.cat([ids, gaps], -1)
+    heavy = torch.cat([logs[:, :3], torch.zeros(4, 2, dtype=logs.dtype), logs[:, 3:]], -1)
+    found = []
+    for known in (SparseLogits(ids, logs, more), GappedLogits(wide, heavy, more)):
+        leaf = student.clone().requires_grad_()
+        values = per_token(loss, leaf, known, LABELS)
+        (gradient,) = torch.autograd.grad(values.sum(), leaf)
+        found.append((values.detach(), gradient))
+    torch.testing.assert_close(*found, atol=1e-12, rtol=1e-10)
+
+
+def test_no_id_at_all_leaves_one_bucket():
+    student, _ = drawn(4)
+    none = GappedLogits(torch.full((4, 2), -1), torch.zeros(4, 3, dtype=torch.float64))
+    leaf = student.clone().requires_grad_()
+    values = per_token(ForwardKL(), leaf, none, LABELS)
+    (gradient,) = torch.autograd.grad(values.sum(), leaf)
+    assert values.abs().max() < 1e-12 and gradient.abs().max() < 1e-12

@@ -1,11 +1,13 @@
 """A full disk is told apart from other failures, however deep it was met."""
 
 import errno
+import shutil
+from pathlib import Path
 
 import pytest
 
 from kdcore import PluginError, RunError
-from kdcore.files import is_full, machine_fault
+from kdcore.files import is_full, machine_fault, write_whole
 from kdcore.runs.folder import refused_by_machine
 
 
@@ -26,6 +28,8 @@ def test_what_is_full():
     assert is_full(OSError(errno.EDQUOT, "Disk quota exceeded"))
     assert is_full(chained(PluginError("logger 'files' raised"), of=full))
     assert is_full(chained(ValueError(), of=chained(RuntimeError(), of=full)))
+    assert is_full(shutil.Error([("from", "to", str(full))]))
+    assert is_full(OSError(f"{full}. Detail: [errno 28] No space left on device"))
 
 
 @pytest.mark.parametrize(
@@ -79,3 +83,13 @@ def test_what_libraries_in_rust_say():
     error = RuntimeError("Error while serializing: I/O error: Stale file handle (os error 116)")
     assert machine_fault(error) is error
     assert machine_fault(FileNotFoundError(errno.ENOENT, "no", "x")) is None
+
+
+def test_a_text_that_is_refused_leaves_nothing_half(tmp_path, monkeypatch):
+    def refused(self, target):
+        raise OSError(errno.ENOSPC, "No space left on device", str(target))
+
+    monkeypatch.setattr(Path, "replace", refused)
+    with pytest.raises(OSError, match="No space"):
+        write_whole(tmp_path / "failure.txt", "why")
+    assert list(tmp_path.iterdir()) == []

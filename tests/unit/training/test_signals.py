@@ -27,10 +27,10 @@ def test_a_signal_is_noted(number, known_as):
 
 
 def test_a_second_interrupt_ends_at_once():
-    with Signals():
+    with pytest.raises(KeyboardInterrupt), Signals():
         signal.raise_signal(signal.SIGINT)
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        pytest.fail("went on")
 
 
 def test_a_second_polite_signal_does_not():
@@ -72,3 +72,36 @@ def test_nohup_is_obeyed():
             assert signals.agreed(ALONE) == 0
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+@pytest.fixture
+def met():
+    """What is done about SIGTERM outside of training."""
+    found = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: found.append(number))
+    yield found
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_a_signal_that_nobody_was_told_of_is_not_lost(met):
+    with Signals():
+        signal.raise_signal(signal.SIGUSR2)
+    assert met == [signal.SIGTERM]
+
+
+def test_one_that_was_told_is_not_raised_again(met):
+    with Signals() as signals:
+        signal.raise_signal(signal.SIGUSR2)
+        assert signals.agreed(ALONE) == signal.SIGTERM
+    assert met == []
+
+
+def test_asking_now_does_not_wait_for_the_tenth_step():
+    signals = Signals()
+    signals._got = signal.SIGTERM
+    assert signals.agreed(processes("cuda", [])) == 0
+    accelerator = processes("cpu", [0])
+    accelerator.device = SimpleNamespace(type="cuda")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "tensor", lambda values, device=None: torch.as_tensor(values))
+        assert signals.agreed(accelerator, now=True) == signal.SIGTERM

@@ -1,0 +1,69 @@
+"""Columns of documents, and which documents a `where` means."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from kdcore.errors import RunError
+
+Value = str | int | float
+Columns = Mapping[str, Value]
+"""What is known of one document, by column."""
+
+Where = Mapping[str, Value | Sequence[Value]]
+"""Column -> the value, or the values, that match; several columns must all match."""
+
+SOURCE = "source"
+"""The engine's own column: who wrote a document."""
+
+FROM_DATA = "data"
+"""What it is unless a row says otherwise."""
+
+
+def value_of(columns: Columns, name: str) -> Value | None:
+    """A document's value in a column; None where it has none."""
+    return columns.get(name, FROM_DATA if name == SOURCE else None)
+
+
+def matches(columns: Columns, where: Where) -> bool:
+    """Whether a document has one of the values in each column."""
+    return all(value_of(columns, name) in values_in(values) for name, values in where.items())
+
+
+def values_in(values: Value | Sequence[Value]) -> Sequence[Value]:
+    """The values that match, of one or a list."""
+    return [values] if isinstance(values, str | int | float) else values
+
+
+def column_fault(columns: object) -> str | None:
+    """What is wrong with what was given as the columns of a document, in words; or None."""
+    if not isinstance(columns, Mapping):
+        return f"columns of the type {type(columns).__name__}, and must have a mapping"
+    for name, value in columns.items():
+        if not isinstance(name, str):
+            return f"a column called {name!r}, and names are text"
+        if not isinstance(value, str | int | float):
+            kind = type(value).__name__
+            return f"a {kind} in the column {name!r}, and columns hold text and numbers"
+    return None
+
+
+def unknown_columns(where: Where, known: Sequence[str]) -> Iterator[str]:
+    """What is wrong with columns that data says it does not have, one sentence each."""
+    for name in where:
+        if name not in (SOURCE, *known):
+            there = ", ".join((*known, SOURCE))
+            yield f"no document has the column {name!r}; there are: {there}"
+
+
+def categories_among(values: Iterable[Value | None], name: str) -> list[str]:
+    """The texts among a column's values, sorted; none where it holds numbers."""
+    known = {value for value in values if value is not None}
+    texts = sorted(value for value in known if isinstance(value, str))
+    if texts and len(texts) < len(known):
+        number = next(value for value in known if not isinstance(value, str))
+        raise RunError(
+            f"the column {name!r} holds texts, such as {texts[0]!r}, and numbers, such as "
+            f"{number}: a column is of one or the other"
+        )
+    return texts

@@ -1,0 +1,111 @@
+"""Which columns of documents a recipe asks for, and whether its documents have them."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from kdcore.api.contracts import Component, Eval, Stage, Term
+from kdcore.data.streaming import Stream
+from kdcore.data.where import SOURCE, Columns, Value, Where, value_of, values_in
+from kdcore.errors import RunError
+from kdcore.guard import call_checked
+from kdcore.hashing import digest
+
+if TYPE_CHECKING:
+    from kdcore.api.contracts import Run
+
+_log = logging.getLogger("kdcore")
+_MOST = 10  # values that a message names
+
+
+def wanted_columns(
+    terms: Sequence[Term], components: Sequence[Component]
+) -> Iterator[tuple[str, Where]]:
+    """Who asks, in words, and for which columns and values; no values: for any."""
+    for term in terms:
+        if term.where:
+            yield f"the loss {term.label!r}", term.where
+    for one in components:
+        for where in call_checked(one, "reads_columns", of=Sequence):
+            yield f"the {one.component_kind} {one.name!r}", where
+
+
+def check_columns(run: Run) -> None:
+    """Refuse columns and values that no training document has.
+
+    Of a stream the first rows are looked at, and what they do not have is warned of.
+    """
+    stage = run.recipe
+    trained = [one for one in stage.components() if not isinstance(one, Eval)]
+    wanted = list(wanted_columns(stage.terms, trained))
+    if not wanted:
+        return
+    rows = run.laid("train")
+    streamed = isinstance(rows, Stream)
+    first = rows.first_window() if isinstance(rows, Stream) else rows
+    known = _values(first.columns(), {name for _, where in wanted for name in where})
+    for fault in _faults(wanted, known, stage):
+        if not streamed:
+            raise RunError(fault)
+        _log.warning("%s, as far as the first %s rows tell", fault, f"{len(first):,}")
+
+
+def _values(columns: Iterable[Columns], names: set[str]) -> Mapping[str, set[Value]]:
+    found: dict[str, set[Value]] = {name: set() for name in names}
+    for each in columns:
+        for name, values in found.items():
+            value = value_of(each, name)
+            if value is not None:
+                values.add(value)
+    return found
+
+
+def _faults(
+    wanted: Sequence[tuple[str, Where]], known: Mapping[str, set[Value]], stage: Stage
+) -> Iterator[str]:
+    writes = getattr(stage, "rollout", None) is not None
+    for who, where in wanted:
+        for name, given in where.items():
+            there = known[name] | ({"data"} if name == SOURCE else set())
+            if name == SOURCE and writes:  # who writes is known when something is written
+                continue
+            if not there:
+                yield (
+                    f"{who} asks for the column {name!r}, and no document of data "
+                    f"{stage.data.name!r} has it; of files, keep_columns in [data] keeps them"
+                )
+            for value in values_in(given) if there else ():
+                if value not in there:
+                    yield (
+                        f"{who} asks for {name} = {json.dumps(value, ensure_ascii=False)}, and no "
+                        f"document of data {stage.data.name!r} has that; there are: {_some(there)}"
+                    )
+
+
+def _some(values: set[Value]) -> str:
+    ordered = sorted(values, key=lambda value: (isinstance(value, str), value))
+    shown = [json.dumps(value, ensure_ascii=False) for value in ordered[:_MOST]]
+    more = f" and {len(ordered) - _MOST} more" if len(ordered) > _MOST else ""
+    return f"{', '.join(shown)}{more}"
+
+
+def columns_fingerprint(run: Run) -> str | None:
+    """Of the columns that train the student, with the training documents' values in them.
+
+    None where nobody asks for any. A stream's are part of what its data says of itself.
+    """
+    stage = run.recipe
+    trained = [one for one in stage.components() if not isinstance(one, Eval)]
+    wanted = wanted_columns(stage.terms, trained)
+    names = sorted({name for _, where in wanted for name in where})
+    if not names:
+        return None
+    rows, hashed = run.laid("train"), digest()
+    if not isinstance(rows, Stream):
+        for columns in rows.columns():
+            told = [columns.get(name) for name in names]
+            hashed.update(f"{json.dumps(told)}\n".encode())
+    return f"{', '.join(names)}: {hashed.hexdigest()}"
