@@ -103,7 +103,8 @@ def run(
     """Run a recipe as `kdcore run` does: finished stages are reused, an interrupted one resumes.
 
     `on_record` is called with each `Record`, every `train.log_every` steps; a notebook shows a bar.
-    `plugins` are what `-p` takes. Raises RecipeError with every fault of the recipe, RunError where a run fails.
+    `plugins` are what `-p` takes. Raises RecipeError with every fault of the recipe, RunError where
+    a run fails.
     """
     import datasets  # noqa: F401  # before its bars are switched off
 
