@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from kdcore.api.contracts import Loss as Loss
     from kdcore.api.contracts import Patch as Patch
     from kdcore.api.contracts import PreparedLoss as PreparedLoss
+    from kdcore.api.contracts import Rollout as Rollout
     from kdcore.api.contracts import Run as Run
     from kdcore.api.contracts import Selection as Selection
     from kdcore.api.contracts import Stage as Stage
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from kdcore.api.hookspecs import Record as Record
     from kdcore.api.options import describe as describe
     from kdcore.api.options import options_of as options_of
+    from kdcore.api.options import reads_columns as reads_columns
     from kdcore.api.schedule import Schedule as Schedule
     from kdcore.api.schedule import Scheduled as Scheduled
     from kdcore.api.schedule import tensor_now as tensor_now
@@ -44,7 +46,11 @@ if TYPE_CHECKING:
     from kdcore.data.batch import SparseLogits as SparseLogits
     from kdcore.data.batch import Split as Split
     from kdcore.data.batch import TeacherOutputs as TeacherOutputs
+    from kdcore.data.batch import columns_of as columns_of
+    from kdcore.data.collate import select_rows as select_rows
     from kdcore.data.encoding import bos_of as bos_of
+    from kdcore.data.given import join_rows as join_rows
+    from kdcore.data.given import join_streams as join_streams
     from kdcore.data.rows import pack_documents as pack_documents
     from kdcore.data.rows import pack_texts as pack_texts
     from kdcore.data.streaming import stream_texts as stream_texts
@@ -56,6 +62,12 @@ if TYPE_CHECKING:
     from kdcore.errors import UsageError as UsageError
     from kdcore.hashing import tokenizer_hash as tokenizer_hash
     from kdcore.models.causal_lm import LanguageModel as LanguageModel
+    from kdcore.models.completions import Completion as Completion
+    from kdcore.models.completions import Prompt as Prompt
+    from kdcore.models.completions import Sampling as Sampling
+    from kdcore.models.completions import completions_from as completions_from
+    from kdcore.models.completions import completions_state as completions_state
+    from kdcore.models.decoding import sample as sample
     from kdcore.models.generation import generate as generate
     from kdcore.models.loading import dtype_of as dtype_of
     from kdcore.models.loading import load_config as load_config
@@ -97,18 +109,23 @@ _MODULES = {
 """Modules that are public as a whole."""
 
 _EXPORTS = {
-    "api.contracts": "Component Data Eval Logger Loss Patch PreparedLoss Run Selection "
-    "Stage Teacher Tokenizer Tokens component hookimpl",
+    "api.contracts": "Component Data Eval Logger Loss Patch PreparedLoss Rollout Run "
+    "Selection Stage Teacher Tokenizer Tokens component hookimpl",
     "api.hookspecs": "Record",
-    "api.options": "describe options_of",
+    "api.options": "describe options_of reads_columns",
     "api.schedule": "Schedule Scheduled tensor_now value_now",
-    "data.batch": "TeacherOutputs Batch GappedLogits SparseLogits LogitsFn Row Rows Split",
+    "data.batch": "TeacherOutputs Batch GappedLogits SparseLogits LogitsFn Row Rows Split "
+    "columns_of",
+    "data.collate": "select_rows",
     "data.encoding": "bos_of",
+    "models.completions": "Completion Prompt Sampling completions_from completions_state",
+    "data.given": "join_rows join_streams",
     "data.rows": "pack_documents pack_texts",
     "data.streaming": "stream_texts",
     "errors": "KdcoreError PluginError RecipeError RunError Unreachable UsageError",
     "hashing": "tokenizer_hash",
     "models.causal_lm": "LanguageModel",
+    "models.decoding": "sample",
     "models.generation": "generate",
     "models.loading": "dtype_of load_config load_model load_tokenizer model_fingerprint",
     "objective.alignment": "RetokenizedBatch Retokenizer ids_of_same_bytes",
@@ -123,6 +140,9 @@ _EXPORTS = {
     "terminal.libraries": "DownloadBar",
     "training.non_finite": "load_rows",
 }
+
+API_VERSION = 2
+"""Goes up where plugins have to change; 1 is that of kdcore 0.1."""
 
 _MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names.split()}
 __all__ = sorted([*_MODULE_OF, *_MODULES])

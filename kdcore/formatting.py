@@ -58,6 +58,18 @@ def plain(text: str) -> str:
     return " ".join(escaped(text.replace("\r\n", "\n")).split())
 
 
+def shortened(text: str, width: int) -> str:
+    """One line of at most so many columns, cut between words."""
+    from rich.cells import cell_len, set_cell_size
+
+    if cell_len(text) <= width:
+        return text
+    cut = set_cell_size(text, max(width - 1, 0))
+    whole = cut if text[len(cut.rstrip()) :][:1] == " " else cut.rpartition(" ")[0]
+    # A word longer than most of the line is cut all the same, as are texts without blanks.
+    return (whole if cell_len(whole) * 4 >= width else cut).rstrip(" ,;:") + "…"
+
+
 def escaped(text: str) -> str:
     """The text with its control characters written out, as `\\x07`, but for line ends and tabs."""
     return "".join(c if _is_shown(c) else c.encode("unicode_escape").decode() for c in text)

@@ -1,7 +1,12 @@
-"""The run folder's record: metrics.jsonl, one JSON object a line, and log.txt."""
+"""The run folder's record: metrics.jsonl, one JSON object a line, log.txt, and rollouts.jsonl.
+
+rollouts.jsonl has a few answers for each training line of a recipe with a [rollout], one a line:
+`step`, `source`, `finished`, `prompt`, `text`.
+"""
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import time
@@ -11,6 +16,7 @@ from io import FileIO
 from pathlib import Path
 
 from kdcore import (
+    Completion,
     Logger,
     Record,
     Run,
@@ -23,6 +29,8 @@ from kdcore import (
 )
 
 _kdcore = logging.getLogger("kdcore")
+
+ROLLOUTS = "rollouts.jsonl"
 
 
 def cut_after(path: Path, step: int) -> list[metrics.Line]:
@@ -99,6 +107,18 @@ class Growing:
         self._file = None
 
 
+def _rollout_line(run: Run, step: int, answer: Completion) -> str:
+    prompt = [] if answer.prompt is None else [*answer.prompt.ids]
+    line: dict[str, object] = {
+        "step": step,
+        "source": answer.source,
+        "finished": answer.finished,
+        "prompt": run.tokenizer.decode(prompt),
+        "text": run.tokenizer.decode([*answer.ids]),
+    }
+    return json.dumps(line) + "\n"
+
+
 class _Log(logging.Handler):
     """Messages into a growing file. Never a traceback: what cannot be written is held."""
 
@@ -131,6 +151,7 @@ class Files(Logger):
     def __post_init__(self) -> None:
         self._metrics: Growing | None = None
         self._log: _Log | None = None
+        self._rollouts: Growing | None = None  # once there is something to write
         self._resumed_at, self._known = -1, frozenset[str]()
 
     @hookimpl
@@ -139,6 +160,7 @@ class Files(Logger):
         if not run.main:
             return
         before = cut_after(run.folder / metrics.METRICS, run.step)
+        cut_after(run.folder / ROLLOUTS, run.step)
         self._resume(before, run.step)
         self._metrics = Growing(run.folder / metrics.METRICS)
         self._log = _Log(Growing(run.folder / metrics.LOG))
@@ -155,6 +177,14 @@ class Files(Logger):
     def kdcore_log(self, run: Run, record: Record) -> None:
         """One training line."""
         self._write(run, metrics.training_line(record))
+
+    @hookimpl
+    def kdcore_written(self, run: Run, step: int, completions: Sequence[Completion]) -> None:
+        """A line for each of a few answers."""
+        if self._metrics is None or not completions:
+            return
+        self._rollouts = self._rollouts or Growing(run.folder / ROLLOUTS)
+        self._rollouts.add("".join(_rollout_line(run, step, one) for one in completions))
 
     @hookimpl
     def kdcore_scores(self, run: Run, step: int, scores: Mapping[str, float | str]) -> None:
@@ -188,7 +218,8 @@ class Files(Logger):
 
     def _files(self) -> list[Growing]:
         log = [self._log.file] if self._log is not None else []
-        return [*([self._metrics] if self._metrics is not None else []), *log]
+        growing = [file for file in (self._metrics, self._rollouts) if file is not None]
+        return [*growing, *log]
 
     def _note(self, text: str) -> None:
         """A line in log.txt alone."""
@@ -208,7 +239,7 @@ class Files(Logger):
             file.close()
         if self._log is not None:
             logging.getLogger("kdcore").removeHandler(self._log)
-        self._metrics, self._log = None, None
+        self._metrics, self._log, self._rollouts = None, None, None
 
 
 @hookimpl

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from kdcore import (
     Batch,
+    Completion,
     Data,
     LanguageModel,
     LogitsFn,
+    Prompt,
     Run,
     RunError,
+    Sampling,
     Teacher,
     Tokenizer,
     component,
@@ -27,6 +31,7 @@ from kdcore import (
     load_model,
     load_tokenizer,
     model_fingerprint,
+    sample,
 )
 
 if TYPE_CHECKING:
@@ -65,6 +70,7 @@ class ModelTeacher(Teacher):
             key = "offload" if self.offload else "quantise"
             raise ValueError(f'{key} is for a GPU, and device is "cpu"; leave out one of them')
         self._model: LanguageModel | None = None
+        self._head: Callable[[Tensor], Tensor] | None = None
         self._tokenizer: PreTrainedTokenizerBase | None = None
 
     def source(self) -> str:
@@ -95,6 +101,8 @@ class ModelTeacher(Teacher):
         )
         model.eval().requires_grad_(False)  # type: ignore[no-untyped-call]
         self._model = LanguageModel(model)
+        # States are many times smaller than logits: these are made where they are needed.
+        self._head = self._model.head(run.device) if device != run.device else self._model.logits
 
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
         """The one that lies beside the weights."""
@@ -114,12 +122,22 @@ class ModelTeacher(Teacher):
 
     def read(self, batch: Batch) -> LogitsFn:
         """Run the trunk once; logits are made where they are asked for."""
-        assert self._model is not None, "a teacher is read after it was loaded"
-        model, home = self._model, batch.input_ids.device
+        assert self._model is not None and self._head is not None, "read after it was loaded"
+        model, head, home = self._model, self._head, batch.input_ids.device
         # The teacher stays in its own type, whatever the student trains in.
         with torch.autocast(model.device.type, enabled=False):
             states = model.states(_moved(batch, model.device))
-        return lambda positions: model.logits(states[positions.to(states.device)]).to(home)
+        return lambda positions: head(states[positions.to(states.device)].to(home))
+
+    def writes(self) -> bool:
+        """It can."""
+        return True
+
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Sequence[Completion]:
+        """An answer to each, all written together, in the teacher's own type."""
+        assert self._model is not None, "a teacher writes after it was loaded"
+        with torch.autocast(self._model.device.type, enabled=False):
+            return sample(self._model, prompts, sampling, source="teacher")
 
     def fingerprint(self) -> str:
         """What the weights are and how they are held; not where they lie."""

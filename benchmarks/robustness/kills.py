@@ -2,9 +2,10 @@
 
     python benchmarks/robustness/kills.py 1000 --results     1,000 kills, a table in results/
 
-Two stages with dropout, a selection and a cached teacher are killed and started again by the same
-command until they are done. Weights must be those of a run that was never killed to the last bit,
-metrics.jsonl the same but for times, and nothing half may be left. Else the exit code is 1.
+Stages with dropout, a selection, a cached teacher and answers of the student are killed and started
+again by the same command until they are done. Weights must be those of a run that was never killed
+to the last bit, metrics.jsonl the same but for times, and nothing half may be left. Else the exit
+code is 1.
 
 The libraries are imported once, and each start is a fork. It ends itself by SIGKILL when it touches
 a file for the n-th time, or the kernel ends it after so much CPU time, be it in the middle of a
@@ -81,13 +82,29 @@ use = "kl"
 use = "ce"
 weight = {start = 1.0, end = 0.1}
 on = "all"
+[stage.rolled.teacher]
+use = "ema"
+decay = 0.8
+[stage.rolled.rollout]
+use = "replay"
+of = {use = "student", max_new_tokens = 8}
+max_new_tokens = 8
+prompt_tokens = 6
+share = 0.7
+every = 4
+[[stage.rolled.loss]]
+use = "jsd"
+[[stage.rolled.loss]]
+use = "ce"
+where = {source = "data"}
 """
-TIMES = {"time", "elapsed", "tokens_per_second"}
+TIMES = {"time", "elapsed", "tokens_per_second", "rollout/time_share"}
 KILLED = {-signal.SIGKILL: "file", -signal.SIGPROF: "clock"}
 HANGS = 600  # seconds after which a start is given up
 PLACES = {
     "_evaluate": "evaluation",
     "_save": "checkpoint",
+    "write": "writing answers",
     "step": "step",
     "_log": "record",
     "save_final": "final weights",

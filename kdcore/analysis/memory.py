@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import UnsupportedFakeTensorException
 
+from kdcore.analysis.blank import BlankPrepared, of_single_tokens
 from kdcore.analysis.memory_trace import (
     FakeModels,
     Footprint,
@@ -24,7 +25,8 @@ from kdcore.analysis.memory_trace import (
 )
 from kdcore.analysis.parameters import Part, parameters_of, parts_of
 from kdcore.analysis.tensors import Listed, tensors_of
-from kdcore.api.contracts import Component, Teacher
+from kdcore.analysis.writing import writing_bytes
+from kdcore.api.contracts import Component, Loss, Teacher
 from kdcore.api.options import iter_components
 from kdcore.errors import PluginError, RunError
 from kdcore.models.adapters import bytes_on_device
@@ -89,8 +91,9 @@ def estimate(
     """
     state = _state_of(stage.train)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    losses = of_single_tokens([term.loss for term in stage.terms])
     with FakeModels():
-        return _Estimating(stage, config, device, ids, longest, rows).done(state)
+        return _Estimating(stage, config, device, ids, longest, rows, losses).done(state)
 
 
 class _Estimating:
@@ -104,9 +107,10 @@ class _Estimating:
         ids: int | None,
         longest: int | None,
         rows: int | None,
+        losses: Sequence[Loss],
     ) -> None:
         self.stage, self.options, self.device = stage, stage.train, device
-        self.rows = rows or stage.train.drawn
+        self.rows, self.losses = rows or stage.train.drawn, losses
         self.unknown: list[str] = []
         self.student = self._student(config)
         self.teachers = self._teachers_in(stage.teacher)
@@ -166,6 +170,8 @@ class _Estimating:
             (f"activations of {rows} x {self.time} tokens", taken.activations),
             ("scores, logits and losses", taken.chunk),
         ]
+        if written := sum(self._writing()):
+            passing.append(("writing: key-value cache and scores", written))
         return Estimate(
             tensors=list(tensors_of(self.student)),
             tree=str(self.student),
@@ -200,9 +206,15 @@ class _Estimating:
         except torch.OutOfMemoryError:
             return 1
 
+    def _writing(self) -> tuple[int, int]:
+        return writing_bytes(self.stage, self.student.config, self.vocabulary, self.device)
+
     def _peak(self, held: int, taken: Footprint) -> int:
+        # Rows are written between steps: beside what stays, and not beside activations.
         gradients = 4 * parameters_of(self.student)[1]
-        return held + round(max(taken.peak, gradients) * _ALLOCATOR)
+        cache, scores = self._writing()
+        written = 2 * cache + scores  # each layer's cache is made anew for a token more
+        return held + round(max(taken.peak, gradients, written) * _ALLOCATOR)
 
     def _footprint(self, rows: int) -> Footprint:
         if self.options.checkpointing:
@@ -234,11 +246,14 @@ class _Estimating:
             time=self.time,
             vocabulary=self.vocabulary,
             chunk=chunk if options.chunk == "auto" else options.chunk,
-            losses=[term.loss for term in self.stage.terms],
+            losses=self.losses,
             precision=HALF.get(precision_of(options.precision, self.device)),
-            selects=self.stage.selection is not None,
+            selects=self.stage.selection is not None or self._prepares(),
             repeats=rows < self.rows,
         )
+
+    def _prepares(self) -> bool:
+        return any(isinstance(loss, BlankPrepared) for loss in self.losses)
 
 
 def _fresh(config: PretrainedConfig, dtype: torch.dtype, attention: str | None) -> PreTrainedModel:

@@ -8,7 +8,7 @@ chunking or moving of tensors between devices: that is the engine's.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import (
     TYPE_CHECKING,
     Annotated,
@@ -26,7 +26,7 @@ from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from kdcore.api.options import as_call, describe, iter_components, names_on_hub, of_options, placed
 from kdcore.api.schedule import Schedule, Scheduled
-from kdcore.api.train_options import On, TrainOptions, _options
+from kdcore.api.train_options import NotNegative, On, RolloutOptions, TrainOptions, _options
 from kdcore.errors import UsageError
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from kdcore.data.rows import RowDataset
     from kdcore.data.where import Where
     from kdcore.models.causal_lm import LanguageModel
+    from kdcore.models.completions import Completion, Prompt, Sampling
 
 
 hookimpl = pluggy.HookimplMarker("kdcore")
@@ -268,6 +269,29 @@ class Teacher(Component):
         """
         raise NotImplementedError
 
+    def writes(self) -> bool:
+        """Whether `generate` works."""
+        return False
+
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Sequence[Completion]:
+        """An answer to each prompt, in order; `source` of each is "teacher".
+
+        Only ids below `sampling.vocabulary`. The same prompts give the same answers.
+        """
+        raise UsageError(f"the teacher {self.name!r} cannot write: it only reads what others wrote")
+
+    def parts(self, batch: Batch) -> Sequence[tuple[float, TeacherOutputs]] | None:
+        """Weights and what `read` of several teachers gives, over which a loss's values are summed.
+
+        None, the default: losses learn from what `read` gives. Everything else, such as evals and
+        likelihoods, goes by `read` in any case.
+        """
+        return None
+
+    def gives_parts(self) -> bool:
+        """Whether `parts` gives some: by default where it is overridden."""
+        return type(self).parts is not Teacher.parts
+
     def nll(self, batch: Batch) -> Callable[[Tensor, Tensor], Tensor]:
         """Flat positions, labels [n] -> negative log-likelihoods [n]; by default from `read`."""
         from kdcore.models.head import nll_from_logits
@@ -325,6 +349,8 @@ class PreparedLoss(Loss):
     a coefficient of its tokens: the gradient of f(sum of log q) is f' times the sum of theirs.
     """
 
+    needs_samples: ClassVar[bool] = False  # True: the tokens are drawn from the student's own q
+
     def prepare(self, tokens: Tokens) -> Tensor:
         """A float for each of this process's valid tokens, [n] or [n, k] with the same k and dtype
         in each step. Runs after the selection, whatever its scope.
@@ -360,6 +386,42 @@ class Selection(Component):
 
     def needs_teacher(self) -> bool:
         """Whether `keep` asks for the run's own teacher; a teacher among its options is no such."""
+        return False
+
+
+@component
+class Rollout(Component):
+    """Who writes the rows of a step that are drawn for writing: `[rollout]`."""
+
+    component_kind: ClassVar[str] = "rollout"
+    max_new_tokens: Annotated[int, Field(ge=1, description="of an answer; longer ones are cut")] = (
+        128
+    )
+    temperature: Annotated[NotNegative, Field(description="0 takes the likeliest token")] = 1.0
+    top_k: Annotated[int, Field(ge=0, description="only the k likeliest; 0: all")] = 0
+    top_p: Annotated[
+        float, Field(gt=0, le=1, description="only the likeliest that have this much together")
+    ] = 1.0
+
+    def generate(
+        self, run: Run, prompts: Sequence[Prompt]
+    ) -> Sequence[Completion | Sequence[Completion]]:
+        """An answer to each prompt in order, or several to a prompt as a sequence of their own.
+
+        Called between steps, for a group of prompts on one process alone: without gradient, the
+        student in evaluation mode. What it draws comes from each prompt's seed, so that neither
+        the number of processes nor a restart changes it. An answer without ids is left out.
+        """
+        raise NotImplementedError
+
+    def generated(self, run: Run, step: int, completions: Sequence[Completion]) -> None:
+        """What was written for the rows of a step, on every process alike, before it is trained.
+
+        State (`state_dict`) that is built from nothing else is the same everywhere.
+        """
+
+    def needs_teacher(self) -> bool:
+        """Whether `generate` asks the run's own teacher; one among its options is no such."""
         return False
 
 
@@ -408,6 +470,7 @@ KINDS: Mapping[str, type[Component]] = {
     "teacher": Teacher,
     "loss": Loss,
     "selection": Selection,
+    "rollout": Rollout,
     "patch": Patch,
     "eval": Eval,
     "logger": Logger,
@@ -477,6 +540,8 @@ class Stage:
     evals: Sequence[Eval]  # those that every run has included
     loggers: Sequence[Logger]  # those that every run has included
     train: TrainOptions  # `[train]`
+    rollout: Rollout | None = None  # `[rollout]`
+    writing: RolloutOptions = field(default_factory=RolloutOptions)  # the engine's options there
     trusted: Sequence[str] = ()  # models whose own code may run
 
     def components(self) -> list[Component]:
@@ -491,6 +556,7 @@ class Stage:
             "data": self.data,
             "teacher": self.teacher,
             "selection": self.selection,
+            "rollout": self.rollout,
         }
         lists: dict[str, Sequence[Component]] = {
             "student.patch": self.student.patches,
@@ -507,7 +573,7 @@ class Stage:
 
     def _direct(self) -> Iterator[Component]:
         single = (self.tokenizer, self.tokenizer_data, self.data, self.teacher, self.selection)
-        yield from (one for one in single if one is not None)
+        yield from (one for one in (*single, self.rollout) if one is not None)
         yield from self.student.patches
         yield from (term.loss for term in self.terms)
         yield from self.evals
@@ -597,6 +663,12 @@ class Run:
         """
         raise NotImplementedError
 
+    def columns_fingerprint(self, split: str, names: Iterable[str]) -> str:
+        """What the documents of "train" or "validation" have in these columns, as a short text."""
+        from kdcore.data.columns import fingerprint_of
+
+        return fingerprint_of(self.laid(split).columns(), names)
+
     def laid(self, split: str, epoch: int = 0) -> RowDataset:
         """All rows of a split; training rows may be a `Stream`, which has no length.
 
@@ -605,13 +677,19 @@ class Run:
         raise NotImplementedError
 
     def evaluate(
-        self, rows: Sequence[Row], losses: Sequence[Loss], teacher: Teacher | None = None
+        self,
+        rows: Sequence[Row],
+        losses: Sequence[Loss],
+        teacher: Teacher | None = None,
+        *,
+        by: str | None = None,
     ) -> Mapping[str, float]:
         """Sums over the valid tokens of `rows`, in chunks, sharded over the processes.
 
         Keys: `tokens`, `bytes` (of text that these tokens stand for), `nll` (nats), each loss's
         name (a second `kl` is `kl.2`), and with a teacher `agreement` (tokens that both rank
         first), and `known` where it may know some tokens only: what is compared is over these.
+        `by` a column, each sum comes for each of its values too: `nll/math`, `tokens/math`.
         """
         raise NotImplementedError
 
@@ -619,6 +697,29 @@ class Run:
         """The log-probability that the student gives to each row's trained tokens, in nats.
 
         `batch` rows run at a time, of like lengths; every process gets all results.
+        """
+        raise NotImplementedError
+
+    def sampling(self, rollout: Rollout) -> Sampling:
+        """How this writer's options draw, with the run's vocabulary and the ids that end a text."""
+        raise NotImplementedError
+
+    def sample(
+        self, prompts: Sequence[Prompt], n: int = 1, *, sampling: Sampling | None = None
+    ) -> list[Completion]:
+        """`n` answers of the student to each prompt, those to the same one side by side.
+
+        By default drawn as the recipe's [rollout] says. On this process alone, an answer to each
+        prompt at a time.
+        """
+        raise NotImplementedError
+
+    def score(
+        self, teacher: Teacher | None, prompts: Sequence[Prompt], completions: Sequence[Completion]
+    ) -> list[float]:
+        """The log-probability of each answer to its prompt, in nats, of a loaded teacher.
+
+        None: the student. On this process alone, `micro_batch` answers at a time.
         """
         raise NotImplementedError
 
@@ -666,6 +767,14 @@ class Tokens:
 
     def categories(self, name: str) -> Sequence[str]:
         """The texts of a column in this step, over all processes, sorted; of numbers none."""
+        raise NotImplementedError
+
+    @property
+    def prompt(self) -> Tensor:
+        """What each token answers, int64 [n]: equal for the answers to one prompt of a [rollout].
+
+        Of tokens of data it is their document.
+        """
         raise NotImplementedError
 
     def seen(self, loss: Loss) -> Tensor:

@@ -22,11 +22,13 @@ if TYPE_CHECKING:
         Logger,
         Loss,
         Patch,
+        Rollout,
         Run,
         Selection,
         Teacher,
         Tokenizer,
     )
+    from kdcore.models.completions import Completion
 
 
 hookspec = pluggy.HookspecMarker("kdcore")
@@ -58,6 +60,11 @@ def kdcore_selections() -> Sequence[type[Selection]]:  # type: ignore[empty-body
 
 
 @hookspec
+def kdcore_rollouts() -> Sequence[type[Rollout]]:  # type: ignore[empty-body]
+    """Who writes rows to train on: `[rollout] use = "..."`, and nested in other writers."""
+
+
+@hookspec
 def kdcore_patches() -> Sequence[type[Patch]]:  # type: ignore[empty-body]
     """Changes to a fresh student: `[[student.patch]] use = "..."`."""
 
@@ -85,6 +92,13 @@ def kdcore_step_start(run: Run, step: int) -> None:
 @hookspec
 def kdcore_log(run: Run, record: Record) -> None:
     """Every `train.log_every` steps, and after the last one."""
+
+
+@hookspec
+def kdcore_written(run: Run, step: int, completions: Sequence[Completion]) -> None:
+    """A few of the answers that were written for a step, with each record where there is a
+    [rollout]; each has its `prompt`.
+    """
 
 
 @hookspec
@@ -121,6 +135,7 @@ class Record:
     selection: Mapping[str, float]  # threshold, excess_kept, excess_dropped, where scores rank
     gradient: Mapping[str, float] = field(default_factory=dict)  # each term's share, now and then
     weights: Mapping[str, float] = field(default_factory=dict)  # of the terms, by label
+    rollout: Mapping[str, float] = field(default_factory=dict)  # length, finished, repeats, ...
     teacher: Mapping[str, float] = field(default_factory=dict)  # aligned: share that it knows
 
     def __post_init__(self) -> None:
@@ -129,6 +144,7 @@ class Record:
         object.__setattr__(self, "selection", MappingProxyType(dict(self.selection)))
         object.__setattr__(self, "gradient", MappingProxyType(dict(self.gradient)))
         object.__setattr__(self, "weights", MappingProxyType(dict(self.weights)))
+        object.__setattr__(self, "rollout", MappingProxyType(dict(self.rollout)))
         object.__setattr__(self, "teacher", MappingProxyType(dict(self.teacher)))
 
     def __reduce__(self) -> tuple[type[Record], tuple[object, ...]]:

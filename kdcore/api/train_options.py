@@ -8,7 +8,7 @@ from typing import Annotated, Literal, NamedTuple
 from pydantic import ConfigDict, Field, field_validator
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
-from kdcore.api.schedule import Number, Scheduled
+from kdcore.api.schedule import Number, Schedule, Scheduled
 from kdcore.optim import optimizer_error
 
 # A reader of the recipe must not be able to change what was checked.
@@ -89,6 +89,8 @@ class TrainOptions:
     eval_rows: Literal["all"] | Count = 2048
     eval_seed: Annotated[int, Field(ge=0)] = 0
     save_keep: Count = 2
+    keep_best: str | None = None
+    mode: Literal["max", "min"] | None = None  # None is "min"
     workers: Literal["auto"] | Annotated[int, Field(ge=0)] = "auto"
 
     @property
@@ -143,3 +145,26 @@ class SelectionOptions:
     """The engine's options in `[selection]`."""
 
     scope: Literal["step", "micro_batch"] = "step"
+
+
+@_options
+class RolloutOptions:
+    """The engine's options in `[rollout]`."""
+
+    share: Annotated[Scheduled, Field(ge=0, le=1)] = 1.0
+    every: Count = 1
+    prompt_tokens: Count = 32
+    write_batch: Literal["auto"] | Count = "auto"
+
+    def share_at(self, done: float) -> float:
+        """The share of the rows that are written when the share `done` of the run is done."""
+        return self.share.at(done) if isinstance(self.share, Schedule) else self.share
+
+    def group(self, block: int) -> int:
+        """Prompts that are written together, by a formula of the recipe alone."""
+        if self.write_batch != "auto":
+            return self.write_batch
+        return max(1, min(_GROUP, _GROUP_TOKENS // block))
+
+
+_GROUP, _GROUP_TOKENS = 64, 32_768

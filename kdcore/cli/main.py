@@ -18,7 +18,6 @@ from typer.core import TyperGroup
 
 from kdcore.cli.at_once import AtOnceSignals
 from kdcore.cli.examples import as_epilog, epilog_of
-from kdcore.cli.results import tell_results
 from kdcore.errors import (
     Interrupted,
     KdcoreError,
@@ -184,6 +183,7 @@ def _run(asked: RunRequest, plugins: list[str] | None, as_json: bool) -> None:
     """Run it, and print what is finished even where the rest fails."""
     from dataclasses import replace
 
+    from kdcore.cli.results import tell_results
     from kdcore.runs.runner import run_all
 
     folders: list[Path] = []
@@ -243,13 +243,14 @@ def main() -> None:
         # Rows of many lengths would leave holes in a GPU's memory. torch 2.8 knows the older name.
         os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     for library in ("HF_DATASETS", "HF_HUB"):  # and so transformers'; kdcore has its own
-        os.environ.setdefault(f"{library}_DISABLE_PROGRESS_BARS", "1")
+        os.environ[f"{library}_DISABLE_PROGRESS_BARS"] = "1"
     signals = AtOnceSignals()
     try:
         with signals:
             try:
                 code = _exit_code()
             finally:
+                _give_terminal_back()
                 _leave_processes()
     except KeyboardInterrupt:
         code = _interrupted()
@@ -267,6 +268,13 @@ def _open_closed() -> None:
                 os.dup2(opened, number)
                 os.close(opened)
             setattr(sys, name, os.fdopen(number, "w" if number else "r"))
+
+
+def _give_terminal_back() -> None:
+    """What an interrupt tore off may still be shown."""
+    display = sys.modules.get("kdcore.terminal.display")
+    if display is not None:
+        display.give_back()
 
 
 def _leave_processes() -> None:
@@ -322,6 +330,7 @@ def _refused(error: Exception) -> str | None:
 
 
 def _said(message: object, code: int) -> int:
+    _give_terminal_back()
     print(f"kdcore: {redact_own_secrets(str(message))}", file=sys.stderr)
     return code
 

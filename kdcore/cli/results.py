@@ -19,12 +19,12 @@ def tell_results(folders: Sequence[Path], *, as_json: bool) -> None:
 
 
 def _scores(folder: Path) -> dict[str, float | str | None]:
-    """Of the last evaluation; what JSON cannot say is null."""
+    """Of the evaluation of the final weights; what JSON cannot say is null."""
     from kdcore.runs.folder import CHECKPOINTS
-    from kdcore.training.checkpoint import in_order
+    from kdcore.training.checkpoint import of_final
 
-    there = in_order(folder / CHECKPOINTS)
-    state = json.loads((there[-1] / "state.json").read_text()) if there else {}
+    path = of_final(folder / CHECKPOINTS)
+    state = json.loads((path / "state.json").read_text()) if path else {}
     finite = {
         name: each if isinstance(each, str) or math.isfinite(each) else None
         for name, each in state.get("scores", {}).items()

@@ -15,7 +15,7 @@ from kdcore.recipe.merge import identity_fields
 from kdcore.runs.facts import flat, read_settings
 from kdcore.runs.folder import failure_of
 from kdcore.runs.history import History
-from kdcore.runs.metrics import read_metrics
+from kdcore.runs.metrics import iter_metrics
 
 Settings = Mapping[str, object]
 """A recipe's values by dotted key: "train.lr", "loss.2.use"."""
@@ -41,7 +41,7 @@ class Told:
 def tell_run(folder: Path) -> Told:
     """Read a run's folder."""
     table = read_settings(folder)
-    history = History(read_metrics(folder))
+    history = History(iter_metrics(folder))
     scores = {curve.name.removeprefix("eval/"): curve.now for curve in history.group("eval/")}
     train = table.get("train", {})
     old = "eval_seed" not in train

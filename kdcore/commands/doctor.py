@@ -17,6 +17,7 @@ from kdcore.analysis.rows import RowSample
 from kdcore.cli.examples import examples
 from kdcore.cli.main import plugin_manager
 from kdcore.commands.examination import Examined, Finding, Model, examine, trained_share
+from kdcore.commands.fitting import labelled
 from kdcore.commands.output import Plugins, tell
 from kdcore.errors import UsageError
 from kdcore.formatting import count, percent
@@ -56,7 +57,7 @@ def doctor(
 
 def _tell(found: Examined) -> None:
     tell(Text(found.name, "bold"), Padding(_models(found.models), _MARGIN), "")
-    tell(_grid([*_tokenizer(found), *_data(found)]), "")
+    tell(labelled([*_tokenizer(found), *_data(found)]), "")
     tell(Padding(_findings(found.findings), _MARGIN), "")
 
 
@@ -136,15 +137,6 @@ def _lengths(sample: RowSample) -> str:
         f"half of the documents have up to {middle:,.0f} tokens, 95 % up to {most:,.0f}, the "
         f"longest {longest:,.0f}"
     )
-
-
-def _grid(rows: list[tuple[str, str]]) -> Padding:
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="cyan", no_wrap=True)
-    table.add_column(overflow="fold")
-    for label, text in rows:
-        table.add_row(label, Text(text))
-    return Padding(table, _MARGIN)
 
 
 def _findings(findings: list[Finding]) -> Text:

@@ -1,12 +1,13 @@
-"""A table that leaves out its least important columns where the terminal is narrow."""
+"""Tables that fit: of numbers, without the least important columns if need be, and of labels."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderResult
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -67,3 +68,13 @@ class Fitting:
         left_out = [column.title for column in self.columns if column not in shown]
         if left_out:
             yield Text(f"without {', '.join(left_out)}: too narrow, {self.whole}", "dim")
+
+
+def labelled(rows: Iterable[tuple[str, str]]) -> Padding:
+    """Texts below each other, each beside its label; long ones are folded."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="cyan", no_wrap=True)
+    table.add_column(overflow="fold")
+    for label, text in rows:
+        table.add_row(label, Text(text))
+    return Padding(table, (0, 0, 0, 2))

@@ -18,13 +18,24 @@ from kdcore.recipe.recipe import NAME
 
 Kind = Literal["sft", "text"]
 PluginKind = Literal[
-    "data", "tokenizer", "teacher", "loss", "selection", "patch", "eval", "logger", "verb"
+    "data",
+    "tokenizer",
+    "teacher",
+    "loss",
+    "selection",
+    "rollout",
+    "patch",
+    "eval",
+    "logger",
+    "verb",
 ]
 
 new = typer.Typer(
     help="Begin a recipe or a plugin of your own.", no_args_is_help=True, add_completion=False
 )
 
+_TRIAL = "--out trial --set train.steps=3 --set train.batch=2 --set train.eval_rows=4"
+"""What a run needs to show within minutes on a CPU that it works."""
 
 Model = Annotated[str | None, typer.Option(metavar="MODEL", help="A folder, or a name on the hub.")]
 
@@ -98,7 +109,8 @@ def _from_models(
         raise UsageError(f"{target} exists already: put another name after `new recipe`")
     file, choice = look_at(data, kind), choose(teacher, student)
     _write_recipe(target, recipe_text(file, choice, measure(file, choice)))
-    print(target, *(f"kdcore {verb} {target}" for verb in ("check", "doctor", "run")), sep="\n")
+    verbs = (f"check {target}", f"doctor {target}", f"run {target} {_TRIAL}", f"run {target}")
+    print(target, *(f"kdcore {verb}" for verb in verbs), sep="\n")
 
 
 def _stem(data: str) -> str:

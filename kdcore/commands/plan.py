@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +16,7 @@ from rich.text import Text
 from kdcore.analysis.plan import StagePlan, plans_of
 from kdcore.cli.examples import examples
 from kdcore.cli.main import plugin_manager
+from kdcore.commands.fitting import labelled
 from kdcore.commands.output import Plugins, tell
 from kdcore.errors import KdcoreError
 from kdcore.formatting import count, percent, size
@@ -62,7 +63,7 @@ def plan(
         for said in _warnings(found, each.stage.name, out):
             tell(Padding(Text(said, "yellow"), _MARGIN), "")
         symbols |= each.symbols
-    tell(Text("symbols", "bold"), _grid(symbols.items()))
+    tell(Text("symbols", "bold"), labelled(symbols.items()))
 
 
 def _warnings(recipe: Recipe, stage: str, out: Path) -> list[str]:
@@ -80,22 +81,13 @@ def _warnings(recipe: Recipe, stage: str, out: Path) -> list[str]:
 
 
 def _tell_stage(plan: StagePlan) -> None:
-    tell(Text(plan.stage.run_name, "bold"), _grid(_facts(plan)), "")
+    tell(Text(plan.stage.run_name, "bold"), labelled(_facts(plan)), "")
     tell(Padding(Text(plan.objective), _MARGIN), "")
     if plan.estimate is not None:
         tell(_parameters(plan.estimate), "", _memory(plan.estimate), "")
         tell(_disk(plan), "")
     if plan.unknown:
-        tell(Padding(Text(_UNKNOWN, "yellow"), _MARGIN), _grid(_by_cause(plan.unknown)), "")
-
-
-def _grid(rows: Iterable[tuple[str, str]]) -> Padding:
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="cyan", no_wrap=True)
-    table.add_column(overflow="fold")
-    for label, text in rows:
-        table.add_row(label, Text(text))
-    return Padding(table, _MARGIN)
+        tell(Padding(Text(_UNKNOWN, "yellow"), _MARGIN), labelled(_by_cause(plan.unknown)), "")
 
 
 def _by_cause(unknown: Sequence[str]) -> Facts:
@@ -120,6 +112,8 @@ def _facts(plan: StagePlan) -> Facts:
     yield "data", said["data"] + _laid(plan) + begins
     if "selection" in said:
         yield "keeps", f"{said['selection']}: {_ranked(plan)}"
+    if "rollout" in said:
+        yield "writes", f"{said['rollout']}: {_written(plan)}"
     yield "trains", _length(plan)
     yield "batch", _batch(plan)
     yield "rate", _rate(train, plan.steps)
@@ -144,6 +138,23 @@ def _ranked(plan: StagePlan) -> str:
     if plan.in_epoch and plan.tokens and plan.stage.scope == "step":
         among += f", about {round(plan.tokens / plan.in_epoch * plan.stage.train.drawn):,}"
     return f"{doc} {among[0].upper()}{among[1:]}"
+
+
+def _written(plan: StagePlan) -> str:
+    """Which rows, and how many tokens at most where each row has one prompt."""
+    options, rollout, train = plan.stage.writing, plan.stage.rollout, plan.stage.train
+    assert rollout is not None
+    share = options.share
+    rows = percent(share) if isinstance(share, (int, float)) else f"a share {share}"
+    said = f"{rows} of the rows of each step"
+    if options.every > 1:
+        said += f", those of {options.every} steps at once"
+    said += f", {options.group(plan.stage.data.block)} prompts together"
+    if plan.steps is None:
+        return said
+    mean = share if isinstance(share, (int, float)) else max(share.start, share.end)
+    most = plan.steps * train.drawn * mean * rollout.max_new_tokens
+    return f"{said}; at most {count(most)} tokens where a row has one prompt"
 
 
 def _length(plan: StagePlan) -> str:
@@ -279,4 +290,4 @@ def _kept(plan: StagePlan) -> int:
     if every == "epoch":
         every = math.ceil(plan.in_epoch / train.drawn) if plan.in_epoch else 1
     written = train.save_keep + 1 if plan.steps is None else math.ceil(plan.steps / every)
-    return int(min(train.save_keep + 1, written))
+    return int(min(train.save_keep + 1, written)) + (train.keep_best is not None)

@@ -36,6 +36,7 @@ _CHANGES: Mapping[str, Mapping[str, str]] = {
         "loss": '[[loss]]\nuse = "ce"\n\n[[loss]]\nuse = "$name"\nweight = 0.5',
     },
     "selection": {"selection": '[selection]\nuse = "$name"\nshare = 0.6'},
+    "rollout": {"rollout": '[rollout]\nuse = "$name"\nmax_new_tokens = 24\nprompt_tokens = 8'},
     "patch": {"patch": '[[student.patch]]\nuse = "$name"'},
     "eval": {"eval": '[[eval]]\nuse = "$name"'},
     "logger": {"log": '[[log]]\nuse = "$name"'},

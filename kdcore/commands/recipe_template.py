@@ -19,7 +19,8 @@ from kdcore.errors import RunError, UsageError
 _BLOCKS = (64, 128, 256, 512, 1024, 2048)
 _FITTING = 0.98  # of the documents fit whole
 _COMMENTS = 38  # the column that they begin in
-_BATCH = 32
+_BATCH, _LEAST_BATCH = 32, 4
+_STEPS = 50  # that an epoch should have
 _HELD_OUT = (0.05, 1000)  # the share, and the most documents of it: more say no more
 
 
@@ -171,8 +172,8 @@ def _losses() -> Iterator[list[str]]:
 
 
 def _train(choice: Choice, measured: Measured) -> list[str]:
-    batch = min(_BATCH, measured.rows)
-    few = "" if batch == _BATCH else ": there are no more rows"
+    batch = batch_of(measured.rows)
+    few = "" if batch == _BATCH else f": few, as there are {measured.rows:,} rows"
     steps = max(1, measured.rows // batch)
     kind = "loaded" if choice.student else "fresh"
     size = _millions(choice.parameters)
@@ -185,6 +186,14 @@ def _train(choice: Choice, measured: Measured) -> list[str]:
             ("warmup", 0.05, "of the steps: AdamW's first estimates are poor"),
         )
     ]
+
+
+def batch_of(rows: int) -> int:
+    """32, or where an epoch had too few steps then a lower power of two; at most all rows."""
+    batch = _BATCH
+    while batch > _LEAST_BATCH and rows // batch < _STEPS:
+        batch //= 2
+    return min(batch, rows)
 
 
 def _pairs(title: str, *pairs: tuple[str, object, str]) -> Iterator[str]:

@@ -24,12 +24,12 @@ def kdcore_runs_end(folders: Sequence[Path]) -> None:
 def _texts(folders: Sequence[Path]) -> Iterator[Text]:
     """The first text that each run's evaluations wrote, for a handful of runs."""
     from kdcore.runs.history import History
-    from kdcore.runs.metrics import read_metrics
+    from kdcore.runs.metrics import iter_metrics
 
     if len(folders) > 4:
         return
     for folder in folders:
-        texts = History(read_metrics(folder)).texts
+        texts = History(iter_metrics(folder)).texts
         if texts:
             name, text = next(iter(texts.items()))
             run_name = folder.name.rpartition("-")[0]

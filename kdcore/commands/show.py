@@ -20,7 +20,7 @@ from kdcore.formatting import duration, value
 from kdcore.runs.facts import facts_of_folder, read_settings
 from kdcore.runs.folder import failure_of, find_run, finished, runs_in
 from kdcore.runs.history import History
-from kdcore.runs.metrics import latest_values, read_metrics
+from kdcore.runs.metrics import iter_metrics, latest_values
 from kdcore.runs.summary import Summary
 
 AsCsv = Annotated[bool, typer.Option("--csv", help="As CSV.")]
@@ -49,6 +49,7 @@ def show(
     scores: asked.Scores = False,
     stage: asked.OfStage = None,
     split: asked.OfSplit = "train",
+    rollouts: asked.Rollouts = False,
     sets: asked.Sets = None,
     plugins: Plugins = None,
 ) -> None:
@@ -69,6 +70,7 @@ def show(
         scores=scores,
         stage=stage,
         split=split,
+        rollouts=rollouts,
         sets=sets or (),
         plugins=plugins or (),
     )
@@ -77,7 +79,7 @@ def show(
         return
     looking.refuse("rows", "html", "sets", "plugins", without="--tokens or --data")
     looking.refuse("steps", "of_step", "scores", without="--tokens")
-    looking.refuse("stage", "split", without="--data")
+    looking.refuse("stage", "split", "rollouts", without="--data")
     _summarise(runs or (), out, as_csv, as_json)
 
 
@@ -88,15 +90,16 @@ def _look(looking: asked.Looking, tokens: bool, data: bool, as_csv: bool) -> Non
     if as_csv:
         raise UsageError("--csv has no place for rows of tokens; --json has")
     if tokens:
-        looking.refuse("stage", "split", without="--data")
+        looking.refuse("stage", "split", "rollouts", without="--data")
         from kdcore.commands.tokens import show_tokens
 
         show_tokens(looking)
     else:
         looking.refuse("steps", "of_step", "scores", without="--tokens")
         from kdcore.commands.data import show_data
+        from kdcore.commands.rollouts import show_rollouts
 
-        show_data(looking)
+        (show_rollouts if looking.rollouts else show_data)(looking)
 
 
 def _summarise(runs: Sequence[str], out: Path, as_csv: bool, as_json: bool) -> None:
@@ -180,7 +183,7 @@ def _table(rows: Sequence[dict[str, Any]]) -> Fitting:
 
 
 def _one(folder: Path, as_json: bool) -> None:
-    history = History(read_metrics(folder))
+    history = History(iter_metrics(folder))
     if not as_json:
         tell(Summary(facts_of_folder(folder), history, with_facts=True))
         return

@@ -34,6 +34,9 @@ OfStep = Annotated[
 Scores = Annotated[
     bool, typer.Option("--scores", help="--tokens: what each was ranked by, and its loss.")
 ]
+Rollouts = Annotated[
+    bool, typer.Option("--rollouts", help="--data: what its writer answers, before any training.")
+]
 OfStage = Annotated[str | None, typer.Option(metavar="NAME", help="--data: of this stage only.")]
 OfSplit = Annotated[Split, typer.Option(help="--data: which rows.")]
 Sets = Annotated[
@@ -55,6 +58,7 @@ class Looking:
     scores: bool = False
     stage: str | None = None
     split: Split = "train"
+    rollouts: bool = False
     sets: Sequence[str] = ()
     plugins: Sequence[str] = ()
 

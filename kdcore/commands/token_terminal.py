@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from kdcore.commands.fitting import labelled
 from kdcore.commands.token_rows import Letters, Page, Shown, ShownRow, Side
 from kdcore.commands.token_scores import has_scores, scores_of
 from kdcore.commands.token_texts import visible
@@ -45,7 +46,7 @@ class OnTerminal:
         plain = console.no_color or console.color_system is None
         page = self.page
         yield Text(page.title, "bold")
-        yield _facts(page.facts)
+        yield labelled(page.facts)
         yield Text()
         yield _legend(page, plain)
         yield from (Padding(Text(note), _MARGIN) for note in [*page.notes, *self._notes(plain)])
@@ -70,15 +71,6 @@ class OnTerminal:
                 yield from scores_of(row, start, end, width, {} if plain else STYLES)
             else:
                 yield _beside(row, start, end, plain, width)
-
-
-def _facts(facts: Sequence[tuple[str, str]]) -> Padding:
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(style="cyan", no_wrap=True)
-    grid.add_column(overflow="fold")
-    for label, text in facts:
-        grid.add_row(label, Text(text))
-    return Padding(grid, _MARGIN)
 
 
 def _legend(page: Page, plain: bool) -> Padding:

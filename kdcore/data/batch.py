@@ -35,6 +35,7 @@ class Split:
     name: str
     fingerprint: str  # of its tokens and their order
     lengths: np.ndarray  # [documents] in tokens; empty where the data is streamed
+    written: bool = False  # rows that were written while training: they are seen once
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,6 +100,17 @@ class SparseLogits(NamedTuple):
 
 class GappedLogits(SparseLogits):
     """The same where ids may be -1: no id, behind those that are, whatever mass is given."""
+
+
+class Parts(NamedTuple):
+    """What several teachers say, over each of which a loss is taken by itself."""
+
+    weights: tuple[float, ...]  # of the losses' sum
+    each: tuple[Tensor | SparseLogits, ...]
+
+
+PartOutputs = Callable[["Tensor"], "Tensor | SparseLogits | Parts"]
+"""Flat positions [n] -> what a loss learns from."""
 
 
 class TextSource(Protocol):

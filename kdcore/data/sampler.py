@@ -50,6 +50,14 @@ def random_subset(rows: int, wanted: int, seed: int) -> np.ndarray:
     return np.sort(np.random.default_rng([seed, 0x0E7A1]).choice(rows, wanted, replace=False))
 
 
+class Part(NamedTuple):
+    """What a process takes of a step from one split, and the place in the step of the first."""
+
+    split: Split
+    rows: list[Row]
+    first: int
+
+
 class Drawable(Protocol):
     """What a step draws some of: rows, or documents, which are laid in rows of their own."""
 
@@ -121,6 +129,11 @@ class TrainingRows:
         parts = [self._some(epoch, [n for _, n in some]) for epoch, some in by_epoch]
         return _shared(parts, self._process, self._processes)
 
+    def parts(self, step: int) -> list[Part]:
+        """The same by what they are cut from."""
+        rows, first, _ = self.share_of(step)
+        return [Part(self.split, rows, first)]
+
     def _some(self, epoch: int, indices: list[int]) -> RowDataset:
         if self._held is None or self._held[0] != epoch:
             self._held = (epoch, self._of_epoch(epoch))
@@ -183,6 +196,11 @@ class StreamedRows:
     def ends_epoch(self, step: int) -> bool:
         """Nobody knows."""
         return False
+
+    def parts(self, step: int) -> list[Part]:
+        """The same by what they are cut from."""
+        rows, first, _ = self.share_of(step)
+        return [Part(self.split, rows, first)]
 
     def state_dict(self, step: int) -> dict[str, Any]:
         """For a checkpoint after a step: where the window of the next row begins."""

@@ -3,8 +3,8 @@
 Both work number by number, so a chunk of tokens is enough. Which of them a model uses is read from
 its configuration, and proved before it is believed.
 
-Everything that runs a model goes through here: `use_cache=False` is passed always, because with a
-cache transformers lets packed documents see each other, without any error.
+Everything that runs a model goes through here: `use_cache=False` is passed but for writing, because
+with a cache transformers lets packed documents see each other, without any error.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from kdcore.models.head import logits_of, upcast
 from kdcore.models.logit_transforms import LogitTransform, logit_transforms
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import Cache, PreTrainedModel
 
     from kdcore.data.batch import Batch
 
@@ -204,11 +204,17 @@ class LanguageModel:
         """Float32 logits [n, width] of chosen states [n, H], unrounded also from half weights."""
         return self.head()(states)
 
-    def head(self) -> Callable[[Tensor], Tensor]:
-        """What `logits` does, for many calls: the weight is cast to `precision` once."""
-        weight, bias = self.computed_weight(), self.bias
+    def head(self, device: torch.device | None = None) -> Callable[[Tensor], Tensor]:
+        """What `logits` does, for many calls: the weight is cast to `precision` once.
+
+        With another `device` it is copied there, for states that are moved there.
+        """
+        weight = self.computed_weight()
+        bias: Tensor | None = self.bias
         if weight is None:
             return upcast
+        if device is not None:
+            weight, bias = weight.to(device), None if bias is None else bias.to(device)
         bend = self.bend
         if bend is None:
             return lambda states: logits_of(states, weight, bias)
@@ -219,6 +225,24 @@ class LanguageModel:
         if self.weight is None or self.precision is None:
             return self.weight
         return self.weight.detach().to(self.precision)
+
+    def next_states(
+        self, input_ids: Tensor, position_ids: Tensor, mask: Tensor, cache: Cache | None
+    ) -> Tensor:
+        """The trunk's states on rows that each hold one document, for writing on.
+
+        With a key-value cache, which takes in these tokens, only those of the last position
+        [rows, H]; else of all [rows, time, H]. `mask` covers what the cache holds too.
+        """
+        arguments: dict[str, Any] = {"attention_mask": mask, "use_cache": cache is not None}
+        if cache is not None:
+            arguments["past_key_values"] = cache
+        if self._takes_positions:
+            arguments["position_ids"] = position_ids
+        module = self.model if self.weight is None else self._trunk
+        out = module(input_ids=input_ids, **arguments)
+        states: Tensor = out.logits if self.weight is None else out[0]
+        return states if cache is None else states[:, -1]
 
     def _run(
         self,

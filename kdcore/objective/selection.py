@@ -219,15 +219,28 @@ class _Making:
     def _prepared(self, tokens: StepTokens, seen: TokenMask) -> dict[str, Tensor]:
         """What each term's loss prepares of the step [n, ...], in the order of the step."""
         tokens.chosen = Chosen(self.terms, seen)
-        return {
-            term.label: prepared_by(term.loss, tokens)
-            for term in self.terms
-            if isinstance(term.loss, PreparedLoss)
-        }
+        found: dict[str, Tensor] = {}
+        for term in self.terms:
+            if isinstance(term.loss, PreparedLoss):
+                mask = seen.of(term.label).mask(term.on)
+                ready = prepared_by(term.loss, tokens)
+                found[term.label] = ready if mask is None else _where_seen(ready, mask > 0)
+        return found
 
 
 def _itself(value: Tensor) -> Tensor:
     return value
+
+
+def _where_seen(ready: Tensor, seen: Tensor) -> Tensor:
+    """What is prepared, and elsewhere what is prepared of a seen token, where it weighs nothing.
+
+    NaN would: a teacher that knows some tokens only has no likelihood of the others.
+    """
+    if not len(ready):
+        return ready
+    first = ready.index_select(0, seen.int().argmax().reshape(1)).nan_to_num()
+    return torch.where(seen if ready.ndim == 1 else seen[:, None], ready, first)
 
 
 def _counts(parts: Sequence[Tensor]) -> list[int | None]:

@@ -20,6 +20,7 @@ from kdcore.distributed import Gather, alone
 from kdcore.errors import UsageError
 from kdcore.guard import describe_component
 from kdcore.models.causal_lm import LanguageModel
+from kdcore.models.completions import ANSWERS, FIRST
 from kdcore.models.head import chunk_size, nll_from_logits, upcast
 from kdcore.objective.losses import per_token
 from kdcore.objective.objective import TokenMask
@@ -145,6 +146,12 @@ class StepTokens(Tokens):
         """Which tokens are of documents whose columns match, bool [n]."""
         return self._joined([part.reading.view(view) for part in self._parts])
 
+    @property
+    def prompt(self) -> Tensor:
+        """What each token answers [n]; of tokens of data it is their document."""
+        document = self.document
+        return torch.where(document < FIRST, document, FIRST + (document - FIRST) // ANSWERS)
+
     def seen(self, loss: Loss) -> Tensor:
         """Which tokens the term of this loss sees [n]."""
         term, chosen = self._term(loss)
@@ -205,7 +212,7 @@ class StepTokens(Tokens):
 
         def scores(part: ScoredBatch) -> Callable[[Tensor, Tensor], Tensor]:
             student = self._logits(part)
-            other = part.reading.logits_of(asked) if asked is not None else None
+            other = part.reading.parts_of(asked) if asked is not None else None
             size = chunk_size(part.reading.batch.vocabulary, part.reading.batch.valid.device)
 
             def at(positions: Tensor, labels: Tensor) -> Tensor:

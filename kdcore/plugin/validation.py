@@ -29,7 +29,11 @@ _ARGUMENTS = {
 }
 
 EVENTS = frozenset(_ARGUMENTS) - frozenset(PROVIDERS)
-_TAKEN = {"loss": {"use", "weight", "on"}, "selection": {"use", "scope"}}  # by the recipe language
+_TAKEN = {  # by the recipe language
+    "loss": {"use", "weight", "on"},
+    "selection": {"use", "scope"},
+    "rollout": {"use", "share", "every", "prompt_tokens", "write_batch"},
+}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 

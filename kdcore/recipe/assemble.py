@@ -12,6 +12,7 @@ from kdcore.api.contracts import (
     Eval,
     Logger,
     Loss,
+    Rollout,
     Selection,
     Stage,
     StudentOptions,
@@ -19,7 +20,14 @@ from kdcore.api.contracts import (
     Term,
     Tokenizer,
 )
-from kdcore.api.train_options import RIVALS, Rivals, SelectionOptions, TermOptions, TrainOptions
+from kdcore.api.train_options import (
+    RIVALS,
+    Rivals,
+    RolloutOptions,
+    SelectionOptions,
+    TermOptions,
+    TrainOptions,
+)
 from kdcore.data.where import unknown_columns
 from kdcore.errors import Fault, did_you_mean
 from kdcore.guard import call_checked, call_checked_list, needs_teacher
@@ -34,6 +42,7 @@ from kdcore.recipe.node import (
     Node,
     Source,
 )
+from kdcore.recipe.rollout_rules import rollout_faults
 
 if TYPE_CHECKING:
     from kdcore.plugin.manager import PluginManager
@@ -66,6 +75,8 @@ class Assembly:
         self.teacher = self._component(Teacher, "teacher")
         self.selection = self._component(Selection, "selection")
         self.scope = self._engine_keys(SelectionOptions, "selection", self.tables.get("selection"))
+        self.rollout = self._component(Rollout, "rollout")
+        self.writing = self._engine_keys(RolloutOptions, "rollout", self.tables.get("rollout"))
         self.terms = self._terms()
         self.evals = self._list(Eval, "eval")
         self.loggers = self._list(Logger, "log")
@@ -75,7 +86,8 @@ class Assembly:
         """The stage, if there are no faults. A tokenizer is trained on `tokenizer_data`."""
         if self.faults:
             return None
-        assert self.student and self.train and self.data and self.scope, "no faults were found"
+        assert self.student and self.train and self.data, "no faults were found"
+        assert self.scope and self.writing
         stage = Stage(
             name=name,
             run_name=run_name,
@@ -93,6 +105,8 @@ class Assembly:
             evals=[*self._always(Eval, "eval"), *self.evals],
             loggers=[*self._always(Logger, "logger"), *self.loggers],
             train=self.train,
+            rollout=self.rollout,
+            writing=self.writing,
         )
         self._ask_components(stage)
         return None if self.faults else stage
@@ -239,9 +253,11 @@ def rules_between(stage: Assembly) -> Iterator[Fault]:
     """Every rule that is broken, as far as it can be told."""
     yield from _one_of_rivals(stage)
     yield from _documents_in_chunks(stage)
+    yield from _mode_of_nothing(stage)
     yield from _tokenizer_of_fresh_student(stage)
     yield from _tokens_without_selection(stage)
     yield from _teacher_and_its_users(stage)
+    yield from rollout_faults(stage)
     yield from _columns_of_data(stage)
 
 
@@ -261,6 +277,13 @@ def _one_of(table: Node, key: str, rivals: Rivals) -> Iterator[Fault]:
     for rival in given[1:]:
         said = f"[{key}] takes one of {names}, and {given[0]} is given as well"
         yield table.table[rival].fault(said, f"leave out {given[0]} or {rival}")
+
+
+def _mode_of_nothing(stage: Assembly) -> Iterator[Fault]:
+    train = stage.tables.get("train")
+    if train and "mode" in train.table and "keep_best" not in train.table:
+        said = "mode says which score is best, and [train] has no keep_best"
+        yield train.table["mode"].fault(said, 'add keep_best = "eval/nll", or leave mode out')
 
 
 def _documents_in_chunks(stage: Assembly) -> Iterator[Fault]:
@@ -290,7 +313,7 @@ def _tokens_without_selection(stage: Assembly) -> Iterator[Fault]:
 
 
 def _teacher_and_its_users(stage: Assembly) -> Iterator[Fault]:
-    could = [*(term.loss for term in stage.terms), *stage.evals, stage.selection]
+    could = [*(t.loss for t in stage.terms), *stage.evals, stage.selection, stage.rollout]
     users = [one for one in could if one is not None and needs_teacher(one)]
     places = {id(made): table for made, table in stage.builder.places}
     table = stage.tables.get("teacher")
@@ -371,5 +394,7 @@ def _ill_tempered(
 def _is_complete(stage: Assembly) -> bool:
     """Whether everything that could use a teacher was built."""
     wanted = sum(len(stage.lists.get(key, ())) for key in ("loss", "eval"))
-    wanted += "selection" in stage.table.table
-    return wanted == len(stage.terms) + len(stage.evals) + (stage.selection is not None)
+    singles = {"selection": stage.selection, "rollout": stage.rollout}
+    wanted += sum(key in stage.table.table for key in singles)
+    built = sum(one is not None for one in singles.values())
+    return wanted == len(stage.terms) + len(stage.evals) + built

@@ -13,16 +13,17 @@ import inspect
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kdcore.api.contracts import Component, Stage, Term
-from kdcore.api.options import option_values
+from kdcore.api.options import beside, option_values
 from kdcore.api.schedule import Schedule
 from kdcore.data.where import values_in
 from kdcore.guard import call_checked
 
 if TYPE_CHECKING:
     from kdcore.api.contracts import Teacher
+    from kdcore.api.train_options import TrainOptions
 
 
 _START, _NEXT = "loss = ", "\n     + "
@@ -184,19 +185,36 @@ def _tables(stage: Stage) -> dict[str, object]:
         "teacher": _plain(stage.teacher),
         "loss": [_term(term) for term in stage.terms],
         "selection": _plain(stage.selection),
+        "rollout": _plain(stage.rollout),
         "eval": [table_of(one) for one in stage.evals],
         "log": [table_of(one) for one in stage.loggers],
-        "train": _plain(option_values(stage.train)),
+        "train": _plain(_train(stage.train)),
     }
     if isinstance(tables["selection"], dict):
         tables["selection"]["scope"] = stage.scope
+    if isinstance(tables["rollout"], dict):
+        written = option_values(stage.writing).items()
+        tables["rollout"] |= {key: _plain(value) for key, value in written}
     return {key: table for key, table in tables.items() if table not in (None, [])}
+
+
+def _train(options: TrainOptions) -> dict[str, object]:
+    """Without the default that another key takes the place of."""
+    values = option_values(options)
+    gone = {"batch"} if options.batch_documents is not None else set()
+    return {key: value for key, value in values.items() if key not in gone}
 
 
 def table_of(component: Component) -> dict[str, object]:
     """A component as its table in a recipe; options without a value are left out."""
     given = {key: value for key, value in option_values(component).items() if value is not None}
-    return {"use": component.name, **{key: _plain(value) for key, value in given.items()}}
+    inside: dict[str, Any] = {key: given.pop(key, ()) for key in beside(type(component))}
+    table: dict[str, Any] = {key: _plain(value) for key, value in given.items()}
+    for key, option in beside(type(component)).items():
+        for nested, value in zip(table.get(option, ()), inside[key], strict=False):
+            if value is not None:
+                nested[key] = _plain(value)
+    return {"use": component.name, **table}
 
 
 def _term(term: Term) -> dict[str, object]:

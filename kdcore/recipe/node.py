@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from kdcore.errors import Fault
 from kdcore.recipe.toml_positions import KeyPath, locate
 
-TABLES = ("student", "tokenizer", "data", "teacher", "selection", "train")
+TABLES = ("student", "tokenizer", "data", "teacher", "selection", "rollout", "train")
 LISTS = ("loss", "eval", "log")
 IN_STAGE = ("seed", "trust_remote_code", *TABLES, *LISTS)
 AT_TOP = ("name", "extends", "requires", "stage")
@@ -18,12 +18,17 @@ KINDS_OF_TABLES = {
     "data": "data",
     "teacher": "teacher",
     "selection": "selection",
+    "rollout": "rollout",
     "loss": "loss",
     "eval": "eval",
     "log": "logger",
 }
 
-ENGINE_KEYS = {"loss": ("weight", "on", "where"), "selection": ("scope",)}
+ENGINE_KEYS = {
+    "loss": ("weight", "on", "where"),
+    "selection": ("scope",),
+    "rollout": ("share", "every", "prompt_tokens", "write_batch"),
+}
 """Keys of a table that are not its component's."""
 
 

@@ -30,6 +30,7 @@ class Facts:
     tokens: str  # which tokens are trained on
     batch: str  # what a step draws
     folder: Path
+    in_epochs: bool = True  # whether the recipe gives its length in epochs
 
     def rows(self) -> list[tuple[str, str]]:
         """Label and text of each fact that there is."""
@@ -95,6 +96,7 @@ def _facts(table: Table, name: str, folder: Path) -> Facts:
         tokens=component(table["selection"]) if table.get("selection") else "",
         batch=_batch(table, 0),
         folder=folder,
+        in_epochs=bool(table.get("train", {}).get("epochs")),
     )
 
 

@@ -13,6 +13,7 @@ from kdcore.runs.metrics import is_part
 POINTS = 256  # more than any terminal has columns
 _FALLING = re.compile(r"(^|[/_.-])(loss|nll|ce|kl|perplexity|bits|error|divergence)($|[/_.-])")
 _BLOCKS = "▁▂▃▄▅▆▇█"
+_STEEP = 3.0  # highest by lowest value from which on a curve is drawn by its logarithm
 
 
 def lower_is_better(name: str) -> bool:
@@ -27,6 +28,10 @@ class Point:
     step: int  # of the last one
     sum: float
     count: int
+
+    def take(self, step: int, value: float) -> None:
+        """Take one more value in."""
+        self.step, self.sum, self.count = step, self.sum + value, self.count + 1
 
     def joined(self, later: Point) -> Point:
         """One point for both."""
@@ -44,26 +49,29 @@ class Series:
     best_step: int = 0
     points: list[Point] = field(default_factory=list)
     _stride: int = 1  # values in a point that is full
+    _falls: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._falls = lower_is_better(self.name)
 
     def add(self, step: int, value: float) -> None:
         """Take in the value at a step."""
         if not self.points:
             self.first = value
         self.now = value
-        self._extend(Point(step, value, 1))
-        if math.isfinite(value) and (math.isnan(self.best) or self._beats(value)):
+        if self.points and self.points[-1].count < self._stride:
+            self.points[-1].take(step, value)
+        else:
+            self._begin(Point(step, value, 1))
+        beats = value < self.best if self._falls else value > self.best
+        if (beats or math.isnan(self.best)) and math.isfinite(value):
             self.best, self.best_step = value, step
 
-    def _extend(self, point: Point) -> None:
-        if self.points and self.points[-1].count < self._stride:
-            point = self.points.pop().joined(point)
+    def _begin(self, point: Point) -> None:
         self.points.append(point)
         if len(self.points) > POINTS:
             self.points = _halved(self.points)
             self._stride *= 2
-
-    def _beats(self, value: float) -> bool:
-        return value < self.best if lower_is_better(self.name) else value > self.best
 
     def course(self, width: int, until: int) -> list[str]:
         """The curve from the first step to `until`, a character for each of `width` equal spans.
@@ -71,18 +79,29 @@ class Series:
         Spans without a value are empty texts.
         """
         spans: list[list[float]] = [[] for _ in range(width)]
-        means = [(point.step, point.sum / point.count) for point in list(self.points)]
+        means = self.means()
         for step, value in means:
             place = math.ceil(step * width / max(until, 1)) - 1
             spans[min(max(0, place), width - 1)].append(value)
         finite = [value for _, value in means if math.isfinite(value)]
         low, high = (min(finite), max(finite)) if finite else (0.0, 0.0)
-        return [_block(sum(v) / len(v), low, high) if v else "" for v in spans]
+        shown = _log if low > 0 and high > _STEEP * low else float
+        low, high = shown(low), shown(high)
+        return [_block(shown(sum(v) / len(v)), low, high) if v else "" for v in spans]
+
+    def means(self) -> list[tuple[int, float]]:
+        """Steps and values of the curve, thinned."""
+        return [(point.step, point.sum / point.count) for point in list(self.points)]
 
 
 def _halved(points: list[Point]) -> list[Point]:
     joined = [one.joined(next_) for one, next_ in zip(points[0::2], points[1::2], strict=False)]
     return joined + points[len(joined) * 2 :]
+
+
+def _log(value: float) -> float:
+    """What follows a steep beginning still moves."""
+    return math.log(value) if value > 0 else math.nan
 
 
 def _block(value: float, low: float, high: float) -> str:
@@ -123,7 +142,10 @@ class History:
                 self.latest[key] = value
 
     def _take(self, key: str, value: object) -> None:
-        if isinstance(value, str):
+        known = self.series.get(key)
+        if known is not None and type(value) is float:  # nearly always
+            known.add(self.step, value)
+        elif isinstance(value, str):
             self.texts[key.removeprefix("eval/")] = plain(value)
         elif value is None or isinstance(value, int | float):
             curve = self.series.setdefault(key, Series(key))

@@ -5,9 +5,12 @@ running, over all continuations). Training lines add `loss`, for each term `loss
 in nats a token, and `weight/<label>` (`loss` is the sum of their products), `lr`, `kept`,
 `tokens_per_second`, `selection/...`, now and then `gradient/<label>` (each term's share of the
 gradient), and `schema`, which is 2: lines without it are older, and have the weight in their
-`loss/<label>`. Evaluation lines add `eval/<name>`. A value that is not finite is written as null,
-because JSON has no other word for it. Lines of `kdcore eval` have `again` (true) and stand at the
-end; what a run measured itself is not changed by them.
+`loss/<label>`. Where there is a [rollout] they have `rollout/length` (tokens of an answer),
+`rollout/finished` (the share that ended by itself), `rollout/repeats` (the share of repeated
+4-grams) and `rollout/time_share` (of the time, spent on writing). Evaluation lines add
+`eval/<name>`. A value that is not finite is written as null, because JSON has no other word for it.
+Lines of `kdcore eval` have `again` (true) and stand at the end; what a run measured itself is not
+changed by them.
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ SCHEMA = 2
 """What the keys of a training line mean: see above."""
 
 METRICS = "metrics.jsonl"
+_BLOCK = 1 << 16  # bytes that are read at once
 LOG = "log.txt"  # beside it: messages
 
 
@@ -49,6 +53,7 @@ def training_line(record: Record) -> Line:
         "tokens_per_second": record.tokens_per_second,
         **{f"selection/{name}": value for name, value in record.selection.items()},
         **{f"gradient/{label}": share for label, share in record.gradient.items()},
+        **{f"rollout/{name}": value for name, value in record.rollout.items()},
         **{f"teacher/{name}": value for name, value in record.teacher.items()},
     }
 
@@ -80,14 +85,29 @@ def read_metrics(folder: Path) -> list[Line]:
 
     What was measured again after the run is left out, unless the run had not measured it itself.
     """
-    lines = [line for _, line in whole_lines(folder / METRICS)]
-    own = {key for line in lines if AGAIN not in line for key in line}
-    return [
-        {key: each for key, each in line.items() if "/" not in key or key not in own}
-        if AGAIN in line
-        else line
-        for line in lines
-    ]
+    return list(iter_metrics(folder))
+
+
+def iter_metrics(folder: Path) -> Iterator[Line]:
+    """The same one by one: long runs have a hundred megabytes of them."""
+    path = folder / METRICS
+    own = _own_keys(path)
+    for _, line in whole_lines(path):
+        if AGAIN in line and own is not None:
+            yield {key: each for key, each in line.items() if "/" not in key or key not in own}
+        else:
+            yield line
+
+
+def _own_keys(path: Path) -> set[str] | None:
+    """What the run measured itself; None where nothing was measured again."""
+    mark = f'"{AGAIN}"'.encode()
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        if not any(mark in line for line in file):
+            return None
+    return {key for _, line in whole_lines(path) if AGAIN not in line for key in line}
 
 
 def latest_values(folder: Path, wanted: Collection[str]) -> Line:
@@ -96,7 +116,7 @@ def latest_values(folder: Path, wanted: Collection[str]) -> Line:
     What was measured again after the run stands back behind the run's own.
     """
     path, found, again = folder / METRICS, Line(), Line()
-    for text in reversed(path.read_text("utf-8", "replace").splitlines() if path.is_file() else []):
+    for text in _from_the_end(path):
         line = _parsed(text)
         if AGAIN in line:
             again = {**line, **again}
@@ -105,6 +125,21 @@ def latest_values(folder: Path, wanted: Collection[str]) -> Line:
         if line and found.keys() >= set(wanted):
             break
     return {**again, **found}
+
+
+def _from_the_end(path: Path) -> Iterator[str]:
+    """The lines of a file, the last one first; it is read in blocks from its end."""
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        at, rest = file.seek(0, os.SEEK_END), b""
+        while at:
+            size = min(at, _BLOCK)
+            at = file.seek(at - size)
+            first, *lines = (file.read(size) + rest).split(b"\n")
+            yield from (line.decode("utf-8", "replace") for line in reversed(lines))
+            rest = first
+        yield rest.decode("utf-8", "replace")
 
 
 def append_again(folder: Path, step: int, scores: Mapping[str, float | str], sets: str) -> bool:

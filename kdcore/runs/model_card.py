@@ -13,6 +13,7 @@ from kdcore.recipe.describe import symbols_of
 from kdcore.redact import redact_paths, redact_secrets
 from kdcore.runs.environment import environment_of, recorded
 from kdcore.runs.folder import FINAL
+from kdcore.training.best import best_in_words
 
 if TYPE_CHECKING:
     from kdcore.training.run_state import RunState
@@ -90,7 +91,11 @@ def _about(run: RunState) -> str:
         f"{run.steps:,} steps of {run.batch} {run.recipe.train.drawn_unit}, {run.tokens:,} tokens"
     )
     stage = f", as the stage `{run.recipe.name}` of the recipe below" if run.recipe.name else ""
-    return f"A causal language model that kdcore trained for {done}{stage}."
+    which = ""
+    if run.best is not None:
+        best = best_in_words(run.recipe.train, run.best)
+        which = f" The weights are those after step {run.best.step:,}: {best}."
+    return f"A causal language model that kdcore trained for {done}{stage}.{which}"
 
 
 def _front(run: RunState) -> str:
@@ -130,7 +135,7 @@ def _table(scores: Mapping[str, float | str]) -> str:
         return "None were made."
     rows = [f"| {name} | {_said(each)} |" for name, each in numbers.items()]
     return "\n".join(
-        ["On held-out text, after the last step:", "", "| eval | |", "|---|---|", *rows]
+        ["On held-out text, with these weights:", "", "| eval | |", "|---|---|", *rows]
     )
 
 

@@ -38,7 +38,7 @@ from kdcore.recipe.recipe import read_recipe
 from kdcore.runs.artifacts import load_tokenizer_of
 from kdcore.runs.begun import as_begun
 from kdcore.runs.folder import CHECKPOINTS, FINAL, RESOLVED, TOKENIZER, choose_folder, finished
-from kdcore.training.checkpoint import damage, in_order, load_weights, newest
+from kdcore.training.checkpoint import damage, in_order, load_weights, newest, of_final
 from kdcore.training.micro_batch import cpu_default
 from kdcore.training.run_state import RunState
 from kdcore.training.setup import make_accelerator, prove_vocabulary, shared_ids, steps_of
@@ -121,7 +121,10 @@ def begun(
     recipe = read_recipe(str(folder / RESOLVED), host, sets=sets, evals=evals or ())
     (table,) = recipe.stages
     done = step is None and finished(folder)
-    checkpoint = _newest(folder, needed=not done) if step is None else _of_step(folder, step)
+    if done:
+        checkpoint = of_final(folder / CHECKPOINTS)
+    else:
+        checkpoint = _newest(folder) if step is None else _of_step(folder, step)
     state = {} if checkpoint is None else json.loads((checkpoint / "state.json").read_text())
     if sets:  # its scores are those of another recipe
         state.pop("scores", None)
@@ -177,9 +180,9 @@ def _with_evals(stage: Stage, names: Sequence[str] | None) -> Stage:
     return replace(stage, evals=kept)
 
 
-def _newest(folder: Path, *, needed: bool) -> Path | None:
+def _newest(folder: Path) -> Path:
     found = newest(folder / CHECKPOINTS)
-    if found is None and needed:
+    if found is None:
         raise UsageError(f"{folder} has no checkpoint yet: kdcore run {folder} goes on")
     return found
 
@@ -265,8 +268,8 @@ def _load(run: RunState, request: OpenRequest) -> None:
             seed=stage.seed,
             device=run.device,
         )
-        assert request.checkpoint is not None
-        load_weights(request.checkpoint, student)
+        if request.checkpoint is not None:  # else as the run would begin
+            load_weights(request.checkpoint, student)
     student.eval().requires_grad_(False)  # type: ignore[no-untyped-call]
     precision = HALF.get(precision_of(stage.train.precision, run.device))
     run.language_model = LanguageModel(student, precision)

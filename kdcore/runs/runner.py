@@ -40,9 +40,9 @@ from kdcore.runs.folder import (
     write_texts,
 )
 from kdcore.runs.open import OpenRequest, open_stage
+from kdcore.signals import Signals
 from kdcore.training.run_state import RunState
 from kdcore.training.setup import make_accelerator, prepare
-from kdcore.training.signals import Signals
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -195,6 +195,7 @@ def _train(trainer: Trainer) -> None:
     try:
         host.emit("kdcore_run_start", run=run)
         trainer.train()
+        trainer.put_back_best()
         finish_student(run)
         with main_first(trainer.accelerator):
             if run.main:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from rich.console import Console, ConsoleOptions, RenderResult
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
@@ -29,11 +29,11 @@ class Summary:
             yield _pairs(self.facts.rows())
         if self.history.series:
             yield Text()
-            yield _curves(self.history, options.max_width, self.with_facts)
+            yield from _curves(self.history, options.max_width, self.with_facts)
         if self.history.texts:
             yield Text()
-            most = None if self.with_facts else _TEXT
-            yield _pairs([(name, text[:most]) for name, text in self.history.texts.items()])
+            texts = self.history.texts.items()
+            yield _pairs([(name, self._shown(text)) for name, text in texts])
         yield Text()
         yield _pairs(self._places())
 
@@ -44,6 +44,9 @@ class Summary:
         done += ", unfinished" if unfinished else ""
         taken = f" in {formatting.duration(latest['elapsed'])}" if "elapsed" in latest else ""
         return Text.assemble((self.facts.name, "bold"), "  ", done, taken)
+
+    def _shown(self, text: str) -> str:
+        return text if self.with_facts else formatting.shortened(text, _TEXT)
 
     def _places(self) -> list[tuple[str, str]]:
         folder = self.facts.folder
@@ -60,15 +63,20 @@ def _pairs(pairs: list[tuple[str, str]]) -> Table:
     return grid
 
 
-def _curves(history: History, width: int, parts: bool) -> Table:
+def _curves(history: History, width: int, parts: bool) -> Iterator[RenderableType]:
+    """A line for each curve, with its note beside it, or below all where that is too wide."""
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
     table.add_column("", no_wrap=True, overflow="ellipsis")
-    columns = ["first", "best", "at step", "last"]
-    if width < 60:
-        columns = ["best", "last"]
+    columns = ["first", "best", "at step", "last"] if width >= 60 else ["best", "last"]
     for name in columns:
         table.add_column(name, justify="right", no_wrap=True, min_width=8)
-    for label, series in rows(history, parts=parts):
+    shown = [(label, series, note(history, series)) for label, series in rows(history, parts=parts)]
+    names = max([len(label) for label, _, _ in shown], default=0)
+    notes = max([len(said) for _, _, said in shown], default=0)
+    beside = notes > 0 and names + 2 + 10 * len(columns) + notes <= width
+    if beside:
+        table.add_column("", no_wrap=True, style="dim")
+    for label, series, said in shown:
         has_best = not series.name.startswith("selection/")
         cells = {
             "first": number(series.first),
@@ -76,25 +84,50 @@ def _curves(history: History, width: int, parts: bool) -> Table:
             "at step": Text(f"{series.best_step:,}" if has_best else "", "dim"),
             "last": number(series.now),
         }
-        table.add_row(Text(label), *(cells[name] for name in columns))
-    return table
+        table.add_row(Text(label), *(cells[name] for name in columns), *([said] if beside else []))
+    yield table
+    if notes and not beside:
+        yield from (Text(f"{label.strip()}: {said}", "dim") for label, _, said in shown if said)
+
+
+_SAME = ["eval/perplexity", "eval/bits_per_byte"]  # other units of eval/nll
 
 
 def rows(history: History, *, parts: bool = False) -> list[tuple[str, Series]]:
     """Loss, its terms where there are several, evaluations, then what the selection says.
 
-    `parts`: also scores that are parts of another one.
+    `parts`: also scores that are parts of another one. What is the validation loss in another unit
+    is no row, but part of its `note`.
     """
     terms = history.group("loss/")
     losses = _named([curve for curve in history.group("loss") if curve.name == "loss"], "")
     losses += _named(terms, "loss/", "  ") if len(terms) > 1 else []
     older = history.group("weighted loss/")
     losses += _named(older, "loss/", "  ") if len(older) > 1 else []
+    scores = history.scores(parts=parts)
+    if "eval/nll" in history.series:
+        scores = [curve for curve in scores if curve.name not in _SAME]
     return [
         *losses,
-        *_named(history.scores(parts=parts), "eval/"),
+        *_named(scores, "eval/"),
         *_named(history.group("selection/"), "selection/"),
     ]
+
+
+def note(history: History, series: Series) -> str:
+    """What stands beside a curve: the validation loss in other units, a term's share of the
+    gradient.
+    """
+    if series.name == "eval/nll":
+        same = [history.series[name] for name in _SAME if name in history.series]
+        units = [one.name.removeprefix("eval/").replace("_per_", "/") for one in same]
+        return ", ".join(
+            f"{unit} {formatting.value(one.now)}" for unit, one in zip(units, same, strict=True)
+        )
+    share = history.series.get(series.name.replace("loss/", "gradient/", 1))
+    if series.name.startswith("loss/") and share is not None and math.isfinite(share.now):
+        return f"{formatting.percent(share.now)} of the gradient"
+    return ""
 
 
 def _named(curves: Sequence[Series], prefix: str, indent: str = "") -> list[tuple[str, Series]]:

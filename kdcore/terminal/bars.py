@@ -16,6 +16,8 @@ from kdcore import formatting
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
 
+    from kdcore.terminal.display import Shown
+
 _PATIENCE = 1.0  # seconds before something is worth a line
 _LEAST = 12  # columns of a bar that still tells something
 Clock = Callable[[], float]
@@ -32,7 +34,7 @@ def progress(label: str, total: float | None = None, unit: str = "") -> Iterator
     if not _is_told():
         yield bar
         return
-    shown: list[Callable[[], None]] = []
+    shown: list[Shown] = []
     timer = Timer(_PATIENCE, lambda: shown.append(_show(bar)))
     timer.daemon = True
     timer.start()
@@ -41,8 +43,8 @@ def progress(label: str, total: float | None = None, unit: str = "") -> Iterator
     finally:
         timer.cancel()
         timer.join()  # it may be showing the bar right now
-        for take_away in shown:
-            take_away()
+        for each in shown:
+            each.close()
 
 
 def _is_told() -> bool:
@@ -56,7 +58,7 @@ def _is_told() -> bool:
     return is_watched(Console(stderr=True))
 
 
-def _show(bar: Bar) -> Callable[[], None]:
+def _show(bar: Bar) -> Shown:
     from kdcore.terminal.display import show_live
 
     return show_live(bar)

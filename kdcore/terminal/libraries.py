@@ -50,7 +50,7 @@ class DownloadBar(tqdm):  # type: ignore[misc]
         self._bar = self._around.enter_context(progress(self._label(), self.total, unit))
 
     def _label(self) -> str:
-        desc = str(self.desc or "").removesuffix(": ")
+        desc = str(self.desc or "").removesuffix(": ").rpartition("/")[2]
         return desc if "ownload" in desc else f"downloading {desc}".strip()
 
     def display(self, *_: Any, **__: Any) -> bool:

@@ -9,6 +9,7 @@ from kdcore.testing.data import check_data, check_tokenizer
 from kdcore.testing.fakes import TableTeacher, make_batch, make_tokens, tiny_llama, tiny_tokenizer
 from kdcore.testing.losses import check_loss
 from kdcore.testing.patches import check_patch
+from kdcore.testing.rollouts import WritingRun, check_rollout, make_prompts
 from kdcore.testing.runs import tiny_run
 from kdcore.testing.selections import check_selection
 from kdcore.testing.teachers import check_teacher
@@ -16,16 +17,19 @@ from kdcore.testing.watching import check_eval, check_logger
 
 __all__ = [
     "TableTeacher",
+    "WritingRun",
     "check",
     "check_data",
     "check_eval",
     "check_logger",
     "check_loss",
     "check_patch",
+    "check_rollout",
     "check_selection",
     "check_teacher",
     "check_tokenizer",
     "make_batch",
+    "make_prompts",
     "make_tokens",
     "tiny_llama",
     "tiny_run",

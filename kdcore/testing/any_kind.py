@@ -13,6 +13,7 @@ from kdcore.testing.claims import require
 from kdcore.testing.data import check_data, check_tokenizer
 from kdcore.testing.losses import check_loss, check_prepared_loss
 from kdcore.testing.patches import check_patch
+from kdcore.testing.rollouts import check_rollout
 from kdcore.testing.runs import tiny_run
 from kdcore.testing.selections import check_selection
 from kdcore.testing.teachers import check_teacher
@@ -58,6 +59,7 @@ _CHECKS: Mapping[str, Callable[[Any], None]] = {
     "teacher": _teacher,
     "loss": _loss,
     "selection": _selection,
+    "rollout": check_rollout,
     "patch": check_patch,
     "eval": check_eval,
     "logger": check_logger,

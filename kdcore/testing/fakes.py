@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from kdcore.api.contracts import Teacher, component
+from kdcore.api.contracts import Loss, Teacher, Term, component
 from kdcore.data.batch import Batch, LogitsFn, Split
 
 if TYPE_CHECKING:
@@ -89,14 +89,25 @@ class TableTeacher(Teacher):
         return lambda positions: table[ids[positions]]
 
 
-def make_tokens(batch: Batch, teacher: Teacher | None = None, *, step: int = 1) -> Tokens:
-    """A batch's valid tokens as a selection sees them; the student is `tiny_llama`."""
+def make_tokens(
+    batch: Batch, teacher: Teacher | None = None, *, step: int = 1, loss: Loss | None = None
+) -> Tokens:
+    """A batch's valid tokens as a selection sees them; the student is `tiny_llama`.
+
+    With a `loss`, as that loss sees them when it prepares: its term sees all of them.
+    """
     from kdcore.distributed import alone
     from kdcore.models.causal_lm import LanguageModel
-    from kdcore.objective.step_tokens import ScoredBatch, StepTokens
+    from kdcore.objective.objective import TokenMask
+    from kdcore.objective.step_tokens import Chosen, ScoredBatch, StepTokens
     from kdcore.objective.teachers import MicroBatch
 
     student = LanguageModel(tiny_llama(batch.vocabulary))
     with torch.no_grad():
         parts = [ScoredBatch(MicroBatch(batch, range(len(batch.input_ids))), student.states(batch))]
-    return StepTokens(parts, student, teacher, step=step, seed=0, gather=alone)
+    tokens = StepTokens(parts, student, teacher, step=step, seed=0, gather=alone)
+    if loss is not None:
+        count = torch.full((), float(len(batch.valid)))
+        term = Term(loss.name, loss.name, loss, 1.0, "kept")
+        tokens.chosen = Chosen([term], TokenMask(None, count, count, count))
+    return tokens

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdcore.api.contracts import Loss, PreparedLoss, Term
-from kdcore.objective.objective import TokenMask
-from kdcore.objective.step_tokens import Chosen, StepTokens
+from kdcore.api.contracts import Loss, PreparedLoss
+from kdcore.errors import PluginError
+from kdcore.objective.selection import prepared_by
 from kdcore.testing.claims import ROUNDING, close, require
 from kdcore.testing.fakes import TableTeacher, make_batch, make_tokens
 
@@ -24,8 +24,12 @@ def check_loss(
     """Assert that a loss is pure and finite: right shape, right gradient, each token for itself.
 
     A loss that needs a teacher is expected to be 0 where the student equals it, unless
-    `zero_at_equality` says otherwise. One with a `temperature` is checked from 0.05 to 10.
+    `zero_at_equality` says otherwise. One with a `temperature` is checked from 0.05 to 10. A loss
+    that prepares is checked with what it prepares of a small step, and its values may be anything.
     """
+    if isinstance(loss, PreparedLoss):
+        check_prepared_loss(loss)
+        return
     student, teacher, labels = _logits(3.0, seed=0), _logits(3.0, seed=1), _labels()
     _check_purity(loss, student, teacher, labels)
     _check_gradient(loss, student, teacher, labels)
@@ -43,32 +47,38 @@ def check_loss(
 
 
 def check_prepared_loss(loss: PreparedLoss) -> None:
-    """Assert that a loss that prepares a step gives finite values and gradients, the same twice."""
-    tokens = make_tokens(make_batch([list(range(n, n + 9)) for n in (1, 20, 40)]), TableTeacher())
-    assert isinstance(tokens, StepTokens)
-    count = torch.tensor(len(tokens.labels))
-    term = Term(loss.name, loss.name, loss, 1.0, "kept")
-    tokens.chosen = Chosen([term], TokenMask(None, count, count, count))
-    with torch.no_grad():
-        prepared, again = loss.prepare(tokens), loss.prepare(tokens)
-    fits = prepared.is_floating_point() and prepared.ndim in (1, 2) and len(prepared) == int(count)
-    require(fits, loss, f"prepared {prepared.dtype} of shape {tuple(prepared.shape)}")
+    """Assert that a loss that prepares a step does so twice alike, and that its values are finite,
+    each token's its own. They may be negative.
+    """
+    batch = make_batch([list(range(n, n + 9)) for n in (1, 20, 40)])
+    tokens = make_tokens(batch, TableTeacher() if loss.needs_teacher else None, loss=loss)
+    try:
+        prepared, again = prepared_by(loss, tokens), prepared_by(loss, tokens)
+    except PluginError as error:
+        raise AssertionError(str(error)) from error
+    fits = prepared.is_floating_point() and bool(prepared.isfinite().all())
+    require(fits, loss, f"prepared {prepared.dtype} that is not floats, or is not finite")
     require(prepared.equal(again), loss, "prepares something else the second time")
-    _check_prepared_values(loss, prepared, tokens)
+    made, labels = _WithPrepared(loss, prepared), _labels()
+    student, teacher = _logits(3.0, seed=0), _logits(3.0, seed=1)
+    _check_purity(made, student, teacher, labels)
+    _check_gradient(made, student, teacher, labels)
+    _check_each_token_for_itself(made, student, teacher, labels)
+    for spread in (3.0, 200.0):
+        apart = _logits(spread, seed=0), _logits(spread, seed=1)
+        _check_numbers(made, *apart, labels, False, f"logits of +-{spread}")
 
 
-def _check_prepared_values(loss: PreparedLoss, prepared: Tensor, tokens: StepTokens) -> None:
-    generator = torch.Generator().manual_seed(0)
-    student, teacher = torch.randn(2, len(prepared), 64, generator=generator)
-    leaf = student.requires_grad_()
-    given = teacher if loss.needs_teacher else None
-    values = loss.per_token_prepared(leaf, given, tokens.labels, prepared)
-    right = values.dtype == torch.float32 and values.shape == tokens.labels.shape
-    require(right, loss, f"returned {values.dtype} of shape {tuple(values.shape)}")
-    require(values.requires_grad, loss, "has no gradient to the student's logits")
-    (gradient,) = torch.autograd.grad(values.sum(), leaf)
-    finite = bool(values.isfinite().all()) and bool(gradient.isfinite().all())
-    require(finite, loss, "is not finite, or has a gradient that is not")
+class _WithPrepared(Loss):
+    """A loss with what it prepared of the tokens whose labels count from 0."""
+
+    def __init__(self, loss: PreparedLoss, prepared: Tensor) -> None:
+        self._loss, self._prepared = loss, prepared
+        # The class has these for all losses.
+        self.name, self.needs_teacher = loss.name, loss.needs_teacher  # type: ignore[misc]
+
+    def per_token(self, student: Tensor, teacher: Tensor | None, labels: Tensor) -> Tensor:
+        return self._loss.per_token_prepared(student, teacher, labels, self._prepared[labels])
 
 
 def _check_purity(loss: Loss, student: Tensor, teacher: Tensor, labels: Tensor) -> None:

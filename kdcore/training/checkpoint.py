@@ -22,13 +22,13 @@ from torch import Tensor, nn
 
 from kdcore.checksums import checksum
 from kdcore.files import move_into_place
+from kdcore.rng import RandomState
 from kdcore.training.component_state import component_states, restore_components
-from kdcore.training.rng import RandomState
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from kdcore.api.contracts import Component
+    from kdcore.training.component_state import Stateful
 
 _log = logging.getLogger("kdcore")
 
@@ -87,7 +87,7 @@ class Checkpoints:
         optimizer: torch.optim.Optimizer,
         *,
         keep: int,
-        components: Mapping[str, Component] | None = None,
+        components: Mapping[str, Stateful] | None = None,
     ) -> None:
         self.folder, self.accelerator, self.keep = folder, accelerator, keep
         self.components = components or {}
@@ -130,7 +130,7 @@ class Checkpoints:
             for path in in_order(self.folder):
                 if _step(path) > step:  # damaged, or the run would have gone on from it
                     shutil.rmtree(path)
-            self._drop_old(step)
+            self._drop_old(step, _best(state))
         together()
         return target
 
@@ -205,7 +205,8 @@ class Checkpoints:
         for random in _own_files(path, f"random-{self.accelerator.process_index}.safetensors"):
             RandomState.from_tensors(load_file(random)).restore()
         if self.accelerator.is_main_process:
-            self._drop_old(state["step"])  # as a run does that was not ended just before it
+            # As a run does that was not ended just before it.
+            self._drop_old(state["step"], _best(state))
         return state
 
     def _load_optimizer(self, path: Path, scalars: dict[str, Any]) -> None:
@@ -213,14 +214,28 @@ class Checkpoints:
         whole["state"] = nested(load_file(path / "optimizer.safetensors") | scalars)
         self.optimizer.load_state_dict(whole)
 
-    def _drop_old(self, step: int) -> None:
-        """Those beyond `keep`, and what was left half."""
+    def _drop_old(self, step: int, best: int | None) -> None:
+        """Those beyond `keep` but for the best one, and what was left half."""
         older = [path for path in in_order(self.folder) if _step(path) <= step][: -self.keep]
-        for path in [*older, *self.folder.glob(".step-*.partial")]:
+        gone = [path for path in older if _step(path) != best]
+        for path in [*gone, *self.folder.glob(".step-*.partial")]:
             shutil.rmtree(path)
         for path in self.folder.glob(".step-*.process-*"):
             if not path.with_name(path.name[1:].partition(".")[0]).exists():
                 shutil.rmtree(path)
+
+
+def _best(state: Mapping[str, Any]) -> int | None:
+    """The step that had scored best when a checkpoint was written, where that is kept."""
+    best = state.get("best")
+    return int(best["step"]) if best else None
+
+
+def of_final(folder: Path) -> Path | None:
+    """The checkpoint that the final weights of a finished run are of: its best, or its newest."""
+    last = newest(folder)
+    best = None if last is None else _best(json.loads((last / "state.json").read_text()))
+    return last if best is None else folder / f"step-{best}"
 
 
 def newest(folder: Path) -> Path | None:

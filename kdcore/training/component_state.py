@@ -5,21 +5,33 @@ from __future__ import annotations
 import base64
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
-from kdcore.api.contracts import Component
 from kdcore.errors import PluginError
-from kdcore.guard import call_checked, describe_component, plugin_errors
+from kdcore.guard import Named, call_checked, describe_component, plugin_errors
 
 _log = logging.getLogger("kdcore")
+
+
+class Stateful(Named, Protocol):
+    """A component, or what the engine keeps beside components."""
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """What a checkpoint must hold of it."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take that back."""
+        ...
+
 
 _BYTES = "base64"  # how JSON holds bytes: {"base64": "..."}
 
 
 def component_states(
-    components: Mapping[str, Component],
+    components: Mapping[str, Stateful],
 ) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:
     """The state of each component that has one: tensors by "place/key", and the rest by place."""
     tensors: dict[str, Tensor] = {}
@@ -38,7 +50,7 @@ def component_states(
 
 
 def restore_components(
-    components: Mapping[str, Component],
+    components: Mapping[str, Stateful],
     tensors: Mapping[str, Tensor],
     values: Mapping[str, Mapping[str, Any]],
 ) -> None:
@@ -55,7 +67,7 @@ def restore_components(
             component.load_state_dict(state)
 
 
-def _as_json(component: Component, key: str, value: object) -> Any:
+def _as_json(component: Stateful, key: str, value: object) -> Any:
     if isinstance(value, bytes):
         return {_BYTES: base64.b64encode(value).decode()}
     if isinstance(value, bool | int | float | str):

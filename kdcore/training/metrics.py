@@ -12,11 +12,13 @@ from torch import Tensor
 
 from kdcore.api.hookspecs import Record
 from kdcore.objective.gradient_shares import shares_of
+from kdcore.rollout.statistics import rates, sums
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from kdcore.api.contracts import Term
+    from kdcore.models.completions import Completion
     from kdcore.objective.selection import SelectionResult
     from kdcore.objective.step_tokens import RankedScores
     from kdcore.training.run_state import RunState
@@ -39,6 +41,8 @@ class MetricsAccumulator:
         self._steps = self._tokens = self._kept = 0  # of the steps that were counted
         self._uncounted: list[tuple[Tensor, Tensor, list[Tensor]]] = []  # steps, valid, kept
         self._ranked: RankedScores | None = None
+        self._written = [0.0] * 4  # what `sums` gives, of all processes
+        self._writing = 0.0  # seconds
         self._known: list[Tensor] = []  # shares of each step's tokens that the teacher knows
         self._since = time.perf_counter()
 
@@ -76,6 +80,12 @@ class MetricsAccumulator:
         if choices.known is not None:
             self._known.append(choices.known / choices.valid.clamp(min=1))
 
+    def add_written(self, completions: Sequence[Completion], seconds: float) -> None:
+        """The answers that a step trained, and what was spent on writing."""
+        more = sums(completions)
+        self._written = [one + other for one, other in zip(self._written, more, strict=True)]
+        self._writing += seconds
+
     def count(self) -> None:
         """Let the run know how many tokens it has trained on."""
         if not self._uncounted:
@@ -103,6 +113,7 @@ class MetricsAccumulator:
         times, weights = self._seen.tolist()
         means = self._by_label(self._means).items()
         told = {label: n for label, n in zip(self.labels, times, strict=True) if n}
+        taken = time.perf_counter() - self._since
         record = Record(
             step=self.run.step,
             tokens=self.run.tokens,
@@ -114,13 +125,18 @@ class MetricsAccumulator:
             },
             lr=lr,
             kept=self._kept_share(),
-            tokens_per_second=self._tokens / (time.perf_counter() - self._since),
+            tokens_per_second=self._tokens / taken,
             selection=_ranking(self._ranked),
+            rollout=self._rollout(taken),
             gradient=shares_of(self._by_label(self._squares)),
             teacher=_known(self._known),
         )
         self._begin()
         return record
+
+    def _rollout(self, taken: float) -> dict[str, float]:
+        found = rates(self._written)
+        return found | {"time_share": self._writing / taken} if found else {}
 
     def _by_label(self, sums: Tensor, count: int = 1) -> dict[str, float]:
         """Over all processes."""
@@ -139,8 +155,9 @@ class MetricsAccumulator:
         taken = time.perf_counter() - self._since
         counts = [self._steps, self._tokens, self._kept, taken]
         counted = torch.tensor(counts, dtype=torch.float64)
-        sums = {"terms": self._terms, "squares": self._squares, "means": self._means}
-        return sums | {"seen": self._seen, "counts": counted}
+        own = {"terms": self._terms, "squares": self._squares, "means": self._means}
+        written = torch.tensor([*self._written, self._writing], dtype=torch.float64)
+        return own | {"seen": self._seen, "counts": counted, "written": written}
 
     def load_state_dict(self, states: Sequence[Mapping[str, Tensor]]) -> None:
         """Go on with the sums of the processes that wrote a checkpoint, however many they were."""
@@ -150,6 +167,8 @@ class MetricsAccumulator:
         steps, tokens, _, taken = states[0]["counts"].tolist()
         self._steps, self._tokens = int(steps), int(tokens)
         self._since -= taken
+        if "written" in states[0]:
+            *self._written, self._writing = states[0]["written"].tolist()
         if "seen" in states[0]:  # older checkpoints have none
             self._seen += states[0]["seen"].to(self._seen.device)
         for state in states[self.run.process :: self.run.processes]:

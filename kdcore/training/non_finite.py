@@ -18,7 +18,7 @@ from kdcore.distributed import Total
 from kdcore.errors import RunError
 from kdcore.objective.selection import SelectionResult, select
 from kdcore.objective.teachers import MicroBatch
-from kdcore.training.rng import RandomState
+from kdcore.rng import RandomState
 from kdcore.training.step import gradient_norm
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def dump_rows(trainer: TrainStep, step: int) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     own = f"-process-{run.process}" if run.processes > 1 else ""
     rows = trainer.rows.step(step)
-    keys = {key for row in rows for key in row if row[key] is not None}
+    keys = {key for row in rows for key in row if row[key] is not None} - {"columns"}
     arrays = {key: np.concatenate([_values(row, key) for row in rows]) for key in sorted(keys)}
     arrays["length"] = np.array([len(row["input_ids"]) for row in rows], np.int64)
     path = folder / f"step-{step}{own}.safetensors"
@@ -155,8 +155,14 @@ def load_rows(path: str | Path) -> list[Row]:
 
 def _bad_rows(trainer: TrainStep, step: int) -> list[BadRow]:
     """Those of all processes."""
-    run, (rows, first, _) = trainer.run, trainer.rows.share_of(step)
-    readings = [MicroBatch(trainer.collate([row]), [first + n]) for n, row in enumerate(rows)]
+    run, parts = trainer.run, trainer.rows.parts(step)
+    rows = [row for part in parts for row in part.rows]
+    first = parts[0].first
+    readings = [
+        MicroBatch(trainer.collated(part, [n]), [part.first + n])
+        for part in parts
+        for n in range(len(part.rows))
+    ]
     readings = readings or [MicroBatch(trainer.collate([]), [first])]
     trainer.move_schedules(step - 1)
     terms = [term for term, _ in trainer.terms_of(step)]

@@ -5,20 +5,22 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from kdcore.api.contracts import Loss, Run, Teacher
+from kdcore.api.contracts import Loss, Rollout, Run, Teacher
 from kdcore.data.batch import Row
 from kdcore.data.documents import Documents
 from kdcore.data.sampler import Drawable, Order, StreamedRows, TrainingRows
 from kdcore.data.streaming import Stream
-from kdcore.errors import RunError
+from kdcore.errors import RunError, UsageError
 from kdcore.guard import plugin_errors, wrong_return
+from kdcore.models.completions import Completion, Prompt, Sampling
+from kdcore.training.best import Best
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,6 +51,7 @@ class RunState(Run):
     vocabulary: int = 0  # ids that student and teachers share; logits are cut to these
     objective: str = ""  # the effective objective as a formula, as `kdcore plan` prints it
     scores: Mapping[str, float | str] = field(default_factory=dict)  # of the last evaluation
+    best: Best | None = None  # the step that scored best, where the recipe keeps it
     reads_teacher: bool = True
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
     tokenizer: PreTrainedTokenizerBase = field(init=False)
@@ -130,12 +133,17 @@ class RunState(Run):
         return self._rows[key]
 
     def evaluate(
-        self, rows: Sequence[Row], losses: Sequence[Loss], teacher: Teacher | None = None
+        self,
+        rows: Sequence[Row],
+        losses: Sequence[Loss],
+        teacher: Teacher | None = None,
+        *,
+        by: str | None = None,
     ) -> Mapping[str, float]:
         """See `Run.evaluate`."""
         from kdcore.training.evaluation import evaluate
 
-        return evaluate(self, rows, losses, teacher)
+        return evaluate(self, rows, losses, teacher, by)
 
     def log_likelihoods(self, rows: Sequence[Row], *, batch: int = 64) -> list[float]:
         """See `Run.log_likelihoods`."""
@@ -143,15 +151,66 @@ class RunState(Run):
 
         return log_likelihoods(self, rows, batch)
 
+    @cached_property
+    def ends(self) -> frozenset[int]:
+        """The ids that end a text: the tokenizer's, the student's, and those that the data learns.
+
+        Raises RunError where there are none.
+        """
+        from kdcore.models.generation import learned_stop_tokens
+
+        laid = self.laid("train")
+        first = laid.first_window() if isinstance(laid, Stream) else laid
+        config = self.student.generation_config
+        own = config.eos_token_id if config is not None else None
+        found = {*(own if isinstance(own, list) else [own]), self.tokenizer.eos_token_id} - {None}
+        found |= learned_stop_tokens(first, self.tokenizer)
+        if not any(each < self.vocabulary for each in found):
+            raise RunError("no token ends a text (eos), so the student would never end its answers")
+        return frozenset(found)
+
+    def sampling(self, rollout: Rollout) -> Sampling:
+        """How this writer's options draw, with the run's vocabulary and the ids that end a text."""
+        return Sampling(
+            max_new_tokens=rollout.max_new_tokens,
+            temperature=rollout.temperature,
+            top_k=rollout.top_k,
+            top_p=rollout.top_p,
+            ends=self.ends,
+            vocabulary=self.vocabulary,
+        )
+
+    def sample(
+        self, prompts: Sequence[Prompt], n: int = 1, *, sampling: Sampling | None = None
+    ) -> list[Completion]:
+        """`n` answers of the student to each prompt, those to the same one side by side."""
+        from kdcore.rollout.local import sample_student
+
+        if sampling is None:
+            if self.recipe.rollout is None:
+                raise UsageError("the recipe has no [rollout]: give `sampling`")
+            sampling = self.sampling(self.recipe.rollout)
+        return sample_student(self, prompts, n, sampling)
+
+    def score(
+        self, teacher: Teacher | None, prompts: Sequence[Prompt], completions: Sequence[Completion]
+    ) -> list[float]:
+        """The log-probability of each answer to its prompt, in nats; None: the student's."""
+        from kdcore.rollout.local import score
+
+        return score(self, teacher, prompts, completions)
+
     def state_dict(self) -> dict[str, object]:
         """What its checkpoints hold of it, besides weights and random states."""
         kept = ("tokens", "micro_batch", "chunk", "vocabulary", "steps", "scores")
-        return {key: getattr(self, key) for key in kept}
+        best = {} if self.best is None else {"best": asdict(self.best)}
+        return {key: getattr(self, key) for key in kept} | best
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what a checkpoint holds, as far as set-up does not find it anew."""
         self.step, self.tokens = state["step"], state["tokens"]
         self.scores = state.get("scores", {})
+        self.best = Best(**state["best"]) if state.get("best") else None
         self.chunk = state.get("chunk", self.chunk)
 
     def say(self, message: str) -> None:
@@ -160,12 +219,16 @@ class RunState(Run):
             _log.info(message)
 
 
-def training_rows(run: RunState) -> TrainingRows | StreamedRows:
-    """This process's. A stream needs to be told where to end, and says what it does without."""
+def training_rows(run: RunState, *, whole: bool = False) -> TrainingRows | StreamedRows:
+    """This process's, or those of the whole step.
+
+    A stream needs to be told where to end, and says what it does without.
+    """
     rows, options = run.laid("train"), run.recipe.train
+    mine = (0, 1) if whole else (run.process, run.processes)
     if not isinstance(rows, Stream):
         order = Order(run.drawn_in_epoch(), options.drawn, run.seed)
-        return TrainingRows(run.drawable, order, run.process, run.processes)
+        return TrainingRows(run.drawable, order, *mine)
     if options.steps is None:
         raise RunError(
             f"the data {run.data.name!r} is streamed, and nobody knows how long it is: set "
@@ -180,8 +243,7 @@ def training_rows(run: RunState) -> TrainingRows | StreamedRows:
         lambda epoch: cast(Stream, run.laid("train", epoch)),
         options.drawn,
         run.seed,
-        run.process,
-        run.processes,
+        *mine,
         workers=workers_of(run),
         drawn=Documents if options.batch_documents else lambda rows: rows,
     )

@@ -29,6 +29,7 @@ from kdcore.objective.teachers import (
 from kdcore.optim import learning_rate, make_optimizer
 from kdcore.training.checkpoint import Checkpoints
 from kdcore.training.micro_batch import chunk_of, micro_batch_of, values_for
+from kdcore.training.rollout_rows import RolloutRows, WrittenAhead
 from kdcore.training.run_state import training_rows
 from kdcore.training.student import check_balance, check_length, make_student
 from kdcore.training.trainer import Trainer
@@ -42,9 +43,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from kdcore.api.train_options import TrainOptions
+    from kdcore.data.sampler import StreamedRows, TrainingRows
     from kdcore.plugin.manager import PluginManager
+    from kdcore.signals import Signals
     from kdcore.training.run_state import RunState
-    from kdcore.training.signals import Signals
 
 
 def make_accelerator(options: TrainOptions) -> Accelerator:
@@ -70,8 +72,8 @@ def prepare(
     """Load and prove everything; the run has its tokenizer already."""
     stage, options = run.recipe, run.recipe.train
     with main_first(accelerator):
-        rows = run.laid("train")
-    run.steps = steps_of(options, run.drawn_in_epoch(), rows.lengths)
+        laid = run.laid("train")
+    run.steps = steps_of(options, run.drawn_in_epoch(), laid.lengths)
     student = _prepare_student(run, HALF.get(accelerator.mixed_precision))
     check_columns(run)
     load_teachers(run, stage.components())
@@ -81,6 +83,7 @@ def prepare(
     optimizer = optimizer_of(options, student)
     run.autocast = accelerator.autocast
     wrapped, optimizer = accelerator.prepare(objective, optimizer)
+    rows = rows_of(run)
     trainer = Trainer(
         run=run,
         host=host,
@@ -90,19 +93,30 @@ def prepare(
         values=values_for(run),
         optimizer=optimizer,
         rate=rate_of(options, run.steps),
-        rows=training_rows(run),
+        rows=rows,
         checkpoints=Checkpoints(
             run.folder / checkpoints_at,
             accelerator,
             student,
             optimizer,
             keep=options.save_keep,
-            components=run.recipe.by_place(),
+            components={**run.recipe.by_place(), **_written(rows)},
         ),
         signals=signals,
     )
     run.micro_batch = micro_batch_of(trainer)
     return trainer
+
+
+def rows_of(run: RunState) -> TrainingRows | StreamedRows | RolloutRows:
+    """The rows of each step for this process; where some are written, every process draws all."""
+    if run.recipe.rollout is None:
+        return training_rows(run)
+    return RolloutRows(run, training_rows(run, whole=True))
+
+
+def _written(rows: object) -> dict[str, WrittenAhead]:
+    return {"written": WrittenAhead(rows)} if isinstance(rows, RolloutRows) else {}
 
 
 def _prepare_student(run: RunState, precision: torch.dtype | None) -> PreTrainedModel:

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from kdcore.api.options import schedules_in
-from kdcore.data.batch import Row
+from kdcore.data.batch import Batch, Row
 from kdcore.data.collate import Collate, micro_batches
-from kdcore.data.sampler import Prefetcher, StreamedRows, TrainingRows
+from kdcore.data.sampler import Part, Prefetcher, StreamedRows, TrainingRows
 from kdcore.distributed import over, total_of
 from kdcore.objective.chunked_loss import Values
 from kdcore.objective.gradient_shares import GradientShares, is_measured
 from kdcore.objective.objective import Objective, SelectFn, TokenMask
 from kdcore.objective.selection import SelectionResult, select
 from kdcore.objective.teachers import MicroBatch
+from kdcore.training.rollout_rows import RolloutRows
 from kdcore.training.run_state import workers_of
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class TrainStep:
     wrapped: nn.Module  # the objective as DDP wraps it
     values: Callable[[Sequence[Term]], Values]
     optimizer: torch.optim.Optimizer
-    rows: TrainingRows | StreamedRows
+    rows: TrainingRows | StreamedRows | RolloutRows
 
     def __post_init__(self) -> None:
         self.gather, self.total = over(self.accelerator), total_of(self.accelerator)
@@ -57,7 +58,10 @@ class TrainStep:
         for schedule in self.schedules:
             schedule.begin(self.run.device)
         self.collate = Collate(self.rows.split, self.run.vocabulary, self.run.device)
-        self.prefetcher = Prefetcher(self._readings, self.run.steps, workers=workers_of(self.run))
+        self.rollouts = self.rows if isinstance(self.rows, RolloutRows) else None
+        # Never ahead: what is written hangs on the weights.
+        workers = 0 if self.rollouts is not None else workers_of(self.run)
+        self.prefetcher = Prefetcher(self._readings, self.run.steps, workers=workers)
 
     def gradients(
         self, step: int, terms: Sequence[tuple[Term, float]]
@@ -87,14 +91,20 @@ class TrainStep:
 
     def _readings(self, step: int) -> list[MicroBatch]:
         """This process's micro-batches of a step; one without tokens where it has no rows."""
-        rows, first, _ = self.rows.share_of(step)
         # Micro-batches that rank by themselves are part of the experiment: rows as they were drawn.
         mixed = self.run.recipe.selection is not None and self.run.recipe.scope == "micro_batch"
-        places = micro_batches(rows, self.run.micro_batch, by_length=not mixed)
+        parts = self.rows.parts(step)
         return [
-            MicroBatch(self.collate([rows[n] for n in some]), [first + n for n in some])
-            for some in places
+            MicroBatch(self.collated(part, some), [part.first + n for n in some])
+            for part in [part for part in parts if part.rows] or parts[:1]
+            for some in micro_batches(part.rows, self.run.micro_batch, by_length=not mixed)
         ]
+
+    def collated(self, part: Part, some: Sequence[int]) -> Batch:
+        """Some rows of a part of a step, on the device."""
+        same = part.split is self.collate.split
+        collate = self.collate if same else replace(self.collate, split=part.split)
+        return collate([part.rows[n] for n in some])
 
     def terms_of(self, step: int) -> list[tuple[Term, float]]:
         """The terms that count in this step, with their weights."""
@@ -112,7 +122,7 @@ class TrainStep:
         """Adds a micro-batch's gradients; returns each term's share of the loss [terms]."""
         teacher = self.run.teacher
         asked = teacher is not None and any(term.loss.needs_teacher for term, _ in terms)
-        logits_at = reading.logits_of(teacher) if asked and teacher is not None else None
+        logits_at = reading.parts_of(teacher) if asked and teacher is not None else None
         values = self.values([term for term, _ in terms])
         if self.watch is not None:
             values = self.watch.watched(values, [term for term, _ in terms])

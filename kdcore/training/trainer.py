@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from kdcore.errors import Interrupted, Unreachable
+import torch
+
+from kdcore.errors import Interrupted, RunError, Unreachable
 from kdcore.objective.gradient_shares import negligible_terms
+from kdcore.rng import RandomState
 from kdcore.terminal.bars import progress
-from kdcore.training.checkpoint import Checkpoints, sums_of
+from kdcore.training.best import Best, best_in_words, is_better, score_of
+from kdcore.training.checkpoint import Checkpoints, damage, load_weights, sums_of
 from kdcore.training.evaluation import run_evals
 from kdcore.training.metrics import MetricsAccumulator
 from kdcore.training.micro_batch import OomRetry, kept_micro_batch, micro_batch_state
 from kdcore.training.non_finite import NonFiniteHandler
-from kdcore.training.rng import RandomState
 from kdcore.training.step import TrainStep
 
 if TYPE_CHECKING:
     from kdcore.plugin.manager import PluginManager
-    from kdcore.training.signals import Signals
+    from kdcore.signals import Signals
 
 
 _log = logging.getLogger("kdcore")
+
+_SHOWN = 3  # answers beside a record
 
 
 @dataclass(eq=False, kw_only=True)
@@ -47,17 +53,20 @@ class Trainer(TrainStep):
         run, options = self.run, self.run.recipe.train
         if run.step == 0 and (options.eval_first or run.steps == 0):
             self._evaluate()
+            if options.keep_best is not None:
+                score_of(options, run.scores)  # a name that nobody measures is told of here
         while run.step < run.steps:
             self.host.emit("kdcore_step_start", run=run, step=run.step + 1)
             self.step(run.step + 1)
             run.step += 1
             if not self.refusals.deferred:
-                self.refusals.check()
+                self._check()
             saving = self._due(options.save_every)
             if run.step % options.log_every == 0 or run.step == run.steps or saving:
                 self._log()
             if self._due(options.eval_every):
                 self._evaluate()
+                saving = self._note_best() or saving
             if stop := self.signals.agreed(self.accelerator):
                 self._stop(stop)
             if saving:
@@ -69,6 +78,9 @@ class Trainer(TrainStep):
             self.objective.train()
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate(step)
+        if self.rollouts is not None:
+            self.move_schedules(step - 1)
+            self.rollouts.write(step)
         before, terms = RandomState.capture(), self.terms_of(step)
         try:
             shares, choices = self.oom_retry.run(before, lambda: self.gradients(step, terms))
@@ -83,6 +95,8 @@ class Trainer(TrainStep):
         watched, self.watch = self.watch, None
         squares = None if watched is None else watched.squares
         self.recorder.add(terms, shares, choices, good, squares)
+        if self.rollouts is not None:
+            self.recorder.add_written(self.rollouts.written(step), self.rollouts.take_seconds())
 
     def _due(self, every: int | Literal["epoch"]) -> bool:
         """Whether something with this cadence is due after the step just done."""
@@ -93,12 +107,21 @@ class Trainer(TrainStep):
             return step % every == 0
         return self.rows.ends_epoch(step)
 
-    def _log(self) -> None:
+    def _check(self) -> None:
+        """Deal with steps that were not finite; what was written for the others is done with."""
         self.refusals.check()
+        if self.rollouts is not None:
+            self.rollouts.forget(self.run.step - 1)
+
+    def _log(self) -> None:
+        self._check()
         self.recorder.count()
         if self.recorder.steps:
             record = self.recorder.record(self.rate(self.run.step))
             self.host.emit("kdcore_log", run=self.run, record=record)
+            if self.rollouts is not None:
+                some = self.rollouts.written(self.run.step)[:_SHOWN]
+                self.host.emit("kdcore_written", run=self.run, step=self.run.step, completions=some)
             for label, said in negligible_terms(record.gradient, self.run.recipe.terms).items():
                 if label not in self.told and self.run.main:
                     _log.warning(said)
@@ -125,6 +148,34 @@ class Trainer(TrainStep):
             scores = self.run.scores = self.oom_retry.run(before, lambda: run_evals(self.run))
             if scores:
                 self.host.emit("kdcore_scores", run=self.run, step=self.run.step, scores=scores)
+
+    def _note_best(self) -> bool:
+        """Whether the evaluation just done is the best so far, on every process alike."""
+        run, options = self.run, self.run.recipe.train
+        if options.keep_best is None:
+            return False
+        score = torch.tensor([score_of(options, run.scores)], dtype=torch.float64)
+        found = float(self.gather(score.to(run.device))[0])
+        if not is_better(found, run.best, options.mode):
+            return False
+        run.best = Best(run.step, found)
+        return True
+
+    def put_back_best(self) -> None:
+        """After the last step: the weights and scores of the best one, where the recipe says so."""
+        run, best = self.run, self.run.best
+        if best is None:
+            return
+        path = self.checkpoints.folder / f"step-{best.step}"
+        if fault := damage(path):
+            raise RunError(
+                f"the checkpoint {path} scored best and was to become the final weights, and it is "
+                f"damaged ({fault}); --fresh makes the run anew"
+            )
+        load_weights(path, self.checkpoints.model)
+        run.scores = json.loads((path / "state.json").read_text())["scores"]
+        words = best_in_words(run.recipe.train, best)
+        run.say(f"step {best.step} had the {words}: its weights are final")
 
     def _stop(self, signal_number: int) -> None:
         if self.run.step == self.run.steps:

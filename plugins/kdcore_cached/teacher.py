@@ -25,6 +25,8 @@ from kdcore import (
     component,
     describe,
     load_teacher,
+    read_nll,
+    reads_columns,
     tokenizer_hash,
 )
 from kdcore_cached.buckets import Buckets, TopK
@@ -96,12 +98,28 @@ class CachedTeacher(Teacher):
                 f"data {recipe.data.name!r} lays other rows each epoch, so what is stored would be "
                 'of another row; with context = "document" the teacher sees whole documents'
             )
+        if recipe.rollout is not None and self.kind == "sampled":
+            yield (
+                'kind = "sampled" is what was drawn for the data\'s rows, and with [rollout] the '
+                f'teacher reads new ones: take kind = "topk", or {self.teacher.name!r} itself'
+            )
         if recipe.data.streams:
             yield f"data {recipe.data.name!r} is streamed, and what is stored needs all of it"
+        if self.context == "document" and self._columns():
+            names = ", ".join(sorted(self._columns()))
+            yield (
+                f"the teacher {self.teacher.name!r} goes by columns ({names}), which windows over "
+                'whole documents do not have: take context = "row", or wrap its members instead'
+            )
         yield from self._too_little()
 
     def _too_little(self) -> Iterable[str]:
         """What the wrapped teacher does not know that is to be stored."""
+        if self.teacher.gives_parts() and self.kind != "nll":
+            yield (
+                f"the teacher {self.teacher.name!r} averages losses over its members, and a store "
+                "holds one distribution: let each of its members be cached instead"
+            )
         wrapped, few = self.teacher, self.teacher.ids_known()
         some_ids = wrapped.gives_logits() and not wrapped.is_estimate()
         able = {
@@ -195,6 +213,8 @@ class CachedTeacher(Teacher):
         """The stored losses of the batch, scored and stored first where they are missing."""
         if self.kind != "nll":
             return super().nll(batch)
+        if batch.split.written:
+            return read_nll(self._wrapped("rows are written while training"), batch)
         (found,) = self.stored(batch)
         values = torch.full((batch.labels.numel(),), torch.nan, device=batch.labels.device)
         values[batch.valid] = sent(found, values.device)
@@ -202,16 +222,27 @@ class CachedTeacher(Teacher):
 
     def read(self, batch: Batch) -> TeacherOutputs:
         """What is stored of the batch's ids, scored and stored first where it is missing."""
-        store, slots = self.store(batch), self.complete(batch)
-        kind, device = store.kind, batch.valid.device
-        assert isinstance(kind, Buckets), "a teacher that gives no logits is not read"
+        device = batch.valid.device
         place = torch.empty(batch.labels.numel(), dtype=torch.int64, device=device)
-        place[batch.valid] = torch.arange(len(slots), device=device)
+        place[batch.valid] = torch.arange(len(batch.valid), device=device)
+        if batch.split.written:
+            return self._read_live(batch, place)
+        store, slots = self.store(batch), self.complete(batch)
+        kind = store.kind
+        assert isinstance(kind, Buckets), "a teacher that gives no logits is not read"
         if device.type == "cpu":
             return lambda positions: kind.coarse(store.take(slots[place[positions].numpy()]))
         # A GPU gets all of the batch at once: asking the host for each chunk would wait for it.
         taken = kind.needed(store.take(slots))
         whole = [sent(each, device) for each in taken]
+        return lambda positions: kind.told([each[place[positions]] for each in whole])
+
+    def _read_live(self, batch: Batch, place: Tensor) -> TeacherOutputs:
+        """The wrapped teacher's answer in the form of this kind: rows that are seen once."""
+        kind = self.kind_for(batch.vocabulary)
+        assert isinstance(kind, Buckets), "a teacher that gives no logits is not read"
+        live = kind.scored(self._wrapped("rows are written while training"), batch)
+        whole = [sent(each, place.device) for each in kind.needed(live)]
         return lambda positions: kind.told([each[place[positions]] for each in whole])
 
     def stored(self, batch: Batch) -> list[np.ndarray]:
@@ -274,7 +305,13 @@ class CachedTeacher(Teacher):
     def _meta(self, split: Split, vocabulary: int) -> dict[str, object]:
         kind = self.kind_for(vocabulary)
         bound = {"kind": kind.name, "split": split.name, "data": split.fingerprint}
+        if columns := self._columns():
+            bound["columns"] = self._run.columns_fingerprint(split.name, columns)
         return bound | {"vocabulary": vocabulary} | self._bound | kind.bound()
+
+    def _columns(self) -> set[str]:
+        """The columns that the wrapped teacher goes by."""
+        return {name for each in reads_columns(self.teacher) for name in each}
 
     def live(self, batch: Batch) -> list[tuple[Batch, Sequence[np.ndarray]]]:
         """What the wrapped teacher says of what it is shown for the batch, whatever is stored."""
@@ -320,7 +357,12 @@ class CachedTeacher(Teacher):
             )
 
     def _load_wrapped(self, store: Store) -> None:
+        self._wrapped(f"{store.folder} is not complete")
+
+    def _wrapped(self, why: str) -> Teacher:
+        """The teacher whose answers are stored, loaded at the first call."""
         if not self._is_loaded:
-            self._run.say(f"{store.folder} is not complete: loading {self.teacher.name!r}")
+            self._run.say(f"{why}: loading {self.teacher.name!r}")
             load_teacher(self._run, self.teacher)
             self._is_loaded = True
+        return self.teacher

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kdcore import Loss, hookimpl
+from kdcore_losses.contrastive import DistiLLM2
 from kdcore_losses.known_ids import Renormalised
 from kdcore_losses.kullback_leibler import (
     AdaptiveKL,
@@ -42,4 +43,5 @@ def kdcore_losses() -> Sequence[type[Loss]]:
         Renormalised,
         OnPolicyDistillation,
         MiniLLM,
+        DistiLLM2,
     ]

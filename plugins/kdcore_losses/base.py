@@ -18,7 +18,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 Inside = Annotated[float, Field(gt=0, lt=1)]
 
-_EXCLUDED = -1e4  # finite, so that no 0 * inf arises; log-probabilities at T = 1 stay far above
+EXCLUDED = -1e4  # finite, so that no 0 * inf arises; log-probabilities at T = 1 stay far above
 
 
 @component
@@ -31,7 +31,7 @@ class Divergence(Loss):
         """The divergence of each token, times `factor`."""
         assert teacher is not None, "the engine hands a teacher to a loss that needs one"
         temperature = tensor_now(self.temperature)
-        log_p = log_probabilities(teacher, temperature).clamp(min=_EXCLUDED)
+        log_p = log_probabilities(teacher, temperature).clamp(min=EXCLUDED)
         log_q = log_probabilities(student, temperature)
         return self.factor(temperature) * self.between(log_p, log_q)
 

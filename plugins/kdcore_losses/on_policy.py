@@ -19,6 +19,7 @@ class OnPolicyDistillation(PreparedLoss):
     """
 
     name = "opd"
+    needs_samples = True
 
     def prepare(self, tokens: Tokens) -> Tensor:
         """log q_old and log p of each label [n, 2]."""
@@ -47,6 +48,7 @@ class MiniLLM(PreparedLoss):
     """
 
     name = "minillm"
+    needs_samples = True
     length_normalised: bool = True
 
     def prepare(self, tokens: Tokens) -> Tensor:
@@ -68,11 +70,10 @@ class MiniLLM(PreparedLoss):
 
     def _returns(self, tokens: Tokens, reward: Tensor) -> Tensor:
         """For each token the rewards behind it in its answer: their sum, or their mean."""
-        seen = tokens.seen(self).double()
-        starts = _starts(tokens)
-        later = _behind(reward.double() * seen, starts)
+        seen, starts = tokens.seen(self), _starts(tokens)
+        later = _behind(torch.where(seen, reward.double(), 0.0), starts)
         if self.length_normalised:
-            later = later / _behind(seen, starts).clamp(min=1)
+            later = later / _behind(seen.double(), starts).clamp(min=1)
         return later.to(reward.dtype)
 
     def formula(self) -> str:

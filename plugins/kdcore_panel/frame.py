@@ -1,23 +1,27 @@
-"""The panel's picture of a run, drawn from plain values at any width from 40 columns up."""
+"""The panel's picture of a run, drawn from plain values at any size of the terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
-from rich.segment import Segments
+from rich.segment import Segment, Segments
 from rich.table import Table
 from rich.text import Text
 
 from kdcore import Facts, History, Series, formatting, summary
+from kdcore_panel.curves import curves
 from kdcore_panel.pace import Pace
+from kdcore_panel.plot import COLOURS, Plot
 
-WIDEST = 120
 _BORDER = 4  # two characters on each side
-_NARROWEST_CURVE = 8
+_WITH_PLOT = 110 - _BORDER  # columns from which on the curves are drawn beside the numbers
+_NUMBERS = (56, 70)  # columns of the numbers beside a plot, at least and at most
+_FEW = 6  # curves that are worth more than what is trained by what
+_TALLEST = 16  # lines of a plot
 
 
 @dataclass
@@ -29,36 +33,84 @@ class Frame:
     pace: Pace
     now: float = 0.0
     memory: float = 0.0
-    _drawn: tuple[tuple[int, int, int], Segments] | None = None
+    _drawn: tuple[tuple[int, int, int], list[list[Segment]]] | None = None
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        width = min(options.max_width, WIDEST)
-        inside = width - _BORDER
-        upper = self._upper(console, options.update(width=inside, height=None))
-        parts: list[RenderableType] = [upper, self._bar(), Text(), self._status(inside)]
-        title = Text(self.facts.name, "bold")
-        yield Panel(Group(*parts), title=title, title_align="left", border_style="dim", width=width)
+        width, height = options.max_width, options.max_height
+        inside = max(width - _BORDER, 1)
+        status = self._status(inside)
+        lower: list[RenderableType] = [self._bar(inside), status]
+        rows = height - 2 - 1 - status.row_count
+        if rows > 6:
+            lower.insert(1, Text())
+            rows -= 1
+        upper = self._upper(console, options.update(width=inside, height=None), rows)
+        title = Text(formatting.shortened(self.facts.name, max(width - 6, 1)), "bold")
+        yield Panel(
+            Group(*([upper] if rows > 0 else []), *lower),
+            title=title,
+            title_align="left",
+            border_style="dim",
+            width=width,
+        )
 
-    def _upper(self, console: Console, options: ConsoleOptions) -> Segments:
-        """All but what moves with the clock: drawn anew only when a line came."""
-        key = (self.history.version, options.max_width, console.height)
+    def _upper(self, console: Console, options: ConsoleOptions, rows: int) -> Segments:
+        """All but what moves with the clock, in at most `rows` lines; drawn anew with new lines."""
+        key = (self.history.version, options.max_width, rows)
         if self._drawn is None or self._drawn[0] != key:
-            width = options.max_width
-            head, texts = self._head(width), self._texts(width)
-            facts = sum(1 + text.count("\n") for _, text in self.facts.rows())
-            taken = facts + len(texts) + 8 // _columns(width) + 8
-            table = curves(self.history, width, max(console.height - taken, 3))
-            middle: list[RenderableType] = [table, *texts, Text()] if table.row_count else texts
-            lines = console.render_lines(Group(*head, *middle), options, new_lines=True)
-            self._drawn = key, Segments([segment for line in lines for segment in line])
-        return self._drawn[1]
+            parts = Group(*self._parts(options.max_width, rows))
+            lines = console.render_lines(parts, options, new_lines=True)
+            self._drawn = key, lines[: max(rows, 0)]
+        return Segments([segment for line in self._drawn[1] for segment in line])
+
+    def _parts(self, width: int, rows: int) -> list[RenderableType]:
+        """What there is room for: curves, what is trained by what, texts; blank lines between."""
+        facts, texts = self._head(width), self._texts(width)
+        wanted = len(summary.rows(self.history)) + 1
+        heads = sum(1 + text.count("\n") for _, text in self.facts.rows()) + 1
+        if rows < min(wanted, _FEW) + heads + 1:
+            facts, heads = [], 0
+        written = len(texts) + 1 if texts else 0
+        if rows < wanted + heads + written + 1:
+            texts, written = [], 0
+        room = rows - heads - written - 1
+        middle = self._curves(width, max(room, 1))
+        blank = [Text()] if rows > 1 else []
+        return [*facts, *middle, *([Text(), *texts] if texts else []), *blank]
+
+    def _curves(self, width: int, room: int) -> list[RenderableType]:
+        """The numbers, and from 110 columns on a plot beside them."""
+        if width < _WITH_PLOT:
+            table = curves(self.history, width, room)
+            return [table] if table.row_count else []
+        least, most = _NUMBERS
+        numbers = min(least + width - _WITH_PLOT, most)
+        table = curves(self.history, numbers, room, with_course=False)
+        if not table.row_count:
+            return []
+        shown = self._plotted()
+        lines = min(max(room, table.row_count + 1), _TALLEST)
+        both = Table.grid(padding=(0, 3, 0, 0))
+        both.add_column(width=numbers)
+        both.add_column(width=width - numbers - 3)
+        both.add_row(table, Plot(shown, max(self.history.step, 1), lines) if shown else Text())
+        return [both]
+
+    def _plotted(self) -> Sequence[tuple[str, Series]]:
+        """The terms of the loss, or the loss, and the validation loss."""
+        rows = summary.rows(self.history)
+        losses = [(name, curve) for name, curve in rows if curve.name.startswith("loss")]
+        measured = [(name, curve) for name, curve in rows if curve.name == "eval/nll"]
+        return [*losses[: len(COLOURS) - len(measured)], *measured]
 
     def _head(self, width: int) -> list[RenderableType]:
         facts = self.facts.rows()
         label_width = max([len(label) for label, _ in facts], default=0)
         grid = Table.grid(padding=(0, 2))
         grid.add_column(style="dim", no_wrap=True, min_width=label_width)
-        grid.add_column(no_wrap=True, overflow="ellipsis", max_width=width - label_width - 2)
+        grid.add_column(
+            no_wrap=True, overflow="ellipsis", max_width=max(width - label_width - 2, 1)
+        )
         for label, text in facts:
             grid.add_row(label, Text(text))
         return [grid, Text()] if facts else []
@@ -67,32 +119,34 @@ class Frame:
         """The latest texts that evaluations returned, at most three, a line each."""
         lines: list[RenderableType] = []
         for name, text in list(self.history.texts.items())[:3]:
-            line = Text.assemble((f"{name}  ", "dim"), text)
+            shown = formatting.shortened(text, max(width - len(name) - 2, 1))
+            line = Text.assemble((f"{name}  ", "dim"), shown)
             line.truncate(width, overflow="ellipsis")
             lines.append(line)
-        return [Text(), *lines] if lines else []
+        return lines
 
-    def _bar(self) -> Table:
+    def _bar(self, width: int) -> Table:
         grid = Table.grid(padding=(0, 2), expand=True)
         grid.add_column(no_wrap=True)
         grid.add_column(ratio=1)
         grid.add_column(no_wrap=True, justify="right")
         steps = self.pace.steps
-        done = f"{self.pace.step:>{len(str(steps))},}/{steps:,}"
+        done = f"{self.pace.step:>{len(f'{steps:,}')},}/{steps:,}"
         bar = ProgressBar(
             max(steps, 1), self.pace.step, complete_style="cyan", style="bright_black"
         )
-        grid.add_row(
-            Text.assemble(("step ", "dim"), done), bar, formatting.percent(self.pace.share())
-        )
+        share = formatting.percent(self.pace.share())
+        label = "step " if width >= 30 else ""
+        grid.add_row(Text.assemble((label, "dim"), done), bar, share)
         return grid
 
     def _status(self, width: int) -> Table:
-        columns = _columns(width)
+        cells = [Text.assemble((f"{label} ", "dim"), said) for label, said in self._values()]
+        columns = next(n for n in (8, 4, 2, 1) if n == 1 or width // n >= 17)
+        columns = len(cells) if len(cells) <= columns else columns
         grid = Table.grid(expand=True)
         for _ in range(columns):
             grid.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
-        cells = [Text.assemble((f"{label} ", "dim"), said) for label, said in self._values()]
         for start in range(0, len(cells), columns):
             grid.add_row(*cells[start : start + columns])
         return grid
@@ -100,13 +154,14 @@ class Frame:
     def _values(self) -> list[tuple[str, str]]:
         latest, pace = self.history.latest, self.pace
         batch, batches = pace.in_epoch()
+        in_epochs = pace.per_epoch and self.facts.in_epochs
 
         def last(key: str, shown: Callable[[float], str]) -> str:
             return shown(latest[key]) if key in latest else "-"
 
         values = {
-            "epoch": f"{pace.epoch()}/{pace.epochs()}" if pace.per_epoch else "",
-            "batch": f"{batch:,}/{batches:,}" if pace.per_epoch else "",
+            "epoch": f"{pace.epoch()}/{pace.epochs()}" if in_epochs else "",
+            "batch": f"{batch:,}/{batches:,}" if in_epochs else "",
             "elapsed": formatting.duration(pace.elapsed(self.now)),
             "left": formatting.duration(pace.remaining(self.now)),
             "tokens/s": last("tokens_per_second", formatting.count),
@@ -115,47 +170,3 @@ class Frame:
             "kept": last("kept", formatting.percent) if self.facts.tokens else "",
         }
         return [(label, said) for label, said in values.items() if said]
-
-
-def _columns(width: int) -> int:
-    return 4 if width >= 68 else 2
-
-
-def curves(history: History, width: int, room: int) -> Table:
-    """A line for each curve: name, last and best value, and its course where there is room."""
-    all_rows = summary.rows(history)
-    shown = all_rows if len(all_rows) <= room else all_rows[: room - 1]
-    names = max([len(label) for label, _ in shown], default=4)
-    curve = width - names - 2 * 8 - 3 * 2
-    until = max(history.step, 1)
-    grid = _grid(with_best=curve >= -2, with_curve=curve >= _NARROWEST_CURVE)
-    grid.show_header = bool(shown)
-    for label, series in shown:
-        best = (
-            Text() if series.name.startswith("selection/") else summary.number(series.best, "dim")
-        )
-        line = _curve(series, min(curve, max(history.records, 1)), until)
-        grid.add_row(*[Text(label), summary.number(series.now), best, line][: len(grid.columns)])
-    if len(shown) < len(all_rows):
-        grid.add_row(Text(f"and {len(all_rows) - len(shown)} more", "dim"))
-    return grid
-
-
-def _curve(series: Series, width: int, until: int) -> Text:
-    """The course of a series; where nothing was measured its last value goes on, dimmed."""
-    line, last = Text(), " "
-    for block in series.course(width, until) if width > 0 else ():
-        last = block or last
-        line.append(last, "cyan" if block else "dim cyan")
-    return line
-
-
-def _grid(with_best: bool, with_curve: bool) -> Table:
-    grid = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
-    grid.add_column("", no_wrap=True, overflow="ellipsis")
-    grid.add_column("now", justify="right", no_wrap=True, min_width=8)
-    if with_best:
-        grid.add_column("best", justify="right", no_wrap=True, min_width=8)
-    if with_curve:
-        grid.add_column("", no_wrap=True, overflow="crop")
-    return grid

@@ -58,6 +58,11 @@ class Pace:
         step = self.step if step is None else step
         return max(1, math.ceil(step / self.per_epoch - 1e-6)) if self.per_epoch else 1
 
+    def ends_epoch(self) -> bool:
+        """Whether the step done last was the last one of its epoch, or of the run."""
+        last = self.step == self.steps
+        return self.step > 0 and (last or self.epoch() < self.epoch(self.step + 1))
+
     def epochs(self) -> int:
         """How many epochs begin in the run."""
         return self.epoch(self.steps)

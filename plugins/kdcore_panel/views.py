@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.constrain import Constrain
-from rich.live import Live
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
-from kdcore import History, facts, formatting, metrics, summary
-from kdcore_panel.frame import WIDEST, Frame
+from kdcore import History, facts, formatting, metrics, show_live, summary
+from kdcore_panel.frame import Frame
+from kdcore_panel.memory import memory_in_use
 from kdcore_panel.pace import Pace
-from kdcore_panel.terminal import handlers_of, memory_in_use
 
 if TYPE_CHECKING:
     from kdcore import Record, Run
 
-_MOST_LINES = 20  # for epochs, in a whole run
+_MOST_LINES = 20  # for epochs or steps, in a whole run
+_MOST_SCORES = 50  # for evaluations
+_LETTERS = 200  # of a text, where lines are written into a log
 Clock = Callable[[], float]
 
 
@@ -66,7 +66,7 @@ class View:
 
 
 def _earlier(folder: Path, step: int) -> Iterator[metrics.Line]:
-    for line in metrics.read_metrics(folder):
+    for line in metrics.iter_metrics(folder):
         at = line["step"]
         if isinstance(at, int) and at <= step:
             yield line
@@ -110,7 +110,8 @@ class Lines(View):
             said = [f"{name} {formatting.value(value)}" for name, value in values.items()]
             self._say("  ".join([self._place(step), "evaluation", *said]))
         for name, text in texts.items():
-            self._say(f"{self._place(step)}  {name}: {formatting.plain(text)[:200]}")
+            shown = formatting.shortened(formatting.plain(text), _LETTERS)
+            self._say(f"{self._place(step)}  {name}: {shown}")
 
     def end(self, error: BaseException | None) -> None:
         """One line: done or stopped, and where things are."""
@@ -127,35 +128,25 @@ class Lines(View):
 
 
 class Frames(View):
-    """The live frame, four times a second, log messages and a line for each epoch above it."""
+    """The live frame, log messages and now and then a line of numbers above it."""
 
     def start(self) -> None:
         """Draw, and let whatever writes to the terminal write above the frame."""
-        self._told = self.frame.pace.step  # the step of the last line above the frame
+        self._told = -1  # the step of the last line above the frame
         self._losses: list[float] = []  # since then
-        self._live = Live(
-            get_renderable=self._drawn,
-            console=self.console,
-            refresh_per_second=4,
-            transient=True,
-            redirect_stdout=sys.stdout.isatty(),
-        )
         self.frame.memory = memory_in_use(self.run.device)
-        handlers = handlers_of(sys.stderr)
-        self._live.start(refresh=True)
-        self._handlers = [(handler, handler.setStream(sys.stderr)) for handler in handlers]
+        self._shown = show_live(self, self.console)
 
-    def _drawn(self) -> Constrain:
+    def __rich__(self) -> Frame:
+        """The frame as it is now."""
         self.frame.now = self.clock()
-        # The terminal echoes ^C behind the frame; without room for it the frame would slip a line.
-        return Constrain(self.frame, self.console.width - 2)
+        return self.frame
 
     def step(self, step: int) -> None:
-        """Count; where an epoch ended with the step before, say so."""
+        """Count; where there is something to tell of the steps before this one, tell it."""
         super().step(step)
-        pace = self.frame.pace
-        if pace.per_epoch and step > 1 and pace.epoch(step) > pace.epoch(step - 1):
-            self._tell_epoch()
+        if self._is_due():
+            self._tell()
 
     def record(self, record: Record) -> None:
         """Take the numbers in; the refresh shows them."""
@@ -163,40 +154,75 @@ class Frames(View):
         self._losses.append(record.loss)
         self.frame.memory = memory_in_use(self.run.device)
 
-    def _tell_epoch(self) -> None:
-        pace, history = self.frame.pace, self.frame.history
-        rare = pace.epoch() % max(1, math.ceil(pace.epochs() / _MOST_LINES)) == 0
-        if not self._losses or not (rare or pace.step == pace.steps):
-            return
-        loss = sum(self._losses) / len(self._losses)
-        said = [("loss", loss)]
-        said += [
-            (curve.name.removeprefix("eval/"), curve.now)
-            for curve in history.scores(parts=False)
-            if curve.points[-1].step > self._told
-        ]
-        self._told = pace.step
-        line = f"epoch {pace.epoch():>{len(str(pace.epochs()))}}/{pace.epochs()}"
-        line += f"  {formatting.duration(pace.elapsed(self.clock())):>7}"
-        for part in (f"  {name} {formatting.value(value)}" for name, value in said):
-            if len(line + part) > min(self.console.width, WIDEST):
-                break
-            line += part
-        self._say(line)
-        self._losses = []
+    def _is_due(self) -> bool:
+        """Whether an epoch, a twentieth of the run or an evaluation ended since the last line."""
+        pace, told = self.frame.pace, max(self._told, 0)
+        seldom = self._told < 0 or (pace.step - told) * _MOST_SCORES >= pace.steps
+        if self._fresh() and seldom:
+            return True
+        if not self._losses:
+            return False
+        if self._in_epochs():
+            return pace.ends_epoch() and pace.epoch() % math.ceil(pace.epochs() / _MOST_LINES) == 0
+        now, before = (step * _MOST_LINES // pace.steps for step in (pace.step, told))
+        return now > before
+
+    def _in_epochs(self) -> bool:
+        """Whether lines are told by epochs: the recipe is, and there are several."""
+        pace = self.frame.pace
+        return bool(pace.per_epoch) and self.frame.facts.in_epochs and pace.epochs() > 1
+
+    def _fresh(self) -> list[tuple[str, float]]:
+        """What evaluations measured since the last line."""
+        curves = self.frame.history.scores(parts=False)
+        fresh = [curve for curve in curves if curve.points[-1].step > self._told]
+        return [(curve.name.removeprefix("eval/"), curve.now) for curve in fresh]
+
+    def _tell(self) -> None:
+        pace, losses = self.frame.pace, self._losses
+        said = [("loss", sum(losses) / len(losses))] if losses else []
+        numbers = [f"{name} {formatting.value(value)}" for name, value in [*said, *self._fresh()]]
+        elapsed = formatting.duration(pace.elapsed(self.clock()))
+        self._shown.print(Told(f"{self._place()}  {elapsed:>7}", numbers))
+        self._told, self._losses = pace.step, []
+
+    def _place(self) -> str:
+        """The epoch that ended; elsewhere the step."""
+        pace = self.frame.pace
+        steps, epochs = f"{pace.steps:,}", f"{pace.epochs()}"
+        place = f"step {pace.step:>{len(steps)},}/{steps}"
+        if not self._in_epochs():
+            return place
+        by_epoch = f"epoch {pace.epoch():>{len(epochs)}}/{epochs}"
+        width = max(len(place), len(by_epoch))
+        return f"{by_epoch if pace.ends_epoch() else place:<{width}}"
 
     def end(self, error: BaseException | None) -> None:
         """Replace the frame by the summary, or leave its last state where the run failed."""
         super().end(error)
-        if self.frame.pace.per_epoch and self.frame.pace.epochs() > 1:
-            self._tell_epoch()
+        if self._losses or self._fresh():
+            self._tell()
         self.close()
         frame = self.frame
         self.console.print(frame if error else summary.Summary(frame.facts, frame.history))
 
     def close(self) -> None:
-        """Take the frame away and give the log handlers their stream back."""
-        self._live.stop()
-        for handler, stream in self._handlers:
-            handler.setStream(stream)
-        self._handlers = []
+        """Take the frame away."""
+        self._shown.close()
+
+
+@dataclass(frozen=True)
+class Told:
+    """A line of numbers; what has no room in it goes on below, indented, at whatever width."""
+
+    head: str
+    numbers: Sequence[str]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        line, indent = self.head, " " * min(len(self.head), options.max_width // 4)
+        for number in self.numbers:
+            if line.strip() and len(line) + 2 + len(number) > options.max_width:
+                yield Text(line)
+                line = indent
+            line += f"  {number}"
+        yield Text(line)

@@ -7,11 +7,11 @@ import pytest
 import torch
 from documents import Snippet, headings, snippets
 
-from kdcore import Component, Record
+from kdcore import Completion, Component, Record
 from kdcore.api import hookspecs
 from kdcore.plugin.manager import PluginManager
 from kdcore.plugin.validation import EVENTS, PROVIDERS
-from kdcore.testing import check_loss, check_selection, check_teacher
+from kdcore.testing import check_loss, check_rollout, check_selection, check_teacher
 from kdcore.testing.fakes import make_batch, tiny_llama
 
 pytestmark = pytest.mark.slow
@@ -84,6 +84,7 @@ CHECKS = {
     "teacher": check_loaded_teacher,
     "loss": lambda loss, tmp_path: check_loss(loss),
     "selection": lambda selection, tmp_path: check_selection(selection),
+    "rollout": lambda rollout, tmp_path: check_rollout(rollout),
     "patch": check_patch,
     "eval": check_eval,
     "logger": lambda logger, tmp_path: None,  # by its events, below
@@ -124,6 +125,7 @@ def hear_everything(host: PluginManager, components: list[Component], folder) ->
         host.emit("kdcore_run_start", run=run)
         host.emit("kdcore_step_start", run=run, step=2)
         host.emit("kdcore_log", run=run, record=record)
+        host.emit("kdcore_written", run=run, step=2, completions=[Completion((5, 0), True)])
         host.emit("kdcore_scores", run=run, step=2, scores={"nll": 3.0})
         host.emit("kdcore_scores", run=run, step=3, scores={"nll": 3.5, "sample": "text"})
         host.emit("kdcore_checkpoint", run=run, step=2, path=checkpoint)
@@ -137,6 +139,7 @@ def left_behind(hook: str, said: list[str], folder) -> None:
     spoken = {
         "kdcore_run_start": ["7 steps to go on cpu: CE(q(1), y)"],
         "kdcore_log": ["step 2: kl is less than 1 % of the loss"],
+        "kdcore_written": ["step 2: answers of [2] tokens, 1 ended"],
         "kdcore_scores": ["step 3: validation is worse than before, 3.500 nats after 3.000"],
     }
     assert said == spoken.get(hook, [])

@@ -31,7 +31,7 @@ def written(tmp_path, monkeypatch) -> Path:
     for number, snippet in enumerate(SNIPPETS):
         if snippet.language != "sh":
             name = snippet.text.splitlines()[0].removeprefix("# ")
-            path = tmp_path / (f"{number}-{name}" if name.endswith(".toml") else name)
+            path = tmp_path / (f"{number:02}-{name}" if name.endswith(".toml") else name)
             assert not path.exists()
             path.write_text(snippet.text)
     return tmp_path
@@ -46,13 +46,14 @@ def test_every_snippet_is_of_a_language_that_is_executed_here():
 
 
 def test_the_plugins_load_and_their_losses_keep_the_contract(written):
-    host = PluginManager(files=["hellinger.py", "options.py"])
-    for plugin in host.plugins[-2:]:
+    host = PluginManager(files=["hellinger.py", "options.py", "per_answer.py"])
+    for plugin in host.plugins[-3:]:
         assert plugin.status == "on" and plugin.note is None
     hellinger, clipped = (host.provided("loss")[name].cls for name in ("hellinger", "clipped"))
     check_loss(hellinger())
     check_loss(clipped(inner=hellinger(), limit=0.5))
     check_loss(clipped(inner=hellinger(), how="drop"))
+    check_loss(host.provided("loss")["ce-per-answer"].cls())
 
 
 @pytest.mark.slow
@@ -110,6 +111,6 @@ def test_the_commands_in_it_work(written):
 
 
 def test_the_links_lead_somewhere():
-    for target in ("hooks.md", "../examples/kdcore-alpha"):
+    for target in ("hooks.md", "../examples/kdcore-alpha", "../examples/kdcore-more-losses"):
         assert f"]({target})" in (DOCS / DOCUMENT).read_text()
         assert (DOCS / target).exists()

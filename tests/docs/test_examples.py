@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
 ALPHA = EXAMPLES / "kdcore-alpha"
 MORE = EXAMPLES / "kdcore-more-losses"
+NGRAM = EXAMPLES / "kdcore-ngram"
 MODULES = sorted(file for file in EXAMPLES.rglob("*.py") if file.parent.name != "tests")
 
 
@@ -35,7 +36,7 @@ def test_examples_import_the_public_api_torch_and_pydantic_only(file):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("example", [ALPHA, MORE], ids=lambda folder: folder.name)
+@pytest.mark.parametrize("example", [ALPHA, MORE, NGRAM], ids=lambda folder: folder.name)
 def test_the_tests_of_the_example_pass(example):
     environment = {**os.environ, "PYTHONPATH": str(example)}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests"]
@@ -73,7 +74,7 @@ class Environment:
 @pytest.fixture(scope="module")
 def wheels(tmp_path_factory) -> list[str]:
     folder = tmp_path_factory.mktemp("wheels")
-    for project in (ROOT, ALPHA, MORE):
+    for project in (ROOT, ALPHA, MORE, NGRAM):
         command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir"]
         subprocess.run([*command, str(folder), str(project)], check=True, capture_output=True)
     return [str(wheel) for wheel in folder.iterdir()]
@@ -92,8 +93,8 @@ def here(tmp_path) -> Path:
     """An empty folder with the recipes: nothing of the repository is near."""
     folder = tmp_path / "here"
     folder.mkdir()
-    shutil.copy(ALPHA / "alpha.toml", folder)
-    shutil.copy(MORE / "more.toml", folder)
+    for recipe in (ALPHA / "alpha.toml", MORE / "more.toml", NGRAM / "ngram.toml"):
+        shutil.copy(recipe, folder)
     return folder
 
 
@@ -140,6 +141,18 @@ def test_more_losses_that_are_installed_train_a_student(environment, here):
     assert all({"loss/hinge", "loss/top1-ce"} <= line.keys() for line in trained)
     assert all(0.4 < line["kept"] < 0.6 for line in trained)
     assert trained[-1]["loss/adakd"] < trained[0]["loss/adakd"]
+
+
+@pytest.mark.slow
+def test_a_teacher_with_state_is_in_the_checkpoints(environment, here):
+    done = environment.kdcore("run", "ngram.toml", "--set", "train.save_every=10", cwd=here)
+    assert done.returncode == 0, done.stderr
+    (run,) = (here / "runs").glob("ngram-*")
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    trained = [line for line in lines if "loss/kl" in line]
+    assert trained[-1]["loss/kl"] < trained[0]["loss/kl"]
+    verified = environment.kdcore("plugins", "ngram", "--verify", cwd=here)
+    assert verified.returncode == 0, verified.stdout
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from kdcore import RecipeError, RunError
 from kdcore.cli.main import plugin_manager
 from kdcore.recipe.recipe import read_recipe
+from kdcore.runs.runner import RunRequest, run_all
 
 pytestmark = pytest.mark.slow
 
@@ -69,7 +70,7 @@ def test_a_run_that_goes_on_ends_with_the_same_weights(host):
     first = weights(folder)
     for gone in ("final", "checkpoints/step-8", "checkpoints/step-6"):
         shutil.rmtree(folder / gone)
-    whole_runs.run(host, TASKS, sets=("train.save_keep=9",))
+    run_all(RunRequest(str(folder)), host)
     second = weights(folder)
     assert all(torch.equal(first[key], second[key]) for key in first)
 

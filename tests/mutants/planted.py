@@ -135,14 +135,14 @@ FAULTS = [
     Fault(
         "T^2 dropped",
         "plugins/kdcore_losses/base.py",
-        "return self.temperature**2 if self.scale_by_t2 else 1.0",
+        "return temperature**2 if self.scale_by_t2 else 1.0",
         "return 1.0",
         "plugins/test_losses.py",
     ),
     Fault(
         "temperature on one side",
         "plugins/kdcore_losses/base.py",
-        "log_q = log_probabilities(student, self.temperature)",
+        "log_q = log_probabilities(student, temperature)",
         "log_q = log_probabilities(student, 1.0)",
         "plugins/test_losses.py",
     ),
@@ -207,9 +207,23 @@ FAULTS = [
     Fault(
         "`on` ignored",
         "kdcore/objective/objective.py",
-        'return self.keep if on == "kept" else self.keep == 0',
-        "return self.keep",
+        'kept = self.keep if on == "kept" else self.keep == 0',
+        "kept = self.keep",
         SELECTIONS,
+    ),
+    Fault(
+        "`where` ignored",
+        "kdcore/objective/objective.py",
+        "return kept if self.where is None else kept * self.where",
+        "return kept",
+        "unit/objective/test_where.py",
+    ),
+    Fault(
+        "columns of the document before",
+        "kdcore/data/columns.py",
+        "following = np.append(self._slots[1:], self._slots[-1:])",
+        "following = self._slots",
+        "unit/data/test_columns.py",
     ),
     Fault(
         "the lowest kept",
@@ -221,8 +235,8 @@ FAULTS = [
     Fault(
         "share rounded down",
         "kdcore/objective/step_tokens.py",
-        "wanted = math.ceil(share * len(everyone) - 1e-9)",
-        "wanted = math.floor(share * len(everyone) - 1e-9)",
+        "wanted = math.ceil(value_now(share) * len(everyone) - 1e-9)",
+        "wanted = math.floor(value_now(share) * len(everyone) - 1e-9)",
         "unit/objective/test_step_tokens.py",
     ),
     Fault(
@@ -278,10 +292,17 @@ FAULTS = [
     # Training
     Fault(
         "weights without their schedules",
-        "kdcore/api/train_options.py",
+        "kdcore/api/schedule.py",
         "return self.start + (self.end - self.start) * done / self.until",
         "return self.start",
         "unit/test_optim_schedule.py",
+    ),
+    Fault(
+        "scheduled options stay where they begin",
+        "kdcore/api/schedule.py",
+        "now.value = self.at(done)",
+        "now.value = self.start",
+        "plugins/test_scheduled_options.py",
     ),
     Fault(
         "learning rate without its schedule",
@@ -347,5 +368,20 @@ FAULTS = [
         "loss = loss * self.run.processes",
         "loss = loss * 1",
         "end_to_end/test_processes.py",
+    ),
+    # What a run that is opened, or a stage that is handed over, is made of
+    Fault(
+        "a run opened with its first weights",
+        "kdcore/runs/open.py",
+        "load_weights(request.checkpoint, student)",
+        "pass",
+        "unit/runs/test_open.py",
+    ),
+    Fault(
+        "a stage that was checked, without the folders of others",
+        "kdcore/recipe/recipe.py",
+        "if references and (found.needs or data):",
+        "if references and data:",
+        "unit/recipe/test_recipe.py",
     ),
 ]

@@ -3,13 +3,14 @@
 Where that code casts to float32, it was run with float64 in its place. The numbers come from TRL
 1.16.0 (GKDTrainer.generalized_jsd_loss; the sampled-token loss of IWOPDTrainer with gamma 0; the
 divergence without a tail of server_distillation), TRL 1.14.2 (MiniLLMTrainer, which 1.16.0 has no
-more), ABKD at df81318 and DistillKit at a61c2e7.
+more), ABKD at df81318, DistillKit at a61c2e7 and DistiLLM-2 at fe4cf9b (get_batch_logps).
 """
 
 import pytest
 import torch
 from kdcore_losses import (
     AdaptiveKL,
+    DistiLLM2,
     ForwardKL,
     JensenShannon,
     MiniLLM,
@@ -181,12 +182,30 @@ class Answer(Tokens):
     def seen(self, loss):
         return torch.ones(4, dtype=torch.bool)
 
+    def count(self, loss):
+        return torch.tensor(4.0)
 
-def total(*losses):
+    def by_document(self, values):
+        return values.double().sum().expand(4)
+
+    def over_step(self, values):
+        return values
+
+    def __init__(self, source="data"):
+        self.source = source
+
+    def column(self, name):
+        return torch.zeros(4, dtype=torch.int64)
+
+    def categories(self, name):
+        return [self.source]
+
+
+def total(*losses, source="data"):
     """The mean over the answer of all of them."""
     student, teacher = logits()
     values = [
-        loss.per_token_prepared(student, teacher, LABELS, loss.prepare(Answer()))
+        loss.per_token_prepared(student, teacher, LABELS, loss.prepare(Answer(source)))
         if hasattr(loss, "prepare")
         else loss.per_token(student, teacher, LABELS)
         for loss in losses
@@ -225,4 +244,43 @@ def test_minillm_of_trl_is_a_sum_of_two_losses(made):
     (gradient,) = torch.autograd.grad(value, student)
     expected, size = MINILLM[made]
     torch.testing.assert_close(gradient[0], gradient.new_tensor(expected), rtol=0, atol=1e-9)
+    assert float(gradient.abs().sum()) == pytest.approx(size, abs=1e-9)
+
+
+DISTILLM2 = {  # by who wrote, and the mean gap that its authors' code was given
+    ("teacher", None): (
+        0.4239333168,
+        [-0.0452149374, -0.0076017786, 0.0626355484, 0.0093683125, -0.0191871449],
+        0.6440936456,
+    ),
+    ("student", None): (
+        0.4567168157,
+        [-0.0438041403, -0.0081846004, 0.0599879139, 0.0089723094, -0.0169714826],
+        0.7451892723,
+    ),
+    ("teacher", 0.15): (
+        0.4745990075,
+        [-0.0522628734, -0.0085567394, 0.0727124957, 0.0108755076, -0.0227683905],
+        0.749332038,
+    ),
+    ("student", -0.15): (
+        0.5336769623,
+        [-0.0460198677, -0.0086430473, 0.0629944104, 0.009421987, -0.0177534825],
+        0.82077515,
+    ),
+}
+
+
+@pytest.mark.parametrize(("source", "gap"), DISTILLM2)
+def test_distillm2_is_that_of_its_authors(source, gap):
+    """Their code lets the gradient go through the skew of an answer; here the gradient is theirs
+    for that skew as a constant."""
+    loss = DistiLLM2(adaptive=gap is not None)
+    if gap is not None:
+        loss.load_state_dict({"gaps": torch.tensor([gap, gap], dtype=torch.float64)})
+    value, student = total(loss, source=source)
+    (gradient,) = torch.autograd.grad(value, student)
+    expected, first, size = DISTILLM2[source, gap]
+    assert float(value.detach()) == pytest.approx(expected, abs=1e-9)
+    torch.testing.assert_close(gradient[0], gradient.new_tensor(first), rtol=0, atol=1e-9)
     assert float(gradient.abs().sum()) == pytest.approx(size, abs=1e-9)

@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from kdcore import UsageError
 from kdcore.analysis.parameters import parameters_of
 from kdcore.commands.new import recipe
+from kdcore.commands.recipe_template import batch_of
 from kdcore.commands.student_choice import parameters_of_shape, shape_of
 from kdcore.plugin.manager import PluginManager
 from kdcore.recipe.recipe import read_recipe
@@ -187,6 +188,13 @@ def test_every_value_that_is_chosen_has_its_reason(here, host):
 def test_long_documents_get_no_more_than_both_models_reach(here, host):
     table, _ = made("a.txt", "\n\n".join("A long story. " * 400 for _ in range(9)), host)
     assert table["data"]["block"] == 256  # the student's, of 512 and 256
+
+
+@pytest.mark.parametrize(
+    ("rows", "batch"), [(1, 1), (3, 3), (20, 4), (199, 4), (400, 8), (1599, 16), (1600, 32)]
+)
+def test_an_epoch_has_fifty_steps_where_it_can(rows, batch):
+    assert batch_of(rows) == batch
 
 
 def test_a_fresh_student_has_the_teachers_tokenizer(here, host):

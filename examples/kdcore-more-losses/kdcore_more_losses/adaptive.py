@@ -13,7 +13,7 @@ from torch import Tensor
 from kdcore import Loss, PreparedLoss, Tokens, component
 from kdcore_more_losses.divergences import kl, log_probabilities
 
-_EMA, _REFERENCE, _RATIO = range(3)
+_RATIO = 2  # behind the average and the reference
 
 
 @component
@@ -41,8 +41,7 @@ class AdaKD(PreparedLoss):
     warmup: Annotated[int, Field(ge=0, description="steps before r may change")] = 100
 
     def __post_init__(self) -> None:
-        self._now = torch.tensor([math.nan, math.nan, 1.0], dtype=torch.float64)
-        self._before, self._step = self._now, 0  # as the step began, which may be asked again
+        self._focus = _Focus()
 
     def temperatures(self) -> Sequence[float]:
         """No single one: a teacher of k ids does not know its others' mass at all of them."""
@@ -50,17 +49,17 @@ class AdaKD(PreparedLoss):
 
     def prepare(self, tokens: Tokens) -> Tensor:
         """Temperature and weight of each token [n, 2]; no weight where it is not hard enough."""
-        if tokens.step != self._step:
-            self._before, self._step = self._now, tokens.step
+        before = self._focus.before(tokens.step)
         seen, scores = tokens.seen(self), tokens.score(Hellinger())
         hard = scores.double()
-        ratio = self._before[_RATIO].to(hard.device)
-        chosen = self._hardest(tokens, torch.where(seen, hard, -math.inf), ratio) & seen
+        before = before.to(hard.device)
+        chosen = self._hardest(tokens, torch.where(seen, hard, -math.inf), before[_RATIO]) & seen
         everyone = tokens.over_step(torch.where(chosen, hard, math.nan))
         relative = (hard / everyone.nanmedian()).clamp(min=1e-8)
         temperature = self.temperature * (-self.scale * relative.log().tanh()).exp()
         of_all = tokens.over_step(chosen.double()).sum().clamp(min=1)
-        self._now = self._moved(self._mean(tokens, chosen, of_all), tokens.step)
+        loss = self._mean(tokens, chosen, of_all)
+        self._focus.now = self._moved(before, loss, tokens.step)
         weight = chosen * tokens.count(self).double() / of_all
         return torch.stack([temperature, weight], 1).to(scores.dtype)
 
@@ -76,9 +75,9 @@ class AdaKD(PreparedLoss):
         values = tokens.score(ReverseKL()).double()
         return tokens.over_step(torch.where(chosen, values, 0.0)).sum() / of_all
 
-    def _moved(self, loss: Tensor, step: int) -> Tensor:
+    def _moved(self, before: Tensor, loss: Tensor, step: int) -> Tensor:
         """Average, reference and r behind this step."""
-        average, reference, ratio = self._before.to(loss.device)
+        average, reference, ratio = before
         average = torch.where(average.isnan(), loss, self.decay * average + (1 - self.decay) * loss)
         if step <= self.warmup:
             return torch.stack([average, reference, ratio])
@@ -101,11 +100,27 @@ class AdaKD(PreparedLoss):
 
     def state_dict(self) -> Mapping[str, Tensor | int | float | str | bytes]:
         """What steers r."""
-        return {"now": self._now}
+        return {"now": self._focus.now}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take it back."""
-        self._now = state["now"]
+        self._focus.now = state["now"]
+
+
+class _Focus:
+    """Average, reference and r, in an object of its own: a loss whose attributes change is not
+    compiled.
+    """
+
+    def __init__(self) -> None:
+        self.now = torch.tensor([math.nan, math.nan, 1.0], dtype=torch.float64)
+        self._before, self._step = self.now, 0
+
+    def before(self, step: int) -> Tensor:
+        """As the step began, which may be asked again."""
+        if step != self._step:
+            self._before, self._step = self.now, step
+        return self._before
 
 
 class Hellinger(Loss):

@@ -27,7 +27,7 @@ class ImportanceWeightedOPD(PreparedLoss):
     def prepare(self, tokens: Tokens) -> Tensor:
         """log q_old of each label, and its weighted advantage [n, 2]."""
         old = -tokens.student_nll()
-        advantage = (-tokens.nll() - old) * tokens.seen(self)
+        advantage = torch.where(tokens.seen(self), -tokens.nll() - old, 0)
         gone, whole = before(advantage.abs(), tokens)
         weight = 1 + self.gamma * (1 - gone / whole.clamp(min=1e-8))
         return torch.stack([old, (weight * advantage).to(old.dtype)], 1)

@@ -11,7 +11,7 @@ from kdcore_more_losses import AdaKD, ImportanceWeightedOPD, Position
 from test_more_losses import LABELS, logits
 
 from kdcore import Tokens
-from kdcore.testing import check_selection
+from kdcore.testing import check_loss, check_selection
 
 
 class Step(Tokens):
@@ -217,6 +217,11 @@ def test_a_teacher_of_k_ids_cannot_serve_temperatures_of_tokens():
 )
 def test_position_keeps_a_range_of_each_answer(options, kept):
     assert Position(**options).keep(several()).nonzero()[:, 0].tolist() == kept
+
+
+@pytest.mark.parametrize("loss", [ImportanceWeightedOPD(), AdaKD()], ids=str)
+def test_contract(loss):
+    check_loss(loss)
 
 
 def test_position_keeps_the_contract_and_refuses_an_empty_range():

@@ -56,6 +56,10 @@ def test_hook_kdcore_selections(tmp_path):
     assert brings(tmp_path, "kdcore_selections", "Selection")
 
 
+def test_hook_kdcore_rollouts(tmp_path):
+    assert brings(tmp_path, "kdcore_rollouts", "Rollout")
+
+
 def test_hook_kdcore_patches(tmp_path):
     assert brings(tmp_path, "kdcore_patches", "Patch")
 
@@ -88,6 +92,10 @@ class Everything(Logger):
     @hookimpl
     def kdcore_log(self, run, record):
         self.heard = {"run": run, "record": record}
+
+    @hookimpl
+    def kdcore_written(self, run, step, completions):
+        self.heard = {"run": run, "step": step, "completions": completions}
 
     @hookimpl
     def kdcore_scores(self, run, step, scores):
@@ -123,6 +131,10 @@ def test_hook_kdcore_step_start(host):
 
 def test_hook_kdcore_log(host):
     assert hears(host, "kdcore_log", run="run", record="record")
+
+
+def test_hook_kdcore_written(host):
+    assert hears(host, "kdcore_written", run="run", step=3, completions=["answer"])
 
 
 def test_hook_kdcore_scores(host):

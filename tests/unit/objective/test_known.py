@@ -9,7 +9,14 @@ import pytest
 import torch
 from cases import SHARE, assert_equal, model, teacher_of
 from given import VOCABULARY
-from kdcore_losses import CrossEntropy, ForwardKL, ReverseKL
+from kdcore_losses import (
+    CrossEntropy,
+    DistiLLM2,
+    ForwardKL,
+    MiniLLM,
+    OnPolicyDistillation,
+    ReverseKL,
+)
 
 from kdcore import PluginError
 from kdcore.data.batch import columns_of
@@ -51,6 +58,22 @@ def test_terms_that_need_it_count_what_it_knows(micro_batch):
     expected = oracle.step(model(), ROWS, SEEN, vocabulary=VOCABULARY, teacher=known)
     assert expected.terms["kl"] and expected.terms["reverse-kl"]
     assert_equal(found, expected)
+
+
+@pytest.mark.parametrize("micro_batch", [1, 3, 8])
+@pytest.mark.parametrize("loss", [OnPolicyDistillation, MiniLLM, DistiLLM2])
+def test_losses_that_prepare_see_what_it_knows(loss, micro_batch):
+    """A teacher that knows all, and a term for these documents: the same, beside a term of all."""
+    options = {"micro_batch": micro_batch}
+    terms = [engine.term(CrossEntropy(), 0.3), engine.term(loss())]
+    found = engine.step(model(), ROWS, terms, teacher=OfMath(model("llama", seed=1)), **options)
+    teacher = engine.Held(model("llama", seed=1))
+    terms = [engine.term(CrossEntropy(), 0.3), engine.term(loss(), where=KNOWN)]
+    expected = engine.step(model(), ROWS, terms, teacher=teacher, **options)
+    assert expected.terms[loss.name]
+    assert found.terms == pytest.approx(expected.terms, rel=1e-12)
+    for one, other in zip(found.gradients.values(), expected.gradients.values(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("micro_batch", [3, 8])

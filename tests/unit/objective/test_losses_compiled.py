@@ -8,7 +8,7 @@ import pytest
 import torch
 from cases import LOSSES
 from engine import Held, term
-from kdcore_losses import CrossEntropy, ForwardKL
+from kdcore_losses import CrossEntropy, DistiLLM2, ForwardKL
 from kdcore_selections import Hardest
 
 from kdcore import Loss, SparseLogits
@@ -76,6 +76,18 @@ class Relative(Loss):
     def per_token(self, student, teacher, labels):
         gaps = (student - teacher).square().sum(-1)
         return gaps / gaps.detach()
+
+
+def test_a_loss_that_prepares_and_keeps_state_is_compiled_once(caplog):
+    loss, before = DistiLLM2(), graphs()
+    fast, plain = compiled_values_of([loss], CHUNK), values_of([loss])
+    for tokens in (16, 7, 16):
+        wrote = (torch.arange(tokens) % 2).float()
+        prepared = torch.stack([wrote, torch.full_like(wrote, 0.05), torch.rand(tokens)], 1)
+        assert_same(fast, plain, *chunk(tokens), [prepared])
+        loss.load_state_dict({"gaps": torch.rand(2, dtype=torch.float64)})
+    assert graphs() - before == 1
+    assert "uncompiled" not in caplog.text
 
 
 def test_what_fills_up_the_last_chunk_cannot_spoil_it():

@@ -56,6 +56,7 @@ def run_of(folder, host, *sets, text=RECIPE, **names):
         folder=folder,
         steps=6,
         batch=8,
+        best=None,
         tokens=12345,
         teacher=recipe.build().teacher,
         student=object(),

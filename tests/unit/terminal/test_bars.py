@@ -2,12 +2,16 @@
 
 import io
 import logging
+import os
+import subprocess
 import sys
 from contextlib import contextmanager
 from threading import Event
 
 import pytest
+import tiny
 from rich.console import Console
+from standin_hub import serving
 
 from kdcore.terminal import bars
 from kdcore.terminal.bars import Bar, progress
@@ -148,3 +152,35 @@ def test_bars_of_libraries_are_off_and_then_as_they_were(monkeypatch):
     with without_bars():
         assert on() == [False] * 3
     assert on() == before
+
+
+_LOADING = """
+import torch, kdcore.terminal.bars as bars
+seen = []
+class Seen(bars.Bar):
+    def __post_init__(self):
+        super().__post_init__()
+        seen.append(self)
+bars.Bar = Seen
+from kdcore.models.loading import load_model
+load_model("own/tiny", dtype=torch.float32)
+for bar in seen:
+    print(bar.label, bar.total == bar.done, bar.unit, sep="|")
+"""
+
+
+@pytest.mark.slow
+def test_a_model_from_the_hub_is_downloaded_with_our_bars(tmp_path):
+    tiny.save(tmp_path / "hub" / "models" / "own" / "tiny")
+    with serving(tmp_path / "hub") as (url, _):
+        about = {"HF_ENDPOINT": url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
+        done = subprocess.run(
+            [sys.executable, "-c", _LOADING],
+            env={**os.environ, **about, "HF_HUB_DISABLE_XET": "1"},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    told = done.stdout.splitlines()
+    assert told == ["loading own/tiny|False|", "downloading model.safetensors|True|B"]
+    assert "%|" not in done.stderr

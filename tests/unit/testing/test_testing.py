@@ -3,8 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from kdcore_losses import DistiLLM2, MiniLLM, OnPolicyDistillation
 
-from kdcore import Loss, PluginError, Selection, Teacher, component
+from kdcore import Loss, PluginError, PreparedLoss, Selection, Teacher, component
 from kdcore.testing import check_loss, check_selection, check_teacher
 from kdcore.testing.fakes import TableTeacher, make_batch, make_tokens, tiny_llama, tiny_tokenizer
 
@@ -294,3 +295,58 @@ def test_the_tiny_tokenizer_gives_every_text_back():
     assert len(ids) == len(text.encode())
     assert len(tokenizer) == 257
     assert tokenizer.eos_token_id == tokenizer.pad_token_id == 0
+
+
+class Prepared(PreparedLoss):
+    """By how likely its answer was when the step began."""
+
+    name = "prepared"
+
+    def prepare(self, tokens):
+        return tokens.by_document(tokens.student_nll()).float() / tokens.count(self)
+
+    def per_token_prepared(self, student, teacher, labels, prepared):
+        return prepared * F.cross_entropy(student, labels, reduction="none")
+
+
+class PreparesAnew(Prepared):
+    steps = 0
+
+    def prepare(self, tokens):
+        self.steps += 1
+        return super().prepare(tokens) * self.steps
+
+
+class PreparesNothing(Prepared):
+    def prepare(self, tokens):
+        return torch.full_like(super().prepare(tokens), float("nan"))
+
+
+class PreparesTooFew(Prepared):
+    def prepare(self, tokens):
+        return super().prepare(tokens)[1:]
+
+
+class OverThePreparedChunk(Prepared):
+    def per_token_prepared(self, student, teacher, labels, prepared):
+        values = super().per_token_prepared(student, teacher, labels, prepared)
+        return values / prepared.sum()
+
+
+def test_a_loss_that_prepares_is_checked_with_what_it_prepares():
+    for loss in (Prepared(), OnPolicyDistillation(), MiniLLM(), DistiLLM2()):
+        check_loss(loss)
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (PreparesAnew(), "prepares something else the second time"),
+        (PreparesNothing(), "prepared torch.float32 that is not floats, or is not finite"),
+        (PreparesTooFew(), "from prepare, expected one row for each of 24 tokens"),
+        (OverThePreparedChunk(), "gives a token other values when the chunk is smaller"),
+    ],
+)
+def test_what_is_wrong_with_a_loss_that_prepares_is_said(loss, message):
+    with pytest.raises(AssertionError, match=message):
+        check_loss(loss)

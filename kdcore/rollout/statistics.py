@@ -1,0 +1,107 @@
+"""What is told of written answers, and when it is a warning."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from kdcore.models.completions import Completion
+
+if TYPE_CHECKING:
+    from kdcore.api.contracts import Run
+
+_log = logging.getLogger("kdcore")
+
+_GRAM = 4
+_REPETITIVE = 0.5  # share of repeated 4-grams from which on an answer says nothing new
+_FIRST = 100  # steps whose mean length others are compared with
+_FEW = 20  # answers, or steps, below which nothing is concluded
+_SHOWN = 3
+_LETTERS = 160
+
+
+def repeats(ids: Sequence[int]) -> float:
+    """The share of an answer's 4-grams that it has had before."""
+    grams = [tuple(ids[at : at + _GRAM]) for at in range(len(ids) - _GRAM + 1)]
+    return 1 - len(Counter(grams)) / len(grams) if grams else 0.0
+
+
+def sums(completions: Sequence[Completion]) -> list[float]:
+    """Answers, their tokens, how many ended by themselves, and their shares of repeats."""
+    return [
+        float(len(completions)),
+        float(sum(len(each.ids) for each in completions)),
+        float(sum(each.finished for each in completions)),
+        sum(repeats(each.ids) for each in completions),
+    ]
+
+
+def rates(totals: Sequence[float]) -> dict[str, float]:
+    """The means of what `sums` gave; nothing where nothing was written."""
+    count, tokens, finished, repeated = totals
+    if not count:
+        return {}
+    return {
+        "length": tokens / count,
+        "finished": finished / count,
+        "repeats": repeated / count,
+    }
+
+
+@dataclass
+class Watch:
+    """Looks at each step's answers, and warns once of each thing that goes wrong."""
+
+    first: list[float] = field(default_factory=lambda: [0.0, 0.0])  # answers, tokens
+    recent: list[list[float]] = field(default_factory=list)  # of the last steps
+    useless: int = 0  # steps in a row
+    told: list[str] = field(default_factory=list)
+
+    def state_dict(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return asdict(self)
+
+    @classmethod
+    def of(cls, state: Mapping[str, Any]) -> Watch:
+        """What `state_dict` told."""
+        return cls(**state)
+
+    def look(self, run: Run, step: int, completions: Sequence[Completion]) -> None:
+        """At what was written for a step."""
+        totals = sums(completions)
+        if step <= _FIRST:
+            self.first = [a + b for a, b in zip(self.first, totals, strict=False)]
+        self.recent = [*self.recent, totals][-_FEW:]
+        count, tokens, finished, _ = (sum(each) for each in zip(*self.recent, strict=True))
+        if count >= _FEW and finished < count / 2:
+            self._say(run, "finished", f"{finished / count:.0%} of the answers end by themselves")
+        if step > _FIRST and count and self.first[0]:
+            now, then = tokens / count, self.first[1] / self.first[0]
+            if now > 2 * then:
+                told = f"answers have {now:.0f} tokens on average, and had {then:.0f} at first"
+                self._say(run, "length", told)
+        self._look_for_use(run, completions)
+
+    def _look_for_use(self, run: Run, completions: Sequence[Completion]) -> None:
+        useful = any(one.finished and repeats(one.ids) < _REPETITIVE for one in completions)
+        self.useless = 0 if useful or not completions else self.useless + 1
+        if self.useless >= _FEW:
+            texts = [repr(str(run.tokenizer.decode([*o.ids]))[:_LETTERS]) for o in completions]
+            told = f"{_FEW} steps brought only empty, repeated or truncated answers, such as "
+            self._say(run, "useless", told + ", ".join(texts[:_SHOWN]))
+
+    def _say(self, run: Run, key: str, what: str) -> None:
+        if key not in self.told:
+            self.told = [*self.told, key]
+            if run.main:
+                _log.warning("rollouts: %s%s", what, _WAYS[key])
+
+
+_WAYS = {
+    "finished": "; the others are cut at rollout.max_new_tokens, and their end is not learned",
+    "length": "; a smaller share or rollout.max_new_tokens, or a loss on data beside it, hold it",
+    "useless": "",
+}

@@ -1,0 +1,117 @@
+"""Curves over steps with labelled axes, in dots of braille: two columns and four rows a letter."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.text import Text
+
+from kdcore import Series, formatting
+
+COLOURS = ("cyan", "magenta", "yellow", "green")
+_DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))  # by row and column of a letter
+_STEEP = 5.0  # highest by lowest value from which on the axis is logarithmic
+_EMPTY = 0x2800
+_LEAST = 4  # lines of a plot that still tells something
+
+
+@dataclass
+class Plot:
+    """At most four curves, each in a colour of its own; `lines` high, with legend and axis."""
+
+    curves: Sequence[tuple[str, Series]]
+    until: int
+    lines: int
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        points = [
+            [(step, value) for step, value in series.means() if math.isfinite(value)]
+            for _, series in self.curves
+        ]
+        values = [value for some in points for _, value in some]
+        rows = self.lines - 2
+        if max(map(len, points), default=0) < 2 or rows < _LEAST:
+            return
+        axis = _Axis.of(min(values), max(values))
+        labels = [axis.label(1 - row / (rows - 1)) for row in range(rows)]
+        margin = max(map(len, labels)) + 1
+        canvas = _Canvas(max(options.max_width - margin - 1, 1), rows)
+        for number, some in enumerate(points):
+            canvas.draw([(step / max(self.until, 1), axis.place(v)) for step, v in some], number)
+        yield self._legend(axis, options.max_width)
+        every = max((rows - 1) // 4, 1)
+        for row in range(rows):
+            is_told = row % every == 0 and row + every // 2 < rows and len({*labels}) > 1
+            told = labels[row] if is_told else ""
+            told = labels[row] if row == rows - 1 else told
+            yield Text.assemble((f"{told:>{margin - 1}} ┤", "dim"), *canvas.row(row))
+        last = f"step {self.until:,}"
+        gap = " " * max(options.max_width - margin - 2 - len(last), 0)
+        yield Text(" " * margin + "0" + gap + last, "dim", no_wrap=True)
+
+    def _legend(self, axis: _Axis, width: int) -> Text:
+        shown = Text(no_wrap=True, overflow="ellipsis")
+        for number, (label, _) in enumerate(self.curves):
+            shown.append("━ ", COLOURS[number])
+            shown.append(f"{label.strip()}  ")
+        if axis.is_logarithmic:
+            shown.append("logarithmic", "dim")
+        shown.truncate(width, overflow="ellipsis")
+        return shown
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """Values by their place between 0 (lowest) and 1."""
+
+    low: float
+    high: float
+    is_logarithmic: bool
+
+    @classmethod
+    def of(cls, low: float, high: float) -> _Axis:
+        """Logarithmic where that shows more."""
+        if low > 0 and high > _STEEP * low:
+            return cls(math.log(low), math.log(high), True)
+        return cls(low, high, False)
+
+    def place(self, value: float) -> float:
+        at = math.log(value) if self.is_logarithmic else value
+        return (at - self.low) / (self.high - self.low) if self.high > self.low else 0.0
+
+    def label(self, place: float) -> str:
+        at = self.low + place * (self.high - self.low)
+        return formatting.value(math.exp(at) if self.is_logarithmic else at)
+
+
+class _Canvas:
+    """Letters of dots, each with the colour of the curve that was drawn there last."""
+
+    def __init__(self, width: int, height: int) -> None:
+        self.width, self.height = width, height
+        self._letters = [[_EMPTY] * width for _ in range(height)]
+        self._colours = [[0] * width for _ in range(height)]
+
+    def draw(self, places: Sequence[tuple[float, float]], number: int) -> None:
+        """A line through places whose x and y are between 0 and 1."""
+        across, up = self.width * 2 - 1, self.height * 4 - 1
+        dots = [(round(min(x, 1.0) * across), round((1 - y) * up)) for x, y in places]
+        for one, two in zip(dots, dots[1:] or dots, strict=False):
+            steps = max(abs(two[0] - one[0]), abs(two[1] - one[1]), 1)
+            for n in range(steps + 1):
+                x = round(one[0] + (two[0] - one[0]) * n / steps)
+                y = round(one[1] + (two[1] - one[1]) * n / steps)
+                self._dot(x, y, number)
+
+    def _dot(self, x: int, y: int, number: int) -> None:
+        row, column = y // 4, x // 2
+        self._letters[row][column] |= _DOTS[y % 4][x % 2]
+        self._colours[row][column] = number
+
+    def row(self, row: int) -> list[tuple[str, str]]:
+        """A line's letters with their colours."""
+        pairs = zip(self._letters[row], self._colours[row], strict=True)
+        return [(chr(letter) if letter != _EMPTY else " ", COLOURS[n]) for letter, n in pairs]
