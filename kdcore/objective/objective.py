@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from kdcore.data.batch import Batch, TeacherOutputs
+from kdcore.data.batch import Batch, PartOutputs
 from kdcore.distributed import Total
 from kdcore.models.head import accumulation_dtype, chunk_size, no_autocast
 from kdcore.objective.chunked_loss import ChunkedLoss, ChunkedLossInputs, Values
@@ -117,7 +117,7 @@ class Objective(nn.Module):
         batch: Batch,
         terms: Sequence[tuple[Term, float]],
         values: Values,
-        teacher: TeacherOutputs | None,
+        teacher: PartOutputs | None,
         choose: SelectFn,
     ) -> tuple[Tensor, Tensor]:
         """One micro-batch's share of the loss, and for the log each term's share of it [terms].
@@ -141,7 +141,7 @@ class Objective(nn.Module):
         batch: Batch,
         terms: Sequence[tuple[Term, float]],
         values: Values,
-        teacher: TeacherOutputs | None,
+        teacher: PartOutputs | None,
         seen: TokenMask,
         dtype: torch.dtype,
     ) -> ChunkedLossInputs:
