@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from kdcore.errors import ProcessLost
+from kdcore.errors import KdcoreError, PluginError, ProcessLost
 from kdcore.files import exception_chain
 
 if TYPE_CHECKING:
@@ -92,8 +92,9 @@ def losses_told() -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        told = isinstance(error, KdcoreError) and not isinstance(error, PluginError)
         lost = next(filter(None, map(_lost, exception_chain(error))), None)
-        if lost is None or isinstance(error, ProcessLost) or not _is_among_others():
+        if told or lost is None or not _is_among_others():
             raise
         raise ProcessLost(
             f"another process of the run has ended or does not answer ({lost}), and this one ends "

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from kdcore.recipe.recipe import Recipe, StageTable
 
 
+_LOOKED_AT = 8  # rows
 _Made = TypeVar("_Made")
 
 
@@ -91,9 +92,10 @@ class _Planning:
             why = self.unknown[-1].partition(": ")[2]
             hang_on_it = ["rows and tokens", *(["the student"] if stage.student.config else [])]
             self.unknown += [f"{what}: {why}" for what in hang_on_it]
-        if tokenizer is not None:
-            self.bos = self._try("how documents begin", lambda: _bos(stage.data, tokenizer)) or ""
         rows = self._try("rows and tokens", lambda: run.laid("train")) if run else None
+        if tokenizer is not None and rows:
+            begins = self._try("how documents begin", lambda: _bos(stage.data, tokenizer, rows))
+            self.bos = begins or ""
         config = None
         if tokenizer is not None or stage.student.config is None:
             config = self._try("the student", lambda: student_config(stage.student, tokenizer))
@@ -185,8 +187,13 @@ def _rows_in_step(options: TrainOptions, rows: RowDataset) -> int:
     return math.ceil(options.batch_documents * len(rows) / len(rows.split.lengths))
 
 
-def _bos(data: Data, tokenizer: PreTrainedTokenizerBase) -> str:
-    return str(tokenizer.decode(bos_of(data, tokenizer)))
+def _bos(data: Data, tokenizer: PreTrainedTokenizerBase, rows: RowDataset) -> str:
+    """What documents begin with; a chat template may have none of it."""
+    bos = bos_of(data, tokenizer)
+    some = rows.some(range(min(len(rows), _LOOKED_AT)))
+    first = [row["input_ids"][row["offset"] == 0] for row in some]
+    begins = bos and all((ids == bos[0]).all() for ids in first)
+    return str(tokenizer.decode(bos)) if begins else ""
 
 
 def _as_calls(stage: Stage) -> dict[str, str]:

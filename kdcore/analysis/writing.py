@@ -32,7 +32,7 @@ def writing_bytes(
     if stage.rollout is None:
         return 0, 0
     block = stage.data.block
-    group = min(stage.writing.group(block), stage.train.batch * stage.writing.every)
+    group = min(stage.writing.group(block), stage.train.drawn * stage.writing.every)
     half = HALF.get(precision_of(stage.train.precision, device))
     element = 2 if half is not None else 4
     return cache_bytes(config, group, block, element), _COPIES * 8 * group * vocabulary

@@ -12,9 +12,10 @@ from collections.abc import MutableMapping, Sequence
 from contextlib import ExitStack
 from tempfile import TemporaryFile
 from threading import Thread
+from typing import IO
 
 from kdcore.errors import Interrupted, ProcessLost, StartAgain, UsageError
-from kdcore.training.signals import SIGNALS, known_as
+from kdcore.signals import SIGNALS, known_as
 
 _TO_END = 10.0  # seconds that processes have when another one has ended
 _TO_SAVE = 600.0  # where one of them may write a checkpoint first
@@ -109,17 +110,32 @@ def _launch(arguments: Sequence[str], processes: int) -> int:
             for rank in range(processes)
         ]
         failed = _wait(children)
-        if failed is None:
-            return 0
-        if any(child.returncode == StartAgain.exit_code for child in children):
-            return StartAgain.exit_code
-        code = children[failed].returncode
-        if code == _LOST:
-            return ProcessLost.exit_code
-        if code != children[0].returncode:
-            said[failed].seek(0)
-            print(f"process {failed} ended with {code}\n{said[failed].read()}", file=sys.stderr)
-        return code if code > 0 else Interrupted("", known_as(-code)).exit_code
+        return (
+            0 if failed is None else _code([child.returncode for child in children], failed, said)
+        )
+
+
+def _code(codes: Sequence[int], failed: int, said: Sequence[IO[str]]) -> int:
+    """Of processes of which one failed first; tells what others than process 0 have said."""
+    again = [rank for rank, code in enumerate(codes) if code == StartAgain.exit_code]
+    rank = again[0] if again else failed
+    code = codes[rank]
+    if code == _LOST:
+        return ProcessLost.exit_code
+    if code < 0 or code != codes[0]:
+        _tell(rank, code, said[rank])
+    return code if code > 0 else Interrupted("", known_as(-code)).exit_code
+
+
+def _tell(rank: int, code: int, said: IO[str]) -> None:
+    """What a process said that does not speak for all, and why it said nothing."""
+    killed = (
+        ": it was killed, as the system does where its memory runs out. The same command "
+        "continues from the last checkpoint"
+    )
+    said.seek(0)
+    print(f"process {rank} ended with {code}{killed if code == -9 else ''}", file=sys.stderr)
+    print(said.read(), file=sys.stderr)
 
 
 def _environment(rank: int, processes: int, port: str) -> dict[str, str]:

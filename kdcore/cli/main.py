@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from kdcore.cli.at_once import AtOnce, AtOnceSignals, number_of
+from kdcore.cli.at_once import AtOnceSignals
 from kdcore.cli.examples import as_epilog, epilog_of
-from kdcore.cli.results import tell_results
 from kdcore.errors import (
     Interrupted,
     KdcoreError,
@@ -184,6 +183,7 @@ def _run(asked: RunRequest, plugins: list[str] | None, as_json: bool) -> None:
     """Run it, and print what is finished even where the rest fails."""
     from dataclasses import replace
 
+    from kdcore.cli.results import tell_results
     from kdcore.runs.runner import run_all
 
     folders: list[Path] = []
@@ -244,15 +244,18 @@ def main() -> None:
         os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     for library in ("HF_DATASETS", "HF_HUB"):  # and so transformers'; kdcore has its own
         os.environ[f"{library}_DISABLE_PROGRESS_BARS"] = "1"
+    signals = AtOnceSignals()
     try:
-        with AtOnceSignals():
+        with signals:
             try:
                 code = _exit_code()
             finally:
                 _give_terminal_back()
                 _leave_processes()
-    except (AtOnce, KeyboardInterrupt) as late:
-        code = _interrupted(number_of(late))
+    except KeyboardInterrupt:
+        code = _interrupted()
+    if code and signals.interrupted:  # a library made another error of it
+        code = Interrupted("", signal.SIGINT).exit_code
     raise SystemExit(code)
 
 
@@ -284,13 +287,13 @@ def _leave_processes() -> None:
 def _exit_code() -> int:
     try:
         return int(app(standalone_mode=False) or 0)
-    except (AtOnce, KeyboardInterrupt, Exception) as error:
-        if number := number_of(error):  # typer and plugins may have made another error of it
-            return _interrupted(number)
+    except KeyboardInterrupt:
+        return _interrupted()
+    except Exception as error:
         return _failed(error)
 
 
-def _failed(error: BaseException) -> int:
+def _failed(error: Exception) -> int:
     if isinstance(error, KdcoreError):
         if isinstance(error, PluginError) and (refused := _refused(error)):
             return _said(refused, RunError.exit_code)
@@ -299,7 +302,7 @@ def _failed(error: BaseException) -> int:
         error.show()  # type: ignore[attr-defined]
         return int(error.exit_code)
     if type(error).__name__ == "Abort":
-        return _interrupted(signal.SIGINT)
+        return _interrupted()
     if refused := _refused(error):
         return _said(refused, RunError.exit_code)
     return _said(_as_bug(error), PluginError.exit_code)
@@ -313,11 +316,11 @@ def _code_of(error: KdcoreError) -> int:
     return error.exit_code
 
 
-def _interrupted(number: int) -> int:
-    return _said("interrupted", Interrupted("", number).exit_code)
+def _interrupted() -> int:
+    return _said("interrupted", Interrupted("", signal.SIGINT).exit_code)
 
 
-def _refused(error: BaseException) -> str | None:
+def _refused(error: Exception) -> str | None:
     """The machine's refusal, which is no bug: a name too long, a folder that none may write in."""
     if fault := machine_fault(error):
         return "; ".join(refusal(fault))
@@ -332,7 +335,7 @@ def _said(message: object, code: int) -> int:
     return code
 
 
-def _as_bug(error: BaseException) -> str:
+def _as_bug(error: Exception) -> str:
     import traceback
 
     if os.environ.get("KDCORE_TRACE"):

@@ -98,6 +98,8 @@ def _begins(run: Path | None) -> Literal["auto"] | bool:
 def _as_turn(tokenizer: PreTrainedTokenizerBase, prompt: str, place: str) -> str:
     if not tokenizer.chat_template:
         raise UsageError(f"the tokenizer of {place} has no chat template; leave out --chat")
-    turn = [{"role": "user", "content": prompt}]
-    text = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-    return str(text)
+    from kdcore_sft import Dialogue, template_of
+
+    # Limited in time and output, as for data: the template is a stranger's program.
+    turn = Dialogue([{"role": "user", "content": prompt}], place)
+    return template_of(None, tokenizer).render(turn, header=True)

@@ -153,7 +153,7 @@ def _written(plan: StagePlan) -> str:
     if plan.steps is None:
         return said
     mean = share if isinstance(share, (int, float)) else max(share.start, share.end)
-    most = plan.steps * train.batch * mean * rollout.max_new_tokens
+    most = plan.steps * train.drawn * mean * rollout.max_new_tokens
     return f"{said}; at most {count(most)} tokens where a row has one prompt"
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from heapq import heappop, heappush
 
 from kdcore.api.train_options import rivals_of
 from kdcore.errors import Fault, did_you_mean
@@ -98,15 +99,33 @@ def in_order(stages: Mapping[str, Node], faults: list[Fault]) -> list[tuple[str,
         named = dict(references(stage))
         faults += [_unknown(n, named[n], stages) for n in named if n not in stages]
         needs[name] = {n: value for n, value in named.items() if n in stages}
-    order: list[str] = []
-    while len(order) < len(needs):
-        waiting = [name for name in needs if name not in order]
-        ready = [name for name in waiting if needs[name].keys() <= {*order}]
-        if not ready:
-            faults.append(_circle(waiting[0], needs, order))
-            return [(name, [*needs[name]]) for name in (*order, *waiting)]
-        order.append(ready[0])
+    order = _ready_first(needs)
+    if len(order) < len(needs):
+        done = {*order}
+        waiting = [name for name in needs if name not in done]
+        faults.append(_circle(waiting[0], needs, done))
+        order += waiting
     return [(name, [*needs[name]]) for name in order]
+
+
+def _ready_first(needs: Mapping[str, Collection[str]]) -> list[str]:
+    """Each name behind those that it needs, as early as it can; without those in a circle."""
+    names = list(needs)
+    place = {name: n for n, name in enumerate(names)}
+    missing = {name: len(each) for name, each in needs.items()}
+    waiting: dict[str, list[str]] = {name: [] for name in names}
+    for name, each in needs.items():
+        for need in each:
+            waiting[need].append(name)
+    ready = [place[name] for name in names if not missing[name]]  # ascending: a heap
+    order: list[str] = []
+    while ready:
+        order.append(names[heappop(ready)])
+        for name in waiting[order[-1]]:
+            missing[name] -= 1
+            if not missing[name]:
+                heappush(ready, place[name])
+    return order
 
 
 def _unknown(name: str, value: Node, stages: Mapping[str, Node]) -> Fault:
@@ -116,7 +135,7 @@ def _unknown(name: str, value: Node, stages: Mapping[str, Node]) -> Fault:
     return value.fault(message, f"there are: {', '.join(stages)}")
 
 
-def _circle(start: str, needs: Mapping[str, Mapping[str, Node]], done: list[str]) -> Fault:
+def _circle(start: str, needs: Mapping[str, Mapping[str, Node]], done: Collection[str]) -> Fault:
     """A fault that shows who waits for whom; every stage that is not done waits for another."""
     path = [start]
     while path[-1] not in path[:-1]:

@@ -40,9 +40,9 @@ from kdcore.runs.folder import (
     write_texts,
 )
 from kdcore.runs.open import OpenRequest, open_stage
+from kdcore.signals import Signals
 from kdcore.training.run_state import RunState
 from kdcore.training.setup import make_accelerator, prepare
-from kdcore.training.signals import Signals
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -145,17 +145,16 @@ def _run_stage(
             around.enter_context(locked(folder))
             around.enter_context(_noted(folder))
         around.enter_context(losses_told())
-        signals = around.enter_context(Signals())
         if accelerator.is_main_process:
             write_texts(folder, {**texts, "env.json": record(host)})
         run = open_stage(asked, upto="tokenizer")
-        trainer = prepare(run, host, accelerator, signals, CHECKPOINTS)
+        trainer = prepare(run, host, accelerator, Signals(), CHECKPOINTS)
         if run.main:
             compare_fingerprints(folder, _fingerprints(run), request.accept)
         if trainer.resume():
             steps = f"step {run.step} of {run.steps}"
             run.say(f"{run.recipe.run_name} continues after {steps}: {run.folder}")
-        with host.listening(stage.components()):
+        with host.listening(stage.components()), trainer.signals as signals:
             _train(trainer)
             return signals.agreed(accelerator, now=True)
 

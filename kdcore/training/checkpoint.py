@@ -3,7 +3,8 @@
 A checkpoint holds what is trained (never the teacher), the optimizer, the loss scaler, and of every
 process its random state and the sums of steps that no record has told yet. The data's order and the
 schedules are functions of the step, so the step says it all. `manifest.json` is written last and
-holds a checksum of every file.
+holds a checksum of every file. Where processes leave one by one, the first writes the checkpoint,
+and the others lay what only they know into `.step-N.process-RANK` beside it.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from torch import Tensor, nn
 
 from kdcore.checksums import checksum
 from kdcore.files import move_into_place
+from kdcore.rng import RandomState
 from kdcore.training.component_state import component_states, restore_components
-from kdcore.training.rng import RandomState
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -97,44 +98,31 @@ class Checkpoints:
         return (self.folder / f"step-{step}").exists()
 
     def save(
-        self,
-        step: int,
-        state: Mapping[str, Any],
-        sums: Mapping[str, Tensor] | None = None,
-        *,
-        alone: bool = False,
+        self, step: int, state: Mapping[str, Any], sums: Mapping[str, Tensor] | None = None
     ) -> Path:
         """Write the checkpoint of a step whole, or not at all; drop those beyond `keep`.
 
-        `sums` are this process's own, and come back from `sums_of`. `alone`: the other processes
-        are gone, and with them what only they knew.
+        `sums` are this process's own, and come back from `sums_of`.
         """
         beside = self.folder / f".step-{step}.partial"
         try:
-            return self._save(step, state, sums or {}, beside, alone)
+            return self._save(step, state, sums or {}, beside)
         except Exception:
             # On a full disk, half a checkpoint would be in the way of everything else.
             shutil.rmtree(beside, ignore_errors=True)
             raise
 
     def _save(
-        self,
-        step: int,
-        state: Mapping[str, Any],
-        sums: Mapping[str, Tensor],
-        beside: Path,
-        alone: bool,
+        self, step: int, state: Mapping[str, Any], sums: Mapping[str, Tensor], beside: Path
     ) -> Path:
-        together = (lambda: None) if alone else self.accelerator.wait_for_everyone
+        together = self.accelerator.wait_for_everyone
         target = self.folder / f"step-{step}"
         main = self.accelerator.is_main_process
         if main:
             shutil.rmtree(beside, ignore_errors=True)
             beside.mkdir(parents=True)
         together()
-        rank = self.accelerator.process_index
-        save_file(RandomState.capture().tensors(), beside / f"random-{rank}.safetensors")
-        _save(sums, beside / f"sums-{rank}.safetensors")
+        self._write_own(beside, sums)
         together()
         if main:
             self._write(beside, {**state, "step": step})
@@ -146,6 +134,40 @@ class Checkpoints:
         together()
         return target
 
+    def save_alone(
+        self, step: int, state: Mapping[str, Any], sums: Mapping[str, Tensor] | None = None
+    ) -> None:
+        """The same where each process leaves by itself, and can wait for none of the others.
+
+        All have the same weights. The first one writes the checkpoint, and each of the others lays
+        beside it what only it knows.
+        """
+        rank, target = self.accelerator.process_index, self.folder / f"step-{step}"
+        beside, ours = target.with_name(f".step-{step}.{rank}.partial"), _beside(target, rank)
+        if (target / f"random-{rank}.safetensors").exists():
+            return
+        try:
+            shutil.rmtree(beside, ignore_errors=True)
+            beside.mkdir(parents=True)
+            self._write_own(beside, sums or {})
+            whole = not self.has(step)
+            if whole:
+                self._write(beside, {**state, "step": step})
+            else:
+                _seal(beside)
+            move_into_place(beside, ours)
+            if whole:
+                _rename_first(ours, target)
+        except Exception:
+            shutil.rmtree(beside, ignore_errors=True)
+            raise
+
+    def _write_own(self, folder: Path, sums: Mapping[str, Tensor]) -> None:
+        """What only this process knows."""
+        rank = self.accelerator.process_index
+        save_file(RandomState.capture().tensors(), folder / f"random-{rank}.safetensors")
+        _save(sums, folder / f"sums-{rank}.safetensors")
+
     def _write(self, folder: Path, state: dict[str, Any]) -> None:
         tensors, scalars = flat(self.optimizer.state_dict()["state"])
         _save(trained(self.model), folder / "student.safetensors")
@@ -156,9 +178,9 @@ class Checkpoints:
         scaler = self.accelerator.scaler
         state["optimizer"] = scalars
         state["scaler"] = scaler.state_dict() if scaler is not None else None
+        state["processes"] = self.accelerator.num_processes
         (folder / "state.json").write_text(json.dumps(state, indent=1))
-        sums = {path.name: checksum(path) for path in sorted(folder.iterdir())}
-        (folder / _MANIFEST).write_text(json.dumps(sums, indent=1))
+        _seal(folder)
 
     def newest(self) -> Path | None:
         """The newest checkpoint that is whole; a damaged one is passed over with a message."""
@@ -178,8 +200,9 @@ class Checkpoints:
         scaler_state = state.pop("scaler")
         if scaler_state and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(scaler_state)
-        random = path / f"random-{self.accelerator.process_index}.safetensors"
-        if random.exists():  # not where it is continued on more processes than wrote it
+        state.pop("processes", None)
+        # None where it is not known, or where it is continued on more processes than wrote it.
+        for random in _own_files(path, f"random-{self.accelerator.process_index}.safetensors"):
             RandomState.from_tensors(load_file(random)).restore()
         if self.accelerator.is_main_process:
             # As a run does that was not ended just before it.
@@ -197,6 +220,9 @@ class Checkpoints:
         gone = [path for path in older if _step(path) != best]
         for path in [*gone, *self.folder.glob(".step-*.partial")]:
             shutil.rmtree(path)
+        for path in self.folder.glob(".step-*.process-*"):
+            if not path.with_name(path.name[1:].partition(".")[0]).exists():
+                shutil.rmtree(path)
 
 
 def _best(state: Mapping[str, Any]) -> int | None:
@@ -225,9 +251,42 @@ def newest(folder: Path) -> Path | None:
 
 
 def sums_of(path: Path) -> list[dict[str, Tensor]]:
-    """What each process that wrote a checkpoint gave as its `sums`, by their numbers."""
-    found = sorted(path.glob("sums-*.safetensors"), key=lambda each: int(each.stem[5:]))
+    """What each process that wrote a checkpoint gave as its `sums`, by their numbers.
+
+    Nothing where that of some process is not known: it ended without a word.
+    """
+    found = sorted(_own_files(path, "sums-*.safetensors"), key=lambda each: int(each.stem[5:]))
+    if found and len(found) < json.loads((path / "state.json").read_text()).get("processes", 0):
+        return []
     return [load_file(each) for each in found]
+
+
+def _beside(path: Path, rank: int) -> Path:
+    """Where a process lays what only it knows, if another one wrote the checkpoint alone."""
+    return path.with_name(f".{path.name}.process-{rank}")
+
+
+def _own_files(path: Path, pattern: str) -> list[Path]:
+    """Files of single processes, in a checkpoint or beside it."""
+    beside = path.parent.glob(f".{path.name}.process-*")
+    places = [path, *(each for each in beside if damage(each) is None)]
+    found = {file.name: file for place in reversed(places) for file in place.glob(pattern)}
+    return list(found.values())
+
+
+def _rename_first(ours: Path, target: Path) -> None:
+    """Rename a folder, unless another process was first."""
+    try:
+        ours.rename(target)
+    except OSError:
+        if not target.exists():
+            raise
+
+
+def _seal(folder: Path) -> None:
+    """Write the checksum of every file, last."""
+    sums = {path.name: checksum(path) for path in sorted(folder.iterdir())}
+    (folder / _MANIFEST).write_text(json.dumps(sums, indent=1))
 
 
 def load_weights(path: Path, model: nn.Module) -> None:

@@ -12,6 +12,7 @@ import torch
 
 from kdcore.errors import Interrupted, RunError, Unreachable
 from kdcore.objective.gradient_shares import negligible_terms
+from kdcore.rng import RandomState
 from kdcore.terminal.bars import progress
 from kdcore.training.best import Best, best_in_words, is_better, score_of
 from kdcore.training.checkpoint import Checkpoints, damage, load_weights, sums_of
@@ -19,12 +20,11 @@ from kdcore.training.evaluation import run_evals
 from kdcore.training.metrics import MetricsAccumulator
 from kdcore.training.micro_batch import OomRetry, kept_micro_batch, micro_batch_state
 from kdcore.training.non_finite import NonFiniteHandler
-from kdcore.training.rng import RandomState
 from kdcore.training.step import TrainStep
 
 if TYPE_CHECKING:
     from kdcore.plugin.manager import PluginManager
-    from kdcore.training.signals import Signals
+    from kdcore.signals import Signals
 
 
 _log = logging.getLogger("kdcore")
@@ -174,7 +174,8 @@ class Trainer(TrainStep):
             )
         load_weights(path, self.checkpoints.model)
         run.scores = json.loads((path / "state.json").read_text())["scores"]
-        run.say(f"step {best.step} had the {best_in_words(run)}: its weights are final")
+        words = best_in_words(run.recipe.train, best)
+        run.say(f"step {best.step} had the {words}: its weights are final")
 
     def _stop(self, signal_number: int) -> None:
         if self.run.step == self.run.steps:
@@ -192,12 +193,11 @@ class Trainer(TrainStep):
             self.save()
 
     def _save_alone(self) -> None:
-        """The same by this process alone, where the others are gone."""
+        """The same where the other processes are gone, or wait for this one in vain."""
         run = self.run
-        missing = run.step > 0 and not self.checkpoints.has(run.step)
-        if run.main and missing and self.refusals.is_clean():
-            self.recorder.count()
-            self.checkpoints.save(run.step, self.state_dict(), alone=True)
+        if run.step and self.refusals.is_clean():
+            sums = self.recorder.state_dict()  # counts the tokens that the run's state has
+            self.checkpoints.save_alone(run.step, self.state_dict(), sums)
 
     def state_dict(self) -> dict[str, object]:
         """What a checkpoint holds besides weights, optimizer and what each process has."""

@@ -13,6 +13,13 @@ import numpy as np
 from kdcore_cached.kinds import Array
 
 CHECK = Array("check.u16", np.dtype(np.uint16))
+
+
+def check_beside(array: Array) -> Array:
+    """The hashes of a file that was laid beside a store; 0 where an earlier version wrote."""
+    return Array(f"{array.file}.{CHECK.file}", CHECK.dtype)
+
+
 _ODD, _STEP, _NOTHING = (np.uint64(each) for each in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 1))
 
 

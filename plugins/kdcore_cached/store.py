@@ -14,7 +14,7 @@ from uuid import uuid4
 import numpy as np
 
 from kdcore import Batch, RunError, Split
-from kdcore_cached.checks import CHECK, checks_of
+from kdcore_cached.checks import CHECK, check_beside, checks_of
 from kdcore_cached.kinds import Array, Kind
 from kdcore_cached.places import places
 
@@ -54,6 +54,7 @@ class Store:
         hashed = (self.folder / CHECK.file).exists()
         self._checks = mapped(self.folder, CHECK, self.tokens) if hashed else None
         self.beside = [self._laid_beside(array, say) for array in kind.beside]
+        self._checks_beside = [self._laid_beside(check_beside(array), say) for array in kind.beside]
 
     @property
     def tokens(self) -> int:
@@ -72,9 +73,17 @@ class Store:
         if broken.any():
             self._say(f"{self.folder}: {broken.sum():,} values are damaged and are made anew")
         found: np.ndarray = self.kind.missing(self.arrays[-1][slots]) | broken
-        for more in self.beside:
-            found |= more[slots] == 0
+        for more, checks in zip(self.beside, self._checks_beside, strict=True):
+            found |= (more[slots] == 0) | self._broken_beside(slots, more, checks)
         return found
+
+    def _broken_beside(self, slots: np.ndarray, more: np.ndarray, checks: np.ndarray) -> np.ndarray:
+        """The same of a file that was laid beside [n]."""
+        values, known = more[slots], checks[slots]
+        broken: np.ndarray = (values != 0) & (known != 0) & (known != checks_of(slots, [values]))
+        if broken.any():
+            self._say(f"{self.folder}: {broken.sum():,} values are damaged and are made anew")
+        return broken
 
     def _broken(self, slots: np.ndarray) -> np.ndarray:
         """Whether something is stored there that does not fit its hash [n]."""
@@ -98,7 +107,10 @@ class Store:
             self._checks[slots[new]] = checks_of(slots[new], fresh)
         for array, some in zip(self.arrays, fresh, strict=True):
             array[slots[new]] = some
-        for array, some in zip(self.beside, values[len(self.arrays) :], strict=True):
+        more = zip(self.beside, self._checks_beside, values[len(self.arrays) :], strict=True)
+        for array, checks, given in more:
+            some = np.asarray(given, array.dtype)
+            checks[slots] = checks_of(slots, [some])
             array[slots] = some
 
     def _laid_beside(self, array: Array, say: Callable[[str], None]) -> np.memmap:

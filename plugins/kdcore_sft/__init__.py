@@ -16,8 +16,9 @@ from kdcore import Data, component, hookimpl
 from kdcore_sft.dialogues import Dialogues
 from kdcore_sft.formats import Dialogue, dialogue_of
 from kdcore_sft.records import OF_MESSAGES, OF_RECORDS, ChatRecords, Fields
+from kdcore_sft.templates import template_of
 
-__all__ = ["Dialogue", "Dialogues", "Sft", "dialogue_of"]
+__all__ = ["Dialogue", "Dialogues", "Sft", "dialogue_of", "template_of"]
 
 
 @component

@@ -12,7 +12,7 @@ from kdcore.errors import Interrupted
 from kdcore.plugin.manager import PluginManager
 from kdcore.runs import runner
 from kdcore.runs.folder import finished
-from kdcore.training.signals import Signals
+from kdcore.signals import Signals
 
 pytestmark = pytest.mark.slow
 
@@ -42,10 +42,33 @@ def test_a_continued_run_ends_at_the_same_numbers_to_the_last_bit(tmp_path, sele
         assert replace(one, tokens_per_second=0) == replace(other, tokens_per_second=0)
 
 
+def test_who_leaves_alone_between_two_records_loses_nothing(tmp_path):
+    options = {"save_every": 100, "log_every": 3}
+    whole = trainer(tmp_path / "whole", **options)
+    whole.train()
+    first = trainer(tmp_path / "parts", **options)
+
+    def agreed(_):
+        if first.run.step == 4:
+            first._save_alone()
+            raise ConnectionError("the others are gone")
+
+    first.signals = SimpleNamespace(agreed=agreed)
+    with pytest.raises(ConnectionError):
+        first.train()
+    second = trainer(tmp_path / "parts", **options)
+    second.resume()
+    second.train()
+    assert_equal(weights(whole), weights(second))
+    ended = [records(first) + records(second), records(whole)]
+    for one, other in zip(*ended, strict=True):
+        assert replace(one, tokens_per_second=0) == replace(other, tokens_per_second=0)
+
+
 def test_evaluations_know_how_many_tokens_were_trained_on(tmp_path):
     """Also between two records."""
     known = []
-    asked = SimpleNamespace(measure=lambda run: known.append(run.tokens) or {})
+    asked = SimpleNamespace(name="asked", measure=lambda run: known.append(run.tokens) or {})
     made = trainer(tmp_path, steps=4, evals=[asked], eval_every=2, log_every=100)
     made.train()
     assert known == [43, 2 * 43]

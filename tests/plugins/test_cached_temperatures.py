@@ -121,7 +121,9 @@ def test_a_file_for_each_temperature_beside_those_that_are_bound(tmp_path, model
     teacher = cached(run, model, **TOP)
     assert set(told(teacher, batch).tempered) == {0.5, 2.0}
     names = {"about.json", "check.u16", "ids.i32", "known.u1", "log_probabilities.f16", "meta.json"}
-    assert set(bytes_of(store_of(run))) == names | {"others_at_0.5.f16", "others_at_2.0.f16"}
+    beside = {"others_at_0.5.f16", "others_at_2.0.f16"}
+    hashes = {f"{name}.check.u16" for name in beside}
+    assert set(bytes_of(store_of(run))) == names | beside | hashes
     assert teacher.bytes_per_token() == 39
 
 
@@ -135,7 +137,7 @@ def test_an_old_store_stays_as_it_is_and_is_filled_in(tmp_path, model):
         found = told(teacher, batch)
         assert loads(teacher) == 1 - times and set(found.tempered) == {2.0}
     after = bytes_of(store_of(run))
-    assert len(after) == len(before) + 1
+    assert len(after) == len(before) + 2
     assert all(after[name] == held for name, held in before.items() if name != "about.json")
     again = cached(run, model, **TOP)
     assert told(again, batch).tempered == {} and loads(again) == 0
@@ -169,6 +171,31 @@ def test_a_torn_file_is_made_anew_and_nothing_else(tmp_path, model):
     assert any("others_at_2.0.f16 is damaged: it is made anew" in said for said in run.said)
 
 
+@pytest.mark.parametrize("file", ["others_at_2.0.f16", "others_at_2.0.f16.check.u16"])
+def test_a_flipped_bit_is_made_anew(tmp_path, model, file):
+    (batch,) = batches((5,))
+    run = run_in(tmp_path, WARM)
+    before = told(cached(run, model, **TOP), batch)
+    path = store_of(run) / file
+    whole = path.read_bytes()
+    values = np.frombuffer(whole, np.uint16).copy()
+    values[np.flatnonzero(values)[0]] ^= 1 << 3
+    values.tofile(path)
+    again = told(cached(run, model, **TOP), batch)
+    assert torch.equal(again.tempered[2.0], before.tempered[2.0])
+    assert path.read_bytes() == whole
+    assert any("1 values are damaged" in said for said in run.said)
+
+
+def test_shares_of_a_version_without_hashes_are_read_as_they_are(tmp_path, model):
+    (batch,) = batches((5,))
+    run = run_in(tmp_path, WARM)
+    told(cached(run, model, **TOP), batch)
+    (store_of(run) / "others_at_2.0.f16.check.u16").unlink()
+    teacher = cached(run, model, **TOP)
+    assert set(told(teacher, batch).tempered) == {2.0} and loads(teacher) == 0
+
+
 def test_numbers_that_cannot_be_are_forgotten(tmp_path, model):
     (batch,) = batches((5,))
     run = run_in(tmp_path, WARM)
@@ -193,6 +220,7 @@ def test_verify_compares_the_shares_too(tmp_path, model):
     assert work._apart(batch)[0].max() < 1e-3
     store = teacher.store(batch)
     store.beside[0][store.slots(batch)[0]] = np.log(0.5)
+    store._checks_beside[0][:] = 0  # as if it had been written so
     assert work._apart(batch)[0].max() > 0.1
 
 

@@ -5,7 +5,7 @@ import typer
 from tokenizers.processors import TemplateProcessing
 from typer.testing import CliRunner
 
-from kdcore import UsageError
+from kdcore import RunError, UsageError
 from kdcore.commands.generate import generate
 
 app = typer.Typer()
@@ -109,6 +109,14 @@ def test_chat(tmp_path):
     answer = typed(tmp_path, "--prompt", "Hello", "--chat", *greedy).stdout
     whole = typed(tmp_path, "--prompt", "user: Hello\nassistant:", *greedy).stdout
     assert "user: Hello\nassistant:" + answer == whole
+
+
+def test_a_template_that_does_not_end_is_refused(tmp_path):
+    tokenizer = tiny.byte_tokenizer()
+    tokenizer.chat_template = "{{ messages[0].content * 2000000000 }}"
+    tiny.save(tmp_path, tokenizer=tokenizer)
+    with pytest.raises(RunError, match="chat template"):
+        typed(tmp_path, "--prompt", "Hello", "--chat", *SHORT)
 
 
 def test_chat_without_a_template(runs):

@@ -1,12 +1,15 @@
 """Plans of recipes: everything that can be known is, the rest is named, no weights are loaded."""
 
+from types import SimpleNamespace
+
 import huggingface_hub.constants
 import pytest
 import tiny
 import transformers
 
-from kdcore.analysis.plan import plans_of
+from kdcore.analysis.plan import _bos, plans_of
 from kdcore.cli.main import plugin_manager
+from kdcore.data.given import as_rows
 from kdcore.errors import RunError
 from kdcore.recipe.recipe import read_recipe
 from kdcore.runs.open import OpenRequest, open_stage
@@ -191,3 +194,13 @@ def test_nothing_is_left_behind(tmp_path, monkeypatch):
     (tmp_path / "temporary").mkdir()
     plans(tmp_path, STAGES)
     assert not list((tmp_path / "temporary").iterdir())
+
+
+@pytest.mark.parametrize("first, said", [(1, "<s>"), (5, "")])
+def test_a_beginning_is_named_only_where_rows_have_one(first, said):
+    """A chat template may begin otherwise than the tokenizer does."""
+    tokenizer = tiny.llama_tokenizer()
+    data = SimpleNamespace(name="given", bos=True)
+    first = tokenizer.bos_token_id if said else first
+    rows = as_rows([{"input_ids": [first, 6, 7]}, {"input_ids": [first, 8]}], "train")
+    assert _bos(data, tokenizer, rows) == (tokenizer.bos_token if said else "")

@@ -7,13 +7,12 @@ import sys
 
 import pytest
 
-from kdcore.cli import at_once
-from kdcore.cli.at_once import AtOnce, AtOnceSignals, number_of
-from kdcore.training.signals import Signals
+from kdcore.cli.at_once import AtOnceSignals
+from kdcore.signals import Signals
 
 BEGIN = """
 import os, signal, sys, threading
-from kdcore.cli.at_once import AtOnce, AtOnceSignals
+from kdcore.cli.at_once import AtOnceSignals
 """
 
 
@@ -25,26 +24,27 @@ def ended(code, *arguments):
 
 
 @pytest.mark.parametrize(
-    ("name", "known_as"), [("SIGHUP", 1), ("SIGTERM", 15), ("SIGUSR1", 15), ("SIGUSR2", 15)]
+    ("name", "code"), [("SIGHUP", 129), ("SIGTERM", 143), ("SIGUSR1", 143), ("SIGUSR2", 143)]
 )
-def test_a_signal_raises(name, known_as):
-    code = """
-try:
-    with AtOnceSignals():
+def test_a_signal_ends_the_process_whatever_stands_around(name, code):
+    met = """
+with AtOnceSignals():
+    try:
         signal.raise_signal(getattr(signal, sys.argv[1]))
+    finally:
         print("went on")
-except AtOnce as error:
-    print(error.number)
 """
-    assert ended(code, name) == (0, f"{known_as}\n")
+    assert ended(met, name) == (code, "kdcore: interrupted\n")
 
 
-def test_it_is_found_behind_what_was_made_of_it():
-    error = RuntimeError("workers died")
-    error.__cause__ = AtOnce(signal.SIGHUP)
-    assert number_of(error) == signal.SIGHUP
-    assert number_of(KeyboardInterrupt()) == signal.SIGINT
-    assert number_of(RuntimeError("no signal")) == 0
+def test_what_was_printed_is_not_lost():
+    code = """
+with AtOnceSignals():
+    print("runs/mine")
+    os.kill(os.getpid(), signal.SIGTERM)
+    signal.pause()
+"""
+    assert ended(code) == (143, "runs/mine\nkdcore: interrupted\n")
 
 
 @pytest.mark.parametrize(("name", "code"), [("SIGHUP", 129), ("SIGINT", 130), ("SIGUSR1", 143)])
@@ -73,7 +73,6 @@ def test_a_stage_that_trains_is_not_ended(monkeypatch):
     """However long its step takes after the signal: only what would end at once is made to."""
     codes = []
     monkeypatch.setattr(os, "_exit", codes.append)
-    monkeypatch.setattr(at_once, "_GRACE", 0)
     ours = AtOnceSignals()
 
     def watch():
@@ -82,7 +81,7 @@ def test_a_stage_that_trains_is_not_ended(monkeypatch):
         os.close(writing)
         ours._watch(reading)
 
-    before = signal.signal(signal.SIGTERM, ours._raise)
+    before = signal.signal(signal.SIGTERM, ours._end)
     try:
         with Signals():
             watch()
@@ -113,4 +112,4 @@ with AtOnceSignals():
 signal.raise_signal(signal.SIGUSR1)
 print("went on")
 """
-    assert ended(code) == (-15, "")
+    assert ended(code) == (143, "kdcore: interrupted\n")

@@ -11,6 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from kdcore.cli import launch
+
 pytestmark = pytest.mark.slow
 
 RECIPE = """
@@ -104,6 +106,18 @@ def kdcore(folder, *arguments, meddle="0 0 "):
     return subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, check=False
     )
+
+
+def test_a_process_that_starts_all_again_says_why(capfd, tmp_path):
+    """Where the first one only hears that it is gone."""
+    said = [(tmp_path / name).open("w+") for name in "ab"]
+    said[1].write("out of memory after step 3")
+    assert launch._code([76, 75], 0, said) == 75
+    assert "process 1 ended with 75\nout of memory after step 3" in capfd.readouterr().err
+    assert launch._code([76, 1], 1, said) == 1
+    assert launch._code([76, 0], 0, said) == 1
+    assert launch._code([1, -10], 1, said) == 143
+    assert launch._code([2, 2], 0, said) == 2
 
 
 def run_of(folder, out):
@@ -206,15 +220,16 @@ def test_closed_streams_harm_nothing(folder, stream):
     assert (run_of(folder, "closed") / "final").is_dir()
 
 
-def test_a_process_that_dies_ends_the_others(folder):
-    deed = "4 1 os.kill(os.getpid(), signal.SIGKILL)"
-    done = kdcore(folder, "--out", "dies", "--processes", "2", meddle=deed)
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_dies_ends_the_others(folder, rank):
+    deed = f"4 {rank} os.kill(os.getpid(), signal.SIGKILL)"
+    done = kdcore(folder, "--out", f"dies-{rank}", "--processes", "2", meddle=deed)
     assert done.returncode == 137
-    run = run_of(folder, "dies")
+    run = run_of(folder, f"dies-{rank}")
     assert not (run / "final").exists()
     assert (run / "checkpoints" / "step-3").is_dir()
-    assert "process 1 ended with -9" in done.stderr
-    assert "another process of the run has ended" in done.stderr
+    assert f"process {rank} ended with -9: it was killed" in done.stderr
+    assert rank == 0 or "another process of the run has ended" in done.stderr
     assert "bug" not in done.stderr and not (run / "traceback.txt").exists()
 
 

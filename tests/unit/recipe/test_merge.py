@@ -1,7 +1,14 @@
 """How recipes are laid over one another."""
 
+from itertools import pairwise
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from recipe_texts import SIMPLE, STAGED, TAUGHT, read, table
+
+from kdcore.recipe.merge import in_order
+from kdcore.recipe.node import Node, Source
 
 
 @pytest.fixture(autouse=True)
@@ -73,3 +80,33 @@ def test_requirements_of_all_files_count():
         'extends = "b.toml"\nrequires = ["pydantic"]\n', b='requires = ["kdcore"]\n' + SIMPLE
     )
     assert recipe.requires == ["pydantic", "kdcore"]
+
+
+def written(name, needs):
+    return Node.of({"student": {"model": [f"@{each}" for each in needs]}}, Source("r.toml"))
+
+
+@given(st.data())
+def test_stages_come_behind_what_they_need_and_else_in_file_order(data):
+    names = [f"s{n}" for n in range(data.draw(st.integers(1, 8)))]
+    ranks = data.draw(st.permutations(names))
+    needs = {
+        name: data.draw(st.lists(st.sampled_from(ranks[:at]), unique=True)) if at else []
+        for at, name in enumerate(ranks)
+    }
+    found = in_order({name: written(name, needs[name]) for name in names}, [])
+    order = [name for name, _ in found]
+    for at in range(len(order)):  # the first in the file of those that are ready
+        ready = [name for name in names if {*needs[name]} <= {*order[:at]}]
+        assert order[at] == next(name for name in ready if name not in order[:at])
+    assert {name: sorted(each) for name, each in found} == {
+        name: sorted(each) for name, each in needs.items()
+    }
+
+
+def test_a_long_chain_of_stages_is_put_in_order_at_once():
+    """A million comparisons of each with each would take minutes."""
+    names = [f"s{n}" for n in range(20_000)]
+    chain = {n: written(n, [m]) for n, m in pairwise(names)}
+    chain[names[-1]] = written(names[-1], [])
+    assert [name for name, _ in in_order(chain, [])] == names[::-1]

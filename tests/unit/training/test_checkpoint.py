@@ -259,3 +259,58 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_nothing_else(
     assert is_full(caught.value)
     said = str(refused_by_machine(machine_fault(caught.value), tmp_path))
     assert "No space left on device" in said and "step-5 is kept" in said
+
+
+class Rank(engine.Alone):
+    """One of two processes; nobody answers when it waits."""
+
+    num_processes = 2
+
+    def __init__(self, rank):
+        super().__init__()
+        self.process_index, self.is_main_process = rank, rank == 0
+
+    def wait_for_everyone(self):
+        raise AssertionError("the others are gone")
+
+
+def leave_one_by_one(folder, *ranks):
+    """Each saves alone; what it draws next, by its number."""
+    drawn = {}
+    for rank in ranks:
+        torch.manual_seed(rank)
+        sums = {"terms": torch.tensor([float(rank)])}
+        parts(folder, accelerator=Rank(rank)).save_alone(5, {"tokens": 1}, sums)
+        drawn[rank] = numbers()
+    return drawn
+
+
+@pytest.mark.parametrize("ranks", [(0, 1), (1, 0)])
+def test_processes_that_leave_one_by_one_lose_nothing(tmp_path, ranks):
+    drawn = leave_one_by_one(tmp_path, *ranks)
+    for rank in ranks:
+        made = parts(tmp_path, seed=3, accelerator=Rank(rank))
+        assert made.newest() == tmp_path / "step-5"
+        assert made.load(made.newest()) == {"tokens": 1, "step": 5}
+        assert numbers() == drawn[rank]
+        assert_same(made, parts(tmp_path))
+    assert [float(each["terms"]) for each in sums_of(tmp_path / "step-5")] == [0, 1]
+
+
+def test_a_process_that_had_no_time_leaves_no_wrong_sums(tmp_path):
+    leave_one_by_one(tmp_path, 1)
+    assert sums_of(tmp_path / "step-5") == []
+    made = parts(tmp_path, accelerator=Rank(0))
+    wanted = torch.get_rng_state()
+    made.load(tmp_path / "step-5")
+    assert torch.equal(torch.get_rng_state(), wanted)
+
+
+def test_what_lies_beside_a_checkpoint_is_compared_and_goes_with_it(tmp_path):
+    leave_one_by_one(tmp_path, 0, 1)
+    beside = tmp_path / ".step-5.process-1"
+    truncate(beside / "sums-1.safetensors")
+    assert sums_of(tmp_path / "step-5") == []
+    made = parts(tmp_path, keep=1)
+    made.save(6, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["step-6"]
