@@ -108,7 +108,7 @@ def run(
     """
     import datasets  # noqa: F401  # before its bars are switched off
 
-    from kdcore.cli.notebook import notebook_progress
+    from kdcore.runs.notebook import notebook_progress
     from kdcore.runs.runner import RunRequest, run_all
 
     host = _host(plugins)

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 from rich.console import Console
 
-from kdcore.cli import notebook
+from kdcore import notebook
 
 
 def test_there_is_none_outside_notebooks(monkeypatch):
