@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from kdcore.api.hookspecs import Record as Record
     from kdcore.api.options import describe as describe
     from kdcore.api.options import options_of as options_of
+    from kdcore.api.options import reads_columns as reads_columns
     from kdcore.api.schedule import Schedule as Schedule
     from kdcore.api.schedule import Scheduled as Scheduled
     from kdcore.api.schedule import tensor_now as tensor_now
@@ -45,7 +46,11 @@ if TYPE_CHECKING:
     from kdcore.data.batch import SparseLogits as SparseLogits
     from kdcore.data.batch import Split as Split
     from kdcore.data.batch import TeacherOutputs as TeacherOutputs
+    from kdcore.data.batch import columns_of as columns_of
+    from kdcore.data.collate import select_rows as select_rows
     from kdcore.data.encoding import bos_of as bos_of
+    from kdcore.data.given import join_rows as join_rows
+    from kdcore.data.given import join_streams as join_streams
     from kdcore.data.rows import pack_documents as pack_documents
     from kdcore.data.rows import pack_texts as pack_texts
     from kdcore.data.streaming import stream_texts as stream_texts
@@ -107,11 +112,14 @@ _EXPORTS = {
     "api.contracts": "Component Data Eval Logger Loss Patch PreparedLoss Rollout Run "
     "Selection Stage Teacher Tokenizer Tokens component hookimpl",
     "api.hookspecs": "Record",
-    "api.options": "describe options_of",
+    "api.options": "describe options_of reads_columns",
     "api.schedule": "Schedule Scheduled tensor_now value_now",
-    "data.batch": "TeacherOutputs Batch GappedLogits SparseLogits LogitsFn Row Rows Split",
+    "data.batch": "TeacherOutputs Batch GappedLogits SparseLogits LogitsFn Row Rows Split "
+    "columns_of",
+    "data.collate": "select_rows",
     "data.encoding": "bos_of",
     "models.completions": "Completion Prompt Sampling completions_from completions_state",
+    "data.given": "join_rows join_streams",
     "data.rows": "pack_documents pack_texts",
     "data.streaming": "stream_texts",
     "errors": "KdcoreError PluginError RecipeError RunError Unreachable UsageError",

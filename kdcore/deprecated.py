@@ -116,7 +116,7 @@ _HELD = {
     "training.metrics": "recorder",
     "training.micro_batch": "chunks memory micro_batch",
     "training.non_finite": "finite refusals replay",
-    "training.rng": "random_state",
+    "rng": "random_state",
     "training.run_state": "run training_rows",
     "training.setup": "setup",
     "training.signals": "signals",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from kdcore import Data, Run, Tokenizer, component, hookimpl
+from kdcore import Data, Run, Tokenizer, component, hookimpl, progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -37,7 +37,8 @@ class Bpe(Tokenizer):
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         )
-        backend.train_from_iterator(data.texts("train"), trainer)
+        with progress("training the tokenizer"):
+            backend.train_from_iterator(data.texts("train"), trainer)
         return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
             tokenizer_object=backend,
             eos_token=_EOS,

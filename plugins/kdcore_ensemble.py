@@ -11,7 +11,17 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from kdcore import Batch, LogitsFn, Stage, Teacher, UsageError, component, hookimpl, read
+from kdcore import (
+    Batch,
+    LogitsFn,
+    Stage,
+    Teacher,
+    TeacherOutputs,
+    UsageError,
+    component,
+    hookimpl,
+    read,
+)
 
 Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -21,14 +31,15 @@ class Ensemble(Teacher):
     """Several teachers over the student's vocabulary, as one.
 
     "logits" averages their logits before any temperature, so a confident member counts for more;
-    "probs" mixes their probabilities at temperature 1. Weights are divided by their sum; without
-    any, members count alike.
+    "probs" mixes their probabilities at temperature 1; with "losses" each loss is the average of
+    its values over the members, and what else asks sees the mixture. Weights are divided by their
+    sum; without any, members count alike.
     """
 
     name = "ensemble"
     members: Annotated[list[Teacher], Field(min_length=1)]
     weights: list[Weight] | None = None
-    average: Literal["logits", "probs"] = "logits"
+    average: Literal["logits", "probs", "losses"] = "logits"
 
     def __post_init__(self) -> None:
         if self.weights is not None and len(self.weights) != len(self.members):
@@ -49,6 +60,11 @@ class Ensemble(Teacher):
                     f"the member {member.name!r} knows {member.ids_known()} ids of each position"
                 )
                 yield f"{known}, and an average needs all; wrap the whole ensemble instead"
+            if member.gives_parts():
+                yield (
+                    f"the member {member.name!r} averages losses, which nothing else can average: "
+                    "name its members here instead"
+                )
 
     def read(self, batch: Batch) -> LogitsFn:
         """Every member reads the batch. At no time are the logits of all members in memory."""
@@ -56,6 +72,17 @@ class Ensemble(Teacher):
         average = _mean if self.average == "logits" else _mixture
         shares = self._shares()
         return lambda positions: average((member(positions) for member in members), shares)
+
+    def gives_parts(self) -> bool:
+        """Where losses are averaged."""
+        return self.average == "losses"
+
+    def parts(self, batch: Batch) -> Sequence[tuple[float, TeacherOutputs]] | None:
+        """Every member by itself, with its share."""
+        if self.average != "losses":
+            return None
+        each = [read(member, batch) for member in self.members]
+        return list(zip(self._shares(), each, strict=True))
 
     def _shares(self) -> list[float]:
         weights = self.weights or [1.0] * len(self.members)

@@ -22,26 +22,45 @@ class Perplexity(Eval):
 
     Bits per byte can be compared across tokenizers, the other two cannot. `teacher_nll` is the
     teacher's own, of the same rows: it is measured once a run, where the teacher gives the logits
-    of all ids.
+    of all ids. `by` a column of the documents, the student's are told for each of its values too.
     """
 
     name = "perplexity"
     always = True
+    by: Annotated[
+        str | None, Field(description='a column, such as "domain": nll/math, nll/code, ...')
+    ] = None
+
+    def reads_columns(self) -> Sequence[Mapping[str, list[str]]]:
+        """The one that it tells by, whatever values that has."""
+        return [] if self.by is None else [{self.by: []}]
 
     def measure(self, run: Run) -> Mapping[str, float | str]:
         """`nll`, `perplexity`, `bits_per_byte`, and where it is known `teacher_nll`."""
         sums = _sums(run, self)
-        nll = sums["nll"] / _tokens(sums)
-        scores: dict[str, float | str] = {
-            "nll": nll,
-            "perplexity": math.exp(nll) if nll < 700 else math.inf,
-            "bits_per_byte": sums["nll"] / math.log(2) / max(1, sums["bytes"]),
-        }
+        _tokens(sums)
+        scores: dict[str, float | str] = {**_scores(sums)}
+        found = [key.partition("/")[2] for key in sums if key.startswith("tokens/")]
+        if self.by is not None and not found:
+            raise RunError(f"no validation document has the column {self.by!r} to tell by")
+        for value in found:
+            if sums[f"tokens/{value}"]:
+                scores |= _scores(sums, f"/{value}")
         if _OF_TEACHER in sums:
             scores[_OF_TEACHER] = sums[_OF_TEACHER] / _known(sums)
         elif _OF_TEACHER in run.scores:
             scores[_OF_TEACHER] = run.scores[_OF_TEACHER]
         return scores
+
+
+def _scores(sums: Mapping[str, float], of: str = "") -> dict[str, float]:
+    """The student's, over all tokens or those of a value of the column."""
+    nll = sums[f"nll{of}"] / sums[f"tokens{of}"]
+    return {
+        f"nll{of}": nll,
+        f"perplexity{of}": math.exp(nll) if nll < 700 else math.inf,
+        f"bits_per_byte{of}": sums[f"nll{of}"] / math.log(2) / max(1, sums[f"bytes{of}"]),
+    }
 
 
 @component
@@ -149,14 +168,20 @@ def _sums(run: Run, one: Eval) -> Mapping[str, float]:
     pair = agreement is not None and perplexity is not None and one in (agreement, perplexity)
     if not pair or agreement is None or perplexity is None:
         losses = [ForwardKL()] if isinstance(one, Agreement) else _of_teacher(run)
-        return run.evaluate(rows, losses, run.teacher if losses else None)
+        return run.evaluate(rows, losses, run.teacher if losses else None, **_by(one))
     left, agreement._left = agreement._left, None
     if left is not None and (left.step, left.eval) == (run.step, one):
         return left.sums
-    sums = run.evaluate(rows, [ForwardKL(), *_of_teacher(run)], run.teacher)
+    sums = run.evaluate(rows, [ForwardKL(), *_of_teacher(run)], run.teacher, **_by(perplexity))
     other = perplexity if one is agreement else agreement
     agreement._left = _Left(run.step, other, sums)
     return sums
+
+
+def _by(one: Eval) -> dict[str, str]:
+    """The column that an eval tells by, if it does."""
+    by = getattr(one, "by", None)
+    return {} if by is None else {"by": by}
 
 
 def _of_teacher(run: Run) -> list[Loss]:

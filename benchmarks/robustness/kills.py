@@ -243,14 +243,13 @@ def warm() -> PluginManager:
     import datasets  # noqa: F401
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, optimization  # noqa: F401
-    from transformers.utils import logging
 
     from kdcore.plugin.manager import PluginManager
     from kdcore.runs import runner  # noqa: F401
+    from kdcore.terminal.libraries import without_bars
 
     torch.set_num_threads(1)
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, without_bars():
         sizes = {"vocab_size": 9, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
         config = AutoConfig.for_model("llama", num_attention_heads=2, **sizes)
         AutoModelForCausalLM.from_config(config).save_pretrained(folder)

@@ -280,6 +280,18 @@ class Teacher(Component):
         """
         raise UsageError(f"the teacher {self.name!r} cannot write: it only reads what others wrote")
 
+    def parts(self, batch: Batch) -> Sequence[tuple[float, TeacherOutputs]] | None:
+        """Weights and what `read` of several teachers gives, over which a loss's values are summed.
+
+        None, the default: losses learn from what `read` gives. Everything else, such as evals and
+        likelihoods, goes by `read` in any case.
+        """
+        return None
+
+    def gives_parts(self) -> bool:
+        """Whether `parts` gives some: by default where it is overridden."""
+        return type(self).parts is not Teacher.parts
+
     def nll(self, batch: Batch) -> Callable[[Tensor, Tensor], Tensor]:
         """Flat positions, labels [n] -> negative log-likelihoods [n]; by default from `read`."""
         from kdcore.models.head import nll_from_logits
@@ -651,6 +663,12 @@ class Run:
         """
         raise NotImplementedError
 
+    def columns_fingerprint(self, split: str, names: Iterable[str]) -> str:
+        """What the documents of "train" or "validation" have in these columns, as a short text."""
+        from kdcore.data.columns import fingerprint_of
+
+        return fingerprint_of(self.laid(split).columns(), names)
+
     def laid(self, split: str, epoch: int = 0) -> RowDataset:
         """All rows of a split; training rows may be a `Stream`, which has no length.
 
@@ -659,13 +677,19 @@ class Run:
         raise NotImplementedError
 
     def evaluate(
-        self, rows: Sequence[Row], losses: Sequence[Loss], teacher: Teacher | None = None
+        self,
+        rows: Sequence[Row],
+        losses: Sequence[Loss],
+        teacher: Teacher | None = None,
+        *,
+        by: str | None = None,
     ) -> Mapping[str, float]:
         """Sums over the valid tokens of `rows`, in chunks, sharded over the processes.
 
         Keys: `tokens`, `bytes` (of text that these tokens stand for), `nll` (nats), each loss's
         name (a second `kl` is `kl.2`), and with a teacher `agreement` (tokens that both rank
         first), and `known` where it may know some tokens only: what is compared is over these.
+        `by` a column, each sum comes for each of its values too: `nll/math`, `tokens/math`.
         """
         raise NotImplementedError
 

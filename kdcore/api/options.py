@@ -139,6 +139,20 @@ def option_fields(cls: type) -> dict[str, tuple[str, Any]]:
     return {field.alias or name: (name, field) for name, field in fields.items()}
 
 
+def beside(cls: type) -> dict[str, str]:
+    """Options whose values stand in the tables nested in another option, and which that is.
+
+    `where: Annotated[list[...], Field(json_schema_extra={"beside": "members"})]` is a key of each
+    table in `members`, and the list has None for those without.
+    """
+    extras = {name: field.json_schema_extra for name, (_, field) in option_fields(cls).items()}
+    return {
+        name: str(extra["beside"])
+        for name, extra in extras.items()
+        if isinstance(extra, dict) and "beside" in extra
+    }
+
+
 def option_types(cls: type) -> dict[str, Any]:
     """The type of each option."""
     return {option: field.annotation for option, (_, field) in option_fields(cls).items()}
@@ -290,6 +304,14 @@ def names_on_hub(component: Named) -> list[str]:
         name for each in iter_components(component) for name in _texts(option_values(each).values())
     ]
     return [name for name in dict.fromkeys(found) if is_on_hub(name)]
+
+
+def reads_columns(component: Named) -> list[Mapping[str, Any]]:
+    """What a component and those nested in it ask for; see `Component.reads_columns`."""
+    found = list[Mapping[str, Any]]()
+    for each in iter_components(component):
+        found += call_checked(each, "reads_columns", of=(list, tuple))
+    return found
 
 
 def is_on_hub(name: str) -> bool:

@@ -18,7 +18,6 @@ from typer.core import TyperGroup
 
 from kdcore.cli.at_once import AtOnceSignals
 from kdcore.cli.examples import as_epilog, epilog_of
-from kdcore.cli.results import tell_results
 from kdcore.errors import (
     Interrupted,
     KdcoreError,
@@ -184,6 +183,7 @@ def _run(asked: RunRequest, plugins: list[str] | None, as_json: bool) -> None:
     """Run it, and print what is finished even where the rest fails."""
     from dataclasses import replace
 
+    from kdcore.cli.results import tell_results
     from kdcore.runs.runner import run_all
 
     folders: list[Path] = []

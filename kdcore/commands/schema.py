@@ -10,7 +10,15 @@ import annotated_types
 from pydantic.fields import FieldInfo
 
 from kdcore.api.contracts import KINDS, StudentOptions
-from kdcore.api.options import kind_of, members, option_fields
+from kdcore.api.options import (
+    beside,
+    inner_type,
+    kind_of,
+    kinds_in,
+    members,
+    option_fields,
+    option_types,
+)
 from kdcore.api.schedule import Schedule
 from kdcore.api.train_options import (
     RIVALS,
@@ -118,6 +126,7 @@ def _of_kind(host: PluginManager, kind: str, *, whole: bool) -> Schema:
     }
     engine = _ENGINE.get(kind)
     own = _properties(engine, whole=True) if engine is not None else {}
+    own |= _beside(host, kind)
     found = [none]
     for name, provided in sorted(host.provided(kind).items()):
         one = _of_options(provided.cls, whole=whole, more={"use": {"const": name}, **own})
@@ -126,6 +135,18 @@ def _of_kind(host: PluginManager, kind: str, *, whole: bool) -> Schema:
         doc = inspect.getdoc(provided.cls) or ""
         found.append({"description": doc.split("\n")[0], **one})
     return {"type": "object", "anyOf": found}
+
+
+def _beside(host: PluginManager, kind: str) -> Schema:
+    """Keys that components of a kind have where they are nested in others that ask for them."""
+    found: Schema = {}
+    for other in KINDS:
+        for provided in host.provided(other).values():
+            types = option_types(provided.cls)
+            for key, option in beside(provided.cls).items():
+                if kind in kinds_in(types[option]):
+                    found[key] = _of_type(inner_type(types[key], 0), whole=True)
+    return found
 
 
 def _of_options(
@@ -158,7 +179,12 @@ def _one_of(rivals: Rivals) -> Schema:
 
 
 def _properties(cls: type, *, whole: bool) -> Schema:
-    return {name: _of_field(field, whole=whole) for name, (_, field) in option_fields(cls).items()}
+    inside = beside(cls)
+    return {
+        name: _of_field(field, whole=whole)
+        for name, (_, field) in option_fields(cls).items()
+        if name not in inside
+    }
 
 
 def _of_field(field: FieldInfo, *, whole: bool) -> Schema:

@@ -102,6 +102,17 @@ class GappedLogits(SparseLogits):
     """The same where ids may be -1: no id, behind those that are, whatever mass is given."""
 
 
+class Parts(NamedTuple):
+    """What several teachers say, over each of which a loss is taken by itself."""
+
+    weights: tuple[float, ...]  # of the losses' sum
+    each: tuple[Tensor | SparseLogits, ...]
+
+
+PartOutputs = Callable[["Tensor"], "Tensor | SparseLogits | Parts"]
+"""Flat positions [n] -> what a loss learns from."""
+
+
 class TextSource(Protocol):
     """Where documents come from, as far as rows are made of them: a data component."""
 

@@ -95,6 +95,69 @@ def sent(array: np.ndarray, device: torch.device) -> torch.Tensor:
     return tensor
 
 
+def select_rows(batch: Batch, rows: Sequence[int]) -> Batch:
+    """Some rows of a batch, in that order, without the padding that none of them needs.
+
+    For teachers that read a part of a batch. The position `t` of row `rows[n]` becomes
+    `n * width + t`, where `width` is the result's `input_ids.shape[1]`. Nothing waits for the
+    device, unless the batch was made by `replace`.
+    """
+    wanted, shape = np.asarray(rows, np.int64), tuple(batch.input_ids.shape)
+    known = batch.on_host or _on_host(batch)
+    document, offset = (each.reshape(shape)[wanted] for each in (known.document, known.offset))
+    real = document >= 0
+    width = int((np.arange(shape[1]) * real).max(initial=0)) + 1
+    document, offset = document[:, :width], offset[:, :width]
+    predicts = np.zeros(shape, bool)
+    predicts.reshape(-1)[known.valid] = True
+    valid = np.flatnonzero(predicts[wanted, :width])
+    device = batch.valid.device
+    places = sent(wanted, device)
+
+    def cut(values: torch.Tensor) -> torch.Tensor:
+        return values.view(shape)[places, :width]
+
+    made = Batch(
+        input_ids=cut(batch.input_ids),
+        position_ids=cut(batch.position_ids),
+        attention_mask=None if batch.attention_mask is None else cut(batch.attention_mask),
+        document=cut(batch.document),
+        offset=cut(batch.offset),
+        labels=cut(batch.labels).flatten(),
+        valid=sent(valid, device),
+        vocabulary=batch.vocabulary,
+        split=batch.split,
+        packing=_packing_of(batch, known, wanted, document),
+        columns=None if batch.columns is None else batch.columns.select(wanted.tolist(), width),
+    )
+    return made.known(OnHost(document.reshape(-1), offset.reshape(-1), valid))
+
+
+def _on_host(batch: Batch) -> OnHost:
+    arrays = (batch.document.flatten(), batch.offset.flatten(), batch.valid)
+    return OnHost(*(each.cpu().numpy() for each in arrays))
+
+
+def _packing_of(
+    batch: Batch, known: OnHost, rows: np.ndarray, document: np.ndarray
+) -> Packing | None:
+    """The pieces of some rows, whose documents [rows, width] these are."""
+    if batch.packing is None:
+        return None
+    all_documents = known.document.reshape(tuple(batch.input_ids.shape))
+    ends = np.cumsum((all_documents >= 0).sum(1))
+    lengths = np.array(batch.packing.lengths, np.int64)
+    row_of = np.searchsorted(ends, np.cumsum(lengths) - 1, side="right")
+    some = np.concatenate([lengths[row_of == row] for row in rows])
+    real, device = np.flatnonzero(document >= 0), batch.valid.device
+    return Packing(
+        real=sent(real, device) if len(real) < document.size else None,
+        lengths=tuple(some.tolist()),
+        starts=sent(np.concatenate([[0], np.cumsum(some)]).astype(np.int32), device),
+        longest=int(some.max()),
+    )
+
+
 class _Arrays:
     """The arrays [rows, time] of a batch: each row at the left, and padding behind it."""
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, lru_cache
 from typing import Any, cast, overload
 
 import numpy as np
 
-from kdcore.data.where import Columns, Value, Where, matches, value_of
+from kdcore.data.where import FROM_DATA, SOURCE, Columns, Value, Where, matches, value_of
+from kdcore.hashing import digest
 
 
 def to_text(columns: Columns | None) -> str:
@@ -21,6 +22,24 @@ def to_text(columns: Columns | None) -> str:
 def from_text(text: str) -> Columns:
     """What `to_text` made a text of. Documents with equal columns share it: it is only read."""
     return cast(Columns, json.loads(text)) if text else {}
+
+
+def fingerprint_of(columns: Iterable[Columns], names: Iterable[str]) -> str:
+    """Of some columns of all documents, in order."""
+    ordered, hashed = sorted(names), digest()
+    for each in columns:
+        told = [each.get(name) for name in ordered]
+        hashed.update(f"{json.dumps(told)}\n".encode())
+    return f"{', '.join(ordered)}: {hashed.hexdigest()}"
+
+
+def values_of_column(columns: Iterable[Columns], name: str) -> list[Value]:
+    """The values that documents have in a column, numbers before texts, in order."""
+    known = {value_of(each, name) for each in columns}
+    if name == SOURCE:
+        known.add(FROM_DATA)
+    values = [value for value in known if value is not None]
+    return sorted(values, key=lambda value: (isinstance(value, str), value))
 
 
 class StoredColumns:
@@ -39,6 +58,31 @@ class StoredColumns:
     def of(self, documents: np.ndarray) -> Sequence[Columns]:
         """Those of some documents, each looked up when it is asked for."""
         return _Some(self, documents)
+
+
+def labelled(row: Mapping[str, Any], name: str, value: Value) -> Mapping[str, Any]:
+    """A row whose documents have one column more."""
+    given = row.get("columns") or {}
+    if isinstance(given, Mapping):
+        return {**row, "columns": {**given, name: value}}
+    return {**row, "columns": _Labelled(given, name, value)}
+
+
+class _Labelled(Sequence[Columns]):
+    def __init__(self, columns: Sequence[Columns], name: str, value: Value) -> None:
+        self._columns, self._more = columns, {name: value}
+
+    def __len__(self) -> int:
+        return len(self._columns)
+
+    @overload
+    def __getitem__(self, index: int) -> Columns: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Columns]: ...
+    def __getitem__(self, index: int | slice) -> Columns | Sequence[Columns]:
+        if isinstance(index, slice):
+            return [self[n] for n in range(*index.indices(len(self)))]
+        return {**self._columns[index], **self._more}
 
 
 class _Some(Sequence[Columns]):
@@ -76,10 +120,10 @@ class BatchColumns:
         """`document` [rows, time] is -1 on padding; `predicts` is where there is a label."""
         self._rows, self._document, self._predicts = rows, document, predicts
 
-    def select(self, rows: Sequence[int]) -> BatchColumns:
-        """Those of some rows of the batch."""
-        some = [self._rows[n] for n in rows]
-        return BatchColumns(some, self._document[list(rows)], self._predicts[list(rows)])
+    def select(self, rows: Sequence[int], width: int) -> BatchColumns:
+        """Those of some rows of the batch, cut to so many positions."""
+        document, predicts = (each[list(rows), :width] for each in (self._document, self._predicts))
+        return BatchColumns([self._rows[n] for n in rows], document, predicts)
 
     @cached_property
     def _slots(self) -> np.ndarray:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kdcore.data.batch import Row, Split
+from kdcore.data.columns import labelled
 from kdcore.data.rows import RowDataset
-from kdcore.data.streaming import WINDOW, Place, Stream, _from, _state_of
-from kdcore.data.where import column_fault
+from kdcore.data.streaming import WINDOW, JoinedStream, Place, Stream, _from, _state_of
+from kdcore.data.where import Columns, column_fault
 from kdcore.errors import PluginError, RunError
 from kdcore.hashing import digest
 
@@ -136,6 +137,109 @@ class GivenStream(Stream):
             window.split = self.split
             read += len(some)
             yield Place(read, read, _state_of(rows)), window
+
+
+class JoinedRows(RowDataset):
+    """Rows of several data sets, whose documents are numbered one set behind another."""
+
+    def __init__(
+        self, split: str, members: Mapping[str, RowDataset], order: np.ndarray, column: str
+    ) -> None:
+        self._names, self._members = list(members), list(members.values())
+        self._which, self._row = order.astype(np.int64).T
+        self._column = column
+        counts = [len(member.split.lengths) for member in self._members]
+        self._first = np.concatenate([[0], np.cumsum(counts)])  # document of each member
+        lengths = np.concatenate([member.split.lengths for member in self._members])
+        hashed = digest()
+        for member in self._members:
+            hashed.update(f"{member.split.fingerprint} ".encode())
+            hashed.update(np.ascontiguousarray(member.lengths, np.int64).data)
+        self.split = Split(split, hashed.hexdigest(), lengths)
+        self.lengths = np.empty(len(order), np.int64)
+        for n, member in enumerate(self._members):
+            mine = self._which == n
+            self.lengths[mine] = member.lengths[self._row[mine]]
+        self.cut = sum(member.cut for member in self._members)
+        self.dropped = sum(member.dropped for member in self._members)
+
+    def row(self, index: int) -> Row:
+        """As `some` makes it."""
+        return self.some([index])[0]
+
+    def some(self, indices: Sequence[int]) -> list[Row]:
+        """Each member's together."""
+        wanted = np.asarray(indices, np.int64)
+        made: list[Row] = [{}] * len(wanted)
+        for n, member in enumerate(self._members):
+            mine = np.flatnonzero(self._which[wanted] == n)
+            if not len(mine):
+                continue
+            rows = member.some(self._row[wanted[mine]].tolist())
+            for place, row in zip(mine.tolist(), rows, strict=True):
+                document = np.asarray(row["document"]) + np.int32(self._first[n])
+                made[place] = labelled({**row, "document": document}, self._column, self._names[n])
+        return made
+
+    def ids(self, places: np.ndarray) -> np.ndarray:
+        """Looked up in the member that holds them."""
+        tokens = [int(member.split.lengths.sum()) for member in self._members]
+        begins = np.concatenate([[0], np.cumsum(tokens)])
+        which = np.searchsorted(begins, places, side="right") - 1
+        found = np.empty(len(places), np.int32)
+        for n, member in enumerate(self._members):
+            found[which == n] = member.ids(places[which == n] - begins[n])
+        return found
+
+    def columns(self) -> Iterator[Columns]:
+        """Those of each member's documents, one member behind another."""
+        for name, member in zip(self._names, self._members, strict=True):
+            mine: Columns = {self._column: name}
+            count = 0
+            for columns in member.columns():
+                count += 1
+                yield {**columns, **mine}
+            if not count:  # it has none of its own
+                yield from [mine] * len(member.split.lengths)
+
+
+def join_rows(
+    split: str, members: Mapping[str, Rows], order: np.ndarray, *, column: str
+) -> RowDataset:
+    """Rows of several data sets as one, each document with its data set's name in a column.
+
+    `order` [rows, 2] says of each row which member it is of, and its index there. None of them may
+    be a stream: `join_streams` is for those.
+    """
+    laid = {
+        name: as_rows(rows, split, given_by=f"member {name!r}") for name, rows in members.items()
+    }
+    return JoinedRows(split, laid, order, column)
+
+
+def join_streams(
+    split: str,
+    members: Mapping[str, Rows],
+    choose: Callable[[], Iterator[int]],
+    *,
+    column: str,
+    seed: Sequence[int],
+    all_exhausted: bool = False,
+    window: int = WINDOW,
+) -> Stream:
+    """Rows of several data sets as one stream, each document with its member's name in a column.
+
+    `choose` gives the members' indices, the same ones at each call; a run that goes on begins
+    where it was. The stream ends where a member does that is chosen, or with `all_exhausted` where
+    all have: those that end before begin anew. Members that are no streams are read in an order
+    drawn from `seed`, another one in each pass.
+    """
+    laid = {
+        name: as_rows(rows, split, given_by=f"member {name!r}") for name, rows in members.items()
+    }
+    return JoinedStream(
+        split, laid, choose, column=column, all_exhausted=all_exhausted, seed=seed, window=window
+    )
 
 
 def as_rows(

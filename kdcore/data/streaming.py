@@ -6,15 +6,15 @@ is a few numbers that a checkpoint keeps, so that a run goes on without reading 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from kdcore.data.batch import Row, Split, TextSource
-from kdcore.data.columns import StoredColumns
+from kdcore.data.columns import StoredColumns, labelled
 from kdcore.data.encoding import (
     Document,
     Encoder,
@@ -25,6 +25,7 @@ from kdcore.data.encoding import (
 )
 from kdcore.data.rows import PieceRows, RowDataset, check_block, pack_lengths
 from kdcore.data.tokenized import TokenStore, by_size
+from kdcore.data.where import Columns
 from kdcore.errors import RunError
 from kdcore.guard import plugin_errors
 from kdcore.hashing import digest, tokenizer_hash
@@ -59,6 +60,10 @@ class Stream(RowDataset):
     def __iter__(self) -> Iterator[Row]:
         for _, rows in self.windows(Place()):
             yield from rows
+
+    def columns(self) -> Iterable[Columns]:
+        """None: nobody has all of its documents. Those of `first_window` are known."""
+        return ()
 
     def first_window(self) -> RowDataset:
         """The rows that come first."""
@@ -154,6 +159,118 @@ def stream_texts(
     """
     check_block(data)
     return _Texts(data, split, tokenizer, window)
+
+
+class _Cursor:
+    """Where one of several data sets has got to: the window that is read, and the next row in it.
+
+    Rows that are counted are one window, in an order that is drawn for each pass.
+    """
+
+    def __init__(self, rows: RowDataset, state: Mapping[str, Any], seed: Sequence[int]) -> None:
+        self._rows, self._seed = rows, list(seed)
+        self.passes, self._index = int(state["passes"]), int(state["index"])
+        self._place = Place(**state["place"])
+        self._windows = self._opened(self._place)
+        self._held: tuple[Place, RowDataset] | None = None
+
+    def _opened(self, place: Place) -> Iterator[tuple[Place, RowDataset]]:
+        if isinstance(self._rows, Stream):
+            return self._rows.windows(place)
+        if place.read:  # behind all of them
+            return iter(())
+        count = len(self._rows)
+        drawn = np.random.default_rng([*self._seed, self.passes]).permutation(count)
+        return iter([(Place(count, count), self._rows.subset(drawn))])
+
+    def next(self) -> Row | None:
+        """The next row; None where there are no more."""
+        while True:
+            if self._held is None:
+                self._held = next(self._windows, None)
+                if self._held is None:
+                    return None
+            behind, window = self._held
+            if self._index < len(window):
+                self._index += 1
+                return window[self._index - 1]
+            self._place, self._index, self._held = behind, 0, None
+
+    def again(self) -> None:
+        """Begin anew."""
+        self.passes += 1
+        self._place, self._index, self._held = Place(), 0, None
+        self._windows = self._opened(self._place)
+
+    def state_dict(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {"passes": self.passes, "index": self._index, "place": asdict(self._place)}
+
+
+_BEGIN: Mapping[str, Any] = {"passes": 0, "index": 0, "place": {}}
+
+
+class _Held(RowDataset):
+    """Rows that are held."""
+
+    def __init__(self, split: Split, rows: Sequence[Row]) -> None:
+        self.split, self._made = split, rows
+        self.lengths = np.array([len(row["input_ids"]) for row in rows], np.int64)
+
+    def row(self, index: int) -> Row:
+        return self._made[index]
+
+
+class JoinedStream(Stream):
+    """Rows of several data sets in turn, at least one of them a stream."""
+
+    def __init__(
+        self,
+        split: str,
+        members: Mapping[str, RowDataset],
+        choose: Callable[[], Iterator[int]],
+        *,
+        column: str,
+        all_exhausted: bool,
+        seed: Sequence[int],
+        window: int,
+    ) -> None:
+        self._names, self._members = list(members), list(members.values())
+        hashed = digest()
+        for member in self._members:
+            hashed.update(f"{member.split.fingerprint} ".encode())
+        super().__init__(split, hashed.hexdigest())
+        self._choose, self._column, self._all = choose, column, all_exhausted
+        self._seed, self._window = list(seed), window
+
+    def windows(self, start: Place) -> Iterator[tuple[Place, RowDataset]]:
+        """So many rows at a time, as `choose` says whose."""
+        state = start.source or {"drawn": 0, "members": [_BEGIN] * len(self._members)}
+        cursors = [
+            _Cursor(member, each, [*self._seed, n])
+            for n, (member, each) in enumerate(zip(self._members, state["members"], strict=True))
+        ]
+        drawn, read = int(state["drawn"]), start.read
+        coming = self._rows(cursors, islice(self._choose(), drawn, None))
+        while some := list(islice(coming, self._window)):
+            drawn, read = drawn + len(some), read + len(some)
+            told = {"drawn": drawn, "members": [each.state_dict() for each in cursors]}
+            yield Place(read, read, told), _Held(self.split, some)
+
+    def _rows(self, cursors: Sequence[_Cursor], choices: Iterator[int]) -> Iterator[Row]:
+        for n in choices:
+            row = cursors[n].next()
+            if row is None:
+                done = [each.passes > 0 or each is cursors[n] for each in cursors]
+                if not self._all or all(done):
+                    return
+                cursors[n].again()
+                row = cursors[n].next()
+            if row is None:
+                raise RunError(f"the member {self._names[n]!r} has nothing to train on")
+            # Nobody counts the documents: those of the members take turns.
+            document = np.asarray(row["document"], np.int32) * len(cursors) + n
+            yield labelled({**row, "document": document}, self._column, self._names[n])
 
 
 def _from(items: Any, start: Place) -> Iterator[Any]:

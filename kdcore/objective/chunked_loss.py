@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdcore.data.batch import SparseLogits, TeacherOutputs
+from kdcore.data.batch import PartOutputs, Parts, SparseLogits
 from kdcore.models.head import (
     LogitsGradient,
     accumulation_dtype,
@@ -28,7 +28,7 @@ Prepared = Sequence[Tensor | None]
 """For each term what its loss prepared of these tokens, [n] or [n, k]; None where it does not."""
 
 Values = Callable[
-    [Tensor, Tensor | SparseLogits | None, Tensor, Tensor, Prepared], tuple[Tensor, Tensor]
+    [Tensor, Tensor | SparseLogits | Parts | None, Tensor, Tensor, Prepared], tuple[Tensor, Tensor]
 ]
 """Student and teacher logits [n, V], labels [n], weights [terms, n] and what was prepared -> each
 term's weighted sum [terms], and the gradient of their total in the student's logits [n, V], which
@@ -43,7 +43,7 @@ class ChunkedLossInputs:
     labels: Tensor  # [n]
     weights: Tensor  # [terms, n]: weight over denominator where the term sees the token, else 0
     values: Values
-    teacher: TeacherOutputs | None
+    teacher: PartOutputs | None
     vocabulary: int
     chunk: int
     prepared: Prepared = ()

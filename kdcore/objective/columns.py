@@ -8,11 +8,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from kdcore.api.contracts import Component, Eval, Stage, Term
+from kdcore.data.columns import fingerprint_of
 from kdcore.data.streaming import Stream
 from kdcore.data.where import SOURCE, Columns, Value, Where, value_of, values_in
 from kdcore.errors import RunError
 from kdcore.guard import call_checked
-from kdcore.hashing import digest
 
 if TYPE_CHECKING:
     from kdcore.api.contracts import Run
@@ -66,7 +66,7 @@ def _values(columns: Iterable[Columns], names: set[str]) -> Mapping[str, set[Val
 def _faults(
     wanted: Sequence[tuple[str, Where]], known: Mapping[str, set[Value]], stage: Stage
 ) -> Iterator[str]:
-    writes = getattr(stage, "rollout", None) is not None
+    writes = stage.rollout is not None
     for who, where in wanted:
         for name, given in where.items():
             there = known[name] | ({"data"} if name == SOURCE else set())
@@ -100,12 +100,5 @@ def columns_fingerprint(run: Run) -> str | None:
     stage = run.recipe
     trained = [one for one in stage.components() if not isinstance(one, Eval)]
     wanted = wanted_columns(stage.terms, trained)
-    names = sorted({name for _, where in wanted for name in where})
-    if not names:
-        return None
-    rows, hashed = run.laid("train"), digest()
-    if not isinstance(rows, Stream):
-        for columns in rows.columns():
-            told = [columns.get(name) for name in names]
-            hashed.update(f"{json.dumps(told)}\n".encode())
-    return f"{', '.join(names)}: {hashed.hexdigest()}"
+    names = {name for _, where in wanted for name in where}
+    return fingerprint_of(run.laid("train").columns(), names) if names else None

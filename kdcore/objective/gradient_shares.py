@@ -12,7 +12,7 @@ from kdcore.api.contracts import Term
 from kdcore.api.schedule import Schedule
 
 if TYPE_CHECKING:
-    from kdcore.data.batch import SparseLogits
+    from kdcore.data.batch import Parts, SparseLogits
     from kdcore.objective.chunked_loss import Prepared, Values
 
 
@@ -44,7 +44,7 @@ class GradientShares:
 
         def watching(
             student: Tensor,
-            teacher: Tensor | SparseLogits | None,
+            teacher: Tensor | SparseLogits | Parts | None,
             labels: Tensor,
             weights: Tensor,
             prepared: Prepared = (),

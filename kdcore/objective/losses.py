@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from kdcore.api.contracts import Loss, PreparedLoss
-from kdcore.data.batch import SparseLogits
+from kdcore.data.batch import Parts, SparseLogits
 from kdcore.errors import PluginError
 from kdcore.guard import call_checked, describe_component, inputs_unchanged, plugin_errors
 from kdcore.objective.chunked_loss import Prepared, Values
@@ -32,7 +32,7 @@ def values_of(losses: Sequence[Loss]) -> Values:
 
     def values(
         student: Tensor,
-        teacher: Tensor | SparseLogits | None,
+        teacher: Tensor | SparseLogits | Parts | None,
         labels: Tensor,
         weights: Tensor,
         prepared: Prepared = (),
@@ -64,14 +64,16 @@ def _refuse_learnable(loss: Loss) -> None:
 def per_token(
     loss: Loss,
     student: Tensor,
-    teacher: Tensor | SparseLogits | None,
+    teacher: Tensor | SparseLogits | Parts | None,
     labels: Tensor,
     prepared: Tensor | None = None,
 ) -> Tensor:
     """A loss's values [n], its result checked; what it raises names it."""
     inputs = (student, teacher, labels, prepared)
     method = "per_token" if prepared is None else "per_token_prepared"
-    temperature = temperature_of(loss) if isinstance(teacher, SparseLogits) else 1.0
+    each = teacher.each if isinstance(teacher, Parts) else (teacher,)
+    is_sparse = any(isinstance(one, SparseLogits) for one in each)
+    temperature = temperature_of(loss) if is_sparse else 1.0
     with plugin_errors(loss, method), inputs_unchanged(loss, method, *inputs):
         return checked_values(loss, student, teacher, labels, temperature, prepared)
 
@@ -85,7 +87,7 @@ def temperature_of(loss: Loss) -> float | None:
 def checked_values(
     loss: Loss,
     student: Tensor,
-    teacher: Tensor | SparseLogits | None,
+    teacher: Tensor | SparseLogits | Parts | None,
     labels: Tensor,
     temperature: float | None = 1.0,
     prepared: Tensor | None = None,
@@ -93,6 +95,8 @@ def checked_values(
     """`per_token` as a compiler can trace it. What needs no teacher sees all of the vocabulary."""
     if not loss.needs_teacher:
         teacher = None
+    elif isinstance(teacher, Parts):
+        return _over_parts(loss, student, teacher, labels, temperature, prepared)
     elif isinstance(teacher, SparseLogits):
         student, teacher, labels = to_sparse(student, teacher, labels, temperature)
     if isinstance(loss, PreparedLoss) and prepared is not None:
@@ -110,6 +114,22 @@ def checked_values(
     return values
 
 
+def _over_parts(
+    loss: Loss,
+    student: Tensor,
+    parts: Parts,
+    labels: Tensor,
+    temperature: float | None,
+    prepared: Tensor | None,
+) -> Tensor:
+    """The weighted sum of a loss's values over each teacher."""
+    values = [
+        weight * checked_values(loss, student, one, labels, temperature, prepared)
+        for weight, one in zip(*parts, strict=True)
+    ]
+    return torch.stack(values).sum(0)
+
+
 def compiled_values_of(losses: Sequence[Loss], chunk: int) -> Values:
     """The same values as `values_of(losses)`, compiled for chunks of exactly `chunk` tokens."""
     # Imported here, as it takes a second and few runs compile.
@@ -123,7 +143,7 @@ def compiled_values_of(losses: Sequence[Loss], chunk: int) -> Values:
 
     def values(
         student: Tensor,
-        teacher: Tensor | SparseLogits | None,
+        teacher: Tensor | SparseLogits | Parts | None,
         labels: Tensor,
         weights: Tensor,
         prepared: Prepared = (),
@@ -165,13 +185,19 @@ def _filled(tensor: Tensor, missing: int) -> Tensor:
 
 
 def _filled_answer(
-    teacher: Tensor | SparseLogits | None, missing: int
-) -> Tensor | SparseLogits | None:
+    teacher: Tensor | SparseLogits | Parts | None, missing: int
+) -> Tensor | SparseLogits | Parts | None:
+    if isinstance(teacher, Parts):
+        return Parts(teacher.weights, tuple(_filled_one(one, missing) for one in teacher.each))
+    return None if teacher is None else _filled_one(teacher, missing)
+
+
+def _filled_one(teacher: Tensor | SparseLogits, missing: int) -> Tensor | SparseLogits:
     if isinstance(teacher, SparseLogits):
         ids, logs, tempered = teacher
         more = tempered and {at: _filled(some, missing) for at, some in tempered.items()}
         return type(teacher)(_filled(ids, missing), _filled(logs, missing), more)
-    return None if teacher is None else _filled(teacher, missing)
+    return _filled(teacher, missing)
 
 
 def _functional(losses: Sequence[Loss]) -> Callable[..., Tensor]:
@@ -180,7 +206,7 @@ def _functional(losses: Sequence[Loss]) -> Callable[..., Tensor]:
 
     def values(
         student: Tensor,
-        teacher: Tensor | SparseLogits | None,
+        teacher: Tensor | SparseLogits | Parts | None,
         labels: Tensor,
         weights: Tensor,
         prepared: Prepared = (),

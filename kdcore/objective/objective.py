@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from kdcore.data.batch import Batch, TeacherOutputs
+from kdcore.data.batch import Batch, PartOutputs
 from kdcore.distributed import Total
 from kdcore.models.head import accumulation_dtype, chunk_size, no_autocast
 from kdcore.objective.chunked_loss import ChunkedLoss, ChunkedLossInputs, Values
@@ -117,7 +117,7 @@ class Objective(nn.Module):
         batch: Batch,
         terms: Sequence[tuple[Term, float]],
         values: Values,
-        teacher: TeacherOutputs | None,
+        teacher: PartOutputs | None,
         choose: SelectFn,
     ) -> tuple[Tensor, Tensor]:
         """One micro-batch's share of the loss, and for the log each term's share of it [terms].
@@ -141,7 +141,7 @@ class Objective(nn.Module):
         batch: Batch,
         terms: Sequence[tuple[Term, float]],
         values: Values,
-        teacher: TeacherOutputs | None,
+        teacher: PartOutputs | None,
         seen: TokenMask,
         dtype: torch.dtype,
     ) -> ChunkedLossInputs:
@@ -152,7 +152,8 @@ class Objective(nn.Module):
         prepared = [seen.prepared.get(term.label) for term, _ in terms]
         most = None
         if all(mask is not None for mask in masks):
-            most = _most(seen, [term for term, _ in terms], len(valid)) if valid.is_cuda else None
+            if _waiting_costs(valid):
+                most = _most(seen, [term for term, _ in terms], len(valid))
             places, weights = _compact(weights, most)
             valid = valid[places]
             prepared = [None if each is None else each[places] for each in prepared]
@@ -169,6 +170,11 @@ class Objective(nn.Module):
             bend=self.student.bend,
             repeats=most is not None,
         )
+
+
+def _waiting_costs(tensor: Tensor) -> bool:
+    """Whether to ask how many there are of something would be to wait for a device."""
+    return tensor.is_cuda
 
 
 def _most(seen: TokenMask, terms: Sequence[Term], tokens: int) -> int | None:

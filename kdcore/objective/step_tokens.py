@@ -212,7 +212,7 @@ class StepTokens(Tokens):
 
         def scores(part: ScoredBatch) -> Callable[[Tensor, Tensor], Tensor]:
             student = self._logits(part)
-            other = part.reading.logits_of(asked) if asked is not None else None
+            other = part.reading.parts_of(asked) if asked is not None else None
             size = chunk_size(part.reading.batch.vocabulary, part.reading.batch.valid.device)
 
             def at(positions: Tensor, labels: Tensor) -> Tensor:

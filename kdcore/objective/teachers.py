@@ -16,7 +16,15 @@ from torch import Tensor, nn
 
 from kdcore.api.contracts import Component, Loss, Teacher
 from kdcore.api.options import iter_components
-from kdcore.data.batch import Batch, LogitsFn, SparseLogits, TeacherOutputs, columns_of
+from kdcore.data.batch import (
+    Batch,
+    LogitsFn,
+    PartOutputs,
+    Parts,
+    SparseLogits,
+    TeacherOutputs,
+    columns_of,
+)
 from kdcore.data.collate import sent
 from kdcore.data.where import Where
 from kdcore.errors import PluginError, RunError, UsageError
@@ -66,6 +74,24 @@ def read_outputs(teacher: Teacher, batch: Batch) -> TeacherOutputs:
             return _checked_coarse(teacher, found, len(positions), batch)
         checked = _checked(teacher, "read", found, (len(positions), batch.vocabulary), batch)
         return upcast(checked[:, : batch.vocabulary])
+
+    return answer
+
+
+def read_parts(teacher: Teacher, batch: Batch) -> PartOutputs:
+    """What losses learn from: the teacher's parts where it gives some, else as `read_outputs`."""
+    if not call_checked(teacher, "gives_parts", of=bool):
+        return read_outputs(teacher, batch)
+    _set_eval_mode(teacher)
+    with _asking(teacher, "parts", batch):
+        found = teacher.parts(batch)
+    if found is None:
+        return read_outputs(teacher, batch)
+    weights, outputs = zip(*found, strict=True)
+
+    def answer(positions: Tensor) -> Parts:
+        with _asking(teacher, "parts", batch, positions):
+            return Parts(weights, tuple(at(positions) for at in outputs))
 
     return answer
 
@@ -314,6 +340,7 @@ class MicroBatch:
         self.batch = batch
         self.rows = rows  # the place of each of its rows in the optimizer step
         self._read: dict[int, TeacherOutputs] = {}
+        self._parts: dict[int, PartOutputs] = {}
         self._matching: dict[str, np.ndarray] = {}  # by view
 
     def logits_of(self, teacher: Teacher) -> TeacherOutputs:
@@ -321,6 +348,14 @@ class MicroBatch:
         if id(teacher) not in self._read:
             self._read[id(teacher)] = read_outputs(teacher, self.batch)
         return self._read[id(teacher)]
+
+    def parts_of(self, teacher: Teacher) -> PartOutputs:
+        """What losses learn from; of a teacher without parts its logits."""
+        if not teacher.gives_parts():
+            return self.logits_of(teacher)
+        if id(teacher) not in self._parts:
+            self._parts[id(teacher)] = read_parts(teacher, self.batch)
+        return self._parts[id(teacher)]
 
     @property
     def valid_on_host(self) -> np.ndarray:
@@ -347,6 +382,7 @@ class MicroBatch:
     def forget(self) -> None:
         """Let go of what teachers keep for it."""
         self._read.clear()
+        self._parts.clear()
 
     def nll_of(self, teacher: Teacher) -> Callable[[Tensor, Tensor], Tensor]:
         """The teacher's negative log-likelihoods, from its logits if those were read already."""

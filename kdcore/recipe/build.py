@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from kdcore.api.contracts import Component
 from kdcore.api.options import (
+    beside,
     choices,
     inner_type,
     kind_of,
@@ -151,7 +152,12 @@ class Builder:
         self, cls: type[_Options], table: Node, what: str, engine_keys: Collection[str] = ()
     ) -> _Options | None:
         """An instance with the options of a table, or None and faults."""
-        types = option_types(cls)
+        types, inside = option_types(cls), beside(cls)
+        for key in [key for key in inside if key in table.table]:
+            said = f"{key} stands in the tables of {inside[key]}, not beside them"
+            self.faults.append(table.table[key].fault(said))
+        children = {key: value for key, value in table.table.items() if key not in inside}
+        table = _lifted(table.with_children(children), inside)
         own = {key: value for key, value in table.table.items() if key not in engine_keys}
         unknown = [key for key in own if key not in types]
         for key in unknown:
@@ -211,6 +217,31 @@ class Builder:
         if isinstance(name, str):
             return self.host.why_missing(kind, name)
         return f"use should be the name of a {kind}, in quotes, not {shown(name)}"
+
+
+def _lifted(table: Node, inside: Mapping[str, str]) -> Node:
+    """The table with options of its own that stand in the tables nested in another."""
+    children = dict(table.table)
+    for key, option in inside.items():
+        nested = children.get(option)
+        if nested is not None and nested.is_list:
+            each = [item.table.get(key) for item in nested.items]
+            items = zip(nested.items, each, strict=True)
+            children[key] = nested.with_children(
+                [
+                    Node(None, item.source, item.path) if value is None else value
+                    for item, value in items
+                ]
+            )
+            children[option] = nested.with_children(
+                [
+                    item.with_children({k: v for k, v in item.table.items() if k != key})
+                    if item.is_table
+                    else item
+                    for item in nested.items
+                ]
+            )
+    return table.with_children(children)
 
 
 def _unknown(key: str, what: str, known: Collection[str]) -> tuple[str, str]:

@@ -13,10 +13,10 @@ import inspect
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kdcore.api.contracts import Component, Stage, Term
-from kdcore.api.options import option_values
+from kdcore.api.options import beside, option_values
 from kdcore.api.schedule import Schedule
 from kdcore.data.where import values_in
 from kdcore.guard import call_checked
@@ -208,7 +208,13 @@ def _train(options: TrainOptions) -> dict[str, object]:
 def table_of(component: Component) -> dict[str, object]:
     """A component as its table in a recipe; options without a value are left out."""
     given = {key: value for key, value in option_values(component).items() if value is not None}
-    return {"use": component.name, **{key: _plain(value) for key, value in given.items()}}
+    inside: dict[str, Any] = {key: given.pop(key, ()) for key in beside(type(component))}
+    table: dict[str, Any] = {key: _plain(value) for key, value in given.items()}
+    for key, option in beside(type(component)).items():
+        for nested, value in zip(table.get(option, ()), inside[key], strict=False):
+            if value is not None:
+                nested[key] = _plain(value)
+    return {"use": component.name, **table}
 
 
 def _term(term: Term) -> dict[str, object]:

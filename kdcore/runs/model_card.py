@@ -93,7 +93,8 @@ def _about(run: RunState) -> str:
     stage = f", as the stage `{run.recipe.name}` of the recipe below" if run.recipe.name else ""
     which = ""
     if run.best is not None:
-        which = f" The weights are those after step {run.best.step:,}: {best_in_words(run)}."
+        best = best_in_words(run.recipe.train, run.best)
+        which = f" The weights are those after step {run.best.step:,}: {best}."
     return f"A causal language model that kdcore trained for {done}{stage}.{which}"
 
 

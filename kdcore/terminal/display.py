@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
 from threading import RLock
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderableType, RenderResult
 from rich.control import Control
@@ -82,6 +83,18 @@ def give_back() -> None:
             display.close()
 
 
+def _forget() -> None:
+    """A forked process writes as before: nothing draws there, and locks may stay held for ever."""
+    global _current, _lock
+    display, _current, _lock = _current, None, RLock()
+    if display is not None:
+        display.leave()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_forget)
+
+
 class Display(Live):
     """A live display that survives a change of the terminal's size.
 
@@ -122,7 +135,16 @@ class Display(Live):
         self.stop()
         for handler, stream in self._handlers:
             handler.setStream(stream)
-        self._handlers = []
+        self._handlers, self._proxy = [], None
+
+    def leave(self) -> None:
+        """Put everybody's streams back, without a lock and without drawing."""
+        if self._proxy is not None and sys.stderr is self._proxy:
+            sys.stderr = self._proxy.rich_proxied_file
+        if self._restore_stdout is not None:
+            sys.stdout = cast("TextIO", self._restore_stdout)
+        for handler, stream in self._handlers:
+            handler.stream = stream
 
     @property
     def lock(self) -> RLock:

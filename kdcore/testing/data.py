@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kdcore.api.contracts import Data, Tokenizer
+from kdcore.data.where import column_fault
 from kdcore.hashing import tokenizer_hash
 from kdcore.testing.claims import require
 from kdcore.testing.fakes import tiny_tokenizer
@@ -25,11 +26,13 @@ _SENTENCE = "Once upon a time, 3 owls met a fox."
 def check_data(data: Data) -> None:
     """Assert that data gives the same documents and rows each time, within `block`, for training.
 
+    Columns are text or numbers under the names that `column_names` tells, the same ones each time.
     A validation split may be empty; where it is not, its documents are checked too.
     """
     if type(data).make_rows is Data.make_rows:
         for split in ("train", "validation"):
             _check_texts(data, split)
+            _check_columns_of_documents(data, split)
     _check_rows(data)
 
 
@@ -77,6 +80,30 @@ def _documents(data: Data, split: str) -> Iterable[str]:
     return found
 
 
+def _check_columns_of_documents(data: Data, split: str) -> None:
+    if not callable(getattr(data, "documents", None)):  # an option of earlier versions
+        return
+    each, again = (
+        [_columns_in(given) for given in islice(data.documents(split), _MOST)] for _ in range(2)
+    )
+    for columns in each:
+        _check_columns(data, columns)
+    require(each == again, data, f"gives other columns of {split!r} when asked again")
+
+
+def _columns_in(given: object) -> object:
+    return given.get("columns", {}) if isinstance(given, Mapping) else {}
+
+
+def _check_columns(data: Data, columns: object) -> None:
+    fault = column_fault(columns)
+    require(fault is None, data, f"gives {fault}")
+    known = data.column_names()
+    if known is not None and isinstance(columns, Mapping):
+        unknown = next((name for name in columns if name not in known), None)
+        require(unknown is None, data, f"gives a column {unknown!r} that column_names lacks")
+
+
 def _check_rows(data: Data) -> None:
     tokenizer = tiny_tokenizer()
     rows, again = (
@@ -85,10 +112,22 @@ def _check_rows(data: Data) -> None:
     require(bool(rows), data, "gives no row for training")
     for row, other in zip(rows, again, strict=True):
         _check_row(data, row, len(tokenizer))
-        same = all(np.array_equal(row[key], other[key]) for key in row)
+        arrays = row.keys() - {"columns"}
+        same = all(np.array_equal(row[key], other[key]) for key in arrays)
         require(same, data, "gives other rows for the same seed and epoch")
+        for columns, others in zip(_each_columns(row), _each_columns(other), strict=True):
+            _check_columns(data, columns)
+            require(columns == others, data, "gives other columns for the same seed and epoch")
     trained = any((np.asarray(row.get("labels", row["input_ids"])) != -100).any() for row in rows)
     require(trained, data, "gives rows without a token that is trained on")
+
+
+def _each_columns(row: Mapping[str, Any]) -> list[Any]:
+    """Of the row, or of each of its documents."""
+    given = row.get("columns")
+    if given is None or isinstance(given, Mapping):
+        return [given or {}]
+    return list(given)
 
 
 def _check_row(data: Data, row: Mapping[str, Any], vocabulary: int) -> None:

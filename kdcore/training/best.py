@@ -11,7 +11,6 @@ from kdcore.errors import RunError, did_you_mean
 
 if TYPE_CHECKING:
     from kdcore.api.train_options import TrainOptions
-    from kdcore.training.run_state import RunState
 
 
 PREFIX = "eval/"  # of scores in the log
@@ -48,9 +47,7 @@ def is_better(score: float, best: Best | None, mode: Literal["max", "min"] | Non
     return best is None or (score > best.score if mode == "max" else score < best.score)
 
 
-def best_in_words(run: RunState) -> str:
+def best_in_words(options: TrainOptions, best: Best) -> str:
     """The score of the best step by its name: "lowest eval/nll, 2.31"."""
-    options, best = run.recipe.train, run.best
-    assert best is not None
     which = "highest" if options.mode == "max" else "lowest"
     return f"{which} {options.keep_best}, {best.score:.6g}"

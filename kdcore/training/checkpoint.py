@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from kdcore.checksums import checksum
 from kdcore.files import move_into_place
+from kdcore.rng import RandomState
 from kdcore.training.component_state import component_states, restore_components
-from kdcore.training.rng import RandomState
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from kdcore.api.contracts import Loss, Teacher
-from kdcore.data.batch import Batch, Row, SparseLogits
-from kdcore.data.collate import Collate
+from kdcore.data.batch import Batch, Row, SparseLogits, columns_of
+from kdcore.data.collate import Collate, sent
+from kdcore.data.columns import values_of_column
 from kdcore.data.given import as_rows
+from kdcore.data.where import Value
 from kdcore.guard import call_checked, plugin_errors
 from kdcore.models.causal_lm import eval_mode
 from kdcore.models.head import chunk_size, nll_of
@@ -39,10 +41,15 @@ def run_evals(run: Run) -> dict[str, float | str]:
 
 
 def evaluate(
-    run: Run, rows: Sequence[Row], losses: Sequence[Loss], teacher: Teacher | None
+    run: Run,
+    rows: Sequence[Row],
+    losses: Sequence[Loss],
+    teacher: Teacher | None,
+    by: str | None = None,
 ) -> Mapping[str, float]:
     """See `Run.evaluate`."""
-    sums = _Sums(run, losses, teacher)
+    groups = [] if by is None else values_of_column(rows.columns(), by)  # type: ignore[attr-defined]
+    sums = _Sums(run, losses, teacher, by, groups)
     collate = Collate(rows.split, run.vocabulary, run.device)  # type: ignore[attr-defined]
     longest_first = np.argsort(-rows.lengths, kind="stable")  # type: ignore[attr-defined]
     stride = run.micro_batch * run.processes
@@ -96,13 +103,23 @@ def _keys(losses: Sequence[Loss]) -> list[str]:
 class _Sums:
     """Float64 sums by name."""
 
-    def __init__(self, run: Run, losses: Sequence[Loss], teacher: Teacher | None) -> None:
+    def __init__(
+        self,
+        run: Run,
+        losses: Sequence[Loss],
+        teacher: Teacher | None,
+        by: str | None = None,
+        groups: Sequence[Value] = (),
+    ) -> None:
         self.run, self.losses, self.teacher = run, losses, teacher
+        self.by, self.groups = by, groups
         self.bytes = torch.from_numpy(run.bytes_per_id).to(run.device)
         self.partial = teacher if teacher and may_not_know(teacher) else None
         compared = [*["agreement"] * bool(teacher), *["known"] * bool(self.partial)]
         self.names = ["tokens", "bytes", "nll", *_keys(losses), *compared]
         self.total = torch.zeros(len(self.names), dtype=torch.float64, device=run.device)
+        # Last comes a group of the documents without a value, which nobody hears of.
+        self.each = self.total.new_zeros(len(groups) + 1, len(self.names))
 
     def add(self, batch: Batch) -> None:
         """One batch's sums."""
@@ -110,8 +127,21 @@ class _Sums:
         known = torch.ones_like(batch.labels, dtype=torch.bool)
         if self.partial:
             known[batch.valid] = known_to(self.partial, batch)
+        group = self._groups_of(batch)
         for at, student in _chunks(self.run, batch):
-            self.total += self._chunk(student, other and other(at), batch.labels[at], known[at])
+            values = self._chunk(student, other and other(at), batch.labels[at], known[at])
+            self.total += torch.stack([value.sum() for value in values])
+            if group is not None:
+                self.each.index_add_(0, group[at], torch.stack(values, 1))
+
+    def _groups_of(self, batch: Batch) -> Tensor | None:
+        """For each flat position the index of its document's value; None where nobody asked."""
+        if self.by is None:
+            return None
+        codes = {value: n for n, value in enumerate(self.groups)}
+        values, slots = columns_of(batch).values(self.by)
+        each = [len(codes) if value is None else codes[value] for value in values]
+        return sent(np.array(each, np.int64)[slots], batch.valid.device)
 
     def _chunk(
         self,
@@ -119,7 +149,7 @@ class _Sums:
         teacher: Tensor | SparseLogits | None,
         labels: Tensor,
         known: Tensor,
-    ) -> Tensor:
+    ) -> list[Tensor]:
         values = [
             torch.ones_like(labels),
             self.bytes[labels],
@@ -130,7 +160,7 @@ class _Sums:
             values.append((student.argmax(-1) == argmax_ids(teacher)) & known)
         if self.partial:
             values.append(known)
-        return torch.stack([value.double().sum() for value in values])
+        return [value.double() for value in values]
 
     @staticmethod
     def _loss(
@@ -148,4 +178,10 @@ class _Sums:
         """The sums of all processes."""
         if self.run.processes > 1:
             torch.distributed.all_reduce(self.total)
-        return dict(zip(self.names, self.total.tolist(), strict=True))
+            if self.by is not None:
+                torch.distributed.all_reduce(self.each)
+        found = dict(zip(self.names, self.total.tolist(), strict=True))
+        for value, sums in zip(self.groups, self.each.tolist(), strict=False):
+            told = [f"{name}/{value}" for name in self.names]
+            found |= dict(zip(told, sums, strict=True))
+        return found

@@ -19,7 +19,7 @@ from kdcore.files import write_whole
 from kdcore.models.head import chunk_size
 from kdcore.objective.chunked_loss import Values
 from kdcore.objective.losses import compiled_values_of, values_of
-from kdcore.training.rng import RandomState
+from kdcore.rng import RandomState
 
 if TYPE_CHECKING:
     from kdcore.api.contracts import Term

@@ -18,7 +18,7 @@ from kdcore.distributed import Total
 from kdcore.errors import RunError
 from kdcore.objective.selection import SelectionResult, select
 from kdcore.objective.teachers import MicroBatch
-from kdcore.training.rng import RandomState
+from kdcore.rng import RandomState
 from kdcore.training.step import gradient_norm
 
 if TYPE_CHECKING:

@@ -11,11 +11,11 @@ from kdcore.data.sampler import Part, StepRows, StreamedRows, TrainingRows, shar
 from kdcore.errors import RunError
 from kdcore.guard import plugin_errors
 from kdcore.models.completions import Completion, Prompt, completions_from, completions_state
+from kdcore.rng import RandomState
 from kdcore.rollout.layout import WRITTEN, written_rows
 from kdcore.rollout.prompts import cutter_of
 from kdcore.rollout.statistics import Watch
 from kdcore.rollout.writing import write
-from kdcore.training.rng import RandomState
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -133,12 +133,17 @@ class RunState(Run):
         return self._rows[key]
 
     def evaluate(
-        self, rows: Sequence[Row], losses: Sequence[Loss], teacher: Teacher | None = None
+        self,
+        rows: Sequence[Row],
+        losses: Sequence[Loss],
+        teacher: Teacher | None = None,
+        *,
+        by: str | None = None,
     ) -> Mapping[str, float]:
         """See `Run.evaluate`."""
         from kdcore.training.evaluation import evaluate
 
-        return evaluate(self, rows, losses, teacher)
+        return evaluate(self, rows, losses, teacher, by)
 
     def log_likelihoods(self, rows: Sequence[Row], *, batch: int = 64) -> list[float]:
         """See `Run.log_likelihoods`."""

@@ -122,7 +122,7 @@ class TrainStep:
         """Adds a micro-batch's gradients; returns each term's share of the loss [terms]."""
         teacher = self.run.teacher
         asked = teacher is not None and any(term.loss.needs_teacher for term, _ in terms)
-        logits_at = reading.logits_of(teacher) if asked and teacher is not None else None
+        logits_at = reading.parts_of(teacher) if asked and teacher is not None else None
         values = self.values([term for term, _ in terms])
         if self.watch is not None:
             values = self.watch.watched(values, [term for term, _ in terms])

@@ -12,6 +12,7 @@ import torch
 
 from kdcore.errors import Interrupted, RunError, Unreachable
 from kdcore.objective.gradient_shares import negligible_terms
+from kdcore.rng import RandomState
 from kdcore.terminal.bars import progress
 from kdcore.training.best import Best, best_in_words, is_better, score_of
 from kdcore.training.checkpoint import Checkpoints, damage, load_weights, sums_of
@@ -19,7 +20,6 @@ from kdcore.training.evaluation import run_evals
 from kdcore.training.metrics import MetricsAccumulator
 from kdcore.training.micro_batch import OomRetry, kept_micro_batch, micro_batch_state
 from kdcore.training.non_finite import NonFiniteHandler
-from kdcore.training.rng import RandomState
 from kdcore.training.step import TrainStep
 
 if TYPE_CHECKING:
@@ -174,7 +174,8 @@ class Trainer(TrainStep):
             )
         load_weights(path, self.checkpoints.model)
         run.scores = json.loads((path / "state.json").read_text())["scores"]
-        run.say(f"step {best.step} had the {best_in_words(run)}: its weights are final")
+        words = best_in_words(run.recipe.train, best)
+        run.say(f"step {best.step} had the {words}: its weights are final")
 
     def _stop(self, signal_number: int) -> None:
         if self.run.step == self.run.steps:

@@ -26,6 +26,7 @@ from kdcore import (
     describe,
     load_teacher,
     read_nll,
+    reads_columns,
     tokenizer_hash,
 )
 from kdcore_cached.buckets import Buckets, TopK
@@ -104,10 +105,21 @@ class CachedTeacher(Teacher):
             )
         if recipe.data.streams:
             yield f"data {recipe.data.name!r} is streamed, and what is stored needs all of it"
+        if self.context == "document" and self._columns():
+            names = ", ".join(sorted(self._columns()))
+            yield (
+                f"the teacher {self.teacher.name!r} goes by columns ({names}), which windows over "
+                'whole documents do not have: take context = "row", or wrap its members instead'
+            )
         yield from self._too_little()
 
     def _too_little(self) -> Iterable[str]:
         """What the wrapped teacher does not know that is to be stored."""
+        if self.teacher.gives_parts() and self.kind != "nll":
+            yield (
+                f"the teacher {self.teacher.name!r} averages losses over its members, and a store "
+                "holds one distribution: let each of its members be cached instead"
+            )
         wrapped, few = self.teacher, self.teacher.ids_known()
         some_ids = wrapped.gives_logits() and not wrapped.is_estimate()
         able = {
@@ -293,7 +305,13 @@ class CachedTeacher(Teacher):
     def _meta(self, split: Split, vocabulary: int) -> dict[str, object]:
         kind = self.kind_for(vocabulary)
         bound = {"kind": kind.name, "split": split.name, "data": split.fingerprint}
+        if columns := self._columns():
+            bound["columns"] = self._run.columns_fingerprint(split.name, columns)
         return bound | {"vocabulary": vocabulary} | self._bound | kind.bound()
+
+    def _columns(self) -> set[str]:
+        """The columns that the wrapped teacher goes by."""
+        return {name for each in reads_columns(self.teacher) for name in each}
 
     def live(self, batch: Batch) -> list[tuple[Batch, Sequence[np.ndarray]]]:
         """What the wrapped teacher says of what it is shown for the batch, whatever is stored."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
-
-import httpx2
+from typing import TYPE_CHECKING, Any
 
 from kdcore import RunError, Unreachable, redact_secrets
+
+if TYPE_CHECKING:
+    import httpx2
 
 _LONGEST_WAIT = 30.0  # seconds between two tries
 _AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -28,6 +29,8 @@ class Client:
         transport: httpx2.BaseTransport | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
+        import httpx2  # takes as long as half of torch, and every command imports this plugin
+
         self.url, self._give_up_after, self._key_env = url, give_up_after, key_env
         self._sleep = sleep
         self.lost = 0  # connections so far: after one, another server may answer
@@ -48,6 +51,8 @@ class Client:
         return self._answer(lambda: self._http.post(path, json=body))
 
     def _answer(self, ask: Callable[[], httpx2.Response]) -> Any:
+        import httpx2
+
         waited, wait = 0.0, 0.5
         while True:
             try:

@@ -40,6 +40,9 @@ PACK = {
 FILES = {
     "corpus/train.txt": "one\n\ntwo\n",
     "corpus/dump.data": '{"story": "three"}\n{"story": "four"}\n',
+    "corpus/labelled.jsonl": '{"text": "seven", "domain": "math", "level": 2}\n'
+    '{"text": "eight", "domain": "prose", "level": 1}\n',
+    "corpus/talk.jsonl": '{"prompt": "a", "completion": "b"}\n{"prompt": "c", "completion": "d"}\n',
     "corpus/2024-1.csv": "id;text\n1;five\n",
     "corpus/older/a/b.jsonl.gz": gzip.compress(b'{"text": "six"}\n'),
     "books/a.csv": "id,text\n1,a\n",
@@ -70,7 +73,7 @@ def test_every_snippet_is_of_a_language_that_is_executed_here():
     assert [snippet.language for snippet in SNIPPETS] == [
         "toml",
         "sh",
-        *["toml"] * 2,
+        *["toml"] * 4,
         "text",
         "toml",
     ]
@@ -81,6 +84,8 @@ def test_every_snippet_is_of_a_language_that_is_executed_here():
     [
         ("plain.toml", ["one", "two"]),
         ("format.toml", ["four", "three"]),
+        ("domains.toml", ["eight", "seven"]),
+        ("mixed.toml", ["User:\na\n\nAssistant:\nb", "User:\nc\n\nAssistant:\nd", "one", "two"]),
         ("patterns.toml", ["five", "six"]),
     ],
 )
@@ -91,7 +96,8 @@ def test_recipes_read_what_they_name(name, found):
 
 
 def test_the_recipe_of_the_hub_has_no_faults():
-    assert set(RECIPES) == {"plain.toml", "format.toml", "patterns.toml", "hub.toml"}
+    named = ["plain", "format", "domains", "mixed", "patterns", "hub"]
+    assert list(RECIPES) == [f"{name}.toml" for name in named]
     recipe = read_recipe("hub.toml", PluginManager())
     assert recipe.build().data.config == "sample-10BT"
     recipe.refuse_missing()

@@ -31,7 +31,7 @@ def written(tmp_path, monkeypatch) -> Path:
     for number, snippet in enumerate(SNIPPETS):
         if snippet.language != "sh":
             name = snippet.text.splitlines()[0].removeprefix("# ")
-            path = tmp_path / (f"{number}-{name}" if name.endswith(".toml") else name)
+            path = tmp_path / (f"{number:02}-{name}" if name.endswith(".toml") else name)
             assert not path.exists()
             path.write_text(snippet.text)
     return tmp_path

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 import whole_runs
+from kdcore_losses import CrossEntropy
 
 from kdcore import RecipeError, RunError, UsageError
 from kdcore.plugin.manager import PluginManager
+from kdcore.runs.open import begun, open_stage
 
 pytestmark = pytest.mark.slow
 
@@ -101,3 +103,42 @@ def test_of_a_stream_a_warning_tells_what_the_first_rows_do_not_have(host, caplo
 def test_a_faulty_where_is_told(host, where, said):
     with pytest.raises(RecipeError, match=said):
         whole_runs.run(host, recipe(where))
+
+
+EVAL = '[[eval]]\nuse = "perplexity"\nby = "domain"\n'
+
+
+def test_an_eval_tells_by_a_column(host):
+    text = recipe().replace("block = 32", 'block = 32\nrows = "one"')
+    (folder,) = whole_runs.run(host, text + EVAL)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    last = [line for line in lines if "eval/nll" in line][-1]
+    run = open_stage(begun(folder, host))
+    rows = run.rows("validation")
+    found = run.evaluate(rows, [CrossEntropy()], by="domain")
+    told = 0
+    for domain in ("math", "prose"):
+        mine = [n for n in range(len(rows)) if rows[n]["columns"][0]["domain"] == domain]
+        alone = run.evaluate(rows.subset(mine), [CrossEntropy()]) if mine else {"tokens": 0}
+        for name, value in alone.items():
+            assert found[f"{name}/{domain}"] == pytest.approx(value)
+        if mine:
+            told += 1
+            expected = alone["nll"] / alone["tokens"]
+            assert last[f"eval/nll/{domain}"] == pytest.approx(expected, rel=1e-5)
+            assert {f"eval/perplexity/{domain}", f"eval/bits_per_byte/{domain}"} <= last.keys()
+    assert told and "agreement/math" not in found
+
+
+def test_an_eval_by_a_column_that_is_not_kept_is_a_fault(host):
+    text = recipe('{source = "data"}', keep="[]") + EVAL
+    with pytest.raises(RecipeError, match="no document has the column 'domain'"):
+        whole_runs.run(host, text)
+
+
+def test_columns_that_only_evals_read_may_change(host):
+    text = recipe('{source = "data"}') + EVAL
+    (folder,) = whole_runs.run(host, text)
+    shutil.rmtree(folder / "final")
+    written(domain=lambda n: "other")
+    assert whole_runs.run(host, text) == [folder]

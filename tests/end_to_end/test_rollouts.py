@@ -66,7 +66,7 @@ eval_rows = 8
 CHAT = {
     "data": "{use='story-tasks', tasks=30, validation=8, block=160}",
     "rollout": "{use='student', max_new_tokens=24, share=1.0}",
-    "student.patch": "[{use='lora', rank=2, merge=false}]",
+    "student.patch": "[{use='lora', rank=2}]",
     "train.eval_rows": "4",
 }
 
@@ -128,16 +128,17 @@ def test_two_processes_write_what_one_writes_and_go_on_from_its_checkpoint(host)
     assert done.returncode == 0, done.stderr
     assert written(begun) == written(one)
     for alone, together in zip(timeless(one), timeless(begun), strict=True):
-        assert together == pytest.approx(alone, rel=1e-4)
+        assert together.pop("stage") == alone.pop("stage")
+        assert together == pytest.approx(alone, rel=1e-4, abs=1e-6)
 
 
 def test_chats_and_adapters(host):
     sets = tuple(f"{key}={value}" for key, value in CHAT.items())
-    (folder,) = run(host, sets=(*sets, "teacher={use='self'}", "loss.ce=none"))
+    (folder,) = run(host, sets=(*sets, "teacher={use='self'}", "loss=[{use='jsd'}]"))
     lines = [json.loads(line) for line in written(folder).splitlines()]
     assert lines
     for line in lines:
-        assert line["prompt"].rstrip().endswith("assistant"), "the template's generation prompt"
+        assert line["prompt"].rstrip().endswith("Assistant:"), "the template's generation prompt"
         assert line["source"] == "student"
     assert metrics(folder)[-1]["step"] == 6
 
@@ -164,5 +165,5 @@ def test_the_student_that_writes_has_its_adapters(host, monkeypatch):
 
     monkeypatch.setattr("kdcore.rollout.local.sample", watching)
     sets = tuple(f"{key}={value}" for key, value in CHAT.items())
-    run(host, sets=(*sets, "teacher={use='self'}", "loss.ce=none", "train.steps=3"))
+    run(host, sets=(*sets, "teacher={use='self'}", "loss=[{use='jsd'}]", "train.steps=3"))
     assert any(map(all, seen[1:]))

@@ -68,7 +68,7 @@ def test_who_leaves_alone_between_two_records_loses_nothing(tmp_path):
 def test_evaluations_know_how_many_tokens_were_trained_on(tmp_path):
     """Also between two records."""
     known = []
-    asked = SimpleNamespace(measure=lambda run: known.append(run.tokens) or {})
+    asked = SimpleNamespace(name="asked", measure=lambda run: known.append(run.tokens) or {})
     made = trainer(tmp_path, steps=4, evals=[asked], eval_every=2, log_every=100)
     made.train()
     assert known == [43, 2 * 43]

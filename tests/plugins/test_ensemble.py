@@ -139,7 +139,7 @@ def test_members_and_weights_are_checked():
     with pytest.raises(ValidationError, match="greater than 0"):
         Ensemble(members=[ONE, OTHER], weights=[1.0, 0.0])
     with pytest.raises(ValidationError, match="average"):
-        Ensemble(members=[ONE], average="losses")
+        Ensemble(members=[ONE], average="votes")
 
 
 def test_hook_kdcore_teachers():

@@ -1,6 +1,7 @@
 """The panel in a terminal: at every size, resized while it runs, and beside what others write."""
 
 import logging
+import os
 import re
 import sys
 
@@ -145,3 +146,15 @@ def test_what_an_interrupt_tore_off_is_taken_away_at_the_end():
         assert not any(stream.screen.shown()) and not stream.screen.cursor.hidden
         torn.close()  # by the garbage collector, later
         give_back()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes are forked here")
+def test_a_forked_process_waits_for_nobody():
+    with terminal(Screen, 80, 24) as (stream, console):
+        bar = show_live(Bar("tokenising train texts", 100, "characters"), console)
+        with bar._display.lock:  # as a thread that draws at this very moment may
+            child = os.fork()
+            if child == 0:
+                os._exit(0 if sys.stderr is stream else 1)
+        assert os.waitpid(child, 0)[1] == 0
+        bar.close()

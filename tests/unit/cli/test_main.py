@@ -226,9 +226,9 @@ def test_plugins_are_blocked_by_the_environment_too(kdcore, monkeypatch):
 @pytest.mark.parametrize(
     "arguments, absent",
     [
-        ("--help", {"torch", "transformers", "datasets"}),
+        ("--help", {"torch", "transformers", "datasets", "urllib.request"}),
         ("recipes", {"torch", "transformers", "datasets"}),
-        ("check quickstart rho_qwen", {"transformers", "datasets", "accelerate"}),
+        ("check quickstart rho_qwen", {"transformers", "datasets", "accelerate", "httpx2"}),
     ],
 )
 def test_what_is_not_loaded(arguments, absent):

@@ -120,3 +120,31 @@ def test_processes_share_log_likelihoods(monkeypatch):
     for process in range(3):
         run(process, 3).log_likelihoods(rows, batch=2)
     assert sum(parts).tolist() == pytest.approx(whole, rel=1e-10)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_by_a_column_each_value_has_its_own_sums(processes, monkeypatch):
+    parts = {}
+    monkeypatch.setattr(
+        "torch.distributed.all_reduce", lambda sums: parts.setdefault(sums.ndim, []).append(sums)
+    )
+    rows = as_rows(given.rows_with_columns(), "validation")
+    teacher = oracle.model_teacher(TEACHER, VOCABULARY)
+    with torch.no_grad():
+        tokens = list(oracle.tokens_of(rows, STUDENT, teacher, VOCABULARY))
+    for process in range(processes):
+        found = evaluate(run(process, processes), rows, LOSSES, Held(TEACHER), "domain")
+    names = [key.partition("/")[2] for key in found if key.startswith("tokens/")]
+    assert names == ["code", "math", "prose"]
+    for n, domain in enumerate(names):
+        mine = oracle.matching(tokens, rows, engine.term(where={"domain": domain}))
+        sums = {
+            "tokens": len(mine),
+            "nll": sum(float(oracle.nll(t.student, t.label)) for t in mine),
+        }
+        sums["kl"] = sum(float(oracle.value(LOSSES[0], t)) for t in mine)
+        keys = [key for key in found if key.endswith(f"/{domain}")]
+        each = sum(parts[2])[n].tolist() if processes > 1 else [found[key] for key in keys]
+        told = dict(zip(keys, each, strict=True))
+        for name, expected in sums.items():
+            assert told[f"{name}/{domain}"] == pytest.approx(expected, rel=1e-10)

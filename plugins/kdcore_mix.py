@@ -1,0 +1,190 @@
+"""Several data sets as one, in chosen shares."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import numpy as np
+from pydantic import Field
+
+from kdcore import Data, Row, Rows, Stage, component, hookimpl, join_rows, join_streams
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+MEMBER = "member"
+"""The column that says which member a document is of."""
+
+_THEIRS = ("rows", "cut", "bos", "eos", "special_tokens")
+_AT_ONCE = 1024  # members that are drawn together
+
+Share = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+@component
+class Mix(Data):
+    """Rows of several data sets; each document has its member's name in the column `member`.
+
+    `members` are data by name, `shares` how many rows of each hundred or of one are of each; they
+    are divided by their sum. Without, each member gives all of its rows. An epoch ends with
+    "first_exhausted" when the first member has no more rows, with "all_exhausted" when all have
+    been read to their end, the smaller ones again and again. Which rows of a member are read is
+    drawn from the seed and the epoch, and later epochs go on where earlier ones ended.
+
+    Members lay their own rows, of at most the `block` that is set here. For validation all rows of
+    all members are taken. If a member streams, the mix does, shuffled within `buffer` rows.
+    """
+
+    name = "mix"
+    fresh_each_epoch = True
+    members: Annotated[dict[str, Data], Field(min_length=1)]
+    shares: dict[str, Share] | None = None
+    stop: Literal["first_exhausted", "all_exhausted"] = "first_exhausted"
+    buffer: Annotated[int, Field(ge=1)] = 4096
+
+    def __post_init__(self) -> None:
+        self._laid: dict[tuple[str, str], tuple[object, Rows]] = {}
+        if self.shares is not None and self.shares.keys() != self.members.keys():
+            names = ", ".join(self.members)
+            raise ValueError(f"shares names the members, which are {names}, each once")
+        for name, member in self.members.items():
+            if member.block not in (type(member).block, self.block):
+                raise ValueError(f"block belongs beside members, not in {name}")
+            member.block = self.block
+
+    @property
+    def streams(self) -> bool:  # type: ignore[override]  # a constant of other data
+        """Whether a member does."""
+        return any(member.streams for member in self.members.values())
+
+    def faults(self, recipe: Stage) -> Iterator[str]:
+        """Options that only members read, and streams that nobody counts."""
+        for option in _THEIRS:
+            if getattr(self, option) != getattr(Data, option):
+                yield f"{option} belongs into the members of a mix, which lay their own rows"
+        if self.streams and recipe.data is self and recipe.train.steps is None:
+            yield "nobody knows how long a stream is: set train.steps instead of epochs or tokens"
+        if self.streams and self.shares is None:
+            yield "a mix with a stream needs shares: nobody knows how many rows a stream has"
+
+    def column_names(self) -> Sequence[str] | None:
+        """Those of the members, and `member`."""
+        each = [member.column_names() for member in self.members.values()]
+        known = [names for names in each if names is not None]
+        if len(known) < len(each):
+            return None
+        return list(dict.fromkeys([*(name for names in known for name in names), MEMBER]))
+
+    def documents(self, split: str) -> Iterator[str | Row]:
+        """The documents of all members, one member behind another."""
+        for name, member in self.members.items():
+            for given in member.documents(split):
+                document: Row = {"text": given} if isinstance(given, str) else given
+                yield {**document, "columns": {**document.get("columns", {}), MEMBER: name}}
+
+    def make_rows(
+        self, split: str, tokenizer: PreTrainedTokenizerBase, *, seed: int, epoch: int
+    ) -> Rows:
+        """The members' rows, joined."""
+        laid = {name: self._rows_of(name, split, tokenizer, seed, epoch) for name in self.members}
+        if split != "train":
+            return _all_of(split, laid)
+        if self.streams:
+            return join_streams(
+                split,
+                laid,
+                lambda: _drawn([seed, epoch], list(self._shares(laid))),
+                column=MEMBER,
+                seed=[seed, epoch],
+                all_exhausted=self.stop == "all_exhausted",
+                window=self.buffer,
+            )
+        return join_rows(split, laid, self._order(laid, seed, epoch), column=MEMBER)
+
+    def _rows_of(
+        self, name: str, split: str, tokenizer: PreTrainedTokenizerBase, seed: int, epoch: int
+    ) -> Rows:
+        """A member's, which are held unless they are others in each epoch."""
+        member = self.members[name]
+        held = self._laid.get((name, split))
+        if member.fresh_each_epoch or held is None or held[0] is not tokenizer:
+            made = member.make_rows(split, tokenizer, seed=seed, epoch=epoch)
+            held = self._laid[name, split] = (tokenizer, made)
+        return held[1]
+
+    def _shares(self, laid: Mapping[str, Rows]) -> Sequence[float]:
+        """Of each member; they add up to 1."""
+        given = self.shares or {name: len(rows) for name, rows in laid.items()}  # type: ignore[arg-type]
+        total = sum(given.values())
+        return [given[name] / total for name in laid]
+
+    def _order(self, laid: Mapping[str, Rows], seed: int, epoch: int) -> np.ndarray:
+        """Which rows of which member are an epoch's [rows, 2], one member behind another."""
+        sizes = [len(rows) for rows in laid.values()]  # type: ignore[arg-type]
+        wanted = self.counts(sizes, self._shares(laid))
+        each = [
+            np.stack([np.full(count, n), _rows(seed, n, size, epoch * count, count)], axis=1)
+            for n, (size, count) in enumerate(zip(sizes, wanted, strict=True))
+        ]
+        return np.concatenate(each)
+
+    def counts(self, sizes: Sequence[int], shares: Sequence[float]) -> list[int]:
+        """How many rows an epoch takes of members of these sizes, at least one of each."""
+        fill = min if self.stop == "first_exhausted" else max
+        total = fill(size / share for size, share in zip(sizes, shares, strict=True))
+        # A share such as 0.1 times 30 is a hair below or above 3: that hair is rounding.
+        return [max(1, int(total * share + 1e-6)) for share in shares]
+
+
+def _rows(seed: int, member: int, size: int, first: int, count: int) -> np.ndarray:
+    """`count` rows of a member from the `first` on, of passes in an order of their own each."""
+    places = np.arange(first, first + count)
+    found = np.empty(count, np.int64)
+    for once in np.unique(places // size):
+        drawn = np.random.default_rng([seed, 0x313, member, int(once)]).permutation(size)
+        mine = places // size == once
+        found[mine] = drawn[places[mine] % size]
+    return found
+
+
+def _drawn(seed: Sequence[int], shares: Sequence[float]) -> Iterator[int]:
+    """Members by their shares, without end."""
+    generator = np.random.default_rng([*seed, 0x313])
+    while True:
+        yield from generator.choice(len(shares), _AT_ONCE, p=shares).tolist()
+
+
+def _all_of(split: str, laid: Mapping[str, Rows]) -> Rows:
+    """Every row of every member; where one streams, in turn."""
+    if all(hasattr(rows, "__getitem__") and len(rows) for rows in laid.values()):  # type: ignore[arg-type]
+        sizes = [len(rows) for rows in laid.values()]  # type: ignore[arg-type]
+        each = [
+            np.stack([np.full(size, n), np.arange(size)], axis=1) for n, size in enumerate(sizes)
+        ]
+        return join_rows(split, laid, np.concatenate(each), column=MEMBER)
+    return _in_turn(laid)
+
+
+def _in_turn(laid: Mapping[str, Rows]) -> Iterable[Row]:
+    """A row of each member after another, until none has any more."""
+    for rows in zip_longest(*map(iter, laid.values())):
+        for n, (name, row) in enumerate(zip(laid, rows, strict=True)):
+            if row is not None:
+                yield _of_member(row, name, n, len(laid))
+
+
+def _of_member(row: Row, name: str, n: int, members: int) -> Row:
+    given, mine = row.get("columns") or {}, {MEMBER: name}
+    alone = isinstance(given, Mapping)
+    made = {**row, "columns": {**given, **mine} if alone else [{**each, **mine} for each in given]}
+    if row.get("document") is not None:  # numbers of their own
+        made["document"] = np.asarray(row["document"]) * members + n
+    return made
+
+
+@hookimpl
+def kdcore_data() -> Sequence[type[Data]]:
+    """The data that this plugin brings."""
+    return [Mix]
