@@ -58,7 +58,8 @@ OF_MODEL = RECIPE[RECIPE.index("[data]") :].replace(
 SFT = RECIPE.replace('use = "text"', 'use = "sft"\ntemplate = "plain"').replace(
     "block = 32", "block = 256"
 )
-TAUGHT = OF_MODEL.replace('use = "ce"', 'use = "kl"') + '\n[teacher]\nuse = "hf"\nmodel = "model"\n'
+TEACHER = '\n[teacher]\nuse = "hf"\nmodel = "model"\n'
+TAUGHT = OF_MODEL.replace('use = "ce"', 'use = "kl"') + TEACHER
 MOST = 6  # lines
 
 
@@ -89,6 +90,10 @@ def _jsonl(*records: object) -> str:
 ASK = {"instruction": "What is it?", "output": "a fox"}
 QA = [{"question": "What is it?", "answer": "a fox"}] * 9
 GPT = [{"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}] * 9
+
+
+def _taught_by(name: str) -> str:
+    return TAUGHT.replace('use = "hf"\nmodel = "model"', f'use = "hf"\nmodel = "{name}"')
 
 
 def _data(path: str, text: str = SFT) -> str:
@@ -127,10 +132,12 @@ PATHS = [
     Mistake("run from another folder", arguments=("run", "../elsewhere/r.toml")),
     Mistake("teacher folder without config.json", TAUGHT, lay=_without("config.json")),
     Mistake("a folder without a tokenizer", OF_MODEL, lay=_without("tokenizer")),
-    Mistake("hub name with a typo", TAUGHT.replace('use = "hf"\nmodel = "model"', 'use = "hf"\nmodel = "Qwen/Qwen9-0B"')),
-    Mistake("gated model, no network", TAUGHT.replace('use = "hf"\nmodel = "model"', 'use = "hf"\nmodel = "meta-llama/Llama-3.1-8B"')),
-    Mistake("no network", OF_MODEL.replace('model = "model"', 'model = "HuggingFaceTB/SmolLM2-135M"')),
-]  # fmt: skip
+    Mistake("hub name with a typo", _taught_by("Qwen/Qwen9-0B")),
+    Mistake("gated model, no network", _taught_by("meta-llama/Llama-3.1-8B")),
+    Mistake(
+        "no network", OF_MODEL.replace('model = "model"', 'model = "HuggingFaceTB/SmolLM2-135M"')
+    ),
+]
 TOML = [
     Mistake("[loss] for [[loss]]", _trained("[[loss]]", "[loss]")),
     Mistake('lr = "2e-5"', _trained("lr = 1e-3", 'lr = "2e-5"')),
@@ -164,27 +171,63 @@ TYPED = [
 ]
 DATA = [
     Mistake("question/answer columns", _data("qa.jsonl"), files={"qa.jsonl": _jsonl(*QA)}),
-    Mistake("records without an answer", _data("a.jsonl"), files={"a.jsonl": _jsonl(*[{"instruction": "x"}] * 9)}),
+    Mistake(
+        "records without an answer",
+        _data("a.jsonl"),
+        files={"a.jsonl": _jsonl(*[{"instruction": "x"}] * 9)},
+    ),
     Mistake("ShareGPT", _data("s.jsonl"), files={"s.jsonl": _jsonl(*GPT)}),
-    Mistake("one record a file", _data("one"), files={f"one/{n}.json": json.dumps(ASK) for n in range(9)}),
-    Mistake("UTF-16", _data("u.txt", RECIPE), files={"u.txt": ("the quick brown fox. " * 9 + "\n\n").encode("utf-16") * 9}),
-    Mistake("prompt longer than block", _data("l.jsonl"), files={"l.jsonl": _jsonl(*[{**ASK, "instruction": "long " * 900}] * 9)}),
-    Mistake("all tokens masked", _data("m.jsonl"), files={"m.jsonl": _jsonl(*[{**ASK, "output": ""}] * 9)}),
+    Mistake(
+        "one record a file",
+        _data("one"),
+        files={f"one/{n}.json": json.dumps(ASK) for n in range(9)},
+    ),
+    Mistake(
+        "UTF-16",
+        _data("u.txt", RECIPE),
+        files={"u.txt": ("the quick brown fox. " * 9 + "\n\n").encode("utf-16") * 9},
+    ),
+    Mistake(
+        "prompt longer than block",
+        _data("l.jsonl"),
+        files={"l.jsonl": _jsonl(*[{**ASK, "instruction": "long " * 900}] * 9)},
+    ),
+    Mistake(
+        "all tokens masked",
+        _data("m.jsonl"),
+        files={"m.jsonl": _jsonl(*[{**ASK, "output": ""}] * 9)},
+    ),
     Mistake("nothing to validate on", _trained("validation_share = 0.2\n", "")),
-    Mistake("CSV with semicolons", _data("c.csv", RECIPE), files={"c.csv": "id;text\n" + "1;the quick brown fox\n" * 40}),
-]  # fmt: skip
+    Mistake(
+        "CSV with semicolons",
+        _data("c.csv", RECIPE),
+        files={"c.csv": "id;text\n" + "1;the quick brown fox\n" * 40},
+    ),
+]
 MODELS = [
-    Mistake("another tokenizer", TAUGHT.replace(OF_MODEL[: OF_MODEL.index("[data]")], "").replace('[student]\nmodel = "model"\n', RECIPE[RECIPE.index("[student.config]") : RECIPE.index("[train]")]) + RECIPE[: RECIPE.index("[data]")]),
+    Mistake("another tokenizer", RECIPE.replace('use = "ce"', 'use = "kl"') + TEACHER),
     Mistake("no eos", OF_MODEL, lay=lambda at: _no_eos(at / "model")),
-    Mistake("no chat template", _data("s.jsonl", OF_MODEL.replace('use = "text"', 'use = "sft"')), files={"s.jsonl": _jsonl(*[ASK] * 9)}),
-    Mistake("block above positions", OF_MODEL.replace("block = 32", "block = 4096"), lay=_config(max_position_embeddings=64)),
-    Mistake("a teacher that is an encoder", TAUGHT, lay=_config(model_type="bert", architectures=["BertModel"])),
+    Mistake(
+        "no chat template",
+        _data("s.jsonl", OF_MODEL.replace('use = "text"', 'use = "sft"')),
+        files={"s.jsonl": _jsonl(*[ASK] * 9)},
+    ),
+    Mistake(
+        "block above positions",
+        OF_MODEL.replace("block = 32", "block = 4096"),
+        lay=_config(max_position_embeddings=64),
+    ),
+    Mistake(
+        "a teacher that is an encoder",
+        TAUGHT,
+        lay=_config(model_type="bert", architectures=["BertModel"]),
+    ),
     Mistake("a vision model", TAUGHT, lay=_config(model_type="vit", architectures=["ViTModel"])),
     Mistake("cuda:1 on a CPU", TAUGHT + 'device = "cuda:1"\n'),
     Mistake("quantise without CUDA", TAUGHT + 'quantise = "4bit"\n'),
     Mistake("a teacher that nobody asks", OF_MODEL + '\n[teacher]\nuse = "hf"\nmodel = "model"\n'),
     Mistake("a divergence without a teacher", _trained('use = "ce"', 'use = "kl"')),
-]  # fmt: skip
+]
 MISTAKES = [*PATHS, *TOML, *TYPED, *DATA, *MODELS]
 
 
@@ -244,7 +287,7 @@ def main() -> None:
     parser.add_argument("--results", action="store_true", help="write the table into results/")
     asked = parser.parse_args()
     host, rows, wrong = warm(), ["| mistake | exit | lines | first |", "|---|---|---|---|"], 0
-    for n, mistake in enumerate(MISTAKES):
+    for mistake in MISTAKES:
         if asked.names and not any(name in mistake.name for name in asked.names):
             continue
         with tempfile.TemporaryDirectory(prefix="mistake-") as folder:
@@ -257,7 +300,8 @@ def main() -> None:
             print("\n".join(f"    {line}" for line in found.lines[:12]), flush=True)
         wrong += found.wrong
     if asked.results:
-        head = f"# {len(MISTAKES)} mistakes, {wrong} without help\n\n`benchmarks/robustness/mistakes.py`\n\n"
+        head = f"# {len(MISTAKES)} mistakes, {wrong} without help\n\n"
+        head += "`benchmarks/robustness/mistakes.py`\n\n"
         (RESULTS / f"{date.today()}-mistakes.md").write_text(head + "\n".join(rows) + "\n")
     raise SystemExit(wrong > 0)
 
