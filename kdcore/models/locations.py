@@ -56,8 +56,24 @@ def loading_error(name: str, key: str | None) -> Iterator[None]:
         raise RunError(f"cannot load {name!r}: {why}") from error
 
 
+_FAULTS = {
+    "instantiate the backend tokenizer": (
+        "it has no tokenizer that can be read (tokenizer.json); lay the model's own into it"
+    ),
+    "Unrecognized model": "it has no config.json with a model_type, as save_pretrained writes it",
+    "Unrecognized configuration class": (
+        "its config.json says that it is no causal language model; name one that writes text"
+    ),
+    "not compiled with CUDA": "this machine has no CUDA device; leave `device` out",
+    "No CUDA GPUs": "this machine has no CUDA device; leave `device` out",
+    "invalid device ordinal": "this machine has no such CUDA device; leave `device` out",
+}
+"""What libraries say, and what it means."""
+
+
 def _folder_fault(error: Exception) -> str:
-    return f"the folder is there, but {_first_line(error)}"
+    found = next((ours for said, ours in _FAULTS.items() if said in str(error)), None)
+    return f"the folder is there, but {found or _first_line(error)}"
 
 
 def _hub_fault(error: Exception, key: str | None) -> str:

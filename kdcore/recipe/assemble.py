@@ -42,6 +42,7 @@ from kdcore.recipe.node import (
     Node,
     Source,
 )
+from kdcore.recipe.other_words import ours
 from kdcore.recipe.rollout_rules import rollout_faults
 
 if TYPE_CHECKING:
@@ -272,7 +273,8 @@ def _one_of_rivals(stage: Assembly) -> Iterator[Fault]:
 def _one_of(table: Node, key: str, rivals: Rivals) -> Iterator[Fault]:
     given = [rival for rival in table.table if rival in rivals.names]
     names = f"{', '.join(rivals.names[:-1])} and {rivals.names[-1]}"
-    if rivals.needed and not given:
+    meant = {found[0] for word in table.table if (found := ours(word))}
+    if rivals.needed and not given and not meant & {*rivals.names}:
         yield table.fault(f"[{key}] needs one of {names}")
     for rival in given[1:]:
         said = f"[{key}] takes one of {names}, and {given[0]} is given as well"

@@ -25,6 +25,7 @@ from kdcore.api.schedule import Schedule
 from kdcore.errors import Fault, PluginError, UsageError, did_you_mean
 from kdcore.guard import defined_in
 from kdcore.recipe.node import Node
+from kdcore.recipe.other_words import WORDS, ours
 from kdcore.recipe.toml_positions import KeyPath
 
 if TYPE_CHECKING:
@@ -168,6 +169,7 @@ class Builder:
         except ValidationError as error:
             # Told of already: the one that is missing is the one that was spelt wrongly.
             misspelt = [near for key in unknown for near in get_close_matches(key, types, n=1)]
+            misspelt += [found[0] for key in unknown if (found := ours(key))]
             self.faults += validation_errors(error, table, types, what, [*unbuilt, *misspelt])
             return None
         except UsageError as error:  # from a component that checks its options together
@@ -245,6 +247,8 @@ def _lifted(table: Node, inside: Mapping[str, str]) -> Node:
 def _unknown(key: str, what: str, known: Collection[str]) -> tuple[str, str]:
     """Message and hint for a key that nobody knows."""
     near = did_you_mean(key, known)
+    if (found := ours(key)) and found[0] in known and (key in WORDS or not near):
+        return f"{what} has no option {key!r}: here it is {found[0]!r}", found[1]
     own = ", ".join(name for name in known if name != "use")
     hint = f"it has: {own}" if own else "it has no options"
     return f"{what} has no option {key!r}{near}", "" if near else hint
