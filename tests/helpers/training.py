@@ -17,6 +17,8 @@ TEACHER = given.model(seed=1)
 class Eval:
     """Notes when it was asked, and in which mode the student was left."""
 
+    name = "asked"
+
     def __init__(self):
         self.steps = []
 

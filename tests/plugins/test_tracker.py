@@ -267,7 +267,7 @@ def test_settings_hold_no_secrets(tmp_path):
         "data.api_key": "***",
         "data.url": "https://host/place",
         "data.texts": '["***", "kept"]',
-        "models.completions": "[]",
+        "data.prompts": "[]",
         "loss.1.use": "ce",
         "loss.1.weight.start": 1.0,
         "loss.2.use": "kl",
