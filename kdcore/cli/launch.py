@@ -196,13 +196,19 @@ def _wait(children: Sequence[subprocess.Popen[bytes]]) -> int | None:
             failed = [rank for rank, code in enumerate(codes) if code]
             if failed:
                 _end(children, _time_to_end(codes))
-                return min(failed, key=lambda rank: codes[rank] == _LOST)
+                return _cause(failed, [child.returncode for child in children])
             if all(code == 0 for code in codes):
                 return None
             time.sleep(_POLLING)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _cause(failed: Sequence[int], codes: Sequence[int]) -> int:
+    """Of processes that were seen to fail, one that did not lose another; else one that it lost."""
+    others = [rank for rank, code in enumerate(codes) if code and rank not in failed]
+    return min([*failed, *others], key=lambda rank: codes[rank] == _LOST)
 
 
 def _time_to_end(codes: Sequence[int | None]) -> float:

@@ -120,6 +120,13 @@ def test_a_process_that_starts_all_again_says_why(capfd, tmp_path):
     assert launch._code([2, 2], 0, said) == 2
 
 
+def test_who_loses_another_is_not_the_cause_even_if_it_ends_first():
+    assert launch._cause([0], [76, 130]) == 1
+    assert launch._cause([1], [-15, 1]) == 1
+    assert launch._cause([0, 1], [76, 3]) == 1
+    assert launch._cause([0], [76, 0]) == 0
+
+
 def run_of(folder, out):
     (found,) = [path for path in Path(folder, out).iterdir() if (path / "recipe.toml").exists()]
     return found
