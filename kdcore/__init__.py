@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from kdcore.deprecated import MovedModules, old_name
 
 if TYPE_CHECKING:
-    from kdcore import formatting as formatting
     from kdcore.api.contracts import Component as Component
     from kdcore.api.contracts import Data as Data
     from kdcore.api.contracts import Eval as Eval
@@ -94,6 +93,7 @@ if TYPE_CHECKING:
     from kdcore.session import load as load
     from kdcore.session import plan as plan
     from kdcore.session import run as run
+    from kdcore.terminal import formatting as formatting
     from kdcore.terminal.bars import progress as progress
     from kdcore.terminal.display import is_watched as is_watched
     from kdcore.terminal.display import show_live as show_live
@@ -102,7 +102,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "facts": "runs.facts",
-    "formatting": "formatting",
+    "formatting": "terminal.formatting",
     "metrics": "runs.metrics",
     "summary": "runs.summary",
 }

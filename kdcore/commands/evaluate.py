@@ -19,7 +19,6 @@ from kdcore.commands.fitting import Column, Fitting
 from kdcore.commands.models import Named, named
 from kdcore.commands.output import AsJson, Plugins, print_json, tell
 from kdcore.errors import UsageError
-from kdcore.formatting import value
 from kdcore.plugin.manager import PluginManager
 from kdcore.recipe.recipe import read_recipe
 from kdcore.runs.facts import read_settings
@@ -33,6 +32,7 @@ from kdcore.runs.open import (
     run_folder,
     stage_outputs,
 )
+from kdcore.terminal.formatting import value
 from kdcore.training.evaluation import run_evals
 from kdcore.training.run_state import RunState
 

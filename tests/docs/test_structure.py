@@ -60,6 +60,7 @@ OF_A_PLUGIN = {
     "cache.py": {"kdcore_cached"},
     "cache_tables.py": {"kdcore_cached"},
     "data_file.py": {"kdcore_text"},
+    "generate.py": {"kdcore_sft"},
     "recipe_template.py": {"kdcore_sft", "kdcore_text"},
     "rm.py": {"kdcore_cached"},
 }
