@@ -119,6 +119,7 @@ _HELD = {
     "rng": "random_state",
     "training.run_state": "run training_rows",
     "training.setup": "setup",
+    "training.signals": "signals",
     "training.student": "student",
     "training.trainer": "train",
 }

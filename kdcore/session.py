@@ -102,19 +102,18 @@ def run(
 ) -> Result:
     """Run a recipe as `kdcore run` does: finished stages are reused, an interrupted one resumes.
 
-    `on_record` is called with each `Record`, every `train.log_every` steps. `plugins` are what `-p`
-    takes. Raises RecipeError with every fault of the recipe, RunError where a run fails.
+    `on_record` is called with each `Record`, every `train.log_every` steps; a notebook shows a bar.
+    `plugins` are what `-p` takes. Raises RecipeError with every fault of the recipe, RunError where
+    a run fails.
     """
     import datasets  # noqa: F401  # before its bars are switched off
 
+    from kdcore.runs.notebook import notebook_progress
     from kdcore.runs.runner import RunRequest, run_all
 
     host = _host(plugins)
-    with (
-        without_bars(),
-        _name_of(recipe) as name,
-        host.listening([_OnRecord(on_record)] if on_record else []),
-    ):
+    listeners = [*([_OnRecord(on_record)] if on_record else []), *notebook_progress()]
+    with without_bars(), _name_of(recipe) as name, host.listening(listeners):
         asked = RunRequest(
             recipe=name,
             out=Path(out),

@@ -10,7 +10,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from kdcore import Data, component, hookimpl
+from kdcore import Data, Row, RunError, component, hookimpl
 
 _SHARED = ("block", "rows", "cut", "eos")
 _LETTERS = 0.35  # of a line's letters that are replaced
@@ -40,6 +40,19 @@ class Noisy(Data):
         """The documents of the source, in its order."""
         for index, text in enumerate(self.source.texts(split)):
             yield self._damaged(text, index) if split == "train" else text
+
+    def documents(self, split: str) -> Iterator[str | Row]:
+        """The same with the columns of the source's."""
+        for index, given in enumerate(self.source.documents(split)):
+            text = given if isinstance(given, str) else given.get("text")
+            if text is None:
+                raise RunError("noisy damages texts, and its source gives ids")
+            said = self._damaged(text, index) if split == "train" else text
+            yield said if isinstance(given, str) else {**given, "text": said}
+
+    def column_names(self) -> Sequence[str] | None:
+        """The source's."""
+        return self.source.column_names()
 
     def _damaged(self, text: str, index: int) -> str:
         rng = random.Random(f"{self.seed} {index}")

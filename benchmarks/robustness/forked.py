@@ -19,7 +19,7 @@ from typing import IO, TYPE_CHECKING, Any, ClassVar
 
 from kills import HANGS
 
-from kdcore.signals import SIGNALS
+from kdcore.training.signals import SIGNALS
 
 if TYPE_CHECKING:
     from kdcore.plugin.manager import PluginManager

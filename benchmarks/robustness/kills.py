@@ -244,12 +244,12 @@ def warm() -> PluginManager:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, optimization  # noqa: F401
 
-    from kdcore.models.loading import progress_bars
     from kdcore.plugin.manager import PluginManager
     from kdcore.runs import runner  # noqa: F401
+    from kdcore.terminal.libraries import without_bars
 
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as folder, progress_bars(shown=False):
+    with tempfile.TemporaryDirectory() as folder, without_bars():
         sizes = {"vocab_size": 9, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
         config = AutoConfig.for_model("llama", num_attention_heads=2, **sizes)
         AutoModelForCausalLM.from_config(config).save_pretrained(folder)

@@ -10,7 +10,7 @@ from threading import Event, RLock, Thread
 from types import FrameType
 
 from kdcore.errors import Interrupted
-from kdcore.signals import SIGNALS, known_as
+from kdcore.training.signals import SIGNALS, known_as
 
 _GRACE = 2.0  # seconds that ^C has to end the process; libraries may wait in C for minutes
 

@@ -15,7 +15,7 @@ from threading import Thread
 from typing import IO
 
 from kdcore.errors import Interrupted, ProcessLost, StartAgain, UsageError
-from kdcore.signals import SIGNALS, known_as
+from kdcore.training.signals import SIGNALS, known_as
 
 _TO_END = 10.0  # seconds that processes have when another one has ended
 _TO_SAVE = 600.0  # where one of them may write a checkpoint first

@@ -66,7 +66,7 @@ def _values(columns: Iterable[Columns], names: set[str]) -> Mapping[str, set[Val
 def _faults(
     wanted: Sequence[tuple[str, Where]], known: Mapping[str, set[Value]], stage: Stage
 ) -> Iterator[str]:
-    writes = getattr(stage, "rollout", None) is not None
+    writes = stage.rollout is not None
     for who, where in wanted:
         for name, given in where.items():
             there = known[name] | ({"data"} if name == SOURCE else set())

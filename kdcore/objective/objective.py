@@ -152,7 +152,8 @@ class Objective(nn.Module):
         prepared = [seen.prepared.get(term.label) for term, _ in terms]
         most = None
         if all(mask is not None for mask in masks):
-            most = _most(seen, [term for term, _ in terms], len(valid)) if valid.is_cuda else None
+            if _waiting_costs(valid):
+                most = _most(seen, [term for term, _ in terms], len(valid))
             places, weights = _compact(weights, most)
             valid = valid[places]
             prepared = [None if each is None else each[places] for each in prepared]
@@ -169,6 +170,11 @@ class Objective(nn.Module):
             bend=self.student.bend,
             repeats=most is not None,
         )
+
+
+def _waiting_costs(tensor: Tensor) -> bool:
+    """Whether to ask how many there are of something would be to wait for a device."""
+    return tensor.is_cuda
 
 
 def _most(seen: TokenMask, terms: Sequence[Term], tokens: int) -> int | None:

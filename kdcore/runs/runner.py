@@ -40,9 +40,9 @@ from kdcore.runs.folder import (
     write_texts,
 )
 from kdcore.runs.open import OpenRequest, open_stage
-from kdcore.signals import Signals
 from kdcore.training.run_state import RunState
 from kdcore.training.setup import make_accelerator, prepare
+from kdcore.training.signals import Signals
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -45,8 +45,8 @@ if TYPE_CHECKING:
     from kdcore.api.train_options import TrainOptions
     from kdcore.data.sampler import StreamedRows, TrainingRows
     from kdcore.plugin.manager import PluginManager
-    from kdcore.signals import Signals
     from kdcore.training.run_state import RunState
+    from kdcore.training.signals import Signals
 
 
 def make_accelerator(options: TrainOptions) -> Accelerator:

@@ -24,7 +24,7 @@ from kdcore.training.step import TrainStep
 
 if TYPE_CHECKING:
     from kdcore.plugin.manager import PluginManager
-    from kdcore.signals import Signals
+    from kdcore.training.signals import Signals
 
 
 _log = logging.getLogger("kdcore")

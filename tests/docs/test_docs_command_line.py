@@ -20,7 +20,7 @@ from kdcore.cli.main import app
 from kdcore.errors import Interrupted
 from kdcore.plugin.manager import PluginManager
 from kdcore.recipe.recipe import read_recipe
-from kdcore.signals import SIGNALS, known_as
+from kdcore.training.signals import SIGNALS, known_as
 
 pytestmark = pytest.mark.slow
 

@@ -3,6 +3,9 @@
 import given
 import pytest
 import torch
+from engine import Held, term
+from kdcore_losses import ForwardKL
+from kdcore_routed import Routed
 from kdcore_selections import Hardest, Random
 from torch.utils._python_dispatch import TorchDispatchMode
 from training import ROWS, trainer
@@ -67,6 +70,24 @@ def test_a_selection_waits_for_how_many_tokens_it_kept(tmp_path, on_host, select
     waits, read = waits_of(trainer(tmp_path, micro_batch=2, selection=selection), on_host)
     assert waits == ["aten.nonzero"] * 2
     assert read == []
+
+
+def test_terms_of_some_documents_and_routes_read_nothing(tmp_path, on_host, monkeypatch):
+    monkeypatch.setattr("kdcore.objective.objective._waiting_costs", lambda tensor: True)
+    monkeypatch.setattr("kdcore_routed._all_answer_everywhere", lambda positions: True)
+    rows = given.rows_with_columns()
+    some, others = {"domain": "math"}, {"domain": ["code", "prose"]}
+    made = trainer(
+        tmp_path,
+        rows=rows,
+        micro_batch=2,
+        terms=[term(ForwardKL(), where=some), term(where=others)],
+    )
+    members = [Held(given.model(seed=seed)) for seed in (1, 2)]
+    made.run.recipe.teacher = Routed(members=members, where=[some, None])
+    waits, read = waits_of(made, on_host)
+    assert waits == []
+    assert set(read) <= {"numpy"}  # of what lies on the host
 
 
 def test_waiting_is_seen(on_host):

@@ -169,7 +169,7 @@ def train(accelerator, folder, steps=4):
 def collectives(accelerator, rank):
     """The small things that processes agree on."""
     from kdcore.distributed import over
-    from kdcore.signals import Signals
+    from kdcore.training.signals import Signals
 
     gather = over(accelerator)
     signals = Signals()

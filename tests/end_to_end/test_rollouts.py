@@ -66,7 +66,7 @@ eval_rows = 8
 CHAT = {
     "data": "{use='story-tasks', tasks=30, validation=8, block=160}",
     "rollout": "{use='student', max_new_tokens=24, share=1.0}",
-    "student.patch": "[{use='lora', rank=2, merge=false}]",
+    "student.patch": "[{use='lora', rank=2}]",
     "train.eval_rows": "4",
 }
 
@@ -138,7 +138,7 @@ def test_chats_and_adapters(host):
     lines = [json.loads(line) for line in written(folder).splitlines()]
     assert lines
     for line in lines:
-        assert line["prompt"].rstrip().endswith("assistant"), "the template's generation prompt"
+        assert line["prompt"].rstrip().endswith("Assistant:"), "the template's generation prompt"
         assert line["source"] == "student"
     assert metrics(folder)[-1]["step"] == 6
 

@@ -12,7 +12,7 @@ from kdcore.errors import Interrupted
 from kdcore.plugin.manager import PluginManager
 from kdcore.runs import runner
 from kdcore.runs.folder import finished
-from kdcore.signals import Signals
+from kdcore.training.signals import Signals
 
 pytestmark = pytest.mark.slow
 

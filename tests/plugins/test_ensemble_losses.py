@@ -112,7 +112,8 @@ def test_compiled_it_is_the_same():
 def test_it_cannot_be_averaged_routed_or_stored():
     each = [TableTeacher(), TableTeacher()]
     inner = Ensemble(members=each, average="losses")
-    recipe = SimpleNamespace(data=SimpleNamespace(name="d", fresh_each_epoch=False, streams=False))
+    data = SimpleNamespace(name="d", fresh_each_epoch=False, streams=False)
+    recipe = SimpleNamespace(data=data, rollout=None)
     (said,) = Ensemble(members=[inner]).faults(recipe)
     assert said.startswith("the member 'ensemble' averages losses")
     (said,) = Routed(members=[inner]).faults(recipe)

@@ -81,3 +81,21 @@ def test_how_rows_are_laid_is_set_once():
 
 def test_the_fingerprint_is_the_sources_too():
     assert "source=clean(" in Noisy(source=Clean()).fingerprint()
+
+
+def test_columns_of_the_source_stay(tmp_path):
+    import json
+
+    from kdcore_text import Text
+
+    path = tmp_path / "a.jsonl"
+    records = [{"text": f"some words of text {n}", "d": f"{n % 2}"} for n in range(6)]
+    path.write_text("\n".join(map(json.dumps, records)))
+    source = Text(path=str(path), validation=str(path), keep_columns=["d"])
+    noisy = Noisy(source=source, share=1.0)
+    for split in ("train", "validation"):
+        each = list(noisy.documents(split))
+        assert [one["text"] for one in each] == list(noisy.texts(split))
+        assert [one["columns"] for one in each] == [{"d": f"{n % 2}"} for n in range(6)]
+    assert noisy.column_names() == ["d"]
+    assert list(noisy.texts("train")) != [one["text"] for one in records]

@@ -202,6 +202,6 @@ def test_a_store_over_whole_documents_has_no_columns():
     data = SimpleNamespace(name="d", fresh_each_epoch=False, streams=False)
     inner = Ensemble(members=[routed(TableTeacher(), TableTeacher(), TableTeacher())])
     cached = CachedTeacher(teacher=inner, context="document")
-    (said,) = cached.faults(SimpleNamespace(data=data))
+    (said,) = cached.faults(SimpleNamespace(data=data, rollout=None))
     assert "goes by columns (domain, level)" in said
-    assert not list(CachedTeacher(teacher=inner).faults(SimpleNamespace(data=data)))
+    assert not list(CachedTeacher(teacher=inner).faults(SimpleNamespace(data=data, rollout=None)))

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from kdcore.cli.at_once import AtOnceSignals
-from kdcore.signals import Signals
+from kdcore.training.signals import Signals
 
 BEGIN = """
 import os, signal, sys, threading

@@ -12,7 +12,7 @@ from whole_runs import RECIPE, STAGES
 from kdcore.cli import main
 from kdcore.errors import Interrupted, PluginError, RunError, UsageError
 from kdcore.plugin.manager import PluginManager
-from kdcore.signals import SIGNALS
+from kdcore.training.signals import SIGNALS
 
 pytestmark = pytest.mark.slow
 

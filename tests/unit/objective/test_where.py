@@ -14,8 +14,10 @@ from kdcore_losses import CrossEntropy
 ROWS = given.rows_with_columns()
 
 
+@pytest.mark.parametrize("as_on_gpu", [False, True])
 @pytest.mark.parametrize("micro_batch", [1, 3, 8])
-def test_a_term_is_the_mean_over_the_tokens_of_its_documents(micro_batch):
+def test_a_term_is_the_mean_over_the_tokens_of_its_documents(micro_batch, as_on_gpu, monkeypatch):
+    monkeypatch.setattr("kdcore.objective.objective._waiting_costs", lambda tensor: as_on_gpu)
     teacher, known = teacher_of()
     found = engine.step(model(), ROWS, WHERE, teacher=teacher, micro_batch=micro_batch)
     expected = oracle.step(model(), ROWS, WHERE, vocabulary=VOCABULARY, teacher=known)
@@ -135,3 +137,33 @@ def test_a_loss_that_prepares_knows_what_its_term_sees():
         which, count, level = seen.pop()
         assert which.tolist() == [each in (1, 2) for each in level.tolist()]
         assert int(count) == int(which.sum()) > 0
+
+
+def test_categories_are_those_of_all_processes():
+    """Whichever texts a process has itself, an index means the same on all."""
+    from test_step_tokens import tokens
+
+    theirs = torch.tensor(list(b'"law"\n"a\\nb"\n'), dtype=torch.uint8)
+
+    def gather(values):
+        return torch.cat([theirs, values]) if values.dtype == torch.uint8 else values, 0
+
+    some = tokens(ROWS, gather=gather)
+    assert some.categories("domain") == ["a\nb", "code", "law", "math", "prose"]
+    alone = tokens(ROWS)
+    assert alone.categories("domain") == ["code", "math", "prose"]
+    told, mine = (one.column("domain").tolist() for one in (some, alone))
+    names, own = some.categories("domain"), alone.categories("domain")
+    assert [names[n] if n >= 0 else None for n in told] == [
+        own[n] if n >= 0 else None for n in mine
+    ]
+
+
+def test_a_column_of_texts_and_numbers_is_refused():
+    from kdcore import RunError
+
+    rows = given.rows_with_columns()
+    rows[0]["columns"] = [{"level": "high"}, {}, {}]
+    look = engine.Keeps(lambda tokens: tokens.column("level") > 0)
+    with pytest.raises(RunError, match="the column 'level' holds texts, such as 'high', and numb"):
+        engine.step(model(), rows, [engine.term()], selection=look)

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from kdcore.signals import Signals
+from kdcore.training.signals import Signals
 
 ALONE = SimpleNamespace(num_processes=1)
 
