@@ -17,7 +17,7 @@ from rich.text import Text
 from kdcore.commands.comparing import Group, differing, grouped, scores_of, tell_run
 from kdcore.commands.fitting import Column, Fitting
 from kdcore.runs.folder import failure_of
-from kdcore.runs.metrics import is_part
+from kdcore.runs.reading.metrics import is_part
 from kdcore.terminal.formatting import value
 
 _TITLES = {"nll": "validation loss", "bits_per_byte": "bits per byte"}

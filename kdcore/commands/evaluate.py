@@ -21,8 +21,6 @@ from kdcore.commands.output import AsJson, Plugins, print_json, tell
 from kdcore.errors import UsageError
 from kdcore.plugin.manager import PluginManager
 from kdcore.recipe.recipe import read_recipe
-from kdcore.runs.facts import read_settings
-from kdcore.runs.metrics import append_again
 from kdcore.runs.open import (
     OpenRequest,
     begun,
@@ -32,6 +30,8 @@ from kdcore.runs.open import (
     run_folder,
     stage_outputs,
 )
+from kdcore.runs.reading.facts import read_settings
+from kdcore.runs.reading.metrics import append_again
 from kdcore.terminal.formatting import value
 from kdcore.training.evaluation import run_evals
 from kdcore.training.run_state import RunState

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from kdcore.runs.metrics import is_part
+from kdcore.runs.reading.metrics import is_part
 from kdcore.terminal.formatting import plain
 
 POINTS = 256  # more than any terminal has columns
