@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from kdcore.deprecated import MovedModules, old_name
 
 if TYPE_CHECKING:
-    from kdcore import formatting as formatting
     from kdcore.api.contracts import Component as Component
     from kdcore.api.contracts import Data as Data
     from kdcore.api.contracts import Eval as Eval
@@ -82,18 +81,19 @@ if TYPE_CHECKING:
     from kdcore.objective.teachers import read_nll as read_nll
     from kdcore.objective.teachers import read_outputs as read_outputs
     from kdcore.redact import redact_secrets as redact_secrets
-    from kdcore.runs import facts as facts
-    from kdcore.runs import metrics as metrics
-    from kdcore.runs import summary as summary
-    from kdcore.runs.facts import Facts as Facts
-    from kdcore.runs.history import History as History
-    from kdcore.runs.history import Series as Series
     from kdcore.runs.open import iter_batches as iter_batches
+    from kdcore.runs.reading import facts as facts
+    from kdcore.runs.reading import metrics as metrics
+    from kdcore.runs.reading import summary as summary
+    from kdcore.runs.reading.facts import Facts as Facts
+    from kdcore.runs.reading.history import History as History
+    from kdcore.runs.reading.history import Series as Series
     from kdcore.session import Result as Result
     from kdcore.session import check as check
     from kdcore.session import load as load
     from kdcore.session import plan as plan
     from kdcore.session import run as run
+    from kdcore.terminal import formatting as formatting
     from kdcore.terminal.bars import progress as progress
     from kdcore.terminal.display import is_watched as is_watched
     from kdcore.terminal.display import show_live as show_live
@@ -101,10 +101,10 @@ if TYPE_CHECKING:
     from kdcore.training.non_finite import load_rows as load_rows
 
 _MODULES = {
-    "facts": "runs.facts",
-    "formatting": "formatting",
-    "metrics": "runs.metrics",
-    "summary": "runs.summary",
+    "facts": "runs.reading.facts",
+    "formatting": "terminal.formatting",
+    "metrics": "runs.reading.metrics",
+    "summary": "runs.reading.summary",
 }
 """Modules that are public as a whole."""
 
@@ -131,8 +131,8 @@ _EXPORTS = {
     "objective.alignment": "RetokenizedBatch Retokenizer ids_of_same_bytes",
     "objective.teachers": "load_teacher read read_nll read_outputs",
     "redact": "redact_secrets",
-    "runs.facts": "Facts",
-    "runs.history": "History Series",
+    "runs.reading.facts": "Facts",
+    "runs.reading.history": "History Series",
     "runs.open": "iter_batches",
     "session": "Result check load plan run",
     "terminal.bars": "progress",

@@ -40,7 +40,7 @@ class Result:
     @cached_property
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl, all with the same keys; None stands for what a line lacks."""
-        from kdcore.runs.metrics import METRICS, whole_lines
+        from kdcore.runs.reading.metrics import METRICS, whole_lines
 
         lines = [line for _, line in whole_lines(self.folder / METRICS)]
         keys = dict.fromkeys(key for line in lines for key in line)

@@ -17,11 +17,11 @@ from kdcore.cli.main import plugin_manager
 from kdcore.commands.cache_tables import line_of, planned, size, table_of
 from kdcore.commands.output import AsJson, Plugins, print_json, tell
 from kdcore.errors import RunError, UsageError
-from kdcore.formatting import percent
 from kdcore.plugin.manager import PluginManager
 from kdcore.recipe.recipe import read_recipe
 from kdcore.runs.open import not_begun, open_stage
 from kdcore.terminal.bars import progress
+from kdcore.terminal.formatting import percent
 
 if TYPE_CHECKING:
     from kdcore_cached.building import Work

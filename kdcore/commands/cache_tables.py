@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from kdcore_cached.catalogue import Kept
 
 from kdcore.commands.fitting import Column, Fitting
-from kdcore.formatting import percent
+from kdcore.terminal.formatting import percent
 
 if TYPE_CHECKING:
     from kdcore_cached.building import Work

@@ -12,10 +12,10 @@ from statistics import fmean, stdev
 from typing import Any
 
 from kdcore.recipe.merge import identity_fields
-from kdcore.runs.facts import flat, read_settings
 from kdcore.runs.folder import failure_of
-from kdcore.runs.history import History
-from kdcore.runs.metrics import iter_metrics
+from kdcore.runs.reading.facts import flat, read_settings
+from kdcore.runs.reading.history import History
+from kdcore.runs.reading.metrics import iter_metrics
 
 Settings = Mapping[str, object]
 """A recipe's values by dotted key: "train.lr", "loss.2.use"."""

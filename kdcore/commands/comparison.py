@@ -16,9 +16,9 @@ from rich.text import Text
 
 from kdcore.commands.comparing import Group, differing, grouped, scores_of, tell_run
 from kdcore.commands.fitting import Column, Fitting
-from kdcore.formatting import value
 from kdcore.runs.folder import failure_of
-from kdcore.runs.metrics import is_part
+from kdcore.runs.reading.metrics import is_part
+from kdcore.terminal.formatting import value
 
 _TITLES = {"nll": "validation loss", "bits_per_byte": "bits per byte"}
 # The exponential of the loss. CSV and JSON have it, and scores that are parts of another one.

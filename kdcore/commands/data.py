@@ -11,8 +11,8 @@ from kdcore.commands.looking import borders, json_row, never_valid, states_of, t
 from kdcore.commands.show_options import Looking
 from kdcore.commands.token_rows import Page, Shown, ShownRow, Side, State, counted
 from kdcore.errors import UsageError
-from kdcore.formatting import percent
 from kdcore.recipe.recipe import read_recipe
+from kdcore.terminal.formatting import percent
 
 _ROWS = 3
 _LEGEND: Sequence[tuple[Shown | None, str]] = [

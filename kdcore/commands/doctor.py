@@ -20,8 +20,8 @@ from kdcore.commands.examination import Examined, Finding, Model, examine, train
 from kdcore.commands.fitting import labelled
 from kdcore.commands.output import Plugins, tell
 from kdcore.errors import UsageError
-from kdcore.formatting import count, percent
 from kdcore.recipe.recipe import read_recipe
+from kdcore.terminal.formatting import count, percent
 
 _MARGIN = (0, 0, 0, 2)
 _STYLES = {"fault": "bold red", "warning": "yellow", "note": "dim"}

@@ -11,8 +11,8 @@ from rich.text import Text
 from kdcore.cli.examples import examples
 from kdcore.cli.main import plugin_manager
 from kdcore.commands.output import AsJson, Plugins, print_json, tell
-from kdcore.formatting import size
 from kdcore.runs.environment import environment_of
+from kdcore.terminal.formatting import size
 
 
 @examples("kdcore env", "kdcore env --json")

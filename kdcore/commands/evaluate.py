@@ -19,11 +19,8 @@ from kdcore.commands.fitting import Column, Fitting
 from kdcore.commands.models import Named, named
 from kdcore.commands.output import AsJson, Plugins, print_json, tell
 from kdcore.errors import UsageError
-from kdcore.formatting import value
 from kdcore.plugin.manager import PluginManager
 from kdcore.recipe.recipe import read_recipe
-from kdcore.runs.facts import read_settings
-from kdcore.runs.metrics import append_again
 from kdcore.runs.open import (
     OpenRequest,
     begun,
@@ -33,6 +30,9 @@ from kdcore.runs.open import (
     run_folder,
     stage_outputs,
 )
+from kdcore.runs.reading.facts import read_settings
+from kdcore.runs.reading.metrics import append_again
+from kdcore.terminal.formatting import value
 from kdcore.training.evaluation import run_evals
 from kdcore.training.run_state import RunState
 

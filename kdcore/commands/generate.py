@@ -14,7 +14,7 @@ from kdcore.cli.examples import examples
 from kdcore.commands.models import named
 from kdcore.data.encoding import bos_of
 from kdcore.errors import UsageError
-from kdcore.runs.facts import read_settings
+from kdcore.runs.reading.facts import read_settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -19,11 +19,11 @@ from kdcore.cli.main import plugin_manager
 from kdcore.commands.fitting import labelled
 from kdcore.commands.output import Plugins, tell
 from kdcore.errors import KdcoreError
-from kdcore.formatting import count, percent, size
 from kdcore.guard import call_checked_list
 from kdcore.objective.teachers import teachers_in
 from kdcore.recipe.recipe import Recipe, read_recipe
 from kdcore.runs.open import stage_outputs
+from kdcore.terminal.formatting import count, percent, size
 
 Train = Any  # the recipe's [train]
 Facts = Iterator[tuple[str, str]]

@@ -17,7 +17,7 @@ from kdcore.cli.examples import examples
 from kdcore.commands.cache_tables import size
 from kdcore.errors import RunError, UsageError
 from kdcore.runs.folder import CHECKPOINTS, find_run, finished, locked, runs_in
-from kdcore.runs.metrics import LOG
+from kdcore.runs.reading.metrics import LOG
 
 _ENDED = re.compile(r" ends after step \d+ of \d+: (\w+): ")
 _NO_FAILURES = ("Interrupted", "KeyboardInterrupt")

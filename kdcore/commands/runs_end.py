@@ -23,8 +23,8 @@ def kdcore_runs_end(folders: Sequence[Path]) -> None:
 
 def _texts(folders: Sequence[Path]) -> Iterator[Text]:
     """The first text that each run's evaluations wrote, for a handful of runs."""
-    from kdcore.runs.history import History
-    from kdcore.runs.metrics import iter_metrics
+    from kdcore.runs.reading.history import History
+    from kdcore.runs.reading.metrics import iter_metrics
 
     if len(folders) > 4:
         return

@@ -16,12 +16,12 @@ from kdcore.commands.comparison import as_rows, comparison_in_full, reasons, to_
 from kdcore.commands.fitting import Column, Fitting
 from kdcore.commands.output import AsJson, Plugins, print_json, tell
 from kdcore.errors import UsageError
-from kdcore.formatting import duration, value
-from kdcore.runs.facts import facts_of_folder, read_settings
 from kdcore.runs.folder import failure_of, find_run, finished, runs_in
-from kdcore.runs.history import History
-from kdcore.runs.metrics import iter_metrics, latest_values
-from kdcore.runs.summary import Summary
+from kdcore.runs.reading.facts import facts_of_folder, read_settings
+from kdcore.runs.reading.history import History
+from kdcore.runs.reading.metrics import iter_metrics, latest_values
+from kdcore.runs.reading.summary import Summary
+from kdcore.terminal.formatting import duration, value
 
 AsCsv = Annotated[bool, typer.Option("--csv", help="As CSV.")]
 

@@ -16,12 +16,12 @@ from kdcore.commands.looking import borders, json_row, never_valid, states_of, t
 from kdcore.commands.show_options import Looking
 from kdcore.commands.token_rows import Page, Shown, ShownRow, Side, State, counted
 from kdcore.errors import UsageError
-from kdcore.formatting import value
 from kdcore.plugin.manager import PluginManager
-from kdcore.runs.facts import component
 from kdcore.runs.folder import find_run
-from kdcore.runs.metrics import read_metrics
 from kdcore.runs.open import begun, open_stage
+from kdcore.runs.reading.facts import component
+from kdcore.runs.reading.metrics import read_metrics
+from kdcore.terminal.formatting import value
 from kdcore.training.run_state import RunState
 
 _ROWS = 4

@@ -17,7 +17,7 @@ from kdcore.checksums import keep
 from kdcore.errors import RunError, UsageError
 from kdcore.files import is_full, refusal, write_whole
 from kdcore.runs.lock import alone_in
-from kdcore.runs.metrics import METRICS
+from kdcore.runs.reading.metrics import METRICS
 
 
 def refuse_links(folder: Path) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from threading import Timer
 from typing import TYPE_CHECKING
 
-from kdcore import formatting
+from kdcore.terminal import formatting
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult

@@ -14,7 +14,7 @@ from told import a_record, fake_run, keep_run, some_scores
 
 from kdcore import RunError
 from kdcore.plugin.manager import Events
-from kdcore.runs.metrics import METRICS, latest_values, read_metrics
+from kdcore.runs.reading.metrics import METRICS, latest_values, read_metrics
 
 
 @pytest.fixture

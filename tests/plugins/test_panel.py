@@ -17,9 +17,9 @@ from rich.console import Console
 from told import a_record, drawn, expect, fake_run, keep_run, some_lines, some_scores
 
 from kdcore import formatting
-from kdcore.runs.facts import component, facts_of_folder, facts_of_run, spelt
-from kdcore.runs.history import POINTS, History, Series, lower_is_better
-from kdcore.runs.summary import Summary, rows
+from kdcore.runs.reading.facts import component, facts_of_folder, facts_of_run, spelt
+from kdcore.runs.reading.history import POINTS, History, Series, lower_is_better
+from kdcore.runs.reading.summary import Summary, rows
 
 
 def a_frame(folder="runs/quickstart.kd-1a2b3c4d", until=200, **changes):

@@ -13,8 +13,8 @@ from kdcore import RunError, UsageError
 from kdcore.commands.comparing import tell_run
 from kdcore.commands.evaluate import evaluate
 from kdcore.plugin.manager import PluginManager
-from kdcore.runs.history import History
-from kdcore.runs.metrics import latest_values, read_metrics
+from kdcore.runs.reading.history import History
+from kdcore.runs.reading.metrics import latest_values, read_metrics
 from kdcore.runs.runner import RunRequest, run_all
 
 pytestmark = pytest.mark.slow

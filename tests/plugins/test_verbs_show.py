@@ -15,7 +15,7 @@ from kdcore.commands.comparing import differing, grouped, settings_of, tell_run
 from kdcore.commands.comparison import comparison, to_csv
 from kdcore.commands.fitting import Column, Fitting
 from kdcore.commands.show import show
-from kdcore.runs.metrics import evaluation_line
+from kdcore.runs.reading.metrics import evaluation_line
 
 
 def scores(nll, **more):

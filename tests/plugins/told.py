@@ -11,7 +11,7 @@ import tomli_w
 from rich.console import Console
 
 from kdcore import Record
-from kdcore.runs.metrics import evaluation_line, to_json, training_line
+from kdcore.runs.reading.metrics import evaluation_line, to_json, training_line
 
 _CLOCK = count()  # so that no two runs were busy at the same time
 _EXPECTED = Path(__file__).parent / "expected"

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from kdcore.runs import metrics
-from kdcore.runs.metrics import AGAIN, METRICS, iter_metrics, latest_values, read_metrics
+from kdcore.runs.reading import metrics
+from kdcore.runs.reading.metrics import AGAIN, METRICS, iter_metrics, latest_values, read_metrics
 
 
 def write(folder, lines, end="\n"):

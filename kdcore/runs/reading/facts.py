@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import tomli
 
-from kdcore.formatting import count
+from kdcore.terminal.formatting import count
 
 if TYPE_CHECKING:
     from kdcore.api.contracts import Run

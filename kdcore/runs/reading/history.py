@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from kdcore.formatting import plain
-from kdcore.runs.metrics import is_part
+from kdcore.runs.reading.metrics import is_part
+from kdcore.terminal.formatting import plain
 
 POINTS = 256  # more than any terminal has columns
 _FALLING = re.compile(r"(^|[/_.-])(loss|nll|ce|kl|perplexity|bits|error|divergence)($|[/_.-])")

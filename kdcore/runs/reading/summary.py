@@ -9,9 +9,9 @@ from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from kdcore import formatting
-from kdcore.runs.facts import Facts
-from kdcore.runs.history import History, Series
+from kdcore.runs.reading.facts import Facts
+from kdcore.runs.reading.history import History, Series
+from kdcore.terminal import formatting
 
 _TEXT = 240  # letters of a text that an evaluation returned; `kdcore show` has all
 

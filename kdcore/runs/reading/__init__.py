@@ -1,0 +1,1 @@
+"""What a run wrote, read: metrics.jsonl, curves, settings, a summary. Internal."""
