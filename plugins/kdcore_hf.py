@@ -102,7 +102,7 @@ class ModelTeacher(Teacher):
         model.eval().requires_grad_(False)  # type: ignore[no-untyped-call]
         self._model = LanguageModel(model)
         # States are many times smaller than logits: these are made where they are needed.
-        self._head = self._model.head(run.device) if device != run.device else self._model.logits
+        self._head = self._model.head(run.device) if device != run.device else None
 
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
         """The one that lies beside the weights."""
@@ -122,8 +122,9 @@ class ModelTeacher(Teacher):
 
     def read(self, batch: Batch) -> LogitsFn:
         """Run the trunk once; logits are made where they are asked for."""
-        assert self._model is not None and self._head is not None, "read after it was loaded"
-        model, head, home = self._model, self._head, batch.input_ids.device
+        assert self._model is not None, "a teacher is read after it was loaded"
+        model, home = self._model, batch.input_ids.device
+        head = self._head or model.logits
         # The teacher stays in its own type, whatever the student trains in.
         with torch.autocast(model.device.type, enabled=False):
             states = model.states(_moved(batch, model.device))

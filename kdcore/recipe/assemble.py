@@ -293,8 +293,7 @@ def _documents_in_chunks(stage: Assembly) -> Iterator[Fault]:
     train, data = stage.tables.get("train"), stage.data
     if train and "batch_documents" in train.table and data is not None and data.rows == "chunk":
         said = 'batch_documents counts documents, and [data] rows = "chunk" cuts across them'
-        hint = 'say batch in its place, or rows = "pack" or "one" in [data]'
-        yield train.table["batch_documents"].fault(said, hint)
+        yield train.table["batch_documents"].fault(said, 'say batch, or rows = "pack" or "one"')
 
 
 def _tokenizer_of_fresh_student(stage: Assembly) -> Iterator[Fault]:
@@ -322,9 +321,7 @@ def _teacher_and_its_users(stage: Assembly) -> Iterator[Fault]:
     if table is not None:
         if not users and _is_complete(stage):
             said = "nobody uses the teacher: no loss, selection or eval asks for it"
-            yield table.fault(
-                said, 'leave [teacher] out, or say use = "none" where it is inherited'
-            )
+            yield table.fault(said, 'leave [teacher] out; where it is inherited, use = "none"')
         if stage.teacher is not None:
             for user, said, hint in _ill_served(stage.teacher, users, table.use):
                 yield places[id(user)].table["use"].fault(said, hint)

@@ -234,7 +234,7 @@ def temperature_on_one_side(monkeypatch):
 
 def t2_left_out(monkeypatch):
     """The divergence fades beside cross-entropy as the temperature rises."""
-    monkeypatch.setattr(ScaledDivergence, "factor", lambda loss: 1.0)
+    monkeypatch.setattr(ScaledDivergence, "factor", lambda loss, temperature: 1.0)
 
 
 FAULTS = [

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 from rich.console import Console
 
-from kdcore import notebook
+from kdcore.runs import notebook
 
 
 def test_there_is_none_outside_notebooks(monkeypatch):

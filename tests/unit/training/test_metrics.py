@@ -20,7 +20,7 @@ def add(made, weighted, means, good=1.0):
     """A step in two micro-batches, in which the terms have these means."""
     weights = torch.tensor([weight for _, weight in weighted])
     shares = weights * torch.tensor(means)
-    choices = SimpleNamespace(valid=torch.tensor(10.0), kept=[], ranked=None)
+    choices = SimpleNamespace(valid=torch.tensor(10.0), kept=[], ranked=None, known=None)
     made.add(weighted, [shares * 0.25, shares * 0.75], choices, torch.tensor(good))
 
 

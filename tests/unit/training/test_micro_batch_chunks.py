@@ -12,11 +12,14 @@ GIB = 2**30
 
 
 def run(batch=8, steps=10, vocabulary=151_665, lengths=(100, 300), **train):
-    options = SimpleNamespace(**{"chunk": "auto", "compile": "auto", "batch": batch, **train})
+    given = {"chunk": "auto", "compile": "auto", "batch": batch, "drawn": batch}
+    options = SimpleNamespace(**given | train)
     data = SimpleNamespace(block=512)
     return SimpleNamespace(
         recipe=SimpleNamespace(train=options, data=data),
         data=data,
+        batch=batch,
+        drawn_in_epoch=lambda: len(lengths),
         processes=2,
         steps=steps,
         chunk=16,
