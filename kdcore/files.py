@@ -65,9 +65,14 @@ def is_full(error: BaseException) -> bool:
 
 
 def machine_fault(error: BaseException) -> BaseException | None:
-    """The error that tells what the machine refused, of this one and those that led to it."""
+    """The error that tells what the machine refused, of this one and those that led to it.
+
+    Of several the first that also tells where.
+    """
     known = _FULL | _REFUSED | _OPEN | _BROKEN
-    return next((each for each in exception_chain(error) if error_number(each) in known), None)
+    found = [each for each in exception_chain(error) if error_number(each) in known]
+    named = (each for each in found if getattr(each, "filename", None))
+    return next(named, found[0] if found else None)
 
 
 def refusal(fault: BaseException) -> tuple[str, str]:

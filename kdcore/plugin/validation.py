@@ -94,13 +94,16 @@ def _fields(component: type[Component]) -> Mapping[str, Any]:
     return fields
 
 
+_OLDER = {("data", "documents")}  # options of earlier versions' plugins, which the engine knows
+
+
 def _option_faults(kind: str, component: type[Component]) -> Iterator[str]:
     shared = getattr(KINDS[kind], "__pydantic_fields__", {})
     for name, field in _fields(component).items():
         option = f"the option {name!r} of {component.__name__}"
         if name == "name":
             yield f'{option}: write name = "..." without a type'
-        elif hasattr(KINDS[kind], name) and name not in shared:
+        elif hasattr(KINDS[kind], name) and name not in shared and (kind, name) not in _OLDER:
             yield f"{option} hides {KINDS[kind].__name__}.{name}: use another name and an alias"
         elif (field.alias or name) in _TAKEN.get(kind, {"use"}):
             yield f"{option} is called {field.alias or name!r}, which recipes use themselves"

@@ -118,7 +118,7 @@ def completed(typed, folder):
         ("kdcore sch", ["schema"]),
         ("kdcore new ", ["plugin", "recipe"]),
         ("kdcore run quickstart_", ["quickstart_rho"]),
-        ("kdcore check mi", ["mine.toml"]),
+        ("kdcore check mine", ["mine.toml"]),
         ("kdcore plan quickstart_", ["quickstart_rho"]),
         ("kdcore new recipe quickstart_", ["quickstart_rho"]),
         ("kdcore run quickstart --st", ["--stage"]),
@@ -148,7 +148,7 @@ def test_verbs_of_others_are_completed_by_their_metavar(tmp_path, monkeypatch):
         """Weigh it."""
 
     command = typer.main.get_command(alone)
-    complete_arguments(command)
+    complete_arguments(command, PluginManager)
     with command.make_context("weigh", [], resilient_parsing=True) as ctx:
         thing, other = command.params[:2]
         assert "quickstart" in [each.value for each in thing.shell_complete(ctx, "quick")]

@@ -102,7 +102,7 @@ def test_a_weight_of_64_is_the_published_code(case):
 
 
 def test_without_t_squared_it_is_not(case, monkeypatch):
-    monkeypatch.setattr(ForwardKL, "factor", lambda loss: 1.0)
+    monkeypatch.setattr(ForwardKL, "factor", lambda loss, temperature: 1.0)
     with pytest.raises(AssertionError):
         check(case)
 
