@@ -117,10 +117,10 @@ def completed(typed, folder):
     [
         ("kdcore sch", ["schema"]),
         ("kdcore new ", ["plugin", "recipe"]),
-        ("kdcore run quickstart_", ["quickstart_rho"]),
+        ("kdcore run quickstart_r", ["quickstart_rho"]),
         ("kdcore check mine", ["mine.toml"]),
-        ("kdcore plan quickstart_", ["quickstart_rho"]),
-        ("kdcore new recipe quickstart_", ["quickstart_rho"]),
+        ("kdcore plan quickstart_r", ["quickstart_rho"]),
+        ("kdcore new recipe quickstart_r", ["quickstart_rho"]),
         ("kdcore run quickstart --st", ["--stage"]),
         ("kdcore doctor quickstart --s", ["--set", "--stage"]),
         ("kdcore show a", ["a-11111111"]),

@@ -88,7 +88,7 @@ def world(tmp_path_factory):
 
 
 def run(out, key, where, how):
-    changes = ["--set", f"{key}.where={where}", "--set", f"{key}.how={how}"]
+    changes = ["--set", f"{key}.spot={where}", "--set", f"{key}.how={how}"]
     return kdcore("run", "bad.toml", "-p", PLUGIN, "--out", out, *changes)
 
 
@@ -206,7 +206,7 @@ def test_a_run_goes_on_once_the_plugin_is_mended(tmp_path, method, monkeypatch):
     plugin = tmp_path / "mine.py"
     plugin.write_text(PLUGIN.read_text())
     (key, _), where = PLACES[method[0]], method[1]
-    command = ("run", "bad.toml", "-p", plugin, "--out", tmp_path, "--set", f"{key}.where={where}")
+    command = ("run", "bad.toml", "-p", plugin, "--out", tmp_path, "--set", f"{key}.spot={where}")
     told(kdcore(*command), (0,))
     good = final(tmp_path)
     module = next(m for m in [*sys.modules.values()] if getattr(m, "__file__", None) == str(plugin))

@@ -1,4 +1,4 @@
-"""A plugin whose components misbehave on demand: `where` names the method, `how` what it does.
+"""A plugin whose components misbehave on demand: `spot` names the method, `how` what it does.
 
 Everything else about them is in order, so that a run without `how` ends well.
 """
@@ -29,7 +29,7 @@ TEXTS = ["Once upon a time there was a fox.", "She had a red kite.", "The end of
 
 def spoiled(self, method, result, *inputs):
     """The result of a method, or what it was asked to do in its place."""
-    return done(self.how, result, *inputs) if self.where == method else result
+    return done(self.how, result, *inputs) if self.spot == method else result
 
 
 def done(how, result=None, *inputs):
@@ -65,13 +65,13 @@ def _write(value):
 @component
 class Texts(Data):
     name = "bad"
-    where: str = ""
+    spot: str = ""
     how: str = ""
     block: int = 16
 
     def texts(self, split):
         texts = spoiled(self, "texts", TEXTS)
-        return [7] if self.where == "texts" and self.how == "shape" else texts
+        return [7] if self.spot == "texts" and self.how == "shape" else texts
 
     def make_rows(self, split, tokenizer, *, seed, epoch):
         rows = super().make_rows(split, tokenizer, seed=seed, epoch=epoch)
@@ -93,7 +93,7 @@ class Texts(Data):
 @component
 class Ids(Tokenizer):
     name = "bad"
-    where: str = ""
+    spot: str = ""
     how: str = ""
 
     def load(self, run, data):
@@ -103,7 +103,7 @@ class Ids(Tokenizer):
 @component
 class Knows(Teacher):
     name = "bad"
-    where: str = ""
+    spot: str = ""
     how: str = ""
 
     def load(self, run):
@@ -140,7 +140,7 @@ class Knows(Teacher):
 @component
 class Far(Loss):
     name = "bad"
-    where: str = ""
+    spot: str = ""
     how: str = ""
 
     def per_token(self, student, teacher, labels):
@@ -157,7 +157,7 @@ class Far(Loss):
 @component
 class Some(Selection):
     name = "bad"
-    where: str = ""
+    spot: str = ""
     how: str = ""
 
     def needs_teacher(self):
@@ -171,7 +171,7 @@ class Some(Selection):
 @component
 class Change(Patch):
     name = "bad"
-    where: str = ""
+    spot: str = ""
     how: str = ""
 
     def apply(self, model):
@@ -184,11 +184,11 @@ class Change(Patch):
 @component
 class Measure(Eval):
     name = "bad"
-    where: str = ""
+    spot: str = ""
     how: str = ""
 
     def measure(self, run):
-        if (self.where, self.how) == ("measure", "shape"):
+        if (self.spot, self.how) == ("measure", "shape"):
             return {"bad": [1.0]}
         return spoiled(self, "measure", {"bad": 1.0})
 
@@ -224,14 +224,14 @@ class Hears:
 @component
 class Tells(Hears, Logger):
     name = "bad"
-    where: str = ""
+    spot: str = ""
     how: str = ""
 
 
 @component
 class Listens(Hears, Eval):
     name = "listens"
-    where: str = ""
+    spot: str = ""
     how: str = ""
 
     def measure(self, run):
