@@ -83,7 +83,15 @@ def test_a_signal_after_the_last_step_changes_nothing(tmp_path):
     assert made.run.step == 2
 
 
-def test_a_real_signal_ends_the_run_after_its_step(tmp_path):
+@pytest.fixture
+def interruptible():
+    """What began in the background of a shell ignores ^C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_real_signal_ends_the_run_after_its_step(tmp_path, interruptible):
     with Signals() as signals:
         made = trainer(tmp_path, signals=signals)
         emit = made.host.emit

@@ -31,6 +31,8 @@ RECIPES = {
         stage__gpt2__student__config__attn_pdrop=0,
         stage__llama__student__config__attention_dropout=0,
     ),
+    "cpu/cross_tokenizer": sets(stage__teacher__train__steps=6),
+    "cpu/mix_domains": sets(stage__tasks__train__steps=6, stage__stories__train__steps=6),
     "cpu/qwen_kl_sft": sets(stage__base__train__steps=6, stage__teacher__train__steps=6),
     "cpu/rho_qwen": [],
     "cpu/tinystories_llama": [],
@@ -42,6 +44,8 @@ WITH_HALF = {
     "quickstart_rho.rho60",
     "quickstart_rho.rho30",
     "babyllama_cpu.student",
+    "cross_tokenizer_cpu.kd",
+    "mix_domains_cpu.student",
     "qwen_kl_sft_cpu.teacher",
     "qwen_kl_sft_cpu.ce",
     "qwen_kl_sft_cpu.student",
@@ -52,6 +56,7 @@ WITH_HALF = {
 
 WAITS = {
     # How often the host waits for the device in a step, where it does: this may only become less.
+    "cross_tokenizer_cpu.kd": 9,  # the ids come to the host, whose tokenizer reads their bytes
     "quickstart_rho.rho60": 1,  # each step fills its cache, which is on the disk
     "rho_qwen_cpu.rho": 1,
 }
@@ -74,5 +79,7 @@ def test_it_learns_as_on_the_cpu_and_hardly_waits(tmp_path, recipe):
 def test_every_recipe_for_cpus_is_here():
     from fake_cuda.scenario import ROOT
 
-    shipped = {f"cpu/{path.stem}" for path in (ROOT / "recipes" / "cpu").glob("*.toml")}
+    cpu = (ROOT / "recipes" / "cpu").glob("*.toml")
+    # The least rounding changes what a student writes: these are no twins of a CPU's run.
+    shipped = {f"cpu/{path.stem}" for path in cpu if "rollout" not in path.read_text()}
     assert shipped | {"quickstart", "quickstart_rho"} == RECIPES.keys()

@@ -13,6 +13,9 @@ from kdcore.training.signals import Signals
 BEGIN = """
 import os, signal, sys, threading
 from kdcore.cli.at_once import AtOnceSignals
+# What began in the background of a shell ignores some.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 """
 
 
