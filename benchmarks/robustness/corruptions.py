@@ -2,7 +2,7 @@
 
     python benchmarks/robustness/corruptions.py 500 --results     a table in results/
 
-A run of two stages with a cached teacher is made once. One file of a copy (also of its token
+A run of three stages, with a cached teacher and with answers that are written, is made once. One file of a copy (also of its token
 caches) has a bit flipped, is cut, emptied, doubled, or gets zeros. Then the command or `kdcore run
 FOLDER` goes on, after the last stage was lost in part or wholly, or a verb reads what is there.
 Weights and scores must be those of the run that nobody harmed, to the last bit, or the command is
@@ -83,9 +83,9 @@ def weights(folder: Path) -> bytes:
     return (folder / last / "final" / "model.safetensors").read_bytes()
 
 
-def small(folder: Path) -> Path:
+def last_run(folder: Path) -> Path:
     """The last stage's run."""
-    (found,) = (folder / "runs").glob("killed.small-*")
+    (found,) = (folder / "runs").glob("killed.rolled-*")
     return found
 
 
@@ -99,7 +99,7 @@ class Report:
 
 def use(folder: Path, draw: random.Random) -> list[str]:
     """Leave something to do, or a run to read; the arguments that do it."""
-    last = small(folder)
+    last = last_run(folder)
     how = draw.choice(("anew", "go on", "folder", "finished", "read", "read"))
     if how == "finished":
         return ["run", "recipe.toml", "-q"]
