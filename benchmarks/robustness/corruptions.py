@@ -3,11 +3,11 @@
     python benchmarks/robustness/corruptions.py 500 --results     a table in results/
 
 A run of three stages, with a cached teacher and with answers that are written, is made once. One
-file of a copy (also of its token caches) has a bit flipped, is cut, emptied, doubled, or gets zeros.
-Then the command or `kdcore run FOLDER` goes on, after the last stage was lost in part or wholly, or a verb reads what is there.
-Weights and scores must be those of the run that nobody harmed, to the last bit, or the command is
-refused with 1 or 2 and a sentence; after that `--fresh` must end with these weights. Anything else
-is wrong: the exit code is 1.
+file of a copy (also of its token caches) has a bit flipped, is cut, emptied, doubled, or gets
+zeros. Then the command or `kdcore run FOLDER` goes on, after the last stage was lost in part or
+wholly, or a verb reads what is there. Weights and scores must be those of the run that nobody
+harmed, to the last bit, or the command is refused with 1 or 2 and a sentence; after that `--fresh`
+must end with these weights. Anything else is wrong: the exit code is 1.
 """
 
 from __future__ import annotations
