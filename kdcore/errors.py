@@ -32,7 +32,7 @@ class RunError(KdcoreError):
 
 
 class Unreachable(RunError):
-    """Something outside does not answer, such as a server. A checkpoint is written first."""
+    """A server does not answer. Raised in a training step, it ends the run after a checkpoint."""
 
 
 class ProcessLost(RunError):

@@ -86,7 +86,7 @@ class Trainer(TrainStep):
             shares, choices = self.oom_retry.run(before, lambda: self.gradients(step, terms))
         except Unreachable:
             before.restore()
-            (self.save_if_missing if self.run.processes == 1 else self._save_alone)()
+            self._save_before_ending()
             raise
         good = self.refusals.judge(step, self.clip(), shares, before)
         if self.refusals.deferred or good:
@@ -191,6 +191,13 @@ class Trainer(TrainStep):
         """A checkpoint of the step that was done last, unless there is one."""
         if self.run.step and not self.checkpoints.has(self.run.step):
             self.save()
+
+    def _save_before_ending(self) -> None:
+        """A checkpoint of the last step. Other processes may wait in the midst of the next one."""
+        if self.run.processes == 1:
+            self.save_if_missing()
+        else:
+            self._save_alone()
 
     def _save_alone(self) -> None:
         """The same where the other processes are gone, or wait for this one in vain."""
