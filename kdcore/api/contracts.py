@@ -66,6 +66,12 @@ class Component:
 
     name: ClassVar[str]
     component_kind: ClassVar[str]  # set by the base class of each kind
+    elsewhere: ClassVar[frozenset[str]] = frozenset()
+    """Options that say where something is or how patiently it is asked, such as a server's address.
+
+    They count neither for a run's identity nor for its fingerprint: a run that was begun with one
+    value resumes with another.
+    """
 
     def __str__(self) -> str:
         """Name and the options that are not at their defaults."""

@@ -12,6 +12,9 @@ from kdcore import RunError, Unreachable, redact_secrets
 if TYPE_CHECKING:
     import httpx2
 
+ELSEWHERE = frozenset({"url", "concurrency", "timeout", "give_up_after", "key_env"})
+"""Options of what asks a server that say nothing of what it answers."""
+
 _LONGEST_WAIT = 30.0  # seconds between two tries
 _AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
 

@@ -15,6 +15,7 @@ class Stub:
         self.model, self.name, self.limit, self.length = model, name, limit, length
         self.failures = []
         self.asked = []
+        self.gone_after = None  # requests; every one behind these is answered with 503
         self.key = None
         self.lock = Lock()
 
@@ -69,6 +70,8 @@ def serving(stub):
             stub.asked.append((self.path, body))
             with stub.lock:
                 failure = stub.failures.pop(0) if stub.failures and body is not None else None
+                if stub.gone_after is not None and len(stub.asked) > stub.gone_after:
+                    failure = 503
             if failure == "reset":
                 self.close_connection = True
                 self.connection.close()
