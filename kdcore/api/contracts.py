@@ -710,6 +710,13 @@ class Run:
         """How this writer's options draw, with the run's vocabulary and the ids that end a text."""
         raise NotImplementedError
 
+    def prompts(self) -> list[Prompt]:
+        """Those of all training rows of the first epoch, as `[rollout]` cuts them.
+
+        For writers that answer ahead; a step's own have other seeds.
+        """
+        raise NotImplementedError
+
     def sample(
         self, prompts: Sequence[Prompt], n: int = 1, *, sampling: Sampling | None = None
     ) -> list[Completion]:

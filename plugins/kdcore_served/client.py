@@ -102,6 +102,7 @@ class Refused(RunError):
 
     def __init__(self, url: str, status: int, said: str) -> None:
         self.said = said
+        self.is_about_content = "content_filter" in said or "content_policy" in said
         super().__init__(f"{url} refused a request ({status}): {redact_secrets(said[:300])}")
 
 

@@ -42,6 +42,23 @@ class Stub:
             entries.append([[log, n, None] for log, n in each])
         return 200, {"meta_info": {"input_top_logprobs": entries}}
 
+    def chat(self, body):
+        """An answer to the question and the seed; questions may ask for something odd."""
+        asked = body["messages"][-1]["content"]
+        message = {"role": "assistant", "content": f"{asked} {body['seed'] % 7}, I say"}
+        reason = "stop"
+        if "long" in asked:
+            reason = "length"
+        if "empty" in asked:
+            message["content"] = " "
+        if "refuse" in asked:
+            message |= {"content": None, "refusal": "No."}
+        if "filter" in asked:
+            reason = "content_filter"
+        if "forbidden" in asked:
+            return 400, {"error": {"code": "content_filter"}}
+        return 200, {"choices": [{"message": message, "finish_reason": reason}]}
+
     def models(self, _):
         return 200, {"data": [{"id": self.name, "max_model_len": self.length}]}
 
@@ -50,6 +67,7 @@ PATHS = {
     "/v1/models": Stub.models,
     "/v1/completions": Stub.completions,
     "/generate": Stub.generate,
+    "/v1/chat/completions": Stub.chat,
 }
 
 
