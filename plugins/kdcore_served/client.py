@@ -101,7 +101,7 @@ class Refused(RunError):
     """The server understood a request and will not answer it."""
 
     def __init__(self, url: str, status: int, said: str) -> None:
-        self.said = said
+        self.said, self.status = said, status
         self.is_about_content = "content_filter" in said or "content_policy" in said
         super().__init__(f"{url} refused a request ({status}): {redact_secrets(said[:300])}")
 

@@ -13,6 +13,8 @@ class Stub:
 
     def __init__(self, model, name="tiny", limit=20, length=None):
         self.model, self.name, self.limit, self.length = model, name, limit, length
+        self.lacks = ()  # paths
+        self.root = None  # what it was loaded from
         self.failures = []
         self.asked = []
         self.gone_after = None  # requests; every one behind these is answered with 503
@@ -60,7 +62,7 @@ class Stub:
         return 200, {"choices": [{"message": message, "finish_reason": reason}]}
 
     def models(self, _):
-        return 200, {"data": [{"id": self.name, "max_model_len": self.length}]}
+        return 200, {"data": [{"id": self.name, "max_model_len": self.length, "root": self.root}]}
 
 
 PATHS = {
@@ -96,6 +98,8 @@ def serving(stub):
                 return
             if stub.key and self.headers.get("Authorization") != f"Bearer {stub.key}":
                 return self._send(401, b"{}")
+            if self.path in stub.lacks:
+                return self._send(404, b"{}")
             status, answer = PATHS[self.path](stub, body)
             content = json.dumps(answer).encode()
             if isinstance(failure, int):
