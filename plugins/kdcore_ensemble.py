@@ -14,6 +14,7 @@ from torch import Tensor
 from kdcore import (
     Batch,
     LogitsFn,
+    Run,
     Stage,
     Teacher,
     TeacherOutputs,
@@ -40,6 +41,11 @@ class Ensemble(Teacher):
     members: Annotated[list[Teacher], Field(min_length=1)]
     weights: list[Weight] | None = None
     average: Literal["logits", "probs", "losses"] = "logits"
+    keep_loaded: Annotated[
+        Literal["all", "one"],
+        Field(description="members on the device: all, or one after another; heads stay"),
+    ] = "all"
+    elsewhere = frozenset({"keep_loaded"})
 
     def __post_init__(self) -> None:
         if self.weights is not None and len(self.weights) != len(self.members):
@@ -65,10 +71,25 @@ class Ensemble(Teacher):
                     f"the member {member.name!r} averages losses, which nothing else can average: "
                     "name its members here instead"
                 )
+            if self.keep_loaded == "one" and not member.moves():
+                yield (
+                    f"the member {member.name!r} cannot leave the device (it is quantised, "
+                    'offloaded, or holds no model itself): leave keep_loaded = "one" out'
+                )
+
+    def load(self, run: Run) -> None:
+        """The engine loads the members; those that take turns leave the device again."""
+        if self.takes_turns():
+            for member in self.members:
+                member.to_host()
+
+    def takes_turns(self) -> bool:
+        """As `keep_loaded` says."""
+        return self.keep_loaded == "one"
 
     def read(self, batch: Batch) -> LogitsFn:
         """Every member reads the batch. At no time are the logits of all members in memory."""
-        members = [read(member, batch) for member in self.members]
+        members = [self._read(member, batch) for member in self.members]
         average = _mean if self.average == "logits" else _mixture
         shares = self._shares()
         return lambda positions: average((member(positions) for member in members), shares)
@@ -81,8 +102,18 @@ class Ensemble(Teacher):
         """Every member by itself, with its share."""
         if self.average != "losses":
             return None
-        each = [read(member, batch) for member in self.members]
+        each = [self._read(member, batch) for member in self.members]
         return list(zip(self._shares(), each, strict=True))
+
+    def _read(self, member: Teacher, batch: Batch) -> LogitsFn:
+        """One member, on the device for as long as its trunk runs where they take turns."""
+        if not self.takes_turns():
+            return read(member, batch)
+        member.to_device()
+        try:
+            return read(member, batch)
+        finally:
+            member.to_host()
 
     def _shares(self) -> list[float]:
         weights = self.weights or [1.0] * len(self.members)
