@@ -66,6 +66,12 @@ class Component:
 
     name: ClassVar[str]
     component_kind: ClassVar[str]  # set by the base class of each kind
+    elsewhere: ClassVar[frozenset[str]] = frozenset()
+    """Options that say where something is or how patiently it is asked, such as a server's address.
+
+    They count neither for a run's identity nor for its fingerprint: a run that was begun with one
+    value resumes with another.
+    """
 
     def __str__(self) -> str:
         """Name and the options that are not at their defaults."""
@@ -702,6 +708,13 @@ class Run:
 
     def sampling(self, rollout: Rollout) -> Sampling:
         """How this writer's options draw, with the run's vocabulary and the ids that end a text."""
+        raise NotImplementedError
+
+    def prompts(self) -> list[Prompt]:
+        """Those of all training rows of the first epoch, as `[rollout]` cuts them.
+
+        For writers that answer ahead; a step's own have other seeds.
+        """
         raise NotImplementedError
 
     def sample(

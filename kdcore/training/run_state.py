@@ -180,6 +180,13 @@ class RunState(Run):
             vocabulary=self.vocabulary,
         )
 
+    def prompts(self) -> list[Prompt]:
+        """See `Run.prompts`."""
+        from kdcore.rollout.prompts import cutter_of
+
+        cutter, rows = cutter_of(self.recipe), self.laid("train")
+        return [one for n in range(len(rows)) for one in cutter.prompts(rows[n], 1, n)]
+
     def sample(
         self, prompts: Sequence[Prompt], n: int = 1, *, sampling: Sampling | None = None
     ) -> list[Completion]:
