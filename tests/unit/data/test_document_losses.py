@@ -26,7 +26,7 @@ def test_where_nothing_was_kept_there_is_none(tmp_path):
 def test_a_damaged_file_is_named(tmp_path, content):
     document_losses(SUMS, KEYS).save(tmp_path, 7)
     path_of(tmp_path, 7).write_bytes(content)
-    with pytest.raises(RunError, match="step-7.safetensors is damaged"):
+    with pytest.raises(RunError, match=r"step-7\.safetensors is damaged"):
         read_document_losses(tmp_path, 7)
 
 
