@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
@@ -15,7 +15,7 @@ from kdcore.recipe.merge import identity_fields
 from kdcore.runs.folder import failure_of
 from kdcore.runs.reading.facts import flat, read_settings
 from kdcore.runs.reading.history import History
-from kdcore.runs.reading.metrics import iter_metrics
+from kdcore.runs.reading.metrics import Line, iter_metrics
 
 Settings = Mapping[str, object]
 """A recipe's values by dotted key: "train.lr", "loss.2.use"."""
@@ -38,10 +38,10 @@ class Told:
     failure: str | None = None  # why its last start ended before its end
 
 
-def tell_run(folder: Path) -> Told:
-    """Read a run's folder."""
+def tell_run(folder: Path, lines: Iterable[Line] | None = None) -> Told:
+    """Read a run's folder; `lines` where its metrics.jsonl is read already."""
     table = read_settings(folder)
-    history = History(iter_metrics(folder))
+    history = History(iter_metrics(folder) if lines is None else lines)
     scores = {curve.name.removeprefix("eval/"): curve.now for curve in history.group("eval/")}
     train = table.get("train", {})
     old = "eval_seed" not in train

@@ -101,4 +101,4 @@ def _of_documents(residuals: np.ndarray, *, crossed: bool) -> float:
     rest = 0.0
     if crossed:
         rest = float(np.sum((residuals - mean) ** 2)) / ((seeds - 1) * (count - 1))
-    return max(0.0, of_documents - rest) / (seeds * count)
+    return float(max(0.0, of_documents - rest) / (seeds * count))
