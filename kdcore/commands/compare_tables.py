@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from statistics import fmean, stdev
 from typing import Any
 
 from rich.console import RenderableType
@@ -86,12 +87,17 @@ def titles(found: Comparison) -> list[str]:
 
 
 def with_spread(row: Compared, which: int) -> str:
-    """Mean and sample standard deviation over seeds."""
-    if not row.pairs:
+    """Mean and sample standard deviation over the seeds of the pairs."""
+    return with_deviation(row.values(which))
+
+
+def with_deviation(numbers: Sequence[float]) -> str:
+    """Mean and sample standard deviation with as many decimals."""
+    if not numbers or not all(map(math.isfinite, numbers)):
         return "-"
-    mean, spread = value(row.mean(which)), row.spread(which)
+    mean = value(fmean(numbers))
     decimals = len(mean.partition(".")[2])
-    return mean if math.isnan(spread) else f"{mean} ± {spread:.{decimals}f}"
+    return f"{mean} ± {stdev(numbers):,.{decimals}f}" if len(numbers) > 1 else mean
 
 
 def signed(number: float) -> str:

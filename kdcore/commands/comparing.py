@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 from kdcore.recipe.merge import identity_fields
 from kdcore.runs.folder import failure_of
 from kdcore.runs.reading.facts import flat, read_settings
-from kdcore.runs.reading.history import History
+from kdcore.runs.reading.history import History, Series
 from kdcore.runs.reading.metrics import Line, iter_metrics
 
 Settings = Mapping[str, object]
@@ -36,6 +36,12 @@ class Told:
     rows_drawn_by: object = None  # the seed of the held-out rows; None where all of them are
     is_old: bool = False  # begun before these rows had a seed of their own
     failure: str | None = None  # why its last start ended before its end
+    history: History = field(default_factory=History, repr=False, compare=False)
+
+    @property
+    def curves(self) -> Mapping[str, Series]:
+        """Everything that it measured, by the keys of metrics.jsonl."""
+        return self.history.series
 
 
 def tell_run(folder: Path, lines: Iterable[Line] | None = None) -> Told:
@@ -54,6 +60,7 @@ def tell_run(folder: Path, lines: Iterable[Line] | None = None) -> Told:
         seed=table.get("seed", 0),
         settings=settings_of(table),
         scores=scores,
+        history=history,
         unfinished_at=None if (folder / "final").is_dir() else history.step,
         failure=failure_of(folder),
     )

@@ -17,6 +17,8 @@ from kdcore.commands.comparing import Told, tell_run
 from kdcore.data.document_losses import DOCUMENTS, DocumentLosses, read_document_losses
 from kdcore.errors import UsageError
 from kdcore.runs.environment import recorded
+from kdcore.runs.folder import FINAL
+from kdcore.runs.reading.facts import read_settings
 from kdcore.runs.reading.metrics import Line, iter_metrics
 
 Axis = Literal["tokens", "time"]
@@ -64,6 +66,14 @@ class Course:
             return ", ".join(str(each.get("name")) for each in found["devices"])
         processor = found.get("processor", {})
         return f"{processor.get('name')}, threads: {processor.get('threads')}"
+
+    @property
+    def begun_with(self) -> str | None:
+        """The name of the run whose final weights it began with; None where it is another model."""
+        model = read_settings(self.folder).get("student", {}).get("model")
+        if not isinstance(model, str) or Path(model).name != FINAL:
+            return None
+        return Path(model).parent.name
 
     def metrics(self) -> list[str]:
         """The names of all numbers that its evaluations measured, such as "eval/nll"."""

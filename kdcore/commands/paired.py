@@ -121,7 +121,7 @@ def compared(
     margins = [margin.of(_base(pairs)) for pairs in every]
     judged = judge([each for each, _ in found], margins, lower_is_better=lower_is_better(metric))
     return [
-        Compared(arm, pairs, each, wide, judgement, [*_seeds_left(baseline, arm), *notes])
+        Compared(arm, pairs, each, wide, judgement, [*_said_of(baseline, arm), *notes])
         for arm, pairs, (each, notes), wide, judgement in zip(
             others, every, found, margins, judged, strict=True
         )
@@ -222,7 +222,12 @@ def _of_documents(pair: Pair, metric: str) -> tuple[np.ndarray, np.ndarray] | No
     return other[0] - one[0], one[1]
 
 
-def _seeds_left(baseline: Arm, arm: Arm) -> Iterator[str]:
+def _said_of(baseline: Arm, arm: Arm) -> Iterator[str]:
+    """Of seeds without a partner, and of arms that began with trained weights."""
+    for each in (baseline, arm):
+        first = next(iter(each.runs.values()))
+        if (begun_with := first.begun_with) is not None:
+            yield f"{each.label} began with the weights of {begun_with}, whose cost is not counted"
     for one, other in ((baseline, arm), (arm, baseline)):
         if alone := [str(seed) for seed in one.runs if seed not in other.runs]:
             said = "seed {} of {} has no partner and is left out"
