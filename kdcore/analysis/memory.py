@@ -25,6 +25,7 @@ from kdcore.analysis.memory_trace import (
 )
 from kdcore.analysis.parameters import Part, parameters_of, parts_of
 from kdcore.analysis.tensors import Listed, tensors_of
+from kdcore.analysis.work import Shape, Work, shape_of
 from kdcore.analysis.writing import writing_bytes
 from kdcore.api.contracts import Component, Loss, Teacher
 from kdcore.api.options import iter_components
@@ -66,6 +67,7 @@ class Estimate:
     unknown: Sequence[str]  # what is left out, and why
     tensors: Sequence[Listed] = ()  # of the student
     tree: str = ""  # of its modules
+    work: Work | None = None  # of a step
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,6 +177,7 @@ class _Estimating:
         return Estimate(
             tensors=list(tensors_of(self.student)),
             tree=str(self.student),
+            work=self._work(rows),
             parts=parts,
             micro_batch=rows,
             device=self.device.type,
@@ -184,6 +187,26 @@ class _Estimating:
             checkpoint=round(trained * (1 + state)),
             final=_saved(finished(self.student, self.stage.student.patches)),
             unknown=self.unknown,
+        )
+
+    def _work(self, rows: int) -> Work:
+        """What keeps a store is read once, everything else in each step."""
+        read, stored = list[Shape](), list[Shape]()
+        for component, models in (
+            (self.stage.teacher, self.teachers),
+            (self.stage.selection, self.references),
+        ):
+            parts = iter_components(component) if component else ()
+            keeps = any(isinstance(one, Teacher) and one.bytes_per_token() for one in parts)
+            (stored if keeps else read).extend(shape_of(one.model) for one in models)
+        return Work(
+            student=shape_of(self.student),
+            teachers=read,
+            stored=stored,
+            micro_batch=rows,
+            time=self.time,
+            checkpointing=self.options.checkpointing,
+            scores=self.stage.selection is not None,
         )
 
     def _all_teachers(self) -> list[_Teacher]:

@@ -689,6 +689,7 @@ class Run:
         teacher: Teacher | None = None,
         *,
         by: str | None = None,
+        keep_documents: bool = False,
     ) -> Mapping[str, float]:
         """Sums over the valid tokens of `rows`, in chunks, sharded over the processes.
 
@@ -696,6 +697,8 @@ class Run:
         name (a second `kl` is `kl.2`), and with a teacher `agreement` (tokens that both rank
         first), and `known` where it may know some tokens only: what is compared is over these.
         `by` a column, each sum comes for each of its values too: `nll/math`, `tokens/math`.
+        With `keep_documents` a training run writes tokens, bytes and nats of each document into
+        its folder, which `kdcore compare` reads.
         """
         raise NotImplementedError
 

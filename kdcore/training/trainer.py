@@ -145,7 +145,10 @@ class Trainer(TrainStep):
             self.move_schedules(self.run.step)
         with self.recorder.paused():
             before = RandomState.capture()
+            self.run.documents = None
             scores = self.run.scores = self.oom_retry.run(before, lambda: run_evals(self.run))
+            if self.run.main and self.run.documents is not None:
+                self.run.documents.save(self.run.folder, self.run.step)
             if scores:
                 self.host.emit("kdcore_scores", run=self.run, step=self.run.step, scores=scores)
 
