@@ -21,14 +21,14 @@ def test_the_recipes_have_no_faults(tmp_path, monkeypatch):
     _, *words = shlex.split(COMMAND.text)
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0, done.output
-    assert done.output.count("no faults") == 5
+    assert done.output.count("no faults") == 6
 
 
 def test_the_losses_and_writers_of_the_table_are_there():
     host, rows = PluginManager(), re.findall(r"^\| [^|]+ \| ([^|]+) \| ([^|]+) \|$", TEXT, re.M)[1:]
     known = {"rollout": host.provided("rollout"), "loss": host.provided("loss")}
-    assert len(rows) == 6
+    assert len(rows) == 7
     for writers, losses in rows:
-        named = re.findall(r"`([a-z-]+)`", writers)
+        named = re.findall(r"`([a-z0-9-]+)`", writers)
         assert {*named} & known["rollout"].keys(), writers
-        assert {*re.findall(r"`([a-z-]+)`", losses)} <= {*known["loss"], "where", "beta"}, losses
+        assert {*re.findall(r"`([a-z0-9-]+)`", losses)} <= {*known["loss"], "where", "beta"}, losses
