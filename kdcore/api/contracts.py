@@ -797,6 +797,15 @@ class Tokens:
         """The student's negative log-likelihood of each label, in nats [n]."""
         raise NotImplementedError
 
+    def old_log_probs(self) -> Tensor:
+        """The log-probability of each label under who wrote it, as it was drawn, float64 [n].
+
+        In nats, at temperature 1 over the shared ids, whatever temperature, top_k and top_p drew it
+        and however many steps ago. NaN where no writer recorded it, as of tokens of data. A loss
+        that is right for drawn tokens only also sets `needs_samples`.
+        """
+        raise NotImplementedError
+
     def nll(self, teacher: Teacher | None = None) -> Tensor:
         """A teacher's (by default the run's) negative log-likelihood of each label, in nats [n]."""
         raise NotImplementedError

@@ -18,7 +18,7 @@ from kdcore.api.schedule import Schedule
 from kdcore.api.train_options import RolloutOptions
 from kdcore.data.given import as_rows
 from kdcore.data.sampler import Order, TrainingRows
-from kdcore.models.completions import FIRST
+from kdcore.models.completions import ANSWERS, FIRST
 from kdcore.rollout.layout import WRITTEN
 from kdcore.training.rollout_rows import RolloutRows, WrittenAhead
 
@@ -380,3 +380,62 @@ def test_answers_to_one_prompt_are_told_by_it(tmp_path):
     assert len(pairs) == 32 and set(counts) == {2}
     assert not {prompt for prompt, _ in pairs} & {row["document"][0] for row in DIALOGUES}
     assert tokens.categories("source") == ["student"]
+
+
+def old_log_probs(made, step):
+    """By the answer's place among the answers of a step: what each trained token is said to have
+    had.
+    """
+    from kdcore.objective.selection import tokens_of
+
+    tokens = tokens_of(made.run, made._readings(step), step, made.gather)
+    found = {}
+    for document, value in zip(
+        tokens.document.tolist(), tokens.old_log_probs().tolist(), strict=True
+    ):
+        found.setdefault(document, []).append(value)
+    return found
+
+
+@pytest.mark.parametrize("layout", ["pack", "one"])
+@pytest.mark.parametrize("micro_batch", [1, 3, 8])
+def test_log_probabilities_go_with_the_tokens_that_were_drawn(layout, micro_batch, tmp_path):
+    made = trainer(
+        tmp_path,
+        writer=StudentWrites(max_new_tokens=6, temperature=1.7, top_k=9),
+        layout=layout,
+        micro_batch=micro_batch,
+        written={"every": 3, "share": 0.6},
+        batch=8,
+    )
+    made.rows.write(1)
+    made.run.step = 1
+    with torch.no_grad():
+        for weights in made.run.student.parameters():
+            weights.mul_(1.1)  # the student learns meanwhile
+    for step in (2, 3):
+        found = old_log_probs(made, step)
+        answers = made.rows.answers[step]
+        for prompt, (one,) in enumerate(answers):
+            assert found.pop(FIRST + prompt * ANSWERS) == list(one.log_probs)
+        assert found, "the rows of data"
+        assert all(np.isnan(values).all() for values in found.values())
+
+
+def test_log_probabilities_that_a_writer_did_not_record_are_unknown(tmp_path):
+    writer = Odd(max_new_tokens=6)
+    writer.answer = Completion((5, 6, 7), False)
+    found = old_log_probs(trainer(tmp_path, writer=writer), 1)
+    assert len(found) == 8
+    assert all(np.isnan(values).all() and len(values) == 3 for values in found.values())
+
+
+def test_log_probabilities_come_back_with_a_checkpoint(tmp_path):
+    first = trainer(tmp_path, written={"every": 4})
+    first.step(1)
+    first.run.step = 1
+    expected = old_log_probs(first, 3)
+    first.save()
+    second = trainer(tmp_path, written={"every": 4})
+    assert second.resume()
+    assert old_log_probs(second, 3) == expected
