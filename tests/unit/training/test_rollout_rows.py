@@ -1,6 +1,7 @@
 """Rows that the student writes: what is trained of them, and that nothing else decides the text."""
 
 import json
+from types import SimpleNamespace
 
 import given
 import numpy as np
@@ -357,6 +358,35 @@ def test_warnings_come_once(tmp_path, caplog):
     assert sum("0% of the answers end by themselves" in each for each in said) == 1
     assert sum("20 steps brought only empty, repeated or truncated" in each for each in said) == 1
     assert "'5 6 7'" in "".join(said)
+
+
+def test_a_term_that_waits_for_another_writer_is_told_once(tmp_path, caplog):
+    terms = [term(JensenShannon(beta=0.5), where={"source": ["teacher", "server"]})]
+    made = trainer(tmp_path, terms=terms, steps=9)
+    for step in range(1, 10):
+        made.rows.write(step)
+    (said,) = [record.message for record in caplog.records if "asks for source" in record.message]
+    assert said == (
+        'rollouts: the loss \'jsd\' asks for source = "teacher", "server", and "student" wrote all '
+        "answers so far: it learns nothing"
+    )
+    for wanted in ("student", ["data", "teacher"]):
+        caplog.clear()
+        terms = [term(JensenShannon(beta=0.5), where={"source": wanted})]
+        made = trainer(tmp_path, terms=terms, steps=9)
+        for step in range(1, 10):
+            made.rows.write(step)
+        assert not [each for each in caplog.records if "asks for source" in each.message]
+
+
+def test_without_a_token_that_ends_a_text_nothing_is_written(tmp_path):
+    made = trainer(tmp_path)
+    made.run.tokenizer = SimpleNamespace(
+        eos_token_id=None, all_special_ids=[], added_tokens_decoder={}
+    )
+    made.run.student.generation_config.eos_token_id = None
+    with pytest.raises(RunError, match="no token ends a text"):
+        made.rows.write(1)
 
 
 def test_the_log_tells_of_what_was_written(tmp_path):
