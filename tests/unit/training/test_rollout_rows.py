@@ -399,6 +399,34 @@ def test_the_log_tells_of_what_was_written(tmp_path):
     assert json.dumps(dict(record.rollout))
 
 
+@component
+class InTurn(Rollout):
+    """Two answers that are cut to each one that ends."""
+
+    name = "in-turn"
+
+    def generate(self, run, prompts):
+        cut, ended = Completion((5, 6, 7, 5, 6, 7), False), Completion((8, EOS), True)
+        return [ended if prompt.document % 3 == 0 else cut for prompt in prompts]
+
+
+def test_answers_that_are_cut_are_counted_and_their_end_is_not_learned(tmp_path):
+    from kdcore.objective.selection import tokens_of
+
+    made = trainer(tmp_path, writer=InTurn(max_new_tokens=6), batch=8, log_every=1, steps=1)
+    tokens = tokens_of(made.run, made._readings(1), 1, made.gather)
+    answers = made.rows.written(1)
+    ended = sum(one.finished for one in answers)
+    assert (len(answers), ended) == (16, 6)
+    assert int((tokens.labels == EOS).sum()) == ended, "of those that are cut none is learned"
+    assert len(tokens.labels) == 2 * ended + 6 * (len(answers) - ended)
+    made.train()
+    (record,) = training.records(made)
+    assert record.rollout["finished"] == ended / len(answers)
+    assert record.rollout["length"] == len(tokens.labels) / len(answers)
+    assert record.rollout["repeats"] == 0
+
+
 def test_answers_to_one_prompt_are_told_by_it(tmp_path):
     from kdcore.objective.selection import tokens_of
 
