@@ -66,7 +66,10 @@ if TYPE_CHECKING:
     from kdcore.models.completions import Sampling as Sampling
     from kdcore.models.completions import completions_from as completions_from
     from kdcore.models.completions import completions_state as completions_state
+    from kdcore.models.decoding import NextTokens as NextTokens
+    from kdcore.models.decoding import next_tokens as next_tokens
     from kdcore.models.decoding import sample as sample
+    from kdcore.models.decoding import sample_from as sample_from
     from kdcore.models.generation import generate as generate
     from kdcore.models.loading import dtype_of as dtype_of
     from kdcore.models.loading import load_config as load_config
@@ -125,7 +128,7 @@ _EXPORTS = {
     "errors": "KdcoreError PluginError RecipeError RunError Unreachable UsageError",
     "hashing": "tokenizer_hash",
     "models.causal_lm": "LanguageModel",
-    "models.decoding": "sample",
+    "models.decoding": "NextTokens next_tokens sample sample_from",
     "models.generation": "generate",
     "models.loading": "dtype_of load_config load_model load_tokenizer model_fingerprint",
     "objective.alignment": "RetokenizedBatch Retokenizer ids_of_same_bytes",

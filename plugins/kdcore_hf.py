@@ -18,6 +18,7 @@ from kdcore import (
     Data,
     LanguageModel,
     LogitsFn,
+    NextTokens,
     Prompt,
     Run,
     RunError,
@@ -31,6 +32,7 @@ from kdcore import (
     load_model,
     load_tokenizer,
     model_fingerprint,
+    next_tokens,
     sample,
 )
 
@@ -140,12 +142,38 @@ class ModelTeacher(Teacher):
         with torch.autocast(self._model.device.type, enabled=False):
             return sample(self._model, prompts, sampling, source="teacher")
 
+    def next_tokens(self, rows: Sequence[Sequence[int]], vocabulary: int) -> NextTokens:
+        """The model's, in the teacher's own type."""
+        assert self._model is not None, "a teacher writes after it was loaded"
+        return _InOwnType(self._model, rows, vocabulary)
+
     def fingerprint(self) -> str:
         """What the weights are and how they are held; not where they lie."""
         # The base that the adapter names is another one's business: `source` is what it is on.
         adapter = self.adapter and model_fingerprint(self.adapter, base=False)
         weights = model_fingerprint(self.source())
         return f"model({weights=}, {adapter=}, dtype={self.dtype!r}, quantise={self.quantise!r})"
+
+
+class _InOwnType:
+    """A model's scores of next tokens, whatever precision they are asked for in."""
+
+    def __init__(
+        self, model: LanguageModel, rows: Sequence[Sequence[int]], vocabulary: int
+    ) -> None:
+        self._device = model.device.type
+        with torch.autocast(self._device, enabled=False), torch.no_grad():
+            self._tokens = next_tokens(model, rows, vocabulary)
+
+    def logits(self) -> Tensor:
+        """[rows, V]."""
+        with torch.autocast(self._device, enabled=False), torch.no_grad():
+            return self._tokens.logits()
+
+    def advance(self, ids: Tensor, going: Sequence[int]) -> None:
+        """One more token for each of these rows."""
+        with torch.autocast(self._device, enabled=False), torch.no_grad():
+            self._tokens.advance(ids, going)
 
 
 @component

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -26,10 +27,11 @@ from kdcore.analysis.memory_trace import (
 from kdcore.analysis.parameters import Part, parameters_of, parts_of
 from kdcore.analysis.tensors import Listed, tensors_of
 from kdcore.analysis.work import Shape, Work, shape_of
-from kdcore.analysis.writing import writing_bytes
+from kdcore.analysis.writing import Models, Writing, writing_bytes
 from kdcore.api.contracts import Component, Loss, Teacher
 from kdcore.api.options import iter_components
 from kdcore.errors import PluginError, RunError
+from kdcore.guard import call_checked
 from kdcore.models.adapters import bytes_on_device
 from kdcore.models.head import chunk_size
 from kdcore.models.loading import HALF, dtype_of, precision_of
@@ -117,6 +119,7 @@ class _Estimating:
         self.student = self._student(config)
         self.teachers = self._teachers_in(stage.teacher)
         self.references = self._teachers_in(stage.selection)
+        self.writers = self._teachers_in(stage.rollout)
         self.time = min(stage.data.block, longest or stage.data.block)
         models = [self.student, *(one.model for one in self.teachers)]
         widths = [model.config.get_text_config().vocab_size for model in models]
@@ -172,7 +175,7 @@ class _Estimating:
             (f"activations of {rows} x {self.time} tokens", taken.activations),
             ("scores, logits and losses", taken.chunk),
         ]
-        if written := sum(self._writing()):
+        if written := self._writing.cache + self._writing.scores:
             passing.append(("writing: key-value cache and scores", written))
         return Estimate(
             tensors=list(tensors_of(self.student)),
@@ -210,7 +213,7 @@ class _Estimating:
         )
 
     def _all_teachers(self) -> list[_Teacher]:
-        return [*self.teachers, *self.references]
+        return [*self.teachers, *self.references, *self.writers]
 
     def _micro_batch(self, held: int) -> int:
         options = self.options
@@ -229,15 +232,25 @@ class _Estimating:
         except torch.OutOfMemoryError:
             return 1
 
-    def _writing(self) -> tuple[int, int]:
-        return writing_bytes(self.stage, self.student.config, self.vocabulary, self.device)
+    @cached_property
+    def _writing(self) -> Writing:
+        """The student may write, or the models of a teacher that a writer asks."""
+        rollout, precision = self.stage.rollout, precision_of(self.options.precision, self.device)
+        if rollout is None:
+            return Writing()
+        asked = self.teachers if call_checked(rollout, "needs_teacher", of=bool) else []
+        writers: list[Models] = [[(self.student, HALF.get(precision))]]
+        writers += [[(one.model, None) for one in some] for some in (asked, self.writers)]
+        try:
+            return writing_bytes(self.stage, writers, self.vocabulary)
+        except UnsupportedFakeTensorException as error:
+            self.unknown.append(f"what writing takes: {error}")
+            return Writing()
 
     def _peak(self, held: int, taken: Footprint) -> int:
         # Rows are written between steps: beside what stays, and not beside activations.
         gradients = 4 * parameters_of(self.student)[1]
-        cache, scores = self._writing()
-        written = 2 * cache + scores  # each layer's cache is made anew for a token more
-        return held + round(max(taken.peak, gradients, written) * _ALLOCATOR)
+        return held + round(max(taken.peak, gradients, self._writing.peak) * _ALLOCATOR)
 
     def _footprint(self, rows: int) -> Footprint:
         if self.options.checkpointing:

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from kdcore.data.where import Where
     from kdcore.models.causal_lm import LanguageModel
     from kdcore.models.completions import Completion, Prompt, Sampling
+    from kdcore.models.decoding import NextTokens
 
 
 hookimpl = pluggy.HookimplMarker("kdcore")
@@ -285,6 +286,18 @@ class Teacher(Component):
         Only ids below `sampling.vocabulary`. The same prompts give the same answers.
         """
         raise UsageError(f"the teacher {self.name!r} cannot write: it only reads what others wrote")
+
+    def next_tokens(self, rows: Sequence[Sequence[int]], vocabulary: int) -> NextTokens:
+        """Scores of the token after each of these rows of ids, which grow by a token at a time.
+
+        Logits of the ids below `vocabulary`, without gradient, in its own precision. For teachers
+        that write together with others.
+        """
+        raise UsageError(f"the teacher {self.name!r} does not tell its next token: it cannot write")
+
+    def tells_next_tokens(self) -> bool:
+        """Whether `next_tokens` works: by default where it is overridden."""
+        return type(self).next_tokens is not Teacher.next_tokens
 
     def parts(self, batch: Batch) -> Sequence[tuple[float, TeacherOutputs]] | None:
         """Weights and what `read` of several teachers gives, over which a loss's values are summed.
@@ -811,6 +824,15 @@ class Tokens:
 
     def student_nll(self) -> Tensor:
         """The student's negative log-likelihood of each label, in nats [n]."""
+        raise NotImplementedError
+
+    def old_log_probs(self) -> Tensor:
+        """The log-probability of each label under who wrote it, as it was drawn, float64 [n].
+
+        In nats, at temperature 1 over the shared ids, whatever temperature, top_k and top_p drew it
+        and however many steps ago. NaN where no writer recorded it, as of tokens of data. A loss
+        that is right for drawn tokens only also sets `needs_samples`.
+        """
         raise NotImplementedError
 
     def nll(self, teacher: Teacher | None = None) -> Tensor:
