@@ -5,7 +5,7 @@
 
 The same words as one document and as documents of 15 words, through `Text` and its token cache, and
 through a plain `datasets` map with the same tokenizer (a BPE of 4,096 ids), each in a process of
-its own: CPU seconds, memory of its largest process, and tokens. Both read a file of a document a line.
+its own: CPU seconds, memory of its largest process, tokens. Both read a file of a document a line.
 """
 
 from __future__ import annotations
