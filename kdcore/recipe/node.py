@@ -8,10 +8,19 @@ from dataclasses import dataclass
 from kdcore.errors import Fault
 from kdcore.recipe.toml_positions import KeyPath, locate
 
-TABLES = ("student", "tokenizer", "data", "teacher", "selection", "rollout", "train")
+TABLES = (
+    "student",
+    "tokenizer",
+    "data",
+    "teacher",
+    "selection",
+    "rollout",
+    "train",
+    "resources",
+)
 LISTS = ("loss", "eval", "log")
 IN_STAGE = ("seed", "trust_remote_code", *TABLES, *LISTS)
-AT_TOP = ("name", "extends", "requires", "stage")
+AT_TOP = ("name", "extends", "requires", "stage", "sweep")
 
 KINDS_OF_TABLES = {
     "tokenizer": "tokenizer",
