@@ -28,6 +28,7 @@ Phase = Literal["waiting", "queued", "running", "done", "failed", "blocked"]
 _FINAL = {"done", "failed", "blocked"}
 _HOPELESS = {UsageError.exit_code, PluginError.exit_code}  # the same command ends the same way
 _NAP = 0.1  # seconds; a signal is seen between two
+_SAYS = "kdcore: "  # how a command begins to tell why it ends
 
 
 @dataclass(eq=False)
@@ -41,6 +42,7 @@ class Progress:
     tries: int = 0  # in a row that gained nothing
     step: int = -1  # of the newest checkpoint when it was last started
     folder: Path | None = None
+    earlier: bool = False  # its job was started by an earlier command
 
 
 @dataclass(eq=False)
@@ -77,6 +79,7 @@ class Coordinator:
         for key, each in self.progress.items():
             if not self._look(each):
                 each.handle = before.get(key)
+                each.earlier = each.handle is not None
                 self.store.keep_recipe(each.task)
 
     def _look(self, each: Progress) -> bool:
@@ -100,11 +103,13 @@ class Coordinator:
                 each.phase, each.reason = state.phase, state.reason
             elif not self._look(each):
                 self._ended(each, state)
+        self._keep()
 
     def _ended(self, each: Progress, state: JobState) -> None:
         """A job ended before its run did: tried again as long as that may help."""
-        each.handle = None
-        if any(self.progress[need].phase != "done" for need in each.task.needs):
+        started_by_earlier, each.handle, each.earlier = each.earlier, None, False
+        needs = [self.progress[need] for need in each.task.needs]
+        if started_by_earlier or any(need.phase != "done" for need in needs):
             each.phase, each.reason = "waiting", ""
             return
         each.tries = 0 if self._step(each) > each.step else each.tries + 1
@@ -153,10 +158,14 @@ class Coordinator:
         if handle is None:
             return False
         each.handle, each.phase, each.reason = handle, "queued", ""
+        self._keep()
+        return True
+
+    def _keep(self) -> None:
+        """Let another command find the jobs that go on without this one."""
         if self.executor.outlives:
             handles = {k: p.handle for k, p in self.progress.items() if p.handle is not None}
             self.store.keep_jobs(self.executor.name, handles)
-        return True
 
     def _job(self, each: Progress, after: Sequence[str]) -> Job:
         task, asked = each.task, each.task.resources
@@ -247,4 +256,6 @@ def _last_line(log: Path) -> str:
         lines = log.read_text("utf-8", "replace").split("\n")
     except OSError:
         return ""
-    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+    said = [line.strip() for line in reversed(lines) if line.strip()]
+    own = (line.removeprefix(_SAYS) for line in said if line.startswith(_SAYS))
+    return next(own, said[0] if said else "")

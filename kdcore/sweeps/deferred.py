@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from kdcore.api.contracts import Eval, Loss
+from kdcore.api.contracts import Eval, Loss, component
 from kdcore.errors import RunError
 from kdcore.files import write_whole
 from kdcore.recipe.overrides import Assignment
@@ -104,6 +104,7 @@ def last_step(folder: Path) -> int:
     return max(int(line["step"] or 0) for line in iter_metrics(folder))
 
 
+@component
 class _AsksTeacher(Eval):
     """Stands in a run's recipe so that its teacher is loaded."""
 
@@ -111,6 +112,7 @@ class _AsksTeacher(Eval):
     needs_teacher: ClassVar[bool] = True
 
 
+@component
 class _Entropy(Loss):
     """The entropy of the teacher's distribution, whatever the student's."""
 

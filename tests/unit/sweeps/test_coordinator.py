@@ -157,6 +157,20 @@ def test_a_lost_job_is_started_again(host):
     assert len(Sweep(host, Pretended(host, outlives=True)).run()) == 3
 
 
+def test_what_failed_under_an_earlier_command_is_tried_by_the_next(host):
+    first = Pretended(host, room=9, outlives=True, chains=True)
+    first.states = lambda handles: {each: JobState("running") for each in handles}
+    sweep = Sweep(host, first)
+    sweep.coordinator.show = lambda progress: os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(Interrupted):
+        sweep.run()
+    second = Pretended(host, ends=[3], outlives=True, chains=True)
+    second.open = first.open
+    sweep = Sweep(host, second, retries=0)
+    assert [name.split("-")[0] for name in sweep.run()] == ["r.big"]
+    assert sweep.store.jobs_of("pretended") == {}
+
+
 def test_the_recipe_may_change_while_it_is_swept(host):
     executor = Pretended(host)
     sweep = Sweep(host, executor)
