@@ -26,7 +26,14 @@ from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from kdcore.api.options import as_call, describe, iter_components, names_on_hub, of_options, placed
 from kdcore.api.schedule import Schedule, Scheduled
-from kdcore.api.train_options import NotNegative, On, RolloutOptions, TrainOptions, _options
+from kdcore.api.train_options import (
+    NotNegative,
+    On,
+    ResourceOptions,
+    RolloutOptions,
+    TrainOptions,
+    _options,
+)
 from kdcore.errors import UsageError
 
 if TYPE_CHECKING:
@@ -38,6 +45,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+    from kdcore.api.jobs import Job, JobState
     from kdcore.data.batch import Batch, LogitsFn, Row, Rows, TeacherOutputs
     from kdcore.data.rows import RowDataset
     from kdcore.data.where import Where
@@ -73,6 +81,8 @@ class Component:
     They count neither for a run's identity nor for its fingerprint: a run that was begun with one
     value resumes with another.
     """
+    # Controls of sweeps that take it, each with the option for what is measured: "" for none.
+    controls: ClassVar[Mapping[str, str]] = {}
 
     def __str__(self) -> str:
         """Name and the options that are not at their defaults."""
@@ -483,6 +493,34 @@ class Logger(Component):
     always: ClassVar[bool] = False  # used by every run, unless its plugin is blocked
 
 
+class Executor(Component):
+    """Where the runs of a sweep are started: `kdcore sweep --on NAME`."""
+
+    component_kind: ClassVar[str] = "executor"
+    argument: ClassVar[str] = ""  # the option that `--on NAME:VALUE` gives
+    outlives: ClassVar[bool] = False  # True: jobs go on without the command that started them
+    chains: ClassVar[bool] = False  # True: `start` takes jobs before those of `after` have ended
+    seconds: ClassVar[float] = 1.0  # between two questions for the state of all
+
+    def start(self, job: Job) -> str | None:
+        """Start or submit a job; its handle, or None where there is no room now: asked again.
+
+        The handle must be enough for `states` and `cancel` of another process where the jobs
+        outlive the command. Raises RunError with the machine's own sentence where it refuses.
+        """
+        raise NotImplementedError
+
+    def states(self, handles: Sequence[str]) -> Mapping[str, JobState]:
+        """What is known of each job; one that is left out is taken as lost, and started again."""
+        raise NotImplementedError
+
+    def cancel(self, handles: Sequence[str]) -> None:
+        """End these jobs as SIGTERM does, so that they write checkpoints; returns when they ended,
+        or where jobs outlive the command at once.
+        """
+        raise NotImplementedError
+
+
 KINDS: Mapping[str, type[Component]] = {
     "data": Data,
     "tokenizer": Tokenizer,
@@ -493,6 +531,7 @@ KINDS: Mapping[str, type[Component]] = {
     "patch": Patch,
     "eval": Eval,
     "logger": Logger,
+    "executor": Executor,
 }
 """Every kind by the word that users read. The kind's hook is `kdcore_` and its plural."""
 
@@ -562,6 +601,7 @@ class Stage:
     rollout: Rollout | None = None  # `[rollout]`
     writing: RolloutOptions = field(default_factory=RolloutOptions)  # the engine's options there
     trusted: Sequence[str] = ()  # models whose own code may run
+    resources: ResourceOptions = field(default_factory=ResourceOptions)  # `[resources]`
 
     def components(self) -> list[Component]:
         """Every component, each before those that are nested in it."""

@@ -22,6 +22,7 @@ from kdcore.api.contracts import (
 )
 from kdcore.api.train_options import (
     RIVALS,
+    ResourceOptions,
     Rivals,
     RolloutOptions,
     SelectionOptions,
@@ -71,6 +72,7 @@ class Assembly:
         self.trusted = self._trusted()
         self.student = self._options(StudentOptions, "student")
         self.train = self._options(TrainOptions, "train")
+        self.resources = self._options(ResourceOptions, "resources")
         self.data = self._component(Data, "data")
         self.tokenizer = self._component(Tokenizer, "tokenizer")
         self.teacher = self._component(Teacher, "teacher")
@@ -87,8 +89,7 @@ class Assembly:
         """The stage, if there are no faults. A tokenizer is trained on `tokenizer_data`."""
         if self.faults:
             return None
-        assert self.student and self.train and self.data, "no faults were found"
-        assert self.scope and self.writing
+        assert self.student and self.train and self.data and self.scope and self.writing
         stage = Stage(
             name=name,
             run_name=run_name,
@@ -108,6 +109,7 @@ class Assembly:
             train=self.train,
             rollout=self.rollout,
             writing=self.writing,
+            resources=self.resources or ResourceOptions(),
         )
         self._ask_components(stage)
         return None if self.faults else stage
@@ -191,8 +193,7 @@ class Assembly:
     def _tokenizer_data(self, table: Node, own: Data) -> Data:
         if table.plain() == self.tables["data"].plain():
             return own
-        made = self._built(Data, "data", table)
-        return own if made is None else made
+        return self._built(Data, "data", table) or own
 
     def _ask_components(self, stage: Stage) -> None:
         """Components may object to the recipe that they find themselves in."""

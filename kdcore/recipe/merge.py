@@ -147,7 +147,7 @@ def _circle(start: str, needs: Mapping[str, Mapping[str, Node]], done: Collectio
     return value.fault(f"stages wait for one another: {' needs '.join(circle)}")
 
 
-_OF_RECIPE = ("name", "requires", "trust_remote_code", "log", "eval")
+_OF_RECIPE = ("name", "requires", "trust_remote_code", "log", "eval", "resources")
 
 _OF_TRAIN = (
     "micro_batch",

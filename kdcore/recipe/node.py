@@ -11,9 +11,19 @@ from kdcore.recipe.toml_positions import KeyPath, locate
 _NUMBERS = {bool, int, float}
 
 TABLES = ("student", "tokenizer", "data", "teacher", "selection", "rollout", "train")
+TABLES = (
+    "student",
+    "tokenizer",
+    "data",
+    "teacher",
+    "selection",
+    "rollout",
+    "train",
+    "resources",
+)
 LISTS = ("loss", "eval", "log")
 IN_STAGE = ("seed", "trust_remote_code", *TABLES, *LISTS)
-AT_TOP = ("name", "extends", "requires", "stage")
+AT_TOP = ("name", "extends", "requires", "stage", "sweep")
 
 KINDS_OF_TABLES = {
     "tokenizer": "tokenizer",
