@@ -32,7 +32,7 @@ test: setup
 	$(BIN)/python -m pytest -n 2 --durations=25
 
 quick: setup
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(BIN)/python -m pytest -n 2 -m "not slow" tests/unit tests/plugins
 
 lint: setup
 	$(BIN)/ruff check .

@@ -104,6 +104,7 @@ def test_stages_come_behind_what_they_need_and_else_in_file_order(data):
     }
 
 
+@pytest.mark.slow
 def test_a_long_chain_of_stages_is_put_in_order_at_once():
     """A million comparisons of each with each would take minutes."""
     names = [f"s{n}" for n in range(20_000)]

@@ -16,6 +16,7 @@ ROWS = given.packed_rows()
 TEACHER = given.model(seed=1)
 
 
+@pytest.mark.slow
 def test_training_learns(tmp_path):
     made = trainer(tmp_path, steps=16)
     made.train()
