@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from kdcore.api.jobs import Job, JobState
-    from kdcore.data.batch import Batch, LogitsFn, Row, Rows, TeacherOutputs
+    from kdcore.data.batch import Batch, LogitsFn, Row, Rows, StatesFn, TeacherOutputs
     from kdcore.data.rows import RowDataset
     from kdcore.data.where import Where
     from kdcore.models.causal_lm import LanguageModel
@@ -320,6 +320,21 @@ class Teacher(Component):
     def gives_parts(self) -> bool:
         """Whether `parts` gives some: by default where it is overridden."""
         return type(self).parts is not Teacher.parts
+
+    def gives_states(self) -> bool:
+        """Whether `read_states` works: by default where it is overridden."""
+        return type(self).read_states is not Teacher.read_states
+
+    def layer_sizes(self) -> Sequence[int]:
+        """The width of each hidden state, the embeddings' first; asked after `load`."""
+        raise NotImplementedError
+
+    def read_states(self, batch: Batch, layers: Sequence[int]) -> tuple[TeacherOutputs, StatesFn]:
+        """What `read` gives, and the hidden states of these layers, from one pass of the trunk.
+
+        Layers count as transformers' `hidden_states`: 0 the embeddings, -1 behind the last norm.
+        """
+        raise UsageError(f"the teacher {self.name!r} does not show its hidden states")
 
     def nll(self, batch: Batch) -> Callable[[Tensor, Tensor], Tensor]:
         """Flat positions, labels [n] -> negative log-likelihoods [n]; by default from `read`."""
