@@ -2,9 +2,9 @@
 
     python benchmarks/robustness/kills.py 1000 --results     1,000 kills, a table in results/
 
-Stages with dropout, a selection, a cached teacher and answers of the student (written for four steps
-at once, replayed, against its running average, of which GLS selects tokens) are killed and started
-again by the same command until they are done. Weights must be those of a run that was never killed
+Stages with dropout, a selection, a cached teacher and answers of the student (written for four
+steps at once, replayed, against its running average, of which GLS selects tokens) are killed and
+started again by the same command until they are done. Weights must be those of a run never killed
 to the last bit, metrics.jsonl the same but for times, and nothing half may be left. Else the exit
 code is 1.
 
