@@ -27,6 +27,7 @@ PluginKind = Literal[
     "patch",
     "eval",
     "logger",
+    "executor",
     "verb",
 ]
 

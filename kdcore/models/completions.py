@@ -84,7 +84,7 @@ def completions_state(completions: Sequence[Completion]) -> dict[str, Tensor | s
     ]
     return {
         **_ragged("ids", [each.ids for each in completions], torch.int32),
-        **_ragged("log_probs", logs, torch.float32),
+        **_ragged("log_probs", logs, torch.float64),
         **_ragged("prompts", [prompt.ids for prompt in prompts], torch.int32),
         **_ragged("references", [prompt.reference for prompt in prompts], torch.int32),
         "rest": json.dumps(rest),

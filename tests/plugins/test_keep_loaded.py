@@ -123,6 +123,8 @@ def test_members_that_cannot_leave_are_an_error(folders, tmp_path, monkeypatch):
     assert list(Ensemble(members=[TableTeacher()], keep_loaded="one").faults(None))
     assert list(Routed(members=[TableTeacher()], keep_loaded="one").faults(None))
     assert not HfTeacher(model="m", quantise="4bit").moves()
+    writing = [Ensemble(members=members(folders), keep_loaded=keep) for keep in ("all", "one")]
+    assert [each.writes() for each in writing] == [True, False]
 
 
 def test_a_plan_counts_one_trunk_and_all_heads():
