@@ -202,5 +202,6 @@ def test_answers_end_one_by_one_in_every_member():
 
 
 def test_an_ensemble_writes_as_a_writer_does_and_only_if_all_members_can():
-    check_rollout(TeacherWrites(max_new_tokens=8), teacher=Ensemble(members=[Held(1), Held(2)]))
+    writer = TeacherWrites(max_new_tokens=8, keep=False)
+    check_rollout(writer, teacher=Ensemble(members=[Held(1), Held(2)]))
     assert not Ensemble(members=[Held(1), ONE]).writes()
