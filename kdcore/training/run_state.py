@@ -247,12 +247,12 @@ def training_rows(run: RunState, *, whole: bool = False) -> TrainingRows | Strea
         return TrainingRows(run.drawable, order, *mine)
     if options.steps is None:
         raise RunError(
-            f"the data {run.data.name!r} is streamed, and nobody knows how long it is: set "
+            f"the data {run.data.name!r} is streamed, so its length is unknown: set "
             "train.steps instead of epochs or tokens"
         )
     if "epoch" in (options.save_every, options.eval_every):
         run.say(
-            "the training data is streamed, so nobody knows where an epoch ends: evaluated and "
+            "the training data is streamed, so the end of an epoch is unknown: evaluated and "
             "saved at the end, or set train.eval_every and train.save_every to steps"
         )
     return StreamedRows(
