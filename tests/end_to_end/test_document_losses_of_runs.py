@@ -7,7 +7,7 @@ import pytest
 from whole_runs import run
 
 from kdcore.checksums import damage
-from kdcore.data.document_losses import DOCUMENTS, read_document_losses
+from kdcore.document_losses import DOCUMENTS, read_document_losses
 from kdcore.plugin.manager import PluginManager
 
 pytestmark = pytest.mark.slow
