@@ -146,7 +146,7 @@ def differing(groups: Sequence[Group]) -> list[str]:
     keys = [
         key
         for key in dict.fromkeys(key for each in settings for key in each)
-        if len({json.dumps(each.get(key), default=str) for each in settings}) > 1
+        if len({repr(each.get(key)) for each in settings}) > 1
     ]
     return [key for key in keys if not _explained(key, keys, settings)]
 

@@ -14,7 +14,7 @@ import torch
 
 from kdcore.api.contracts import Loss, Rollout, Run, Teacher
 from kdcore.data.batch import Row
-from kdcore.data.documents import Documents
+from kdcore.data.rows import Documents
 from kdcore.data.sampler import Drawable, Order, StreamedRows, TrainingRows
 from kdcore.data.streaming import Stream
 from kdcore.errors import RunError, UsageError
@@ -188,6 +188,13 @@ class RunState(Run):
             ends=self.ends,
             vocabulary=self.vocabulary,
         )
+
+    def prompts(self) -> list[Prompt]:
+        """See `Run.prompts`."""
+        from kdcore.rollout.prompts import cutter_of
+
+        cutter, rows = cutter_of(self.recipe), self.laid("train")
+        return [one for n in range(len(rows)) for one in cutter.prompts(rows[n], 1, n)]
 
     def sample(
         self, prompts: Sequence[Prompt], n: int = 1, *, sampling: Sampling | None = None

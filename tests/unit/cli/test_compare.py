@@ -157,7 +157,7 @@ def test_arms_of_a_sweep_have_its_labels():
         for loss, shift in (("kl", -0.2), ("jsd", -0.1)):
             values = (3.0, BASE[seed] + shift)
             folder = made("r", seed, values, loss=loss, more=f"lr = 0.00{seed + 1}")
-            sets = {"seed": seed, "loss.1.use": loss}
+            sets = {"stage.student.seed": seed, "loss.1.use": loss}
             points.append({"label": "", "sets": sets, "control": None, "run": folder.name})
         folder = made("r", seed, (3.0, BASE[seed]), loss="ce")
         for loss in ("kl", "jsd"):  # one control for both
