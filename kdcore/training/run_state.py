@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from kdcore.api.contracts import Stage
-    from kdcore.data.document_losses import DocumentLosses
     from kdcore.data.rows import RowDataset
+    from kdcore.document_losses import DocumentLosses
     from kdcore.models.causal_lm import LanguageModel
 
 
