@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from kdcore.api.contracts import Component as Component
     from kdcore.api.contracts import Data as Data
     from kdcore.api.contracts import Eval as Eval
+    from kdcore.api.contracts import Executor as Executor
     from kdcore.api.contracts import Logger as Logger
     from kdcore.api.contracts import Loss as Loss
     from kdcore.api.contracts import Patch as Patch
@@ -29,7 +30,10 @@ if TYPE_CHECKING:
     from kdcore.api.contracts import Tokens as Tokens
     from kdcore.api.contracts import component as component
     from kdcore.api.contracts import hookimpl as hookimpl
+    from kdcore.api.hidden_states import HiddenStatesLoss as HiddenStatesLoss
     from kdcore.api.hookspecs import Record as Record
+    from kdcore.api.jobs import Job as Job
+    from kdcore.api.jobs import JobState as JobState
     from kdcore.api.options import describe as describe
     from kdcore.api.options import options_of as options_of
     from kdcore.api.options import reads_columns as reads_columns
@@ -44,6 +48,7 @@ if TYPE_CHECKING:
     from kdcore.data.batch import Rows as Rows
     from kdcore.data.batch import SparseLogits as SparseLogits
     from kdcore.data.batch import Split as Split
+    from kdcore.data.batch import StatesFn as StatesFn
     from kdcore.data.batch import TeacherOutputs as TeacherOutputs
     from kdcore.data.batch import columns_of as columns_of
     from kdcore.data.collate import select_rows as select_rows
@@ -112,13 +117,15 @@ _MODULES = {
 """Modules that are public as a whole."""
 
 _EXPORTS = {
-    "api.contracts": "Component Data Eval Logger Loss Patch PreparedLoss Rollout Run "
+    "api.contracts": "Component Data Eval Executor Logger Loss Patch PreparedLoss Rollout Run "
     "Selection Stage Teacher Tokenizer Tokens component hookimpl",
+    "api.hidden_states": "HiddenStatesLoss",
     "api.hookspecs": "Record",
+    "api.jobs": "Job JobState",
     "api.options": "describe options_of reads_columns",
     "api.schedule": "Schedule Scheduled tensor_now value_now",
     "data.batch": "TeacherOutputs Batch GappedLogits SparseLogits LogitsFn Row Rows Split "
-    "columns_of",
+    "StatesFn columns_of",
     "data.collate": "select_rows",
     "data.encoding": "bos_of",
     "models.completions": "Completion Prompt Sampling completions_from completions_state",

@@ -23,6 +23,7 @@ from kdcore import (
     Run,
     RunError,
     Sampling,
+    StatesFn,
     Teacher,
     Tokenizer,
     component,
@@ -124,13 +125,30 @@ class ModelTeacher(Teacher):
 
     def read(self, batch: Batch) -> LogitsFn:
         """Run the trunk once; logits are made where they are asked for."""
-        assert self._model is not None, "a teacher is read after it was loaded"
-        model, home = self._model, batch.input_ids.device
+        return self.read_states(batch, ())[0]
+
+    def layer_sizes(self) -> Sequence[int]:
+        """The model's."""
+        model = self._loaded()
+        model.watch_layers(())
+        return model.layer_sizes
+
+    def read_states(self, batch: Batch, layers: Sequence[int]) -> tuple[LogitsFn, StatesFn]:
+        """The same with the states of these layers, and no others."""
+        model, home = self._loaded(), batch.input_ids.device
         head = self._head or model.logits
+        moved = _moved(batch, model.device)
         # The teacher stays in its own type, whatever the student trains in.
         with torch.autocast(model.device.type, enabled=False):
-            states = model.states(_moved(batch, model.device))
-        return lambda positions: head(states[positions.to(states.device)].to(home))
+            states, kept = model.layer_states(moved, layers)
+        return (
+            lambda positions: head(states[positions.to(states.device)].to(home)),
+            lambda positions: [each[positions.to(each.device)].to(home) for each in kept],
+        )
+
+    def _loaded(self) -> LanguageModel:
+        assert self._model is not None, "a teacher is read after it was loaded"
+        return self._model
 
     def writes(self) -> bool:
         """It can."""

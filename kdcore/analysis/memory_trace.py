@@ -26,10 +26,13 @@ from kdcore.api.contracts import Loss
 from kdcore.data.batch import Batch, LogitsFn, Split
 from kdcore.models.head import logits_of, nll_from_logits, upcast
 from kdcore.objective.chunked_loss import ChunkedLoss, ChunkedLossInputs
+from kdcore.objective.hidden_states import checked_values
 from kdcore.objective.losses import values_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from kdcore.api.hidden_states import HiddenStatesLoss
 
 
 @dataclass(frozen=True)
@@ -49,10 +52,11 @@ class Pass:
     time: int
     vocabulary: int
     chunk: int
-    losses: Sequence[Loss]
+    losses: Sequence[Loss]  # those that compare logits
     precision: torch.dtype | None  # of autocast
     selects: bool = False
     repeats: bool = False  # the step has more than one, so gradients are there already
+    hidden: Sequence[HiddenStatesLoss] = ()
 
 
 _MASK = 5  # bytes for each pair of tokens of a row: what may be seen, as bools and as numbers
@@ -145,9 +149,17 @@ def _run(
     if asked.selects:
         for one in (model, *references_read):
             nll_from_logits(one.logits, batch)(batch.valid, batch.labels)
-    loss = ChunkedLoss.apply(  # type: ignore[no-untyped-call]
-        model.states, model.weight, model.bias, model.computed, _work(asked, batch, read)
-    )
+    loss: Any = model.states.sum()
+    if asked.losses:
+        loss = ChunkedLoss.apply(  # type: ignore[no-untyped-call]
+            model.states, model.weight, model.bias, model.computed, _work(asked, batch, read)
+        )
+    other = read[0].states if read else model.states.detach()
+    shown = [[torch.empty_like(other) for _ in each.layers] for each in asked.hidden]
+    for each, theirs in zip(asked.hidden, shown, strict=True):
+        ours = [model.states[batch.valid] for _ in each.layers]
+        values = checked_values(each, ours, [states[batch.valid] for states in theirs])
+        loss = loss + values.sum()
     added = peak() - before - kept
     loss.backward()
     return kept, added

@@ -26,7 +26,14 @@ from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from kdcore.api.options import as_call, describe, iter_components, names_on_hub, of_options, placed
 from kdcore.api.schedule import Schedule, Scheduled
-from kdcore.api.train_options import NotNegative, On, RolloutOptions, TrainOptions, _options
+from kdcore.api.train_options import (
+    NotNegative,
+    On,
+    ResourceOptions,
+    RolloutOptions,
+    TrainOptions,
+    _options,
+)
 from kdcore.errors import UsageError
 
 if TYPE_CHECKING:
@@ -38,7 +45,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-    from kdcore.data.batch import Batch, LogitsFn, Row, Rows, TeacherOutputs
+    from kdcore.api.jobs import Job, JobState
+    from kdcore.data.batch import Batch, LogitsFn, Row, Rows, StatesFn, TeacherOutputs
     from kdcore.data.rows import RowDataset
     from kdcore.data.where import Where
     from kdcore.models.causal_lm import LanguageModel
@@ -67,6 +75,14 @@ class Component:
 
     name: ClassVar[str]
     component_kind: ClassVar[str]  # set by the base class of each kind
+    elsewhere: ClassVar[frozenset[str]] = frozenset()
+    """Options that say where something is or how patiently it is asked, such as a server's address.
+
+    They count neither for a run's identity nor for its fingerprint: a run that was begun with one
+    value resumes with another.
+    """
+    # Controls of sweeps that take it, each with the option for what is measured: "" for none.
+    controls: ClassVar[Mapping[str, str]] = {}
 
     def __str__(self) -> str:
         """Name and the options that are not at their defaults."""
@@ -305,6 +321,21 @@ class Teacher(Component):
         """Whether `parts` gives some: by default where it is overridden."""
         return type(self).parts is not Teacher.parts
 
+    def gives_states(self) -> bool:
+        """Whether `read_states` works: by default where it is overridden."""
+        return type(self).read_states is not Teacher.read_states
+
+    def layer_sizes(self) -> Sequence[int]:
+        """The width of each hidden state, the embeddings' first; asked after `load`."""
+        raise NotImplementedError
+
+    def read_states(self, batch: Batch, layers: Sequence[int]) -> tuple[TeacherOutputs, StatesFn]:
+        """What `read` gives, and the hidden states of these layers, from one pass of the trunk.
+
+        Layers count as transformers' `hidden_states`: 0 the embeddings, -1 behind the last norm.
+        """
+        raise UsageError(f"the teacher {self.name!r} does not show its hidden states")
+
     def nll(self, batch: Batch) -> Callable[[Tensor, Tensor], Tensor]:
         """Flat positions, labels [n] -> negative log-likelihoods [n]; by default from `read`."""
         from kdcore.models.head import nll_from_logits
@@ -477,6 +508,34 @@ class Logger(Component):
     always: ClassVar[bool] = False  # used by every run, unless its plugin is blocked
 
 
+class Executor(Component):
+    """Where the runs of a sweep are started: `kdcore sweep --on NAME`."""
+
+    component_kind: ClassVar[str] = "executor"
+    argument: ClassVar[str] = ""  # the option that `--on NAME:VALUE` gives
+    outlives: ClassVar[bool] = False  # True: jobs go on without the command that started them
+    chains: ClassVar[bool] = False  # True: `start` takes jobs before those of `after` have ended
+    seconds: ClassVar[float] = 1.0  # between two questions for the state of all
+
+    def start(self, job: Job) -> str | None:
+        """Start or submit a job; its handle, or None where there is no room now: asked again.
+
+        The handle must be enough for `states` and `cancel` of another process where the jobs
+        outlive the command. Raises RunError with the machine's own sentence where it refuses.
+        """
+        raise NotImplementedError
+
+    def states(self, handles: Sequence[str]) -> Mapping[str, JobState]:
+        """What is known of each job; one that is left out is taken as lost, and started again."""
+        raise NotImplementedError
+
+    def cancel(self, handles: Sequence[str]) -> None:
+        """End these jobs as SIGTERM does, so that they write checkpoints; returns when they ended,
+        or where jobs outlive the command at once.
+        """
+        raise NotImplementedError
+
+
 KINDS: Mapping[str, type[Component]] = {
     "data": Data,
     "tokenizer": Tokenizer,
@@ -487,6 +546,7 @@ KINDS: Mapping[str, type[Component]] = {
     "patch": Patch,
     "eval": Eval,
     "logger": Logger,
+    "executor": Executor,
 }
 """Every kind by the word that users read. The kind's hook is `kdcore_` and its plural."""
 
@@ -556,6 +616,7 @@ class Stage:
     rollout: Rollout | None = None  # `[rollout]`
     writing: RolloutOptions = field(default_factory=RolloutOptions)  # the engine's options there
     trusted: Sequence[str] = ()  # models whose own code may run
+    resources: ResourceOptions = field(default_factory=ResourceOptions)  # `[resources]`
 
     def components(self) -> list[Component]:
         """Every component, each before those that are nested in it."""
@@ -696,6 +757,7 @@ class Run:
         teacher: Teacher | None = None,
         *,
         by: str | None = None,
+        keep_documents: bool = False,
     ) -> Mapping[str, float]:
         """Sums over the valid tokens of `rows`, in chunks, sharded over the processes.
 
@@ -703,6 +765,8 @@ class Run:
         name (a second `kl` is `kl.2`), and with a teacher `agreement` (tokens that both rank
         first), and `known` where it may know some tokens only: what is compared is over these.
         `by` a column, each sum comes for each of its values too: `nll/math`, `tokens/math`.
+        With `keep_documents` a training run writes tokens, bytes and nats of each document into
+        its folder, which `kdcore compare` reads.
         """
         raise NotImplementedError
 
@@ -715,6 +779,13 @@ class Run:
 
     def sampling(self, rollout: Rollout) -> Sampling:
         """How this writer's options draw, with the run's vocabulary and the ids that end a text."""
+        raise NotImplementedError
+
+    def prompts(self) -> list[Prompt]:
+        """Those of all training rows of the first epoch, as `[rollout]` cuts them.
+
+        For writers that answer ahead; a step's own have other seeds.
+        """
         raise NotImplementedError
 
     def sample(

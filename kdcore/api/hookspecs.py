@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from kdcore.api.contracts import (
         Data,
         Eval,
+        Executor,
         Logger,
         Loss,
         Patch,
@@ -77,6 +78,11 @@ def kdcore_evals() -> Sequence[type[Eval]]:  # type: ignore[empty-body]
 @hookspec
 def kdcore_loggers() -> Sequence[type[Logger]]:  # type: ignore[empty-body]
     """Where records go: `[[log]] use = "..."`."""
+
+
+@hookspec
+def kdcore_executors() -> Sequence[type[Executor]]:  # type: ignore[empty-body]
+    """Where the runs of a sweep are started: `kdcore sweep --on NAME`."""
 
 
 @hookspec

@@ -112,6 +112,9 @@ class Parts(NamedTuple):
     each: tuple[Tensor | SparseLogits, ...]
 
 
+StatesFn = Callable[["Tensor"], "Sequence[Tensor]"]
+"""Flat positions [n] -> the hidden states there of each layer that was asked for [n, H]."""
+
 PartOutputs = Callable[["Tensor"], "Tensor | SparseLogits | Parts"]
 """Flat positions [n] -> what a loss learns from."""
 

@@ -26,6 +26,7 @@ class Prompt:
     document: int = -1  # which document of the training split it was cut from
     columns: Columns = field(default_factory=dict)  # of that document
     reference: Sequence[int] = ()  # what the data answers
+    exchange: int = 0  # which of its document's learned answers it asks for: -1 the last; 0: none
 
     def again(self, number: int) -> Prompt:
         """The same prompt for another answer: with random numbers of its own; 0 is itself."""

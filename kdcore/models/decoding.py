@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdcore.models.causal_lm import LanguageModel, allclose, random_ids
+from kdcore.models.causal_lm import LanguageModel, random_ids
 from kdcore.models.completions import Completion, Prompt, Sampling, uniforms
+from kdcore.models.logit_transforms import allclose
 
 if TYPE_CHECKING:
     from transformers import DynamicCache

@@ -83,6 +83,9 @@ def component_errors(kind: str, component: object) -> Iterator[str]:
         yield f"{component.__name__} lacks @component"
     else:
         yield from _option_faults(kind, component)
+        options = {field.alias or each for each, field in _fields(component).items()}
+        for each in sorted(component.elsewhere - options):
+            yield f"{component.__name__}.elsewhere names {each!r}, which is no option of it"
     yield from hook_errors(component, EVENTS)
 
 

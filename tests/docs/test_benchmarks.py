@@ -108,23 +108,25 @@ def test_every_twin_has_figures_of_stages_that_it_has(twins):
         assert figure.at in ("last", "best") and figure.tolerance > 0
 
 
-def test_the_interval_of_paired_differences_is_students(tmp_path):
-    spec = importlib.util.spec_from_file_location("on_policy", PATH.with_name("on_policy.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    places = {}
-    for seed, (off, on) in enumerate([(0.5, 0.4), (0.6, 0.4), (0.7, 0.4)]):
-        places[seed] = tmp_path / f"seed-{seed}"
-        for stage, bits in (("offpolicy", off), ("onpolicy", on)):
-            folder = places[seed] / f"mine.{stage}-12345678"
-            folder.mkdir(parents=True)
-            lines = [{"loss": 1.0}, {"eval/bits_per_byte": bits, "eval/facts": 0.5}]
-            (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
-            (folder / "cpu_seconds.json").write_text("12.5")
-    *rows, bits, facts = module.table(places)
-    assert rows[2] == "| 0 | offpolicy | 12.5 | 0.5000 | 0.50 |" and len(rows) == 8
-    # the mean of 0.1, 0.2 and 0.3, and 4.303 times 0.1 over the root of 3
-    assert bits == (
-        "eval/bits_per_byte, onpolicy less offpolicy: -0.2000, 95 % from -0.4484 to +0.0484 (3 pairs)"
-    )
-    assert facts.endswith("+0.0000, 95 % from +0.0000 to +0.0000 (3 pairs)")
+def test_heads_of_recipes_say_what_is_expected(twins):
+    from kdcore.commands.recipes import _described
+    from kdcore.recipe.files import shipped_recipes
+
+    heads = [_described(path) for path in shipped_recipes()]
+    told = {
+        (head["name"], each["stage"], each["score"]): each
+        for head in heads
+        for each in head["measured"]
+    }
+    assert len(told) >= 12
+    for path in shipped_recipes():
+        lines = [line for line in path.read_text().splitlines() if line.startswith("# Measured:")]
+        count = sum(line.count("(n = ") for line in lines)
+        (head,) = [each for each in heads if each["path"] == str(path)]
+        assert len(head["measured"]) == count
+    shared = [f for f in twins.figures() if (f.recipe, f.stage, f.key) in told and not f.less]
+    assert len(shared) >= 4
+    for figure in shared:
+        each = told[figure.recipe, figure.stage, figure.key]
+        assert abs(each["mean"] - figure.expected) <= 0.002
+        assert each["deviation"] < figure.tolerance and each["n"] >= 3

@@ -11,17 +11,18 @@ from kdcore.cli.main import app
 from kdcore.plugin.manager import PluginManager
 
 TEXT = (DOCS / "on-policy.md").read_text(encoding="utf-8")
-RECIPE, COMMAND = snippets("on-policy.md")
+RECIPE, COMMAND, KEPT = snippets("on-policy.md")
 
 
 def test_the_recipes_have_no_faults(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert (RECIPE.language, COMMAND.language) == ("toml", "sh")
     Path("onpolicy.toml").write_text(RECIPE.text)
-    _, *words = shlex.split(COMMAND.text)
-    done = CliRunner().invoke(app, words)
-    assert done.exit_code == 0, done.output
-    assert done.output.count("no faults") == 6
+    for command, recipes in ((COMMAND, 6), (KEPT, 2)):
+        _, *words = shlex.split(command.text)
+        done = CliRunner().invoke(app, words)
+        assert done.exit_code == 0, done.output
+        assert done.output.count("no faults") == recipes
 
 
 def test_the_losses_and_writers_of_the_table_are_there():

@@ -224,6 +224,7 @@ WRITERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("writer", WRITERS.values(), ids=WRITERS)
 @pytest.mark.parametrize("at", [1, 2, 4, 5])
 def test_a_run_goes_on_bit_by_bit_from_the_midst_of_what_was_written(writer, at, tmp_path):
