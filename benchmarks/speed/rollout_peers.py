@@ -156,25 +156,34 @@ def compare(models: Sequence[Path], prompts: list[list[int]], folder: Path, runs
         row[PROMPT:][seen[PROMPT:] > 0].tolist() for row, seen in zip(ids, mask, strict=True)
     ]
     (folder / "answers.json").write_text(json.dumps(list(zip(prompts, answers, strict=True))))
+    given = (ids, mask, labels)
+    found = {
+        "kdcore": of_kdcore(folder, runs, student),
+        "TRL": of_trl(student, teacher, given),
+        "TRL in float64": of_trl(student.double(), teacher.double(), given),
+    }
+    exact = found["TRL in float64"][1]
+    size = torch.cat([each.flatten() for each in exact.values()]).norm()
+    print(f"{sum(map(len, answers))} tokens that TRL wrote; distance to the gradient in float64:")
+    for who, (loss, gradients) in found.items():
+        apart = torch.cat([(gradients[name] - exact[name]).flatten() for name in exact]).norm()
+        print(f"{who:16} loss {loss:.8f}  gradient {float(apart / size):.1e}", flush=True)
+
+
+def of_trl(
+    student: Any, teacher: Any, given: tuple[Tensor, Tensor, Tensor]
+) -> tuple[float, dict[str, Tensor]]:
+    """The loss of GKDTrainer, and its gradient."""
+    from trl.experimental.gkd import GKDTrainer
+
+    ids, mask, labels = given
+    student.zero_grad()
     with torch.no_grad():
         other = teacher.eval()(input_ids=ids, attention_mask=mask).logits
-    loss = GKDTrainer.generalized_jsd_loss(
-        student(input_ids=ids, attention_mask=mask).logits[:, :-1],
-        other[:, :-1],
-        labels[:, 1:],
-        beta=0.5,
-    )
+    own = student(input_ids=ids, attention_mask=mask).logits
+    loss = GKDTrainer.generalized_jsd_loss(own[:, :-1], other[:, :-1], labels[:, 1:], beta=0.5)
     loss.backward()
-    found, gradients = of_kdcore(folder, runs, student)
-    worst = max(
-        float((gradients[name] - each.grad).abs().max() / each.grad.abs().max())
-        for name, each in student.named_parameters()
-    )
-    print(
-        f"loss on the same {sum(map(len, answers))} tokens: TRL {float(loss):.7f}, kdcore "
-        f"{found:.7f}; gradients differ by at most {worst:.1e} of each parameter's largest",
-        flush=True,
-    )
+    return float(loss), {name: each.grad for name, each in student.named_parameters()}
 
 
 def of_kdcore(folder: Path, runs: Path, student: Any) -> tuple[float, dict[str, Tensor]]:
