@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from kdcore.api.contracts import Component as Component
     from kdcore.api.contracts import Data as Data
     from kdcore.api.contracts import Eval as Eval
-    from kdcore.api.contracts import Executor as Executor
     from kdcore.api.contracts import Logger as Logger
     from kdcore.api.contracts import Loss as Loss
     from kdcore.api.contracts import Patch as Patch
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from kdcore.api.contracts import hookimpl as hookimpl
     from kdcore.api.hidden_states import HiddenStatesLoss as HiddenStatesLoss
     from kdcore.api.hookspecs import Record as Record
+    from kdcore.api.jobs import Executor as Executor
     from kdcore.api.jobs import Job as Job
     from kdcore.api.jobs import JobState as JobState
     from kdcore.api.options import describe as describe
@@ -117,11 +117,11 @@ _MODULES = {
 """Modules that are public as a whole."""
 
 _EXPORTS = {
-    "api.contracts": "Component Data Eval Executor Logger Loss Patch PreparedLoss Rollout Run "
+    "api.contracts": "Component Data Eval Logger Loss Patch PreparedLoss Rollout Run "
     "Selection Stage Teacher Tokenizer Tokens component hookimpl",
     "api.hidden_states": "HiddenStatesLoss",
     "api.hookspecs": "Record",
-    "api.jobs": "Job JobState",
+    "api.jobs": "Executor Job JobState",
     "api.options": "describe options_of reads_columns",
     "api.schedule": "Schedule Scheduled tensor_now value_now",
     "data.batch": "TeacherOutputs Batch GappedLogits SparseLogits LogitsFn Row Rows Split "

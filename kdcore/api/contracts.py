@@ -45,7 +45,6 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-    from kdcore.api.jobs import Job, JobState
     from kdcore.data.batch import Batch, LogitsFn, Row, Rows, StatesFn, TeacherOutputs
     from kdcore.data.rows import RowDataset
     from kdcore.data.where import Where
@@ -506,49 +505,6 @@ class Logger(Component):
 
     component_kind: ClassVar[str] = "logger"
     always: ClassVar[bool] = False  # used by every run, unless its plugin is blocked
-
-
-class Executor(Component):
-    """Where the runs of a sweep are started: `kdcore sweep --on NAME`."""
-
-    component_kind: ClassVar[str] = "executor"
-    argument: ClassVar[str] = ""  # the option that `--on NAME:VALUE` gives
-    outlives: ClassVar[bool] = False  # True: jobs go on without the command that started them
-    chains: ClassVar[bool] = False  # True: `start` takes jobs before those of `after` have ended
-    seconds: ClassVar[float] = 1.0  # between two questions for the state of all
-
-    def start(self, job: Job) -> str | None:
-        """Start or submit a job; its handle, or None where there is no room now: asked again.
-
-        The handle must be enough for `states` and `cancel` of another process where the jobs
-        outlive the command. Raises RunError with the machine's own sentence where it refuses.
-        """
-        raise NotImplementedError
-
-    def states(self, handles: Sequence[str]) -> Mapping[str, JobState]:
-        """What is known of each job; one that is left out is taken as lost, and started again."""
-        raise NotImplementedError
-
-    def cancel(self, handles: Sequence[str]) -> None:
-        """End these jobs as SIGTERM does, so that they write checkpoints; returns when they ended,
-        or where jobs outlive the command at once.
-        """
-        raise NotImplementedError
-
-
-KINDS: Mapping[str, type[Component]] = {
-    "data": Data,
-    "tokenizer": Tokenizer,
-    "teacher": Teacher,
-    "loss": Loss,
-    "selection": Selection,
-    "rollout": Rollout,
-    "patch": Patch,
-    "eval": Eval,
-    "logger": Logger,
-    "executor": Executor,
-}
-"""Every kind by the word that users read. The kind's hook is `kdcore_` and its plural."""
 
 
 @_options

@@ -10,7 +10,6 @@ from kdcore.recipe.toml_positions import KeyPath, locate
 
 _NUMBERS = {bool, int, float}
 
-TABLES = ("student", "tokenizer", "data", "teacher", "selection", "rollout", "train")
 TABLES = (
     "student",
     "tokenizer",

@@ -20,7 +20,7 @@ from kdcore.training.checkpoint import in_order
 from kdcore.training.signals import SIGNALS, known_as
 
 if TYPE_CHECKING:
-    from kdcore.api.contracts import Executor
+    from kdcore.api.jobs import Executor
     from kdcore.sweeps.graph import Task
     from kdcore.sweeps.store import Store
 

@@ -14,7 +14,7 @@ import torch
 
 from kdcore.api.contracts import Loss, Rollout, Run, Teacher
 from kdcore.data.batch import Row
-from kdcore.data.documents import Documents
+from kdcore.data.rows import Documents
 from kdcore.data.sampler import Drawable, Order, StreamedRows, TrainingRows
 from kdcore.data.streaming import Stream
 from kdcore.errors import RunError, UsageError
