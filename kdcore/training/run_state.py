@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from torch import Tensor
 
 from kdcore.api.contracts import Loss, Rollout, Run, Teacher
 from kdcore.data.batch import Row
@@ -215,6 +216,18 @@ class RunState(Run):
         from kdcore.rollout.local import score
 
         return score(self, teacher, prompts, completions)
+
+    def token_values(
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[Completion],
+        losses: Sequence[Loss],
+        teacher: Teacher | None = None,
+    ) -> list[Tensor]:
+        """See `Run.token_values`."""
+        from kdcore.rollout.local import token_values
+
+        return token_values(self, prompts, completions, losses, teacher)
 
     def state_dict(self) -> dict[str, object]:
         """What its checkpoints hold of it, besides weights and random states."""
