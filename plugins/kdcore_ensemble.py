@@ -114,7 +114,7 @@ class Ensemble(Teacher):
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Sequence[Completion]:
         """An answer to each, token by token from the average."""
-        assert sampling.vocabulary is not None, "the run tells which ids are shared"
+        assert sampling.vocabulary is not None, "the run says which ids are shared"
         rows = [prompt.ids for prompt in prompts]
         following = self.next_tokens(rows, sampling.vocabulary)
         return sample_from(following, prompts, sampling, source="teacher")

@@ -782,6 +782,19 @@ class Run:
         """
         raise NotImplementedError
 
+    def token_values(
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[Completion],
+        losses: Sequence[Loss],
+        teacher: Teacher | None = None,
+    ) -> list[Tensor]:
+        """The values of losses at each token of each answer [tokens, losses], on the CPU.
+
+        On this process alone, `micro_batch` answers at a time.
+        """
+        raise NotImplementedError
+
     def say(self, message: str) -> None:
         """Tell the user something, once: on the terminal and in log.txt."""
         raise NotImplementedError

@@ -35,7 +35,7 @@ cache = typer.Typer(
     help="Store what teachers say ahead of a run, and look after what is stored.",
 )
 
-Out = Annotated[Path, typer.Option(help="Where runs are kept; their stores lie in caches/ there.")]
+Out = Annotated[Path, typer.Option(help="Where runs are kept; stores are in its caches/.")]
 StageName = Annotated[
     str | None, typer.Option("--stage", help="One stage; by default all with a cached teacher.")
 ]
@@ -236,7 +236,7 @@ def _compared(work: Work, sample: int) -> Iterator[str]:
     with progress(f"comparing {work.label} with its teacher"):
         found = work.compare(sample)
     facts = (
-        f"{found.tokens:,} tokens beside the live teacher: off by {found.mean:.2g} on average and "
+        f"{found.tokens:,} tokens against the live teacher: off by {found.mean:.2g} on average and "
         f"by {found.largest:.2g} at most; {found.missing:,} more are missing"
     )
     if not found.tokens:
