@@ -100,10 +100,11 @@ def ask(python: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def linked(found: Distribution, source: str) -> str:
-    """Its name and release, with a link to PyPI or to its folder in this repository."""
+    """Its name and release: a link to PyPI, or the folder in this repository."""
     name = found.metadata["Name"]
-    to = f"../examples/{name}" if Path(source).is_dir() else f"https://pypi.org/project/{name}"
-    return f"[{name}]({to}) {found.version}"
+    if Path(source).is_dir():
+        return f"`examples/{name}` {found.version}"
+    return f"[{name}](https://pypi.org/project/{name}) {found.version}"
 
 
 def on_pypi() -> list[str]:

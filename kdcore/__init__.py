@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from kdcore.api.contracts import Component as Component
     from kdcore.api.contracts import Data as Data
     from kdcore.api.contracts import Eval as Eval
-    from kdcore.api.contracts import Executor as Executor
     from kdcore.api.contracts import Logger as Logger
     from kdcore.api.contracts import Loss as Loss
     from kdcore.api.contracts import Patch as Patch
@@ -30,7 +29,9 @@ if TYPE_CHECKING:
     from kdcore.api.contracts import Tokens as Tokens
     from kdcore.api.contracts import component as component
     from kdcore.api.contracts import hookimpl as hookimpl
+    from kdcore.api.hidden_states import HiddenStatesLoss as HiddenStatesLoss
     from kdcore.api.hookspecs import Record as Record
+    from kdcore.api.jobs import Executor as Executor
     from kdcore.api.jobs import Job as Job
     from kdcore.api.jobs import JobState as JobState
     from kdcore.api.options import describe as describe
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from kdcore.data.batch import Rows as Rows
     from kdcore.data.batch import SparseLogits as SparseLogits
     from kdcore.data.batch import Split as Split
+    from kdcore.data.batch import StatesFn as StatesFn
     from kdcore.data.batch import TeacherOutputs as TeacherOutputs
     from kdcore.data.batch import columns_of as columns_of
     from kdcore.data.collate import select_rows as select_rows
@@ -69,7 +71,10 @@ if TYPE_CHECKING:
     from kdcore.models.completions import Sampling as Sampling
     from kdcore.models.completions import completions_from as completions_from
     from kdcore.models.completions import completions_state as completions_state
+    from kdcore.models.decoding import NextTokens as NextTokens
+    from kdcore.models.decoding import next_tokens as next_tokens
     from kdcore.models.decoding import sample as sample
+    from kdcore.models.decoding import sample_from as sample_from
     from kdcore.models.generation import generate as generate
     from kdcore.models.loading import dtype_of as dtype_of
     from kdcore.models.loading import load_config as load_config
@@ -112,14 +117,15 @@ _MODULES = {
 """Modules that are public as a whole."""
 
 _EXPORTS = {
-    "api.contracts": "Component Data Eval Executor Logger Loss Patch PreparedLoss Rollout Run "
+    "api.contracts": "Component Data Eval Logger Loss Patch PreparedLoss Rollout Run "
     "Selection Stage Teacher Tokenizer Tokens component hookimpl",
+    "api.hidden_states": "HiddenStatesLoss",
     "api.hookspecs": "Record",
-    "api.jobs": "Job JobState",
+    "api.jobs": "Executor Job JobState",
     "api.options": "describe options_of reads_columns",
     "api.schedule": "Schedule Scheduled tensor_now value_now",
     "data.batch": "TeacherOutputs Batch GappedLogits SparseLogits LogitsFn Row Rows Split "
-    "columns_of",
+    "StatesFn columns_of",
     "data.collate": "select_rows",
     "data.encoding": "bos_of",
     "models.completions": "Completion Prompt Sampling completions_from completions_state",
@@ -129,7 +135,7 @@ _EXPORTS = {
     "errors": "KdcoreError PluginError RecipeError RunError Unreachable UsageError",
     "hashing": "tokenizer_hash",
     "models.causal_lm": "LanguageModel",
-    "models.decoding": "sample",
+    "models.decoding": "NextTokens next_tokens sample sample_from",
     "models.generation": "generate",
     "models.loading": "dtype_of load_config load_model load_tokenizer model_fingerprint",
     "objective.alignment": "RetokenizedBatch Retokenizer ids_of_same_bytes",

@@ -45,12 +45,12 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-    from kdcore.api.jobs import Job, JobState
-    from kdcore.data.batch import Batch, LogitsFn, Row, Rows, TeacherOutputs
+    from kdcore.data.batch import Batch, LogitsFn, Row, Rows, StatesFn, TeacherOutputs
     from kdcore.data.rows import RowDataset
     from kdcore.data.where import Where
     from kdcore.models.causal_lm import LanguageModel
     from kdcore.models.completions import Completion, Prompt, Sampling
+    from kdcore.models.decoding import NextTokens
 
 
 hookimpl = pluggy.HookimplMarker("kdcore")
@@ -74,6 +74,12 @@ class Component:
 
     name: ClassVar[str]
     component_kind: ClassVar[str]  # set by the base class of each kind
+    elsewhere: ClassVar[frozenset[str]] = frozenset()
+    """Options that say where something is or how patiently it is asked, such as a server's address.
+
+    They count neither for a run's identity nor for its fingerprint: a run that was begun with one
+    value resumes with another.
+    """
     # Controls of sweeps that take it, each with the option for what is measured: "" for none.
     controls: ClassVar[Mapping[str, str]] = {}
 
@@ -208,6 +214,25 @@ class Teacher(Component):
     def load(self, run: Run) -> None:
         """Put the weights onto `run.device`, in evaluation mode. Called once, nested ones too."""
 
+    def moves(self) -> bool:
+        """Whether `to_host` and `to_device` work, so that several teachers can take turns."""
+        return False
+
+    def to_host(self) -> None:
+        """Take the trunk's weights off the device until `to_device`; what `read` gave stays good.
+
+        Called before `load` too, which then leaves them there.
+        """
+        raise NotImplementedError
+
+    def to_device(self) -> None:
+        """Put them back."""
+        raise NotImplementedError
+
+    def takes_turns(self) -> bool:
+        """Whether the trunks of the teachers nested in it lie on the device one after another."""
+        return False
+
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
         """The tokenizer it was made with; None: the student's. Called before `load`."""
         return None
@@ -290,6 +315,18 @@ class Teacher(Component):
         """
         raise UsageError(f"the teacher {self.name!r} cannot write: it only reads what others wrote")
 
+    def next_tokens(self, rows: Sequence[Sequence[int]], vocabulary: int) -> NextTokens:
+        """Scores of the token after each of these rows of ids, which grow by a token at a time.
+
+        Logits of the ids below `vocabulary`, without gradient, in its own precision. For teachers
+        that write together with others.
+        """
+        raise UsageError(f"the teacher {self.name!r} does not tell its next token: it cannot write")
+
+    def tells_next_tokens(self) -> bool:
+        """Whether `next_tokens` works: by default where it is overridden."""
+        return type(self).next_tokens is not Teacher.next_tokens
+
     def parts(self, batch: Batch) -> Sequence[tuple[float, TeacherOutputs]] | None:
         """Weights and what `read` of several teachers gives, over which a loss's values are summed.
 
@@ -301,6 +338,21 @@ class Teacher(Component):
     def gives_parts(self) -> bool:
         """Whether `parts` gives some: by default where it is overridden."""
         return type(self).parts is not Teacher.parts
+
+    def gives_states(self) -> bool:
+        """Whether `read_states` works: by default where it is overridden."""
+        return type(self).read_states is not Teacher.read_states
+
+    def layer_sizes(self) -> Sequence[int]:
+        """The width of each hidden state, the embeddings' first; asked after `load`."""
+        raise NotImplementedError
+
+    def read_states(self, batch: Batch, layers: Sequence[int]) -> tuple[TeacherOutputs, StatesFn]:
+        """What `read` gives, and the hidden states of these layers, from one pass of the trunk.
+
+        Layers count as transformers' `hidden_states`: 0 the embeddings, -1 behind the last norm.
+        """
+        raise UsageError(f"the teacher {self.name!r} does not show its hidden states")
 
     def nll(self, batch: Batch) -> Callable[[Tensor, Tensor], Tensor]:
         """Flat positions, labels [n] -> negative log-likelihoods [n]; by default from `read`."""
@@ -472,49 +524,6 @@ class Logger(Component):
 
     component_kind: ClassVar[str] = "logger"
     always: ClassVar[bool] = False  # used by every run, unless its plugin is blocked
-
-
-class Executor(Component):
-    """Where the runs of a sweep are started: `kdcore sweep --on NAME`."""
-
-    component_kind: ClassVar[str] = "executor"
-    argument: ClassVar[str] = ""  # the option that `--on NAME:VALUE` gives
-    outlives: ClassVar[bool] = False  # True: jobs go on without the command that started them
-    chains: ClassVar[bool] = False  # True: `start` takes jobs before those of `after` have ended
-    seconds: ClassVar[float] = 1.0  # between two questions for the state of all
-
-    def start(self, job: Job) -> str | None:
-        """Start or submit a job; its handle, or None where there is no room now: asked again.
-
-        The handle must be enough for `states` and `cancel` of another process where the jobs
-        outlive the command. Raises RunError with the machine's own sentence where it refuses.
-        """
-        raise NotImplementedError
-
-    def states(self, handles: Sequence[str]) -> Mapping[str, JobState]:
-        """What is known of each job; one that is left out is taken as lost, and started again."""
-        raise NotImplementedError
-
-    def cancel(self, handles: Sequence[str]) -> None:
-        """End these jobs as SIGTERM does, so that they write checkpoints; returns when they ended,
-        or where jobs outlive the command at once.
-        """
-        raise NotImplementedError
-
-
-KINDS: Mapping[str, type[Component]] = {
-    "data": Data,
-    "tokenizer": Tokenizer,
-    "teacher": Teacher,
-    "loss": Loss,
-    "selection": Selection,
-    "rollout": Rollout,
-    "patch": Patch,
-    "eval": Eval,
-    "logger": Logger,
-    "executor": Executor,
-}
-"""Every kind by the word that users read. The kind's hook is `kdcore_` and its plural."""
 
 
 @_options
@@ -723,6 +732,7 @@ class Run:
         teacher: Teacher | None = None,
         *,
         by: str | None = None,
+        keep_documents: bool = False,
     ) -> Mapping[str, float]:
         """Sums over the valid tokens of `rows`, in chunks, sharded over the processes.
 
@@ -730,6 +740,8 @@ class Run:
         name (a second `kl` is `kl.2`), and with a teacher `agreement` (tokens that both rank
         first), and `known` where it may know some tokens only: what is compared is over these.
         `by` a column, each sum comes for each of its values too: `nll/math`, `tokens/math`.
+        With `keep_documents` a training run writes tokens, bytes and nats of each document into
+        its folder, which `kdcore compare` reads.
         """
         raise NotImplementedError
 
@@ -742,6 +754,13 @@ class Run:
 
     def sampling(self, rollout: Rollout) -> Sampling:
         """How this writer's options draw, with the run's vocabulary and the ids that end a text."""
+        raise NotImplementedError
+
+    def prompts(self) -> list[Prompt]:
+        """Those of all training rows of the first epoch, as `[rollout]` cuts them.
+
+        For writers that answer ahead; a step's own have other seeds.
+        """
         raise NotImplementedError
 
     def sample(
@@ -760,6 +779,19 @@ class Run:
         """The log-probability of each answer to its prompt, in nats, of a loaded teacher.
 
         None: the student. On this process alone, `micro_batch` answers at a time.
+        """
+        raise NotImplementedError
+
+    def token_values(
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[Completion],
+        losses: Sequence[Loss],
+        teacher: Teacher | None = None,
+    ) -> list[Tensor]:
+        """The values of losses at each token of each answer [tokens, losses], on the CPU.
+
+        On this process alone, `micro_batch` answers at a time.
         """
         raise NotImplementedError
 
@@ -835,6 +867,15 @@ class Tokens:
 
     def student_nll(self) -> Tensor:
         """The student's negative log-likelihood of each label, in nats [n]."""
+        raise NotImplementedError
+
+    def old_log_probs(self) -> Tensor:
+        """The log-probability of each label under who wrote it, as it was drawn, float64 [n].
+
+        In nats, at temperature 1 over the shared ids, whatever temperature, top_k and top_p drew it
+        and however many steps ago. NaN where no writer recorded it, as of tokens of data. A loss
+        that is right for drawn tokens only also sets `needs_samples`.
+        """
         raise NotImplementedError
 
     def nll(self, teacher: Teacher | None = None) -> Tensor:

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from kdcore.api.contracts import (
         Data,
         Eval,
-        Executor,
         Logger,
         Loss,
         Patch,
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
         Teacher,
         Tokenizer,
     )
+    from kdcore.api.jobs import Executor
     from kdcore.models.completions import Completion
 
 

@@ -139,7 +139,7 @@ def run(
     processes: Annotated[int, typer.Option(min=1, help="Processes, one for each GPU.")] = 1,
     out: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),
     fresh: Annotated[
-        bool, typer.Option("--fresh", help="Begin again beside what is there.")
+        bool, typer.Option("--fresh", help="Start a new run next to the existing one.")
     ] = False,
     accept: Annotated[
         str, typer.Option(metavar="WHAT", help="Go on although this changed: data,versions,...")
@@ -222,7 +222,7 @@ def check(
         else:
             for note in recipe.notes:
                 print(note, file=sys.stderr)
-            print(f"{name}: no faults")
+            print(f"{name}: no errors")
     if failed:
         raise typer.Exit(UsageError.exit_code)
 

@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import annotated_types
 from pydantic.fields import FieldInfo
 
-from kdcore.api.contracts import KINDS, StudentOptions
+from kdcore.api.contracts import StudentOptions
+from kdcore.api.kinds import KINDS
 from kdcore.api.options import (
     beside,
     inner_type,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kdcore.api.contracts import Executor
+from kdcore.api.jobs import Executor
 from kdcore.api.options import members, option_types
 from kdcore.cli.examples import examples
 from kdcore.cli.main import Logs, Sets, plugin_manager

@@ -5,7 +5,6 @@ Nesting teachers ask their members through here too.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple, cast
@@ -14,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kdcore.api.contracts import Component, Loss, Teacher
+from kdcore.api.contracts import Component, Teacher
 from kdcore.api.options import iter_components
 from kdcore.data.batch import (
     Batch,
@@ -22,6 +21,7 @@ from kdcore.data.batch import (
     PartOutputs,
     Parts,
     SparseLogits,
+    StatesFn,
     TeacherOutputs,
     columns_of,
 )
@@ -32,11 +32,9 @@ from kdcore.guard import call_checked, describe_component, inputs_unchanged, plu
 from kdcore.models.head import nll_from_logits, upcast
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig
 
     from kdcore.api.contracts import Run
-
-_log = logging.getLogger("kdcore")
 
 
 def read(teacher: Teacher, batch: Batch) -> LogitsFn:
@@ -64,6 +62,10 @@ def read_outputs(teacher: Teacher, batch: Batch) -> TeacherOutputs:
     _set_eval_mode(teacher)
     with _asking(teacher, "read", batch):
         at = teacher.read(batch)
+    return _checked_outputs(teacher, batch, at)
+
+
+def _checked_outputs(teacher: Teacher, batch: Batch, at: TeacherOutputs) -> TeacherOutputs:
     if not callable(at):
         raise _broken(teacher, "read", type(at).__name__, "a function of flat positions")
 
@@ -76,6 +78,23 @@ def read_outputs(teacher: Teacher, batch: Batch) -> TeacherOutputs:
         return upcast(checked[:, : batch.vocabulary])
 
     return answer
+
+
+def read_with_states(
+    teacher: Teacher, batch: Batch, layers: Sequence[int]
+) -> tuple[TeacherOutputs, StatesFn]:
+    """As `read_outputs`, and the hidden states of these layers, in float32 or above."""
+    _set_eval_mode(teacher)
+    with _asking(teacher, "read_states", batch):
+        at, states_at = teacher.read_states(batch, layers)
+
+    def states(positions: Tensor) -> list[Tensor]:
+        with _asking(teacher, "read_states", batch, positions):
+            found = states_at(positions)
+        shape = (len(positions), 1)
+        return [upcast(_checked(teacher, "read_states", each, shape, batch)) for each in found]
+
+    return _checked_outputs(teacher, batch, at), states
 
 
 def read_parts(teacher: Teacher, batch: Batch) -> PartOutputs:
@@ -236,51 +255,6 @@ def head_sizes(teachers: Sequence[Teacher], device: torch.device) -> Mapping[str
     return {name: width for name, width in widths.items() if width is not None}
 
 
-def warn_tokenizer_mismatch(
-    student: PreTrainedTokenizerBase, others: Mapping[str, PreTrainedTokenizerBase]
-) -> None:
-    """Warn where a teacher ends, pads or lays out texts otherwise than the student will.
-
-    That the same ids mean the same strings is proved before; this is what they are used for.
-    """
-    for name, other in others.items():
-        if differing := list(_mismatches(student, other)):
-            _log.warning(
-                "the %s is out of step with the student: %s. What it says at these places is about "
-                "its own habit; a [tokenizer] of the teacher's model would agree",
-                name,
-                "; ".join(differing),
-            )
-
-
-def tell_untempered(teacher: Teacher | None, losses: Iterable[Loss]) -> None:
-    """Warn where losses ask a teacher of k ids for a temperature that it says nothing about."""
-    if teacher is None or _ids_known(teacher) is None:
-        return
-    for loss in losses:
-        for at in call_checked(loss, "temperatures", of=Sequence) if loss.needs_teacher else ():
-            if call_checked(teacher, "knows_others_at", at, of=(bool, type(None))) is None:
-                _log.warning(
-                    "the teacher %r does not tell the mass of the ids that it does not know at "
-                    "temperature %g: the loss %r tempers its masses at temperature 1, which is "
-                    "another objective; `knows_others_at` and `SparseLogits.tempered` would "
-                    "tell it",
-                    *(teacher.name, at, loss.name),
-                )
-
-
-def _mismatches(student: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> Iterator[str]:
-    if student.eos_token_id != other.eos_token_id:
-        yield f"texts end with {student.eos_token!r} here, with {other.eos_token!r} there"
-    # A tokenizer without a pad token has nothing to disagree about.
-    pads = (student.pad_token_id, other.pad_token_id)
-    if None not in pads and pads[0] != pads[1]:
-        yield f"the pad token is {student.pad_token!r} here, {other.pad_token!r} there"
-    templates = (student.chat_template, other.chat_template)
-    if None not in templates and templates[0] != templates[1]:
-        yield "the chat templates differ, and dialogues are laid out by the student's"
-
-
 def _configs(teachers: Sequence[Teacher], device: torch.device) -> Mapping[str, PretrainedConfig]:
     from transformers import PreTrainedConfig
 
@@ -336,9 +310,16 @@ class View(NamedTuple):
 class MicroBatch:
     """One micro-batch with what was read of it, so that no teacher runs twice over it."""
 
-    def __init__(self, batch: Batch, rows: Sequence[int]) -> None:
+    def __init__(
+        self,
+        batch: Batch,
+        rows: Sequence[int],
+        states: tuple[Teacher, Sequence[int]] | None = None,
+    ) -> None:
         self.batch = batch
         self.rows = rows  # the place of each of its rows in the optimizer step
+        self._wanted = states  # whose hidden states are read too, and of which layers
+        self._states: StatesFn | None = None
         self._read: dict[int, TeacherOutputs] = {}
         self._parts: dict[int, PartOutputs] = {}
         self._matching: dict[str, np.ndarray] = {}  # by view
@@ -346,8 +327,18 @@ class MicroBatch:
     def logits_of(self, teacher: Teacher) -> TeacherOutputs:
         """The teacher's logits by flat position; its trunk runs at the first call."""
         if id(teacher) not in self._read:
-            self._read[id(teacher)] = read_outputs(teacher, self.batch)
+            if self._wanted is not None and teacher is self._wanted[0]:
+                found, self._states = read_with_states(teacher, self.batch, self._wanted[1])
+            else:
+                found = read_outputs(teacher, self.batch)
+            self._read[id(teacher)] = found
         return self._read[id(teacher)]
+
+    def states_of(self, teacher: Teacher) -> StatesFn:
+        """The hidden states of the layers that are wanted of this teacher, by flat position."""
+        self.logits_of(teacher)
+        assert self._states is not None, "states are read of the teacher that they are wanted of"
+        return self._states
 
     def parts_of(self, teacher: Teacher) -> PartOutputs:
         """What losses learn from; of a teacher without parts its logits."""
@@ -383,6 +374,7 @@ class MicroBatch:
         """Let go of what teachers keep for it."""
         self._read.clear()
         self._parts.clear()
+        self._states = None
 
     def nll_of(self, teacher: Teacher) -> Callable[[Tensor, Tensor], Tensor]:
         """The teacher's negative log-likelihoods, from its logits if those were read already."""

@@ -45,6 +45,7 @@ from kdcore.recipe.node import (
 )
 from kdcore.recipe.other_words import ours
 from kdcore.recipe.rollout_rules import rollout_faults
+from kdcore.recipe.teacher_rules import ill_served, state_faults
 
 if TYPE_CHECKING:
     from kdcore.plugin.manager import PluginManager
@@ -86,7 +87,7 @@ class Assembly:
         self.faults += rules_between(self)
 
     def stage(self, name: str, run_name: str, tokenizer_data: Node) -> Stage | None:
-        """The stage, if there are no faults. A tokenizer is trained on `tokenizer_data`."""
+        """The stage, if there are no errors. A tokenizer is trained on `tokenizer_data`."""
         if self.faults:
             return None
         assert self.student and self.train and self.data and self.scope and self.writing
@@ -259,6 +260,7 @@ def rules_between(stage: Assembly) -> Iterator[Fault]:
     yield from _tokenizer_of_fresh_student(stage)
     yield from _tokens_without_selection(stage)
     yield from _teacher_and_its_users(stage)
+    yield from state_faults(stage)
     yield from rollout_faults(stage)
     yield from _columns_of_data(stage)
 
@@ -321,10 +323,10 @@ def _teacher_and_its_users(stage: Assembly) -> Iterator[Fault]:
     table = stage.tables.get("teacher")
     if table is not None:
         if not users and _is_complete(stage):
-            said = "nobody uses the teacher: no loss, selection or eval asks for it"
+            said = "[teacher] is unused: no loss, selection or eval needs one"
             yield table.fault(said, 'leave [teacher] out; where it is inherited, use = "none"')
         if stage.teacher is not None:
-            for user, said, hint in _ill_served(stage.teacher, users, table.use):
+            for user, said, hint in ill_served(stage.teacher, users, table.use):
                 yield places[id(user)].table["use"].fault(said, hint)
     elif "teacher" not in stage.table.table:
         for user in users:
@@ -352,43 +354,6 @@ def _columns_of_data(stage: Assembly) -> Iterator[Fault]:
 
 
 _KEEP = 'of files, keep_columns = ["..."] in [data] keeps them'
-
-
-def _ill_served(
-    teacher: Teacher, users: Sequence[Component], use: str | None
-) -> Iterator[tuple[Component, str, str]]:
-    """Who needs more than the teacher can give, with the fault and a hint."""
-    gives_logits = call_checked(teacher, "gives_logits", of=bool)
-    is_estimate = call_checked(teacher, "is_estimate", of=bool)
-    for user in users:
-        if isinstance(user, Loss) and not gives_logits:
-            said = f"the loss {user.name!r} needs logits, and the teacher {use!r} gives no logits"
-            yield user, said, ""
-        linear = isinstance(user, Loss) and call_checked(user, "linear_in_teacher", of=bool)
-        if is_estimate and not linear:
-            said = f"{user.name!r} needs the teacher's distribution, and {use!r} gives an estimate"
-            hint = "only losses that are linear in its probabilities learn from that"
-            yield user, said, f"{hint}: at a temperature other than 1 there is none"
-        elif isinstance(user, Loss) and user.needs_teacher and gives_logits:
-            yield from _ill_tempered(teacher, user, use)
-
-
-def _ill_tempered(
-    teacher: Teacher, loss: Loss, use: str | None
-) -> Iterator[tuple[Component, str, str]]:
-    """A loss whose temperature asks for more than a teacher of k ids knows of all others."""
-    if call_checked(teacher, "ids_known", of=(int, type(None))) is None:
-        return
-    all_ids = "a teacher that gives the logits of all ids serves every temperature"
-    found = call_checked(loss, "temperatures", of=Sequence)
-    if len(found) != 1:
-        said = f"the loss {loss.name!r} changes its temperature, or has several, and the teacher "
-        said += f"{use!r} knows some ids: the mass of all others has to be known at one temperature"
-        yield loss, said, all_ids
-    elif call_checked(teacher, "knows_others_at", found[0], of=(bool, type(None))) is False:
-        said = f"the loss {loss.name!r} is at temperature {found[0]:g}, and the teacher {use!r} "
-        said += "cannot know what mass the ids that it does not tell of have there"
-        yield loss, said, f"take temperature = 1; {all_ids}"
 
 
 def _is_complete(stage: Assembly) -> bool:

@@ -13,6 +13,7 @@ from kdcore.errors import Fault, RecipeError, UsageError
 from kdcore.plugin.loading import check_requirements
 from kdcore.recipe.assemble import assemble
 from kdcore.recipe.describe import resolved
+from kdcore.recipe.elsewhere import without_elsewhere
 from kdcore.recipe.files import MergedRecipe, find_recipe, read_files
 from kdcore.recipe.merge import (
     NONE,
@@ -88,7 +89,8 @@ class Recipe:
     def identity(self, stage: str = "") -> str:
         """Eight hexadecimal digits that change with whatever can change the stage's result."""
         found = self._stage(stage)
-        return identity(found.written, found.tokenizer_data, self.identity)
+        counted = without_elsewhere(found.written, self.host)
+        return identity(counted, found.tokenizer_data, self.identity)
 
     def resolved(self, stage: Stage) -> str:
         """TOML with every default that a built stage uses, which runs this stage again."""

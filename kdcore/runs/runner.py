@@ -109,7 +109,7 @@ def run_recipe(recipe: Recipe, host: PluginManager, request: RunRequest) -> list
         done[name] = folder
         request.on_finished(folder)
         if stop:
-            said = f"interrupted; {stage.run_name} is finished, and the same command goes on"
+            said = f"interrupted; {stage.run_name} is finished, and the same command continues"
             raise Interrupted(said, stop)
     return list(done.values())
 

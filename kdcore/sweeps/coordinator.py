@@ -21,7 +21,7 @@ from kdcore.training.checkpoint import in_order
 from kdcore.training.signals import SIGNALS, known_as
 
 if TYPE_CHECKING:
-    from kdcore.api.contracts import Executor
+    from kdcore.api.jobs import Executor
     from kdcore.sweeps.graph import Task
     from kdcore.sweeps.store import Store
 
@@ -237,8 +237,8 @@ class Coordinator:
         handles = [each.handle for each in self.progress.values() if each.handle is not None]
         if self.executor.outlives and handles:
             raise Interrupted(
-                f"interrupted; {len(handles)} submitted jobs go on, and the same command finds "
-                "them again. With --cancel it ends them",
+                f"interrupted; {len(handles)} submitted jobs continue, and the same command finds "
+                "them again; with --cancel it ends them",
                 self.signal,
             )
         self.executor.cancel(handles)

@@ -8,8 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from kdcore.api.contracts import Executor
-from kdcore.api.jobs import Job, JobState
+from kdcore.api.jobs import Executor, Job, JobState
 from kdcore.testing.claims import require
 
 _LONGEST = 120.0  # seconds that a job of a moment may take

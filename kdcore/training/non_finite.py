@@ -159,11 +159,11 @@ def _bad_rows(trainer: TrainStep, step: int) -> list[BadRow]:
     rows = [row for part in parts for row in part.rows]
     first = parts[0].first
     readings = [
-        MicroBatch(trainer.collated(part, [n]), [part.first + n])
+        trainer.reading(trainer.collated(part, [n]), [part.first + n])
         for part in parts
         for n in range(len(part.rows))
     ]
-    readings = readings or [MicroBatch(trainer.collate([]), [first])]
+    readings = readings or [trainer.reading(trainer.collate([]), [first])]
     trainer.move_schedules(step - 1)
     terms = [term for term, _ in trainer.terms_of(step)]
     choices = select(run, readings, step, trainer.gather, trainer.total, terms)
@@ -274,8 +274,8 @@ class NonFiniteHandler:
         raise RunError(
             f"step {step} is not finite: {why}\n"
             f"The weights are those of step {run.step}, and its rows are in {path}. The same "
-            "command meets the step again; --set train.non_finite=skip goes on without it, a "
-            "smaller train.lr may help too"
+            "command repeats the step; --set train.non_finite=skip skips it, and a smaller "
+            "train.lr may help"
         )
 
     def _skip(self, found: Found) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from kdcore import Loss, hookimpl
 from kdcore_losses.contrastive import DistiLLM2
+from kdcore_losses.hidden_states import HiddenCosine, HiddenMse
 from kdcore_losses.known_ids import Renormalised
 from kdcore_losses.kullback_leibler import (
     AdaptiveKL,
@@ -45,4 +46,6 @@ def kdcore_losses() -> Sequence[type[Loss]]:
         OnPolicyDistillation,
         MiniLLM,
         DistiLLM2,
+        HiddenMse,
+        HiddenCosine,
     ]

@@ -86,7 +86,7 @@ def test_slurms_own_sentence_and_cancel(cluster):
     until(lambda: list(Path("runs").glob("r.big-*/metrics.jsonl")))
     os.kill(going.pid, signal.SIGINT)
     _, err = going.communicate(timeout=LIMIT)
-    assert going.returncode == 130 and "2 submitted jobs go on" in err
+    assert going.returncode == 130 and "2 submitted jobs continue" in err
     ends = begin(cluster, "--cancel")
     _, err = ends.communicate(timeout=LIMIT)
     assert ends.returncode == 0 and "2 submitted jobs are cancelled" in err

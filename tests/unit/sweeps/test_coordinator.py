@@ -155,7 +155,7 @@ def test_submitted_jobs_are_found_again_by_the_same_command(host):
     first.states = lambda handles: {each: JobState("running") for each in handles}
     sweep = Sweep(host, first)
     sweep.coordinator.show = lambda progress: os.kill(os.getpid(), signal.SIGINT)
-    with pytest.raises(Interrupted, match=r"3 submitted jobs go on.*--cancel"):
+    with pytest.raises(Interrupted, match=r"3 submitted jobs continue.*--cancel"):
         sweep.run()
     assert first.cancelled == []
     second = Pretended(host, outlives=True, chains=True)
