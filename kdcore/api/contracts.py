@@ -26,14 +26,7 @@ from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from kdcore.api.options import as_call, describe, iter_components, names_on_hub, of_options, placed
 from kdcore.api.schedule import Schedule, Scheduled
-from kdcore.api.train_options import (
-    NotNegative,
-    On,
-    ResourceOptions,
-    RolloutOptions,
-    TrainOptions,
-    _options,
-)
+from kdcore.api.train_options import NotNegative, On, RolloutOptions, TrainOptions, _options
 from kdcore.errors import UsageError
 
 if TYPE_CHECKING:
@@ -45,6 +38,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+    from kdcore.api.train_options import ResourceOptions
     from kdcore.data.batch import Batch, LogitsFn, Row, Rows, StatesFn, TeacherOutputs
     from kdcore.data.rows import RowDataset
     from kdcore.data.where import Where
@@ -591,7 +585,7 @@ class Stage:
     rollout: Rollout | None = None  # `[rollout]`
     writing: RolloutOptions = field(default_factory=RolloutOptions)  # the engine's options there
     trusted: Sequence[str] = ()  # models whose own code may run
-    resources: ResourceOptions = field(default_factory=ResourceOptions)  # `[resources]`
+    resources: ResourceOptions | None = None  # `[resources]`
 
     def components(self) -> list[Component]:
         """Every component, each before those that are nested in it."""

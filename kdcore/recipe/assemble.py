@@ -110,7 +110,7 @@ class Assembly:
             train=self.train,
             rollout=self.rollout,
             writing=self.writing,
-            resources=self.resources or ResourceOptions(),
+            resources=self.resources,
         )
         self._ask_components(stage)
         return None if self.faults else stage
