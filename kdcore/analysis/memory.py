@@ -29,9 +29,9 @@ from kdcore.analysis.writing import writing_bytes
 from kdcore.api.contracts import Component, Loss, Teacher
 from kdcore.api.options import iter_components
 from kdcore.errors import PluginError, RunError
-from kdcore.models.adapters import bytes_on_device
 from kdcore.models.head import chunk_size
 from kdcore.models.loading import HALF, dtype_of, precision_of
+from kdcore.models.offload import bytes_on_device
 from kdcore.training.micro_batch import MARGIN, cpu_default, probe
 from kdcore.training.setup import enable_checkpointing, optimizer_of
 from kdcore.training.student import finished, patched
