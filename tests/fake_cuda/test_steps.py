@@ -111,6 +111,26 @@ def test_a_teacher_on_the_second_device_says_the_same(tmp_path):
     assert found["small.student"]["eval/nll"] == found["beside.student"]["eval/nll"]
 
 
+def test_an_offloaded_teacher_says_the_same_and_nothing_waits_for_its_layers(tmp_path):
+    """A copy for each layer, out of pinned memory."""
+    path = recipe(tmp_path, RECIPE + DISTILLED)
+    options = [
+        *KINDS["llama"],
+        *sets(train__precision="bf16", stage__student__teacher__device="cuda:0"),
+    ]
+    options += sets(stage__teacher__student__config__num_hidden_layers=4)
+    moved = sets(name="moved", stage__student__teacher__offload=True)
+    python(tmp_path, *joined([on_device(path, *options), on_device(path, *options, *moved)]))
+    found, counted = records(tmp_path / "device"), report(tmp_path)
+    assert found["small.student"]["loss/kl"] == found["moved.student"]["loss/kl"]
+    assert counted["moved.student"].waits_per_step == 0, counted["moved.student"].waits
+    copies = [
+        counted[name].operations.get("aten.copy_.default", 0)
+        for name in ("small.student", "moved.student")
+    ]
+    assert copies[1] - copies[0] == 4 * counted["moved.student"].steps
+
+
 def test_verbs_measure_plan_and_write_on_the_device(tmp_path):
     path, options = recipe(tmp_path), [*KINDS["llama"], *sets(train__precision="bf16")]
     there = ["--out", "device"]
