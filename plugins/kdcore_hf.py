@@ -18,6 +18,7 @@ from kdcore import (
     Data,
     LanguageModel,
     LogitsFn,
+    NextTokens,
     Prompt,
     Run,
     RunError,
@@ -32,6 +33,7 @@ from kdcore import (
     load_model,
     load_tokenizer,
     model_fingerprint,
+    next_tokens,
     sample,
 )
 
@@ -39,6 +41,32 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
     from kdcore import Stage
+
+
+class Trunk:
+    """The weights of a model but for its head, kept on the host while another's are in use."""
+
+    def __init__(self) -> None:
+        self._weights: list[tuple[torch.nn.Parameter, Tensor, Tensor]] = []
+
+    def take(self, model: LanguageModel) -> None:
+        """Copy a model's to the host. What the head uses, shared embeddings too, is not moved."""
+        heads = {id(model.weight), id(model.bias)}
+        for one in model.model.parameters():
+            if id(one) not in heads:
+                kept = one.data.to("cpu", copy=True)
+                kept = kept.pin_memory() if one.is_cuda else kept
+                self._weights.append((one, kept, one.data.new_empty(0)))
+
+    def leave(self) -> None:
+        """Let go of what is on the device."""
+        for one, _, nothing in self._weights:
+            one.data = nothing
+
+    def come(self) -> None:
+        """Put the weights back where they were."""
+        for one, kept, nothing in self._weights:
+            one.data = kept.to(nothing.device, non_blocking=True)
 
 
 @component
@@ -73,6 +101,7 @@ class ModelTeacher(Teacher):
         self._model: LanguageModel | None = None
         self._head: Callable[[Tensor], Tensor] | None = None
         self._tokenizer: PreTrainedTokenizerBase | None = None
+        self._trunk: Trunk | None = None  # None: it stays on the device
 
     def source(self) -> str:
         """The folder or the name on the hub of the model, or of an adapter with its base."""
@@ -104,6 +133,26 @@ class ModelTeacher(Teacher):
         self._model = LanguageModel(model)
         # States are many times smaller than logits: these are made where they are needed.
         self._head = self._model.head(run.device) if device != run.device else None
+        if self._trunk is not None:
+            self._trunk.take(self._model)
+            self._trunk.leave()
+
+    def moves(self) -> bool:
+        """Where it is held as it is, and whole."""
+        return self.quantise is None and not self.offload
+
+    def to_host(self) -> None:
+        """The trunk's weights leave the device; the head stays."""
+        if self._trunk is None:
+            self._trunk = Trunk()
+            if self._model is not None:
+                self._trunk.take(self._model)
+        self._trunk.leave()
+
+    def to_device(self) -> None:
+        """They come back, from pinned memory where there is a GPU."""
+        assert self._trunk is not None, "it left before"
+        self._trunk.come()
 
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
         """The one that lies beside the weights."""
@@ -158,12 +207,38 @@ class ModelTeacher(Teacher):
         with torch.autocast(self._model.device.type, enabled=False):
             return sample(self._model, prompts, sampling, source="teacher")
 
+    def next_tokens(self, rows: Sequence[Sequence[int]], vocabulary: int) -> NextTokens:
+        """The model's, in the teacher's own type."""
+        assert self._model is not None, "a teacher writes after it was loaded"
+        return _InOwnType(self._model, rows, vocabulary)
+
     def fingerprint(self) -> str:
         """What the weights are and how they are held; not where they lie."""
         # The base that the adapter names is another one's business: `source` is what it is on.
         adapter = self.adapter and model_fingerprint(self.adapter, base=False)
         weights = model_fingerprint(self.source())
         return f"model({weights=}, {adapter=}, dtype={self.dtype!r}, quantise={self.quantise!r})"
+
+
+class _InOwnType:
+    """A model's scores of next tokens, whatever precision they are asked for in."""
+
+    def __init__(
+        self, model: LanguageModel, rows: Sequence[Sequence[int]], vocabulary: int
+    ) -> None:
+        self._device = model.device.type
+        with torch.autocast(self._device, enabled=False), torch.no_grad():
+            self._tokens = next_tokens(model, rows, vocabulary)
+
+    def logits(self) -> Tensor:
+        """[rows, V]."""
+        with torch.autocast(self._device, enabled=False), torch.no_grad():
+            return self._tokens.logits()
+
+    def advance(self, ids: Tensor, going: Sequence[int]) -> None:
+        """One more token for each of these rows."""
+        with torch.autocast(self._device, enabled=False), torch.no_grad():
+            self._tokens.advance(ids, going)
 
 
 @component

@@ -7,7 +7,8 @@ Files that are mapped from disk, such as tokenised data, can be evicted and do n
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -25,11 +26,13 @@ from kdcore.analysis.memory_trace import (
 )
 from kdcore.analysis.parameters import Part, learned_parts, parameters_of, parts_of
 from kdcore.analysis.tensors import Listed, tensors_of
-from kdcore.analysis.writing import writing_bytes
+from kdcore.analysis.work import Shape, Work, shape_of
+from kdcore.analysis.writing import Models, Writing, writing_bytes
 from kdcore.api.contracts import Component, Loss, Teacher
 from kdcore.api.hidden_states import HiddenStatesLoss
 from kdcore.api.options import iter_components
 from kdcore.errors import PluginError, RunError
+from kdcore.guard import call_checked
 from kdcore.models.adapters import bytes_on_device
 from kdcore.models.head import chunk_size
 from kdcore.models.loading import HALF, dtype_of, precision_of
@@ -68,6 +71,7 @@ class Estimate:
     unknown: Sequence[str]  # what is left out, and why
     tensors: Sequence[Listed] = ()  # of the student
     tree: str = ""  # of its modules
+    work: Work | None = None  # of a step
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,6 +102,20 @@ def estimate(
         return _Estimating(stage, config, device, ids, longest, rows, losses).done(state)
 
 
+def _takes_turns(component: Component) -> bool:
+    return isinstance(component, Teacher) and component.takes_turns()
+
+
+def _in_turn(teachers: Sequence[_Teacher]) -> list[_Teacher]:
+    """The largest as it is; of the others only the heads stay on the device."""
+    largest = max(teachers, key=lambda one: one.size, default=None)
+    return [one if one is largest else replace(one, size=_bytes(_head(one))) for one in teachers]
+
+
+def _head(teacher: _Teacher) -> nn.Module:
+    return cast(nn.Module, teacher.model.get_output_embeddings())  # type: ignore[no-untyped-call]
+
+
 class _Estimating:
     """One stage among fake models."""
 
@@ -117,6 +135,7 @@ class _Estimating:
         self.student = self._student(config)
         self.teachers = self._teachers_in(stage.teacher)
         self.references = self._teachers_in(stage.selection)
+        self.writers = self._teachers_in(stage.rollout)
         self.time = min(stage.data.block, longest or stage.data.block)
         models = [self.student, *(one.model for one in self.teachers)]
         self.hidden = self._hidden()
@@ -156,7 +175,8 @@ class _Estimating:
                     self.unknown.append(f"the memory of the teacher {one.name!r}: {error}")
                 else:
                     found += [] if config is None else [self._teacher(one.name, config)]
-        return found
+        turns = [o for o in iter_components(component) if _takes_turns(o)] if component else []
+        return _in_turn(found) if turns and self.device.type != "cpu" else found
 
     @staticmethod
     def _teacher(name: str, config: PretrainedConfig) -> _Teacher:
@@ -190,11 +210,12 @@ class _Estimating:
             (f"activations of {rows} x {self.time} tokens", taken.activations),
             ("scores, logits and losses", taken.chunk),
         ]
-        if written := sum(self._writing()):
+        if written := self._writing.cache + self._writing.scores:
             passing.append(("writing: key-value cache and scores", written))
         return Estimate(
             tensors=list(tensors_of(self.student)),
             tree=str(self.student),
+            work=self._work(rows),
             parts=parts,
             micro_batch=rows,
             device=self.device.type,
@@ -206,8 +227,28 @@ class _Estimating:
             unknown=self.unknown,
         )
 
+    def _work(self, rows: int) -> Work:
+        """What keeps a store is read once, everything else in each step."""
+        read, stored = list[Shape](), list[Shape]()
+        for component, models in (
+            (self.stage.teacher, self.teachers),
+            (self.stage.selection, self.references),
+        ):
+            parts = iter_components(component) if component else ()
+            keeps = any(isinstance(one, Teacher) and one.bytes_per_token() for one in parts)
+            (stored if keeps else read).extend(shape_of(one.model) for one in models)
+        return Work(
+            student=shape_of(self.student),
+            teachers=read,
+            stored=stored,
+            micro_batch=rows,
+            time=self.time,
+            checkpointing=self.options.checkpointing,
+            scores=self.stage.selection is not None,
+        )
+
     def _all_teachers(self) -> list[_Teacher]:
-        return [*self.teachers, *self.references]
+        return [*self.teachers, *self.references, *self.writers]
 
     def _micro_batch(self, held: int) -> int:
         options = self.options
@@ -226,15 +267,25 @@ class _Estimating:
         except torch.OutOfMemoryError:
             return 1
 
-    def _writing(self) -> tuple[int, int]:
-        return writing_bytes(self.stage, self.student.config, self.vocabulary, self.device)
+    @cached_property
+    def _writing(self) -> Writing:
+        """The student may write, or the models of a teacher that a writer asks."""
+        rollout, precision = self.stage.rollout, precision_of(self.options.precision, self.device)
+        if rollout is None:
+            return Writing()
+        asked = self.teachers if call_checked(rollout, "needs_teacher", of=bool) else []
+        writers: list[Models] = [[(self.student, HALF.get(precision))]]
+        writers += [[(one.model, None) for one in some] for some in (asked, self.writers)]
+        try:
+            return writing_bytes(self.stage, writers, self.vocabulary)
+        except UnsupportedFakeTensorException as error:
+            self.unknown.append(f"what writing takes: {error}")
+            return Writing()
 
     def _peak(self, held: int, taken: Footprint) -> int:
         # Rows are written between steps: beside what stays, and not beside activations.
         gradients = 4 * parameters_of(self.student)[1]
-        cache, scores = self._writing()
-        written = 2 * cache + scores  # each layer's cache is made anew for a token more
-        return held + round(max(taken.peak, gradients, written) * _ALLOCATOR)
+        return held + round(max(taken.peak, gradients, self._writing.peak) * _ALLOCATOR)
 
     def _footprint(self, rows: int) -> Footprint:
         if self.options.checkpointing:

@@ -59,6 +59,8 @@ class Pass:
     hidden: Sequence[HiddenStatesLoss] = ()
 
 
+_MASK = 5  # bytes for each pair of tokens of a row: what may be seen, as bools and as numbers
+
 FakeModels: Callable[[], AbstractContextManager[object]] = FakeTensorMode
 """While this lasts, models are made without memory for their weights."""
 
@@ -111,6 +113,21 @@ def activations(student: PreTrainedModel, asked: Pass) -> int:
         kept = meter.live
     del model
     return kept
+
+
+def reading(model: PreTrainedModel, rows: int, time: int, precision: torch.dtype | None) -> int:
+    """The most that prompts of so many tokens take while a model reads them to write on."""
+    meter = _Meter()
+    base = getattr(model, "get_base_model", lambda: model)()
+    plain = type(model.get_output_embeddings()) is nn.Linear  # type: ignore[no-untyped-call]
+    module = base.base_model if plain else model
+    training = model.training
+    _still(model)
+    with torch.no_grad(), _autocast(precision), meter:
+        ids = torch.zeros(rows, time, dtype=torch.int64)
+        module(input_ids=ids, use_cache=True)
+    model.train(training)
+    return meter.peak + _MASK * rows * time * time
 
 
 def _run(

@@ -24,6 +24,9 @@ Row = Mapping[str, Any]
 and `offset`, and `columns`: name -> text or number, of the row, or one such mapping for each of its
 documents, in the order in which they begin."""
 
+OLD_LOG_PROBS = "old_log_probs"
+"""The key of written rows for what each token had as it was drawn, NaN where it is not known."""
+
 Rows = Sequence[Row] | Iterable[Row]
 """A sequence of rows, or an iterable of them where the data is streamed."""
 

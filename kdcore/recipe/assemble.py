@@ -22,6 +22,7 @@ from kdcore.api.contracts import (
 )
 from kdcore.api.train_options import (
     RIVALS,
+    ResourceOptions,
     Rivals,
     RolloutOptions,
     SelectionOptions,
@@ -72,6 +73,7 @@ class Assembly:
         self.trusted = self._trusted()
         self.student = self._options(StudentOptions, "student")
         self.train = self._options(TrainOptions, "train")
+        self.resources = self._options(ResourceOptions, "resources")
         self.data = self._component(Data, "data")
         self.tokenizer = self._component(Tokenizer, "tokenizer")
         self.teacher = self._component(Teacher, "teacher")
@@ -85,11 +87,10 @@ class Assembly:
         self.faults += rules_between(self)
 
     def stage(self, name: str, run_name: str, tokenizer_data: Node) -> Stage | None:
-        """The stage, if there are no faults. A tokenizer is trained on `tokenizer_data`."""
+        """The stage, if there are no errors. A tokenizer is trained on `tokenizer_data`."""
         if self.faults:
             return None
-        assert self.student and self.train and self.data, "no faults were found"
-        assert self.scope and self.writing
+        assert self.student and self.train and self.data and self.scope and self.writing
         stage = Stage(
             name=name,
             run_name=run_name,
@@ -109,6 +110,7 @@ class Assembly:
             train=self.train,
             rollout=self.rollout,
             writing=self.writing,
+            resources=self.resources or ResourceOptions(),
         )
         self._ask_components(stage)
         return None if self.faults else stage
@@ -192,8 +194,7 @@ class Assembly:
     def _tokenizer_data(self, table: Node, own: Data) -> Data:
         if table.plain() == self.tables["data"].plain():
             return own
-        made = self._built(Data, "data", table)
-        return own if made is None else made
+        return self._built(Data, "data", table) or own
 
     def _ask_components(self, stage: Stage) -> None:
         """Components may object to the recipe that they find themselves in."""
@@ -322,7 +323,7 @@ def _teacher_and_its_users(stage: Assembly) -> Iterator[Fault]:
     table = stage.tables.get("teacher")
     if table is not None:
         if not users and _is_complete(stage):
-            said = "nobody uses the teacher: no loss, selection or eval asks for it"
+            said = "[teacher] is unused: no loss, selection or eval needs one"
             yield table.fault(said, 'leave [teacher] out; where it is inherited, use = "none"')
         if stage.teacher is not None:
             for user, said, hint in ill_served(stage.teacher, users, table.use):

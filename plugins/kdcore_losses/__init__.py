@@ -21,7 +21,7 @@ from kdcore_losses.kullback_leibler import (
     SkewReverseKL,
     SymmetricKL,
 )
-from kdcore_losses.likelihood import CrossEntropy
+from kdcore_losses.likelihood import CrossEntropy, SmoothedCrossEntropy
 from kdcore_losses.on_policy import MiniLLM, OnPolicyDistillation
 from kdcore_losses.others import AlphaBeta, EntropyOPD, JensenShannon, TotalVariation
 
@@ -31,6 +31,7 @@ def kdcore_losses() -> Sequence[type[Loss]]:
     """All of the above."""
     return [
         CrossEntropy,
+        SmoothedCrossEntropy,
         ForwardKL,
         ReverseKL,
         SkewKL,

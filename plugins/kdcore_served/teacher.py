@@ -23,7 +23,7 @@ from kdcore import (
     tokenizer_hash,
 )
 from kdcore_served.apis import Answer, Api, Model, SGLang, Vllm
-from kdcore_served.client import Client
+from kdcore_served.client import ELSEWHERE, Client
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -48,6 +48,7 @@ class Served(Teacher):
     """
 
     name = "served"
+    elsewhere = ELSEWHERE
     url: Annotated[str, Field(pattern="^https?://", description="such as http://127.0.0.1:8000")]
     model: Annotated[str, Field(description="the name that the server knows it by")]
     k: Annotated[int, Field(ge=1, description="ids at each position")] = 20
@@ -150,7 +151,7 @@ class Served(Teacher):
         logs = np.concatenate([even, *(each.logs for each in answers)])
         if ids.max() >= vocabulary:
             raise RunError(
-                f"{self.url} tells of the id {ids.max()}, and student and teacher share those "
+                f"{self.url} answers with the id {ids.max()}, and student and teacher share those "
                 f"below {vocabulary} only: is {self.model!r} a model with the student's tokenizer?"
             )
         rest = -np.expm1(np.logaddexp.reduce(logs, axis=1))

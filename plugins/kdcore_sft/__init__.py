@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -17,6 +18,8 @@ from kdcore_sft.dialogues import Dialogues
 from kdcore_sft.formats import Dialogue, dialogue_of
 from kdcore_sft.records import OF_MESSAGES, OF_RECORDS, ChatRecords, Fields
 from kdcore_sft.templates import template_of
+
+MESSAGES = "messages"  # the column of the dialogue itself
 
 __all__ = ["Dialogue", "Dialogues", "Sft", "dialogue_of", "template_of"]
 
@@ -40,7 +43,8 @@ class Sft(Dialogues):
     `bos` true, or "auto" and a built-in template, with the tokenizer's bos, if it has none.
     `fields` says what names mean in the files, as `{instruction = "question", output = "answer"}`:
     ours on the left, the files' on the right, with dots for what lies in nested records.
-    `keep_columns` of the records, by the files' names, stay with their dialogues.
+    `keep_columns` of the records, by the files' names, stay with their dialogues; "messages" is the
+    dialogue itself as JSON, whatever the files call it.
     """
 
     name = "sft"
@@ -96,8 +100,11 @@ class Sft(Dialogues):
         for record in self._splits.of(split):
             made = dialogue_of(fields.of(record), self.system)
             if keep:
-                there.update(dict.fromkeys(record.values))
-                made = replace(made, columns=kept_of(record.values, keep, record.where))
+                there.update(dict.fromkeys([*record.values, MESSAGES]))
+                columns = kept_of(record.values, [k for k in keep if k != MESSAGES], record.where)
+                if MESSAGES in keep:
+                    columns[MESSAGES] = json.dumps(made.messages, ensure_ascii=False)
+                made = replace(made, columns=columns)
             yield made
         fields.check(split)
         if there:

@@ -6,7 +6,6 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, field_validator
 
 from kdcore.api.contracts import (
-    KINDS,
     Data,
     Eval,
     Logger,
@@ -17,6 +16,7 @@ from kdcore.api.contracts import (
     Tokenizer,
     component,
 )
+from kdcore.api.kinds import KINDS
 from kdcore.errors import did_you_mean
 
 Positive = Annotated[float, Field(gt=0)]
@@ -55,6 +55,14 @@ class Loaded(Teacher):
     model: str
     dtype: Literal["auto", "fp32"] = "auto"
     device: str | None = None
+
+
+@component
+class Remote(Teacher):
+    name = "remote"
+    elsewhere = frozenset({"address"})
+    url: Annotated[str, Field(alias="address")]
+    model: str
 
 
 @component
@@ -161,7 +169,7 @@ class Tracker(Logger):
 
 CLASSES = (
     *(CrossEntropy, Divergence, Skewed),
-    *(Loaded, Stored, Ensemble),
+    *(Loaded, Remote, Stored, Ensemble),
     *(Top, Draw),
     *(Text, Fresh, Mix),
     *(Pairs, Scheme, Perplexity, Agreement, Samples, Files, Tracker),
