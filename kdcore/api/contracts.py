@@ -783,10 +783,7 @@ class Run:
         losses: Sequence[Loss],
         teacher: Teacher | None = None,
     ) -> list[Tensor]:
-        """The values of losses at each token of each answer [tokens, losses], on the CPU.
-
-        On this process alone, `micro_batch` answers at a time.
-        """
+        """Losses' values at each token of each answer [tokens, losses], on this process's CPU."""
         raise NotImplementedError
 
     def say(self, message: str) -> None:

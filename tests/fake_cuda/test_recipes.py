@@ -32,6 +32,7 @@ RECIPES = {
         stage__llama__student__config__attention_dropout=0,
     ),
     "cpu/cross_tokenizer": sets(stage__teacher__train__steps=6),
+    "cpu/hidden_qwen": sets(stage__base__train__steps=6, stage__teacher__train__steps=6),
     "cpu/llama3_babylm": sets(
         stage__teacher__train__steps=6,
         stage__student__train__steps=6,
@@ -50,6 +51,9 @@ WITH_HALF = {
     "quickstart_rho.rho30",
     "babyllama_cpu.student",
     "cross_tokenizer_cpu.kd",
+    "hidden_qwen_cpu.teacher",
+    "hidden_qwen_cpu.student",
+    "hidden_qwen_cpu.logits",
     "llama3_babylm_cpu.student",
     "mix_domains_cpu.student",
     "qwen_kl_sft_cpu.teacher",
