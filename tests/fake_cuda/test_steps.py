@@ -92,6 +92,15 @@ def test_it_learns_in_every_precision(tmp_path, precision):
     assert counted.waits_per_step <= {"fp32": 0, "bf16": 0, "fp16": 3}[precision], counted.waits
 
 
+def test_grouped_queries_in_float32_never_take_the_products_of_time_and_time(tmp_path):
+    """Of the kernels for float32, only torch's plain products know groups."""
+    path = recipe(tmp_path)
+    options = [*KINDS["qwen2"], *sets(train__precision="fp32")]
+    python(tmp_path, *on_device(path, *options))
+    (counted,) = report(tmp_path).values()
+    assert counted.attention["efficient"] and not counted.attention["math"], counted.attention
+
+
 def test_a_cpu_that_was_asked_for_computes_in_float32(tmp_path):
     """Although there is a GPU: bf16 is many times slower on a CPU."""
     path = recipe(tmp_path)
