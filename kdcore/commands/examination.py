@@ -25,7 +25,8 @@ from kdcore.data.encoding import own_beginning
 from kdcore.errors import KdcoreError
 from kdcore.models.loading import dtype_of, precision_of
 from kdcore.models.locations import set_trusted
-from kdcore.objective.teachers import check_positions, numbered, reading_our_ids
+from kdcore.objective.teacher_checks import check_positions, numbered
+from kdcore.objective.teachers import reading_our_ids
 from kdcore.runs.folder import FINAL
 from kdcore.training.setup import shared_ids
 from kdcore.training.student import check_length, student_config

@@ -6,8 +6,9 @@ Nesting teachers ask their members through here too.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
@@ -19,21 +20,21 @@ from kdcore.api.options import iter_components
 from kdcore.data.batch import (
     Batch,
     LogitsFn,
+    OwnVocabulary,
     PartOutputs,
     Parts,
     SparseLogits,
     TeacherOutputs,
+    TwoVocabularies,
     columns_of,
 )
-from kdcore.data.collate import sent
+from kdcore.data.collate import on_host, sent
 from kdcore.data.where import Where
-from kdcore.errors import PluginError, RunError, UsageError
+from kdcore.errors import PluginError, UsageError
 from kdcore.guard import call_checked, describe_component, inputs_unchanged, plugin_errors
 from kdcore.models.head import nll_from_logits, upcast
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedTokenizerBase
-
     from kdcore.api.contracts import Run
 
 _log = logging.getLogger("kdcore")
@@ -137,6 +138,59 @@ def known_to(teacher: Teacher, batch: Batch) -> Tensor:
     return known
 
 
+def may_skip(teacher: Teacher, *, own: bool) -> bool:
+    """Whether there may be tokens of which it says nothing, in the student's ids or in its own."""
+    return may_not_know(teacher) or (own and has_own_vocabulary(teacher))
+
+
+def has_own_vocabulary(teacher: Teacher) -> bool:
+    """Whether its ids may be others than the student's."""
+    return type(teacher).own_vocabulary is not Teacher.own_vocabulary
+
+
+def own_vocabulary(teacher: Teacher, batch: Batch) -> OwnVocabulary:
+    """What a teacher says in its own ids, checked; one with the student's ids says it in these."""
+    with _asking(teacher, "own_vocabulary", batch):
+        found = teacher.own_vocabulary(batch)
+    if found is None:
+        return _in_our_ids(teacher, batch)
+    wanted = (batch.valid.shape, torch.int64)
+    if not isinstance(found, OwnVocabulary) or (found.spans.shape, found.spans.dtype) != wanted:
+        expected = f"None or an OwnVocabulary with int64 spans of shape {list(batch.valid.shape)}"
+        raise _broken(teacher, "own_vocabulary", type(found).__name__, expected)
+    logits, nll = found.logits, found.nll
+
+    def checked(positions: Tensor) -> Tensor:
+        with _asking(teacher, "own_vocabulary", batch, positions):
+            answer = logits(positions)
+        return upcast(_checked(teacher, "own_vocabulary", answer, (len(positions), 1), batch))
+
+    def checked_nll() -> Tensor:
+        with _asking(teacher, "own_vocabulary", batch):
+            answer = nll()
+        return upcast(_checked(teacher, "own_vocabulary", answer, (len(batch.valid), 2), batch))
+
+    return replace(found, logits=checked, nll=checked_nll)
+
+
+def _in_our_ids(teacher: Teacher, batch: Batch) -> OwnVocabulary:
+    known = known_to(teacher, batch).cpu()
+    spans = torch.where(known, torch.arange(len(known)), -1)
+    ids = torch.arange(batch.vocabulary, device=batch.valid.device)
+    held: list[LogitsFn] = []
+
+    def logits(positions: Tensor) -> Tensor:
+        if not held:
+            held.append(read(teacher, batch))
+        return held[0](positions)
+
+    def nll() -> Tensor:
+        first = nll_from_logits(logits, batch)(batch.valid, batch.labels[batch.valid])
+        return torch.stack([first, torch.zeros_like(first)], 1)
+
+    return OwnVocabulary(spans, logits, nll, (ids, ids))
+
+
 def _ids_known(teacher: Teacher) -> int | None:
     found: int | None = call_checked(teacher, "ids_known", of=(int, type(None)))
     return found
@@ -211,87 +265,6 @@ def load_teacher(run: Run, component: Component) -> None:
     load_teachers(run, iter_components(component))
 
 
-def numbered(teachers: Sequence[Teacher]) -> dict[str, Teacher]:
-    """The teachers by what errors call them."""
-    return {f"teacher {each.name!r} ({n})": each for n, each in enumerate(teachers, 1)}
-
-
-def check_positions(teachers: Sequence[Teacher], device: torch.device, block: int) -> None:
-    """Refuse rows that are longer than the positions of a teacher reach."""
-    for name, config in _configs(teachers, device).items():
-        reach = getattr(config, "max_position_embeddings", None)
-        if reach is not None and block > reach:
-            raise RunError(
-                f"data.block = {block} is longer than the {reach} positions of the {name}; type "
-                f"--set data.block={reach}, or take another teacher"
-            )
-
-
-def head_sizes(teachers: Sequence[Teacher], device: torch.device) -> Mapping[str, int]:
-    """The rows of the teachers' heads, where their configs say."""
-    widths = {
-        name: getattr(config, "vocab_size", None)
-        for name, config in _configs(teachers, device).items()
-    }
-    return {name: width for name, width in widths.items() if width is not None}
-
-
-def warn_tokenizer_mismatch(
-    student: PreTrainedTokenizerBase, others: Mapping[str, PreTrainedTokenizerBase]
-) -> None:
-    """Warn where a teacher ends, pads or lays out texts otherwise than the student will.
-
-    That the same ids mean the same strings is proved before; this is what they are used for.
-    """
-    for name, other in others.items():
-        if differing := list(_mismatches(student, other)):
-            _log.warning(
-                "the %s is out of step with the student: %s. What it says at these places is about "
-                "its own habit; a [tokenizer] of the teacher's model would agree",
-                name,
-                "; ".join(differing),
-            )
-
-
-def tell_untempered(teacher: Teacher | None, losses: Iterable[Loss]) -> None:
-    """Warn where losses ask a teacher of k ids for a temperature that it says nothing about."""
-    if teacher is None or _ids_known(teacher) is None:
-        return
-    for loss in losses:
-        for at in call_checked(loss, "temperatures", of=Sequence) if loss.needs_teacher else ():
-            if call_checked(teacher, "knows_others_at", at, of=(bool, type(None))) is None:
-                _log.warning(
-                    "the teacher %r does not tell the mass of the ids that it does not know at "
-                    "temperature %g: the loss %r tempers its masses at temperature 1, which is "
-                    "another objective; `knows_others_at` and `SparseLogits.tempered` would "
-                    "tell it",
-                    *(teacher.name, at, loss.name),
-                )
-
-
-def _mismatches(student: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> Iterator[str]:
-    if student.eos_token_id != other.eos_token_id:
-        yield f"texts end with {student.eos_token!r} here, with {other.eos_token!r} there"
-    # A tokenizer without a pad token has nothing to disagree about.
-    pads = (student.pad_token_id, other.pad_token_id)
-    if None not in pads and pads[0] != pads[1]:
-        yield f"the pad token is {student.pad_token!r} here, {other.pad_token!r} there"
-    templates = (student.chat_template, other.chat_template)
-    if None not in templates and templates[0] != templates[1]:
-        yield "the chat templates differ, and dialogues are laid out by the student's"
-
-
-def _configs(teachers: Sequence[Teacher], device: torch.device) -> Mapping[str, PretrainedConfig]:
-    from transformers import PreTrainedConfig
-
-    configs = {}
-    for name, teacher in numbered(teachers).items():
-        config = call_checked(teacher, "architecture", device, of=(PreTrainedConfig, type(None)))
-        if config is not None:
-            configs[name] = config.get_text_config()
-    return configs
-
-
 def teachers_in(components: Iterable[Component]) -> list[Teacher]:
     """The teachers among components, in their order."""
     return [one for one in components if isinstance(one, Teacher)]
@@ -326,11 +299,15 @@ def load_teachers(run: Run, components: Iterable[Component]) -> None:
                 teacher.load(run)
 
 
+_Shared = Tensor | SparseLogits | Parts | None
+
+
 class View(NamedTuple):
     """A part of the valid tokens: those of documents whose columns match, and that are known."""
 
     where: Where | None
     teacher: Teacher | None  # to this one, where it may know some tokens only
+    own: bool = False  # whether its own ids count: then a token is known that lies in a span
 
 
 class MicroBatch:
@@ -341,6 +318,7 @@ class MicroBatch:
         self.rows = rows  # the place of each of its rows in the optimizer step
         self._read: dict[int, TeacherOutputs] = {}
         self._parts: dict[int, PartOutputs] = {}
+        self._own: dict[int, OwnVocabulary] = {}
         self._matching: dict[str, np.ndarray] = {}  # by view
 
     def logits_of(self, teacher: Teacher) -> TeacherOutputs:
@@ -357,23 +335,43 @@ class MicroBatch:
             self._parts[id(teacher)] = read_parts(teacher, self.batch)
         return self._parts[id(teacher)]
 
+    def outputs_of(self, teacher: Teacher, losses: Iterable[Loss]) -> PartOutputs:
+        """What losses that ask the teacher learn from, in the student's ids, its own, or both."""
+        asking = {loss.own_vocabulary for loss in losses}
+        if True not in asking:
+            return self.parts_of(teacher)
+        shared = self.parts_of(teacher) if False in asking else None
+        own = self.own_of(teacher).logits
+        return lambda at: TwoVocabularies(cast(_Shared, shared and shared(at)), own(at))
+
+    def own_of(self, teacher: Teacher) -> OwnVocabulary:
+        """The teacher in its own ids; its trunk runs when something is asked of it."""
+        if id(teacher) not in self._own:
+            self._own[id(teacher)] = own_vocabulary(teacher, self.batch)
+        return self._own[id(teacher)]
+
     @property
     def valid_on_host(self) -> np.ndarray:
         """The batch's valid positions [n]."""
-        known = self.batch.on_host
-        return self.batch.valid.cpu().numpy() if known is None else known.valid
+        return on_host(self.batch).valid
 
     def matching(self, view: View) -> np.ndarray:
         """Which valid tokens a view has, bool [n], on the host."""
-        key = f"{view.where} {id(view.teacher)}"
+        key = f"{view.where} {id(view.teacher)} {view.own}"
         if key not in self._matching:
             found = np.ones(len(self.batch.valid), bool)
             if view.where is not None:
                 found = columns_of(self.batch).matches(view.where)[self.valid_on_host]
             if view.teacher is not None:
-                found = found & known_to(view.teacher, self.batch).cpu().numpy()
+                found = found & self._known_to(view.teacher, own=view.own)
             self._matching[key] = found
         return self._matching[key]
+
+    def _known_to(self, teacher: Teacher, *, own: bool) -> np.ndarray:
+        if own:
+            known: np.ndarray = self.own_of(teacher).spans.cpu().numpy() >= 0
+            return known
+        return known_to(teacher, self.batch).cpu().numpy()
 
     def view(self, view: View) -> Tensor:
         """The same on the device."""
@@ -383,6 +381,7 @@ class MicroBatch:
         """Let go of what teachers keep for it."""
         self._read.clear()
         self._parts.clear()
+        self._own.clear()
 
     def nll_of(self, teacher: Teacher) -> Callable[[Tensor, Tensor], Tensor]:
         """The teacher's negative log-likelihoods, from its logits if those were read already."""

@@ -17,15 +17,14 @@ from kdcore.models.loading import HALF, precision_of
 from kdcore.models.vocabulary import cut_to, verify_same_ids
 from kdcore.objective.columns import check_columns
 from kdcore.objective.objective import Objective
-from kdcore.objective.teachers import (
+from kdcore.objective.teacher_checks import (
     check_positions,
     head_sizes,
-    load_teachers,
     numbered,
-    reading_our_ids,
     tell_untempered,
     warn_tokenizer_mismatch,
 )
+from kdcore.objective.teachers import load_teachers, reading_our_ids
 from kdcore.optim import learning_rate, make_optimizer
 from kdcore.training.checkpoint import Checkpoints
 from kdcore.training.micro_batch import chunk_of, micro_batch_of, values_for

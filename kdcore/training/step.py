@@ -17,6 +17,7 @@ from kdcore.data.sampler import Part, Prefetcher, StreamedRows, TrainingRows
 from kdcore.distributed import over, total_of
 from kdcore.objective.chunked_loss import Values
 from kdcore.objective.gradient_shares import GradientShares, is_measured
+from kdcore.objective.losses import asks_teacher
 from kdcore.objective.objective import Objective, SelectFn, TokenMask
 from kdcore.objective.selection import SelectionResult, select
 from kdcore.objective.teachers import MicroBatch
@@ -121,8 +122,8 @@ class TrainStep:
     ) -> Tensor:
         """Adds a micro-batch's gradients; returns each term's share of the loss [terms]."""
         teacher = self.run.teacher
-        asked = teacher is not None and any(term.loss.needs_teacher for term, _ in terms)
-        logits_at = reading.parts_of(teacher) if asked and teacher is not None else None
+        asking = [term.loss for term, _ in terms if asks_teacher(term.loss)]
+        logits_at = reading.outputs_of(teacher, asking) if teacher and asking else None
         values = self.values([term for term, _ in terms])
         if self.watch is not None:
             values = self.watch.watched(values, [term for term, _ in terms])

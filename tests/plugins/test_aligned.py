@@ -70,7 +70,7 @@ def test_it_says_what_the_teacher_says_of_the_same_text(folders, kind):
     known = teacher.known(BATCH)
     assert 0.2 < known.float().mean() < 1
     ids = BATCH.input_ids.flatten()
-    made, places = teacher._of(BATCH)
+    made, _, places = teacher._of(BATCH)
     for n in known.nonzero().flatten().tolist():
         position = int(BATCH.valid[n])
         row = made.batch.input_ids.flatten()

@@ -9,7 +9,7 @@ import torch
 from transformers import GPT2Config, LlamaConfig
 
 from kdcore import RunError, Teacher, component
-from kdcore.objective.teachers import check_positions, head_sizes, warn_tokenizer_mismatch
+from kdcore.objective.teacher_checks import check_positions, head_sizes, warn_tokenizer_mismatch
 from kdcore.training.setup import prove_vocabulary
 
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from kdcore import (
     Batch,
     GappedLogits,
+    OwnVocabulary,
     RetokenizedBatch,
     Retokenizer,
     Run,
@@ -24,12 +26,22 @@ from kdcore import (
     component,
     hookimpl,
     ids_of_same_bytes,
+    on_host,
     read_nll,
     read_outputs,
 )
+from kdcore_aligned.spans import own_vocabulary, predicted, sent
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+class _Both(NamedTuple):
+    """The teacher's batch, and for each flat position of the student's the teacher's, or -1."""
+
+    other: RetokenizedBatch
+    places_on_host: np.ndarray
+    places: Tensor
 
 
 @component
@@ -51,7 +63,7 @@ class Aligned(Teacher):
         self._ids: tuple[Tensor, Tensor] | None = None  # [k]: the student's, the teacher's
         self._known: int | None = None
         self._temperatures: Sequence[float] = ()
-        self._made: WeakKeyDictionary[Batch, tuple[RetokenizedBatch, Tensor]] = WeakKeyDictionary()
+        self._made: WeakKeyDictionary[Batch, _Both] = WeakKeyDictionary()
 
     def faults(self, recipe: Stage) -> Iterable[str]:
         """A teacher within that does not give the logits of all its ids."""
@@ -72,8 +84,9 @@ class Aligned(Teacher):
             torch.tensor([*shared], device=run.device),
             torch.tensor([*shared.values()], device=run.device),
         )
-        self._other_of = torch.full((run.vocabulary,), -1, device=run.device)
-        self._other_of[self._ids[0]] = self._ids[1]
+        self._table = np.full(run.vocabulary, -1)
+        self._table[[*shared]] = [*shared.values()]
+        self._other_of = torch.from_numpy(self._table).to(run.device)
         self._mine = torch.full((self._others,), -1, device=run.device)
         self._mine[self._ids[1]] = self._ids[0]
         few = self.teacher.ids_known()
@@ -94,11 +107,11 @@ class Aligned(Teacher):
 
     def nll(self, batch: Batch) -> Callable[[Tensor, Tensor], Tensor]:
         """The teacher's own losses of the same tokens; NaN where it knows nothing."""
-        made, places = self._of(batch)
-        at = read_nll(self.teacher, made.batch)
+        both = self._of(batch)
+        at = read_nll(self.teacher, both.other.batch)
 
         def nll(positions: Tensor, labels: Tensor) -> Tensor:
-            known = places[positions]
+            known = both.places[positions]
             theirs = self._other_of[labels]
             found = at(known.clamp(min=0), theirs.clamp(min=0))
             return found.where((known >= 0) & (theirs >= 0), math.nan)
@@ -106,14 +119,20 @@ class Aligned(Teacher):
         return nll
 
     def known(self, batch: Batch) -> Tensor:
-        """Which valid tokens are one token on both sides, bool [valid]."""
-        return self._of(batch)[1][batch.valid] >= 0
+        """Which valid tokens are one token on both sides, bool [valid]. Known on the host."""
+        both = self._of(batch)
+        return torch.from_numpy(both.places_on_host[on_host(batch).valid] >= 0)
 
     def read(self, batch: Batch) -> TeacherOutputs:
         """Let the teacher read its own batch; the student's positions become its."""
-        made, places = self._of(batch)
-        at = read_outputs(self.teacher, made.batch)
-        return lambda positions: self._outputs(at(places[positions].clamp(min=0)))
+        both = self._of(batch)
+        at = read_outputs(self.teacher, both.other.batch)
+        return lambda positions: self._outputs(at(both.places[positions].clamp(min=0)))
+
+    def own_vocabulary(self, batch: Batch) -> OwnVocabulary:
+        """The teacher's own logits where a span of one or more tokens begins."""
+        assert self._ids is not None, "a teacher is read after it was loaded"
+        return own_vocabulary(self.teacher, batch, self._of(batch).other, self._ids)
 
     def fingerprint(self) -> str:
         """The teacher within, which its tokenizer is part of."""
@@ -145,29 +164,23 @@ class Aligned(Teacher):
         given = torch.cat([known.clamp(min=-100.0), _mass(unknown)[:, None]], -1)
         return GappedLogits(ids.gather(1, order), given)
 
-    def _of(self, batch: Batch) -> tuple[RetokenizedBatch, Tensor]:
-        """The teacher's batch, and for each flat position of the student's the teacher's, or -1."""
+    def _of(self, batch: Batch) -> _Both:
+        """The teacher's batch, and where in it are the student's positions."""
         if batch not in self._made:
             assert self._retokenizer is not None, "a teacher is read after it was loaded"
             made = self._retokenizer(batch, self._others)
-            self._made[batch] = made, self._places(batch, made)
+            places = self._places(batch, made)
+            self._made[batch] = _Both(made, places, sent(places, batch.labels.device))
         return self._made[batch]
 
-    def _places(self, batch: Batch, made: RetokenizedBatch) -> Tensor:
-        single = made.spans.one_to_one()
-        device = batch.labels.device
-        ours, theirs = (
-            torch.from_numpy(each).to(device) for each in (single.first, single.other_first)
-        )
-        # The first token of a piece is predicted by nothing.
-        follows = (batch.position_ids.flatten()[ours] > 0) & (
-            made.batch.position_ids.flatten()[theirs] > 0
-        )
-        wanted = self._other_of[batch.input_ids.flatten()[ours]]
-        same = wanted == made.batch.input_ids.flatten()[theirs]
-        ours, theirs = ours[follows & same], theirs[follows & same]
-        places = torch.full_like(batch.labels, -1)
-        places[ours - 1] = theirs - 1
+    def _places(self, batch: Batch, made: RetokenizedBatch) -> np.ndarray:
+        """For each flat position of the student's the teacher's, or -1."""
+        single = predicted(batch, made).one_to_one()
+        ours, theirs = on_host(batch), on_host(made.batch)
+        wanted = self._table[ours.input_ids[single.first]]
+        same = wanted == theirs.input_ids[single.other_first]
+        places = np.full(len(ours.input_ids), -1)
+        places[single.first[same] - 1] = single.other_first[same] - 1
         return places
 
     def _tokenizer(self) -> PreTrainedTokenizerBase:
