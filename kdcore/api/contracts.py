@@ -97,6 +97,14 @@ class Component:
         """
         return ()
 
+    def optional_columns(self) -> Sequence[str]:
+        """The columns that it reads where documents have them.
+
+        Data finds them in `asked_columns` and may give documents such a column only then: "sft"
+        gives the dialogue of each as `messages`.
+        """
+        return ()
+
     def faults(self, recipe: Stage) -> Iterable[str]:
         """What is wrong between this component and the rest of its recipe, one sentence each."""
         return ()
@@ -128,6 +136,7 @@ class Data(Component):
     ] = "text"
     fresh_each_epoch: ClassVar[bool] = False
     streams: ClassVar[bool] = False  # True: training rows come one by one, and nobody counts them
+    asked_columns: ClassVar[frozenset[str]] = frozenset()  # the recipe's `optional_columns`
 
     def texts(self, split: str) -> Iterable[str]:
         """The documents of "train" or "validation", in order; tokenizers train on them too.

@@ -84,7 +84,7 @@ def _rising(borders: np.ndarray) -> np.ndarray:
 class Piece:
     """The other side's ids of one isolated piece, and the spans within, counted from its start."""
 
-    ids: Sequence[int]
+    ids: Sequence[int] | np.ndarray
     spans: Spans
 
 
@@ -180,9 +180,23 @@ class Retokenizer:
             else:
                 found = self._text(part, begins=whole and not spans)
             spans.append(found.spans.shifted(at, len(made)))
-            made += found.ids
+            made += list(found.ids)
             at += len(part)
         return Piece(made or [0], Spans.joined(spans))
+
+    def within(self, ids: Sequence[int], others: Sequence[int], text: str) -> Spans:
+        """The spans of a text that both sides' ids spell, with a few bytes more at either end.
+
+        None where one of them spells something else.
+        """
+        sides = (
+            _borders_of(ids, self.our_bytes, text),
+            _borders_of(others, self.other_bytes, text),
+        )
+        (one, first), (other, other_first) = sides
+        if not text or not len(one) or not len(other):
+            return Spans.joined([])
+        return common_spans(one, other).shifted(first, other_first)
 
     def _parts(self, ids: Sequence[int]) -> Iterator[Sequence[int]]:
         """Texts, and special tokens by themselves."""
@@ -280,6 +294,17 @@ def ids_of_same_bytes(made: Retokenizer, ours: int, others: int) -> Mapping[int,
             taken.add(other)
             found[n] = other
     return found
+
+
+def _borders_of(ids: Sequence[int], spelled: Sequence[bytes], text: str) -> tuple[np.ndarray, int]:
+    """The borders in a text's bytes of ids around it, and the first token that has one."""
+    written = [spelled[each] for each in ids]
+    at = b"".join(written).find(text.encode())
+    borders = np.cumsum([0, *map(len, written)]) - at
+    inside = np.flatnonzero((borders >= 0) & (borders <= len(text.encode())))
+    if at < 0 or not len(inside):
+        return np.empty(0, np.int64), 0
+    return borders[inside[0] : inside[-1] + 1], int(inside[0])
 
 
 def _by_characters(text: str, offsets: Sequence[tuple[int, int]]) -> np.ndarray:

@@ -20,6 +20,7 @@ from kdcore.api.contracts import (
     Term,
     Tokenizer,
 )
+from kdcore.api.options import ask_for_columns
 from kdcore.api.train_options import (
     RIVALS,
     Rivals,
@@ -87,8 +88,7 @@ class Assembly:
         """The stage, if there are no faults. A tokenizer is trained on `tokenizer_data`."""
         if self.faults:
             return None
-        assert self.student and self.train and self.data, "no faults were found"
-        assert self.scope and self.writing
+        assert self.student and self.train and self.data and self.scope and self.writing
         stage = Stage(
             name=name,
             run_name=run_name,
@@ -109,6 +109,7 @@ class Assembly:
             rollout=self.rollout,
             writing=self.writing,
         )
+        ask_for_columns(stage.components())
         self._ask_components(stage)
         return None if self.faults else stage
 

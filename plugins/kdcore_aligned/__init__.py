@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, ClassVar, NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
+from kdcore_sft import MESSAGES, Reteller
+from pydantic import Field
 from torch import Tensor
 
 from kdcore import (
@@ -30,6 +33,7 @@ from kdcore import (
     read_nll,
     read_outputs,
 )
+from kdcore_aligned.dialogues import OwnTemplate, end_of_turns, first_dialogue
 from kdcore_aligned.spans import own_vocabulary, predicted, sent
 
 if TYPE_CHECKING:
@@ -57,11 +61,15 @@ class Aligned(Teacher):
     name = "aligned"
     own_tokens: ClassVar[bool] = True
     teacher: Teacher
+    template: Annotated[
+        str, Field(description='of dialogues: "auto" its own, "none" the student\'s, or Jinja')
+    ] = "auto"
 
     def __post_init__(self) -> None:
         self._retokenizer: Retokenizer | None = None
         self._ids: tuple[Tensor, Tensor] | None = None  # [k]: the student's, the teacher's
         self._known: int | None = None
+        self._dialogues: OwnTemplate | None = None
         self._temperatures: Sequence[float] = ()
         self._made: WeakKeyDictionary[Batch, _Both] = WeakKeyDictionary()
 
@@ -71,13 +79,19 @@ class Aligned(Teacher):
             yield f"the teacher {self.teacher.name!r} within gives no distribution"
         if self.teacher.own_tokens:
             yield f"the teacher {self.teacher.name!r} within reads tokens of its own already"
+        if self.teacher.bytes_per_token():
+            yield (
+                f"the teacher {self.teacher.name!r} within stores what it says of the student's "
+                f"tokens: put {self.teacher.name!r} around 'aligned'"
+            )
 
     def load(self, run: Run) -> None:
         """Compare both vocabularies; the engine has loaded the teacher within."""
         theirs = self._tokenizer()
         self._retokenizer = Retokenizer(run.tokenizer, theirs)
         self._others = self._width(len(theirs), run.device)
-        shared = ids_of_same_bytes(self._retokenizer, run.vocabulary, self._others)
+        shared = dict(ids_of_same_bytes(self._retokenizer, run.vocabulary, self._others))
+        self._read_dialogues(run, theirs, shared)
         if not shared:
             raise RunError("student and teacher share no id that stands for the same bytes")
         self._ids = (
@@ -92,6 +106,26 @@ class Aligned(Teacher):
         few = self.teacher.ids_known()
         self._known = few or (None if len(shared) == run.vocabulary else len(shared))
         self._temperatures = _temperatures(run.recipe)
+
+    def optional_columns(self) -> Sequence[str]:
+        """The dialogues, unless it reads the student's template."""
+        return () if self.template == "none" else (MESSAGES,)
+
+    def _read_dialogues(
+        self, run: Run, theirs: PreTrainedTokenizerBase, shared: dict[int, int]
+    ) -> None:
+        """Get ready to render them, if there are any; what ends their turns is the same."""
+        found = None if self.template == "none" or run.data.streams else first_dialogue(run)
+        if found is None:
+            return
+        assert self._retokenizer is not None
+        reteller = Reteller(theirs, self.template)
+        self._dialogues = OwnTemplate(reteller, self._retokenizer)
+        pair = end_of_turns(*found, reteller)
+        if pair is not None and pair[0] < run.vocabulary and pair[1] < self._others:
+            for ours in [ours for ours, other in shared.items() if other == pair[1]]:
+                del shared[ours]
+            shared[pair[0]] = pair[1]
 
     def ids_known(self) -> int | None:
         """Those of the teacher within, or the ids that both vocabularies have; 0 before loading."""
@@ -135,8 +169,9 @@ class Aligned(Teacher):
         return own_vocabulary(self.teacher, batch, self._of(batch).other, self._ids)
 
     def fingerprint(self) -> str:
-        """The teacher within, which its tokenizer is part of."""
-        return f"aligned({self.teacher.fingerprint()})"
+        """The teacher within, which its tokenizer is part of, and another template."""
+        more = "" if self.template == "auto" else f", template={self.template!r}"
+        return f"aligned({self.teacher.fingerprint()}{more})"
 
     def _outputs(self, said: Tensor | SparseLogits) -> Tensor | SparseLogits:
         """What the teacher within says, of the student's ids."""
@@ -168,7 +203,8 @@ class Aligned(Teacher):
         """The teacher's batch, and where in it are the student's positions."""
         if batch not in self._made:
             assert self._retokenizer is not None, "a teacher is read after it was loaded"
-            made = self._retokenizer(batch, self._others)
+            rewrite = partial(self._dialogues.piece, batch) if self._dialogues else None
+            made = self._retokenizer(batch, self._others, rewrite)
             places = self._places(batch, made)
             self._made[batch] = _Both(made, places, sent(places, batch.labels.device))
         return self._made[batch]

@@ -37,6 +37,7 @@ def loaded(folder, temperatures=(1.0,)):
         tokenizer=STUDENT,
         vocabulary=len(STUDENT),
         device=tiny.CPU,
+        data=SimpleNamespace(streams=True),
         recipe=SimpleNamespace(terms=losses),
     )
     teacher.teacher.load(run)
