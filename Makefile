@@ -2,6 +2,7 @@
 # make test         set up, then all tests
 # make quick        the unit tests, under a minute
 # make lint         ruff, mypy and the layers of imports
+# make site         docs/ as a site in site/
 # make gpu          what a GPU is asked, in 25 minutes; again: what is missing. No network
 # make faults       puts faults into a copy, one by one: which test fails? (ten minutes)
 
@@ -14,7 +15,7 @@ export TOKENIZERS_PARALLELISM := false
 # else kdcore needs on PYTHONPATH.
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
-.PHONY: setup quickstart test quick lint gpu faults
+.PHONY: setup quickstart test quick lint site gpu faults
 
 setup: .venv/ready
 
@@ -32,13 +33,16 @@ test: setup
 	$(BIN)/python -m pytest -n 2 --durations=25
 
 quick: setup
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(BIN)/python -m pytest -n 2 -m "not slow" tests/unit tests/plugins
 
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+
+site: setup
+	$(BIN)/zensical build --strict
 
 gpu:
 	env -u OMP_NUM_THREADS $(GPU_PYTHON) benchmarks/gpu/day.py $(GPU_DAY)

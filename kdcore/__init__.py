@@ -29,7 +29,11 @@ if TYPE_CHECKING:
     from kdcore.api.contracts import Tokens as Tokens
     from kdcore.api.contracts import component as component
     from kdcore.api.contracts import hookimpl as hookimpl
+    from kdcore.api.hidden_states import HiddenStatesLoss as HiddenStatesLoss
     from kdcore.api.hookspecs import Record as Record
+    from kdcore.api.jobs import Executor as Executor
+    from kdcore.api.jobs import Job as Job
+    from kdcore.api.jobs import JobState as JobState
     from kdcore.api.options import describe as describe
     from kdcore.api.options import options_of as options_of
     from kdcore.api.options import reads_columns as reads_columns
@@ -45,6 +49,7 @@ if TYPE_CHECKING:
     from kdcore.data.batch import Rows as Rows
     from kdcore.data.batch import SparseLogits as SparseLogits
     from kdcore.data.batch import Split as Split
+    from kdcore.data.batch import StatesFn as StatesFn
     from kdcore.data.batch import TeacherOutputs as TeacherOutputs
     from kdcore.data.batch import columns_of as columns_of
     from kdcore.data.collate import on_host as on_host
@@ -69,7 +74,10 @@ if TYPE_CHECKING:
     from kdcore.models.completions import Sampling as Sampling
     from kdcore.models.completions import completions_from as completions_from
     from kdcore.models.completions import completions_state as completions_state
+    from kdcore.models.decoding import NextTokens as NextTokens
+    from kdcore.models.decoding import next_tokens as next_tokens
     from kdcore.models.decoding import sample as sample
+    from kdcore.models.decoding import sample_from as sample_from
     from kdcore.models.generation import generate as generate
     from kdcore.models.loading import dtype_of as dtype_of
     from kdcore.models.loading import load_config as load_config
@@ -116,11 +124,13 @@ _MODULES = {
 _EXPORTS = {
     "api.contracts": "Component Data Eval Logger Loss Patch PreparedLoss Rollout Run "
     "Selection Stage Teacher Tokenizer Tokens component hookimpl",
+    "api.hidden_states": "HiddenStatesLoss",
     "api.hookspecs": "Record",
+    "api.jobs": "Executor Job JobState",
     "api.options": "describe options_of reads_columns",
     "api.schedule": "Schedule Scheduled tensor_now value_now",
     "data.batch": "TeacherOutputs Batch GappedLogits OwnVocabulary SparseLogits LogitsFn Row Rows "
-    "Split columns_of",
+    "Split StatesFn columns_of",
     "data.collate": "on_host pieces_of select_rows",
     "data.encoding": "bos_of",
     "models.completions": "Completion Prompt Sampling completions_from completions_state",
@@ -130,7 +140,7 @@ _EXPORTS = {
     "errors": "KdcoreError PluginError RecipeError RunError Unreachable UsageError",
     "hashing": "tokenizer_hash",
     "models.causal_lm": "LanguageModel",
-    "models.decoding": "sample",
+    "models.decoding": "NextTokens next_tokens sample sample_from",
     "models.generation": "generate",
     "models.loading": "dtype_of load_config load_model load_tokenizer model_fingerprint",
     "objective.alignment": "Piece RetokenizedBatch Retokenizer Spans ids_of_same_bytes",

@@ -25,7 +25,7 @@ RENAMED = {
 INTERNAL = {
     "ChosenRow": "analysis.rows.SelectedRow",
     "Host": "plugin.manager.PluginManager",
-    "KINDS": "api.contracts.KINDS",
+    "KINDS": "api.kinds.KINDS",
     "RowSample": "analysis.rows.RowSample",
     "SampledRow": "analysis.rows.SampledRow",
     "StagePlan": "analysis.plan.StagePlan",
@@ -129,7 +129,7 @@ MOVED = {old: module for module, names in _HELD.items() for old in names.split()
 """Private modules of 0.1 -> the module that holds most of what was in them."""
 
 MOVED_NAMES = {
-    "api": ("contracts", "KINDS Component Data Eval Logger Loss Patch Selection Teacher Tokenizer"),
+    "api": ("contracts", "Component Data Eval Logger Loss Patch Selection Teacher Tokenizer"),
     "cli": ("main", "app host_of"),
     "objective": ("objective", "Choose Objective Seen"),
     "recipe": ("recipe", "Recipe StageTable read_recipe"),

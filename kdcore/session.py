@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -177,20 +176,11 @@ def _host(plugins: Sequence[str]) -> PluginManager:
 
 def _arguments(sets: Sets) -> tuple[str, ...]:
     """As `--set` takes them."""
+    from kdcore.recipe.overrides import as_toml
+
     if not isinstance(sets, Mapping):
         return tuple(sets)
-    return tuple(f"{key}={_toml(value)}" for key, value in sets.items())
-
-
-def _toml(value: Any) -> str:
-    """A value in one line of TOML."""
-    import tomli_w
-
-    if isinstance(value, Mapping):
-        return f"{{{', '.join(f'{json.dumps(key)} = {_toml(value[key])}' for key in value)}}}"
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(map(_toml, value))}]"
-    return tomli_w.dumps({"x": value}).partition("=")[2].strip()
+    return tuple(f"{key}={as_toml(value)}" for key, value in sets.items())
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import reduce
 from typing import Annotated, Literal
 
@@ -13,7 +13,11 @@ from torch import Tensor
 
 from kdcore import (
     Batch,
+    Completion,
     LogitsFn,
+    NextTokens,
+    Prompt,
+    Sampling,
     Stage,
     Teacher,
     TeacherOutputs,
@@ -21,6 +25,7 @@ from kdcore import (
     component,
     hookimpl,
     read,
+    sample_from,
 )
 
 Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -73,6 +78,26 @@ class Ensemble(Teacher):
         shares = self._shares()
         return lambda positions: average((member(positions) for member in members), shares)
 
+    def writes(self) -> bool:
+        """Where every member tells its next tokens."""
+        return self.tells_next_tokens()
+
+    def tells_next_tokens(self) -> bool:
+        """Where every member does."""
+        return all(member.tells_next_tokens() for member in self.members)
+
+    def next_tokens(self, rows: Sequence[Sequence[int]], vocabulary: int) -> NextTokens:
+        """The average at each token, of members that go on with the same token."""
+        members = [member.next_tokens(rows, vocabulary) for member in self.members]
+        return _Together(members, _mean if self.average == "logits" else _mixture, self._shares())
+
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Sequence[Completion]:
+        """An answer to each, token by token from the average."""
+        assert sampling.vocabulary is not None, "the run tells which ids are shared"
+        rows = [prompt.ids for prompt in prompts]
+        following = self.next_tokens(rows, sampling.vocabulary)
+        return sample_from(following, prompts, sampling, source="teacher")
+
     def gives_parts(self) -> bool:
         """Where losses are averaged."""
         return self.average == "losses"
@@ -93,6 +118,28 @@ class Ensemble(Teacher):
 def kdcore_teachers() -> Sequence[type[Teacher]]:
     """The one above."""
     return [Ensemble]
+
+
+class _Together:
+    """Several models' scores of next tokens, as one."""
+
+    def __init__(
+        self,
+        members: Sequence[NextTokens],
+        average: Callable[[Iterable[Tensor], Iterable[float]], Tensor],
+        shares: Sequence[float],
+    ) -> None:
+        self._members, self._average, self._shares = members, average, shares
+
+    def logits(self) -> Tensor:
+        """[rows, V], on the first member's device."""
+        first, *others = (member.logits() for member in self._members)
+        return self._average([first, *(each.to(first.device) for each in others)], self._shares)
+
+    def advance(self, ids: Tensor, going: Sequence[int]) -> None:
+        """One more token for each of these rows."""
+        for member in self._members:
+            member.advance(ids, going)
 
 
 def _mean(logits: Iterable[Tensor], shares: Iterable[float]) -> Tensor:

@@ -168,20 +168,22 @@ def _sums(run: Run, one: Eval) -> Mapping[str, float]:
     pair = agreement is not None and perplexity is not None and one in (agreement, perplexity)
     if not pair or agreement is None or perplexity is None:
         losses = [ForwardKL()] if isinstance(one, Agreement) else _of_teacher(run)
-        return run.evaluate(rows, losses, run.teacher if losses else None, **_by(one))
+        keep = isinstance(one, Perplexity)
+        teacher = run.teacher if losses else None
+        return run.evaluate(rows, losses, teacher, by=_by(one), keep_documents=keep)
     left, agreement._left = agreement._left, None
     if left is not None and (left.step, left.eval) == (run.step, one):
         return left.sums
-    sums = run.evaluate(rows, [ForwardKL(), *_of_teacher(run)], run.teacher, **_by(perplexity))
+    losses = [ForwardKL(), *_of_teacher(run)]
+    sums = run.evaluate(rows, losses, run.teacher, by=_by(perplexity), keep_documents=True)
     other = perplexity if one is agreement else agreement
     agreement._left = _Left(run.step, other, sums)
     return sums
 
 
-def _by(one: Eval) -> dict[str, str]:
+def _by(one: Eval) -> str | None:
     """The column that an eval tells by, if it does."""
-    by = getattr(one, "by", None)
-    return {} if by is None else {"by": by}
+    return one.by if isinstance(one, Perplexity) else None
 
 
 def _of_teacher(run: Run) -> list[Loss]:

@@ -18,10 +18,12 @@ from kdcore import (
     Data,
     LanguageModel,
     LogitsFn,
+    NextTokens,
     Prompt,
     Run,
     RunError,
     Sampling,
+    StatesFn,
     Teacher,
     Tokenizer,
     component,
@@ -31,6 +33,7 @@ from kdcore import (
     load_model,
     load_tokenizer,
     model_fingerprint,
+    next_tokens,
     sample,
 )
 
@@ -122,13 +125,30 @@ class ModelTeacher(Teacher):
 
     def read(self, batch: Batch) -> LogitsFn:
         """Run the trunk once; logits are made where they are asked for."""
-        assert self._model is not None, "a teacher is read after it was loaded"
-        model, home = self._model, batch.input_ids.device
+        return self.read_states(batch, ())[0]
+
+    def layer_sizes(self) -> Sequence[int]:
+        """The model's."""
+        model = self._loaded()
+        model.watch_layers(())
+        return model.layer_sizes
+
+    def read_states(self, batch: Batch, layers: Sequence[int]) -> tuple[LogitsFn, StatesFn]:
+        """The same with the states of these layers, and no others."""
+        model, home = self._loaded(), batch.input_ids.device
         head = self._head or model.logits
+        moved = _moved(batch, model.device)
         # The teacher stays in its own type, whatever the student trains in.
         with torch.autocast(model.device.type, enabled=False):
-            states = model.states(_moved(batch, model.device))
-        return lambda positions: head(states[positions.to(states.device)].to(home))
+            states, kept = model.layer_states(moved, layers)
+        return (
+            lambda positions: head(states[positions.to(states.device)].to(home)),
+            lambda positions: [each[positions.to(each.device)].to(home) for each in kept],
+        )
+
+    def _loaded(self) -> LanguageModel:
+        assert self._model is not None, "a teacher is read after it was loaded"
+        return self._model
 
     def writes(self) -> bool:
         """It can."""
@@ -140,12 +160,38 @@ class ModelTeacher(Teacher):
         with torch.autocast(self._model.device.type, enabled=False):
             return sample(self._model, prompts, sampling, source="teacher")
 
+    def next_tokens(self, rows: Sequence[Sequence[int]], vocabulary: int) -> NextTokens:
+        """The model's, in the teacher's own type."""
+        assert self._model is not None, "a teacher writes after it was loaded"
+        return _InOwnType(self._model, rows, vocabulary)
+
     def fingerprint(self) -> str:
         """What the weights are and how they are held; not where they lie."""
         # The base that the adapter names is another one's business: `source` is what it is on.
         adapter = self.adapter and model_fingerprint(self.adapter, base=False)
         weights = model_fingerprint(self.source())
         return f"model({weights=}, {adapter=}, dtype={self.dtype!r}, quantise={self.quantise!r})"
+
+
+class _InOwnType:
+    """A model's scores of next tokens, whatever precision they are asked for in."""
+
+    def __init__(
+        self, model: LanguageModel, rows: Sequence[Sequence[int]], vocabulary: int
+    ) -> None:
+        self._device = model.device.type
+        with torch.autocast(self._device, enabled=False), torch.no_grad():
+            self._tokens = next_tokens(model, rows, vocabulary)
+
+    def logits(self) -> Tensor:
+        """[rows, V]."""
+        with torch.autocast(self._device, enabled=False), torch.no_grad():
+            return self._tokens.logits()
+
+    def advance(self, ids: Tensor, going: Sequence[int]) -> None:
+        """One more token for each of these rows."""
+        with torch.autocast(self._device, enabled=False), torch.no_grad():
+            self._tokens.advance(ids, going)
 
 
 @component

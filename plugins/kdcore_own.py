@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from kdcore import Batch, LanguageModel, LogitsFn, Run, Teacher, component, hookimpl
+from kdcore import Batch, LanguageModel, LogitsFn, Run, StatesFn, Teacher, component, hookimpl
 
 
 class _Copy(Teacher):
@@ -33,12 +33,25 @@ class _Copy(Teacher):
 
     def read(self, batch: Batch) -> LogitsFn:
         """Run the trunk once, in the student's precision."""
+        return self.read_states(batch, ())[0]
+
+    def layer_sizes(self) -> Sequence[int]:
+        """The student's."""
+        assert self._model is not None, "asked after it was loaded"
+        self._model.watch_layers(())
+        return self._model.layer_sizes
+
+    def read_states(self, batch: Batch, layers: Sequence[int]) -> tuple[LogitsFn, StatesFn]:
+        """The same with the states of these layers."""
         assert self._model is not None and self._run is not None, "read after it was loaded"
         model = self._model
         model.precision = self._run.language_model.precision
         with self._run.autocast():
-            states = model.states(batch)
-        return lambda positions: model.logits(states[positions])
+            states, kept = model.layer_states(batch, layers)
+        return (
+            lambda positions: model.logits(states[positions]),
+            lambda positions: [each[positions] for each in kept],
+        )
 
     def _weights(self) -> dict[str, Tensor]:
         assert self._model is not None, "a teacher has weights once it was loaded"

@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
-from kdcore_sft import MESSAGES, Answered, Dialogues, Reteller, Told
+from kdcore_sft import DIALOGUE, Answered, Dialogues, Reteller, Told
 from pydantic import Field, field_validator
 from torch import Tensor
 
@@ -107,7 +107,7 @@ class Prompted(Teacher):
 
     def optional_columns(self) -> Sequence[str]:
         """The dialogues."""
-        return [MESSAGES]
+        return [DIALOGUE]
 
     def ids_known(self) -> int | None:
         """Those of the teacher within."""
@@ -165,7 +165,7 @@ class Prompted(Teacher):
     def _piece(self, batch: Batch, start: int, ids: np.ndarray) -> Piece:
         """What the teacher reads in place of a piece: a context, then the same tokens."""
         columns = columns_of(batch).at(start)
-        told = columns.get(MESSAGES)
+        told = columns.get(DIALOGUE)
         if not isinstance(told, str) or self._reteller is None:
             return self._behind_text(columns, ids)
         known = Told.of(told)

@@ -2,8 +2,9 @@
 
     python benchmarks/robustness/kills.py 1000 --results     1,000 kills, a table in results/
 
-Stages with dropout, a selection, a cached teacher and answers of the student are killed and started
-again by the same command until they are done. Weights must be those of a run that was never killed
+Stages with dropout, a selection, a cached teacher and answers of the student (written for four
+steps at once, replayed, against its running average, of which GLS selects tokens) are killed and
+started again by the same command until they are done. Weights must be those of a run never killed
 to the last bit, metrics.jsonl the same but for times, and nothing half may be left. Else the exit
 code is 1.
 
@@ -92,6 +93,11 @@ max_new_tokens = 8
 prompt_tokens = 6
 share = 0.7
 every = 4
+[stage.rolled.selection]
+use = "gls"
+keep = 0.6
+score = {use = "kl"}
+memory = 300
 [[stage.rolled.loss]]
 use = "jsd"
 [[stage.rolled.loss]]

@@ -25,6 +25,9 @@ RECIPES = [
     "cpu/qwen_kl_sft",
     "cpu/tinystories_llama",
     "cpu/babyllama",
+    "quickstart_onpolicy",
+    "cpu/seqkd_qwen",
+    "cpu/distillm2_qwen",
 ]
 FEW = ["steps=12", "eval_every=12", "save_every=6", "eval_rows=64"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}

@@ -50,6 +50,10 @@ class BlankTokens(Tokens):
         """Zeros."""
         return torch.zeros(_TOKENS)
 
+    def old_log_probs(self) -> Tensor:
+        """Zeros."""
+        return torch.zeros(_TOKENS, dtype=torch.float64)
+
     def nll(self, teacher: Teacher | None = None) -> Tensor:
         """Zeros."""
         return torch.zeros(_TOKENS)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -23,15 +24,19 @@ from kdcore.analysis.memory_trace import (
     footprint,
     on_device,
 )
-from kdcore.analysis.parameters import Part, parameters_of, parts_of
+from kdcore.analysis.parameters import Part, learned_parts, parameters_of, parts_of
 from kdcore.analysis.tensors import Listed, tensors_of
-from kdcore.analysis.writing import writing_bytes
+from kdcore.analysis.work import Shape, Work, shape_of
+from kdcore.analysis.writing import Models, Writing, writing_bytes
 from kdcore.api.contracts import Component, Loss, Teacher
+from kdcore.api.hidden_states import HiddenStatesLoss
 from kdcore.api.options import iter_components
 from kdcore.errors import PluginError, RunError
+from kdcore.guard import call_checked
 from kdcore.models.adapters import bytes_on_device
 from kdcore.models.head import chunk_size
 from kdcore.models.loading import HALF, dtype_of, precision_of
+from kdcore.objective.hidden_states import compares_states
 from kdcore.training.micro_batch import MARGIN, cpu_default, probe
 from kdcore.training.setup import enable_checkpointing, optimizer_of
 from kdcore.training.student import finished, patched
@@ -66,6 +71,7 @@ class Estimate:
     unknown: Sequence[str]  # what is left out, and why
     tensors: Sequence[Listed] = ()  # of the student
     tree: str = ""  # of its modules
+    work: Work | None = None  # of a step
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +97,7 @@ def estimate(
     """
     state = _state_of(stage.train)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    losses = of_single_tokens([term.loss for term in stage.terms])
+    losses = of_single_tokens([term.loss for term in stage.terms if not compares_states(term)])
     with FakeModels():
         return _Estimating(stage, config, device, ids, longest, rows, losses).done(state)
 
@@ -115,10 +121,26 @@ class _Estimating:
         self.student = self._student(config)
         self.teachers = self._teachers_in(stage.teacher)
         self.references = self._teachers_in(stage.selection)
+        self.writers = self._teachers_in(stage.rollout)
         self.time = min(stage.data.block, longest or stage.data.block)
         models = [self.student, *(one.model for one in self.teachers)]
+        self.hidden = self._hidden()
         widths = [model.config.get_text_config().vocab_size for model in models]
         self.vocabulary = min([*widths, ids] if ids else widths)
+
+    def _hidden(self) -> list[HiddenStatesLoss]:
+        """The losses that compare hidden states, with what they learn."""
+        losses = [t.loss for t in self.stage.terms if isinstance(t.loss, HiddenStatesLoss)]
+        ours = _width(self.student)
+        theirs = _width(self.teachers[0].model) if self.teachers else ours
+        for loss in losses:
+            count = len(loss.layers)
+            loss.set_sizes([ours] * count, [theirs] * count, self.stage.seed)
+        return losses
+
+    def _learned(self) -> int:
+        """The parameters of what losses learn."""
+        return sum(part.total for part in learned_parts(self.hidden))
 
     def _student(self, config: PretrainedConfig) -> PreTrainedModel:
         options = self.stage.student
@@ -155,13 +177,16 @@ class _Estimating:
     def done(self, state: float) -> Estimate:
         """`state` is the optimizer's, in numbers for each that is trained."""
         weights, trained = _bytes(self.student), 4 * parameters_of(self.student)[1]
-        parts = parts_of(self.student)
+        parts = [*parts_of(self.student), *learned_parts(self.hidden)]
+        learned = 4 * self._learned()
         fixed = [
             ("libraries" if self.device.type == "cpu" else "CUDA", _LIBRARIES[self.device.type]),
             ("student: weights", weights),
             ("student: optimizer", round(state * trained)),
             *((one.name, one.size) for one in self._all_teachers()),
         ]
+        if learned:
+            fixed.append(("what losses learn, with its optimizer", round((2 + state) * learned)))
         held = sum(size for _, size in fixed)
         rows = self._micro_batch(held)
         taken = self._footprint(rows)
@@ -170,24 +195,45 @@ class _Estimating:
             (f"activations of {rows} x {self.time} tokens", taken.activations),
             ("scores, logits and losses", taken.chunk),
         ]
-        if written := sum(self._writing()):
+        if written := self._writing.cache + self._writing.scores:
             passing.append(("writing: key-value cache and scores", written))
         return Estimate(
             tensors=list(tensors_of(self.student)),
             tree=str(self.student),
+            work=self._work(rows),
             parts=parts,
             micro_batch=rows,
             device=self.device.type,
             memory=[*fixed, *passing],
             peak=self._peak(held, taken),
             checkpointed=None if self.options.checkpointing else self._checkpointed(rows),
-            checkpoint=round(trained * (1 + state)),
+            checkpoint=round((trained + learned) * (1 + state)),
             final=_saved(finished(self.student, self.stage.student.patches)),
             unknown=self.unknown,
         )
 
+    def _work(self, rows: int) -> Work:
+        """What keeps a store is read once, everything else in each step."""
+        read, stored = list[Shape](), list[Shape]()
+        for component, models in (
+            (self.stage.teacher, self.teachers),
+            (self.stage.selection, self.references),
+        ):
+            parts = iter_components(component) if component else ()
+            keeps = any(isinstance(one, Teacher) and one.bytes_per_token() for one in parts)
+            (stored if keeps else read).extend(shape_of(one.model) for one in models)
+        return Work(
+            student=shape_of(self.student),
+            teachers=read,
+            stored=stored,
+            micro_batch=rows,
+            time=self.time,
+            checkpointing=self.options.checkpointing,
+            scores=self.stage.selection is not None,
+        )
+
     def _all_teachers(self) -> list[_Teacher]:
-        return [*self.teachers, *self.references]
+        return [*self.teachers, *self.references, *self.writers]
 
     def _micro_batch(self, held: int) -> int:
         options = self.options
@@ -206,15 +252,25 @@ class _Estimating:
         except torch.OutOfMemoryError:
             return 1
 
-    def _writing(self) -> tuple[int, int]:
-        return writing_bytes(self.stage, self.student.config, self.vocabulary, self.device)
+    @cached_property
+    def _writing(self) -> Writing:
+        """The student may write, or the models of a teacher that a writer asks."""
+        rollout, precision = self.stage.rollout, precision_of(self.options.precision, self.device)
+        if rollout is None:
+            return Writing()
+        asked = self.teachers if call_checked(rollout, "needs_teacher", of=bool) else []
+        writers: list[Models] = [[(self.student, HALF.get(precision))]]
+        writers += [[(one.model, None) for one in some] for some in (asked, self.writers)]
+        try:
+            return writing_bytes(self.stage, writers, self.vocabulary)
+        except UnsupportedFakeTensorException as error:
+            self.unknown.append(f"what writing takes: {error}")
+            return Writing()
 
     def _peak(self, held: int, taken: Footprint) -> int:
         # Rows are written between steps: beside what stays, and not beside activations.
         gradients = 4 * parameters_of(self.student)[1]
-        cache, scores = self._writing()
-        written = 2 * cache + scores  # each layer's cache is made anew for a token more
-        return held + round(max(taken.peak, gradients, written) * _ALLOCATOR)
+        return held + round(max(taken.peak, gradients, self._writing.peak) * _ALLOCATOR)
 
     def _footprint(self, rows: int) -> Footprint:
         if self.options.checkpointing:
@@ -247,6 +303,7 @@ class _Estimating:
             vocabulary=self.vocabulary,
             chunk=chunk if options.chunk == "auto" else options.chunk,
             losses=self.losses,
+            hidden=self.hidden,
             precision=HALF.get(precision_of(options.precision, self.device)),
             selects=self.stage.selection is not None or self._prepares(),
             repeats=rows < self.rows,
@@ -254,6 +311,10 @@ class _Estimating:
 
     def _prepares(self) -> bool:
         return any(isinstance(loss, BlankPrepared) for loss in self.losses)
+
+
+def _width(model: PreTrainedModel) -> int:
+    return int(model.config.get_text_config().hidden_size)
 
 
 def _fresh(config: PretrainedConfig, dtype: torch.dtype, attention: str | None) -> PreTrainedModel:

@@ -26,10 +26,13 @@ from kdcore.api.contracts import Loss
 from kdcore.data.batch import Batch, LogitsFn, Split
 from kdcore.models.head import logits_of, nll_from_logits, upcast
 from kdcore.objective.chunked_loss import ChunkedLoss, ChunkedLossInputs
+from kdcore.objective.hidden_states import checked_values
 from kdcore.objective.losses import values_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from kdcore.api.hidden_states import HiddenStatesLoss
 
 
 @dataclass(frozen=True)
@@ -49,11 +52,14 @@ class Pass:
     time: int
     vocabulary: int
     chunk: int
-    losses: Sequence[Loss]
+    losses: Sequence[Loss]  # those that compare logits
     precision: torch.dtype | None  # of autocast
     selects: bool = False
     repeats: bool = False  # the step has more than one, so gradients are there already
+    hidden: Sequence[HiddenStatesLoss] = ()
 
+
+_MASK = 5  # bytes for each pair of tokens of a row: what may be seen, as bools and as numbers
 
 FakeModels: Callable[[], AbstractContextManager[object]] = FakeTensorMode
 """While this lasts, models are made without memory for their weights."""
@@ -109,6 +115,21 @@ def activations(student: PreTrainedModel, asked: Pass) -> int:
     return kept
 
 
+def reading(model: PreTrainedModel, rows: int, time: int, precision: torch.dtype | None) -> int:
+    """The most that prompts of so many tokens take while a model reads them to write on."""
+    meter = _Meter()
+    base = getattr(model, "get_base_model", lambda: model)()
+    plain = type(model.get_output_embeddings()) is nn.Linear  # type: ignore[no-untyped-call]
+    module = base.base_model if plain else model
+    training = model.training
+    _still(model)
+    with torch.no_grad(), _autocast(precision), meter:
+        ids = torch.zeros(rows, time, dtype=torch.int64)
+        module(input_ids=ids, use_cache=True)
+    model.train(training)
+    return meter.peak + _MASK * rows * time * time
+
+
 def _run(
     student: PreTrainedModel,
     teachers: Sequence[PreTrainedModel],
@@ -128,9 +149,17 @@ def _run(
     if asked.selects:
         for one in (model, *references_read):
             nll_from_logits(one.logits, batch)(batch.valid, batch.labels)
-    loss = ChunkedLoss.apply(  # type: ignore[no-untyped-call]
-        model.states, model.weight, model.bias, model.computed, _work(asked, batch, read)
-    )
+    loss: Any = model.states.sum()
+    if asked.losses:
+        loss = ChunkedLoss.apply(  # type: ignore[no-untyped-call]
+            model.states, model.weight, model.bias, model.computed, _work(asked, batch, read)
+        )
+    other = read[0].states if read else model.states.detach()
+    shown = [[torch.empty_like(other) for _ in each.layers] for each in asked.hidden]
+    for each, theirs in zip(asked.hidden, shown, strict=True):
+        ours = [model.states[batch.valid] for _ in each.layers]
+        values = checked_values(each, ours, [states[batch.valid] for states in theirs])
+        loss = loss + values.sum()
     added = peak() - before - kept
     loss.backward()
     return kept, added

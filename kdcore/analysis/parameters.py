@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,8 @@ from torch import nn
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
+
+    from kdcore.api.hidden_states import HiddenStatesLoss
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,17 @@ def parts_of(model: PreTrainedModel) -> list[Part]:
     parts = [Part(name, len(each), size, sum(each)) for (name, size), each in kinds.items()]
     if _is_tied(model):
         parts.append(Part("head", 1, 0, 0, "tied: the embeddings are used"))
+    return parts
+
+
+def learned_parts(losses: Iterable[HiddenStatesLoss]) -> list[Part]:
+    """What losses learn besides the student, which is no part of the finished model."""
+    parts = []
+    for loss in losses:
+        learned = loss.learned()
+        sizes = Counter(p.numel() for p in learned.parameters()) if learned is not None else {}
+        name = f"learned by {loss.name}"
+        parts += [Part(name, count, size, count * size) for size, count in sizes.items()]
     return parts
 
 

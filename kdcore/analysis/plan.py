@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -58,6 +59,7 @@ class StagePlan:
     bytes_per_token: float  # that teachers keep on disk
     unknown: Sequence[str]  # what is not known, and why
     bos: str = ""  # what documents begin with
+    held_out: int | None = None  # rows of an evaluation
 
     @property
     def in_epoch(self) -> int | None:
@@ -83,6 +85,7 @@ class _Planning:
     known: list[Path]  # the folders of the stages before
     unknown: list[str] = field(default_factory=list)
     bos: str = ""
+    held_out: int | None = None
 
     def plan(self) -> StagePlan:
         stage = self._stage()
@@ -96,6 +99,9 @@ class _Planning:
         if tokenizer is not None and rows:
             begins = self._try("how documents begin", lambda: _bos(stage.data, tokenizer, rows))
             self.bos = begins or ""
+        if run is not None and rows:
+            with suppress(KdcoreError, OSError):  # what it would say is said of the training rows
+                self.held_out = len(run.rows("validation"))
         config = None
         if tokenizer is not None or stage.student.config is None:
             config = self._try("the student", lambda: student_config(stage.student, tokenizer))
@@ -123,6 +129,7 @@ class _Planning:
             symbols=symbols_of(typed.terms, selects=selects, teacher=typed.teacher),
             ids=ids,
             bos=self.bos,
+            held_out=self.held_out,
             documents=len(rows.split.lengths) if rows else None,
             rows=len(rows) if rows else None,
             tokens=int(rows.lengths.sum()) if rows else None,

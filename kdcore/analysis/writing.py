@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
-from kdcore.models.loading import HALF, precision_of
+from kdcore.analysis.memory_trace import reading
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+    from transformers import PretrainedConfig, PreTrainedModel
 
     from kdcore.api.contracts import Stage
 
@@ -25,14 +27,36 @@ def cache_bytes(config: PretrainedConfig, rows: int, time: int, element: int) ->
     return int(2 * text.num_hidden_layers * rows * time * kept * each * element)
 
 
-def writing_bytes(
-    stage: Stage, config: PretrainedConfig, vocabulary: int, device: torch.device
-) -> tuple[int, int]:
-    """Of one group at its fullest: the cache, and the scores of its next tokens; 0 without."""
+@dataclass(frozen=True)
+class Writing:
+    """Bytes of one group of answers at its fullest; 0 where nothing is written."""
+
+    cache: int = 0  # keys and values
+    scores: int = 0  # of the next tokens
+    peak: int = 0  # the most at any time
+
+
+Models = Sequence[tuple["PreTrainedModel", torch.dtype | None]]
+"""Models that write together, with the type of autocast that they run in."""
+
+
+def writing_bytes(stage: Stage, writers: Sequence[Models], vocabulary: int) -> Writing:
+    """Of the largest of the writers, which write one after the other. Called among `FakeModels`."""
     if stage.rollout is None:
-        return 0, 0
+        return Writing()
     block = stage.data.block
     group = min(stage.writing.group(block), stage.train.drawn * stage.writing.every)
-    half = HALF.get(precision_of(stage.train.precision, device))
-    element = 2 if half is not None else 4
-    return cache_bytes(config, group, block, element), _COPIES * 8 * group * vocabulary
+    prompt = block - stage.rollout.max_new_tokens
+    each = [_of(models, group, prompt, block, vocabulary) for models in writers if models]
+    return max(each, key=lambda one: one.peak, default=Writing())
+
+
+def _of(models: Models, group: int, prompt: int, time: int, vocabulary: int) -> Writing:
+    cache = sum(
+        cache_bytes(model.config, group, time, (precision or model.dtype).itemsize)
+        for model, precision in models
+    )
+    scores = _COPIES * 8 * group * vocabulary
+    read = sum(reading(model, group, prompt, precision) for model, precision in models)
+    # Each layer's cache is made anew for a token more.
+    return Writing(cache, scores, max(read, 2 * cache + scores))

@@ -26,7 +26,14 @@ from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from kdcore.api.options import as_call, describe, iter_components, names_on_hub, of_options, placed
 from kdcore.api.schedule import Schedule, Scheduled
-from kdcore.api.train_options import NotNegative, On, RolloutOptions, TrainOptions, _options
+from kdcore.api.train_options import (
+    NotNegative,
+    On,
+    ResourceOptions,
+    RolloutOptions,
+    TrainOptions,
+    _options,
+)
 from kdcore.errors import UsageError
 
 if TYPE_CHECKING:
@@ -38,11 +45,20 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-    from kdcore.data.batch import Batch, LogitsFn, OwnVocabulary, Row, Rows, TeacherOutputs
+    from kdcore.data.batch import (
+        Batch,
+        LogitsFn,
+        OwnVocabulary,
+        Row,
+        Rows,
+        StatesFn,
+        TeacherOutputs,
+    )
     from kdcore.data.rows import RowDataset
     from kdcore.data.where import Where
     from kdcore.models.causal_lm import LanguageModel
     from kdcore.models.completions import Completion, Prompt, Sampling
+    from kdcore.models.decoding import NextTokens
 
 
 hookimpl = pluggy.HookimplMarker("kdcore")
@@ -66,6 +82,14 @@ class Component:
 
     name: ClassVar[str]
     component_kind: ClassVar[str]  # set by the base class of each kind
+    elsewhere: ClassVar[frozenset[str]] = frozenset()
+    """Options that say where something is or how patiently it is asked, such as a server's address.
+
+    They count neither for a run's identity nor for its fingerprint: a run that was begun with one
+    value resumes with another.
+    """
+    # Controls of sweeps that take it, each with the option for what is measured: "" for none.
+    controls: ClassVar[Mapping[str, str]] = {}
 
     def __str__(self) -> str:
         """Name and the options that are not at their defaults."""
@@ -101,7 +125,7 @@ class Component:
         """The columns that it reads where documents have them.
 
         Data finds them in `asked_columns` and may give documents such a column only then: "sft"
-        gives the dialogue of each as `messages`.
+        gives the dialogue of each as `dialogue`.
         """
         return ()
 
@@ -296,6 +320,18 @@ class Teacher(Component):
         """
         raise UsageError(f"the teacher {self.name!r} cannot write: it only reads what others wrote")
 
+    def next_tokens(self, rows: Sequence[Sequence[int]], vocabulary: int) -> NextTokens:
+        """Scores of the token after each of these rows of ids, which grow by a token at a time.
+
+        Logits of the ids below `vocabulary`, without gradient, in its own precision. For teachers
+        that write together with others.
+        """
+        raise UsageError(f"the teacher {self.name!r} does not tell its next token: it cannot write")
+
+    def tells_next_tokens(self) -> bool:
+        """Whether `next_tokens` works: by default where it is overridden."""
+        return type(self).next_tokens is not Teacher.next_tokens
+
     def parts(self, batch: Batch) -> Sequence[tuple[float, TeacherOutputs]] | None:
         """Weights and what `read` of several teachers gives, over which a loss's values are summed.
 
@@ -307,6 +343,21 @@ class Teacher(Component):
     def gives_parts(self) -> bool:
         """Whether `parts` gives some: by default where it is overridden."""
         return type(self).parts is not Teacher.parts
+
+    def gives_states(self) -> bool:
+        """Whether `read_states` works: by default where it is overridden."""
+        return type(self).read_states is not Teacher.read_states
+
+    def layer_sizes(self) -> Sequence[int]:
+        """The width of each hidden state, the embeddings' first; asked after `load`."""
+        raise NotImplementedError
+
+    def read_states(self, batch: Batch, layers: Sequence[int]) -> tuple[TeacherOutputs, StatesFn]:
+        """What `read` gives, and the hidden states of these layers, from one pass of the trunk.
+
+        Layers count as transformers' `hidden_states`: 0 the embeddings, -1 behind the last norm.
+        """
+        raise UsageError(f"the teacher {self.name!r} does not show its hidden states")
 
     def nll(self, batch: Batch) -> Callable[[Tensor, Tensor], Tensor]:
         """Flat positions, labels [n] -> negative log-likelihoods [n]; by default from `read`."""
@@ -483,20 +534,6 @@ class Logger(Component):
     always: ClassVar[bool] = False  # used by every run, unless its plugin is blocked
 
 
-KINDS: Mapping[str, type[Component]] = {
-    "data": Data,
-    "tokenizer": Tokenizer,
-    "teacher": Teacher,
-    "loss": Loss,
-    "selection": Selection,
-    "rollout": Rollout,
-    "patch": Patch,
-    "eval": Eval,
-    "logger": Logger,
-}
-"""Every kind by the word that users read. The kind's hook is `kdcore_` and its plural."""
-
-
 @_options
 class StudentOptions:
     """`[student]`: a model to load, or a config to make a fresh one from."""
@@ -562,6 +599,7 @@ class Stage:
     rollout: Rollout | None = None  # `[rollout]`
     writing: RolloutOptions = field(default_factory=RolloutOptions)  # the engine's options there
     trusted: Sequence[str] = ()  # models whose own code may run
+    resources: ResourceOptions = field(default_factory=ResourceOptions)  # `[resources]`
 
     def components(self) -> list[Component]:
         """Every component, each before those that are nested in it."""
@@ -702,6 +740,7 @@ class Run:
         teacher: Teacher | None = None,
         *,
         by: str | None = None,
+        keep_documents: bool = False,
     ) -> Mapping[str, float]:
         """Sums over the valid tokens of `rows`, in chunks, sharded over the processes.
 
@@ -709,6 +748,8 @@ class Run:
         name (a second `kl` is `kl.2`), and with a teacher `agreement` (tokens that both rank
         first), and `known` where it may know some tokens only: what is compared is over these.
         `by` a column, each sum comes for each of its values too: `nll/math`, `tokens/math`.
+        With `keep_documents` a training run writes tokens, bytes and nats of each document into
+        its folder, which `kdcore compare` reads.
         """
         raise NotImplementedError
 
@@ -721,6 +762,13 @@ class Run:
 
     def sampling(self, rollout: Rollout) -> Sampling:
         """How this writer's options draw, with the run's vocabulary and the ids that end a text."""
+        raise NotImplementedError
+
+    def prompts(self) -> list[Prompt]:
+        """Those of all training rows of the first epoch, as `[rollout]` cuts them.
+
+        For writers that answer ahead; a step's own have other seeds.
+        """
         raise NotImplementedError
 
     def sample(
@@ -814,6 +862,15 @@ class Tokens:
 
     def student_nll(self) -> Tensor:
         """The student's negative log-likelihood of each label, in nats [n]."""
+        raise NotImplementedError
+
+    def old_log_probs(self) -> Tensor:
+        """The log-probability of each label under who wrote it, as it was drawn, float64 [n].
+
+        In nats, at temperature 1 over the shared ids, whatever temperature, top_k and top_p drew it
+        and however many steps ago. NaN where no writer recorded it, as of tokens of data. A loss
+        that is right for drawn tokens only also sets `needs_samples`.
+        """
         raise NotImplementedError
 
     def nll(self, teacher: Teacher | None = None) -> Tensor:

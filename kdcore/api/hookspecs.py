@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         Teacher,
         Tokenizer,
     )
+    from kdcore.api.jobs import Executor
     from kdcore.models.completions import Completion
 
 
@@ -77,6 +78,11 @@ def kdcore_evals() -> Sequence[type[Eval]]:  # type: ignore[empty-body]
 @hookspec
 def kdcore_loggers() -> Sequence[type[Logger]]:  # type: ignore[empty-body]
     """Where records go: `[[log]] use = "..."`."""
+
+
+@hookspec
+def kdcore_executors() -> Sequence[type[Executor]]:  # type: ignore[empty-body]
+    """Where the runs of a sweep are started: `kdcore sweep --on NAME`."""
 
 
 @hookspec

@@ -250,8 +250,13 @@ def _is_component(value: object) -> TypeGuard[Named]:
 
 
 def of_options(component: Named, without: Iterable[str] = ()) -> str:
-    """Name and options, defaults included; nested components by their own fingerprints."""
-    return _call(component.name, component, _asked, without)
+    """Name and options, defaults included; nested components by their own fingerprints.
+
+    Without those that are `elsewhere`.
+    """
+    names = {alias: name for alias, (name, _) in option_fields(type(component)).items()}
+    elsewhere = [names.get(each, each) for each in getattr(component, "elsewhere", ())]
+    return _call(component.name, component, _asked, [*without, *elsewhere])
 
 
 def _asked(nested: Named) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal, NamedTuple
 
@@ -145,6 +146,23 @@ class SelectionOptions:
     """The engine's options in `[selection]`."""
 
     scope: Literal["step", "micro_batch"] = "step"
+
+
+@_options
+class ResourceOptions:
+    """`[resources]`: what a scheduler is asked for. No part of what is trained."""
+
+    gpus: Annotated[int, Field(ge=0)] | None = None
+    cpus: Count | None = None
+    memory: str | None = None  # "32GB", of the whole job
+    hours: Positive | None = None
+
+    @field_validator("memory")
+    @classmethod
+    def _with_unit(cls, memory: str | None) -> str | None:
+        if memory is not None and not re.fullmatch(r"[1-9]\d*[MGT]B", memory):
+            raise ValueError(f'memory should be such as "32GB" or "500MB", not "{memory}"')
+        return memory
 
 
 @_options

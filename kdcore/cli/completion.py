@@ -81,6 +81,6 @@ def _runs(ctx: _Context, incomplete: str) -> Iterator[str]:
 
 
 def _components(host: PluginManager, kinds: Iterable[str] | None = None) -> Iterator[str]:
-    from kdcore.api.contracts import KINDS
+    from kdcore.api.kinds import KINDS
 
     yield from (name for kind in kinds or KINDS for name in host.provided(kind))

@@ -290,10 +290,11 @@ def _exit_code() -> int:
     except KeyboardInterrupt:
         return _interrupted()
     except Exception as error:
-        return _failed(error)
+        return exit_code_of(error)
 
 
-def _failed(error: Exception) -> int:
+def exit_code_of(error: Exception) -> int:
+    """The exit code of an error, once it is told."""
     if isinstance(error, KdcoreError):
         if isinstance(error, PluginError) and (refused := _refused(error)):
             return _said(refused, RunError.exit_code)

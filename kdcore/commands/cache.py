@@ -10,21 +10,23 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from kdcore_cached.catalogue import Kept, find_store, stores_in
+from kdcore_rollouts.kept import Answers, answers_in
 from rich.text import Text
 
 from kdcore.cli.examples import as_epilog
 from kdcore.cli.main import plugin_manager
-from kdcore.commands.cache_tables import line_of, planned, size, table_of
+from kdcore.commands.cache_tables import counted, line_of, planned, size, table_of
 from kdcore.commands.output import AsJson, Plugins, print_json, tell
 from kdcore.errors import RunError, UsageError
 from kdcore.plugin.manager import PluginManager
 from kdcore.recipe.recipe import read_recipe
 from kdcore.runs.open import not_begun, open_stage
 from kdcore.terminal.bars import progress
-from kdcore.terminal.formatting import percent
+from kdcore.terminal.formatting import duration, percent
 
 if TYPE_CHECKING:
     from kdcore_cached.building import Work
+    from kdcore_rollouts.building import Writing
 
 cache = typer.Typer(
     no_args_is_help=True,
@@ -49,15 +51,39 @@ def build(
     out: Out = Path("runs"),
     plugins: Plugins = None,
 ) -> None:
-    """Store what a recipe's cached teachers will be asked. It goes on where it was interrupted."""
-    for works in _opened(recipe, stage, sets, out, plugin_manager(plugins)):
-        tell(planned(works))
+    """Store what a recipe's cached teachers will be asked, and the answers that its writers keep.
+
+    It resumes where it was interrupted.
+    """
+    for works, answers in _opened(recipe, stage, sets, out, plugin_manager(plugins)):
+        if works:
+            tell(planned(works))
         for work in works:
             with _progress(f"{work.label}, {work.split}", len(work.rows)) as done:
                 kept, new = work.build(done)
             there, of = kept.share()
             said = f"{new:,} tokens stored" if new else "nothing was missing"
             tell(Text(f"{kept.folder}: {said}; it holds {percent(there)} {of}"))
+        for each in answers:
+            with _progress(each.label, len(each.prompts), "prompts") as done:
+                new = each.build(done)
+            said = f"{new:,} answers written" if new else "nothing was missing"
+            tell(Text(f"{each.kept.folder}: {said}; {counted(each.kept)}"))
+
+
+@cache.command(epilog=as_epilog("kdcore cache export answers-served-0123456789ab answers.jsonl"))
+def export(
+    store: Annotated[str, typer.Argument(metavar="STORE", help="Of answers: its name, or an end.")],
+    path: Annotated[Path, typer.Argument(metavar="FILE", help="A new file, of JSON lines.")],
+    out: Out = Path("runs"),
+) -> None:
+    """Write kept answers as dialogues that the data `sft` reads."""
+    from kdcore_rollouts.building import export as write
+
+    found = _find(store, out / "caches")
+    if not isinstance(found, Answers):
+        raise UsageError(f"{found.folder.name} holds no answers: kdcore cache ls shows which do")
+    print(f"{path}: {write(found, path):,} dialogues; {counted(found)}")
 
 
 @cache.command(
@@ -78,15 +104,14 @@ def verify(
 ) -> None:
     """Look for damage; of a recipe's stores also compare a sample with the live teacher."""
     caches = out / "caches"
-    named = what is not None and any(
-        one.folder.name == Path(what).name for one in stores_in(caches)
-    )
+    everything = _all(caches)
+    named = what is not None and any(one.folder.name == Path(what).name for one in everything)
     if what is None or named:
-        stores = stores_in(caches) if what is None else [find_store(what, caches)]
+        stores = everything if what is None else [_find(what, caches)]
         wrong = [said for one in stores if (said := _examined(one))]
     else:
         wrong = []
-        for works in _opened(what, stage, sets, out, plugin_manager(plugins)):
+        for works, _ in _opened(what, stage, sets, out, plugin_manager(plugins)):
             wrong += [said for work in works for said in _compared(work, sample)]
     if wrong:
         raise RunError("\n".join(wrong))
@@ -95,7 +120,7 @@ def verify(
 @cache.command(epilog=as_epilog("kdcore cache ls"))
 def ls(out: Out = Path("runs"), as_json: AsJson = False) -> None:
     """List what is stored: of which teacher and data, how many bytes, how much of it is there."""
-    rows = [line_of(one) for one in stores_in(out / "caches")]
+    rows = [line_of(one) for one in _all(out / "caches")]
     if as_json:
         print_json(rows)
     elif not rows:
@@ -113,9 +138,7 @@ def rm(
     """Remove stores. What is asked for again is stored again."""
     from kdcore_cached.store import remove
 
-    found = list(
-        {one.folder: one for one in (find_store(n, out / "caches") for n in names)}.values()
-    )
+    found = list({one.folder: one for one in (_find(n, out / "caches") for n in names)}.values())
     for one in found:
         print(f"{one.folder}: {size(one.bytes)}")
     if not yes:
@@ -126,18 +149,31 @@ def rm(
         remove(one.folder)
 
 
+def _all(caches: Path) -> list[Kept | Answers]:
+    """The stores of teachers, then those of answers."""
+    return [*stores_in(caches), *answers_in(caches)]
+
+
+def _find(name: str, caches: Path) -> Kept | Answers:
+    """The one that a name, or the unique end of one, means."""
+    ends = [one for one in answers_in(caches) if one.folder.name.endswith(Path(name).name)]
+    return ends[0] if len(ends) == 1 else find_store(name, caches)
+
+
 def _opened(
     name: str, stage: str | None, sets: Sequence[str] | None, out: Path, host: PluginManager
-) -> Iterator[list[Work]]:
-    """The work of each stage that has a cached teacher, while its run is open."""
+) -> Iterator[tuple[list[Work], list[Writing]]]:
+    """The work of each stage that stores something, while its run is open."""
     from kdcore_cached.building import cached_in, works
+    from kdcore_rollouts.building import keeping_in, writings
 
     recipe = read_recipe(name, host, sets=sets or ())
     there = [each.name for each in recipe.stages]
     if stage is not None and stage not in there:
         raise UsageError(f"recipe {recipe.name!r} has no stage {stage!r}: {', '.join(there)}")
     asked = [each for each in there if stage in (None, each)]
-    found = [each for each in asked if cached_in(recipe.build(each))]
+    built = {each: recipe.build(each) for each in asked}
+    found = [each for each, one in built.items() if cached_in(one) or keeping_in(one)]
     if not found:
         which = f"the stage {stage!r}" if stage else f"recipe {recipe.name!r}"
         raise UsageError(
@@ -145,14 +181,17 @@ def _opened(
             "{...}}"
         )
     for each in found:
+        # How a teacher's answers end is for the student's weights to say.
+        loads = any(one.name != "served" for one in keeping_in(built[each]))
         with not_begun(recipe, each, out) as request:
-            yield list(works(open_stage(request, upto="ids")))
+            run = open_stage(request, upto="weights" if loads else "ids")
+            yield list(works(run)), list(writings(run))
 
 
 @contextmanager
-def _progress(label: str, rows: int) -> Iterator[Callable[[int], None]]:
+def _progress(label: str, rows: int, unit: str = "rows") -> Iterator[Callable[[int], None]]:
     """A bar on a terminal, a line for each tenth elsewhere; both to standard error."""
-    with progress(f"storing {label}", rows, "rows") as bar:
+    with progress(f"storing {label}", rows, unit) as bar:
         seen = 0
 
         def done(some: int) -> None:
@@ -160,15 +199,21 @@ def _progress(label: str, rows: int) -> Iterator[Callable[[int], None]]:
             before, seen = seen, seen + some
             bar.advance(some)
             if not sys.stderr.isatty() and 10 * before // rows != 10 * seen // rows:
-                print(f"{label}: {percent(seen / rows)} of {rows:,} rows", file=sys.stderr)
+                left = f", {duration(bar.remaining())} left" if seen < rows else ""
+                print(f"{label}: {percent(seen / rows)} of {rows:,} {unit}{left}", file=sys.stderr)
 
         yield done
 
 
-def _examined(store: Kept) -> str | None:
+def _examined(store: Kept | Answers) -> str | None:
     """Says that a store is whole, or returns what is wrong with it."""
     if fault := store.fault():
         return f"{store.folder}: {fault}; kdcore cache rm {store.folder.name} removes it"
+    if isinstance(store, Answers):
+        if torn := store.torn():
+            return f"{store.folder}: {torn:,} torn lines, which are written anew when asked for"
+        tell(Text(f"{store.folder}: whole; {counted(store)}"))
+        return None
     with progress(f"verifying {store.folder.name}", store.tokens, "tokens") as bar:
         torn = store.forget_broken(bar.advance)
     if torn:

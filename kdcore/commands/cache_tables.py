@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from kdcore_cached.catalogue import Kept
+from kdcore_rollouts.kept import Answers
 
 from kdcore.commands.fitting import Column, Fitting
 from kdcore.terminal.formatting import percent
@@ -30,12 +31,22 @@ def planned(works: Sequence[Work]) -> Fitting:
     )
 
 
-def line_of(store: Kept) -> dict[str, object]:
+def counted(answers: Answers) -> str:
+    """How many answers there are, and what was left out."""
+    counts = answers.counts()
+    left_out = [f"{n:,} {why}" for why, n in counts.items() if n and why != "kept"]
+    said = f"{counts['kept']:,} answers"
+    return f"{said}, left out: {', '.join(left_out)}" if left_out else said
+
+
+def line_of(store: Kept | Answers) -> dict[str, object]:
     """A store in one line, or what is wrong with it."""
     fault = store.fault()
     line: dict[str, object] = {"store": store.folder.name, "fault": fault, "bytes": store.bytes}
     if fault:
         return line
+    if isinstance(store, Answers):
+        return line | {"teacher": store.about["teacher"], "kind": "answers"} | store.counts()
     there, of = store.share()
     return line | {
         "teacher": store.about["teacher"],
@@ -55,10 +66,7 @@ def table_of(rows: Sequence[dict[str, object]]) -> Fitting:
     def column(title: str, key: str, importance: int) -> Column:
         return Column(title, [str(row.get(key, "-")) for row in rows], importance, is_number=False)
 
-    there = [
-        str(row["fault"] or f"{percent(float(str(row['there'])))} {row['there_of']}")
-        for row in rows
-    ]
+    there = [str(row["fault"] or _there(row)) for row in rows]
     return Fitting(
         [
             column("store", "store", 9),
@@ -72,6 +80,12 @@ def table_of(rows: Sequence[dict[str, object]]) -> Fitting:
         ],
         whole="--json has all",
     )
+
+
+def _there(row: Mapping[str, object]) -> str:
+    if "kept" in row:
+        return f"{row['kept']:,} answers"
+    return f"{percent(float(str(row['there'])))} {row['there_of']}"
 
 
 def size(number_of_bytes: float) -> str:

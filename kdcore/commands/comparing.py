@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -14,8 +14,8 @@ from typing import Any
 from kdcore.recipe.merge import identity_fields
 from kdcore.runs.folder import failure_of
 from kdcore.runs.reading.facts import flat, read_settings
-from kdcore.runs.reading.history import History
-from kdcore.runs.reading.metrics import iter_metrics
+from kdcore.runs.reading.history import History, Series
+from kdcore.runs.reading.metrics import Line, iter_metrics
 
 Settings = Mapping[str, object]
 """A recipe's values by dotted key: "train.lr", "loss.2.use"."""
@@ -36,12 +36,18 @@ class Told:
     rows_drawn_by: object = None  # the seed of the held-out rows; None where all of them are
     is_old: bool = False  # begun before these rows had a seed of their own
     failure: str | None = None  # why its last start ended before its end
+    history: History = field(default_factory=History, repr=False, compare=False)
+
+    @property
+    def curves(self) -> Mapping[str, Series]:
+        """Everything that it measured, by the keys of metrics.jsonl."""
+        return self.history.series
 
 
-def tell_run(folder: Path) -> Told:
-    """Read a run's folder."""
+def tell_run(folder: Path, lines: Iterable[Line] | None = None) -> Told:
+    """Read a run's folder; `lines` where its metrics.jsonl is read already."""
     table = read_settings(folder)
-    history = History(iter_metrics(folder))
+    history = History(iter_metrics(folder) if lines is None else lines)
     scores = {curve.name.removeprefix("eval/"): curve.now for curve in history.group("eval/")}
     train = table.get("train", {})
     old = "eval_seed" not in train
@@ -54,6 +60,7 @@ def tell_run(folder: Path) -> Told:
         seed=table.get("seed", 0),
         settings=settings_of(table),
         scores=scores,
+        history=history,
         unfinished_at=None if (folder / "final").is_dir() else history.step,
         failure=failure_of(folder),
     )
@@ -139,7 +146,7 @@ def differing(groups: Sequence[Group]) -> list[str]:
     keys = [
         key
         for key in dict.fromkeys(key for each in settings for key in each)
-        if len({json.dumps(each.get(key), default=str) for each in settings}) > 1
+        if len({repr(each.get(key)) for each in settings}) > 1
     ]
     return [key for key in keys if not _explained(key, keys, settings)]
 

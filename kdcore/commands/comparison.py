@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,7 +33,7 @@ def comparison_in_full(folders: Sequence[Path]) -> list[RenderableType]:
     """The comparison, and beneath it the keys that differ, where their values are not in it."""
     groups = grouped([tell_run(folder) for folder in folders])
     keys = differing(groups)
-    shown = {key for group in groups for key in _telling(group, groups)}
+    shown = {key for telling in _telling(groups) for key in telling}
     parts: list[RenderableType] = [_table(groups), *_told_of_rows(groups)]
     if not shown >= set(keys):
         parts += [Text(), _differences(groups, keys)]
@@ -84,10 +83,9 @@ def _with_spread(group: Group, score: str) -> str:
 def labels(groups: Sequence[Group]) -> list[str]:
     """A name for each group, without what all names begin with, with what tells namesakes apart."""
     start = _shared_start([group.name for group in groups])
-    said = [_telling(group, groups) for group in groups]
     return [
         "  ".join([group.name[start:], *(f"{key}={shown}" for key, shown in telling.items())])
-        for group, telling in zip(groups, said, strict=True)
+        for group, telling in zip(groups, _telling(groups), strict=True)
     ]
 
 
@@ -97,16 +95,24 @@ def _shared_start(names: Sequence[str]) -> int:
     return len(recipes.pop()) + 1 if len(recipes) == 1 and all("." in n for n in names) else 0
 
 
-def _telling(group: Group, groups: Sequence[Group]) -> dict[str, object]:
-    """As few settings as tell a group from those of the same name."""
-    namesakes = [each for each in groups if each.name == group.name]
+def _telling(groups: Sequence[Group]) -> list[dict[str, object]]:
+    """For each group, as few settings as tell it from those of the same name."""
+    namesakes: dict[str, list[Group]] = {}
+    for group in groups:
+        namesakes.setdefault(group.name, []).append(group)
+    keys = {name: _fewest(some) for name, some in namesakes.items()}
+    return [{key: each.settings.get(key, "-") for key in keys[each.name]} for each in groups]
+
+
+def _fewest(namesakes: Sequence[Group]) -> list[str]:
+    """As few keys as tell these groups apart."""
     keys, told = list[str](), 1
     for key in differing(namesakes):
         some = [*keys, key]
-        apart = {json.dumps([one.settings.get(k) for k in some], default=str) for one in namesakes}
+        apart = {repr([one.settings.get(k) for k in some]) for one in namesakes}
         if len(apart) > told:
             keys, told = some, len(apart)
-    return {key: group.settings.get(key, "-") for key in keys}
+    return keys
 
 
 def _differences(groups: Sequence[Group], keys: Sequence[str]) -> Table:
@@ -123,8 +129,8 @@ def _differences(groups: Sequence[Group], keys: Sequence[str]) -> Table:
 def as_rows(folders: Sequence[Path]) -> list[dict[str, Any]]:
     """A flat row for each group, for CSV and JSON."""
     groups = grouped([tell_run(folder) for folder in folders])
-    keys = differing(groups)
-    return [_row(group, keys, scores_of(groups)) for group in groups]
+    keys, scores = differing(groups), scores_of(groups)
+    return [_row(group, keys, scores) for group in groups]
 
 
 def _row(group: Group, keys: Sequence[str], scores: Sequence[str]) -> dict[str, Any]:

@@ -38,6 +38,9 @@ def doctor(
 ) -> None:
     """Look at models, tokenizer, lengths and masks on one page. Loads no weights.
 
+    A teacher behind a server is asked about a few rows: whether it answers, how fast, and what all
+    of the data would take.
+
     Tokenises the data, as the run will. Ends with 2 where a run would stop at a fault.
     """
     found = read_recipe(recipe, plugin_manager(plugins), sets=sets or ())
@@ -57,7 +60,8 @@ def doctor(
 
 def _tell(found: Examined) -> None:
     tell(Text(found.name, "bold"), Padding(_models(found.models), _MARGIN), "")
-    tell(labelled([*_tokenizer(found), *_data(found)]), "")
+    trial = found.trial.lines() if found.trial is not None else ()
+    tell(labelled([*_tokenizer(found), *_data(found), *trial]), "")
     tell(Padding(_findings(found.findings), _MARGIN), "")
 
 

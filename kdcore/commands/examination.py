@@ -21,12 +21,12 @@ import torch
 
 from kdcore.analysis.parameters import parameters_of
 from kdcore.analysis.rows import RowSample, opened_stages, sample_of
+from kdcore.commands.server_trial import Trial, is_elsewhere, try_out
 from kdcore.data.encoding import own_beginning
 from kdcore.errors import KdcoreError
 from kdcore.models.loading import dtype_of, precision_of
 from kdcore.models.locations import set_trusted
-from kdcore.objective.teacher_checks import check_positions, numbered
-from kdcore.objective.teachers import reading_our_ids
+from kdcore.objective.teachers import check_positions, numbered, reading_our_ids
 from kdcore.runs.folder import FINAL
 from kdcore.training.setup import shared_ids
 from kdcore.training.student import check_length, student_config
@@ -80,6 +80,7 @@ class Examined:
     first: list[int] = field(default_factory=list)  # ids that documents begin with
     ended: tuple[int, int] = (0, 0)  # documents that end with a learned eos, of so many
     findings: list[Finding] = field(default_factory=list)
+    trial: Trial | None = None  # of a teacher that lives elsewhere
 
     def add(self, degree: Degree, text: str) -> None:
         """Note a finding, once."""
@@ -113,6 +114,7 @@ class _Examining:
                 sample = self._try(partial(sample_of, self.run, [], split, _ROWS))
                 if sample is not None:
                     self.said.samples.append(sample)
+            self._teacher_elsewhere()
         self._of_tokenizer()
         self._of_sizes()
         if self.said.samples:
@@ -145,6 +147,14 @@ class _Examining:
             self.said.ids = self._try(lambda: shared_ids(self.run, teachers, width))
             block = self.run.data.block
             self._try(lambda: check_positions(teachers, self.run.device, block))
+
+    def _teacher_elsewhere(self) -> None:
+        """Ask it about a few rows, if it says where it is and everything else was found."""
+        teacher, samples = self.run.teacher, self.said.samples
+        if teacher is None or not is_elsewhere(teacher) or not samples or self.said.ids is None:
+            return
+        self.run.vocabulary, self.run.micro_batch = self.said.ids, 4
+        self.said.trial = self._try(lambda: try_out(self.run, teacher, samples[0]))
 
     def _of_tokenizer(self) -> None:
         tokenizer, said = self.run.tokenizer, self.said

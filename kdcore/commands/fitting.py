@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderResult
+from rich.control import strip_control_codes
 from rich.padding import Padding
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
@@ -57,17 +60,44 @@ class Fitting:
                 widths[id(each)] = min(each.width, max(each.longest_word, options.max_width // 2))
         while len(shown) > 1 and _whole(shown, widths) > options.max_width:
             shown.remove(min(shown, key=lambda each: each.importance))
-        table = Table(box=None, padding=(0, _GAP, 0, 0), pad_edge=False, header_style="dim")
-        for column in shown:
-            justify = "right" if column.is_number else "left"
-            width = widths[id(column)]
-            table.add_column(column.title, justify=justify, overflow="fold", max_width=width)  # type: ignore[arg-type]
+        fitted = [min(widths[id(each)], options.max_width) for each in shown]
+        yield from self._row([each.title for each in shown], shown, fitted, console, "dim")
         for cells in zip(*(column.cells for column in shown), strict=True):
-            table.add_row(*(Text(cell) for cell in cells))
-        yield table
+            yield from self._row(cells, shown, fitted, console)
         left_out = [column.title for column in self.columns if column not in shown]
         if left_out:
             yield Text(f"without {', '.join(left_out)}: too narrow, {self.whole}", "dim")
+
+    def _row(
+        self,
+        cells: Sequence[str],
+        columns: Sequence[Column],
+        widths: Sequence[int],
+        console: Console,
+        style: str = "none",
+    ) -> Iterator[Segment]:
+        """The lines of a row. Ten thousand rows of rich's own tables take four seconds."""
+        folded = [_folded(cell, width, console) for cell, width in zip(cells, widths, strict=True)]
+        for line in zip_longest(*folded, fillvalue=""):
+            parts = [
+                _padded(text, width, column.is_number)
+                for text, column, width in zip(line, columns, widths, strict=True)
+            ]
+            yield Segment((" " * _GAP).join(parts), console.get_style(style))
+            yield Segment.line()
+
+
+def _folded(cell: str, width: int, console: Console) -> list[str]:
+    """The lines of a cell, without control codes."""
+    plain = strip_control_codes(cell)
+    if plain.isprintable() and cell_len(plain) <= width:
+        return [plain]
+    return [line.plain.rstrip() for line in Text(plain).wrap(console, width, overflow="fold")]
+
+
+def _padded(text: str, width: int, is_number: bool) -> str:
+    blank = " " * (width - cell_len(text))
+    return blank + text if is_number else text + blank
 
 
 def labelled(rows: Iterable[tuple[str, str]]) -> Padding:

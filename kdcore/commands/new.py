@@ -27,6 +27,7 @@ PluginKind = Literal[
     "patch",
     "eval",
     "logger",
+    "executor",
     "verb",
 ]
 
@@ -37,13 +38,12 @@ new = typer.Typer(
 _TRIAL = "--out trial --set train.steps=3 --set train.batch=2 --set train.eval_rows=4"
 """What a run needs to show within minutes on a CPU that it works."""
 
-Model = Annotated[str | None, typer.Option(metavar="MODEL", help="A folder, or a name on the hub.")]
-
 
 @new.command(
     epilog=as_epilog(
         "kdcore new recipe quickstart mine.toml",
         "kdcore new recipe mine.toml --teacher ./teacher --student 20M --data answers.jsonl",
+        "kdcore new recipe --teacher http://127.0.0.1:8000 --student ./student --data chat.jsonl",
     )
 )
 def recipe(
@@ -53,7 +53,12 @@ def recipe(
     target: Annotated[
         Path | None, typer.Argument(metavar="TO", help="The new file; beside you by default.")
     ] = None,
-    teacher: Model = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL|URL", help="A folder, a name on the hub, or the address of a server."
+        ),
+    ] = None,
     student: Annotated[
         str | None,
         typer.Option(metavar="MODEL|20M", help="A model, or how many parameters a fresh one has."),
@@ -64,12 +69,16 @@ def recipe(
     kind: Annotated[
         Kind | None, typer.Option(help="Answers (sft) or all text; by default what the file has.")
     ] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="Of a served teacher, if its name does not lead to it."),
+    ] = None,
 ) -> None:
     """Begin a recipe: a copy of FROM, or one for your own teacher, student and file."""
-    if any((teacher, student, data, kind)):
+    if any((teacher, student, data, kind, tokenizer)):
         if target is not None:
             raise UsageError("--teacher, --student and --data begin a recipe without FROM")
-        _from_models(teacher, student, data, kind, source)
+        _from_models(teacher, student, data, kind, source, tokenizer)
     elif source is None:
         raise UsageError(
             "a new recipe begins FROM another (kdcore recipes lists them), or from --teacher, "
@@ -91,7 +100,12 @@ def _copy(source: str, target: Path | None) -> None:
 
 
 def _from_models(
-    teacher: str | None, student: str | None, data: str | None, kind: Kind | None, to: str | None
+    teacher: str | None,
+    student: str | None,
+    data: str | None,
+    kind: Kind | None,
+    to: str | None,
+    tokenizer: str | None,
 ) -> None:
     """A recipe for models and a file: what is wrong with these is told before anything is kept."""
     from kdcore.commands.data_file import look_at
@@ -107,7 +121,7 @@ def _from_models(
         raise UsageError(f"{target.stem!r} cannot name runs: use letters, digits, '.', '_' and '-'")
     if os.path.exists(target):
         raise UsageError(f"{target} exists already: put another name after `new recipe`")
-    file, choice = look_at(data, kind), choose(teacher, student)
+    file, choice = look_at(data, kind), choose(teacher, student, tokenizer)
     _write_recipe(target, recipe_text(file, choice, measure(file, choice)))
     verbs = (f"check {target}", f"doctor {target}", f"run {target} {_TRIAL}", f"run {target}")
     print(target, *(f"kdcore {verb}" for verb in verbs), sep="\n")

@@ -13,6 +13,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from kdcore.analysis.hours import Hours, measured, predicted
 from kdcore.analysis.plan import StagePlan, plans_of
 from kdcore.cli.examples import examples
 from kdcore.cli.main import plugin_manager
@@ -23,7 +24,7 @@ from kdcore.guard import call_checked_list
 from kdcore.objective.teachers import teachers_in
 from kdcore.recipe.recipe import Recipe, read_recipe
 from kdcore.runs.open import stage_outputs
-from kdcore.terminal.formatting import count, percent, size
+from kdcore.terminal.formatting import count, duration, percent, size
 
 Train = Any  # the recipe's [train]
 Facts = Iterator[tuple[str, str]]
@@ -49,21 +50,56 @@ def plan(
     every: Annotated[
         bool, typer.Option("--all", help="List each tensor, and the tree of modules.")
     ] = False,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Take a few real steps; this does load weights.")
+    ] = False,
+    price: Annotated[
+        float | None, typer.Option(min=0, help="Of a device's hour, in your currency.")
+    ] = None,
     plugins: Plugins = None,
 ) -> None:
-    """Tell what a recipe will do: objective, sizes, steps, memory and disk. Loads no weights."""
-    found = read_recipe(recipe, plugin_manager(plugins), sets=sets or (), logs=logs or ())
+    """Tell what a recipe will do: objective, sizes, steps, memory, disk and time.
+
+    Time is predicted from operations and bytes at the speed of this machine, or with --measure
+    from a few real steps. Without --measure no weights are loaded.
+    """
+    host = plugin_manager(plugins)
+    found = read_recipe(recipe, host, sets=sets or (), logs=logs or ())
+    all_of_it: list[Hours | None] = []
     for note in found.notes:
         print(note, file=sys.stderr)
     symbols: dict[str, str] = {}
     for each in plans_of(found):
         _tell_stage(each)
+        hours = predicted(each)
+        all_of_it.append(measured(found, each, host, out, hours) if measure else hours)
+        tell(labelled([("time", _time(all_of_it[-1], price))]), "")  # last, as it takes a moment
         if every and each.estimate is not None:
             tell(_tensors(each.estimate), "", Padding(Text(each.estimate.tree), _MARGIN), "")
         for said in _warnings(found, each.stage.name, out):
             tell(Padding(Text(said, "yellow"), _MARGIN), "")
         symbols |= each.symbols
+    if len(all_of_it) > 1 and any(all_of_it):
+        tell(Text("time of all stages", "bold"), labelled([("", _in_all(all_of_it, price))]), "")
     tell(Text("symbols", "bold"), labelled(symbols.items()))
+
+
+def _time(hours: Hours | None, price: float | None) -> str:
+    if hours is None:
+        return "not known, as the steps, the tokens or the models are not"
+    return f"about {_hours(hours.seconds, price)}, {hours.how}: {hours.why}"
+
+
+def _hours(seconds: float, price: float | None) -> str:
+    """As a duration, in hours of one device, and in money."""
+    said = f"{duration(max(1.0, seconds))} ({seconds / 3600:.2g} device hours"
+    return f"{said}, {price * seconds / 3600:,.2f} in money)" if price is not None else f"{said})"
+
+
+def _in_all(every: Sequence[Hours | None], price: float | None) -> str:
+    known = [each for each in every if each is not None]
+    least = "at least " if len(known) < len(every) else "about "
+    return least + _hours(sum(each.seconds for each in known), price)
 
 
 def _warnings(recipe: Recipe, stage: str, out: Path) -> list[str]:

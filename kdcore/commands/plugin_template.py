@@ -40,6 +40,7 @@ _CHANGES: Mapping[str, Mapping[str, str]] = {
     "patch": {"patch": '[[student.patch]]\nuse = "$name"'},
     "eval": {"eval": '[[eval]]\nuse = "$name"'},
     "logger": {"log": '[[log]]\nuse = "$name"'},
+    "executor": {"sweep": '[sweep]\nseed = [0, 1]\n\n[sweep."$name"]\nworkers = 2'},
     "verb": {},
 }
 """What is another table for a kind, or one more."""
@@ -96,7 +97,12 @@ def _words(name: str, kind: str) -> dict[str, str]:
         "cls": "".join(map(str.capitalize, short.removesuffix(f"-{kind}").split("-")))
         + kind.capitalize(),
         "function": function if not keyword.iskeyword(function) else f"{function}_",
-        "a_kind": {"data": "Data", "eval": "An eval"}.get(kind, f"A {kind}"),
+        "a_kind": {"data": "Data", "eval": "An eval", "executor": "An executor"}.get(
+            kind, f"A {kind}"
+        ),
+        "run": f"kdcore sweep {short}.toml --on {short}"
+        if kind == "executor"
+        else f"kdcore run {short}.toml",
         "look": f"kdcore {short} --help" if kind == "verb" else f"kdcore plugins {short} --verify",
     }
     return {**words, "entry_point": Template(_entry_point(kind)).substitute(words)}
@@ -113,7 +119,7 @@ def _entry_point(kind: str) -> str:
 
 def _recipe(kind: str) -> str:
     """A recipe that uses the component, as a template."""
-    head = '# kdcore run $name.toml\n\nrequires = ["kdcore>=0.1", "$distribution>=0.1"]'
+    head = '# $run\n\nrequires = ["kdcore>=0.1", "$distribution>=0.1"]'
     parts = {**_PARTS, **_CHANGES[kind]}
     order = [*_PARTS, *(each for each in parts if each not in _PARTS)]
     return "\n\n".join([head, *(parts[each] for each in order)]) + "\n"

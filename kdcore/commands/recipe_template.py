@@ -99,7 +99,7 @@ def recipe_text(file: DataFile, choice: Choice, measured: Measured) -> str:
     parts = [
         _head(file, choice),
         _student(choice),
-        ["[teacher]", 'use = "hf"', f"model = {_toml(choice.teacher)}"],
+        _teacher(choice),
         _data(file, measured),
         *_losses(),
         _train(choice, measured),
@@ -123,11 +123,30 @@ def _student(choice: Choice) -> list[str]:
     if choice.student:
         return ["[student]", f"model = {_toml(choice.student)}"]
     config = [(key, value, _WHY_CONFIG.get(key, "")) for key, value in choice.config.items()]
-    tokenizer = ("model", choice.teacher, "its ids, so that logits can be compared")
+    theirs = choice.served.tokenizer if choice.served else choice.teacher
+    tokenizer = ("model", theirs, "its ids, so that logits can be compared")
     return [
         *_pairs("[student.config]", *config),
         "",
         *_pairs("[tokenizer]", ("use", "hf", ""), tokenizer),
+    ]
+
+
+def _teacher(choice: Choice) -> list[str]:
+    served = choice.served
+    if served is None:
+        return ["[teacher]", 'use = "hf"', f"model = {_toml(choice.teacher)}"]
+    api = [("api", served.api, "")] if served.api != "vllm" else []
+    return [
+        *_pairs("[teacher]", ("use", "cached", "asked once: later epochs and runs need no server")),
+        *_pairs("", ("kind", "topk", ""), ("k", served.k, "")),
+        "",
+        *_pairs("[teacher.teacher]", ("use", "aligned", "reads the text in its own tokenizer")),
+        "",
+        *_pairs("[teacher.teacher.teacher]", ("use", "served", ""), ("url", served.url, "")),
+        *_pairs("", ("model", served.name, ""), *api),
+        *_pairs("", ("tokenizer", served.tokenizer, "the served model's")),
+        *_pairs("", ("k", served.k, "likeliest ids at each position: vLLM's default limit")),
     ]
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 from rich.text import Text
@@ -14,11 +17,17 @@ from kdcore.recipe.files import recipe_name, shipped_recipes
 
 _NEEDS = "Needs:"
 _SMALLER = "A 24 GB card:"
+_MEASURED = "Measured:"
+# A stage and a score, their mean over n seeds, and the sample standard deviation.
+_FIGURE = re.compile(r"(?:([^\s;]+) )?([^\s;]+) (-?[\d.]+) \+- ([\d.]+) \(n = (\d+)\)")
 
 
 @examples("kdcore recipes", "kdcore recipes --json")
 def recipes(as_json: AsJson = False) -> None:
-    """List the shipped recipes: what each shows, what it needs, and how it fits 24 GB."""
+    """List the shipped recipes: what each shows, needs and gave, and how it fits 24 GB.
+
+    What it gave is the mean over n seeds with the sample standard deviation, where it was measured.
+    """
     found = [_described(path) for path in shipped_recipes()]
     if as_json:
         print_json(found)
@@ -27,20 +36,35 @@ def recipes(as_json: AsJson = False) -> None:
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
     for recipe in found:
-        table.add_row(recipe["name"], Text.assemble(recipe["shows"], _needs(recipe)))
+        said = Text.assemble(recipe["shows"], _needs(recipe), (_gave(recipe["measured"]), "dim"))
+        table.add_row(recipe["name"], said)
     tell(table, Text("kdcore run NAME runs one; kdcore new recipe NAME begins your own.", "dim"))
 
 
-def _needs(recipe: dict[str, str]) -> tuple[str, str]:
+def _gave(measured: Sequence[dict[str, Any]]) -> str:
+    said = ", ".join(_in_words(each) for each in measured)
+    return f"\nGave {said}" if said else ""
+
+
+def _in_words(figure: dict[str, Any]) -> str:
+    """With as many decimals of the mean and the deviation."""
+    mean, deviation = figure["mean"], figure["deviation"]
+    decimals = max(len(f"{each}".partition(".")[2]) for each in (mean, deviation))
+    of = " ".join(filter(None, [figure["stage"], figure["score"]]))
+    return f"{of} {mean:.{decimals}f} ± {deviation:.{decimals}f} (n = {figure['n']})"
+
+
+def _needs(recipe: dict[str, Any]) -> tuple[str, str]:
     said = f"\nNeeds {recipe['needs']}" if recipe["needs"] else ""
     if recipe["on_24_gb"]:
         said += f"\n{_SMALLER} {recipe['on_24_gb']}"
     return said, "dim"
 
 
-def _described(path: Path) -> dict[str, str]:
+def _described(path: Path) -> dict[str, Any]:
     """A recipe by the comment at its head: a sentence on what it shows, a line `# Needs: ...`, and
-    perhaps a line `# A 24 GB card: ...` with what to set."""
+    perhaps a line `# A 24 GB card: ...` with what to set, and lines `# Measured: STAGE SCORE MEAN
+    +- DEVIATION (n = SEEDS)`."""
     lines = path.read_text(encoding="utf-8").splitlines()
     head = [line[1:].strip() for line in takewhile(lambda line: line.startswith("#"), lines)]
     return {
@@ -48,8 +72,15 @@ def _described(path: Path) -> dict[str, str]:
         "shows": _first_sentence(head),
         "needs": _marked(_NEEDS, head),
         "on_24_gb": _marked(_SMALLER, head),
+        "measured": [_figure(found) for found in _FIGURE.finditer(_marked(_MEASURED, head))],
         "path": str(path),
     }
+
+
+def _figure(found: re.Match[str]) -> dict[str, Any]:
+    stage, score, mean, deviation, seeds = found.groups()
+    numbers = {"mean": float(mean), "deviation": float(deviation), "n": int(seeds)}
+    return {"stage": stage or "", "score": score, **numbers}
 
 
 def _marked(mark: str, head: list[str]) -> str:
@@ -60,7 +91,7 @@ def _first_sentence(head: list[str]) -> str:
     """Lines up to the first that ends a sentence."""
     sentence: list[str] = []
     for line in head:
-        if line.startswith((_NEEDS, _SMALLER)):
+        if line.startswith((_NEEDS, _SMALLER, _MEASURED)):
             continue
         sentence.append(line)
         if line.endswith((".", "!", "?")):

@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import annotated_types
 from pydantic.fields import FieldInfo
 
-from kdcore.api.contracts import KINDS, StudentOptions
+from kdcore.api.contracts import StudentOptions
+from kdcore.api.kinds import KINDS
 from kdcore.api.options import (
     beside,
     inner_type,
@@ -22,6 +23,7 @@ from kdcore.api.options import (
 from kdcore.api.schedule import Schedule
 from kdcore.api.train_options import (
     RIVALS,
+    ResourceOptions,
     Rivals,
     RolloutOptions,
     SelectionOptions,
@@ -88,6 +90,10 @@ _TOP: Mapping[str, Schema] = {
     "name": {"type": "string", "description": "begins the names of run folders"},
     "extends": {"type": "string", "description": "the recipe that this one changes"},
     "requires": {**_TEXTS, "description": "distributions, as pip writes them"},
+    "sweep": {
+        "description": "what `kdcore sweep` varies: lists of values by key, and controls",
+        "anyOf": [{"type": "object"}, {"type": "array", "items": {"type": "object"}}],
+    },
     "stage": {
         "type": "object",
         "minProperties": 1,
@@ -103,6 +109,7 @@ def _tables(*, whole: bool) -> Schema:
         "trust_remote_code": _TEXTS,
         "student": _of_options(StudentOptions, whole=whole, rivals=RIVALS["student"]),
         "train": _of_options(TrainOptions, whole=whole, rivals=RIVALS["train"]),
+        "resources": _of_options(ResourceOptions, whole=whole),
     }
     for key in (*TABLES, *LISTS):
         if key in KINDS_OF_TABLES:

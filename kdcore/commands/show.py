@@ -107,14 +107,18 @@ def _summarise(runs: Sequence[str], out: Path, as_csv: bool, as_json: bool) -> N
     if not runs:
         _list(runs_in(out), out, as_csv, as_json)
         return
-    folders = [folder for name in runs for folder in _found(name, out)]
-    folders = list(dict.fromkeys(folders))
+    folders = found_runs(runs, out)
     if len(folders) == 1 and not as_csv:
         _one(folders[0], as_json)
     elif as_csv or as_json:
         _print(as_rows(folders), as_csv)
     else:
         tell(*comparison_in_full(folders))
+
+
+def found_runs(names: Sequence[str], out: Path) -> list[Path]:
+    """The runs that are named, each once."""
+    return list(dict.fromkeys(folder for name in names for folder in _found(name, out)))
 
 
 def _found(name: str, out: Path) -> list[Path]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from kdcore.commands.served_choice import ServedModel, is_address, look_at_server
 from kdcore.errors import RunError, UsageError
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class Choice:
     tokenizer: PreTrainedTokenizerBase  # the student's
     reach: int  # tokens that both can look back
     trusted: Sequence[str] = ()
+    served: ServedModel | None = None  # the teacher, where it is behind a server
 
     @property
     def rate(self) -> float:
@@ -42,9 +44,15 @@ class Choice:
         return next(rate for limit, rate in table if self.parameters <= limit)
 
 
-def choose(teacher: str, student: str) -> Choice:
-    """Look at configs and tokenizers; no weights are loaded. Raises UsageError with a sentence."""
+def choose(teacher: str, student: str, tokenizer: str | None = None) -> Choice:
+    """Look at configs and tokenizers; no weights are loaded. Raises UsageError with a sentence.
+
+    A teacher that is an address is asked; `tokenizer` is then its own, where the server's name for
+    the model does not lead to it.
+    """
     try:
+        if is_address(teacher):
+            return _with_server(look_at_server(teacher, tokenizer), student)
         return _chosen(teacher, student)
     except RunError as error:
         raise UsageError(str(error).split("\n")[0]) from None
@@ -57,20 +65,47 @@ def _chosen(teacher: str, student: str) -> Choice:
     config = load_config(teacher, key="teacher.model")
     _refuse_others("teacher", teacher, config)
     tokenizer = load_tokenizer(teacher)
-    size = _SIZE.fullmatch(student)
-    if size is not None:
-        _refuse_endless(teacher, tokenizer)
-        wanted = float(size[1]) * _UNITS[size[2].upper()]
-        reach = _reach(config)
-        shape = shape_of(wanted, len(tokenizer), student)
-        shape["max_position_embeddings"] = min(reach, 2048)
-        parameters = parameters_of_shape(shape, len(tokenizer))
-        return Choice(teacher, "", shape, parameters, tokenizer, min(reach, 2048))
+    if size := _SIZE.fullmatch(student):
+        return _fresh(teacher, size, tokenizer, _reach(config))
     own = load_config(student, key="student.model")
     _refuse_others("student", student, own)
     ours = load_tokenizer(student)
     verify_same_ids(ours, {"the teacher": tokenizer})
     return Choice(teacher, student, {}, _parameters(own), ours, min(_reach(config), _reach(own)))
+
+
+def _fresh(
+    teacher: str, size: re.Match[str], tokenizer: PreTrainedTokenizerBase, reach: int
+) -> Choice:
+    """A student of a size, with the teacher's tokenizer."""
+    _refuse_endless(teacher, tokenizer)
+    wanted = float(size[1]) * _UNITS[size[2].upper()]
+    shape = shape_of(wanted, len(tokenizer), size[0])
+    shape["max_position_embeddings"] = min(reach, 2048)
+    parameters = parameters_of_shape(shape, len(tokenizer))
+    return Choice(teacher, "", shape, parameters, tokenizer, min(reach, 2048))
+
+
+def _with_server(served: ServedModel, student: str) -> Choice:
+    """The same with a teacher that is asked over HTTP, whatever its tokenizer."""
+    from kdcore.models.loading import load_config, load_tokenizer
+
+    try:
+        theirs = load_tokenizer(served.tokenizer)
+    except RunError as error:
+        said = str(error).splitlines()[0]
+        raise UsageError(
+            f"{served.url} serves {served.name!r}, and its tokenizer is not to be had ({said}): "
+            "type --tokenizer FOLDER, or its name on the hub"
+        ) from None
+    reach = 2048 if served.length is None else served.length - 1  # one is its answer
+    if size := _SIZE.fullmatch(student):
+        made = _fresh(served.tokenizer, size, theirs, reach)
+        return replace(made, served=served)
+    own = load_config(student, key="student.model")
+    _refuse_others("student", student, own)
+    ours, reach = load_tokenizer(student), min(reach, _reach(own))
+    return Choice(served.name, student, {}, _parameters(own), ours, reach, served=served)
 
 
 def _refuse_others(role: str, name: str, config: PretrainedConfig) -> None:

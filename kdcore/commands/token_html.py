@@ -65,6 +65,11 @@ def _page(page: Page, scores: bool) -> Iterator[str]:
         yield from _row(row, scores)
 
 
+def rows_html(rows: Iterable[ShownRow]) -> str:
+    """Rows without a page around them, each token with its numbers."""
+    return "\n".join(chain.from_iterable(_row(row, True, heading=4) for row in rows))
+
+
 def _table(lines: Iterable[str], kind: str = "facts") -> str:
     return f'<table class="{kind}">' + "".join(f"<tr>{line}" for line in lines) + "</table>"
 
@@ -73,18 +78,19 @@ def _title(state: Shown | None, title: str) -> str:
     return escape(title) if state is None else _element(state, [], "", escape(title))
 
 
-def _row(row: ShownRow, scores: bool) -> Iterator[str]:
-    yield f"<section><h2>{escape(row.title)}</h2>"
+def _row(row: ShownRow, scores: bool, heading: int = 2) -> Iterator[str]:
+    yield f"<section><h{heading}>{escape(row.title)}</h{heading}>"
     for name, start, end in row.segments():
-        yield f'<h3>{escape(name)}</h3><div class="sides">'
-        yield from (_side(side, row, start, end, scores) for side in row.sides)
+        below = heading + 1
+        yield f'<h{below}>{escape(name)}</h{below}><div class="sides">'
+        yield from (_side(side, row, (start, end), scores, heading + 2) for side in row.sides)
         yield "</div>"
     yield "</section>"
 
 
-def _side(side: Side, row: ShownRow, start: int, end: int, scores: bool) -> str:
-    label = f"<h4>{escape(side.label)}</h4>" if side.label else ""
-    said = "".join(_letters(each, row.differing, scores) for each in side.letters(start, end))
+def _side(side: Side, row: ShownRow, span: tuple[int, int], scores: bool, heading: int) -> str:
+    label = f"<h{heading}>{escape(side.label)}</h{heading}>" if side.label else ""
+    said = "".join(_letters(each, row.differing, scores) for each in side.letters(*span))
     return f"<div>{label}<pre>{said}</pre></div>"
 
 

@@ -28,7 +28,7 @@ _ROWS = 4
 
 
 @dataclass(frozen=True, eq=False)
-class _Seen:
+class Seen:
     """The rows of a training step under one set of weights."""
 
     run: RunState
@@ -68,16 +68,30 @@ def show_tokens(looking: Looking) -> None:
         raise UsageError("show --tokens takes one run, such as: kdcore show --tokens last")
     folder = find_run(looking.names[0], looking.out)
     host: PluginManager = plugin_manager([*looking.plugins])
-    seen: list[_Seen] = []
-    of_step = looking.of_step
-    for step in _chosen(looking.steps):
-        run = open_stage(begun(folder, host, step=step, sets=looking.sets, evals=[]))
+    seen, of_step = seen_by(folder, host, looking.steps, looking.of_step, looking.sets)
+    page = page_of(folder, seen, of_step, _ROWS if looking.rows is None else looking.rows)
+    tell_pages([page], looking, _objects(page, seen, of_step))
+
+
+def seen_by(
+    folder: Path,
+    host: PluginManager,
+    steps: Sequence[int] = (),
+    of_step: int | None = None,
+    sets: Sequence[str] = (),
+) -> tuple[list[Seen], int]:
+    """The rows of a training step under the weights after each of `steps`, and which step it is.
+
+    By default the finished weights, or the newest, and the step that they chose in.
+    """
+    seen: list[Seen] = []
+    for step in _chosen(steps):
+        run = open_stage(begun(folder, host, step=step, sets=sets, evals=[]))
         at = run.step or _last_step(folder)
         of_step = _rows_of(folder, of_step, at, run.steps or at)
-        seen.append(_Seen(run, at, selected_rows(run, of_step)))
+        seen.append(Seen(run, at, selected_rows(run, of_step)))
     assert of_step is not None
-    page = _page(folder, seen, of_step, _ROWS if looking.rows is None else looking.rows)
-    tell_pages([page], looking, _objects(page, seen, of_step))
+    return seen, of_step
 
 
 def _chosen(steps: Sequence[int]) -> list[int | None]:
@@ -101,7 +115,8 @@ def _states(row: SelectedRow) -> list[State]:
     return states_of(row, {"kept": row.kept, "dropped": row.valid & ~row.kept})
 
 
-def _page(folder: Path, seen: Sequence[_Seen], of_step: int, count: int) -> Page:
+def page_of(folder: Path, seen: Sequence[Seen], of_step: int, count: int) -> Page:
+    """So many rows of the step, with what is to be known of them."""
     first = seen[0]
     return Page(
         title=folder.name,
@@ -113,7 +128,7 @@ def _page(folder: Path, seen: Sequence[_Seen], of_step: int, count: int) -> Page
     )
 
 
-def _facts(seen: Sequence[_Seen], of_step: int, count: int) -> Iterator[tuple[str, str]]:
+def _facts(seen: Sequence[Seen], of_step: int, count: int) -> Iterator[tuple[str, str]]:
     rows = len(seen[0].rows)
     shown = f"the first {count} of the " if count < rows else "all "
     yield "rows", f"{shown}{rows} of training step {of_step}"
@@ -146,7 +161,7 @@ _LEGEND: Sequence[tuple[Shown | None, str]] = [
 ]
 
 
-def _numbers(seen: _Seen) -> Iterator[str]:
+def _numbers(seen: Seen) -> Iterator[str]:
     valid, kept = seen.total("valid"), seen.total("kept")
     yield f"by {seen.label}"
     yield counted(kept, valid)
@@ -156,7 +171,7 @@ def _numbers(seen: _Seen) -> Iterator[str]:
     yield value(seen.mean_nll())
 
 
-def _compared(seen: Sequence[_Seen]) -> Iterator[str]:
+def _compared(seen: Sequence[Seen]) -> Iterator[str]:
     """How far the sets of weights agree."""
     if len(seen) < 2:
         return
@@ -170,7 +185,7 @@ def _compared(seen: Sequence[_Seen]) -> Iterator[str]:
     yield f"They differ in {counted(differ, valid)} of the valid tokens: {only}."
 
 
-def _row(seen: Sequence[_Seen], n: int) -> ShownRow:
+def _row(seen: Sequence[Seen], n: int) -> ShownRow:
     row, sides = seen[0].rows[n], [each.side(n) for each in seen]
     title = f"row {n + 1} of {len(seen[0].rows)}, {len(row.input_ids):,} tokens"
     if len(seen) == 1:
@@ -178,7 +193,7 @@ def _row(seen: Sequence[_Seen], n: int) -> ShownRow:
     return ShownRow(title, borders(row), sides)
 
 
-def _objects(page: Page, seen: Sequence[_Seen], of_step: int) -> Iterator[dict[str, Any]]:
+def _objects(page: Page, seen: Sequence[Seen], of_step: int) -> Iterator[dict[str, Any]]:
     """A row under one set of weights each."""
     for n, row in enumerate(page.rows):
         for each, side in zip(seen, row.sides, strict=True):

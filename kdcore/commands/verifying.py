@@ -16,7 +16,8 @@ from pydantic import ValidationError
 from rich.table import Table
 from rich.text import Text
 
-from kdcore.api.contracts import KINDS, Component
+from kdcore.api.contracts import Component
+from kdcore.api.kinds import KINDS
 from kdcore.api.options import options_of
 from kdcore.commands.output import tell
 from kdcore.errors import KdcoreError, PluginError

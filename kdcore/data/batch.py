@@ -24,6 +24,9 @@ Row = Mapping[str, Any]
 and `offset`, and `columns`: name -> text or number, of the row, or one such mapping for each of its
 documents, in the order in which they begin."""
 
+OLD_LOG_PROBS = "old_log_probs"
+"""The key of written rows for what each token had as it was drawn, NaN where it is not known."""
+
 Rows = Sequence[Row] | Iterable[Row]
 """A sequence of rows, or an iterable of them where the data is streamed."""
 
@@ -109,6 +112,10 @@ class Parts(NamedTuple):
 
     weights: tuple[float, ...]  # of the losses' sum
     each: tuple[Tensor | SparseLogits, ...]
+
+
+StatesFn = Callable[["Tensor"], "Sequence[Tensor]"]
+"""Flat positions [n] -> the hidden states there of each layer that was asked for [n, H]."""
 
 
 @dataclass(frozen=True, eq=False)

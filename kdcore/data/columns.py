@@ -164,6 +164,18 @@ class BatchColumns:
         found: np.ndarray = each[self._predicted] & (self._document.reshape(-1) >= 0)
         return found
 
+    def of_labels(self, key: str) -> np.ndarray:
+        """What rows have under a key for the token that each flat position predicts, float64.
+
+        NaN where a row has no such key, and where nothing is predicted.
+        """
+        found = np.full(self._document.shape, np.nan)
+        for n, row in enumerate(self._rows):
+            if row.get(key) is not None:
+                given = np.asarray(row[key], np.float64)[1 : self._document.shape[1] + 1]
+                found[n, : len(given)] = given
+        return np.where(self._predicts.reshape(-1), found.reshape(-1), np.nan)
+
     def values(self, name: str) -> tuple[list[Value | None], np.ndarray]:
         """Each document's value, and for each flat position the index of its label's document."""
         return [value_of(columns, name) for columns in self._each], self._predicted

@@ -91,6 +91,31 @@ class RowDataset(Sequence[Row]):
         return self.row(index % len(self))
 
 
+class Documents:
+    """The documents of a split that any row holds a piece of, in the split's order.
+
+    They are drawn for a step by themselves, and laid in rows of their own.
+    """
+
+    def __init__(self, rows: RowDataset) -> None:
+        self.rows, self.split, self._pieces = rows, rows.split, rows.pieces()
+        self._order = np.lexsort((self._pieces.offset, self._pieces.document))
+        begins = np.unique(self._pieces.document[self._order], return_index=True)[1]
+        self._begins, self._counts = begins, np.diff(begins, append=len(self._order))
+
+    def __len__(self) -> int:
+        return len(self._begins)
+
+    def subset(self, indices: Sequence[int] | np.ndarray) -> RowDataset:
+        """All pieces of these documents, laid in rows as all documents are."""
+        some = np.asarray(indices, np.int64)
+        begins = self._begins[some].tolist()
+        ends = (self._begins[some] + self._counts[some]).tolist()
+        spans = [self._order[a:b] for a, b in zip(begins, ends, strict=True)]
+        pieces = np.concatenate(spans) if spans else self._order[:0]
+        return self.rows.laid_anew(packing.relaid(self._pieces, pieces))
+
+
 class _Subset(RowDataset):
     def __init__(self, rows: RowDataset, indices: np.ndarray) -> None:
         self._rows, self._indices = rows, indices

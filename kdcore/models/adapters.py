@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from kdcore.errors import RunError
-from kdcore.models.causal_lm import allclose, eval_mode, random_ids
+from kdcore.models.causal_lm import eval_mode, random_ids
 from kdcore.models.locations import file_on_hub, location_of, refuse_pickle
+from kdcore.models.logit_transforms import allclose
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -23,7 +23,8 @@ from kdcore.data.batch import Packing
 from kdcore.errors import RunError
 from kdcore.models import attention, positions
 from kdcore.models.head import logits_of, upcast
-from kdcore.models.logit_transforms import LogitTransform, logit_transforms
+from kdcore.models.hidden_states import HiddenStates
+from kdcore.models.logit_transforms import LogitTransform, allclose, verify
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel
@@ -31,10 +32,6 @@ if TYPE_CHECKING:
     from kdcore.data.batch import Batch
 
 _log = logging.getLogger("kdcore")
-
-
-_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4}  # of the largest value
-_HALF_TOLERANCE = 1e-2
 
 
 @contextmanager
@@ -57,52 +54,6 @@ def random_ids(model: PreTrainedModel, device: torch.device) -> Tensor:
     return torch.randint(len(embedding), (2, 16), generator=generator).to(device)
 
 
-@dataclass(frozen=True)
-class Verified:
-    """That the model's logits are its head applied to its trunk, then `bend` if there is one."""
-
-    bend: LogitTransform | None
-
-
-def verify(
-    model: PreTrainedModel, trunk: nn.Module, head: nn.Linear, ids: Tensor
-) -> Verified | None:
-    """Try what the model may do with the states; None where it does something else.
-
-    The head is fed enlarged states too: a fresh model's logits are so small that capping them
-    changes nothing yet.
-    """
-    seen: list[Tensor] = []
-
-    def enlarge(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
-        seen.append(inputs[0])
-        return (inputs[0] * (100 / (inputs[0] @ head.weight.t()).abs().max()),)
-
-    states: Tensor = trunk(input_ids=ids, use_cache=False)[0]
-    hook = head.register_forward_pre_hook(enlarge)
-    try:
-        logits = model(input_ids=ids, use_cache=False).logits
-    finally:
-        hook.remove()
-    if len(seen) != 1 or not allclose(seen[0], states):
-        return None
-    made = head(*enlarge(head, (seen[0],)))
-    if allclose(logits, made):
-        return Verified(None)
-    return next(
-        (Verified(bend) for bend in logit_transforms(model) if allclose(logits, bend(made))), None
-    )
-
-
-def allclose(a: Tensor, b: Tensor, *, times: int = 1) -> bool:
-    """Equal shapes, and values equal up to the rounding of their type, or so many times that."""
-    if a.shape != b.shape:
-        return False
-    apart = (a.float() - b.float()).abs().max()
-    rounding = _TOLERANCE.get(a.dtype, _HALF_TOLERANCE) * times
-    return bool(apart <= rounding * b.float().abs().max())
-
-
 class LanguageModel:
     """A model's trunk and head.
 
@@ -119,6 +70,8 @@ class LanguageModel:
     def __init__(self, model: PreTrainedModel, precision: torch.dtype | None = None) -> None:
         self.model, self.precision = model, precision
         self._trunk = _trunk_of(model)
+        self._hidden = HiddenStates(self._trunk, model.config, type(model).__name__)
+        self.layer_sizes: Sequence[int] = ()  # of each hidden state, once layers are watched
         # Some models look for pads in the ids and warn: each time, waiting for the device. Packed
         # rows have some and need no mask, and those that need one have it.
         vars(self._trunk)["warn_if_padding_and_no_attention_mask"] = _say_nothing
@@ -160,8 +113,35 @@ class LanguageModel:
             for layer in layers if isinstance(layers, nn.ModuleList) else ():
                 layer.compile(**options)
 
+    def watch_layers(self, layers: Sequence[int]) -> list[int]:
+        """Let `layer_states` read these, counted from 0; called before layers are compiled.
+
+        Raises RunError where there is no such layer, or the model does not show it.
+        """
+        numbers = self._hidden.numbers(layers)
+        if (new := self._hidden.hook(numbers)) or not self.layer_sizes:
+            ids = random_ids(self.model, self.device)
+            with eval_mode(self.model):
+                self.layer_sizes = self._hidden.proved(
+                    new, lambda **asked: self._trunk(input_ids=ids, use_cache=False, **asked)
+                )
+        return numbers
+
+    def layer_states(self, batch: Batch, layers: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
+        """As `states`, and from the same pass the hidden states of these layers [rows * time, H].
+
+        Counted as transformers' `hidden_states`: 0 the embeddings, -1 behind the last norm.
+        """
+        with self._hidden.keeping(self.watch_layers(layers) if layers else ()):
+            states, *kept = self._states(batch)
+        return states, kept
+
     def states(self, batch: Batch) -> Tensor:
         """The trunk's last hidden states, [rows * time, H]; gradient as the caller's mode says."""
+        return self._states(batch)[0]
+
+    def _states(self, batch: Batch) -> list[Tensor]:
+        """These, and what is kept of layers meanwhile."""
         packs = self._packs and batch.packing is not None
         if not (packs or self.isolates) and batch.attention_mask is None:
             self._refuse_packed(batch)
@@ -169,8 +149,8 @@ class LanguageModel:
             self.check_length(batch.packing.longest)
             if batch.input_ids.shape[1] > self._switch:
                 return self._apart(batch, batch.packing)
-        run = self._run(batch.input_ids, batch.position_ids, batch.attention_mask, batch.packing)
-        return run.flatten(0, 1)
+        runs = self._runs(batch.input_ids, batch.position_ids, batch.attention_mask, batch.packing)
+        return [each.flatten(0, 1) for each in runs]
 
     def check_length(self, length: int) -> None:
         """Refuse pieces whose positions would depend on what else goes through the trunk."""
@@ -181,23 +161,27 @@ class LanguageModel:
                 f"--set data.block={self._switch}"
             )
 
-    def _apart(self, batch: Batch, packing: Packing) -> Tensor:
+    def _apart(self, batch: Batch, packing: Packing) -> list[Tensor]:
         """States of pieces that share a call with none on the other side of the switch."""
         assert self._switch is not None
         if self._packs:
             some = positions.apart(packing, self._switch)
-            runs = [self._run(batch.input_ids, batch.position_ids, None, each) for each in some]
-            return (
-                torch.stack(runs).sum(0).flatten(0, 1) if len(runs) > 1 else runs[0].flatten(0, 1)
+            runs = [self._runs(batch.input_ids, batch.position_ids, None, each) for each in some]
+            sums = (
+                runs[0]
+                if len(runs) == 1
+                else [torch.stack(r).sum(0) for r in zip(*runs, strict=True)]
             )
+            return [each.flatten(0, 1) for each in sums]
         ids, places = batch.input_ids.reshape(-1), batch.position_ids.reshape(-1)
-        laid: Tensor | None = None
+        laid: list[Tensor] = []
         for each in positions.each_alone(packing):
             at = torch.arange(len(ids), device=self.device) if each.real is None else each.real
-            states = self._run(ids[at][None], places[at][None], None)[0]
-            laid = states.new_zeros(len(ids), states.shape[-1]) if laid is None else laid
-            laid = laid.index_copy(0, at, states)
-        assert laid is not None
+            found = self._runs(ids[at][None], places[at][None], None)
+            laid = laid or [states.new_zeros(len(ids), states.shape[-1]) for states in found]
+            pairs = zip(laid, found, strict=True)
+            laid = [whole.index_copy(0, at, states[0]) for whole, states in pairs]
+        assert laid
         return laid
 
     def logits(self, states: Tensor) -> Tensor:
@@ -251,6 +235,16 @@ class LanguageModel:
         mask: Tensor | None,
         packing: Packing | None = None,
     ) -> Tensor:
+        return self._runs(input_ids, position_ids, mask, packing)[0]
+
+    def _runs(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        mask: Tensor | None,
+        packing: Packing | None = None,
+    ) -> list[Tensor]:
+        """The trunk's states [rows, time, H], then those that are kept of its layers."""
         shape = input_ids.shape
         kernel = getattr(self.model.config, "_attn_implementation", None) or ""
         if mask is None and "flash" in kernel:
@@ -267,11 +261,13 @@ class LanguageModel:
             arguments["position_ids"] = position_ids
         module = self.model if self.weight is None else self._trunk
         out = module(input_ids=input_ids, **arguments)
-        states: Tensor = out.logits if self.weight is None else out[0]
+        found = [out.logits if self.weight is None else out[0], *self._hidden.take()]
         if packing is not None and self._packs and packing.real is not None:
-            laid = states.new_zeros(shape.numel(), states.shape[-1])
-            states = laid.index_copy(0, packing.real, states[0])
-        return states.reshape(*shape, states.shape[-1])
+            real = packing.real
+            empty = [states.new_zeros(shape.numel(), states.shape[-1]) for states in found]
+            pairs = zip(empty, found, strict=True)
+            found = [laid.index_copy(0, real, states[0]) for laid, states in pairs]
+        return [states.reshape(*shape, states.shape[-1]) for states in found]
 
     def _prove_causal(self, ids: Tensor) -> None:
         """Raises RunError where what follows changes what came before."""

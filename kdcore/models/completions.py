@@ -26,6 +26,7 @@ class Prompt:
     document: int = -1  # which document of the training split it was cut from
     columns: Columns = field(default_factory=dict)  # of that document
     reference: Sequence[int] = ()  # what the data answers
+    exchange: int = 0  # which of its document's learned answers it asks for: -1 the last; 0: none
 
     def again(self, number: int) -> Prompt:
         """The same prompt for another answer: with random numbers of its own; 0 is itself."""
@@ -83,7 +84,7 @@ def completions_state(completions: Sequence[Completion]) -> dict[str, Tensor | s
     ]
     return {
         **_ragged("ids", [each.ids for each in completions], torch.int32),
-        **_ragged("log_probs", logs, torch.float32),
+        **_ragged("log_probs", logs, torch.float64),
         **_ragged("prompts", [prompt.ids for prompt in prompts], torch.int32),
         **_ragged("references", [prompt.reference for prompt in prompts], torch.int32),
         "rest": json.dumps(rest),

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdcore.models.causal_lm import LanguageModel, allclose, random_ids
+from kdcore.models.causal_lm import LanguageModel, random_ids
 from kdcore.models.completions import Completion, Prompt, Sampling, uniforms
+from kdcore.models.logit_transforms import allclose
 
 if TYPE_CHECKING:
     from transformers import DynamicCache
@@ -127,25 +128,70 @@ def _is_exact(model: LanguageModel) -> bool:
     return all(allclose(one, other, times=10) for one, other in seen)
 
 
+class NextTokens(Protocol):
+    """Scores of the token that follows each of some rows, which grow by a token at a time."""
+
+    def logits(self) -> Tensor:
+        """[rows, V]."""
+        ...
+
+    def advance(self, ids: Tensor, going: Sequence[int]) -> None:
+        """Go on with these rows only, and one more token for each of them [going]."""
+        ...
+
+
+class _OfModel:
+    """Those of a model, which its head makes of a decoder's states."""
+
+    def __init__(
+        self, model: LanguageModel, rows: Sequence[Sequence[int]], vocabulary: int | None
+    ) -> None:
+        self._decoder, self._head = decoder(model, rows), model.head()
+        self._vocabulary = vocabulary
+
+    def logits(self) -> Tensor:
+        return self._head(self._decoder.states)[:, : self._vocabulary]
+
+    def advance(self, ids: Tensor, going: Sequence[int]) -> None:
+        self._decoder.advance(ids.to(self._decoder.states.device), going)
+
+
+def next_tokens(
+    model: LanguageModel, rows: Sequence[Sequence[int]], vocabulary: int | None = None
+) -> NextTokens:
+    """A model's scores of the ids below `vocabulary`, with a key-value cache where it can.
+
+    No row is empty. The caller sees to evaluation mode, precision and that no gradient is kept.
+    """
+    return _OfModel(model, rows, vocabulary)
+
+
 def sample(
     model: LanguageModel, prompts: Sequence[Prompt], sampling: Sampling, *, source: str = "student"
 ) -> list[Completion]:
-    """An answer to each prompt, all written together; finished ones leave the group.
+    """An answer of a model to each prompt, all written together; finished ones leave the group.
 
     Each token's random number comes from the prompt's seed and the token's index. The caller sees
     to evaluation mode and precision.
     """
     if not prompts:
         return []
+    with torch.no_grad():
+        following = next_tokens(model, [each.ids for each in prompts], sampling.vocabulary)
+    return sample_from(following, prompts, sampling, source=source)
+
+
+def sample_from(
+    following: NextTokens, prompts: Sequence[Prompt], sampling: Sampling, *, source: str
+) -> list[Completion]:
+    """The same of anything that scores the next tokens of the prompts; its ids are what it has."""
     draws = np.stack([uniforms(each.seed, sampling.max_new_tokens) for each in prompts])
     ids: list[list[int]] = [[] for _ in prompts]
     logs: list[list[float]] = [[] for _ in prompts]
     with torch.no_grad():
-        written = decoder(model, [each.ids for each in prompts])
-        head, there = model.head(), list(range(len(prompts)))
+        there = list(range(len(prompts)))
         for index in range(sampling.max_new_tokens):
-            logits = head(written.states)[:, : sampling.vocabulary]
-            chosen, log_probs = draw(logits, draws[there, index], sampling)
+            chosen, log_probs = draw(following.logits(), draws[there, index], sampling)
             new = chosen.tolist()
             for n, one, log in zip(there, new, log_probs.tolist(), strict=True):
                 ids[n].append(one)
@@ -153,7 +199,7 @@ def sample(
             going = [n for n, one in enumerate(new) if one not in sampling.ends]
             if not going or index + 1 == sampling.max_new_tokens:
                 break
-            written.advance(chosen[torch.tensor(going, device=chosen.device)], going)
+            following.advance(chosen[torch.tensor(going, device=chosen.device)], going)
             there = [there[n] for n in going]
     return [
         Completion(tuple(some), some[-1] in sampling.ends, tuple(each), source)

@@ -1,4 +1,7 @@
-"""What models do to the logits of their head: scaling and soft caps, with their gradients."""
+"""What models do to the logits of their head: scaling and soft caps, with their gradients.
+
+Which of them a model does is proved by its own logits.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -65,3 +68,53 @@ def logit_transforms(model: PreTrainedModel) -> Iterator[LogitTransform]:
         factor = getattr(config, name, None)
         if isinstance(factor, int | float) and factor:
             yield Scale(float(factor) ** sign)
+
+
+_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4}  # of the largest value
+_HALF_TOLERANCE = 1e-2
+
+
+@dataclass(frozen=True)
+class Verified:
+    """That the model's logits are its head applied to its trunk, then `bend` if there is one."""
+
+    bend: LogitTransform | None
+
+
+def verify(
+    model: PreTrainedModel, trunk: nn.Module, head: nn.Linear, ids: Tensor
+) -> Verified | None:
+    """Try what the model may do with the states; None where it does something else.
+
+    The head is fed enlarged states too: a fresh model's logits are so small that capping them
+    changes nothing yet.
+    """
+    seen: list[Tensor] = []
+
+    def enlarge(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
+        seen.append(inputs[0])
+        return (inputs[0] * (100 / (inputs[0] @ head.weight.t()).abs().max()),)
+
+    states: Tensor = trunk(input_ids=ids, use_cache=False)[0]
+    hook = head.register_forward_pre_hook(enlarge)
+    try:
+        logits = model(input_ids=ids, use_cache=False).logits
+    finally:
+        hook.remove()
+    if len(seen) != 1 or not allclose(seen[0], states):
+        return None
+    made = head(*enlarge(head, (seen[0],)))
+    if allclose(logits, made):
+        return Verified(None)
+    return next(
+        (Verified(bend) for bend in logit_transforms(model) if allclose(logits, bend(made))), None
+    )
+
+
+def allclose(a: Tensor, b: Tensor, *, times: int = 1) -> bool:
+    """Equal shapes, and values equal up to the rounding of their type, or so many times that."""
+    if a.shape != b.shape:
+        return False
+    apart = (a.float() - b.float()).abs().max()
+    rounding = _TOLERANCE.get(a.dtype, _HALF_TOLERANCE) * times
+    return bool(apart <= rounding * b.float().abs().max())

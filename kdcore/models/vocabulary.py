@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -155,3 +155,32 @@ def _byte_of() -> Mapping[str, int]:
 
     letters: Mapping[int, str] = bytes_to_unicode()  # type: ignore[no-untyped-call]
     return {letter: byte for byte, letter in letters.items()}
+
+
+def warn_tokenizer_mismatch(
+    student: PreTrainedTokenizerBase, others: Mapping[str, PreTrainedTokenizerBase]
+) -> None:
+    """Warn where a teacher ends, pads or lays out texts otherwise than the student will.
+
+    That the same ids mean the same strings is proved before; this is what they are used for.
+    """
+    for name, other in others.items():
+        if differing := list(_mismatches(student, other)):
+            _log.warning(
+                "the %s is out of step with the student: %s. What it says at these places is about "
+                "its own habit; a [tokenizer] of the teacher's model would agree",
+                name,
+                "; ".join(differing),
+            )
+
+
+def _mismatches(student: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> Iterator[str]:
+    if student.eos_token_id != other.eos_token_id:
+        yield f"texts end with {student.eos_token!r} here, with {other.eos_token!r} there"
+    # A tokenizer without a pad token has nothing to disagree about.
+    pads = (student.pad_token_id, other.pad_token_id)
+    if None not in pads and pads[0] != pads[1]:
+        yield f"the pad token is {student.pad_token!r} here, {other.pad_token!r} there"
+    templates = (student.chat_template, other.chat_template)
+    if None not in templates and templates[0] != templates[1]:
+        yield "the chat templates differ, and dialogues are laid out by the student's"

@@ -9,13 +9,13 @@ says so.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import FunctionType
 
 import torch
 from torch import Tensor, nn
 
-from kdcore.api.contracts import Loss, PreparedLoss
+from kdcore.api.contracts import Loss, PreparedLoss, Teacher
 from kdcore.data.batch import Parts, SparseLogits, TwoVocabularies
 from kdcore.errors import PluginError
 from kdcore.guard import call_checked, describe_component, inputs_unchanged, plugin_errors
@@ -142,6 +142,22 @@ def _over_parts(
         for weight, one in zip(*parts, strict=True)
     ]
     return torch.stack(values).sum(0)
+
+
+def tell_untempered(teacher: Teacher | None, losses: Iterable[Loss]) -> None:
+    """Warn where losses ask a teacher of k ids for a temperature that it says nothing about."""
+    if teacher is None or call_checked(teacher, "ids_known", of=(int, type(None))) is None:
+        return
+    for loss in losses:
+        for at in call_checked(loss, "temperatures", of=Sequence) if loss.needs_teacher else ():
+            if call_checked(teacher, "knows_others_at", at, of=(bool, type(None))) is None:
+                _log.warning(
+                    "the teacher %r does not tell the mass of the ids that it does not know at "
+                    "temperature %g: the loss %r tempers its masses at temperature 1, which is "
+                    "another objective; `knows_others_at` and `SparseLogits.tempered` would "
+                    "tell it",
+                    *(teacher.name, at, loss.name),
+                )
 
 
 def compiled_values_of(losses: Sequence[Loss], chunk: int) -> Values:

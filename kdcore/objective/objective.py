@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from kdcore.data.batch import Batch, PartOutputs
+from kdcore.data.batch import Batch, PartOutputs, StatesFn
 from kdcore.distributed import Total
-from kdcore.models.head import accumulation_dtype, chunk_size, no_autocast
+from kdcore.models.head import accumulation_dtype, chunk_size, no_autocast, upcast
 from kdcore.objective.chunked_loss import ChunkedLoss, ChunkedLossInputs, Values
+from kdcore.objective.hidden_states import HiddenTerms, compares_states
 
 if TYPE_CHECKING:
     from kdcore.api.contracts import Term
@@ -104,11 +105,18 @@ SelectFn = Callable[[Tensor], TokenMask]
 
 
 class Objective(nn.Module):
-    """The student and the weighted terms. `forward` gives one micro-batch's share of the loss."""
+    """The student, the weighted terms, and what these learn besides it.
 
-    def __init__(self, student: LanguageModel, chunk: int | None = None) -> None:
+    `forward` gives one micro-batch's share of the loss.
+    """
+
+    def __init__(
+        self, student: LanguageModel, chunk: int | None = None, hidden: HiddenTerms | None = None
+    ) -> None:
         super().__init__()
         self.model = student.model
+        self.hidden = hidden or HiddenTerms()
+        self.learned = nn.ModuleList(self.hidden.learned().values())
         self.student = student
         self.chunk = chunk
 
@@ -119,22 +127,66 @@ class Objective(nn.Module):
         values: Values,
         teacher: PartOutputs | None,
         choose: SelectFn,
+        teacher_states: StatesFn | None = None,
     ) -> tuple[Tensor, Tensor]:
         """One micro-batch's share of the loss, and for the log each term's share of it [terms].
 
-        `terms` come with their weights of this step and none is zero. The states go to `choose`
-        without gradient, so a step of one micro-batch is scored by its training forward.
+        `terms` come with their weights of this step and none is zero; `values` are of those that
+        compare logits. The states go to `choose` without gradient, so a step of one micro-batch is
+        scored by its training forward.
         """
         head = self.student
-        states = head.states(batch)
+        kept: Sequence[Tensor] = ()
+        if teacher_states is None:
+            states = head.states(batch)
+        else:
+            states, kept = head.layer_states(batch, self.hidden.student)
+        plain = [each for each in terms if not compares_states(each[0])]
         with no_autocast(states.device.type):
             with torch.no_grad():
                 seen = choose(states.detach())
-            work = self._work(batch, terms, values, teacher, seen, accumulation_dtype(states.dtype))
-            total: Tensor = ChunkedLoss.apply(  # type: ignore[no-untyped-call]
-                states, head.weight, head.bias, head.computed_weight(), work
-            )
-        return total, work.sums
+            dtype = accumulation_dtype(states.dtype)
+            if not plain:
+                total, sums = self._untouched(states), states.new_zeros(0, dtype=dtype)
+            else:
+                work = self._work(batch, plain, values, teacher, seen, dtype)
+                total = ChunkedLoss.apply(  # type: ignore[no-untyped-call]
+                    states, head.weight, head.bias, head.computed_weight(), work
+                )
+                sums = work.sums
+            if teacher_states is not None:
+                more = self._state_sums(batch, terms, seen, kept, teacher_states)
+                total = total + torch.stack(list(more.values())).sum()
+                sums = _in_order(terms, sums, more)
+            if self.learned:
+                total = total + self.hidden.idle(terms)
+        return total, sums
+
+    def _untouched(self, states: Tensor) -> Tensor:
+        """Nothing, with a gradient of 0 in all that is trained: no term compares logits.
+
+        Without it processes would wait for the gradient of the head.
+        """
+        each = (states, self.student.weight, self.student.bias)
+        return torch.stack([0.0 * upcast(x.sum()) for x in each if x is not None]).sum()
+
+    def _state_sums(
+        self,
+        batch: Batch,
+        terms: Sequence[tuple[Term, float]],
+        seen: TokenMask,
+        kept: Sequence[Tensor],
+        teacher: StatesFn,
+    ) -> dict[str, Tensor]:
+        """By label the weighted sum of each term that compares hidden states, with its gradient."""
+        sums = {}
+        for term, weight in terms:
+            if compares_states(term):
+                valid, weights = _seen_by(term, weight, seen, batch.valid, kept[0].dtype)
+                ours = [states[valid] for states in kept]
+                values = self.hidden.values(term.label, ours, teacher(valid))
+                sums[term.label] = (values * weights).sum()
+        return sums
 
     def _work(
         self,
@@ -170,6 +222,30 @@ class Objective(nn.Module):
             bend=self.student.bend,
             repeats=most is not None,
         )
+
+
+def _seen_by(
+    term: Term, weight: float, seen: TokenMask, valid: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """The flat positions that a term sees [n], and their shares in it [n]."""
+    mine = seen.of(term.label)
+    mask = mine.mask(term.on)
+    each = mine.over_count(weight, term.on, accumulation_dtype(dtype))
+    weights = _laid(each, mask, len(valid))
+    if mask is None:
+        return valid, weights
+    most = _most(seen, [term], len(valid)) if _waiting_costs(valid) else None
+    places, some = _compact(weights[None], most)
+    return valid[places], some[0]
+
+
+def _in_order(
+    terms: Sequence[tuple[Term, float]], sums: Tensor, more: Mapping[str, Tensor]
+) -> Tensor:
+    """Each term's share [terms]: of those that compare logits from `sums`, else from `more`."""
+    plain = iter(sums)
+    each = [more[t.label].detach() if t.label in more else next(plain) for t, _ in terms]
+    return torch.stack(each)
 
 
 def _waiting_costs(tensor: Tensor) -> bool:

@@ -24,8 +24,9 @@ from kdcore.errors import PluginError
 from kdcore.guard import describe_component, plugin_errors
 from kdcore.models.head import upcast
 from kdcore.objective.objective import SelectFn, TokenMask
+from kdcore.objective.readings import MicroBatch, View
 from kdcore.objective.step_tokens import Chosen, RankedScores, ScoredBatch, StepTokens
-from kdcore.objective.teachers import MicroBatch, View, has_own_vocabulary, may_skip
+from kdcore.objective.teachers import has_own_vocabulary, may_skip
 
 if TYPE_CHECKING:
     from kdcore.api.contracts import Run

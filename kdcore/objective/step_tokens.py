@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kdcore.api.contracts import Loss, Teacher, Term, Tokens
 from kdcore.api.schedule import Scheduled, value_now
-from kdcore.data.batch import LogitsFn, columns_of
+from kdcore.data.batch import OLD_LOG_PROBS, LogitsFn, columns_of
 from kdcore.data.collate import sent
 from kdcore.data.where import Value, categories_among
 from kdcore.distributed import Gather, alone
@@ -24,7 +24,8 @@ from kdcore.models.completions import ANSWERS, FIRST
 from kdcore.models.head import chunk_size, nll_from_logits, upcast
 from kdcore.objective.losses import per_token
 from kdcore.objective.objective import TokenMask
-from kdcore.objective.teachers import MicroBatch, View, has_own_vocabulary, may_skip
+from kdcore.objective.readings import MicroBatch, View
+from kdcore.objective.teachers import has_own_vocabulary, may_skip
 
 
 class ScoredBatch:
@@ -197,6 +198,16 @@ class StepTokens(Tokens):
                 lambda part: nll_from_logits(self._logits(part), part.reading.batch)
             )
         return self._student_nll
+
+    def old_log_probs(self) -> Tensor:
+        """What the writer recorded of each label as it drew it, in nats, float64 [n]; else NaN."""
+
+        def recorded(part: ScoredBatch) -> Tensor:
+            batch = part.reading.batch
+            values = columns_of(batch).of_labels(OLD_LOG_PROBS)
+            return sent(values[part.reading.valid_on_host], batch.valid.device)
+
+        return self._joined([recorded(part) for part in self._parts])
 
     def nll(self, teacher: Teacher | None = None) -> Tensor:
         """A teacher's (by default the run's) negative log-likelihood of each label, in nats [n]."""

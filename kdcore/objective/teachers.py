@@ -5,17 +5,15 @@ Nesting teachers ask their members through here too.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kdcore.api.contracts import Component, Loss, Teacher
+from kdcore.api.contracts import Component, Teacher
 from kdcore.api.options import iter_components
 from kdcore.data.batch import (
     Batch,
@@ -24,20 +22,17 @@ from kdcore.data.batch import (
     PartOutputs,
     Parts,
     SparseLogits,
+    StatesFn,
     TeacherOutputs,
-    TwoVocabularies,
-    columns_of,
 )
-from kdcore.data.collate import on_host, sent
-from kdcore.data.where import Where
-from kdcore.errors import PluginError, UsageError
+from kdcore.errors import PluginError, RunError, UsageError
 from kdcore.guard import call_checked, describe_component, inputs_unchanged, plugin_errors
 from kdcore.models.head import nll_from_logits, upcast
 
 if TYPE_CHECKING:
-    from kdcore.api.contracts import Run
+    from transformers import PretrainedConfig
 
-_log = logging.getLogger("kdcore")
+    from kdcore.api.contracts import Run
 
 
 def read(teacher: Teacher, batch: Batch) -> LogitsFn:
@@ -65,6 +60,10 @@ def read_outputs(teacher: Teacher, batch: Batch) -> TeacherOutputs:
     _set_eval_mode(teacher)
     with _asking(teacher, "read", batch):
         at = teacher.read(batch)
+    return _checked_outputs(teacher, batch, at)
+
+
+def _checked_outputs(teacher: Teacher, batch: Batch, at: TeacherOutputs) -> TeacherOutputs:
     if not callable(at):
         raise _broken(teacher, "read", type(at).__name__, "a function of flat positions")
 
@@ -77,6 +76,23 @@ def read_outputs(teacher: Teacher, batch: Batch) -> TeacherOutputs:
         return upcast(checked[:, : batch.vocabulary])
 
     return answer
+
+
+def read_with_states(
+    teacher: Teacher, batch: Batch, layers: Sequence[int]
+) -> tuple[TeacherOutputs, StatesFn]:
+    """As `read_outputs`, and the hidden states of these layers, in float32 or above."""
+    _set_eval_mode(teacher)
+    with _asking(teacher, "read_states", batch):
+        at, states_at = teacher.read_states(batch, layers)
+
+    def states(positions: Tensor) -> list[Tensor]:
+        with _asking(teacher, "read_states", batch, positions):
+            found = states_at(positions)
+        shape = (len(positions), 1)
+        return [upcast(_checked(teacher, "read_states", each, shape, batch)) for each in found]
+
+    return _checked_outputs(teacher, batch, at), states
 
 
 def read_parts(teacher: Teacher, batch: Batch) -> PartOutputs:
@@ -265,6 +281,42 @@ def load_teacher(run: Run, component: Component) -> None:
     load_teachers(run, iter_components(component))
 
 
+def numbered(teachers: Sequence[Teacher]) -> dict[str, Teacher]:
+    """The teachers by what errors call them."""
+    return {f"teacher {each.name!r} ({n})": each for n, each in enumerate(teachers, 1)}
+
+
+def check_positions(teachers: Sequence[Teacher], device: torch.device, block: int) -> None:
+    """Refuse rows that are longer than the positions of a teacher reach."""
+    for name, config in _configs(teachers, device).items():
+        reach = getattr(config, "max_position_embeddings", None)
+        if reach is not None and block > reach:
+            raise RunError(
+                f"data.block = {block} is longer than the {reach} positions of the {name}; type "
+                f"--set data.block={reach}, or take another teacher"
+            )
+
+
+def head_sizes(teachers: Sequence[Teacher], device: torch.device) -> Mapping[str, int]:
+    """The rows of the teachers' heads, where their configs say."""
+    widths = {
+        name: getattr(config, "vocab_size", None)
+        for name, config in _configs(teachers, device).items()
+    }
+    return {name: width for name, width in widths.items() if width is not None}
+
+
+def _configs(teachers: Sequence[Teacher], device: torch.device) -> Mapping[str, PretrainedConfig]:
+    from transformers import PreTrainedConfig
+
+    configs = {}
+    for name, teacher in numbered(teachers).items():
+        config = call_checked(teacher, "architecture", device, of=(PreTrainedConfig, type(None)))
+        if config is not None:
+            configs[name] = config.get_text_config()
+    return configs
+
+
 def teachers_in(components: Iterable[Component]) -> list[Teacher]:
     """The teachers among components, in their order."""
     return [one for one in components if isinstance(one, Teacher)]
@@ -297,94 +349,3 @@ def load_teachers(run: Run, components: Iterable[Component]) -> None:
         if id(teacher) not in theirs:
             with plugin_errors(teacher, "load"):
                 teacher.load(run)
-
-
-_Shared = Tensor | SparseLogits | Parts | None
-
-
-class View(NamedTuple):
-    """A part of the valid tokens: those of documents whose columns match, and that are known."""
-
-    where: Where | None
-    teacher: Teacher | None  # to this one, where it may know some tokens only
-    own: bool = False  # whether its own ids count: then a token is known that lies in a span
-
-
-class MicroBatch:
-    """One micro-batch with what was read of it, so that no teacher runs twice over it."""
-
-    def __init__(self, batch: Batch, rows: Sequence[int]) -> None:
-        self.batch = batch
-        self.rows = rows  # the place of each of its rows in the optimizer step
-        self._read: dict[int, TeacherOutputs] = {}
-        self._parts: dict[int, PartOutputs] = {}
-        self._own: dict[int, OwnVocabulary] = {}
-        self._matching: dict[str, np.ndarray] = {}  # by view
-
-    def logits_of(self, teacher: Teacher) -> TeacherOutputs:
-        """The teacher's logits by flat position; its trunk runs at the first call."""
-        if id(teacher) not in self._read:
-            self._read[id(teacher)] = read_outputs(teacher, self.batch)
-        return self._read[id(teacher)]
-
-    def parts_of(self, teacher: Teacher) -> PartOutputs:
-        """What losses learn from; of a teacher without parts its logits."""
-        if not teacher.gives_parts():
-            return self.logits_of(teacher)
-        if id(teacher) not in self._parts:
-            self._parts[id(teacher)] = read_parts(teacher, self.batch)
-        return self._parts[id(teacher)]
-
-    def outputs_of(self, teacher: Teacher, losses: Iterable[Loss]) -> PartOutputs:
-        """What losses that ask the teacher learn from, in the student's ids, its own, or both."""
-        asking = {loss.own_vocabulary for loss in losses}
-        if True not in asking:
-            return self.parts_of(teacher)
-        shared = self.parts_of(teacher) if False in asking else None
-        own = self.own_of(teacher).logits
-        return lambda at: TwoVocabularies(cast(_Shared, shared and shared(at)), own(at))
-
-    def own_of(self, teacher: Teacher) -> OwnVocabulary:
-        """The teacher in its own ids; its trunk runs when something is asked of it."""
-        if id(teacher) not in self._own:
-            self._own[id(teacher)] = own_vocabulary(teacher, self.batch)
-        return self._own[id(teacher)]
-
-    @property
-    def valid_on_host(self) -> np.ndarray:
-        """The batch's valid positions [n]."""
-        return on_host(self.batch).valid
-
-    def matching(self, view: View) -> np.ndarray:
-        """Which valid tokens a view has, bool [n], on the host."""
-        key = f"{view.where} {id(view.teacher)} {view.own}"
-        if key not in self._matching:
-            found = np.ones(len(self.batch.valid), bool)
-            if view.where is not None:
-                found = columns_of(self.batch).matches(view.where)[self.valid_on_host]
-            if view.teacher is not None:
-                found = found & self._known_to(view.teacher, own=view.own)
-            self._matching[key] = found
-        return self._matching[key]
-
-    def _known_to(self, teacher: Teacher, *, own: bool) -> np.ndarray:
-        if own:
-            known: np.ndarray = self.own_of(teacher).spans.cpu().numpy() >= 0
-            return known
-        return known_to(teacher, self.batch).cpu().numpy()
-
-    def view(self, view: View) -> Tensor:
-        """The same on the device."""
-        return sent(self.matching(view), self.batch.valid.device)
-
-    def forget(self) -> None:
-        """Let go of what teachers keep for it."""
-        self._read.clear()
-        self._parts.clear()
-        self._own.clear()
-
-    def nll_of(self, teacher: Teacher) -> Callable[[Tensor, Tensor], Tensor]:
-        """The teacher's negative log-likelihoods, from its logits if those were read already."""
-        if id(teacher) in self._read and teacher.ids_known() is None:
-            return nll_from_logits(cast(LogitsFn, self._read[id(teacher)]), self.batch)
-        return read_nll(teacher, self.batch)

@@ -12,7 +12,8 @@ import pluggy
 from pydantic.dataclasses import rebuild_dataclass
 
 from kdcore.api import hookspecs
-from kdcore.api.contracts import KINDS, Component
+from kdcore.api.contracts import Component
+from kdcore.api.kinds import KINDS
 from kdcore.api.options import SPELT, is_option_type
 from kdcore.errors import did_you_mean
 
@@ -83,6 +84,9 @@ def component_errors(kind: str, component: object) -> Iterator[str]:
         yield f"{component.__name__} lacks @component"
     else:
         yield from _option_faults(kind, component)
+        options = {field.alias or each for each, field in _fields(component).items()}
+        for each in sorted(component.elsewhere - options):
+            yield f"{component.__name__}.elsewhere names {each!r}, which is no option of it"
     yield from hook_errors(component, EVENTS)
 
 

@@ -23,6 +23,7 @@ from kdcore.api.contracts import (
 from kdcore.api.options import ask_for_columns
 from kdcore.api.train_options import (
     RIVALS,
+    ResourceOptions,
     Rivals,
     RolloutOptions,
     SelectionOptions,
@@ -45,6 +46,7 @@ from kdcore.recipe.node import (
 )
 from kdcore.recipe.other_words import ours
 from kdcore.recipe.rollout_rules import rollout_faults
+from kdcore.recipe.teacher_rules import ill_served, state_faults
 
 if TYPE_CHECKING:
     from kdcore.plugin.manager import PluginManager
@@ -72,6 +74,7 @@ class Assembly:
         self.trusted = self._trusted()
         self.student = self._options(StudentOptions, "student")
         self.train = self._options(TrainOptions, "train")
+        self.resources = self._options(ResourceOptions, "resources")
         self.data = self._component(Data, "data")
         self.tokenizer = self._component(Tokenizer, "tokenizer")
         self.teacher = self._component(Teacher, "teacher")
@@ -108,6 +111,7 @@ class Assembly:
             train=self.train,
             rollout=self.rollout,
             writing=self.writing,
+            resources=self.resources or ResourceOptions(),
         )
         ask_for_columns(stage.components())
         self._ask_components(stage)
@@ -192,8 +196,7 @@ class Assembly:
     def _tokenizer_data(self, table: Node, own: Data) -> Data:
         if table.plain() == self.tables["data"].plain():
             return own
-        made = self._built(Data, "data", table)
-        return own if made is None else made
+        return self._built(Data, "data", table) or own
 
     def _ask_components(self, stage: Stage) -> None:
         """Components may object to the recipe that they find themselves in."""
@@ -259,6 +262,7 @@ def rules_between(stage: Assembly) -> Iterator[Fault]:
     yield from _tokenizer_of_fresh_student(stage)
     yield from _tokens_without_selection(stage)
     yield from _teacher_and_its_users(stage)
+    yield from state_faults(stage)
     yield from rollout_faults(stage)
     yield from _columns_of_data(stage)
 
@@ -324,7 +328,7 @@ def _teacher_and_its_users(stage: Assembly) -> Iterator[Fault]:
             said = "nobody uses the teacher: no loss, selection or eval asks for it"
             yield table.fault(said, 'leave [teacher] out; where it is inherited, use = "none"')
         if stage.teacher is not None:
-            for user, said, hint in _ill_served(stage.teacher, users, table.use):
+            for user, said, hint in ill_served(stage.teacher, users, table.use):
                 yield places[id(user)].table["use"].fault(said, hint)
     elif "teacher" not in stage.table.table:
         for user in users:
@@ -352,43 +356,6 @@ def _columns_of_data(stage: Assembly) -> Iterator[Fault]:
 
 
 _KEEP = 'of files, keep_columns = ["..."] in [data] keeps them'
-
-
-def _ill_served(
-    teacher: Teacher, users: Sequence[Component], use: str | None
-) -> Iterator[tuple[Component, str, str]]:
-    """Who needs more than the teacher can give, with the fault and a hint."""
-    gives_logits = call_checked(teacher, "gives_logits", of=bool)
-    is_estimate = call_checked(teacher, "is_estimate", of=bool)
-    for user in users:
-        if isinstance(user, Loss) and not gives_logits:
-            said = f"the loss {user.name!r} needs logits, and the teacher {use!r} gives no logits"
-            yield user, said, ""
-        linear = isinstance(user, Loss) and call_checked(user, "linear_in_teacher", of=bool)
-        if is_estimate and not linear:
-            said = f"{user.name!r} needs the teacher's distribution, and {use!r} gives an estimate"
-            hint = "only losses that are linear in its probabilities learn from that"
-            yield user, said, f"{hint}: at a temperature other than 1 there is none"
-        elif isinstance(user, Loss) and user.needs_teacher and gives_logits:
-            yield from _ill_tempered(teacher, user, use)
-
-
-def _ill_tempered(
-    teacher: Teacher, loss: Loss, use: str | None
-) -> Iterator[tuple[Component, str, str]]:
-    """A loss whose temperature asks for more than a teacher of k ids knows of all others."""
-    if call_checked(teacher, "ids_known", of=(int, type(None))) is None:
-        return
-    all_ids = "a teacher that gives the logits of all ids serves every temperature"
-    found = call_checked(loss, "temperatures", of=Sequence)
-    if len(found) != 1:
-        said = f"the loss {loss.name!r} changes its temperature, or has several, and the teacher "
-        said += f"{use!r} knows some ids: the mass of all others has to be known at one temperature"
-        yield loss, said, all_ids
-    elif call_checked(teacher, "knows_others_at", found[0], of=(bool, type(None))) is False:
-        said = f"the loss {loss.name!r} is at temperature {found[0]:g}, and the teacher {use!r} "
-        said += "cannot know what mass the ids that it does not tell of have there"
-        yield loss, said, f"take temperature = 1; {all_ids}"
 
 
 def _is_complete(stage: Assembly) -> bool:

@@ -113,7 +113,7 @@ def shown(value: object) -> str:
     if isinstance(value, bool | str):
         text = json.dumps(value, ensure_ascii=False)
     elif isinstance(value, list):
-        text = f"[{', '.join(map(shown, value))}]"
+        text = f"[{', '.join(map(shown, value[:_LONGEST]))}]"
     else:
         text = str(value)
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."

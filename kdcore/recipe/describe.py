@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from kdcore.api.contracts import Component, Stage, Term
+from kdcore.api.hidden_states import HiddenStatesLoss
 from kdcore.api.options import beside, option_values
 from kdcore.api.schedule import Schedule
 from kdcore.data.where import values_in
@@ -43,6 +44,13 @@ _SYMBOLS: Mapping[str, tuple[str, str]] = {
     "sum": ("sum", "the sum over the vocabulary"),
 }
 """Name in a formula -> how it is written, and what it stands for."""
+
+_STATES: Mapping[str, tuple[str, str]] = {
+    "h": ("h(i)", "the student's hidden state i: 0 the embeddings, -1 behind the last norm"),
+    "g": ("g(i)", "the teacher's hidden state i"),
+    "W": ("W(a)", "a matrix that is learned for each pair of layers, times a"),
+}
+"""The same in formulas of losses that compare hidden states."""
 
 _COLUMN = "a column of the document of the token that is predicted"
 
@@ -74,10 +82,11 @@ def symbols_of(
     for term in terms:
         alone = objective_formula([term], selects=selects, teacher=teacher).removeprefix(_START)
         columns = dict.fromkeys(term.where or (), _COLUMN)
+        own = {**known, **_STATES} if isinstance(term.loss, HiddenStatesLoss) else known
         for name in _names(alone):
             if name not in _PLAIN:
                 told = (name, columns.get(name) or _about(term))
-                found.setdefault(name, known.get(name, told))
+                found.setdefault(name, own.get(name, told))
     return list(found.values())
 
 

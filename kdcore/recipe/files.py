@@ -20,7 +20,7 @@ _EMPTY = "a recipe needs [student], [data], [[loss]] and [train]"
 class MergedRecipe:
     """What a recipe file says, laid over what the files say that it extends."""
 
-    root: Node  # without `extends` and `requires`; `name` is the first file's own
+    root: Node  # without `extends` and `requires`; `name` and `sweep` are the first file's own
     requires: list[Node]  # of every file
     text: str  # of the first file
     alone: bool  # it extends nothing
@@ -39,7 +39,8 @@ def read_files(path: Path, name: str) -> MergedRecipe:
             raise RecipeError([_circle(extends, layers, name)])
         seen.append(path.resolve())
         layer = _parse(_read(path, name), name)
-        layer.table.pop("name", None)
+        for own in ("name", "sweep"):
+            layer.table.pop(own, None)
         requires += _requires(layer)
         layers.append(layer)
     merged = layers.pop()

@@ -64,7 +64,7 @@ def without_none(value: Node) -> Node:
     if value.is_table:
         kept = {key: each for key, each in value.table.items() if each.use != NONE}
         return value.with_children({key: without_none(each) for key, each in kept.items()})
-    if value.is_list:
+    if value.has_items:
         return value.with_children([without_none(v) for v in value.items if v.use != NONE])
     return value
 
@@ -74,7 +74,7 @@ _REFERENCE = re.compile(r"@(\w[\w.-]*)")
 
 def references(value: Node) -> Iterator[tuple[str, Node]]:
     """The stages that a table names, each with the value that names it."""
-    for inner in (*value.table.values(), *value.items):
+    for inner in value.children:
         yield from references(inner)
     match = _REFERENCE.fullmatch(value.value) if isinstance(value.value, str) else None
     if match:
@@ -86,7 +86,7 @@ def replace_references(value: Node, new: Callable[[str], str]) -> Node:
     if value.is_table:
         inner = {key: replace_references(each, new) for key, each in value.table.items()}
         return value.with_children(inner)
-    if value.is_list:
+    if value.has_items:
         return value.with_children([replace_references(each, new) for each in value.items])
     match = _REFERENCE.fullmatch(value.value) if isinstance(value.value, str) else None
     return value.with_children(new(match[1])) if match else value
@@ -147,7 +147,7 @@ def _circle(start: str, needs: Mapping[str, Mapping[str, Node]], done: Collectio
     return value.fault(f"stages wait for one another: {' needs '.join(circle)}")
 
 
-_OF_RECIPE = ("name", "requires", "trust_remote_code", "log", "eval")
+_OF_RECIPE = ("name", "requires", "trust_remote_code", "log", "eval", "resources")
 
 _OF_TRAIN = (
     "micro_batch",

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from kdcore.errors import Fault
 from kdcore.recipe.toml_positions import KeyPath, locate
 
-TABLES = ("student", "tokenizer", "data", "teacher", "selection", "rollout", "train")
+_NUMBERS = {bool, int, float}
+
+TABLES = (
+    "student",
+    "tokenizer",
+    "data",
+    "teacher",
+    "selection",
+    "rollout",
+    "train",
+    "resources",
+)
 LISTS = ("loss", "eval", "log")
 IN_STAGE = ("seed", "trust_remote_code", *TABLES, *LISTS)
-AT_TOP = ("name", "extends", "requires", "stage")
+AT_TOP = ("name", "extends", "requires", "stage", "sweep")
 
 KINDS_OF_TABLES = {
     "tokenizer": "tokenizer",
@@ -68,7 +79,7 @@ class Source:
 class Node:
     """A value, and its place in its source. Tables and lists hold further ones."""
 
-    value: object  # bool, int, float, str, a date; dict[str, Written]; list[Written]
+    value: object  # bool, int, float, str, a date; dict[str, Node]; list[Node], tuple of numbers
     source: Source
     path: KeyPath = ()
     before: str = ""  # its `use` before --set changed that
@@ -81,6 +92,8 @@ class Node:
             inner = {key: cls.of(each, source, (*path, key)) for key, each in value.items()}
             return cls(inner, source, path)
         if isinstance(value, list):
+            if value and _NUMBERS.issuperset(map(type, value)):
+                return cls(tuple(value), source, path)
             items = [cls.of(each, source, (*path, at)) for at, each in enumerate(value)]
             return cls(items, source, path)
         return cls(value, source, path)
@@ -93,7 +106,7 @@ class Node:
     @property
     def is_list(self) -> bool:
         """Whether it is a list."""
-        return isinstance(self.value, list)
+        return isinstance(self.value, list | tuple)
 
     @property
     def table(self) -> dict[str, Node]:
@@ -102,8 +115,22 @@ class Node:
 
     @property
     def items(self) -> list[Node]:
-        """What the list holds; nothing where this is no list."""
+        """What the list holds; nothing where this is no list. Numbers become nodes when asked."""
+        if isinstance(self.value, tuple):
+            places = ((*self.path, at) for at in range(len(self.value)))
+            numbers = zip(self.value, places, strict=True)
+            self.value = [Node(number, self.source, path) for number, path in numbers]
         return self.value if isinstance(self.value, list) else []
+
+    @property
+    def children(self) -> Iterable[Node]:
+        """What the table or list holds, unless these are numbers: those name and remove nothing."""
+        return self.table.values() if self.is_table else self.items if self.has_items else ()
+
+    @property
+    def has_items(self) -> bool:
+        """Whether it is a list of more than numbers."""
+        return isinstance(self.value, list)
 
     @property
     def use(self) -> str | None:
@@ -115,9 +142,9 @@ class Node:
         """The value without its places, as TOML gives it."""
         if self.is_table:
             return {key: each.plain() for key, each in self.table.items()}
-        if self.is_list:
+        if self.has_items:
             return [each.plain() for each in self.items]
-        return self.value
+        return list(self.value) if isinstance(self.value, tuple) else self.value
 
     def plain_table(self) -> dict[str, object]:
         """The table without its places."""
@@ -127,9 +154,9 @@ class Node:
         """A copy whose tables and lists can be changed without changing these."""
         if self.is_table:
             return self.with_children({key: each.copy() for key, each in self.table.items()})
-        if self.is_list:
+        if self.has_items:
             return self.with_children([each.copy() for each in self.items])
-        return self
+        return self.with_children(self.value) if self.is_list else self
 
     def with_children(self, children: object) -> Node:
         """The same place with other content."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from difflib import get_close_matches
+from functools import cache
 
 WORDS: Mapping[str, tuple[str, str]] = {
     # The key, and what to write.
@@ -45,6 +46,7 @@ WORDS: Mapping[str, tuple[str, str]] = {
 }
 
 
+@cache
 def ours(key: str) -> tuple[str, str] | None:
     """The key of `[train]` that another trainer's word stands for, be it misspelt, and a hint."""
     near = get_close_matches(key, WORDS, n=1, cutoff=0.8)

@@ -5,8 +5,9 @@ Items of a list are counted from 1, or named by their `use` where one item has i
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING
@@ -162,6 +163,33 @@ def add_to_list(root: Node, key: str, name: str, flag: str) -> None:
             found.items.append(Node.of({"use": name}, source))
 
 
+@dataclass(frozen=True, eq=False)
+class Assignment:
+    """A key of a recipe and its new value, with where that is written."""
+
+    address: str
+    value: Node
+
+    @property
+    def text(self) -> str:
+        """As `--set` takes it."""
+        return f"{self.address}={as_toml(self.value.plain())}"
+
+
+def as_toml(value: object) -> str:
+    """A value in one line of TOML."""
+    import tomli_w
+
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{json.dumps(key)} = {as_toml(value[key])}' for key in value)}}}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(as_toml, value))}]"
+    return tomli_w.dumps({"x": value}).partition("=")[2].strip()
+
+
+Sets = Sequence[str | Assignment]
+
+
 @dataclass
 class Overrides:
     """Applies `--set` to a recipe; faults and notes are gathered."""
@@ -171,30 +199,38 @@ class Overrides:
     faults: list[Fault]
     notes: list[str]
 
-    def apply(self, sets: Sequence[str]) -> None:
-        """In the order typed, but the top level first: stages inherit from it."""
-        for text in sorted(sets, key=lambda text: text.lstrip().startswith("stage.")):
-            self._set(text)
-
-    def _set(self, text: str) -> None:
-        """`K=V`: V is TOML, else a text; `K=` removes."""
-        source = Source(f"--set {text}")
-        address, equals, value = text.partition("=")
-        try:
-            if not equals:
-                raise NoSuchPlaceError(f"{text!r} is not KEY=VALUE", "KEY= removes a key")
-            parts = parse_path(address.strip())
-            if parts[0] in ("extends", "requires"):
-                raise NoSuchPlaceError(f"{parts[0]} is for files only")
-            self._own(parts)
-            parent, path = find(self.root, parts[:-1], source)
-            key = key_of(parent, parts[-1], path)
-            if value:
-                self._put(parent, (*path, key), Node.of(_parsed(value), source))
+    def apply(self, sets: Sets) -> None:
+        """In the order given, but the top level first: stages inherit from it."""
+        for each in sorted(sets, key=_is_in_stage):
+            if isinstance(each, Assignment):
+                place = each.value
             else:
-                self._remove(parent, (*path, key), source)
-        except NoSuchPlaceError as error:
-            self.faults.append(source.fault((), error.message, error.hint))
+                place = Node(None, Source(f"--set {each}"))
+            try:
+                self._set(each, place.source)
+            except NoSuchPlaceError as error:
+                self.faults.append(place.fault(error.message, error.hint))
+
+    def _set(self, given: str | Assignment, source: Source) -> None:
+        """`K=V`: V is TOML, else a text; `K=` removes."""
+        new: Node | None
+        if isinstance(given, Assignment):
+            address, new = given.address, given.value.copy()
+        else:
+            address, equals, text = given.partition("=")
+            if not equals:
+                raise NoSuchPlaceError(f"{given!r} is not KEY=VALUE", "KEY= removes a key")
+            new = Node.of(parse_value(text), source) if text else None
+        parts = parse_path(address.strip())
+        if parts[0] in ("extends", "requires"):
+            raise NoSuchPlaceError(f"{parts[0]} is for files only")
+        self._own(parts)
+        parent, path = find(self.root, parts[:-1], source)
+        key = key_of(parent, parts[-1], path)
+        if new is not None:
+            self._put(parent, (*path, key), new)
+        else:
+            self._remove(parent, (*path, key), source)
 
     def _own(self, parts: Sequence[str]) -> None:
         """Before a stage's table is changed, it takes over what it inherits from the top level."""
@@ -272,12 +308,18 @@ class Overrides:
             self.notes.append(f"{says}: {', '.join(others)}")
 
 
+def _is_in_stage(given: str | Assignment) -> bool:
+    address = given.address if isinstance(given, Assignment) else given
+    return address.lstrip().startswith("stage.")
+
+
 def _rivals(path: KeyPath) -> list[str]:
     inner = in_stage(path)[1]
     return sorted(rivals_of(str(inner[0]), str(inner[1]))) if len(inner) == 2 else []
 
 
-def _parsed(text: str) -> object:
+def parse_value(text: str) -> object:
+    """What is typed behind `K=`: TOML, else a text."""
     try:
         parsed = tomli.loads(f"value = {text}")
     except tomli.TOMLDecodeError as error:
@@ -312,6 +354,14 @@ def expand_grid(sets: Sequence[str], eaches: Sequence[str]) -> list[tuple[str, l
         if keys.count(key) > 1:
             raise UsageError(f"--each {key} is given twice; name all values in one")
     return [(" ".join(chosen), [*sets, *chosen]) for chosen in product(*choices)]
+
+
+def varied(each: str) -> tuple[str, list[Assignment]]:
+    """The key of `--each K=a,b`, and an assignment of each value."""
+    key = each.partition("=")[0].strip()
+    source = Source(f"--each {each}")
+    values = [choice.partition("=")[2] for choice in _choices(each)]
+    return key, [Assignment(key, Node.of(parse_value(value), source)) for value in values]
 
 
 def _choices(each: str) -> list[str]:

@@ -13,6 +13,7 @@ from kdcore.errors import Fault, RecipeError, UsageError
 from kdcore.plugin.loading import check_requirements
 from kdcore.recipe.assemble import assemble
 from kdcore.recipe.describe import resolved
+from kdcore.recipe.elsewhere import without_elsewhere
 from kdcore.recipe.files import MergedRecipe, find_recipe, read_files
 from kdcore.recipe.merge import (
     NONE,
@@ -23,7 +24,7 @@ from kdcore.recipe.merge import (
     without_none,
 )
 from kdcore.recipe.node import AT_TOP, Node, stages_of
-from kdcore.recipe.overrides import Overrides, add_to_list
+from kdcore.recipe.overrides import Overrides, Sets, add_to_list
 
 if TYPE_CHECKING:
     from kdcore.plugin.manager import PluginManager
@@ -59,6 +60,7 @@ class Recipe:
     requires: Sequence[str]
     host: PluginManager
     missing: Sequence[Fault] = ()  # what components read and do not find
+    sweep: Node | None = None  # `[sweep]` as written: what `kdcore sweep` varies
     checked: dict[str, Stage] = field(default_factory=dict)  # by name, until they are taken
 
     def refuse_missing(self) -> None:
@@ -87,7 +89,8 @@ class Recipe:
     def identity(self, stage: str = "") -> str:
         """Eight hexadecimal digits that change with whatever can change the stage's result."""
         found = self._stage(stage)
-        return identity(found.written, found.tokenizer_data, self.identity)
+        counted = without_elsewhere(found.written, self.host)
+        return identity(counted, found.tokenizer_data, self.identity)
 
     def resolved(self, stage: Stage) -> str:
         """TOML with every default that a built stage uses, which runs this stage again."""
@@ -105,7 +108,7 @@ def read_recipe(
     name: str,
     host: PluginManager,
     *,
-    sets: Sequence[str] = (),
+    sets: Sets = (),
     logs: Sequence[str] = (),
     evals: Sequence[str] = (),
     only: str | None = None,
@@ -127,9 +130,10 @@ def read_recipe(
     Overrides(typed.root, host, faults, notes).apply(sets)
     for logger in logs:
         add_to_list(typed.root, "log", logger, "--log")
+    sweep = typed.root.table.pop("sweep", None)
     recipe_name = _name(typed.root, path.stem, faults)
     requires = _requires(typed, faults)
-    text = _text(typed, recipe_name, changed=bool(sets or logs or evals))
+    text = _text(typed, recipe_name, changed=bool(sets or logs or evals or sweep))
     stages, missing = _stages(typed.root, faults), list[Fault]()
     checked: dict[str, Stage] = {}
     for stage in stages if only is None else _only(only, stages):
@@ -141,7 +145,7 @@ def read_recipe(
     if faults:
         raise RecipeError(_in_reading_order(faults))
     absent = _in_reading_order(missing)
-    return Recipe(recipe_name, path, text, notes, stages, requires, host, absent, checked)
+    return Recipe(recipe_name, path, text, notes, stages, requires, host, absent, sweep, checked)
 
 
 def _only(name: str, stages: Sequence[StageTable]) -> Sequence[StageTable]:

@@ -8,6 +8,7 @@ from typing import Protocol
 from kdcore.api.contracts import Data, PreparedLoss, Rollout, Teacher, Term
 from kdcore.api.options import iter_components
 from kdcore.api.train_options import RolloutOptions
+from kdcore.data.where import FROM_DATA, SOURCE
 from kdcore.errors import Fault
 from kdcore.guard import call_checked
 from kdcore.recipe.build import Builder
@@ -36,6 +37,8 @@ def rollout_faults(stage: Assembly) -> Iterator[Fault]:
         yield train["tokens"].fault(said, "give steps or epochs, which count the rows drawn")
     if stage.data is not None:
         yield from _rows(stage, table, stage.data)
+    if stage.writing is not None:
+        yield from _data_that_is_left(stage, stage.writing)
     if stage.rollout is not None:
         yield from _lengths(stage, table, stage.rollout)
         yield from _likeliest(stage, stage.rollout)
@@ -71,6 +74,16 @@ def _lengths(stage: Assembly, table: Node, rollout: Rollout) -> Iterator[Fault]:
         if rollout.max_new_tokens < block < both:
             said = f"prompt_tokens and max_new_tokens are {both} together, and block is {block}"
             yield given.fault(said, "take fewer, or a larger block in [data]")
+
+
+def _data_that_is_left(stage: Assembly, writing: RolloutOptions) -> Iterator[Fault]:
+    """Terms for rows of data, of which there are none where every row is written."""
+    places = {id(made): at for made, at in stage.builder.places}
+    for term in stage.terms:
+        if writing.share == 1 and (term.where or {}).get(SOURCE) == FROM_DATA:
+            at = places[id(term.loss)]
+            said = f"the loss {term.label!r} asks for rows of data, and with share = 1 none is left"
+            yield at.table.get("where", at).fault(said, "take a smaller share in [rollout]")
 
 
 def _likeliest(stage: Assembly, rollout: Rollout) -> Iterator[Fault]:

@@ -22,6 +22,7 @@ _TEXT = re.compile(
 
 _KEY = re.compile(r"[A-Za-z0-9_-]+|" + _LINE)
 _SCALAR = re.compile(r"[^\[\]{},#\n]+")
+_NUMBERS = re.compile(r"\[[^\[\]{}#\"']{4096,}\]")  # many: a fault in it is shown at its key
 _BLANK = re.compile(r"[ \t]*")
 _BETWEEN = re.compile(r"(?:[ \t\r\n]|#[^\n]*)*")
 
@@ -115,6 +116,9 @@ class _Scanner:
             self._take(_TEXT if first in "\"'" else _SCALAR)
 
     def _list(self, path: KeyPath) -> None:
+        if many := _NUMBERS.match(self.text, self.at):
+            self.at = many.end()
+            return
         self.at += 1
         self._take(_BETWEEN)
         count = 0

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 
-from kdcore.data.batch import Row, Split
+from kdcore.data.batch import OLD_LOG_PROBS, Row, Split
 from kdcore.data.collate import NOT_TRAINED
 from kdcore.data.packing import best_fit
 from kdcore.data.where import SOURCE
@@ -43,16 +44,18 @@ def written_rows(
     ]
 
 
-_OF = ("input_ids", "labels", "document", "offset", "position")
+_OF = ("input_ids", "labels", OLD_LOG_PROBS, "document", "offset", "position")
 
 
 def _piece(answer: Completion, document: int) -> Row:
     assert answer.prompt is not None, "the engine fills it in"
     prompt, ids = list(answer.prompt.ids), list(answer.ids)
     place = np.arange(len(prompt) + len(ids), dtype=np.int32)
+    old = [math.nan] * len(ids) if answer.log_probs is None else list(answer.log_probs)
     return {
         "input_ids": np.array(prompt + ids, np.int32),
         "labels": np.array([NOT_TRAINED] * len(prompt) + ids, np.int32),
+        OLD_LOG_PROBS: np.array([math.nan] * len(prompt) + old, np.float64),
         "document": np.full(len(place), document, np.int64),
         "offset": place,
         "position": place,

@@ -42,16 +42,17 @@ class PromptCutter:
                 document=int(row["document"][begin]),
                 columns=columns_at(row, begin),
                 reference=tuple(row["input_ids"][at:end].tolist()),
+                exchange=which,
             )
-            for exchange, (begin, at, end) in enumerate(self._answers(row))
+            for exchange, (begin, at, end, which) in enumerate(self._answers(row))
         ]
 
     def cut(self, row: Row) -> int:
         """How many of its prompts lose their beginning."""
-        return sum(at - begin > self.longest for begin, at, _ in self._answers(row))
+        return sum(at - begin > self.longest for begin, at, *_ in self._answers(row))
 
-    def _answers(self, row: Row) -> Iterator[tuple[int, int, int]]:
-        """Where a piece begins, and where in it an answer begins and ends."""
+    def _answers(self, row: Row) -> Iterator[tuple[int, int, int, int]]:
+        """Where a piece begins, where in it an answer begins and ends, and its `exchange`."""
         position, labels = np.asarray(row["position"]), row.get("labels")
         borders = np.flatnonzero(np.diff(position) != 1) + 1
         ends = [*borders.tolist(), len(position)]
@@ -59,11 +60,12 @@ class PromptCutter:
             if labels is None or self._is_text(np.asarray(labels)[begin:end]):
                 at = begin + min(self.prompt_tokens, end - begin - 1)
                 if at > begin:
-                    yield begin, at, end
+                    yield begin, at, end, 0
                 continue
+            found = stretches(np.asarray(labels)[begin:end] != NOT_TRAINED)
             yield from (
-                (begin, begin + first, begin + last)
-                for first, last in stretches(np.asarray(labels)[begin:end] != NOT_TRAINED)
+                (begin, begin + first, begin + last, n - len(found))
+                for n, (first, last) in enumerate(found)
                 if first  # what begins with an answer is cut in its midst
             )
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from kdcore.data.where import FROM_DATA, SOURCE, values_in
 from kdcore.models.completions import Completion
 
 if TYPE_CHECKING:
@@ -59,6 +61,7 @@ class Watch:
     recent: list[list[float]] = field(default_factory=list)  # of the last steps
     useless: int = 0  # steps in a row
     told: list[str] = field(default_factory=list)
+    sources: list[str] = field(default_factory=list)  # who has written so far
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint."""
@@ -84,6 +87,18 @@ class Watch:
                 told = f"answers have {now:.0f} tokens on average, and had {then:.0f} at first"
                 self._say(run, "length", told)
         self._look_for_use(run, completions)
+        self.sources = sorted({*self.sources, *(one.source for one in completions)})
+        if count >= _FEW:
+            self._look_for_sources(run)
+
+    def _look_for_sources(self, run: Run) -> None:
+        """Whether some term waits for a writer that writes nothing."""
+        for term in run.recipe.terms:
+            asked = values_in((term.where or {}).get(SOURCE, FROM_DATA))
+            if not {FROM_DATA, *self.sources} & {*asked}:
+                wanted, wrote = (", ".join(map(json.dumps, some)) for some in (asked, self.sources))
+                said = f"the loss {term.label!r} asks for source = {wanted}, and {wrote} wrote all"
+                self._say(run, "source", said)
 
     def _look_for_use(self, run: Run, completions: Sequence[Completion]) -> None:
         useful = any(one.finished and repeats(one.ids) < _REPETITIVE for one in completions)
@@ -104,4 +119,5 @@ _WAYS = {
     "finished": "; the others are cut at rollout.max_new_tokens, and their end is not learned",
     "length": "; a smaller share or rollout.max_new_tokens, or a loss on data beside it, hold it",
     "useless": "",
+    "source": " answers so far: it learns nothing",
 }

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdcore.checksums import damage, keep
+from kdcore.data.document_losses import DOCUMENTS
 from kdcore.distributed import main_first
 from kdcore.files import move_into_place
 from kdcore.guard import call_checked
@@ -118,5 +119,7 @@ def save_final(run: RunState) -> Path:
     run.tokenizer.save_pretrained(beside)
     (beside / "README.md").write_text(model_card(run))
     keep(run.folder, FINAL, beside)
+    if (run.folder / DOCUMENTS).is_dir():
+        keep(run.folder, DOCUMENTS, run.folder / DOCUMENTS)
     move_into_place(beside, target)
     return target

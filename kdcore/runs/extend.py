@@ -13,7 +13,9 @@ from kdcore.api.train_options import DURATIONS
 from kdcore.checksums import keep
 from kdcore.errors import RecipeError, UsageError
 from kdcore.files import write_whole
+from kdcore.recipe.elsewhere import without_elsewhere
 from kdcore.recipe.merge import identity_fields
+from kdcore.recipe.node import Node, Source
 from kdcore.recipe.recipe import read_recipe
 from kdcore.runs.folder import FINAL, MARK, RESOLVED, finished, locked
 
@@ -45,7 +47,8 @@ def find_extendable(
 def recipe_changes(folder: Path, resolved: str, host: PluginManager) -> Changes:
     """What of a recipe that counts is not as the run in the folder has it."""
     recipe = read_recipe(str(folder / "resolved.toml"), host)
-    before, now = _counted(recipe.resolved(recipe.build(recipe.stages[0].name))), _counted(resolved)
+    began = recipe.resolved(recipe.build(recipe.stages[0].name))
+    before, now = _counted(began, host), _counted(resolved, host)
     keys = [*before, *(key for key in now if key not in before)]
     both = {key: (before.get(key), now.get(key)) for key in keys}
     return {key: (was, is_) for key, (was, is_) in both.items() if was != is_}
@@ -85,11 +88,12 @@ def adopt_recipe(
         keep(folder, RESOLVED, folder / RESOLVED)
 
 
-def _counted(resolved: str) -> dict[str, object]:
+def _counted(resolved: str, host: PluginManager) -> dict[str, object]:
     table = tomli.loads(resolved)
     for stage in table.pop("stage", {}).values():
         table |= stage
-    return dict(_flat(identity_fields(table), ""))
+    counted = without_elsewhere(Node.of(table, Source(RESOLVED)), host).plain_table()
+    return dict(_flat(identity_fields(counted), ""))
 
 
 def _flat(value: object, key: str) -> Iterator[tuple[str, object]]:

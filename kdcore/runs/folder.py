@@ -6,7 +6,7 @@ import difflib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -72,11 +72,14 @@ def _finished_elsewhere(out: Path, identity: str) -> Path | None:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keep every other process off the folder; the lock goes with the process."""
+def locked(folder: Path, waiting: Callable[[str], None] | None = None) -> Iterator[None]:
+    """Keep every other process off the folder; the lock goes with the process.
+
+    With `waiting`, another process is waited for, and `waiting` is called with who it is.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     refuse_links(folder)
-    with alone_in(folder):
+    with alone_in(folder, waiting):
         yield
 
 

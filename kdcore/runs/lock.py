@@ -10,15 +10,18 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Thread
 from typing import TextIO
 from uuid import uuid4
 
-from kdcore.errors import RunError
+from kdcore.errors import RunError, UsageError
 
 try:
     import fcntl
@@ -28,6 +31,7 @@ except ImportError:
 OWNER = ".owner.json"
 RENEW = 10.0  # seconds
 GONE = 60.0
+_LOOK = 0.5
 _TAKEN = {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES}
 _WITHOUT = {
     getattr(errno, name)
@@ -36,15 +40,91 @@ _WITHOUT = {
 }
 
 
+@dataclass(frozen=True)
+class Owner:
+    """The process that has a folder for itself."""
+
+    process: int
+    host: str
+
+    def __str__(self) -> str:
+        return f"process {self.process} on {self.host}"
+
+    def end(self) -> None:
+        """Ask it to end, with a checkpoint."""
+        if self.host != socket.gethostname():
+            raise UsageError(f"{self} runs there: type the same on {self.host}")
+        os.kill(self.process, signal.SIGTERM)
+
+
+class _TakenError(Exception):
+    """Another process has the folder; the text says who, where that is known."""
+
+    def __init__(self, owner: Mapping[str, object], by: str = "") -> None:
+        self.owner = owner
+        who = [f"{owner.get('process', '?')} on {owner.get('host', '?')}"] if owner else []
+        told = ", ".join([*who, *([f"by {by}"] if by else [])])
+        super().__init__(f" ({told})" if told else "")
+
+
 @contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Keep every other process off the folder; the lock goes with the process."""
-    with (folder / ".lock").open("w") as file:
-        if _flocked(file, folder):
-            yield
-        else:
-            with _owned(folder):
-                yield
+def alone_in(folder: Path, waiting: Callable[[str], None] | None = None) -> Iterator[None]:
+    """Keep every other process off the folder; the lock goes with the process.
+
+    Where another one has it this is an error; with `waiting`, that is called once with who it is,
+    and the folder is taken as soon as it is free or that process is gone.
+    """
+    with ExitStack() as held:
+        told = False
+        while True:
+            try:
+                _take(folder, held)
+                break
+            except _TakenError as taken:
+                if waiting is None:
+                    raise RunError(
+                        f"another process is running in {folder}{taken}; wait for it, or type "
+                        "--fresh for a second run beside it"
+                    ) from None
+                if not told:
+                    waiting(f"another process is running in {folder}{taken}")
+                told = True
+                rest()
+        yield
+
+
+def rest() -> None:
+    """Between two looks at a folder that another process has."""
+    time.sleep(_LOOK)
+
+
+def owner_of(folder: Path) -> Owner | None:
+    """Who has a folder for itself; None where it is free, or the owner cannot be known."""
+    try:
+        with ExitStack() as held:
+            _take(folder, held)
+            return None
+    except _TakenError as taken:
+        owner = taken.owner
+    process, host = owner.get("process"), owner.get("host")
+    return Owner(process, str(host)) if isinstance(process, int) else None
+
+
+def _take(folder: Path, held: ExitStack) -> None:
+    """Lock the folder for as long as `held` lasts; raises _TakenError."""
+    file = (folder / ".lock").open("a+")
+    try:
+        locked = _flocked(file, folder)
+    except BaseException:
+        file.close()
+        raise
+    held.callback(file.close)
+    if not locked:
+        held.enter_context(_owned(folder))
+        return
+    file.truncate(0)
+    json.dump({"host": socket.gethostname(), "process": os.getpid()}, file)
+    file.flush()
 
 
 def _flocked(file: TextIO, folder: Path) -> bool:
@@ -58,14 +138,8 @@ def _flocked(file: TextIO, folder: Path) -> bool:
             return False
         if error.errno not in _TAKEN:
             raise
-        raise _taken(folder, "another process") from None
+        raise _TakenError(_read(folder / ".lock")) from None
     return True
-
-
-def _taken(folder: Path, who: str) -> RunError:
-    return RunError(
-        f"{who} is running in {folder}; wait for it, or type --fresh for a second run beside it"
-    )
 
 
 @contextmanager
@@ -75,8 +149,7 @@ def _owned(folder: Path) -> Iterator[None]:
     while not _written(path, mine):
         owner = _read(path)
         if not _is_gone(path, owner):
-            process = f"{owner.get('process', '?')} on {owner.get('host', '?')}"
-            raise _taken(folder, f"another process ({process}, by {OWNER})")
+            raise _TakenError(owner, OWNER)
         with suppress(FileNotFoundError):  # another one saw it too
             aside = path.with_name(f"{OWNER}-{mine['token']}")
             path.rename(aside)

@@ -13,13 +13,21 @@ from typing import TYPE_CHECKING
 
 from kdcore.checksums import damage, refuse_changed
 from kdcore.distributed import losses_told, main_first
-from kdcore.errors import Interrupted, KdcoreError, PluginError, RunError, is_out_of_memory
+from kdcore.errors import (
+    Interrupted,
+    KdcoreError,
+    PluginError,
+    RunError,
+    UsageError,
+    is_out_of_memory,
+)
 from kdcore.files import is_full, machine_fault, write_whole
 from kdcore.guard import call_checked, call_checked_list
 from kdcore.hashing import tokenizer_hash
 from kdcore.objective.columns import columns_fingerprint
 from kdcore.recipe.overrides import expand_grid
 from kdcore.recipe.recipe import read_recipe, wanted_stages
+from kdcore.recipe.sweep import read_sweep
 from kdcore.redact import redact_own_secrets
 from kdcore.runs.artifacts import finish_student, save_final
 from kdcore.runs.begun import as_begun
@@ -141,8 +149,13 @@ def _run_stage(
     )
     with ExitStack() as around:
         around.enter_context(_explained(folder))
+        with main_first(accelerator):
+            if accelerator.is_main_process:
+                around.enter_context(locked(folder, _tell_waiting))
+        if finished(folder):
+            _log.info("%s is finished: %s is used", stage.run_name, folder)
+            return 0
         if accelerator.is_main_process:
-            around.enter_context(locked(folder))
             around.enter_context(_noted(folder))
         around.enter_context(losses_told())
         if accelerator.is_main_process:
@@ -157,6 +170,10 @@ def _run_stage(
         with host.listening(stage.components()), trainer.signals as signals:
             _train(trainer)
             return signals.agreed(accelerator, now=True)
+
+
+def _tell_waiting(said: str) -> None:
+    _log.info("%s: waiting for it, and continuing the run where it ends before", said)
 
 
 @contextmanager
@@ -265,7 +282,18 @@ def _runs(asked: RunRequest, host: PluginManager) -> list[Path]:
         (label, read_recipe(asked.recipe, host, sets=sets, logs=asked.logs))
         for label, sets in expand_grid(asked.sets, asked.each)
     ]
+    for _, recipe in recipes:
+        _refuse_sweep(recipe, asked)
     return _run_each(recipes, host, request)
+
+
+def _refuse_sweep(recipe: Recipe, asked: RunRequest) -> None:
+    if recipe.sweep is not None:
+        count = read_sweep(recipe.sweep, asked.each, recipe.host.provided("executor")).count
+        raise UsageError(
+            f"{asked.recipe} has a [sweep] of {count} runs: type kdcore sweep {asked.recipe}, or "
+            f"kdcore run {asked.recipe} --set sweep= for the recipe alone"
+        )
 
 
 def _folder(asked: RunRequest) -> Path | None:

@@ -6,6 +6,7 @@ of any kind; the others know what only an author can say, such as that a loss ma
 
 from kdcore.testing.any_kind import check
 from kdcore.testing.data import check_data, check_tokenizer
+from kdcore.testing.executors import check_executor
 from kdcore.testing.fakes import TableTeacher, make_batch, make_tokens, tiny_llama, tiny_tokenizer
 from kdcore.testing.losses import check_loss
 from kdcore.testing.patches import check_patch
@@ -21,6 +22,7 @@ __all__ = [
     "check",
     "check_data",
     "check_eval",
+    "check_executor",
     "check_logger",
     "check_loss",
     "check_patch",

@@ -11,6 +11,7 @@ from kdcore.objective.teachers import load_teacher
 from kdcore.runs.open import iter_batches
 from kdcore.testing.claims import require
 from kdcore.testing.data import check_data, check_tokenizer
+from kdcore.testing.executors import check_executor
 from kdcore.testing.losses import check_loss, check_prepared_loss
 from kdcore.testing.patches import check_patch
 from kdcore.testing.rollouts import check_rollout
@@ -63,4 +64,5 @@ _CHECKS: Mapping[str, Callable[[Any], None]] = {
     "patch": check_patch,
     "eval": check_eval,
     "logger": check_logger,
+    "executor": check_executor,
 }

@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 from kdcore.api.contracts import Loss, PreparedLoss
+from kdcore.api.hidden_states import HiddenStatesLoss
 from kdcore.errors import PluginError
+from kdcore.objective.hidden_states import checked_values
 from kdcore.objective.selection import prepared_by
 from kdcore.testing.claims import ROUNDING, close, require
 from kdcore.testing.fakes import TableTeacher, make_batch, make_tokens
 
-_TOKENS, _VOCABULARY = 12, 31
+_TOKENS, _VOCABULARY, _WIDTH = 12, 31, 8
 
 
 def check_loss(
@@ -26,9 +28,13 @@ def check_loss(
     A loss that needs a teacher is expected to be 0 where the student equals it, unless
     `zero_at_equality` says otherwise. One with a `temperature` is checked from 0.05 to 10. A loss
     that prepares is checked with what it prepares of a small step, and its values may be anything.
+    One that compares hidden states is checked on random ones, with a projection and without.
     """
     if isinstance(loss, PreparedLoss):
         check_prepared_loss(loss)
+        return
+    if isinstance(loss, HiddenStatesLoss):
+        check_hidden_states_loss(loss, never_negative, zero_at_equality is not False)
         return
     student, teacher, labels = _logits(3.0, seed=0), _logits(3.0, seed=1), _labels()
     _check_purity(loss, student, teacher, labels)
@@ -67,6 +73,52 @@ def check_prepared_loss(loss: PreparedLoss) -> None:
     for spread in (3.0, 200.0):
         apart = _logits(spread, seed=0), _logits(spread, seed=1)
         _check_numbers(made, *apart, labels, False, f"logits of +-{spread}")
+
+
+def check_hidden_states_loss(
+    loss: HiddenStatesLoss, never_negative: bool, zero_at_equality: bool
+) -> None:
+    """Assert the same of a loss between hidden states; its gradient reaches what it learns too."""
+    count = len(loss.layers)
+    fresh: Any = loss
+    for projection, width in (("none", _WIDTH), ("linear", 2 * _WIDTH)):
+        made = replace(fresh, projection=projection)
+        made.set_sizes([_WIDTH] * count, [width] * count, 0)
+        for spread in (3.0, 200.0):
+            student = [_states(spread, _WIDTH, n).requires_grad_() for n in range(count)]
+            teacher = [_states(spread, width, n + count) for n in range(count)]
+            _check_states(made, student, teacher, never_negative)
+        if projection == "none" and zero_at_equality:
+            worst = checked_values(made, student, [x.detach() for x in student]).abs().max().item()
+            require(worst < ROUNDING, loss, f"should be 0 at equality, is {worst}")
+
+
+def _check_states(
+    loss: HiddenStatesLoss, student: list[Tensor], teacher: list[Tensor], never_negative: bool
+) -> None:
+    try:
+        values = checked_values(loss, student, teacher)
+    except PluginError as error:
+        raise AssertionError(str(error)) from error
+    require(values.dtype == torch.float32, loss, f"returned {values.dtype}, not torch.float32")
+    require(bool(values.isfinite().all()), loss, "is not finite")
+    least = -ROUNDING * max(1.0, values.abs().max().item())
+    require(not (never_negative and bool((values < least).any())), loss, "is negative")
+    learned = loss.learned()
+    leaves = [*student, *(learned.parameters() if learned is not None else ())]
+    gradients = torch.autograd.grad(values.sum(), leaves, allow_unused=True)
+    reached = all(each is not None and bool(each.isfinite().all()) for each in gradients)
+    require(reached, loss, "has no finite gradient in every layer of its pairs, and what it learns")
+    parts = [
+        checked_values(loss, [x[at] for x in student], [x[at] for x in teacher])
+        for at in (slice(0, 5), slice(5, None))
+    ]
+    require(close(values, torch.cat(parts)), loss, "gives a token other values among fewer")
+
+
+def _states(spread: float, width: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return spread * (2 * torch.rand(_TOKENS, width, generator=generator) - 1)
 
 
 class _WithPrepared(Loss):

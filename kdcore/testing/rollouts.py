@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,14 @@ if TYPE_CHECKING:
 _VOCABULARY, _END = 64, 0
 
 
+class _Spelling:
+    """Decodes ids to their numbers."""
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
+        """The ids themselves."""
+        return " ".join(map(str, ids))
+
+
 class WritingRun(Run):
     """A run as far as writers ask: a tiny student, and a teacher that was loaded."""
 
@@ -28,6 +38,9 @@ class WritingRun(Run):
         self.device, self.process, self.processes = torch.device("cpu"), 0, 1
         self.vocabulary, self.micro_batch, self.step, self.steps = _VOCABULARY, 2, 0, 10
         self.autocast = nullcontext
+        self._place = TemporaryDirectory(prefix="kdcore-writing-")
+        self.folder = Path(self._place.name) / "run"
+        self.tokenizer = _Spelling()  # type: ignore[assignment]
         self._teacher, self._data = teacher, SimpleNamespace(block=block)
 
     @property

@@ -14,6 +14,7 @@ from kdcore.api.contracts import Loss, Teacher
 from kdcore.data.batch import Batch, Row, SparseLogits, columns_of
 from kdcore.data.collate import Collate, sent
 from kdcore.data.columns import values_of_column
+from kdcore.data.document_losses import DocumentLosses, document_losses
 from kdcore.data.given import as_rows
 from kdcore.data.where import Value
 from kdcore.guard import call_checked, plugin_errors
@@ -46,10 +47,11 @@ def evaluate(
     losses: Sequence[Loss],
     teacher: Teacher | None,
     by: str | None = None,
+    documents: DocumentSums | None = None,
 ) -> Mapping[str, float]:
     """See `Run.evaluate`."""
     groups = [] if by is None else values_of_column(rows.columns(), by)  # type: ignore[attr-defined]
-    sums = _Sums(run, losses, teacher, by, groups)
+    sums = _Sums(run, losses, teacher, by, groups, documents)
     collate = Collate(rows.split, run.vocabulary, run.device)  # type: ignore[attr-defined]
     longest_first = np.argsort(-rows.lengths, kind="stable")  # type: ignore[attr-defined]
     stride = run.micro_batch * run.processes
@@ -90,6 +92,32 @@ def _chunks(run: Run, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
         yield at, head(states[at])[:, : batch.vocabulary]
 
 
+class DocumentSums:
+    """Tokens, bytes and nats of each document of a split, and a hash of its ids."""
+
+    def __init__(self, count: int, device: torch.device) -> None:
+        self.sums = torch.zeros(count, 3, dtype=torch.float64, device=device)
+        self.keys = torch.zeros(count, dtype=torch.int64, device=device)
+
+    def add(self, batch: Batch, at: Tensor, values: Sequence[Tensor]) -> None:
+        """Some flat positions: one, bytes and nats of the token that each predicts."""
+        document, offset = (
+            each.reshape(-1)[at + 1].long() for each in (batch.document, batch.offset)
+        )
+        self.sums.index_add_(0, document, torch.stack(list(values), 1))
+        # Sums of whole numbers are the same in any order; those that are too large wrap around.
+        self.keys.index_add_(0, document, (batch.labels[at] + 1) ** 2 * (offset + 2))
+
+    def reduce(self) -> None:
+        """To the sums of all processes."""
+        torch.distributed.all_reduce(self.sums)
+        torch.distributed.all_reduce(self.keys)
+
+    def found(self) -> DocumentLosses:
+        """What was added, on the host."""
+        return document_losses(self.sums.cpu().numpy(), self.keys.cpu().numpy())
+
+
 def _keys(losses: Sequence[Loss]) -> list[str]:
     """Each loss's name; "kl.2" for a second "kl", as among the terms of a recipe."""
     taken, keys = {"tokens", "bytes", "nll", "agreement"}, []
@@ -110,9 +138,10 @@ class _Sums:
         teacher: Teacher | None,
         by: str | None = None,
         groups: Sequence[Value] = (),
+        documents: DocumentSums | None = None,
     ) -> None:
         self.run, self.losses, self.teacher = run, losses, teacher
-        self.by, self.groups = by, groups
+        self.by, self.groups, self.documents = by, groups, documents
         self.bytes = torch.from_numpy(run.bytes_per_id).to(run.device)
         self.partial = teacher if teacher and may_not_know(teacher) else None
         compared = [*["agreement"] * bool(teacher), *["known"] * bool(self.partial)]
@@ -133,6 +162,8 @@ class _Sums:
             self.total += torch.stack([value.sum() for value in values])
             if group is not None:
                 self.each.index_add_(0, group[at], torch.stack(values, 1))
+            if self.documents is not None:
+                self.documents.add(batch, at, values[:3])
 
     def _groups_of(self, batch: Batch) -> Tensor | None:
         """For each flat position the index of its document's value; None where nobody asked."""
@@ -180,6 +211,8 @@ class _Sums:
             torch.distributed.all_reduce(self.total)
             if self.by is not None:
                 torch.distributed.all_reduce(self.each)
+            if self.documents is not None:
+                self.documents.reduce()
         found = dict(zip(self.names, self.total.tolist(), strict=True))
         for value, sums in zip(self.groups, self.each.tolist(), strict=False):
             told = [f"{name}/{value}" for name in self.names]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kdcore.api.hookspecs import Record
 from kdcore.objective.gradient_shares import shares_of
+from kdcore.objective.hidden_states import compares_states
 from kdcore.rollout.statistics import rates, sums
 
 if TYPE_CHECKING:
@@ -128,11 +129,16 @@ class MetricsAccumulator:
             tokens_per_second=self._tokens / taken,
             selection=_ranking(self._ranked),
             rollout=self._rollout(taken),
-            gradient=shares_of(self._by_label(self._squares)),
+            gradient=shares_of(self._measured(self._by_label(self._squares))),
             teacher=_known(self._known),
         )
         self._begin()
         return record
+
+    def _measured(self, squares: Mapping[str, float]) -> Mapping[str, float]:
+        """Without the terms that have no gradient in logits."""
+        hidden = {term.label for term in self.run.recipe.terms if compares_states(term)}
+        return {label: square for label, square in squares.items() if label not in hidden}
 
     def _rollout(self, taken: float) -> dict[str, float]:
         found = rates(self._written)

@@ -16,8 +16,8 @@ from torch import Tensor
 from kdcore.data.batch import Row
 from kdcore.distributed import Total
 from kdcore.errors import RunError
+from kdcore.objective.readings import MicroBatch
 from kdcore.objective.selection import SelectionResult, select
-from kdcore.objective.teachers import MicroBatch
 from kdcore.rng import RandomState
 from kdcore.training.step import gradient_norm
 
@@ -159,11 +159,11 @@ def _bad_rows(trainer: TrainStep, step: int) -> list[BadRow]:
     rows = [row for part in parts for row in part.rows]
     first = parts[0].first
     readings = [
-        MicroBatch(trainer.collated(part, [n]), [part.first + n])
+        trainer.reading(trainer.collated(part, [n]), [part.first + n])
         for part in parts
         for n in range(len(part.rows))
     ]
-    readings = readings or [MicroBatch(trainer.collate([]), [first])]
+    readings = readings or [trainer.reading(trainer.collate([]), [first])]
     trainer.move_schedules(step - 1)
     terms = [term for term, _ in trainer.terms_of(step)]
     choices = select(run, readings, step, trainer.gather, trainer.total, terms)

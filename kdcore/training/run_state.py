@@ -14,7 +14,7 @@ import torch
 
 from kdcore.api.contracts import Loss, Rollout, Run, Teacher
 from kdcore.data.batch import Row
-from kdcore.data.documents import Documents
+from kdcore.data.rows import Documents
 from kdcore.data.sampler import Drawable, Order, StreamedRows, TrainingRows
 from kdcore.data.streaming import Stream
 from kdcore.errors import RunError, UsageError
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from kdcore.api.contracts import Stage
+    from kdcore.data.document_losses import DocumentLosses
     from kdcore.data.rows import RowDataset
     from kdcore.models.causal_lm import LanguageModel
 
@@ -51,6 +52,7 @@ class RunState(Run):
     vocabulary: int = 0  # ids that student and teachers share; logits are cut to these
     objective: str = ""  # the effective objective as a formula, as `kdcore plan` prints it
     scores: Mapping[str, float | str] = field(default_factory=dict)  # of the last evaluation
+    documents: DocumentLosses | None = None  # what the last evaluation kept of each
     best: Best | None = None  # the step that scored best, where the recipe keeps it
     reads_teacher: bool = True
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
@@ -139,11 +141,18 @@ class RunState(Run):
         teacher: Teacher | None = None,
         *,
         by: str | None = None,
+        keep_documents: bool = False,
     ) -> Mapping[str, float]:
         """See `Run.evaluate`."""
-        from kdcore.training.evaluation import evaluate
+        from kdcore.training.evaluation import DocumentSums, evaluate
 
-        return evaluate(self, rows, losses, teacher, by)
+        if not keep_documents:
+            return evaluate(self, rows, losses, teacher, by)
+        count = len(rows.split.lengths)  # type: ignore[attr-defined]
+        documents = DocumentSums(count, self.device)
+        sums = evaluate(self, rows, losses, teacher, by, documents)
+        self.documents = documents.found()
+        return sums
 
     def log_likelihoods(self, rows: Sequence[Row], *, batch: int = 64) -> list[float]:
         """See `Run.log_likelihoods`."""
@@ -179,6 +188,13 @@ class RunState(Run):
             ends=self.ends,
             vocabulary=self.vocabulary,
         )
+
+    def prompts(self) -> list[Prompt]:
+        """See `Run.prompts`."""
+        from kdcore.rollout.prompts import cutter_of
+
+        cutter, rows = cutter_of(self.recipe), self.laid("train")
+        return [one for n in range(len(rows)) for one in cutter.prompts(rows[n], 1, n)]
 
     def sample(
         self, prompts: Sequence[Prompt], n: int = 1, *, sampling: Sampling | None = None

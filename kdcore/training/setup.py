@@ -14,17 +14,18 @@ from kdcore.errors import RunError
 from kdcore.guard import call_checked
 from kdcore.models.causal_lm import LanguageModel
 from kdcore.models.loading import HALF, precision_of
-from kdcore.models.vocabulary import cut_to, verify_same_ids
+from kdcore.models.vocabulary import cut_to, verify_same_ids, warn_tokenizer_mismatch
 from kdcore.objective.columns import check_columns
+from kdcore.objective.hidden_states import HiddenTerms
+from kdcore.objective.losses import tell_untempered
 from kdcore.objective.objective import Objective
-from kdcore.objective.teacher_checks import (
+from kdcore.objective.teachers import (
     check_positions,
     head_sizes,
+    load_teachers,
     numbered,
-    tell_untempered,
-    warn_tokenizer_mismatch,
+    reading_our_ids,
 )
-from kdcore.objective.teachers import load_teachers, reading_our_ids
 from kdcore.optim import learning_rate, make_optimizer
 from kdcore.training.checkpoint import Checkpoints
 from kdcore.training.micro_batch import chunk_of, micro_batch_of, values_for
@@ -73,13 +74,15 @@ def prepare(
     with main_first(accelerator):
         laid = run.laid("train")
     run.steps = steps_of(options, run.drawn_in_epoch(), laid.lengths)
-    student = _prepare_student(run, HALF.get(accelerator.mixed_precision))
+    hidden = HiddenTerms(stage.terms)
+    student = _prepare_student(run, HALF.get(accelerator.mixed_precision), hidden)
     check_columns(run)
     load_teachers(run, stage.components())
     tell_untempered(stage.teacher, [term.loss for term in stage.terms])
     run.chunk = chunk_of(run)
-    objective = Objective(run.language_model, run.chunk)
-    optimizer = optimizer_of(options, student)
+    hidden.prepare(run)
+    objective = Objective(run.language_model, run.chunk, hidden)
+    optimizer = optimizer_of(options, student, objective.learned)
     run.autocast = accelerator.autocast
     wrapped, optimizer = accelerator.prepare(objective, optimizer)
     rows = rows_of(run)
@@ -118,7 +121,9 @@ def _written(rows: object) -> dict[str, WrittenAhead]:
     return {"written": WrittenAhead(rows)} if isinstance(rows, RolloutRows) else {}
 
 
-def _prepare_student(run: RunState, precision: torch.dtype | None) -> PreTrainedModel:
+def _prepare_student(
+    run: RunState, precision: torch.dtype | None, hidden: HiddenTerms
+) -> PreTrainedModel:
     """Make it, and prove it and the ids that it shares with its teachers."""
     stage = run.recipe
     teachers = reading_our_ids(stage.components())
@@ -137,6 +142,7 @@ def _prepare_student(run: RunState, precision: torch.dtype | None) -> PreTrained
     run.language_model = LanguageModel(student, precision)
     run.language_model.check_length(stage.data.block)
     run.vocabulary = prove_vocabulary(run, teachers)
+    hidden.watch(run.language_model)
     if stage.train.compile_trunk:
         run.language_model.compile_layers()
     return student
@@ -194,9 +200,11 @@ def shared_ids(run: RunState, teachers: Sequence[Teacher], width: int) -> int:
     return cut_to(shared, widths, eos if isinstance(eos, int) else None)
 
 
-def optimizer_of(options: TrainOptions, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer of `[train]` over what is trained."""
-    return make_optimizer(
+def optimizer_of(
+    options: TrainOptions, model: nn.Module, learned: nn.Module | None = None
+) -> torch.optim.Optimizer:
+    """The optimizer of `[train]` over what is trained; `learned` has no weight decay."""
+    made = make_optimizer(
         options.optimizer,
         model,
         lr=options.lr,
@@ -204,6 +212,9 @@ def optimizer_of(options: TrainOptions, model: nn.Module) -> torch.optim.Optimiz
         betas=options.betas,
         eps=options.eps,
     )
+    if more := list(learned.parameters()) if learned is not None else []:
+        made.add_param_group({"params": more, "weight_decay": 0.0})
+    return made
 
 
 def rate_of(options: TrainOptions, steps: int) -> Callable[[int], float]:

@@ -17,10 +17,11 @@ from kdcore.data.sampler import Part, Prefetcher, StreamedRows, TrainingRows
 from kdcore.distributed import over, total_of
 from kdcore.objective.chunked_loss import Values
 from kdcore.objective.gradient_shares import GradientShares, is_measured
+from kdcore.objective.hidden_states import compares_states, states_wanted
 from kdcore.objective.losses import asks_teacher
 from kdcore.objective.objective import Objective, SelectFn, TokenMask
+from kdcore.objective.readings import MicroBatch
 from kdcore.objective.selection import SelectionResult, select
-from kdcore.objective.teachers import MicroBatch
 from kdcore.training.rollout_rows import RolloutRows
 from kdcore.training.run_state import workers_of
 
@@ -53,7 +54,8 @@ class TrainStep:
     def __post_init__(self) -> None:
         self.gather, self.total = over(self.accelerator), total_of(self.accelerator)
         self.modules = list(self.objective.modules())
-        self.parameters = list(self.objective.parameters())
+        self.parameters = list(self.objective.model.parameters())
+        self.learned = list(self.objective.learned.parameters())
         self.watch: GradientShares | None = None
         self.schedules = schedules_in(self.run.recipe.components())
         for schedule in self.schedules:
@@ -68,7 +70,8 @@ class TrainStep:
         self, step: int, terms: Sequence[tuple[Term, float]]
     ) -> tuple[list[Tensor], SelectionResult]:
         """Each micro-batch's shares of the loss, its gradients added up, and what was kept."""
-        if is_measured(step, self.run.steps, len(terms)):
+        plain = [term for term, _ in terms if not compares_states(term)]
+        if is_measured(step, self.run.steps, len(plain)):
             self.watch = GradientShares(
                 [term.label for term in self.run.recipe.terms], self.run.device
             )
@@ -96,10 +99,14 @@ class TrainStep:
         mixed = self.run.recipe.selection is not None and self.run.recipe.scope == "micro_batch"
         parts = self.rows.parts(step)
         return [
-            MicroBatch(self.collated(part, some), [part.first + n for n in some])
+            self.reading(self.collated(part, some), [part.first + n for n in some])
             for part in [part for part in parts if part.rows] or parts[:1]
             for some in micro_batches(part.rows, self.run.micro_batch, by_length=not mixed)
         ]
+
+    def reading(self, batch: Batch, rows: Sequence[int]) -> MicroBatch:
+        """A micro-batch of rows at these places of the step, before anything is read of it."""
+        return MicroBatch(batch, rows, states_wanted(self.run.teacher, self.objective.hidden))
 
     def collated(self, part: Part, some: Sequence[int]) -> Batch:
         """Some rows of a part of a step, on the device."""
@@ -122,13 +129,17 @@ class TrainStep:
     ) -> Tensor:
         """Adds a micro-batch's gradients; returns each term's share of the loss [terms]."""
         teacher = self.run.teacher
-        asking = [term.loss for term, _ in terms if asks_teacher(term.loss)]
+        plain = [term for term, _ in terms if not compares_states(term)]
+        asking = [term.loss for term in plain if asks_teacher(term.loss)]
         logits_at = reading.outputs_of(teacher, asking) if teacher and asking else None
-        values = self.values([term for term, _ in terms])
+        states_at = None
+        if len(plain) < len(terms) and teacher is not None:
+            states_at = reading.states_of(teacher)
+        values = self.values(plain)
         if self.watch is not None:
-            values = self.watch.watched(values, [term for term, _ in terms])
+            values = self.watch.watched(values, plain)
         with self.run.autocast():
-            loss, share = self.wrapped(reading.batch, terms, values, logits_at, chosen)
+            loss, share = self.wrapped(reading.batch, terms, values, logits_at, chosen, states_at)
         if self.run.processes > 1:  # DDP averages their gradients; the loss is a sum over them
             loss = loss * self.run.processes
         # Not accelerate's backward, which divides by what its own configuration may say.
@@ -138,7 +149,7 @@ class TrainStep:
 
     def rehearse(self, rows: Sequence[Row]) -> None:
         """Forward and backward of one micro-batch as in a step, without taking the step."""
-        reading = MicroBatch(self.collate(rows), range(len(rows)))
+        reading = self.reading(self.collate(rows), range(len(rows)))
         valid = torch.full((), float(len(reading.batch.valid)), device=self.run.device)
         with self.accelerator.no_sync(self.wrapped):
             seen = TokenMask(None, valid, valid, valid)
@@ -155,10 +166,17 @@ class TrainStep:
         (self.base_optimizer if self.accelerator.scaler is None else self.optimizer).step()
 
     def clip(self) -> Tensor:
-        """The gradient's norm before it was clipped."""
+        """The gradient's norm before it was clipped. What terms learn is clipped by itself."""
         clip = self.run.recipe.train.clip
         if not clip:
             return gradient_norm(self.objective)
+        norm = self._clip_student(clip)
+        if not self.learned:
+            return norm
+        return torch.hypot(norm, nn.utils.clip_grad_norm_(self.learned, clip))
+
+    def _clip_student(self, clip: float) -> Tensor:
         if self.accelerator.scaler is None:
             return nn.utils.clip_grad_norm_(self.parameters, clip)
+        # This takes the scale out of all gradients that the optimizer has.
         return self.accelerator.clip_grad_norm_(self.parameters, clip)  # type: ignore[no-any-return]

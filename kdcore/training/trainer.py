@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -47,6 +48,7 @@ class Trainer(TrainStep):
         self.refusals = NonFiniteHandler(self, self.save_if_missing)
         self.oom_retry = OomRetry(self, self._save_alone)
         self.told: set[str] = set()
+        self.evaluation_due = False  # it began and did not end
 
     def train(self) -> None:
         """From `run.step` to `run.steps`."""
@@ -55,6 +57,10 @@ class Trainer(TrainStep):
             self._evaluate()
             if options.keep_best is not None:
                 score_of(options, run.scores)  # a name that nobody measures is told of here
+        elif self.evaluation_due:
+            self._evaluate()
+            self._note_best()
+            self.save()
         while run.step < run.steps:
             self.host.emit("kdcore_step_start", run=run, step=run.step + 1)
             self.step(run.step + 1)
@@ -82,12 +88,8 @@ class Trainer(TrainStep):
             self.move_schedules(step - 1)
             self.rollouts.write(step)
         before, terms = RandomState.capture(), self.terms_of(step)
-        try:
+        with self._saved_if_unreachable(before):
             shares, choices = self.oom_retry.run(before, lambda: self.gradients(step, terms))
-        except Unreachable:
-            before.restore()
-            self._save_before_ending()
-            raise
         good = self.refusals.judge(step, self.clip(), shares, before)
         if self.refusals.deferred or good:
             self.apply()
@@ -97,6 +99,16 @@ class Trainer(TrainStep):
         self.recorder.add(terms, shares, choices, good, squares)
         if self.rollouts is not None:
             self.recorder.add_written(self.rollouts.written(step), self.rollouts.take_seconds())
+
+    @contextmanager
+    def _saved_if_unreachable(self, before: RandomState) -> Iterator[None]:
+        """What asks a server: where that is gone, the run ends with a checkpoint."""
+        try:
+            yield
+        except Unreachable:
+            before.restore()
+            self._save_before_ending()
+            raise
 
     def _due(self, every: int | Literal["epoch"]) -> bool:
         """Whether something with this cadence is due after the step just done."""
@@ -145,8 +157,13 @@ class Trainer(TrainStep):
         if self.run.steps:
             self.move_schedules(self.run.step)
         with self.recorder.paused():
-            before = RandomState.capture()
-            scores = self.run.scores = self.oom_retry.run(before, lambda: run_evals(self.run))
+            before, self.evaluation_due = RandomState.capture(), True
+            self.run.documents = None
+            with self._saved_if_unreachable(before):
+                scores = self.run.scores = self.oom_retry.run(before, lambda: run_evals(self.run))
+            self.evaluation_due = False
+            if self.run.main and self.run.documents is not None:
+                self.run.documents.save(self.run.folder, self.run.step)
             if scores:
                 self.host.emit("kdcore_scores", run=self.run, step=self.run.step, scores=scores)
 
@@ -210,12 +227,14 @@ class Trainer(TrainStep):
     def state_dict(self) -> dict[str, object]:
         """What a checkpoint holds besides weights, optimizer and what each process has."""
         rows = {"rows": self.rows.state_dict(self.run.step)}
-        return self.run.state_dict() | micro_batch_state(self.run) | rows
+        due = {"evaluation_due": True} if self.evaluation_due else {}
+        return self.run.state_dict() | micro_batch_state(self.run) | rows | due
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what `state_dict` gave."""
         run = self.run
         run.load_state_dict(state)
+        self.evaluation_due = state.get("evaluation_due", False)
         run.micro_batch = kept_micro_batch(run, state)
         self.objective.chunk = run.chunk
         self.rows.load_state_dict(state.get("rows"))

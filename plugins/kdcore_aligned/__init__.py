@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
-from kdcore_sft import MESSAGES, Reteller
+from kdcore_sft import DIALOGUE, Reteller
 from pydantic import Field
 from torch import Tensor
 
@@ -109,7 +109,7 @@ class Aligned(Teacher):
 
     def optional_columns(self) -> Sequence[str]:
         """The dialogues, unless it reads the student's template."""
-        return () if self.template == "none" else (MESSAGES,)
+        return () if self.template == "none" else (DIALOGUE,)
 
     def _read_dialogues(
         self, run: Run, theirs: PreTrainedTokenizerBase, shared: dict[int, int]

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import islice
 
 import numpy as np
-from kdcore_sft import MESSAGES, Answered, Reteller, Told
+from kdcore_sft import DIALOGUE, Answered, Reteller, Told
 
 from kdcore import Batch, Piece, Retokenizer, Run, Spans, columns_of, on_host
 
@@ -25,7 +25,7 @@ class OwnTemplate:
 
     def piece(self, batch: Batch, start: int, ids: np.ndarray) -> Piece | None:
         """In place of the piece that begins at a flat position; None: it is no dialogue."""
-        text = columns_of(batch).at(start).get(MESSAGES)
+        text = columns_of(batch).at(start).get(DIALOGUE)
         if not isinstance(text, str):
             return None
         known, ours = Told.of(text), ids.tolist()
@@ -89,7 +89,7 @@ def first_dialogue(run: Run) -> tuple[Told, np.ndarray] | None:
     """The first one that begins a row, among the first rows, and that row's ids."""
     for row in islice(run.rows("train"), _LOOKED_AT):
         given = row.get("columns") or {}
-        text = (given if isinstance(given, Mapping) else given[0]).get(MESSAGES)
+        text = (given if isinstance(given, Mapping) else given[0]).get(DIALOGUE)
         if isinstance(text, str):
             return Told.of(text), row["input_ids"]
     return None

@@ -167,7 +167,7 @@ def stores_in(caches: Path) -> list[Kept]:
     if not caches.is_dir():
         return []
     folders = sorted(path for path in caches.iterdir() if path.is_dir())
-    return [Kept(path) for path in folders if not path.name.startswith(".")]
+    return [Kept(path) for path in folders if not path.name.startswith((".", "answers-"))]
 
 
 def find_store(name: str, caches: Path) -> Kept:

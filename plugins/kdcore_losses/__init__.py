@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from kdcore import Loss, hookimpl
 from kdcore_losses.contrastive import DistiLLM2
+from kdcore_losses.hidden_states import HiddenCosine, HiddenMse
 from kdcore_losses.known_ids import Renormalised
 from kdcore_losses.kullback_leibler import (
     AdaptiveKL,
@@ -20,7 +21,7 @@ from kdcore_losses.kullback_leibler import (
     SkewReverseKL,
     SymmetricKL,
 )
-from kdcore_losses.likelihood import CrossEntropy
+from kdcore_losses.likelihood import CrossEntropy, SmoothedCrossEntropy
 from kdcore_losses.on_policy import MiniLLM, OnPolicyDistillation
 from kdcore_losses.other_tokens import (
     ApproximateLikelihoodMatching,
@@ -35,6 +36,7 @@ def kdcore_losses() -> Sequence[type[Loss]]:
     """All of the above."""
     return [
         CrossEntropy,
+        SmoothedCrossEntropy,
         ForwardKL,
         ReverseKL,
         SkewKL,
@@ -52,4 +54,6 @@ def kdcore_losses() -> Sequence[type[Loss]]:
         UniversalLogitDistillation,
         GeneralOnPolicyLogitDistillation,
         ApproximateLikelihoodMatching,
+        HiddenMse,
+        HiddenCosine,
     ]

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Annotated, ClassVar
+
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
 from kdcore import Loss, component
@@ -14,6 +18,7 @@ class CrossEntropy(Loss):
 
     name = "ce"
     needs_teacher = False
+    controls: ClassVar[Mapping[str, str]] = {"no-teacher": ""}
 
     def per_token(self, student: Tensor, teacher: Tensor | None, labels: Tensor) -> Tensor:
         """-log q(y)."""
@@ -22,3 +27,26 @@ class CrossEntropy(Loss):
     def formula(self) -> str:
         """CE(q(1), y)."""
         return "CE(q(1), y)"
+
+
+@component
+class SmoothedCrossEntropy(Loss):
+    """Cross-entropy with label smoothing: `smoothing` of each label is spread over all ids alike.
+
+    Szegedy et al. 2016, arXiv:1512.00567. Needs no teacher: with the smoothing of a teacher's mean
+    entropy it is what a teacher would be that knows how sure it is, and not of what.
+    """
+
+    name = "smoothed-ce"
+    needs_teacher = False
+    controls: ClassVar[Mapping[str, str]] = {"smoothed": "smoothing"}
+    smoothing: Annotated[float, Field(ge=0, le=1)] = 0.1
+
+    def per_token(self, student: Tensor, teacher: Tensor | None, labels: Tensor) -> Tensor:
+        """(1 - s) * -log q(y), and s times the mean of -log q over all ids."""
+        return F.cross_entropy(student, labels, reduction="none", label_smoothing=self.smoothing)
+
+    def formula(self) -> str:
+        """(1 - s) CE(q(1), y) + s CE_ALL(q(1))."""
+        kept = f"{1 - self.smoothing:.12g}"
+        return f"({kept} * CE(q(1), y) + {self.smoothing:.12g} * CE_ALL(q(1)))"

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Annotated
 
 from pydantic import Field
 
-from kdcore import Completion, Prompt, Rollout, Run, Stage, Teacher, component
+from kdcore import Completion, Prompt, Rollout, Run, Stage, Teacher, component, describe
+from kdcore_rollouts.dialogue import asked_in
+from kdcore_rollouts.kept import Answers, KeptAnswer, Key, drawn_as, key_of_ids, seed_of
 
 
 @component
@@ -15,13 +18,19 @@ class TeacherWrites(Rollout):
     """The run's teacher, or another one. Kim and Rush, "Sequence-Level Knowledge Distillation",
     EMNLP 2016, sampled instead of searched for.
 
-    A prompt that comes again, in a later epoch, gets another answer.
+    Each prompt is answered once: answers are kept next to the teacher caches, for later epochs and
+    runs with the same teacher and the same way to draw. With `keep = false` a prompt that comes
+    again gets another answer, and nothing is kept.
     """
 
     name = "teacher"
     teacher: Annotated[
         Teacher | None, Field(description="who answers; by default the recipe's [teacher]")
     ] = None
+    keep: Annotated[bool, Field(description="answers on disk, each prompt's once")] = True
+
+    def __post_init__(self) -> None:
+        self._answers: Answers | None = None
 
     def needs_teacher(self) -> bool:
         """Where no other one is given."""
@@ -37,4 +46,40 @@ class TeacherWrites(Rollout):
         """One answer each."""
         writer = self.teacher or run.teacher
         assert writer is not None, "assembly sees to it"
-        return writer.generate(prompts, run.sampling(self))
+        if not self.keep:
+            return writer.generate(prompts, run.sampling(self))
+        kept = self.kept(run)
+        keys = [self.keys(prompt)[0] for prompt in prompts]
+        new = {key: one for key, one in zip(keys, prompts, strict=True) if key not in kept}
+        asked = [replace(one, seed=seed_of(*key)) for key, one in new.items()]
+        written = writer.generate(asked, run.sampling(self)) if asked else ()
+        for (key, prompt), one in zip(new.items(), written, strict=True):
+            kept.put(key, _to_keep(run, prompt, one))
+        return [_completion(kept, key) for key in keys]
+
+    def kept(self, run: Run) -> Answers:
+        """The answers so far."""
+        if self._answers is None:
+            writer = self.teacher or run.teacher
+            assert writer is not None, "assembly sees to it"
+            sampling = drawn_as(run.sampling(self))
+            meta = {"teacher": writer.fingerprint(), "sampling": sampling}
+            self._answers = Answers.open(run.caches, self.name, meta, describe(writer))
+        return self._answers
+
+    def keys(self, prompt: Prompt) -> list[Key]:
+        """What a prompt's answer is found by."""
+        return [(key_of_ids(prompt.ids), 0)]
+
+
+def _to_keep(run: Run, prompt: Prompt, one: Completion) -> KeptAnswer:
+    text = str(run.tokenizer.decode([*one.ids], skip_special_tokens=True))
+    logs = None if one.log_probs is None else [float(each) for each in one.log_probs]
+    ids = [int(each) for each in one.ids]
+    return KeptAnswer(ids, one.finished, logs, asked_in(prompt), text)
+
+
+def _completion(kept: Answers, key: Key) -> Completion:
+    assert key in kept, "it was just written"
+    found = kept[key]
+    return Completion(found.ids, found.finished, found.log_probs, source="teacher")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Annotated, Literal
+from collections.abc import Iterable, Mapping
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -55,6 +55,7 @@ class Random(Top):
     """Tokens drawn at random, anew at each step: the control of every other selection."""
 
     name = "random"
+    controls: ClassVar[Mapping[str, str]] = {"random-selection": "keep"}
 
     def scores(self, tokens: Tokens) -> Tensor:
         """A random number for each token."""

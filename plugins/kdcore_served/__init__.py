@@ -1,10 +1,10 @@
-"""Teachers behind a server: vLLM's completions or SGLang's /generate, over plain HTTP."""
+"""Behind a server: a teacher (vLLM's completions, SGLang's /generate), and a writer of answers."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kdcore import Teacher, hookimpl
+from kdcore import Rollout, Teacher, hookimpl
 
 
 @hookimpl
@@ -13,3 +13,11 @@ def kdcore_teachers() -> Sequence[type[Teacher]]:
     from kdcore_served.teacher import Served
 
     return [Served]
+
+
+@hookimpl
+def kdcore_rollouts() -> Sequence[type[Rollout]]:
+    """The writer `served`."""
+    from kdcore_served.writer import ServedWrites
+
+    return [ServedWrites]

@@ -27,6 +27,7 @@ class Model:
 
     name: str
     length: int | None  # of the longest prompt with its answer; None: not said
+    root: str | None = None  # what it was loaded from
 
 
 class Api(ABC):
@@ -38,7 +39,9 @@ class Api(ABC):
     def models(self) -> Sequence[Model]:
         """What is served."""
         found = _within(self.client, self.client.get("/v1/models"), "data")
-        return [Model(str(each["id"]), each.get("max_model_len")) for each in found]
+        return [
+            Model(str(each["id"]), each.get("max_model_len"), each.get("root")) for each in found
+        ]
 
     def likeliest(self, model: str, ids: Sequence[int], k: int) -> Answer:
         """The k likeliest ids at each position of a prompt."""

@@ -12,6 +12,9 @@ from kdcore import RunError, Unreachable, redact_secrets
 if TYPE_CHECKING:
     import httpx2
 
+ELSEWHERE = frozenset({"url", "concurrency", "timeout", "give_up_after", "key_env"})
+"""Options of what asks a server that say nothing of what it answers."""
+
 _LONGEST_WAIT = 30.0  # seconds between two tries
 _AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
 
@@ -98,7 +101,8 @@ class Refused(RunError):
     """The server understood a request and will not answer it."""
 
     def __init__(self, url: str, status: int, said: str) -> None:
-        self.said = said
+        self.said, self.status = said, status
+        self.is_about_content = "content_filter" in said or "content_policy" in said
         super().__init__(f"{url} refused a request ({status}): {redact_secrets(said[:300])}")
 
 

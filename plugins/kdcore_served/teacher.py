@@ -24,7 +24,7 @@ from kdcore import (
     tokenizer_hash,
 )
 from kdcore_served.apis import Answer, Api, Model, SGLang, Vllm
-from kdcore_served.client import Client
+from kdcore_served.client import ELSEWHERE, Client
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -49,6 +49,7 @@ class Served(Teacher):
     """
 
     name = "served"
+    elsewhere = ELSEWHERE
     url: Annotated[str, Field(pattern="^https?://", description="such as http://127.0.0.1:8000")]
     model: Annotated[str, Field(description="the name that the server knows it by")]
     k: Annotated[int, Field(ge=1, description="ids at each position")] = 20

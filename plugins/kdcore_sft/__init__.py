@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -16,11 +17,13 @@ from kdcore import Data, component, hookimpl
 from kdcore_sft.dialogues import Dialogues
 from kdcore_sft.formats import Dialogue, dialogue_of
 from kdcore_sft.records import OF_MESSAGES, OF_RECORDS, ChatRecords, Fields
-from kdcore_sft.retelling import MESSAGES, Answered, Reteller, Told
+from kdcore_sft.retelling import DIALOGUE, Answered, Reteller, Told
 from kdcore_sft.templates import template_of
 
+MESSAGES = "messages"  # the column of the dialogue itself
+
 __all__ = [
-    "MESSAGES",
+    "DIALOGUE",
     "Answered",
     "Dialogue",
     "Dialogues",
@@ -51,7 +54,8 @@ class Sft(Dialogues):
     `bos` true, or "auto" and a built-in template, with the tokenizer's bos, if it has none.
     `fields` says what names mean in the files, as `{instruction = "question", output = "answer"}`:
     ours on the left, the files' on the right, with dots for what lies in nested records.
-    `keep_columns` of the records, by the files' names, stay with their dialogues.
+    `keep_columns` of the records, by the files' names, stay with their dialogues; "messages" is the
+    dialogue itself as JSON, whatever the files call it.
     """
 
     name = "sft"
@@ -95,7 +99,7 @@ class Sft(Dialogues):
 
     def column_names(self) -> Sequence[str]:
         """Those that are kept, and the dialogue itself where a teacher asks for it."""
-        return [*self.keep_columns, *({MESSAGES} & self.asked_columns)]
+        return [*self.keep_columns, *({DIALOGUE} & self.asked_columns)]
 
     def missing(self) -> Iterator[str]:
         """Paths that lead nowhere, and folders without the files of a split."""
@@ -107,8 +111,11 @@ class Sft(Dialogues):
         for record in self._splits.of(split):
             made = dialogue_of(fields.of(record), self.system)
             if keep:
-                there.update(dict.fromkeys(record.values))
-                made = replace(made, columns=kept_of(record.values, keep, record.where))
+                there.update(dict.fromkeys([*record.values, MESSAGES]))
+                columns = kept_of(record.values, [k for k in keep if k != MESSAGES], record.where)
+                if MESSAGES in keep:
+                    columns[MESSAGES] = json.dumps(made.messages, ensure_ascii=False)
+                made = replace(made, columns=columns)
             yield made
         fields.check(split)
         if there:

@@ -20,7 +20,7 @@ from kdcore_sft.formats import Dialogue
 from kdcore_sft.marks import Marks
 from kdcore_sft.masking import Document, document, documents
 from kdcore_sft.messages import REASONING, thoughts_of
-from kdcore_sft.retelling import MESSAGES, told
+from kdcore_sft.retelling import DIALOGUE, told
 from kdcore_sft.templates import BUILT_IN, Template
 
 if TYPE_CHECKING:
@@ -69,8 +69,8 @@ class Maker:
         made_with = [2, options, texts, template.tokens, template.options]
         hashed = blake2b(digest_size=16)
         hashed.update(json.dumps([*made_with, tokenizer_hash(self.tokenizer)]).encode())
-        if MESSAGES in data.asked_columns:
-            hashed.update(b"messages 1")
+        if DIALOGUE in data.asked_columns:
+            hashed.update(b"dialogue 1")
         for each in data.dialogues(self.split):
             hashed.update(json.dumps([each.messages, template.of(each).given(each)]).encode())
             if each.columns:
@@ -206,10 +206,10 @@ class Maker:
 
     def _columns(self, made: Document, dialogue: Dialogue) -> Mapping[str, Any]:
         """Those that are kept, and where it is asked for the dialogue itself."""
-        if MESSAGES not in self.data.asked_columns:
+        if DIALOGUE not in self.data.asked_columns:
             return dialogue.columns
         known = told(dialogue, made, self.template, self._marks, self.data.train_on)
-        return {**dialogue.columns, MESSAGES: known.to_text()}
+        return {**dialogue.columns, DIALOGUE: known.to_text()}
 
     def _fitting(self, dialogue: Dialogue, made: Document) -> tuple[Document, Dialogue]:
         data = self.data

@@ -1,6 +1,6 @@
 """Dialogues as teachers get them: what was said, and which tokens of a document are its answers.
 
-The column `messages` holds this of each document, where a teacher asks for it: so it may read the
+The column `dialogue` holds this of each document, where a teacher asks for it: so it may read the
 same dialogue by another chat template, or with more in its prompt.
 """
 
@@ -24,7 +24,7 @@ from kdcore_sft.templates import Template, template_of
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-MESSAGES = "messages"
+DIALOGUE = "dialogue"
 """The column."""
 
 

@@ -106,3 +106,27 @@ def test_every_twin_has_figures_of_stages_that_it_has(twins):
         stages = {stage.name for stage in read_recipe(figure.recipe, PluginManager()).stages}
         assert {figure.stage, figure.less or figure.stage} <= stages, figure
         assert figure.at in ("last", "best") and figure.tolerance > 0
+
+
+def test_heads_of_recipes_say_what_is_expected(twins):
+    from kdcore.commands.recipes import _described
+    from kdcore.recipe.files import shipped_recipes
+
+    heads = [_described(path) for path in shipped_recipes()]
+    told = {
+        (head["name"], each["stage"], each["score"]): each
+        for head in heads
+        for each in head["measured"]
+    }
+    assert len(told) >= 12
+    for path in shipped_recipes():
+        lines = [line for line in path.read_text().splitlines() if line.startswith("# Measured:")]
+        count = sum(line.count("(n = ") for line in lines)
+        (head,) = [each for each in heads if each["path"] == str(path)]
+        assert len(head["measured"]) == count
+    shared = [f for f in twins.figures() if (f.recipe, f.stage, f.key) in told and not f.less]
+    assert len(shared) >= 4
+    for figure in shared:
+        each = told[figure.recipe, figure.stage, figure.key]
+        assert abs(each["mean"] - figure.expected) <= 0.002
+        assert each["deviation"] < figure.tolerance and each["n"] >= 3

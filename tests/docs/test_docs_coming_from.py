@@ -57,6 +57,7 @@ def test_a_pair_of_keys_is_one(name, said, here, monkeypatch):
     kdcore.check(name, sets=[f"{key}={value}", *rows])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "objective"),
     [

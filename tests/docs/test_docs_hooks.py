@@ -11,7 +11,7 @@ from kdcore import Completion, Component, Record
 from kdcore.api import hookspecs
 from kdcore.plugin.manager import PluginManager
 from kdcore.plugin.validation import EVENTS, PROVIDERS
-from kdcore.testing import check_loss, check_rollout, check_selection, check_teacher
+from kdcore.testing import check_executor, check_loss, check_rollout, check_selection, check_teacher
 from kdcore.testing.fakes import make_batch, tiny_llama
 
 pytestmark = pytest.mark.slow
@@ -87,6 +87,7 @@ CHECKS = {
     "rollout": lambda rollout, tmp_path: check_rollout(rollout),
     "patch": check_patch,
     "eval": check_eval,
+    "executor": lambda executor, tmp_path: check_executor(executor),
     "logger": lambda logger, tmp_path: None,  # by its events, below
 }
 OPTIONS = {"lines": {"path": "lines.txt"}, "mirror": {"to": "mirrored"}}

@@ -11,24 +11,25 @@ from kdcore.cli.main import app
 from kdcore.plugin.manager import PluginManager
 
 TEXT = (DOCS / "on-policy.md").read_text(encoding="utf-8")
-RECIPE, COMMAND = snippets("on-policy.md")
+RECIPE, COMMAND, KEPT = snippets("on-policy.md")
 
 
 def test_the_recipes_have_no_faults(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert (RECIPE.language, COMMAND.language) == ("toml", "sh")
     Path("onpolicy.toml").write_text(RECIPE.text)
-    _, *words = shlex.split(COMMAND.text)
-    done = CliRunner().invoke(app, words)
-    assert done.exit_code == 0, done.output
-    assert done.output.count("no faults") == 5
+    for command, recipes in ((COMMAND, 6), (KEPT, 2)):
+        _, *words = shlex.split(command.text)
+        done = CliRunner().invoke(app, words)
+        assert done.exit_code == 0, done.output
+        assert done.output.count("no faults") == recipes
 
 
 def test_the_losses_and_writers_of_the_table_are_there():
     host, rows = PluginManager(), re.findall(r"^\| [^|]+ \| ([^|]+) \| ([^|]+) \|$", TEXT, re.M)[1:]
     known = {"rollout": host.provided("rollout"), "loss": host.provided("loss")}
-    assert len(rows) == 6
+    assert len(rows) == 7
     for writers, losses in rows:
-        named = re.findall(r"`([a-z-]+)`", writers)
+        named = re.findall(r"`([a-z0-9-]+)`", writers)
         assert {*named} & known["rollout"].keys(), writers
-        assert {*re.findall(r"`([a-z-]+)`", losses)} <= {*known["loss"], "where", "beta"}, losses
+        assert {*re.findall(r"`([a-z0-9-]+)`", losses)} <= {*known["loss"], "where", "beta"}, losses

@@ -3,10 +3,12 @@
 import ast
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -18,13 +20,24 @@ EXAMPLES = ROOT / "examples"
 ALPHA = EXAMPLES / "kdcore-alpha"
 MORE = EXAMPLES / "kdcore-more-losses"
 NGRAM = EXAMPLES / "kdcore-ngram"
+LM_EVAL = EXAMPLES / "kdcore-lm-eval"
+OPTUNA = EXAMPLES / "kdcore-optuna"
+ALL = [ALPHA, MORE, NGRAM, LM_EVAL, OPTUNA]
 MODULES = sorted(file for file in EXAMPLES.rglob("*.py") if file.parent.name != "tests")
 
 
+def depends_on(file: Path) -> set[str]:
+    """The modules of what the distribution of this file says that it needs."""
+    folder = next(each for each in file.parents if (each / "pyproject.toml").is_file())
+    project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
+    return {re.match(r"[\w-]+", each)[0].replace("-", "_") for each in project["dependencies"]}
+
+
 @pytest.mark.parametrize("file", MODULES, ids=lambda file: f"{file.parent.name}.{file.stem}")
-def test_examples_import_the_public_api_torch_and_pydantic_only(file):
+def test_examples_import_the_public_api_and_what_they_depend_on(file):
     own = file.parent.name if (file.parent / "__init__.py").exists() else file.stem
-    allowed = {*sys.stdlib_module_names, "torch", "pydantic", "kdcore", own}
+    # kdcore itself depends on torch and pydantic.
+    allowed = {*sys.stdlib_module_names, "torch", "pydantic", own, *depends_on(file)}
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.ImportFrom):
             assert node.module.partition(".")[0] in allowed
@@ -32,11 +45,13 @@ def test_examples_import_the_public_api_torch_and_pydantic_only(file):
                 assert node.module == "kdcore"
                 assert {each.name for each in node.names} <= set(kdcore.__all__)
         elif isinstance(node, ast.Import):
-            assert {each.name.partition(".")[0] for each in node.names} <= allowed - {"kdcore"}
+            names = {each.name for each in node.names}
+            assert {name.partition(".")[0] for name in names} <= allowed
+            assert not any(name.startswith("kdcore.") for name in names)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("example", [ALPHA, MORE, NGRAM], ids=lambda folder: folder.name)
+@pytest.mark.parametrize("example", ALL, ids=lambda folder: folder.name)
 def test_the_tests_of_the_example_pass(example):
     environment = {**os.environ, "PYTHONPATH": str(example)}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests"]
@@ -74,7 +89,7 @@ class Environment:
 @pytest.fixture(scope="module")
 def wheels(tmp_path_factory) -> list[str]:
     folder = tmp_path_factory.mktemp("wheels")
-    for project in (ROOT, ALPHA, MORE, NGRAM):
+    for project in (ROOT, *ALL):
         command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir"]
         subprocess.run([*command, str(folder), str(project)], check=True, capture_output=True)
     return [str(wheel) for wheel in folder.iterdir()]
@@ -93,8 +108,10 @@ def here(tmp_path) -> Path:
     """An empty folder with the recipes: nothing of the repository is near."""
     folder = tmp_path / "here"
     folder.mkdir()
-    for recipe in (ALPHA / "alpha.toml", MORE / "more.toml", NGRAM / "ngram.toml"):
-        shutil.copy(recipe, folder)
+    for example in ALL:
+        for file in (*example.glob("*.toml"), *example.glob("colours.*")):
+            if file.name != "pyproject.toml":
+                shutil.copy(file, folder)
     return folder
 
 
@@ -153,6 +170,34 @@ def test_a_teacher_with_state_is_in_the_checkpoints(environment, here):
     assert trained[-1]["loss/kl"] < trained[0]["loss/kl"]
     verified = environment.kdcore("plugins", "ngram", "--verify", cwd=here)
     assert verified.returncode == 0, verified.stdout
+
+
+@pytest.mark.slow
+def test_tasks_of_the_harness_score_a_student(environment, here):
+    done = environment.kdcore("run", "lm-eval.toml", cwd=here)
+    assert done.returncode == 0, done.stderr
+    (run,) = (here / "runs").glob("lm-eval-*")
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    (accuracy,) = {line[key] for line in lines if (key := "eval/lm-eval/colours/acc") in line}
+    assert accuracy in (0.0, 0.25, 0.5, 0.75, 1.0)
+    assert "Running loglikelihood" not in done.stderr
+    verified = environment.kdcore("plugins", "lm-eval", "--verify", cwd=here)
+    assert verified.returncode == 0, verified.stdout
+
+
+@pytest.mark.slow
+def test_a_search_ends_with_the_best_run(environment, here):
+    search = ["optuna", "optuna.toml", "--search", "train.lr=1e-6,1e-2", "--trials", "3"]
+    done = environment.kdcore(*search, cwd=here)
+    assert done.returncode == 0, done.stderr
+    assert "best of 3: nll" in done.stdout and "--set train.lr=0.01" in done.stdout
+
+
+def test_the_index_lists_every_example():
+    index = (ROOT / "docs" / "plugins.md").read_text()
+    for example in ALL:
+        (row,) = [line for line in index.splitlines() if f"| `examples/{example.name}`" in line]
+        assert row.endswith("| kdcore 0.1.0 |")
 
 
 @pytest.mark.slow

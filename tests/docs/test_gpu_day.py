@@ -214,6 +214,7 @@ def test_parts_are_those_of_the_trials(day):
     assert len({*names}) == len(names) and names[:3] == ["machine", "tests", "head"]
 
 
+@pytest.mark.slow
 def test_without_a_gpu_it_says_so(tmp_path):
     command = [sys.executable, GPU / "day.py", "--folder", tmp_path]
     done = subprocess.run(command, capture_output=True, text=True)

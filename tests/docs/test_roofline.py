@@ -60,6 +60,7 @@ def test_shapes_are_those_of_the_recipes(roofline, recipe, stage, name):
     assert typed.config.items() <= {"model_type": shape.kind, **shape.config()}.items()
 
 
+@pytest.mark.slow
 def test_rows_of_a_step_are_those_of_the_recipes(roofline):
     for stage in roofline.STAGES:
         recipe, _, name = stage.name.partition(".")

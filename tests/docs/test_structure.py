@@ -18,7 +18,7 @@ OWN_MODULES = {value.split(".")[0] for value in PROJECT["entry-points"]["kdcore"
     "kdcore"
 }
 # The contracts refer to each other, so they are one file.
-LONGEST = {"contracts.py": 900}
+LONGEST = {"contracts.py": 930}
 
 
 def imports(path: Path):
@@ -57,8 +57,9 @@ def test_the_engine_names_no_plugin(path):
 
 # Verbs that look after what one plugin keeps, or write its recipes: they are what is left to move.
 OF_A_PLUGIN = {
-    "cache.py": {"kdcore_cached"},
-    "cache_tables.py": {"kdcore_cached"},
+    "cache.py": {"kdcore_cached", "kdcore_rollouts"},
+    "cache_tables.py": {"kdcore_cached", "kdcore_rollouts"},
+    "served_choice.py": {"kdcore_served"},
     "data_file.py": {"kdcore_text"},
     "generate.py": {"kdcore_sft"},
     "recipe_template.py": {"kdcore_sft", "kdcore_text"},

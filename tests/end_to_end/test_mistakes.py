@@ -33,6 +33,7 @@ def test_a_folder_without_a_config(model):
         loaded(model)
 
 
+@pytest.mark.slow
 def test_a_model_that_writes_no_text(model):
     path = model / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"model_type": "vit"}))

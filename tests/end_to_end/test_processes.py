@@ -19,8 +19,10 @@ from adapted import adapted
 from cases import SHARE
 from engine import term
 from given import VOCABULARY
-from kdcore_losses import CrossEntropy, ForwardKL
+from kdcore_losses import CrossEntropy, ForwardKL, HiddenCosine, HiddenMse
 from kdcore_selections import Hardest, Random
+
+from kdcore.api.contracts import Schedule
 
 pytestmark = pytest.mark.slow
 
@@ -37,6 +39,20 @@ ROWS = {
 }
 
 
+def hidden_terms():
+    """One of them no longer counts in the second half of a run."""
+    losses = [
+        HiddenMse(layers=[[0, 1], [-1, -1]], projection="linear"),
+        HiddenCosine(layers=[[1, 2]], projection="linear"),
+    ]
+    for seed, loss in enumerate(losses):  # as the engine does, for the oracle
+        sizes = [16] * len(loss.layers)
+        loss.set_sizes(sizes, sizes, seed)
+        loss.learned().double()
+    until = Schedule(start=1.0, end=0.0, until=0.5)
+    return [term(losses[0], 0.7), term(CrossEntropy(), 0.3), term(losses[1], until)]
+
+
 @dataclass(frozen=True)
 class Case:
     rows: str = "packed"
@@ -49,15 +65,18 @@ class Case:
     loss: str | None = None
     average: str | None = None  # of an ensemble
     where: bool = False  # terms for some documents only
+    hidden: bool = False  # terms that compare hidden states, and learn projections
     step: int = 1  # of 10
 
     def __str__(self):
-        said = {name: name for name in ("adapter", "where") if getattr(self, name)}
-        named = vars(self) | {"adapter": "", "where": ""} | said
+        flags = ("adapter", "where", "hidden")
+        named = vars(self) | {name: name if getattr(self, name) else "" for name in flags}
         return "-".join(str(each) for each in named.values() if each)
 
     @property
     def terms(self):
+        if self.hidden:
+            return hidden_terms()
         if self.where:
             return cases.WHERE_ON if self.selection else cases.WHERE
         if self.loss:
@@ -107,6 +126,9 @@ CASES = [
     Case(tied=True),
     Case(kind="gpt2", selection="rho", tied=True),
     *(Case(kind=kind, adapter=True) for kind in tiny.KINDS),
+    *(Case(rows, hidden=True, adapter=True) for rows in ("packed", "single")),
+    *(Case(rows, hidden=True, micro_batch=2) for rows in ("seven", "one", "lopsided", "masked")),
+    *(Case(hidden=True, selection="rho", step=step) for step in (1, 4, 8)),
     *(Case(rows, selection="rho", adapter=True, tied=True) for rows in ("packed", "one")),
 ]
 CASES = list(dict.fromkeys(CASES))
@@ -250,6 +272,7 @@ def test_two_processes_are_one(seen, case):
         share=1.0 if case.selection == "everything" else SHARE,
         done=(case.step - 1) / 10,
         groups=groups_of(case),
+        shown=cases.model("gpt2", seed=1) if case.hidden else None,
     )
     results = [each["cases"][CASES.index(case)] for each in seen]
     one, other = (result.kept for result in results)

@@ -1,14 +1,16 @@
 """Whole runs whose rows are written: killed, resumed by more processes, chats, adapters."""
 
 import json
+import shutil
 import signal
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_stages import KILLER, assert_same_weights, command, metrics, run
+from test_stages import KILLER, assert_same_weights, command, metrics, run, weights
 
+from kdcore import KdcoreError
 from kdcore.plugin.manager import PluginManager
 from kdcore.training.checkpoint import newest
 
@@ -167,3 +169,26 @@ def test_the_student_that_writes_has_its_adapters(host, monkeypatch):
     sets = tuple(f"{key}={value}" for key, value in CHAT.items())
     run(host, sets=(*sets, "teacher={use='self'}", "loss=[{use='jsd'}]", "train.steps=3"))
     assert any(map(all, seen[1:]))
+
+
+DOCUMENTS = "train={batch_documents=5, steps=6, lr=1e-2, save_every=2, save_keep=9, log_every=1}"
+
+
+def test_steps_of_documents_have_their_answers_however_they_are_cut(host):
+    """A step draws packed rows that hold so many documents, and each drawn row is written whole."""
+    (whole,) = run(host, out=Path("whole"), sets=(DOCUMENTS, "train.micro_batch=8"))
+    (cut,) = run(host, out=Path("cut"), sets=(DOCUMENTS, "train.micro_batch=1"))
+    first = [line for line in written(whole).splitlines() if json.loads(line)["step"] <= 4]
+    assert first and written(cut).splitlines()[: len(first)] == first
+    before = weights(whole)
+    shutil.rmtree(whole / "final")
+    for gone in (4, 6):
+        shutil.rmtree(whole / "checkpoints" / f"step-{gone}")
+    (again,) = run(host, out=Path("whole"), sets=(DOCUMENTS, "train.micro_batch=8"))
+    assert again == whole and timeless(again)[-1]["step"] == 6
+    assert all(torch.equal(value, before[name]) for name, value in weights(again).items())
+
+
+def test_answers_beyond_the_models_positions_end_the_run_before_it_begins(host):
+    with pytest.raises(KdcoreError, match="longer than the student's 16 positions"):
+        run(host, sets=("student.config.max_position_embeddings=16",))

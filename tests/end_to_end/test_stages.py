@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -247,13 +248,33 @@ def test_other_data_is_refused_by_name_and_accepted_by_name(host):
     assert (folder / "final").is_dir()
 
 
-def test_two_processes_cannot_use_one_folder(host):
+def test_a_run_waits_for_another_process_in_its_folder(host, monkeypatch, caplog):
     (folder,) = run(host)
     for path in (folder / "final").iterdir():
         path.unlink()
     (folder / "final").rmdir()
-    with locked(folder), pytest.raises(RunError, match="another process is running"):
-        run(host)
+    taken = ExitStack()
+    taken.enter_context(locked(folder))
+    caplog.set_level("INFO", "kdcore")
+    monkeypatch.setattr("kdcore.runs.lock.rest", taken.close)
+    assert run(host) == [folder] and (folder / "final" / "config.json").is_file()
+    (said,) = [each.message for each in caplog.records if "waiting for it" in each.message]
+    assert f"({os.getpid()} on " in said
+
+
+def test_a_stage_that_another_process_finishes_meanwhile_is_used(host, monkeypatch):
+    (folder,) = run(host)
+    done, taken = folder / "final", ExitStack()
+    done.rename(folder / "elsewhere")
+    taken.enter_context(locked(folder))
+
+    def finish():
+        (folder / "elsewhere").rename(done)
+        taken.close()
+
+    monkeypatch.setattr("kdcore.runs.lock.rest", finish)
+    before = (folder / "metrics.jsonl").read_bytes()
+    assert run(host) == [folder] and (folder / "metrics.jsonl").read_bytes() == before
 
 
 def test_a_failure_of_one_variant_does_not_stop_the_others(host):

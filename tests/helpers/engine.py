@@ -15,6 +15,7 @@ from kdcore.api.contracts import Term
 from kdcore.api.train_options import TrainOptions
 from kdcore.data.given import as_rows
 from kdcore.data.sampler import Order, TrainingRows
+from kdcore.objective.hidden_states import HiddenTerms
 from kdcore.objective.losses import values_of
 from kdcore.objective.objective import Objective
 from kdcore.training.checkpoint import Checkpoints
@@ -41,6 +42,18 @@ class Held(Teacher):
         self.reads += 1
         states = self.model.states(batch)
         return lambda positions: self.model.logits(states[positions])
+
+    def layer_sizes(self):
+        self.model.watch_layers(())
+        return self.model.layer_sizes
+
+    def read_states(self, batch, layers):
+        self.reads += 1
+        states, kept = self.model.layer_states(batch, layers)
+        return (
+            lambda positions: self.model.logits(states[positions]),
+            lambda positions: [each[positions] for each in kept],
+        )
 
 
 class Keeps(Selection):
@@ -184,8 +197,12 @@ def trainer(
     run.tokenizer = None
     run.language_model = proved(student)
     run.chunk = chunk
-    objective = Objective(run.language_model, chunk)
-    optimizer = optimizer or Noting(student.parameters(), lr=0.1)
+    hidden = HiddenTerms(terms)
+    hidden.watch(run.language_model)
+    hidden.prepare(run)
+    objective = Objective(run.language_model, chunk, hidden)
+    objective.learned.to(next(student.parameters()).dtype)
+    optimizer = optimizer or Noting(objective.parameters(), lr=0.1)
     return Trainer(
         run=run,
         host=Events(),
@@ -230,7 +247,7 @@ def step(student, rows, terms, *, selection=None, at=1, **options):
     made.step(at)
     summed = made.accelerator.reduce(torch.stack(noted.shares).sum(0), "sum")
     labels = [term.label for term in noted.terms]
-    names = [name for name, _ in student.named_parameters()]
+    names = [name.removeprefix("model.") for name, _ in made.objective.named_parameters()]
     return Result(
         terms=dict(zip(labels, summed.tolist(), strict=True)),
         gradients=dict(zip(names, made.optimizer.seen, strict=True)),

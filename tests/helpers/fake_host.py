@@ -58,6 +58,14 @@ class Loaded(Teacher):
 
 
 @component
+class Remote(Teacher):
+    name = "remote"
+    elsewhere = frozenset({"address"})
+    url: Annotated[str, Field(alias="address")]
+    model: str
+
+
+@component
 class Stored(Teacher):
     name = "stored"
     kind: Literal["nll", "topk"] = "nll"
@@ -161,7 +169,7 @@ class Tracker(Logger):
 
 CLASSES = (
     *(CrossEntropy, Divergence, Skewed),
-    *(Loaded, Stored, Ensemble),
+    *(Loaded, Remote, Stored, Ensemble),
     *(Top, Draw),
     *(Text, Fresh, Mix),
     *(Pairs, Scheme, Perplexity, Agreement, Samples, Files, Tracker),

@@ -25,6 +25,8 @@ class Token:
     label: int
     student: torch.Tensor  # logits [V]
     teacher: torch.Tensor | None  # logits [V]
+    states: list[torch.Tensor] | None = None  # of every layer [H]
+    teacher_states: list[torch.Tensor] | None = None
 
     @property
     def place(self):
@@ -59,6 +61,18 @@ def logits_of(model, row, vocabulary):
     return torch.cat(alone)
 
 
+def states_of(model, row):
+    """Of every layer [time, H], as transformers tells them: every document alone."""
+    ids = torch.tensor(row["input_ids"])
+    alone = [
+        model(
+            input_ids=ids[None, begin:end], use_cache=False, output_hidden_states=True
+        ).hidden_states
+        for begin, end in pieces(row)
+    ]
+    return [torch.cat([each[0] for each in layer]) for layer in zip(*alone, strict=True)]
+
+
 def predicted(row):
     """(position, label) of each token to learn: the next one of the same document, if trained."""
     labels = row.get("labels", row["input_ids"])
@@ -68,15 +82,21 @@ def predicted(row):
                 yield position, int(labels[position + 1])
 
 
-def tokens_of(rows, student, teacher, vocabulary):
-    """All tokens of the step, in order. `teacher` gives logits [time, vocabulary] of a row."""
+def tokens_of(rows, student, teacher, vocabulary, shown=None):
+    """All tokens of the step, in order. `teacher` gives logits [time, vocabulary] of a row.
+
+    `shown` is the teacher's model, where states are compared.
+    """
     for number, row in enumerate(rows):
         ours = logits_of(student, row, vocabulary)
+        states = states_of(student, row) if shown else None
         with torch.no_grad():
             theirs = teacher(row) if teacher else None
+            shows = states_of(shown, row) if shown else None
         for position, label in predicted(row):
             other = None if theirs is None else theirs[position]
-            yield Token(number, position, label, ours[position], other)
+            at = [each and [layer[position] for layer in each] for each in (states, shows)]
+            yield Token(number, position, label, ours[position], other, *at)
 
 
 # Teachers: functions of a row
@@ -146,14 +166,24 @@ def random(seed, step):
 
 
 def step(
-    student, rows, terms, *, vocabulary, teacher=None, scores=None, share=1.0, done=0.0, groups=None
+    student,
+    rows,
+    terms,
+    *,
+    vocabulary,
+    teacher=None,
+    scores=None,
+    share=1.0,
+    done=0.0,
+    groups=None,
+    shown=None,
 ):
     """The weighted terms, their gradient, and who was kept.
 
     `groups` (numbers of rows) rank by themselves instead of the whole step, each counting as its
     share of the tokens.
     """
-    tokens = list(tokens_of(rows, student, teacher, vocabulary))
+    tokens = list(tokens_of(rows, student, teacher, vocabulary, shown))
     groups = groups or [list(range(len(rows)))]
     totals, kept = {}, set()
     for group in groups:
@@ -166,7 +196,7 @@ def step(
             some = matching(seen(members, chosen, term.on), rows, term)
             mean = weight_at(term.weight, done) * counted * mean_of(term.loss, some)
             totals[term.label] = totals.get(term.label, 0.0) + mean
-    gradients = gradients_of(student, sum(totals.values()))
+    gradients = gradients_of(student, sum(totals.values()), learned_by(terms))
     values = {label: float(torch.as_tensor(total).detach()) for label, total in totals.items()}
     return Answer(values, gradients, kept, len(tokens))
 
@@ -222,9 +252,20 @@ def mean_of(loss, tokens):
     return sum(value(loss, token) for token in tokens) / max(1, len(tokens))
 
 
-def gradients_of(model, total):
+def learned_by(terms):
+    """What losses between hidden states learn, by the name that the engine has for it."""
+    found = [term.loss.learned() for term in terms if hasattr(term.loss, "learned")]
+    modules = [module for module in found if module is not None]
+    return {
+        f"learned.{n}.{name}": parameter
+        for n, module in enumerate(modules)
+        for name, parameter in module.named_parameters()
+    }
+
+
+def gradients_of(model, total, learned=()):
     """By name, of what is trained."""
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad} | dict(learned)
     if not isinstance(total, torch.Tensor) or not total.requires_grad:
         return {name: torch.zeros_like(parameter) for name, parameter in trained.items()}
     found = torch.autograd.grad(total, tuple(trained.values()), materialize_grads=True)

@@ -25,6 +25,8 @@ def value(loss, token):
     """What a token is worth in a loss."""
     if loss.name == "ce":
         return nll(token.student, token.label)
+    if hasattr(loss, "layers"):
+        return between_states(loss, token)
     if hasattr(loss, "known"):
         p, q = (buckets(loss, token, logits) for logits in (token.teacher, token.student))
     else:
@@ -32,6 +34,20 @@ def value(loss, token):
         q = torch.softmax(token.student / loss.temperature, -1)
     scaled = loss.temperature**2 if getattr(loss, "scale_by_t2", False) else 1
     return scaled * divergence(loss, p, q)
+
+
+def between_states(loss, token):
+    """The mean over pairs of layers; a projection is a matrix times a state."""
+    values = []
+    for n, (ours, theirs) in enumerate(loss.layers):
+        a, b = token.states[ours], token.teacher_states[theirs]
+        if loss.projection == "linear":
+            a = loss.learned()[n].weight @ a
+        if loss.name == "hidden-mse":
+            values.append(((a - b) ** 2).sum() / len(b))
+        else:
+            values.append(1 - (a * b).sum() / ((a**2).sum().sqrt() * (b**2).sum().sqrt()))
+    return sum(values) / len(values)
 
 
 def buckets(loss, token, logits):

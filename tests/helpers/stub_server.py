@@ -13,8 +13,11 @@ class Stub:
 
     def __init__(self, model, name="tiny", limit=20, length=None):
         self.model, self.name, self.limit, self.length = model, name, limit, length
+        self.lacks = ()  # paths
+        self.root = None  # what it was loaded from
         self.failures = []
         self.asked = []
+        self.gone_after = None  # requests; every one behind these is answered with 503
         self.key = None
         self.lock = Lock()
 
@@ -41,14 +44,32 @@ class Stub:
             entries.append([[log, n, None] for log, n in each])
         return 200, {"meta_info": {"input_top_logprobs": entries}}
 
+    def chat(self, body):
+        """An answer to the question and the seed; questions may ask for something odd."""
+        asked = body["messages"][-1]["content"]
+        message = {"role": "assistant", "content": f"{asked} {body['seed'] % 7}, I say"}
+        reason = "stop"
+        if "long" in asked:
+            reason = "length"
+        if "empty" in asked:
+            message["content"] = " "
+        if "refuse" in asked:
+            message |= {"content": None, "refusal": "No."}
+        if "filter" in asked:
+            reason = "content_filter"
+        if "forbidden" in asked:
+            return 400, {"error": {"code": "content_filter"}}
+        return 200, {"choices": [{"message": message, "finish_reason": reason}]}
+
     def models(self, _):
-        return 200, {"data": [{"id": self.name, "max_model_len": self.length}]}
+        return 200, {"data": [{"id": self.name, "max_model_len": self.length, "root": self.root}]}
 
 
 PATHS = {
     "/v1/models": Stub.models,
     "/v1/completions": Stub.completions,
     "/generate": Stub.generate,
+    "/v1/chat/completions": Stub.chat,
 }
 
 
@@ -69,12 +90,16 @@ def serving(stub):
             stub.asked.append((self.path, body))
             with stub.lock:
                 failure = stub.failures.pop(0) if stub.failures and body is not None else None
+                if stub.gone_after is not None and len(stub.asked) > stub.gone_after:
+                    failure = 503
             if failure == "reset":
                 self.close_connection = True
                 self.connection.close()
                 return
             if stub.key and self.headers.get("Authorization") != f"Bearer {stub.key}":
                 return self._send(401, b"{}")
+            if self.path in stub.lacks:
+                return self._send(404, b"{}")
             status, answer = PATHS[self.path](stub, body)
             content = json.dumps(answer).encode()
             if isinstance(failure, int):

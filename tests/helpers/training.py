@@ -28,15 +28,26 @@ class Eval:
 
 
 def trainer(
-    folder, *, rows=ROWS, steps=6, batch=4, selection=None, terms=None, micro_batch=3, **options
+    folder,
+    *,
+    rows=ROWS,
+    steps=6,
+    batch=4,
+    selection=None,
+    terms=None,
+    micro_batch=3,
+    double=False,
+    **options,
 ):
     """Steps that really learn."""
-    student = given.model()
+    student, teacher = given.model(), TEACHER
+    if double:
+        student, teacher = given.in_double(student), given.in_double(teacher)
     made = engine.trainer(
         student,
         rows,
         terms or [term(ForwardKL(temperature=2.0)), term(weight=0.5)],
-        teacher=Held(TEACHER),
+        teacher=Held(teacher),
         selection=selection,
         batch=batch,
         micro_batch=micro_batch,

@@ -114,6 +114,7 @@ def test_a_teacher_without_a_tokenizer_is_refused():
         teacher.load(run)
 
 
+@pytest.mark.slow
 def test_a_recipe_with_it_trains(folders, tmp_path, monkeypatch):
     import kdcore
 

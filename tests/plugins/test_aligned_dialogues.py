@@ -8,7 +8,7 @@ import pytest
 import tiny
 import torch
 from kdcore_aligned.dialogues import OwnTemplate
-from kdcore_sft import MESSAGES, Reteller, Told
+from kdcore_sft import DIALOGUE, Reteller, Told
 from transformers import AutoModelForCausalLM
 
 import kdcore
@@ -156,10 +156,10 @@ def test_texts_that_spell_special_tokens_stay_text(folder, tmp_path, monkeypatch
 def test_what_the_student_wrote_is_read_by_the_teachers_template(folder, ended):
     """The answer to the second question, in place of the one that the data has."""
     data = chats.Sft(path=str(folder / "records.jsonl"), rows="one", block=160)
-    data.asked_columns = frozenset({MESSAGES})
+    data.asked_columns = frozenset({DIALOGUE})
     row = list(data.make_rows("train", CHATML, seed=0, epoch=0))[2]
     columns = row["columns"][0]
-    answer = Told.of(columns[MESSAGES]).answers[1]
+    answer = Told.of(columns[DIALOGUE]).answers[1]
     ids = [*CHATML("so it was </s>, a fox", split_special_tokens=True)["input_ids"]]
     ids += [CHATML.eos_token_id] * ended
     prompt = Prompt(tuple(row["input_ids"][: answer.first].tolist()), 0, 0, columns)
@@ -206,12 +206,12 @@ def test_documents_have_the_dialogue_only_where_it_is_asked_for(folder):
     tokenizer = CHATML
     plain = chats.Sft(path=str(folder / "records.jsonl"), rows="one", block=160)
     asked = chats.Sft(path=str(folder / "records.jsonl"), rows="one", block=160)
-    asked.asked_columns = frozenset({MESSAGES})
+    asked.asked_columns = frozenset({DIALOGUE})
     (row, *_), (other, *_) = (
         list(each.make_rows("train", tokenizer, seed=0, epoch=0)) for each in (plain, asked)
     )
     assert not row.get("columns") and row["input_ids"].tolist() == other["input_ids"].tolist()
-    known = Told.of(other["columns"][0][MESSAGES])
+    known = Told.of(other["columns"][0][DIALOGUE])
     (answer,) = known.answers
     assert answer.text == "It is 4, of course." and answer.turn == 1
     assert tokenizer.decode(other["input_ids"][answer.first : answer.end]) == answer.text

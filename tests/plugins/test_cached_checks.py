@@ -31,6 +31,7 @@ def flip(path, at, bit=3):
     path.write_bytes(content)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_flipped_bit_in_any_file_is_made_anew(tmp_path, model, kind):
     run = run_in(tmp_path)

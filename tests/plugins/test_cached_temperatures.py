@@ -20,8 +20,7 @@ from kdcore_cached.others import (
 from kdcore_losses import CrossEntropy, ForwardKL, ReverseKL
 
 from kdcore import Teacher, UsageError, read
-from kdcore.objective.losses import values_of
-from kdcore.objective.teacher_checks import tell_untempered
+from kdcore.objective.losses import tell_untempered, values_of
 from kdcore.objective.teachers import read_outputs
 from kdcore.testing import check_teacher
 

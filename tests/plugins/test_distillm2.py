@@ -66,6 +66,7 @@ def value_of(token, by_student, skew):
     return kl(p, skew * p + (1 - skew) * q)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("micro_batch", [1, 3, 8])
 @pytest.mark.parametrize("options", [{}, {"adaptive": False}, {"skew": 0.3, "beta": 1.5}], ids=str)
 def test_it_is_the_textbook(options, micro_batch):

@@ -3,13 +3,16 @@
 import math
 
 import pytest
+import tiny
 import torch
 from kdcore_ensemble import Ensemble, kdcore_teachers
+from kdcore_hf import HfTeacher
 from kdcore_losses.kullback_leibler import ForwardKL
+from kdcore_rollouts.teacher import TeacherWrites
 from pydantic import ValidationError
 
-from kdcore import Teacher, UsageError, read, read_nll
-from kdcore.testing import check_teacher
+from kdcore import LanguageModel, Sampling, Teacher, UsageError, read, read_nll
+from kdcore.testing import check_rollout, check_teacher, make_prompts
 from kdcore.testing.fakes import TableTeacher, make_batch
 
 BATCH = make_batch([[3, 1, 4, 1, 5], [9, 2, 6]])
@@ -144,3 +147,60 @@ def test_members_and_weights_are_checked():
 
 def test_hook_kdcore_teachers():
     assert [teacher.name for teacher in kdcore_teachers()] == ["ensemble"]
+
+
+class Held(HfTeacher):
+    """A teacher whose model is tiny, and has more ids than it shares."""
+
+    def __init__(self, seed, vocabulary=64):
+        super().__init__(model="tiny")
+        self._model = LanguageModel(tiny.model(vocabulary=vocabulary, seed=seed).eval())
+
+
+SHARED = 60
+PROMPTS = make_prompts(5)
+
+
+def likeliest(members, average, shares, prompt, count):
+    """The likeliest ids one after the other, each from a whole forward of all members."""
+    ids, logs = list(prompt.ids), []
+    for _ in range(count):
+        each = [
+            one._model.model(torch.tensor([ids]), use_cache=False).logits[0, -1, :SHARED].detach()
+            for one in members
+        ]
+        if average == "logits":
+            joined = sum(x * share for x, share in zip(each, shares, strict=True)).log_softmax(-1)
+        else:
+            mixed = sum(x.softmax(-1) * share for x, share in zip(each, shares, strict=True))
+            joined = mixed.log()
+        ids.append(int(joined.argmax()))
+        logs.append(float(joined[ids[-1]]))
+    return tuple(ids[len(prompt.ids) :]), logs
+
+
+@pytest.mark.parametrize("average", ["logits", "probs", "losses"])
+def test_it_writes_token_by_token_from_the_average(average):
+    members = [Held(1), Held(2, vocabulary=70)]
+    ensemble = Ensemble(members=members, weights=[3.0, 1.0], average=average)
+    assert ensemble.writes()
+    sampling = Sampling(6, temperature=0.0, vocabulary=SHARED)
+    for prompt, one in zip(PROMPTS, ensemble.generate(PROMPTS, sampling), strict=True):
+        ids, logs = likeliest(members, average, [0.75, 0.25], prompt, 6)
+        assert one.ids == ids and one.source == "teacher"
+        assert one.log_probs == pytest.approx(logs, abs=1e-5)
+    alone = members[0].generate(PROMPTS, sampling)
+    assert [one.ids for one in alone] != [one.ids for one in ensemble.generate(PROMPTS, sampling)]
+
+
+def test_answers_end_one_by_one_in_every_member():
+    sampling = Sampling(12, temperature=2.0, ends=frozenset(range(0, 60, 7)), vocabulary=SHARED)
+    twins = Ensemble(members=[Held(1), Ensemble(members=[Held(1)])])
+    found, alone = (each.generate(PROMPTS, sampling) for each in (twins, Held(1)))
+    assert [one.ids for one in found] == [one.ids for one in alone]
+    assert len({len(one.ids) for one in found}) > 1
+
+
+def test_an_ensemble_writes_as_a_writer_does_and_only_if_all_members_can():
+    check_rollout(TeacherWrites(max_new_tokens=8), teacher=Ensemble(members=[Held(1), Held(2)]))
+    assert not Ensemble(members=[Held(1), ONE]).writes()

@@ -18,16 +18,19 @@ from kdcore_losses.kullback_leibler import (
     SkewReverseKL,
     SymmetricKL,
 )
-from kdcore_losses.likelihood import CrossEntropy
+from kdcore_losses.likelihood import CrossEntropy, SmoothedCrossEntropy
 from kdcore_losses.others import AlphaBeta, EntropyOPD, JensenShannon, TotalVariation
 from pydantic import ValidationError
-from textbook import AB, AKL, CE, KL, KL_KNOWN, TV, H
+from textbook import AB, AKL, CE, CE_ALL, KL, KL_KNOWN, TV, H
 
 from kdcore import Loss, component
 from kdcore.testing import check_loss
 
 TEXTBOOK = [
     (CrossEntropy(), lambda p, q, y: CE(q(1), y)),
+    (SmoothedCrossEntropy(), lambda p, q, y: 0.9 * CE(q(1), y) + 0.1 * CE_ALL(q(1))),
+    (SmoothedCrossEntropy(smoothing=0.0), lambda p, q, y: CE(q(1), y)),
+    (SmoothedCrossEntropy(smoothing=1.0), lambda p, q, y: CE_ALL(q(1))),
     (ForwardKL(), lambda p, q, y: KL(p(1), q(1))),
     (ForwardKL(temperature=2.0), lambda p, q, y: 4 * KL(p(2), q(2))),
     (ForwardKL(temperature=2.0, scale_by_t2=False), lambda p, q, y: KL(p(2), q(2))),
@@ -333,7 +336,8 @@ def test_options_out_of_range_are_refused(made, options):
 
 def test_hook_kdcore_losses():
     names = "ce kl reverse-kl skew-kl skew-reverse-kl jsd tvd symmetric-kl adaptive-kl alpha-beta"
-    names += " entropy-opd renormalised opd minillm distillm2 uld gold alm"
+    names += " entropy-opd renormalised opd minillm distillm2 smoothed-ce"
+    names += " hidden-mse hidden-cosine uld gold alm"
     assert sorted(loss.name for loss in kdcore_losses()) == sorted(names.split())
 
 

@@ -44,7 +44,7 @@ def test_the_table_has_formula_and_options(name):
     made = LOSSES[name]()
     assert quoted(row[1]) == [made.formula()]
     fields = dataclasses.fields(made) if dataclasses.is_dataclass(made) else []
-    assert tomli.loads("\n".join(quoted(row[2]))) == {f.name: f.default for f in fields}
+    assert tomli.loads("\n".join(quoted(row[2]))) == {f.name: getattr(made, f.name) for f in fields}
 
 
 def test_every_function_of_a_formula_is_explained():

@@ -76,6 +76,7 @@ def columns_in(row):
     return [given] if isinstance(given, dict) else given
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     sizes=st.lists(st.integers(1, 40), min_size=2, max_size=4),

@@ -71,6 +71,7 @@ def drive(stream, console, view, sizes=(), steps=40):
     logger.removeHandler(handler)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [Screen, Reflowing])
 @pytest.mark.parametrize(("columns", "lines"), [(60, 14), (200, 50)])
 def test_a_run_at_every_size_and_resized_to_all_others(tmp_path, kind, columns, lines):
@@ -84,6 +85,7 @@ def test_a_run_at_every_size_and_resized_to_all_others(tmp_path, kind, columns, 
         assert stream.screen.cursor.hidden is False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("columns", COLUMNS)
 @pytest.mark.parametrize(("epochs", "in_epochs"), [(4.0, True), (4.0, False), (0.3, True)])
 def test_no_score_is_missing_from_a_line(tmp_path, columns, epochs, in_epochs):

@@ -43,14 +43,14 @@ def test_every_writer_keeps_the_contract(make):
 
 
 def test_the_teacher_writes():
-    writer = TeacherWrites(max_new_tokens=8)
+    writer = TeacherWrites(max_new_tokens=8, keep=False)
     check_rollout(writer, teacher=Held())
     (one,) = writer.generate(WritingRun(Held()), make_prompts(1))
     assert one.source == "teacher" and len(one.ids) <= 8
 
 
 def test_another_teacher_than_the_runs_may_write():
-    writer = TeacherWrites(max_new_tokens=8, teacher=Held())
+    writer = TeacherWrites(max_new_tokens=8, teacher=Held(), keep=False)
     assert not writer.needs_teacher()
     check_rollout(writer)
 

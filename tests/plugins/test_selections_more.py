@@ -85,6 +85,7 @@ def test_confidence_is_a_sure_teacher_and_an_unsure_student(tokens):
 shares = st.floats(0.01, 1.0)
 
 
+@pytest.mark.slow
 @given(shares, shares)
 def test_de_morgan(one, other):
     tokens = make_tokens(BATCH, TableTeacher(seed=5))

@@ -157,6 +157,7 @@ def losses_of(result):
     return [line["loss"] for line in result.metrics if line["loss"] is not None]
 
 
+@pytest.mark.slow
 def test_a_recipe_with_it_trains_as_with_the_model_in_process(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tiny.save(tmp_path / "teacher", tokenizer=TOKENIZER)
@@ -183,6 +184,7 @@ def test_a_recipe_with_it_trains_as_with_the_model_in_process(tmp_path, monkeypa
     np.testing.assert_allclose(*losses, rtol=2e-3)  # the store has halves
 
 
+@pytest.mark.slow
 def test_a_server_that_goes_leaves_a_checkpoint(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tiny.save(tmp_path / "teacher", tokenizer=TOKENIZER)
@@ -212,6 +214,32 @@ def test_a_server_that_goes_leaves_a_checkpoint(tmp_path, monkeypatch):
     assert losses_of(whole) == losses_of(resumed)
 
 
+@pytest.mark.slow
+def test_a_run_resumes_at_another_address(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny.save(tmp_path / "teacher", tokenizer=TOKENIZER)
+    teacher = {"use": "served", "model": "tiny", "k": 5, "give_up_after": 0.0}
+    recipe = {
+        "name": "moved",
+        "student": {"model": str(tmp_path / "teacher")},
+        "data": {"use": "stories", "block": 32, "stories": 20},
+        "loss": [{"use": "kl"}],
+        "train": {"lr": 1e-2, "steps": 4, "batch": 2, "save_every": 2, "log_every": 1},
+    }
+    first = Stub(MODEL)
+    with serving(first) as url:
+        whole = kdcore.run(recipe | {"teacher": teacher | {"url": url}}, out="elsewhere")
+        first.gone_after = len(first.asked) - 2
+        first.asked.clear()
+        with pytest.raises(Unreachable):
+            kdcore.run(recipe | {"teacher": teacher | {"url": url}})
+    with serving(Stub(MODEL)) as url:
+        moved = kdcore.run(recipe | {"teacher": teacher | {"url": url, "timeout": 9.0}})
+    assert len(list(tmp_path.glob("runs/moved-*"))) == 1
+    assert losses_of(moved) == losses_of(whole)
+
+
+@pytest.mark.slow
 def test_it_is_served_once_and_distilled_many_times(tmp_path, monkeypatch):
     """`cached` over `aligned` over `served`: the second run needs no server."""
     monkeypatch.chdir(tmp_path)

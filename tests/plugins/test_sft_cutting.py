@@ -48,6 +48,7 @@ def test_of_the_prompts_texts_the_longest_is_cut(tmp_path):
     assert learned(row, TOKENIZER) == ["A fox.<|im_end|>"]
 
 
+@pytest.mark.slow
 def test_characters_are_not_cut_in_two(tmp_path):
     for block in range(MARKS + 10, MARKS + 30):
         for side in ("left", "right"):

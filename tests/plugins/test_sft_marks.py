@@ -133,6 +133,7 @@ pieces = st.lists(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", MAKERS)
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())

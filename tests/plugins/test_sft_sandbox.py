@@ -49,6 +49,7 @@ RUNAWAYS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("template", "said"), RUNAWAYS)
 def test_templates_that_run_away_end_in_a_sentence(tmp_path, template, said):
     with pytest.raises(RunError) as refused:

@@ -112,6 +112,7 @@ def test_faults_of_csv_are_told_with_their_line(refused, content, said):
     assert said in refused("a.csv", content)
 
 
+@pytest.mark.slow
 @given(
     st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0")), min_size=1),
     st.sampled_from(",;\t|"),
@@ -149,6 +150,7 @@ def test_a_file_may_be_one_record_or_several_over_many_lines(texts, name):
     assert texts(name, f"\n{record}\n\n{record}{record}\n") == ["one\n"] * 3
 
 
+@pytest.mark.slow
 @given(st.lists(st.dictionaries(st.text(), st.text() | st.lists(st.integers()), min_size=1)))
 def test_records_come_back_however_they_are_laid_out(tmp_path_factory, records):
     path = tmp_path_factory.mktemp("json") / "a.json"

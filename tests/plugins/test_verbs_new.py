@@ -11,7 +11,7 @@ import tomli
 import trove_classifiers
 
 from kdcore import UsageError, check
-from kdcore.api.contracts import KINDS
+from kdcore.api.kinds import KINDS
 from kdcore.commands.new import PluginKind, plugin, recipe
 from kdcore.commands.plugin_template import KINDS as PLUGIN_KINDS
 from kdcore.commands.plugin_template import check_name, files_of

@@ -9,6 +9,7 @@ from told import FORMULA, expect
 from typer.testing import CliRunner
 
 from kdcore import Teacher, UsageError
+from kdcore.analysis.hours import Hours
 from kdcore.analysis.memory import Estimate
 from kdcore.analysis.parameters import Part
 from kdcore.analysis.plan import StagePlan
@@ -24,6 +25,8 @@ PARTS = [
     Part("head", 1, 0, 0, "tied: the embeddings are used"),
 ]
 MIB = 2**20
+RATES = "from operations and bytes, at 200 GFLOP/s and 30 GB/s as measured here"
+HOURS = Hours(3000.0, "predicted", RATES)
 
 
 def estimate(**changes):
@@ -78,14 +81,15 @@ def plan_of(selection=None, scope="step", block=128, **changes):
 def say(monkeypatch, capsys):
     """What the verb says of these plans."""
 
-    def said(*plans, columns="80", teachers=()):
+    def said(*plans, columns="80", teachers=(), price=None):
         monkeypatch.setenv("COLUMNS", columns)
         monkeypatch.setattr(verb, "plans_of", lambda recipe: iter(plans))
+        monkeypatch.setattr(verb, "predicted", lambda plan: HOURS if plan.steps else None)
         stage = SimpleNamespace(components=lambda: teachers)
         read = SimpleNamespace(notes=["a note"], build=lambda name, finals: stage)
         monkeypatch.setattr(verb, "stage_outputs", lambda recipe, name, out: {})
         monkeypatch.setattr(verb, "read_recipe", lambda *arguments, **options: read)
-        verb.plan("mine")
+        verb.plan("mine", price=price)
         told = capsys.readouterr()
         assert told.err == "a note\n"
         return told.out
@@ -108,6 +112,13 @@ def test_everything_that_is_known_on_80_columns(say):
     said = say(plan_of(), nothing_known())
     assert max(map(len, said.splitlines())) <= 80
     expect("plan_80", said)
+
+
+def test_hours_are_told_with_their_price(say):
+    said = say(plan_of(), plan_of(), price=2.5)
+    assert "  time  about 50:00 (0.83 device hours, 2.08 in money), predicted: from" in said
+    assert "time of all stages\n    about 1:40:00 (1.7 device hours, 4.17 in money)\n" in said
+    assert "of all stages" not in say(nothing_known(), nothing_known())
 
 
 def test_nothing_is_cut_off_where_it_is_narrow(say):

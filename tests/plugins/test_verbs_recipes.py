@@ -13,7 +13,9 @@ def test_a_recipe_says_what_it_shows_and_needs(tmp_path, monkeypatch, capsys):
     path = tmp_path / "mine.toml"
     path.write_text(
         "# Two lines that\n# make a sentence.\n# More.\n# A 24 GB card:   --set train.batch=1\n"
-        "# Needs: the hub\nseed = 1\n# Needs: no\n"
+        "# Needs: the hub\n# Measured: kd eval/nll 0.484 +- 0.012 (n = 5)\n"
+        "# Measured: eval/facts -0.03 +- 0.40 (n = 12); a b/c 1.0 +- 0.5 (n = 3)\n"
+        "seed = 1\n# Needs: no\n"
     )
     monkeypatch.setattr(verb, "shipped_recipes", lambda: [path])
     monkeypatch.setattr(verb, "recipe_name", lambda path: path.stem)
@@ -24,14 +26,22 @@ def test_a_recipe_says_what_it_shows_and_needs(tmp_path, monkeypatch, capsys):
             "shows": "Two lines that make a sentence.",
             "needs": "the hub",
             "on_24_gb": "--set train.batch=1",
+            "measured": [
+                {"stage": "kd", "score": "eval/nll", "mean": 0.484, "deviation": 0.012, "n": 5},
+                {"stage": "", "score": "eval/facts", "mean": -0.03, "deviation": 0.4, "n": 12},
+                {"stage": "a", "score": "b/c", "mean": 1.0, "deviation": 0.5, "n": 3},
+            ],
             "path": str(path),
         }
     ]
+    monkeypatch.setenv("COLUMNS", "160")
     recipes()
-    assert [line.rstrip() for line in capsys.readouterr().out.splitlines()[:3]] == [
+    assert [line.rstrip() for line in capsys.readouterr().out.splitlines()[:4]] == [
         "mine  Two lines that make a sentence.",
         "      Needs the hub",
         "      A 24 GB card: --set train.batch=1",
+        "      Gave kd eval/nll 0.484 ± 0.012 (n = 5), eval/facts -0.03 ± 0.40 (n = 12), "
+        "a b/c 1.0 ± 0.5 (n = 3)",
     ]
 
 

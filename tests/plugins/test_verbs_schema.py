@@ -9,7 +9,7 @@ from hypothesis import strategies as some
 from jsonschema import Draft202012Validator
 
 from kdcore import RecipeError
-from kdcore.api.contracts import KINDS
+from kdcore.api.kinds import KINDS
 from kdcore.api.options import option_fields
 from kdcore.commands.schema import schema, schema_of
 from kdcore.plugin.manager import PluginManager

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+from pathlib import Path
 
 import pytest
 import typer
@@ -11,6 +12,7 @@ from told import drawn, expect, keep_run, some_lines
 from typer.testing import CliRunner
 
 from kdcore import UsageError
+from kdcore.commands import comparison as comparison_module
 from kdcore.commands.comparing import differing, grouped, settings_of, tell_run
 from kdcore.commands.comparison import comparison, to_csv
 from kdcore.commands.fitting import Column, Fitting
@@ -222,6 +224,31 @@ def test_labels_say_no_more_than_tells_runs_apart(here, capsys, monkeypatch):
     assert head.split() == ["run", "validation", "loss", "bits", "per", "byte"]
     assert first.count("=") == 1 and "1.0000" in first
     assert "what differs" in text and "train.warmup" in text
+
+
+def test_many_groups_are_compared_as_often_as_few(here, monkeypatch):
+    """Each with each, ten thousand runs took an hour."""
+    asked = []
+    monkeypatch.setattr(comparison_module, "differing", lambda g: asked.append(len(g)) or [])
+    for many in (3, 30):
+        asked.clear()
+        for n in range(many):
+            keep_run(f"of-{many}", f"ok-{n}", lines=scores(1.0 + n), train={"lr": 0.001 * n})
+        comparison(sorted(Path(f"of-{many}").iterdir()))
+        assert asked == [many]
+
+
+def test_cells_show_no_control_codes_and_fold_in_their_own_column():
+    names = ["a\x07 b", "one two three four", "字字"]
+    text = drawn(Fitting([Column("run", names, 9, False), Column("x", ["1", "2", "30"], 1)]), 14)
+    assert text.splitlines() == [
+        "run       x",
+        "a b       1",
+        "one two   2",
+        "three",
+        "four",
+        "字字     30",
+    ]
 
 
 def test_numbers_stay_where_names_can_be_folded():

@@ -11,6 +11,10 @@ def CE(q, y):
     return -q.gather(-1, y[:, None])[:, 0].log()
 
 
+def CE_ALL(q):
+    return -q.log().mean(-1)
+
+
 def TV(p, q):
     return (p - q).abs().sum(-1) / 2
 
@@ -75,7 +79,16 @@ def AB(p, q, alpha, beta):
     return -inside.sum(-1) / (alpha * beta)
 
 
-FUNCTIONS = {"KL": KL, "CE": CE, "TV": TV, "H": H, "AKL": AKL, "AB": AB, "KL_KNOWN": KL_KNOWN}
+FUNCTIONS = {
+    "KL": KL,
+    "CE": CE,
+    "CE_ALL": CE_ALL,
+    "TV": TV,
+    "H": H,
+    "AKL": AKL,
+    "AB": AB,
+    "KL_KNOWN": KL_KNOWN,
+}
 
 
 def evaluate(formula, student, teacher, labels):

@@ -80,6 +80,7 @@ def test_an_unknown_run_is_a_sentence(tmp_path):
         kdcore.load("no-such-run", out=tmp_path)
 
 
+@pytest.mark.slow
 def test_what_a_callback_raises_ends_the_run(tmp_path):
     def fail(record):
         raise ValueError("seen enough")

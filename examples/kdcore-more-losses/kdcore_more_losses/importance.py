@@ -17,16 +17,20 @@ class ImportanceWeightedOPD(PreparedLoss):
     """`opd` with weights that fall along an answer as student and teacher drift apart.
 
     A = log p(y) - log q_old(y) is the advantage of a token, and its weight 1 + gamma (1 - a / b),
-    where a is the sum of |A| before it in its answer and b that of all of the answer. At gamma 0
-    it is `opd`. Xie et al. 2026, arXiv:2606.22600; TRL's IWOPDTrainer.
+    where a is the sum of |A| before it in its answer and b that of all of the answer. q_old is the
+    student that drew the token, however many steps ago; without a record of it, the student as the
+    step begins. At gamma 0 and with fresh answers it is `opd`. Xie et al. 2026, arXiv:2606.22600;
+    TRL's IWOPDTrainer.
     """
 
     name = "iw-opd"
+    needs_samples = True
     gamma: Annotated[float, Field(ge=0)] = 0.5
 
     def prepare(self, tokens: Tokens) -> Tensor:
         """log q_old of each label, and its weighted advantage [n, 2]."""
-        old = -tokens.student_nll()
+        now, recorded = -tokens.student_nll(), tokens.old_log_probs()
+        old = torch.where(recorded.isnan(), now, recorded.to(now.dtype))
         advantage = torch.where(tokens.seen(self), -tokens.nll() - old, 0)
         gone, whole = before(advantage.abs(), tokens)
         weight = 1 + self.gamma * (1 - gone / whole.clamp(min=1e-8))

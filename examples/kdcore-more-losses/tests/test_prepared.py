@@ -17,8 +17,11 @@ from kdcore.testing import check_loss, check_selection
 class Step(Tokens):
     """What a step tells of some tokens: by default one answer of four."""
 
-    def __init__(self, student, teacher, labels, row=None, document=None, step=1, seen=None):
+    def __init__(
+        self, student, teacher, labels, row=None, document=None, step=1, seen=None, old=None
+    ):
         self.logits, self._labels, self.step = (student, teacher), labels, step
+        self.old = torch.full((len(labels),), math.nan).double() if old is None else old
         zeros = torch.zeros_like(labels)
         self._row, self._document = (zeros if each is None else each for each in (row, document))
         self._seen = torch.ones_like(labels, dtype=torch.bool) if seen is None else seen
@@ -32,6 +35,9 @@ class Step(Tokens):
 
     def student_nll(self):
         return self._nll(self.logits[0])
+
+    def old_log_probs(self):
+        return self.old
 
     def nll(self, teacher=None):
         return self._nll(self.logits[1])
@@ -104,6 +110,24 @@ def test_iw_opd_weighs_along_each_answer():
         for n, token in enumerate(answer):
             weights[token] = 1 + 0.7 * (1 - sizes[:n].sum() / sizes.sum())
     torch.testing.assert_close(loss.prepare(step)[:, 1], weights * advantage)
+
+
+def test_iw_opd_takes_the_student_that_drew_the_token_where_that_is_known():
+    student, teacher = logits()
+    drew = torch.tensor([-0.5, -1.5, math.nan, -2.5], dtype=torch.float64)
+    step = Step(student, teacher, LABELS, old=drew)
+    leaf = student.detach().requires_grad_()
+    log_q = leaf.log_softmax(-1).gather(1, LABELS[:, None])[:, 0]
+    log_p = teacher.log_softmax(-1).gather(1, LABELS[:, None])[:, 0]
+    old = torch.where(drew.isnan(), log_q.detach(), drew)
+    size = (log_p - old).abs()
+    gone = size.cumsum(0) - size
+    weight = 1 + 0.5 * (1 - gone / size.sum())
+    total = -((log_q - old).exp() * weight * (log_p - old)).mean()
+    (expected,) = torch.autograd.grad(total, leaf)
+    value, gradient = value_of(ImportanceWeightedOPD(), step)
+    torch.testing.assert_close(value, total.detach())
+    torch.testing.assert_close(gradient, expected)
 
 
 def test_iw_opd_of_a_student_that_is_its_teacher_learns_nothing():

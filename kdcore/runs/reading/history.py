@@ -49,10 +49,10 @@ class Series:
     best_step: int = 0
     points: list[Point] = field(default_factory=list)
     _stride: int = 1  # values in a point that is full
-    _falls: bool = field(init=False)
+    falls: bool = field(init=False)  # whether lower is better
 
     def __post_init__(self) -> None:
-        self._falls = lower_is_better(self.name)
+        self.falls = lower_is_better(self.name)
 
     def add(self, step: int, value: float) -> None:
         """Take in the value at a step."""
@@ -63,7 +63,7 @@ class Series:
             self.points[-1].take(step, value)
         else:
             self._begin(Point(step, value, 1))
-        beats = value < self.best if self._falls else value > self.best
+        beats = value < self.best if self.falls else value > self.best
         if (beats or math.isnan(self.best)) and math.isfinite(value):
             self.best, self.best_step = value, step
 

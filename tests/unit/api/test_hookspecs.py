@@ -60,6 +60,10 @@ def test_hook_kdcore_rollouts(tmp_path):
     assert brings(tmp_path, "kdcore_rollouts", "Rollout")
 
 
+def test_hook_kdcore_executors(tmp_path):
+    assert brings(tmp_path, "kdcore_executors", "Executor")
+
+
 def test_hook_kdcore_patches(tmp_path):
     assert brings(tmp_path, "kdcore_patches", "Patch")
 

@@ -50,6 +50,7 @@ with AtOnceSignals():
     assert ended(code) == (143, "runs/mine\nkdcore: interrupted\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "code"), [("SIGHUP", 129), ("SIGINT", 130), ("SIGUSR1", 143)])
 def test_a_library_that_waits_in_c_does_not_hold_the_process(name, code):
     """As torch does for other processes: the main thread is in C, and returns from there never."""

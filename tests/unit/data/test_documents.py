@@ -5,9 +5,8 @@ import pytest
 from tiny import byte_tokenizer
 
 from kdcore import Data, RunError, component
-from kdcore.data.documents import Documents
 from kdcore.data.given import as_rows
-from kdcore.data.rows import pack_texts
+from kdcore.data.rows import Documents, pack_texts
 from kdcore.data.sampler import Order, StreamedRows, TrainingRows
 from kdcore.data.streaming import stream_texts
 

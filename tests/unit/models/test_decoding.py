@@ -127,3 +127,14 @@ def test_completions_come_back_from_their_state():
     ]
     assert repr(completions_from(completions_state(some))) == repr(some)
     assert completions_from(completions_state([])) == []
+
+
+def test_log_probabilities_are_at_temperature_1_over_all_shared_ids_whatever_drew_them():
+    model = proved()
+    sampling = Sampling(6, temperature=0.3, top_k=5, top_p=0.6, vocabulary=30)
+    for prompt, one in zip(PROMPTS, sample(model, PROMPTS, sampling), strict=True):
+        ids = torch.tensor([[*prompt.ids, *one.ids]])
+        begin = len(prompt.ids) - 1
+        logits = model.model(ids, use_cache=False).logits[0, begin:-1, :30].detach()
+        exact = logits.log_softmax(-1).gather(1, ids[0, begin + 1 :, None])[:, 0]
+        assert one.log_probs == pytest.approx(exact.tolist(), abs=1e-5)

@@ -62,6 +62,7 @@ def test_spans_are_the_finest_that_both_have(data, end):
     assert all(one[first + 1] > one[first] for first in spans.first)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("ours", "theirs"), PAIRS)
 @given(text=letters)
 def test_every_byte_of_a_text_is_in_one_span(ours, theirs, text):

@@ -247,6 +247,7 @@ def minillm(log_q, log_p, labels, batch, normalised):
     return (here - (picked_q - picked_q.detach()).exp() * later).mean()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("micro_batch", [1, 3, 8])
 @pytest.mark.parametrize(
     ("loss", "textbook"),

@@ -9,7 +9,8 @@ import torch
 from transformers import GPT2Config, LlamaConfig
 
 from kdcore import RunError, Teacher, component
-from kdcore.objective.teacher_checks import check_positions, head_sizes, warn_tokenizer_mismatch
+from kdcore.models.vocabulary import warn_tokenizer_mismatch
+from kdcore.objective.teachers import check_positions, head_sizes
 from kdcore.training.setup import prove_vocabulary
 
 

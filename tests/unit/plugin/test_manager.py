@@ -114,6 +114,10 @@ BREAKAGES = {
         loss("x").replace("float = 1.0", "'Missing | None' = None"),
         "the option 'temperature' of Made has a type that cannot be found",
     ),
+    "elsewhere": (
+        loss("x").replace('name = "x"', 'name = "x"; elsewhere = frozenset({"url"})'),
+        "Made.elsewhere names 'url', which is no option of it",
+    ),
     "twice": (loss("x").replace("[Made]", "[Made, Made]"), "two of the kind loss named 'x'"),
 }
 

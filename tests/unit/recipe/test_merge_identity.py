@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import tomli
 import tomli_w
-from fake_host import FakeHost
+from fake_host import Ensemble, FakeHost, Remote
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from recipe_texts import SIMPLE, STAGED, TAUGHT
@@ -144,3 +144,30 @@ def test_the_order_of_keys_does_not_count(seed):
     table = shuffled(tomli.loads(STAGED), random.Random(seed))
     for stage in ("one", "student"):
         assert identity(tomli_w.dumps(table), stage) == identity(STAGED, stage)
+
+
+REMOTE = '{use = "remote", address = "%s", model = "%s"}'
+
+
+@pytest.mark.parametrize(
+    "teacher",
+    [
+        REMOTE,
+        '{use = "stored", kind = "topk", teacher = ' + REMOTE + "}",
+        '{use = "ensemble", members = [{use = "hf", model = "t"}, ' + REMOTE + "]}",
+        '{use = "ensemble", members = [{use = "hf", model = "t"}], by_name = {a = ' + REMOTE + "}}",
+    ],
+)
+def test_where_something_is_does_not_count(teacher):
+    text = TAUGHT.replace('[teacher]\nuse = "hf"\nmodel = "t"\n', "")
+    found = {
+        told: identity(f"teacher = {teacher % told}\n{text}")
+        for told in [("here", "m"), ("there", "m"), ("here", "n")]
+    }
+    assert found["here", "m"] == found["there", "m"] != found["here", "n"]
+
+
+def test_where_something_is_has_no_part_in_a_fingerprint():
+    one, other = (Remote(address=at, model="m") for at in ("here", "there"))
+    assert one.fingerprint() == other.fingerprint() == "remote(model='m')"
+    assert Ensemble(members=[one]).fingerprint() == Ensemble(members=[other]).fingerprint()

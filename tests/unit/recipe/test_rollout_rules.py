@@ -83,6 +83,11 @@ FAULTS = {
     "teacher={use='cached', kind='sampled', teacher={use='hf', model='x'}}": (
         "was drawn for the data's rows"
     ),
+    "loss=[{use='ce'}, {use='ce', where={source='data'}}]": (
+        "the loss 'ce.2' asks for rows of data, and with share = 1 none is left"
+    ),
+    "loss.jsd.where={domain='math'}": "no document has the column 'domain'; there are: source",
+    "rollout.every=0.5": "every should be a whole number, not 0.5",
     "rollout={use='teacher', max_new_tokens=9}": "the teacher 'self' only reads what others wrote",
 }
 

@@ -76,6 +76,13 @@ def test_strings_that_look_like_tables():
     assert locate(text, ("e",)) == (6, 1)
 
 
+def test_the_items_of_a_long_array_of_numbers_are_no_places_of_their_own():
+    numbers = ", ".join(map(str, range(5000)))
+    text = f"few = [1, 2]\nmany = [{numbers}]\nlast = 3"
+    assert set(places(text)) == {("few",), ("few", 0), ("few", 1), ("many",), ("last",)}
+    assert locate(text, ("many", 4000)) == (2, 1) and locate(text, ("last",)) == (3, 1)
+
+
 def test_an_empty_text_has_no_places():
     assert places("") == {}
     assert locate("", ("a",)) == (1, 1)

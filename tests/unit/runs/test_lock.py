@@ -6,12 +6,13 @@ import os
 import socket
 import subprocess
 import sys
+from contextlib import ExitStack
 
 import pytest
 
-from kdcore import RunError
+from kdcore import RunError, UsageError
 from kdcore.runs import lock
-from kdcore.runs.lock import GONE, OWNER, alone_in
+from kdcore.runs.lock import GONE, OWNER, Owner, alone_in, owner_of
 
 
 @pytest.fixture(params=["no flock", "no fcntl"])
@@ -97,3 +98,28 @@ def test_other_refusals_are_not_taken_for_another_process(tmp_path, monkeypatch)
     monkeypatch.setattr(lock.fcntl, "flock", flock)
     with pytest.raises(OSError, match="Input/output error"), alone_in(tmp_path):
         pass
+
+
+@pytest.mark.parametrize("file", [True, False])
+def test_the_next_one_waits_and_hears_once_for_whom(tmp_path, monkeypatch, file):
+    if file:
+        monkeypatch.setattr(lock, "fcntl", None)
+    first, told, looks = ExitStack(), [], iter(range(3))
+    first.enter_context(alone_in(tmp_path))
+    monkeypatch.setattr(lock, "rest", lambda: next(looks) < 2 or first.close())
+    with alone_in(tmp_path, told.append):
+        assert list(looks) == []
+        with pytest.raises(RunError, match="--fresh"), alone_in(tmp_path):
+            pass
+    (said,) = told
+    assert f"({os.getpid()} on {socket.gethostname()}" in said and str(tmp_path) in said
+
+
+def test_the_owner_of_a_folder_is_known_while_it_has_it(tmp_path):
+    assert owner_of(tmp_path) is None
+    with alone_in(tmp_path):
+        found = owner_of(tmp_path)
+        assert found == Owner(os.getpid(), socket.gethostname())
+    assert owner_of(tmp_path) is None
+    with pytest.raises(UsageError, match="on elsewhere"):
+        Owner(1, "elsewhere").end()

@@ -148,3 +148,39 @@ def test_by_a_column_each_value_has_its_own_sums(processes, monkeypatch):
         told = dict(zip(keys, each, strict=True))
         for name, expected in sums.items():
             assert told[f"{name}/{domain}"] == pytest.approx(expected, rel=1e-10)
+
+
+def documents_of(rows, **asked):
+    """What `keep_documents` found, and the sums of the same pass."""
+    made = run(**asked)
+    sums = made.evaluate(as_rows(rows, "validation"), [], None, keep_documents=True)
+    return made.documents, sums
+
+
+def test_each_document_has_its_own_loss():
+    rows = [{"input_ids": row["input_ids"]} for row in given.single_rows()]
+    found, sums = documents_of(rows)
+    expected = {n: -whole_logits(row) for n, row in enumerate(rows) if len(row["input_ids"]) > 1}
+    assert dict(zip(found.document, found.nll, strict=True)) == pytest.approx(expected, rel=1e-6)
+    assert (found.tokens.sum(), found.bytes.sum()) == (sums["tokens"], sums["bytes"])
+
+
+@pytest.mark.parametrize("micro_batch", [1, 100])
+def test_documents_of_packed_rows_add_up_to_the_whole(known, micro_batch, monkeypatch):
+    monkeypatch.setattr("kdcore.training.evaluation.chunk_size", lambda vocabulary, device: 7)
+    found, _ = documents_of(ROWS, micro_batch=micro_batch)
+    assert float(found.nll.sum()) == pytest.approx(known["nll"], rel=1e-6)
+    assert int(found.tokens.sum()) == known["tokens"]
+    assert int(found.bytes.sum()) == known["bytes"]
+    assert found.rows == documents_of(ROWS)[0].rows
+
+
+def test_other_tokens_are_other_rows():
+    rows = given.single_rows()
+    longest = max(range(len(rows)), key=lambda n: len(rows[n]["input_ids"]))
+    ids = [*rows[longest]["input_ids"]]
+    assert ids[1] != ids[2]
+    ids[1], ids[2] = ids[2], ids[1]
+    swapped = [*rows]
+    swapped[longest] = {**rows[longest], "input_ids": ids}
+    assert documents_of(rows)[0].rows != documents_of(swapped)[0].rows

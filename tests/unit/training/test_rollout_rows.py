@@ -1,6 +1,7 @@
 """Rows that the student writes: what is trained of them, and that nothing else decides the text."""
 
 import json
+from types import SimpleNamespace
 
 import given
 import numpy as np
@@ -18,7 +19,7 @@ from kdcore.api.schedule import Schedule
 from kdcore.api.train_options import RolloutOptions
 from kdcore.data.given import as_rows
 from kdcore.data.sampler import Order, TrainingRows
-from kdcore.models.completions import FIRST
+from kdcore.models.completions import ANSWERS, FIRST
 from kdcore.rollout.layout import WRITTEN
 from kdcore.training.rollout_rows import RolloutRows, WrittenAhead
 
@@ -223,6 +224,7 @@ WRITERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("writer", WRITERS.values(), ids=WRITERS)
 @pytest.mark.parametrize("at", [1, 2, 4, 5])
 def test_a_run_goes_on_bit_by_bit_from_the_midst_of_what_was_written(writer, at, tmp_path):
@@ -359,6 +361,35 @@ def test_warnings_come_once(tmp_path, caplog):
     assert "'5 6 7'" in "".join(said)
 
 
+def test_a_term_that_waits_for_another_writer_is_told_once(tmp_path, caplog):
+    terms = [term(JensenShannon(beta=0.5), where={"source": ["teacher", "server"]})]
+    made = trainer(tmp_path, terms=terms, steps=9)
+    for step in range(1, 10):
+        made.rows.write(step)
+    (said,) = [record.message for record in caplog.records if "asks for source" in record.message]
+    assert said == (
+        'rollouts: the loss \'jsd\' asks for source = "teacher", "server", and "student" wrote all '
+        "answers so far: it learns nothing"
+    )
+    for wanted in ("student", ["data", "teacher"]):
+        caplog.clear()
+        terms = [term(JensenShannon(beta=0.5), where={"source": wanted})]
+        made = trainer(tmp_path, terms=terms, steps=9)
+        for step in range(1, 10):
+            made.rows.write(step)
+        assert not [each for each in caplog.records if "asks for source" in each.message]
+
+
+def test_without_a_token_that_ends_a_text_nothing_is_written(tmp_path):
+    made = trainer(tmp_path)
+    made.run.tokenizer = SimpleNamespace(
+        eos_token_id=None, all_special_ids=[], added_tokens_decoder={}
+    )
+    made.run.student.generation_config.eos_token_id = None
+    with pytest.raises(RunError, match="no token ends a text"):
+        made.rows.write(1)
+
+
 def test_the_log_tells_of_what_was_written(tmp_path):
     made = trainer(tmp_path, log_every=2, steps=2)
     made.train()
@@ -367,6 +398,34 @@ def test_the_log_tells_of_what_was_written(tmp_path):
     ((event),) = made.host.of("kdcore_written")
     assert event["step"] == 2 and len(event["completions"]) == 3
     assert json.dumps(dict(record.rollout))
+
+
+@component
+class InTurn(Rollout):
+    """Two answers that are cut to each one that ends."""
+
+    name = "in-turn"
+
+    def generate(self, run, prompts):
+        cut, ended = Completion((5, 6, 7, 5, 6, 7), False), Completion((8, EOS), True)
+        return [ended if prompt.document % 3 == 0 else cut for prompt in prompts]
+
+
+def test_answers_that_are_cut_are_counted_and_their_end_is_not_learned(tmp_path):
+    from kdcore.objective.selection import tokens_of
+
+    made = trainer(tmp_path, writer=InTurn(max_new_tokens=6), batch=8, log_every=1, steps=1)
+    tokens = tokens_of(made.run, made._readings(1), 1, made.gather)
+    answers = made.rows.written(1)
+    ended = sum(one.finished for one in answers)
+    assert (len(answers), ended) == (16, 6)
+    assert int((tokens.labels == EOS).sum()) == ended, "of those that are cut none is learned"
+    assert len(tokens.labels) == 2 * ended + 6 * (len(answers) - ended)
+    made.train()
+    (record,) = training.records(made)
+    assert record.rollout["finished"] == ended / len(answers)
+    assert record.rollout["length"] == len(tokens.labels) / len(answers)
+    assert record.rollout["repeats"] == 0
 
 
 def test_answers_to_one_prompt_are_told_by_it(tmp_path):
@@ -380,3 +439,62 @@ def test_answers_to_one_prompt_are_told_by_it(tmp_path):
     assert len(pairs) == 32 and set(counts) == {2}
     assert not {prompt for prompt, _ in pairs} & {row["document"][0] for row in DIALOGUES}
     assert tokens.categories("source") == ["student"]
+
+
+def old_log_probs(made, step):
+    """By the answer's place among the answers of a step: what each trained token is said to have
+    had.
+    """
+    from kdcore.objective.selection import tokens_of
+
+    tokens = tokens_of(made.run, made._readings(step), step, made.gather)
+    found = {}
+    for document, value in zip(
+        tokens.document.tolist(), tokens.old_log_probs().tolist(), strict=True
+    ):
+        found.setdefault(document, []).append(value)
+    return found
+
+
+@pytest.mark.parametrize("layout", ["pack", "one"])
+@pytest.mark.parametrize("micro_batch", [1, 3, 8])
+def test_log_probabilities_go_with_the_tokens_that_were_drawn(layout, micro_batch, tmp_path):
+    made = trainer(
+        tmp_path,
+        writer=StudentWrites(max_new_tokens=6, temperature=1.7, top_k=9),
+        layout=layout,
+        micro_batch=micro_batch,
+        written={"every": 3, "share": 0.6},
+        batch=8,
+    )
+    made.rows.write(1)
+    made.run.step = 1
+    with torch.no_grad():
+        for weights in made.run.student.parameters():
+            weights.mul_(1.1)  # the student learns meanwhile
+    for step in (2, 3):
+        found = old_log_probs(made, step)
+        answers = made.rows.answers[step]
+        for prompt, (one,) in enumerate(answers):
+            assert found.pop(FIRST + prompt * ANSWERS) == list(one.log_probs)
+        assert found, "the rows of data"
+        assert all(np.isnan(values).all() for values in found.values())
+
+
+def test_log_probabilities_that_a_writer_did_not_record_are_unknown(tmp_path):
+    writer = Odd(max_new_tokens=6)
+    writer.answer = Completion((5, 6, 7), False)
+    found = old_log_probs(trainer(tmp_path, writer=writer), 1)
+    assert len(found) == 8
+    assert all(np.isnan(values).all() and len(values) == 3 for values in found.values())
+
+
+def test_log_probabilities_come_back_with_a_checkpoint(tmp_path):
+    first = trainer(tmp_path, written={"every": 4})
+    first.step(1)
+    first.run.step = 1
+    expected = old_log_probs(first, 3)
+    first.save()
+    second = trainer(tmp_path, written={"every": 4})
+    assert second.resume()
+    assert old_log_probs(second, 3) == expected

@@ -10,12 +10,14 @@ from kdcore_losses import CrossEntropy, ForwardKL
 from kdcore_selections import Hardest
 from training import Eval, assert_equal, records, trainer, weights
 
+from kdcore.errors import Unreachable
 from kdcore.training.step import TrainStep
 
 ROWS = given.packed_rows()
 TEACHER = given.model(seed=1)
 
 
+@pytest.mark.slow
 def test_training_learns(tmp_path):
     made = trainer(tmp_path, steps=16)
     made.train()
@@ -207,3 +209,32 @@ def test_a_scaler_scales_the_loss_and_nothing_divides_it():
     )
     TrainStep.backward(made, SimpleNamespace(batch=None), [], lambda states: None)
     assert weight.grad.tolist() == [8.0] * 3
+
+
+@pytest.mark.parametrize("step", [2, 4])
+def test_a_server_lost_during_an_evaluation_leaves_a_checkpoint_of_that_step(tmp_path, step):
+    """The same command evaluates that step again, also where it was the last one."""
+
+    class Gone(Eval):
+        def measure(self, run):
+            if run.step == step:
+                raise Unreachable("nothing answers")
+            return super().measure(run)
+
+    options = {"steps": 4, "eval_every": 2, "save_every": 100}
+    whole = trainer(tmp_path / "whole", evals=[Eval()], **options)
+    whole.train()
+    broken = trainer(tmp_path / "broken", evals=[Gone()], **options)
+    with pytest.raises(Unreachable):
+        broken.train()
+    assert broken.checkpoints.has(step)
+
+    asked = Eval()
+    resumed = trainer(tmp_path / "broken", evals=[asked], **options)
+    assert resumed.resume() and resumed.run.step == step
+    resumed.train()
+    assert asked.steps == [each for each in (2, 4) if each >= step]
+    assert_equal(weights(whole), weights(resumed))
+    again = trainer(tmp_path / "broken", evals=[asked], **options)
+    assert again.resume()
+    assert not again.evaluation_due

@@ -1,0 +1,175 @@
+"""Kill a sweep's coordinator and its workers at random moments, type it again, and compare.
+
+    python benchmarks/robustness/sweeps.py 200 --results     200 kills, a table in results/
+
+Two seeds of a small recipe with a teacher are swept by `kdcore sweep --on local:2`. After a drawn
+number of new lines in the runs' records one of its processes gets SIGKILL: a worker, whom the
+coordinator starts again, or the coordinator, after which the same command is typed again. In the
+end weights must be those of runs that were never killed, to the last bit, every point must stand in
+sweep.json, and no process may be left. Else the exit code is 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from contextlib import suppress
+from datetime import date
+from pathlib import Path
+
+RESULTS = Path(__file__).resolve().parents[1] / "results"
+STEPS = 60
+RECIPE = f"""
+name = "killed"
+seed = 0
+[tokenizer]
+use = "bpe"
+vocab_size = 270
+[data]
+use = "stories"
+stories = 40
+validation = 4
+block = 32
+[student.config]
+model_type = "llama"
+hidden_size = 16
+intermediate_size = 24
+num_hidden_layers = 1
+num_attention_heads = 2
+[train]
+steps = {STEPS}
+batch = 4
+micro_batch = 4
+lr = 1e-2
+log_every = 1
+eval_every = 20
+save_every = 7
+eval_rows = 4
+[[loss]]
+use = "ce"
+[stage.big]
+[stage.small.teacher]
+use = "hf"
+model = "@big"
+[[stage.small.loss]]
+use = "kl"
+[sweep]
+"stage.small.seed" = [0, 1]
+"""
+OPTIONS = ["-p", "no:panel"]
+
+
+def command(*words: str) -> list[str]:
+    return [sys.executable, "-m", "kdcore", *words, *OPTIONS]
+
+
+def lines(out: Path) -> int:
+    """How many lines the runs have written so far."""
+    return sum(path.read_bytes().count(b"\n") for path in out.glob("*/metrics.jsonl"))
+
+
+def workers_of(process: int) -> list[int]:
+    """The processes that a process started."""
+    with suppress(OSError):
+        text = Path(f"/proc/{process}/task/{process}/children").read_text()
+        return [int(word) for word in text.split()]
+    return []
+
+
+def weights(out: Path) -> dict[str, bytes]:
+    """The final weights of every finished run, by its folder's name."""
+    found = out.glob("*/final/model.safetensors")
+    return {path.parts[-3]: path.read_bytes() for path in found}
+
+
+class Killer:
+    """Types the command, kills, and counts."""
+
+    def __init__(self, folder: Path, kills: int, rng: random.Random) -> None:
+        self.folder, self.kills, self.rng = folder, kills, rng
+        self.killed: Counter[str] = Counter()
+        self.starts = 0
+
+    def sweep(self, out: Path) -> None:
+        """One sweep to its end, however often it takes."""
+        while True:
+            self.starts += 1
+            with (self.folder / "said.txt").open("w") as said:
+                child = subprocess.Popen(
+                    command("sweep", "killed.toml", "--on", "local:2", "--out", str(out)),
+                    **{"cwd": self.folder, "stdout": said, "stderr": said, "text": True},
+                )
+                self._watch(child, out)
+                code = child.wait()
+            if code == 0:
+                return
+            if code != -signal.SIGKILL:
+                text = (self.folder / "said.txt").read_text()
+                raise AssertionError(f"the sweep ended with {code}:\n{text}")
+
+    def _watch(self, child: subprocess.Popen[str], out: Path) -> None:
+        """Kill it or its workers as long as kills are left."""
+        until = lines(out) + self.rng.randint(1, STEPS // 2)
+        while child.poll() is None and self.killed.total() < self.kills:
+            workers = workers_of(child.pid)
+            if lines(out) >= until and workers:
+                victim = child.pid if self.rng.random() < 0.4 else self.rng.choice(workers)
+                with suppress(ProcessLookupError):
+                    os.kill(victim, signal.SIGKILL)
+                    self.killed["coordinator" if victim == child.pid else "worker"] += 1
+                until = lines(out) + self.rng.randint(1, STEPS // 2)
+            time.sleep(0.02)
+
+
+def compare(out: Path, expected: dict[str, bytes]) -> None:
+    """Raise AssertionError where anything is other than without kills."""
+    found = weights(out)
+    differ = [name for name in expected if found.get(name) != expected[name]]
+    assert not differ and found.keys() == expected.keys(), f"{out}: {differ} are other weights"
+    points = json.loads((out / "sweep.json").read_text())["points"]
+    assert len(points) == 2 and all((out / each["run"]).is_dir() for each in points)
+    assert not list(out.glob("*/.final*")), f"{out}: something half is left"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("kills", type=int)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--results", action="store_true")
+    asked = parser.parse_args()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    folder = Path(tempfile.mkdtemp(prefix="kdcore-sweeps-"))
+    (folder / "killed.toml").write_text(RECIPE)
+    alone = ["--set", "sweep=", "--each", "stage.small.seed=0,1", "--out", "alone"]
+    subprocess.run(
+        command("run", "killed.toml", "-q", *alone), cwd=folder, check=True, capture_output=True
+    )
+    expected = weights(folder / "alone")
+    killer, rounds = Killer(folder, asked.kills, random.Random(asked.seed)), 0
+    while killer.killed.total() < asked.kills:
+        rounds += 1
+        killer.sweep(folder / f"runs{rounds}")
+        compare(folder / f"runs{rounds}", expected)
+    who = " and ".join(f"{n} of a {name}" for name, n in sorted(killer.killed.items()))
+    said = (
+        f"{asked.kills} kills ({who}) in {rounds} sweeps, typed {killer.starts} times: all the same"
+    )
+    print(said)
+    if asked.results:
+        typed = f"`python benchmarks/robustness/sweeps.py {asked.kills} --seed {asked.seed}`"
+        path = RESULTS / f"{date.today()}-sweep-kills.md"
+        path.write_text(f"# Sweeps that are killed, {date.today()}\n\n{typed}: {said}.\n")
+    shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Differences between runs: intervals over seeds and held-out documents, and verdicts. Internal."""

@@ -1,0 +1,33 @@
+"""The kinds of components that plugins bring."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from kdcore.api.contracts import (
+    Component,
+    Data,
+    Eval,
+    Logger,
+    Loss,
+    Patch,
+    Rollout,
+    Selection,
+    Teacher,
+    Tokenizer,
+)
+from kdcore.api.jobs import Executor
+
+KINDS: Mapping[str, type[Component]] = {
+    "data": Data,
+    "tokenizer": Tokenizer,
+    "teacher": Teacher,
+    "loss": Loss,
+    "selection": Selection,
+    "rollout": Rollout,
+    "patch": Patch,
+    "eval": Eval,
+    "logger": Logger,
+    "executor": Executor,
+}
+"""Every kind by the word that users read. The kind's hook is `kdcore_` and its plural."""

@@ -1,0 +1,126 @@
+"""Runs as the arms of an experiment: those that differ in nothing but the seed are one arm."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from kdcore.commands.comparing import Group, Told
+from kdcore.commands.comparison import labels
+from kdcore.commands.courses import Course
+from kdcore.errors import UsageError, did_you_mean
+
+SWEEP = "sweep.json"  # in the folder of runs: which run is which point of a sweep
+_Entry = Mapping[str, object]
+
+
+@dataclass(frozen=True, eq=False)
+class Arm:
+    """Runs by their seeds."""
+
+    label: str
+    runs: Mapping[object, Course]
+
+    @property
+    def unfinished(self) -> list[str]:
+        """Each run that has not reached its end, and where it stands."""
+        told = [course.told for course in self.runs.values()]
+        at = [(run.folder.name, run.unfinished_at) for run in told]
+        return [f"{name} is at step {step}" for name, step in at if step is not None]
+
+
+def arms_of(folders: Sequence[Path]) -> list[Arm]:
+    """The arms, in the order of their first runs. Raises UsageError where a seed is there twice."""
+    courses = [Course(folder) for folder in dict.fromkeys(folders)]
+    points = {folder: _points(folder) for folder in {course.folder.parent for course in courses}}
+    groups: dict[str, list[Course]] = {}
+    swept: dict[str, str] = {}
+    for course in courses:
+        label = _swept(points[course.folder.parent].get(course.folder.name, []))
+        told = [course.told.name, label or course.told.settings]
+        key = json.dumps(told, sort_keys=True, default=str)
+        groups.setdefault(key, []).append(course)
+        if label:
+            swept[key] = label
+    others = [group for key, group in groups.items() if key not in swept]
+    named = iter(labels([Group([_finished(each) for each in group]) for group in others]))
+    said = [swept[key] if key in swept else next(named) for key in groups]
+    return [
+        _arm(label if said.count(label) == 1 else f"{runs[0].told.name} {label}", runs)
+        for label, runs in zip(said, groups.values(), strict=True)
+    ]
+
+
+def _finished(course: Course) -> Told:
+    """An arm is called by what it is, not by where a run of it stands."""
+    return replace(course.told, unfinished_at=None)
+
+
+def _arm(label: str, courses: Sequence[Course]) -> Arm:
+    runs: dict[object, Course] = {}
+    for course in courses:
+        seed = course.told.seed
+        if seed in runs:
+            both = f"{runs[seed].folder} and {course.folder}"
+            raise UsageError(f"{both} are one run twice: both have seed {seed}; leave one out")
+        runs[seed] = course
+    return Arm(label, runs)
+
+
+def _points(out: Path) -> dict[str, list[_Entry]]:
+    """The points of the sweeps in a folder of runs, by the run's name."""
+    try:
+        entries = json.loads((out / SWEEP).read_text("utf-8"))["points"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    found: dict[str, list[_Entry]] = {}
+    for entry in entries if isinstance(entries, list) else []:
+        if isinstance(entry, Mapping) and isinstance(entry.get("sets", {}), Mapping):
+            found.setdefault(Path(str(entry.get("run"))).name, []).append(entry)
+    return found
+
+
+def _swept(entries: Sequence[_Entry]) -> str:
+    """What a point varies but the seed, and its control; "" where that is nothing.
+
+    A control that several points share is called by its name alone.
+    """
+    said = dict.fromkeys(_label(entry) for entry in entries)
+    if len(said) > 1:
+        said = dict.fromkeys(str(entry.get("control") or "") for entry in entries)
+    return next(iter(said), "") if len(said) == 1 else ""
+
+
+def _label(entry: _Entry) -> str:
+    sets, control = entry.get("sets", {}), entry.get("control")
+    assert isinstance(sets, Mapping)
+    values = [f"{key}={value}" for key, value in sets.items() if key != "seed"]
+    return " ".join([*values, *([str(control)] if control else [])])
+
+
+def chosen(arms: Sequence[Arm], baseline: str | None) -> Arm:
+    """The arm that all others are compared with: by its label or a run of it; by default the first.
+
+    Raises UsageError where no arm or more than one is meant.
+    """
+    if baseline is None:
+        return arms[0]
+    exact = [arm for arm in arms if baseline in (arm.label, *_names(arm))]
+    found = exact or [arm for arm in arms if any(baseline in name for name in _all_names(arm))]
+    if len(found) == 1:
+        return found[0]
+    there = ", ".join(repr(arm.label) for arm in found or arms)
+    which = "fits several arms" if found else "is no arm"
+    near = "" if found else did_you_mean(baseline, [arm.label for arm in arms])
+    raise UsageError(f"--baseline {baseline!r} {which}{near}: there are {there}")
+
+
+def _names(arm: Arm) -> list[str]:
+    told = [course.told for course in arm.runs.values()]
+    return [*(run.folder.name for run in told), *(str(run.folder) for run in told)]
+
+
+def _all_names(arm: Arm) -> list[str]:
+    return [arm.label, *(course.told.name for course in arm.runs.values())]

@@ -1,0 +1,126 @@
+"""`kdcore compare`: is one better than the other, and how surely."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from kdcore.cli.examples import examples
+from kdcore.commands.arms import Arm, arms_of, chosen
+from kdcore.commands.compare_tables import (
+    Comparison,
+    as_csv,
+    as_json,
+    as_latex,
+    as_markdown,
+    sentence,
+    shown,
+)
+from kdcore.commands.courses import Axis
+from kdcore.commands.output import AsJson, print_json, tell
+from kdcore.commands.paired import Compared, Margin, compared, known_metric
+from kdcore.commands.show import found_runs
+from kdcore.errors import UsageError
+
+Format = Literal["markdown", "latex", "csv"]
+_AXES: dict[str, tuple[Axis, ...]] = {
+    "tokens": ("tokens",),
+    "time": ("time",),
+    "both": ("tokens", "time"),
+}
+
+
+@examples(
+    'kdcore compare "quickstart.*"',
+    "kdcore compare ce kd --baseline ce --margin 1%",
+    'kdcore compare "quickstart.*" --metric bits_per_byte --format markdown',
+)
+def compare(
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN...", help="Paths, names, prefixes, 'patterns.*'.")
+    ],
+    baseline: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="The arm to compare with; by default that of the first."),
+    ] = None,
+    metric: Annotated[str, typer.Option(help="A score of the runs.")] = "eval/nll",
+    margin: Annotated[
+        str, typer.Option(help="What does not matter: a share of the baseline, or a number.")
+    ] = "0.5%",
+    at: Annotated[
+        Literal["both", "tokens", "time"], typer.Option(help="Where both sides had as much.")
+    ] = "both",
+    out: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),
+    form: Annotated[Format | None, typer.Option("--format", help="A table for elsewhere.")] = None,
+    as_json_too: AsJson = False,
+) -> None:
+    """Compare runs with a baseline, paired by seed: difference, interval, verdict and its reason.
+
+    Runs that differ in nothing but the seed are one arm. Three seeds in common are the least for a
+    verdict.
+    """
+    if as_json_too and form:
+        raise UsageError("--json and --format are two ways to write the same: give one of them")
+    found = comparisons(
+        found_runs(runs, out), baseline, metric, parsed_margin(margin), at=_AXES[at]
+    )
+    if as_json_too:
+        print_json(as_json(found))
+    elif form:
+        write = {"markdown": as_markdown, "latex": as_latex, "csv": as_csv}[form]
+        print(write(found))
+    else:
+        tell(*shown(found))
+        for row in found[0].rows:  # not folded, so that it can be pasted
+            print(sentence(found[0], row))
+
+
+def comparisons(
+    folders: Sequence[Path],
+    baseline: str | None,
+    metric: str,
+    margin: Margin,
+    *,
+    at: Sequence[Axis] = ("tokens", "time"),
+) -> list[Comparison]:
+    """One for each axis. Where one of several is refused, its reason stands in its place."""
+    arms = _arms(folders)
+    base, whole = chosen(arms, baseline), known_metric(arms, metric)
+    found = list[Comparison]()
+    for axis in at:
+        rows, refused = list[Compared](), None
+        try:
+            rows = compared(arms, base, whole, axis, margin)
+        except UsageError as error:
+            if len(at) == 1 or axis == "tokens":
+                raise
+            refused = str(error)
+        found.append(Comparison(arms, base, whole, axis, margin, rows, refused))
+    return found
+
+
+def _arms(folders: Sequence[Path]) -> list[Arm]:
+    if len(folders) < 2:
+        raise UsageError("a comparison needs two runs or more: kdcore show lists those there are")
+    arms = arms_of(folders)
+    if len(arms) == 1:
+        raise UsageError(
+            f"these {len(folders)} runs differ in nothing but the seed, so there is nothing to "
+            "compare: name runs of another recipe too"
+        )
+    return arms
+
+
+def parsed_margin(text: str) -> Margin:
+    """`0.5%` of the baseline, or a number in the metric's unit."""
+    number, percent, rest = text.strip().partition("%")
+    try:
+        value = float(number)
+    except ValueError:
+        value = -1.0
+    if rest or not 0 <= value < float("inf"):
+        raise UsageError(f"--margin {text!r} is no margin: type such as 0.5% or 0.01")
+    return Margin(value / 100 if percent else value, bool(percent))

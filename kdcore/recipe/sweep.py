@@ -1,0 +1,103 @@
+"""`[sweep]` and `--each`: the values that are varied, and every combination of them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+
+from kdcore.errors import Fault, did_you_mean
+from kdcore.recipe.node import Node
+from kdcore.recipe.overrides import Assignment, varied
+
+CONTROLS = ("no-teacher", "no-selection", "random-selection", "more-steps", "smoothed")
+_NAME = "controls"
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """One `[sweep]` table: its combinations, and the controls of each."""
+
+    combinations: Sequence[Sequence[Assignment]]
+    controls: Sequence[Node]  # names, each with its place
+
+    @property
+    def count(self) -> int:
+        """How many runs it asks for."""
+        return len(self.combinations) * (1 + len(self.controls))
+
+
+@dataclass
+class Sweep:
+    """What a recipe and the command line vary. Several tables are the union of their grids."""
+
+    grids: list[Grid] = field(default_factory=list)
+    options: dict[str, Node] = field(default_factory=dict)  # of executors, by name
+    faults: list[Fault] = field(default_factory=list)
+
+    @property
+    def count(self) -> int:
+        """How many runs it asks for."""
+        return sum(grid.count for grid in self.grids)
+
+
+def read_sweep(written: Node | None, eaches: Sequence[str], executors: Collection[str]) -> Sweep:
+    """The grids of a recipe's `[sweep]`. `--each` takes the place of the same key there."""
+    found = Sweep()
+    typed = dict(map(varied, eaches))
+    for table in _tables(written, found.faults):
+        varies: dict[str, Sequence[Assignment]] = {}
+        controls: Sequence[Node] = ()
+        for key, value in table.table.items():
+            if key == _NAME:
+                controls = _controls(value, found.faults)
+            elif key in executors and value.is_table:
+                found.options[key] = value
+            else:
+                varies |= _varied(key, value, found.faults)
+        choices = {**varies, **typed}.values()
+        found.grids.append(Grid(list(product(*choices)), controls))
+    if not found.grids:
+        found.grids.append(Grid(list(product(*typed.values())), ()))
+    return found
+
+
+def _tables(written: Node | None, faults: list[Fault]) -> Sequence[Node]:
+    if written is None:
+        return []
+    tables = written.items if written.is_list else [written]
+    wrong = [each for each in tables if not each.is_table]
+    hint = "write [sweep] and below it seed = [0, 1, 2]"
+    faults += [each.fault("sweep should be a table of lists", hint) for each in wrong]
+    return [each for each in tables if each.is_table]
+
+
+def _controls(value: Node, faults: list[Fault]) -> Sequence[Node]:
+    if not value.is_list:
+        faults.append(value.fault(f"controls should be a list, such as [{CONTROLS[0]!r}]"))
+    for name in value.items:
+        if name.value not in CONTROLS:
+            near = did_you_mean(str(name.value), CONTROLS)
+            hint = f"there are: {', '.join(CONTROLS)}"
+            faults.append(name.fault(f"there is no control {name.value!r}{near}", hint))
+    return [name for name in value.items if name.value in CONTROLS]
+
+
+def _varied(
+    key: str, value: Node, faults: list[Fault]
+) -> Iterator[tuple[str, Sequence[Assignment]]]:
+    """Each key with its values: `"loss.kl.use" = [...]`, or the same as nested tables."""
+    if value.is_table:
+        for inner, each in value.table.items():
+            yield from _varied(f"{key}.{inner}", each, faults)
+    elif value.is_list and value.items:
+        yield key, [Assignment(key, each) for each in value.items]
+    else:
+        hint = "a sweep varies it; what all runs share stands in the recipe itself"
+        faults.append(value.fault(f"{key} should be a list of values", hint))
+
+
+def label_of(values: Mapping[str, object], control: str | None = None) -> str:
+    """How a point is called: `seed=1 loss.kl.use=kl no-teacher`."""
+    said = [f"{key}={value}" for key, value in values.items()]
+    return " ".join([*said, *([control] if control else [])]) or "as written"

@@ -1,0 +1,137 @@
+"""What losses, selections and evals need of a teacher, and what it gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from kdcore.api.contracts import Component, Loss, StudentOptions, Teacher, Term
+from kdcore.api.hidden_states import HiddenStatesLoss, width_fault
+from kdcore.errors import Fault, KdcoreError
+from kdcore.guard import call_checked
+from kdcore.models.hidden_states import layer_fault
+from kdcore.recipe.build import Builder
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+
+class Assembly(Protocol):
+    """A stage being put together, as far as these rules look at it."""
+
+    student: StudentOptions | None
+    teacher: Teacher | None
+    terms: list[Term]
+    builder: Builder
+
+
+def ill_served(
+    teacher: Teacher, users: Sequence[Component], use: str | None
+) -> Iterator[tuple[Component, str, str]]:
+    """Who needs more than the teacher can give, with the fault and a hint."""
+    gives_logits = call_checked(teacher, "gives_logits", of=bool)
+    is_estimate = call_checked(teacher, "is_estimate", of=bool)
+    for user in users:
+        if isinstance(user, HiddenStatesLoss):
+            if not call_checked(teacher, "gives_states", of=bool):
+                said = f"the loss {user.name!r} compares hidden states, and the teacher {use!r} "
+                yield user, f"{said}shows none", "a single model that is read in each step does"
+            continue
+        if isinstance(user, Loss) and not gives_logits:
+            said = f"the loss {user.name!r} needs logits, and the teacher {use!r} gives no logits"
+            yield user, said, ""
+        linear = isinstance(user, Loss) and call_checked(user, "linear_in_teacher", of=bool)
+        if is_estimate and not linear:
+            said = f"{user.name!r} needs the teacher's distribution, and {use!r} gives an estimate"
+            hint = "only losses that are linear in its probabilities learn from that"
+            yield user, said, f"{hint}: at a temperature other than 1 there is none"
+        elif isinstance(user, Loss) and user.needs_teacher and gives_logits:
+            yield from _ill_tempered(teacher, user, use)
+
+
+def _ill_tempered(
+    teacher: Teacher, loss: Loss, use: str | None
+) -> Iterator[tuple[Component, str, str]]:
+    """A loss whose temperature asks for more than a teacher of k ids knows of all others."""
+    if call_checked(teacher, "ids_known", of=(int, type(None))) is None:
+        return
+    all_ids = "a teacher that gives the logits of all ids serves every temperature"
+    found = call_checked(loss, "temperatures", of=Sequence)
+    if len(found) != 1:
+        said = f"the loss {loss.name!r} changes its temperature, or has several, and the teacher "
+        said += f"{use!r} knows some ids: the mass of all others has to be known at one temperature"
+        yield loss, said, all_ids
+    elif call_checked(teacher, "knows_others_at", found[0], of=(bool, type(None))) is False:
+        said = f"the loss {loss.name!r} is at temperature {found[0]:g}, and the teacher {use!r} "
+        said += "cannot know what mass the ids that it does not tell of have there"
+        yield loss, said, f"take temperature = 1; {all_ids}"
+
+
+def state_faults(stage: Assembly) -> Iterator[Fault]:
+    """Layers that a model does not have, and states that cannot be compared.
+
+    As far as configs are on this machine: the run looks again.
+    """
+    losses = [t.loss for t in stage.terms if isinstance(t.loss, HiddenStatesLoss)]
+    if not losses:
+        return
+    ours, theirs = _shape(lambda: _student(stage.student)), _shape(lambda: _teacher(stage.teacher))
+    places = {id(made): table for made, table in stage.builder.places}
+    for loss in losses:
+        place = places[id(loss)].table.get("layers", places[id(loss)])
+        for said in _pair_faults(loss, ours, theirs):
+            yield place.fault(said)
+
+
+Shape = tuple[int, int]
+"""How many layers a model has, and how wide its states are."""
+
+
+def _pair_faults(loss: HiddenStatesLoss, ours: Shape | None, theirs: Shape | None) -> Iterator[str]:
+    for pair in loss.layers:
+        sides = zip(("student", "teacher"), pair, (ours, theirs), strict=True)
+        outside = [
+            f"the {owner} {layer_fault(layer, shape[0])}"
+            for owner, layer, shape in sides
+            if shape is not None and not -shape[0] - 1 <= layer <= shape[0]
+        ]
+        yield from outside
+        if ours and theirs and not outside and loss.projection == "none" and ours[1] != theirs[1]:
+            yield width_fault(pair, ours[1], theirs[1])
+
+
+def _shape(config_of: Callable[[], PretrainedConfig | None]) -> Shape | None:
+    """Of a model whose config is here."""
+    from kdcore.models.loading import without_downloads
+
+    try:
+        with without_downloads():
+            config = config_of()
+    except (KdcoreError, OSError, ValueError):
+        return None
+    text = config and config.get_text_config()
+    found = [getattr(text, key, None) for key in ("num_hidden_layers", "hidden_size")]
+    layers, width = found
+    return (layers, width) if isinstance(layers, int) and isinstance(width, int) else None
+
+
+def _student(options: StudentOptions | None) -> PretrainedConfig | None:
+    from transformers import AutoConfig
+
+    from kdcore.models.loading import load_config
+
+    if options is None:
+        return None
+    if options.model is not None:
+        return load_config(options.model)
+    typed = dict(options.config or {})
+    config: PretrainedConfig = AutoConfig.for_model(str(typed.pop("model_type")), **typed)
+    return config
+
+
+def _teacher(teacher: Teacher | None) -> PretrainedConfig | None:
+    import torch
+
+    if teacher is None:
+        return None
+    return teacher.architecture(torch.device("cpu"))

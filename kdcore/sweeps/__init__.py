@@ -1,0 +1,4 @@
+"""Sweeps: many runs of a recipe as one graph of stages, over the machines that an executor has.
+
+Internal. Plugins import from `kdcore`.
+"""

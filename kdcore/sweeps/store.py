@@ -1,0 +1,126 @@
+"""What a sweep keeps: the recipe of each task, the jobs that were submitted, and sweep.json.
+
+All but sweep.json is in `OUT/.sweep/NAME`, so that the same command finds it again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kdcore.errors import UsageError
+from kdcore.files import write_whole
+from kdcore.recipe.recipe import read_recipe
+from kdcore.runs.open import run_folder
+
+if TYPE_CHECKING:
+    from kdcore.plugin.manager import PluginManager
+    from kdcore.sweeps.graph import Task
+    from kdcore.sweeps.points import Point
+
+RECORD = "sweep.json"
+_JOBS = "jobs.json"
+
+
+class Store:
+    """The files of one sweep."""
+
+    def __init__(self, out: Path, name: str, host: PluginManager) -> None:
+        self.out, self.host = out, host
+        self.folder = out / ".sweep" / name
+        self._known: dict[str, Path] = {}  # folders of tasks that waited
+
+    def recipe_of(self, task: Task) -> Path:
+        """The file that the task is run from."""
+        return self.folder / f"{task.name}.toml"
+
+    def log_of(self, task: Task) -> Path:
+        """The file for what the task prints."""
+        return self.folder / f"{task.name}.log"
+
+    def run_of(self, task: Task) -> Path | None:
+        """The run folder of a task, which may not be there; None where it is not known yet."""
+        if not task.waits:
+            return task.folder(self.out)
+        path = self.recipe_of(task)
+        if task.key not in self._known and path.is_file():
+            recipe = read_recipe(str(path), self.host)
+            self._known[task.key] = run_folder(recipe, task.stage, self.out)
+        return self._known.get(task.key)
+
+    def keep_recipe(self, task: Task) -> None:
+        """The recipe of a task as it is now: the file that was typed may change meanwhile."""
+        path = self.twin_of(task) if task.waits else self.recipe_of(task)
+        write_whole(path, task.point.recipe.text)
+        kept = read_recipe(str(path), self.host).identity(task.stage)
+        if kept != task.point.recipe.identity(task.stage):
+            raise UsageError(
+                f"{task.point.label}: a value that takes the place of a whole table cannot be "
+                "swept; vary its keys one by one"
+            )
+
+    def twin_of(self, task: Task) -> Path:
+        """The recipe from which that of a task that waits is made."""
+        return self.folder / f"{task.name}.twin.toml"
+
+    def jobs(self) -> dict[str, str]:
+        """Handles by key, of jobs that may go on without the command that submitted them."""
+        try:
+            found = json.loads((self.folder / _JOBS).read_text("utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def keep_jobs(self, executor: str, handles: Mapping[str, str]) -> None:
+        """Keep the handles of an executor's jobs."""
+        kept = {f"{executor}/{key}": handle for key, handle in handles.items()}
+        write_whole(self.folder / _JOBS, json.dumps(kept, indent=1) + "\n")
+
+    def jobs_of(self, executor: str) -> dict[str, str]:
+        """Handles by key, of one executor."""
+        start = f"{executor}/"
+        jobs = self.jobs().items()
+        return {key.removeprefix(start): each for key, each in jobs if key.startswith(start)}
+
+    def record(self, recipe: str, tasks: Sequence[Task]) -> Path:
+        """Write which run is which point; those of earlier sweeps in this folder stay."""
+        path = self.out / RECORD
+        mine = [each for task in tasks for each in self._points(task)]
+        runs = {each["run"] for each in mine}
+        others = [each for each in _earlier(path) if each.get("run") not in runs]
+        here = [each for each in others if (self.out / str(each.get("run"))).is_dir()]
+        text = json.dumps({"recipe": recipe, "points": [*here, *mine]}, indent=1, default=str)
+        write_whole(path, text + "\n")
+        return path
+
+    def _points(self, task: Task) -> list[dict[str, Any]]:
+        folder = self.run_of(task)
+        if folder is None or not folder.is_dir():
+            return []
+        ended = (point for point in task.points if task.stage in point.ends)
+        # Controls of several points may be one run: where what is varied is what they lack.
+        each = {(point.control, point.control or point.label): point for point in ended}
+        return [_point(task, point, folder) for point in each.values()]
+
+
+def _point(task: Task, point: Point, folder: Path) -> dict[str, Any]:
+    stage = f" {task.stage}" if len(point.ends) > 1 else ""
+    return {
+        "label": point.label + stage,
+        "sets": point.values,
+        "control": point.control,
+        "seed": point.seed,
+        "stage": task.stage,
+        "identity": folder.name.rpartition("-")[2] if task.waits else task.key,
+        "run": folder.name,
+    }
+
+
+def _earlier(path: Path) -> list[dict[str, Any]]:
+    try:
+        found = json.loads(path.read_text("utf-8"))["points"]
+        return [each for each in found if isinstance(each, dict)]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []

@@ -1,0 +1,140 @@
+"""What a record says of each position -> arrays of k ids and log-probabilities, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from kdcore_text.record import Record, shown_names
+
+from kdcore import RunError
+
+_ABOVE = 1e-3  # by which a log-probability may be above 0
+_MASS = 1e-2  # by which masses may be above 1 together, rounded to half precision
+_OTHERS = -100.0  # the log-mass of others that have none
+
+
+@dataclass(frozen=True, eq=False)
+class Positions:
+    """The entries of one record, the likeliest first; -1 where there is no further id."""
+
+    ids: np.ndarray  # int32 [n, k]
+    logs: np.ndarray  # float32 [n, k + 1], the last of all other ids together
+
+
+@dataclass(frozen=True)
+class Columns:
+    """How a file's columns are called, and what its log-probabilities are."""
+
+    log_probs: str
+    ids: str | None = None  # None: log_probs holds them too
+    tail: bool = True
+
+    def entries(self, record: Record) -> list[tuple[Sequence[Any], Sequence[Any]]]:
+        """The ids and log-probabilities at each position, none where a record says nothing."""
+        logs = _listed(record, self.log_probs)
+        if self.ids is None:
+            return [_pairs(each, n, record, self.log_probs) for n, each in enumerate(logs, 1)]
+        ids = _listed(record, self.ids)
+        if len(ids) != len(logs):
+            raise RunError(
+                f"{record.where} has {len(ids)} positions in {self.ids!r} and {len(logs)} in "
+                f"{self.log_probs!r}"
+            )
+        return [(few or (), some or ()) for few, some in zip(ids, logs, strict=True)]
+
+    def read(self, record: Record, k: int, vocabulary: int) -> Positions:
+        """A record's positions. Raises RunError with its place and what is wrong with it."""
+        entries = self.entries(record)
+        ids = np.full((len(entries), k), -1, np.int32)
+        logs = np.full((len(entries), k + 1), _OTHERS, np.float32)
+        for n, (some, values) in enumerate(entries):
+            known, told = _checked(some, values, vocabulary, f"{record.where}, position {n + 1}")
+            logs[n, -1] = 0.0
+            if len(known):
+                ids[n, : len(known)], logs[n] = known[:k], self._filled(told, k)
+                ids[n, len(known[:k]) :] = -1
+        return Positions(ids, logs)
+
+    def _filled(self, told: np.ndarray, k: int) -> np.ndarray:
+        """The k likeliest and, last, all others."""
+        found = np.full(k + 1, _OTHERS)
+        found[: len(told[:k])] = told[:k]
+        if self.tail:
+            found[-1] = np.log(max(1.0 - np.exp(told[:k]).sum(), 1e-12))
+        filled: np.ndarray = found - np.logaddexp.reduce(found)
+        return filled
+
+
+def _checked(
+    some: Sequence[Any], values: Sequence[Any], vocabulary: int, where: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Ids and log-probabilities of a position, the likeliest first. -inf stands for no id."""
+    if len(some) != len(values):
+        raise RunError(f"{where}: {len(some)} ids with {len(values)} log-probabilities")
+    if any(isinstance(each, bool) or not isinstance(each, int | np.integer) for each in some):
+        raise RunError(f"{where}: ids should be whole numbers")
+    if any(isinstance(each, bool) or not isinstance(each, int | float) for each in values):
+        raise RunError(f"{where}: log-probabilities should be numbers")
+    ids, logs = np.array(some, np.int64), np.array(values, np.float64)
+    there = logs != -np.inf
+    ids, logs = ids[there], logs[there]
+    if not (logs <= _ABOVE).all():
+        wrong = logs[~(logs <= _ABOVE)][0]
+        raise RunError(f"{where}: a log-probability of {wrong:g}, and none is above 0")
+    if len(ids) and not 0 <= ids.min() <= ids.max() < vocabulary:
+        wrong = ids[(ids < 0) | (ids >= vocabulary)][0]
+        raise RunError(
+            f"{where}: the id {wrong}, and student and teacher share those below {vocabulary} "
+            "only: are the records of a model with the student's tokenizer?"
+        )
+    if len(np.unique(ids)) < len(ids):
+        wrong = next(each for each in ids if (ids == each).sum() > 1)
+        raise RunError(f"{where}: the id {wrong} stands there twice")
+    if np.exp(logs).sum() > 1 + _MASS:
+        raise RunError(f"{where}: the masses are {np.exp(logs).sum():.4g} together, and 1 at most")
+    order = np.lexsort((ids, -logs))
+    return ids[order], np.minimum(logs[order], 0.0)
+
+
+def _listed(record: Record, column: str) -> Sequence[Any]:
+    found = record.values.get(column)
+    if column not in record.values:
+        hint = _compressed(record) or f"it has {shown_names([*record.values])}"
+        raise RunError(f"{record.where} has no column {column!r}: {hint}")
+    if not isinstance(found, Sequence) or isinstance(found, str):
+        kind = type(found).__name__
+        raise RunError(f"{record.where}: {column!r} holds {kind}, and should hold a list")
+    return found
+
+
+def _compressed(record: Record) -> str:
+    """What to say of DistillKit's packed columns."""
+    packed = {"bytepacked_indices", "packed_indices"} & record.values.keys()
+    if not packed:
+        return ""
+    return (
+        "its records are packed by DistillKit's LogprobCompressor; unpack them with it and write "
+        "the ids and the log-probabilities as lists"
+    )
+
+
+def _pairs(entry: Any, n: int, record: Record, column: str) -> tuple[list[Any], list[Any]]:
+    """The ids and log-probabilities of a position that has both in one."""
+    if not entry:
+        return [], []
+    if isinstance(entry, Mapping):  # vLLM: {id: {"logprob": ...}}
+        each = [(key, told) for key, told in entry.items() if told is not None]
+    else:  # axolotl: [{"token": "token_id:7", "logprob": ...}]
+        each = [(told.get("token"), told) for told in entry if isinstance(told, Mapping)]
+    try:
+        ids = [int(str(key).removeprefix("token_id:")) for key, _ in each]
+        return ids, [told["logprob"] for _, told in each]
+    except (ValueError, KeyError, TypeError):
+        raise RunError(
+            f"{record.where}, position {n}: {column!r} should hold ids with their log-probability, "
+            'as {"token": "token_id:7", "logprob": -0.1} or {"7": {"logprob": -0.1}}; name the '
+            "column of ids as `ids` if they have one of their own"
+        ) from None

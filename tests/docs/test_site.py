@@ -1,0 +1,63 @@
+"""docs/ is a site: every page is in its navigation, every link leads somewhere, and it builds."""
+
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.glob("*.md"))
+CONFIG = tomllib.loads((ROOT / "zensical.toml").read_text())["project"]
+
+
+def test_every_page_is_in_the_navigation_once():
+    listed = [page for section in CONFIG["nav"] for pages in section.values() for page in pages]
+    assert sorted(listed) == [page.name for page in PAGES]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_leads_somewhere(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", without_code(page.read_text())):
+        if not re.match(r"https?://", target):
+            file, _, anchor = target.partition("#")
+            there = DOCS / file if file else page
+            assert there.is_file() and there.parent == DOCS, target
+            assert not anchor or anchor in anchors(there), target
+
+
+@pytest.mark.parametrize("page", [DOCS / "index.md", ROOT / "README.md"], ids=lambda p: p.name)
+def test_every_page_is_linked_from_the_first(page):
+    text = page.read_text()
+    for other in PAGES:
+        assert other.name in text or other == page or other.name == "index.md", other.name
+
+
+@pytest.mark.slow
+def test_it_builds_without_a_warning(tmp_path):
+    shutil.copytree(DOCS, tmp_path / "docs")
+    shutil.copy(ROOT / "zensical.toml", tmp_path)
+    zensical = [sys.executable, "-m", "zensical", "build", "--strict"]
+    done = subprocess.run(zensical, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for page in PAGES:
+        folder = tmp_path / "site" / (page.stem if page.stem != "index" else "")
+        title = page.read_text().partition("\n")[0].removeprefix("# ")
+        assert "<h1 id=" in (html := (folder / "index.html").read_text())
+        assert re.sub(r"[`*]", "", title) in html
+
+
+def without_code(text: str) -> str:
+    """Markdown without its code, whose brackets are no links."""
+    return re.sub(r"^```.*?^```|`[^`\n]+`", "", text, flags=re.S | re.M)
+
+
+def anchors(page: Path) -> set[str]:
+    """The ids of a page's headings, as the generator and GitHub make them."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.S | re.M)
+    titles = re.findall(r"^#+ (.+)$", text, re.M)
+    return {re.sub(r"[^\w\- ]", "", title).strip().lower().replace(" ", "-") for title in titles}

@@ -1,0 +1,167 @@
+"""How long a stage takes: operations as torch counts them, and what is made of them."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import tiny
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from kdcore.analysis import hours
+from kdcore.analysis.hours import Hours, Rates, measured, predicted
+from kdcore.analysis.plan import plans_of
+from kdcore.analysis.work import NOTHING, Cost, Work, shape_of
+from kdcore.plugin.manager import PluginManager
+from kdcore.recipe.recipe import read_recipe
+
+ROWS, TIME = 4, 32
+RATES = Rates("cpu", 1e9, 1e9)
+
+RECIPE = """
+[tokenizer]
+use = "bpe"
+vocab_size = 280
+[data]
+use = "stories"
+stories = 20
+validation = 4
+block = 32
+[student.config]
+model_type = "llama"
+hidden_size = 16
+intermediate_size = 24
+num_hidden_layers = 1
+num_attention_heads = 2
+[train]
+steps = 40
+batch = 4
+lr = 1e-2
+eval_every = 10
+[[loss]]
+use = "ce"
+"""
+
+
+def counted(model, step):
+    """Operations by torch's own counter."""
+    ids = torch.randint(0, 37, (ROWS, TIME))
+    with FlopCounterMode(display=False) as counter:
+        step(model(input_ids=ids, use_cache=False).logits)
+    return counter.get_total_flops()
+
+
+def work_of(model, **changes):
+    about = dict(micro_batch=ROWS, time=TIME, checkpointing=False, scores=False)
+    return Work(**{"student": shape_of(model), "teachers": (), "stored": (), **about, **changes})
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen2"])
+def test_operations_are_those_that_torch_counts(kind):
+    model = tiny.model(kind, 37, 0, attn_implementation="eager")
+    work, tokens = work_of(model), ROWS * TIME
+    # torch counts the whole square of attention, of which half is needed.
+    trained = counted(model, lambda logits: logits.sum().backward())
+    assert work.step(tokens, 2 * TIME).operations == pytest.approx(trained, rel=0.06)
+    with torch.no_grad():
+        forward = counted(model, lambda logits: None)
+    assert work.reading(tokens, 2 * TIME).operations == pytest.approx(forward, rel=0.06)
+    teacher = replace(work, teachers=[work.student])
+    more = teacher.step(tokens, 2 * TIME).operations - work.step(tokens, 2 * TIME).operations
+    assert more == pytest.approx(forward, rel=0.06)
+
+
+def test_frozen_weights_and_activations_made_again():
+    model = tiny.model("llama", 37, 0)
+    work = work_of(model)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    frozen = work_of(model)
+    own = work.student.forward(100, 16)
+    assert work.step(100, 16).operations - frozen.step(100, 16).operations == pytest.approx(own)
+    again = replace(work, checkpointing=True)
+    assert again.step(100, 16).operations - work.step(100, 16).operations == pytest.approx(own)
+    assert frozen.student.parameters == 0 and frozen.step(100, 16).bytes < work.step(100, 16).bytes
+
+
+def test_a_gpu_computes_while_its_host_prepares():
+    cost = Cost(1e9, 1e9, 1e6)
+    busy = 1 / 0.55 + 1 / 0.85
+    assert Rates("cuda", 1e9, 1e9).seconds(cost) == pytest.approx(max(busy, 5.0))
+    assert RATES.seconds(cost) == pytest.approx(1 / 0.4 + 1 / 0.25 + 30.0)
+    assert (cost + cost.times(2)) == Cost(3e9, 3e9, 3e6) and NOTHING + cost == cost
+
+
+@pytest.fixture(scope="module")
+def host():
+    return PluginManager(off=["panel"])
+
+
+def planned(host, tmp_path, monkeypatch, text=RECIPE, sets=()):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(hours, "rates_of", lambda work, precision: RATES)
+    (tmp_path / "r.toml").write_text(text)
+    recipe = read_recipe("r.toml", host, sets=sets)
+    return recipe, list(plans_of(recipe))
+
+
+def test_twice_the_steps_take_twice_as_long_and_evaluations_count(host, tmp_path, monkeypatch):
+    def seconds(*sets):
+        _, (plan,) = planned(host, tmp_path, monkeypatch, sets=["train.eval_first=false", *sets])
+        found = predicted(plan)
+        assert found.how == "predicted" and "1 GFLOP/s" in found.why
+        return found.seconds
+
+    once, twice = seconds(), seconds("train.steps=80")
+    assert twice == pytest.approx(2 * once)
+    rare = seconds("train.eval_every=40")
+    assert 0 < seconds("train.eval_every=20") - rare < 0.5 * (once - rare)
+
+
+def test_what_is_not_known_is_not_predicted():
+    assert predicted(SimpleNamespace(estimate=None)) is None
+
+
+def test_a_store_is_filled_once_and_not_in_each_step(host, tmp_path, monkeypatch):
+    stages = """
+[stage.big]
+[stage.small.teacher]
+use = {use}
+[[stage.small.loss]]
+use = "kl"
+"""
+    plain = RECIPE + stages.format(use='"hf"\nmodel = "@big"')
+    stored = '"cached"\nkind = "topk"\nk = 8\nteacher = {use = "hf", model = "@big"}'
+    found = {}
+    for name, text in (("plain", plain), ("stored", RECIPE + stages.format(use=stored))):
+        recipe, plans = planned(host, tmp_path, monkeypatch, text)
+        found[name] = plans[-1].estimate.work
+        if name == "stored":
+            guess = Hours(1.0, "predicted", "x")
+            other = measured(recipe, plans[-1], host, tmp_path, guess)
+            assert other.how == "predicted" and "a teacher's store is to be filled" in other.why
+    assert (len(found["plain"].teachers), len(found["plain"].stored)) == (1, 0)
+    assert (len(found["stored"].teachers), len(found["stored"].stored)) == (0, 1)
+
+
+def test_writing_is_predicted(host, tmp_path, monkeypatch):
+    text = RECIPE + '\n[rollout]\nuse = "student"\nprompt_tokens = 4\nmax_new_tokens = 8\n'
+    _, (without,) = planned(host, tmp_path, monkeypatch)
+    _, (written,) = planned(host, tmp_path, monkeypatch, text)
+    assert predicted(written).seconds > 1.2 * predicted(without).seconds
+
+
+def test_real_steps_leave_nothing_behind(host, tmp_path, monkeypatch):
+    recipe, (plan,) = planned(host, tmp_path, monkeypatch)
+    found = measured(recipe, plan, host, tmp_path / "runs", predicted(plan))
+    assert found.how == "measured" and "5 steps of" in found.why
+    assert found.seconds > 0 and [path.name for path in tmp_path.iterdir()] == ["r.toml"]
+
+
+def test_a_stage_before_that_is_not_finished_is_told(host, tmp_path, monkeypatch):
+    text = RECIPE + '\n[stage.big]\n[stage.small.student]\nmodel = "@big"\n'
+    recipe, (_, plan) = planned(host, tmp_path, monkeypatch, text)
+    guess = predicted(plan)
+    found = measured(recipe, plan, host, tmp_path / "runs", guess)
+    assert (found.how, found.seconds) == ("predicted", guess.seconds)
+    assert "not measured: " in found.why and "small" not in found.why.partition("not measured")[0]
