@@ -79,6 +79,12 @@ class Aligned(Teacher):
             yield f"the teacher {self.teacher.name!r} within gives no distribution"
         if self.teacher.own_tokens:
             yield f"the teacher {self.teacher.name!r} within reads tokens of its own already"
+        over_spans = [term.loss.name for term in recipe.terms if term.loss.own_vocabulary]
+        if over_spans and self.teacher.ids_known() is not None:
+            yield (
+                f"the loss {over_spans[0]!r} compares all ids of the teacher, and "
+                f"{self.teacher.name!r} within knows some of each position"
+            )
         if self.teacher.bytes_per_token():
             yield (
                 f"the teacher {self.teacher.name!r} within stores what it says of the student's "

@@ -163,7 +163,7 @@ def test_what_the_student_wrote_is_read_by_the_teachers_template(folder, ended):
     ids = [*CHATML("so it was </s>, a fox", split_special_tokens=True)["input_ids"]]
     ids += [CHATML.eos_token_id] * ended
     prompt = Prompt(tuple(row["input_ids"][: answer.first].tolist()), 0, 0, columns)
-    written = Completion(tuple(ids), None, ended, "student", prompt)
+    written = Completion(tuple(ids), finished=ended, prompt=prompt)
     batch = Collate(WRITTEN, len(CHATML), tiny.CPU)(written_rows([[written]], 160, "one"))
     retokenizer = Retokenizer(CHATML, INST)
     own = OwnTemplate(Reteller(INST), retokenizer)
