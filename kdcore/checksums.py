@@ -47,8 +47,8 @@ def refuse_changed(place: Path) -> None:
     """Refuse a folder in a run that is not as the run wrote it."""
     if fault := damage(place):
         raise RunError(
-            f"{fault}, so {place} is not what the run wrote: --fresh makes the run anew beside it; "
-            "if the change is meant, copy the folder and name the copy by its path"
+            f"{fault}, so {place} is not what the run wrote: --fresh makes a new run next to "
+            "it; if the change is intended, copy the folder and name the copy by its path"
         )
 
 
@@ -77,5 +77,5 @@ def _known(folder: Path) -> dict[str, Any]:
             return dict(known)
     except (ValueError, TypeError, AttributeError):
         pass
-    _log.warning("%s is damaged, so what it tells of is not checked", path)
+    _log.warning("%s is damaged, so the files that it lists are not checked", path)
     return {}

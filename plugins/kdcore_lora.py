@@ -59,7 +59,7 @@ class Lora(Patch):
         if self.merge:
             return
         if recipe.student.config is not None:
-            yield "merge = false leaves the adapter of a fresh model, which nobody has; merge it"
+            yield "merge = false leaves an adapter to a fresh model, which exists nowhere; merge it"
         before = recipe.student.patches[0]
         if not isinstance(before, Lora):
             said = f"merge = false leaves an adapter to a model without the patch {before.name!r}"

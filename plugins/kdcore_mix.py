@@ -51,7 +51,7 @@ class Mix(Data):
             raise ValueError(f"shares names the members, which are {names}, each once")
         for name, member in self.members.items():
             if member.block not in (type(member).block, self.block):
-                raise ValueError(f"block belongs beside members, not in {name}")
+                raise ValueError(f"block belongs next to members, not in {name}")
             member.block = self.block
 
     @property
@@ -65,9 +65,9 @@ class Mix(Data):
             if getattr(self, option) != getattr(Data, option):
                 yield f"{option} belongs into the members of a mix, which lay their own rows"
         if self.streams and recipe.data is self and recipe.train.steps is None:
-            yield "nobody knows how long a stream is: set train.steps instead of epochs or tokens"
+            yield "the length of a stream is unknown: set train.steps instead of epochs or tokens"
         if self.streams and self.shares is None:
-            yield "a mix with a stream needs shares: nobody knows how many rows a stream has"
+            yield "a mix with a stream needs shares: the number of rows of a stream is unknown"
 
     def column_names(self) -> Sequence[str] | None:
         """Those of the members, and `member`."""

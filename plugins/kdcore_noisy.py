@@ -34,7 +34,7 @@ class Noisy(Data):
         for option in _SHARED:
             value = getattr(self.source, option)
             if value not in (getattr(Data, option), getattr(self, option)):
-                raise ValueError(f"{option} belongs beside source, not in it")
+                raise ValueError(f"{option} belongs next to source, not in it")
 
     def texts(self, split: str) -> Iterator[str]:
         """The documents of the source, in its order."""

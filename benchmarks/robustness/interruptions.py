@@ -189,7 +189,7 @@ def interrupt(count: int, processes: int, seed: int, folder: Path, host: PluginM
         while done < count and made.interrupt(own, list(CODES)[done % len(CODES)]):
             done = report.ends.total()
         if command(own, host, made.arguments, note_steps):
-            report.wrong.append(f"{own} cannot go on: {said(own)[-700:]}")
+            report.wrong.append(f"{own} cannot resume: {said(own)[-700:]}")
             print(report.wrong[-1], file=sys.stderr, flush=True)
             continue
         found = outcome(own)

@@ -117,7 +117,7 @@ def _end(own: Path, host: PluginManager, refusal: Refusal, expected: dict[str, o
     if code not in (0, 1) or "Traceback" in text or (code and not text.strip()):
         return f"WRONG: ended with {code}: {text[-800:]}"
     if command(own, host, ["run", "recipe.toml", "-q"]):
-        return f"WRONG: cannot go on: {text} {said(own)[-800:]}"
+        return f"WRONG: cannot resume: {text} {said(own)[-800:]}"
     found = outcome(own)
     if others := [key for key in {**expected, **found} if expected.get(key) != found.get(key)]:
         now = [found.get(key) for key in others if key.endswith(("files", "checkpoints"))]

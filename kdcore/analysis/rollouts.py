@@ -49,7 +49,7 @@ def sample_rollouts(
     built = [recipe.build(name, stage_outputs(recipe, name, out)) for name in names]
     writing = [each for each in built if each.rollout is not None]
     if not writing:
-        raise UsageError("no stage of the recipe has a [rollout], so nobody writes anything")
+        raise UsageError("no stage of the recipe has a [rollout], so nothing is written")
     for each in writing:
         for need, final in stage_outputs(recipe, each.name, out).items():
             if not final.is_dir():

@@ -139,7 +139,7 @@ def run(
     processes: Annotated[int, typer.Option(min=1, help="Processes, one for each GPU.")] = 1,
     out: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),
     fresh: Annotated[
-        bool, typer.Option("--fresh", help="Begin again beside what is there.")
+        bool, typer.Option("--fresh", help="Start a new run next to the existing one.")
     ] = False,
     accept: Annotated[
         str, typer.Option(metavar="WHAT", help="Go on although this changed: data,versions,...")
@@ -206,6 +206,7 @@ def check(
     """Find every fault of recipes. Loads no model and no data."""
     _tell(quiet=False)
     from kdcore.recipe.recipe import read_recipe
+    from kdcore.sweeps.points import SweepRequest, read_points
 
     host = plugin_manager(plugins)
     failed = 0
@@ -213,13 +214,15 @@ def check(
         try:
             recipe = read_recipe(name, host, sets=sets or (), logs=logs or ())
             recipe.refuse_missing()
+            if recipe.sweep is not None:
+                read_points(SweepRequest(name, tuple(sets or ()), logs=tuple(logs or ())), host)
         except UsageError as error:
             failed += 1
             print(error, file=sys.stderr)
         else:
             for note in recipe.notes:
                 print(note, file=sys.stderr)
-            print(f"{name}: no faults")
+            print(f"{name}: no errors")
     if failed:
         raise typer.Exit(UsageError.exit_code)
 

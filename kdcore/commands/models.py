@@ -28,7 +28,7 @@ class Named:
             return self.name
         if not self.finished:
             said = f"{self.run} is not finished and has no final model"
-            raise UsageError(f"{said}; kdcore run {self.run} goes on")
+            raise UsageError(f"{said}; type kdcore run {self.run} to resume it")
         return str(self.run / "final")
 
 

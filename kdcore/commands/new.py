@@ -51,7 +51,8 @@ def recipe(
         str | None, typer.Argument(metavar="FROM", help="A shipped recipe or a file.")
     ] = None,
     target: Annotated[
-        Path | None, typer.Argument(metavar="TO", help="The new file; beside you by default.")
+        Path | None,
+        typer.Argument(metavar="TO", help="The new file; in the current folder by default."),
     ] = None,
     teacher: Annotated[
         str | None,

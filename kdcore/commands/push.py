@@ -60,7 +60,7 @@ def _refuse_local_base(final: Path) -> None:
     base = str(named.get("base_model_name_or_path") or "")
     if config.is_file() and (not _REPOSITORY.fullmatch(base) or Path(base).exists()):
         raise UsageError(
-            f"{final} is an adapter to {base!r}, which nobody else has; push a run whose adapter "
+            f"{final} is an adapter to {base!r}, which exists only here; push a run whose adapter "
             "is merged, or one on a model from the hub"
         )
 
@@ -86,7 +86,7 @@ def _explained(repository: str) -> Iterator[None]:
     try:
         yield
     except LocalTokenNotFoundError as error:
-        raise RunError(f"the hub wants to know who you are; {_LOGIN}") from error
+        raise RunError(f"the hub needs a login; {_LOGIN}") from error
     except OfflineModeIsEnabled as error:
         raise RunError("the hub is switched off by HF_HUB_OFFLINE; unset it to push") from error
     except HfHubHTTPError as error:

@@ -114,7 +114,7 @@ def _head(file: DataFile, choice: Choice) -> list[str]:
     return [
         f"# {student} ({_millions(choice.parameters)} parameters) learns from {choice.teacher} on",
         f"# {file.path}: {said}.",
-        "# Change what you like: kdcore check finds faults, kdcore doctor looks closer, and",
+        "# Change what you like: kdcore check finds errors, kdcore doctor looks closer, and",
         "# kdcore plan says how long and how large.",
     ]
 

@@ -335,9 +335,7 @@ def map_in_order(
         while waiting:
             yield waiting.popleft().result()
     except BrokenProcessPool:
-        raise RunError(
-            "one of the processes that make tokens was ended, perhaps for want of memory"
-        ) from None
+        raise RunError("a tokenizer process was killed (out of memory?)") from None
     finally:
         pool.shutdown(cancel_futures=True)
 

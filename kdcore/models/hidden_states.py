@@ -78,7 +78,7 @@ class HiddenStates:
         for number in new:
             if number not in kept or not torch.equal(kept[number], told[number]):
                 raise RunError(
-                    f"the {self._title} tells other hidden states of layer {number} than go into it"
+                    f"the {self._title} gives other hidden states of layer {number} than go into it"
                 )
         return [int(each.shape[-1]) for each in told]
 

@@ -81,7 +81,8 @@ def _hub_fault(error: Exception, key: str | None) -> str:
     causes = {type(cause).__name__ for cause in exception_chain(error)}
     if "GatedRepoError" in causes:
         return (
-            "not a folder here, and the hub lets nobody in unasked; ask there, then hf auth login"
+            "not a local folder, and the repository on the hub is gated: request access there, "
+            "then hf auth login"
         )
     if "RepositoryNotFoundError" in causes:
         return f"not a folder here, and the hub has no such model (or a private one); {instead}"

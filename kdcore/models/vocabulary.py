@@ -183,4 +183,4 @@ def _mismatches(student: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase
         yield f"the pad token is {student.pad_token!r} here, {other.pad_token!r} there"
     templates = (student.chat_template, other.chat_template)
     if None not in templates and templates[0] != templates[1]:
-        yield "the chat templates differ, and dialogues are laid out by the student's"
+        yield "the chat templates differ, and dialogues use the student's"

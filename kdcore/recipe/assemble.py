@@ -88,7 +88,7 @@ class Assembly:
         self.faults += rules_between(self)
 
     def stage(self, name: str, run_name: str, tokenizer_data: Node) -> Stage | None:
-        """The stage, if there are no faults. A tokenizer is trained on `tokenizer_data`."""
+        """The stage, if there are no errors. A tokenizer is trained on `tokenizer_data`."""
         if self.faults:
             return None
         assert self.student and self.train and self.data and self.scope and self.writing
@@ -325,7 +325,7 @@ def _teacher_and_its_users(stage: Assembly) -> Iterator[Fault]:
     table = stage.tables.get("teacher")
     if table is not None:
         if not users and _is_complete(stage):
-            said = "nobody uses the teacher: no loss, selection or eval asks for it"
+            said = "[teacher] is unused: no loss, selection or eval needs one"
             yield table.fault(said, 'leave [teacher] out; where it is inherited, use = "none"')
         if stage.teacher is not None:
             for user, said, hint in ill_served(stage.teacher, users, table.use):

@@ -154,7 +154,7 @@ class Builder:
         """An instance with the options of a table, or None and faults."""
         types, inside = option_types(cls), beside(cls)
         for key in [key for key in inside if key in table.table]:
-            said = f"{key} stands in the tables of {inside[key]}, not beside them"
+            said = f"{key} belongs in the tables of {inside[key]}, not next to them"
             self.faults.append(table.table[key].fault(said))
         children = {key: value for key, value in table.table.items() if key not in inside}
         table = _lifted(table.with_children(children), inside)

@@ -109,7 +109,7 @@ def _parse(text: str, name: str) -> Node:
 
 def _not_toml(error: tomli.TOMLDecodeError, name: str) -> Fault:
     shown = (error.doc.split("\n"))[error.lineno - 1].replace("\t", " ")
-    hint = 'a text stands in quotes: use = "kl"' if error.msg == "Invalid value" else ""
+    hint = 'a text needs quotes: use = "kl"' if error.msg == "Invalid value" else ""
     if error.msg.startswith("Cannot declare"):
         hint = "a table is written once; [[name]] adds an item to a list of tables"
     elif error.msg == "Cannot overwrite a value":

@@ -93,7 +93,7 @@ def _varied(
     elif value.is_list and value.items:
         yield key, [Assignment(key, each) for each in value.items]
     else:
-        hint = "a sweep varies it; what all runs share stands in the recipe itself"
+        hint = "a sweep varies it; what all runs share belongs in the recipe itself"
         faults.append(value.fault(f"{key} should be a list of values", hint))
 
 

@@ -117,7 +117,7 @@ class Watch:
 
 _WAYS = {
     "finished": "; the others are cut at rollout.max_new_tokens, and their end is not learned",
-    "length": "; a smaller share or rollout.max_new_tokens, or a loss on data beside it, hold it",
+    "length": "; a smaller share or rollout.max_new_tokens, or a loss on data as well, may help",
     "useless": "",
     "source": " answers so far: it learns nothing",
 }

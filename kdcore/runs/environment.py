@@ -150,7 +150,7 @@ def describe_differences(folder: Path, host: PluginManager) -> str | None:
         return None
     before = recorded(path)
     if before is None:
-        return f"{path} is damaged, so that nobody can say what differs from where it was written"
+        return f"{path} is damaged, so the environment that wrote it is unknown"
     found = differences(before, environment_of(host))
     if not found:
         return None

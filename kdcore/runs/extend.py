@@ -75,7 +75,7 @@ def adopt_recipe(
         )
         raise UsageError(
             f"{folder} was begun with another recipe: {said}. Type --accept {','.join(names)} to "
-            "go on with it all the same, or give the recipe's name for a run of its own"
+            "resume it anyway, or give the recipe's name for a run of its own"
         )
     if not changes:
         return

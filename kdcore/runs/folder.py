@@ -113,7 +113,7 @@ def compare_fingerprints(folder: Path, now: Mapping[str, str], accepted: frozens
         said = "; ".join(f"{name}: was {before[name]}, is {now[name]}" for name in refused)
         raise UsageError(
             f"{folder} was begun with something else: {said}. Type --accept "
-            f"{','.join(refused)} to go on all the same, or --fresh to begin again"
+            f"{','.join(refused)} to resume anyway, or --fresh to start again"
         )
     write_whole(path, json.dumps(dict(now), indent=1) + "\n")
 
@@ -125,8 +125,8 @@ def _fingerprints(path: Path) -> dict[str, str]:
         found = None
     if not isinstance(found, dict):
         raise UsageError(
-            f"{path} is damaged, so what the run was begun with is not known; remove that file to "
-            "go on all the same, or type --fresh to begin again"
+            f"{path} is damaged, so what the run was started with is unknown; remove that file to "
+            "resume anyway, or type --fresh to start again"
         )
     return found
 
@@ -140,7 +140,7 @@ def refused_by_machine(fault: BaseException, folder: Path) -> RunError:
     kept = f"checkpoint {there[-1].name} is kept" if there else "there is no checkpoint yet"
     least = "; --set train.save_keep=1 takes least" if is_full(fault) else ""
     return RunError(
-        f"{folder} cannot go on: {said}; {kept}. {way[0].upper()}{way[1:]}, and the same command "
+        f"{folder} cannot resume: {said}; {kept}. {way[0].upper()}{way[1:]}, and the same command "
         f"continues{least}"
     )
 

@@ -84,7 +84,7 @@ def alone_in(folder: Path, waiting: Callable[[str], None] | None = None) -> Iter
                 if waiting is None:
                     raise RunError(
                         f"another process is running in {folder}{taken}; wait for it, or type "
-                        "--fresh for a second run beside it"
+                        "--fresh for a second run next to it"
                     ) from None
                 if not told:
                     waiting(f"another process is running in {folder}{taken}")

@@ -183,7 +183,7 @@ def _with_evals(stage: Stage, names: Sequence[str] | None) -> Stage:
 def _newest(folder: Path) -> Path:
     found = newest(folder / CHECKPOINTS)
     if found is None:
-        raise UsageError(f"{folder} has no checkpoint yet: kdcore run {folder} goes on")
+        raise UsageError(f"{folder} has no checkpoint yet: type kdcore run {folder} to resume it")
     return found
 
 

@@ -109,7 +109,7 @@ def run_recipe(recipe: Recipe, host: PluginManager, request: RunRequest) -> list
         done[name] = folder
         request.on_finished(folder)
         if stop:
-            said = f"interrupted; {stage.run_name} is finished, and the same command goes on"
+            said = f"interrupted; {stage.run_name} is finished, and the same command continues"
             raise Interrupted(said, stop)
     return list(done.values())
 
@@ -173,7 +173,7 @@ def _run_stage(
 
 
 def _tell_waiting(said: str) -> None:
-    _log.info("%s: waiting for it, and continuing the run where it ends before", said)
+    _log.info("%s: waiting for it, and continuing the run if that process is gone", said)
 
 
 @contextmanager

@@ -35,11 +35,11 @@ def _check_logits(teacher: Teacher, batch: Batch, positions: Tensor) -> None:
     logits = at(positions)
     finite = not logits.isnan().any() and not (logits == torch.inf).any()
     require(finite, teacher, "gives logits that are NaN or infinite")
-    require(len(at(positions[:0])) == 0, teacher, "gives logits where no position is asked for")
+    require(len(at(positions[:0])) == 0, teacher, "gives logits for no positions")
     again = close(logits, read(teacher, batch)(positions))
     require(again, teacher, "reads a batch otherwise the second time: is dropout on?")
     turned = at(positions.flip(0)).flip(0)
-    require(close(logits, turned), teacher, "mixes up positions that are asked for in reverse")
+    require(close(logits, turned), teacher, "mixes up positions given in reverse")
 
 
 def _check_coarse(teacher: Teacher, batch: Batch, positions: Tensor) -> None:
@@ -57,4 +57,4 @@ def _check_coarse(teacher: Teacher, batch: Batch, positions: Tensor) -> None:
     same = found.ids.equal(again.ids.flip(0)) and found.log_probabilities.equal(
         again.log_probabilities.flip(0)
     )
-    require(same, teacher, "tells another thing of a position when asked again, or in reverse")
+    require(same, teacher, "gives other logits for a position the second time, or in reverse")

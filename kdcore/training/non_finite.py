@@ -274,8 +274,8 @@ class NonFiniteHandler:
         raise RunError(
             f"step {step} is not finite: {why}\n"
             f"The weights are those of step {run.step}, and its rows are in {path}. The same "
-            "command meets the step again; --set train.non_finite=skip goes on without it, a "
-            "smaller train.lr may help too"
+            "command repeats the step; --set train.non_finite=skip skips it, and a smaller "
+            "train.lr may help"
         )
 
     def _skip(self, found: Found) -> None:

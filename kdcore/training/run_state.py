@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from torch import Tensor
 
 from kdcore.api.contracts import Loss, Rollout, Run, Teacher
 from kdcore.data.batch import Row
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from kdcore.api.contracts import Stage
-    from kdcore.data.document_losses import DocumentLosses
     from kdcore.data.rows import RowDataset
+    from kdcore.document_losses import DocumentLosses
     from kdcore.models.causal_lm import LanguageModel
 
 
@@ -216,6 +217,18 @@ class RunState(Run):
 
         return score(self, teacher, prompts, completions)
 
+    def token_values(
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[Completion],
+        losses: Sequence[Loss],
+        teacher: Teacher | None = None,
+    ) -> list[Tensor]:
+        """See `Run.token_values`."""
+        from kdcore.rollout.local import token_values
+
+        return token_values(self, prompts, completions, losses, teacher)
+
     def state_dict(self) -> dict[str, object]:
         """What its checkpoints hold of it, besides weights and random states."""
         kept = ("tokens", "micro_batch", "chunk", "vocabulary", "steps", "scores")
@@ -247,12 +260,12 @@ def training_rows(run: RunState, *, whole: bool = False) -> TrainingRows | Strea
         return TrainingRows(run.drawable, order, *mine)
     if options.steps is None:
         raise RunError(
-            f"the data {run.data.name!r} is streamed, and nobody knows how long it is: set "
+            f"the data {run.data.name!r} is streamed, so its length is unknown: set "
             "train.steps instead of epochs or tokens"
         )
     if "epoch" in (options.save_every, options.eval_every):
         run.say(
-            "the training data is streamed, so nobody knows where an epoch ends: evaluated and "
+            "the training data is streamed, so the end of an epoch is unknown: evaluated and "
             "saved at the end, or set train.eval_every and train.save_every to steps"
         )
     return StreamedRows(

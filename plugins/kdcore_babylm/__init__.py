@@ -98,7 +98,7 @@ class BabyLM(Data):
         found = files_of(*self._where_to_validate())
         if found == training:
             raise RunError(
-                f"{self.path} has nothing to validate on beside what is trained on; set "
+                f"{self.path} has nothing to validate on apart from the training text; set "
                 "data.validation to the folder of the *.dev files"
             )
         return found

@@ -141,7 +141,7 @@ class TopK(Buckets):
         size = max(1, _LOGITS // batch.vocabulary)
         for some in torch.split(torch.arange(len(batch.valid), device=batch.valid.device), size):
             said = at(batch.valid[some])
-            assert isinstance(said, SparseLogits), "a teacher of some ids tells of these"
+            assert isinstance(said, SparseLogits), "a teacher of some ids knows these only"
             logs, order = said.log_probabilities[:, :-1].sort(dim=-1, descending=True, stable=True)
             ids = said.ids.gather(1, order)[:, : self.k]
             rest = torch.cat([logs[:, self.k :], said.log_probabilities[:, -1:]], -1)

@@ -79,7 +79,7 @@ def _by_length(
     if not fits.all():
         n = int(np.flatnonzero(~fits)[0])
         raise RunError(
-            f"{records.where(int(record[n]))} tells of {count[n]} positions, and document {n + 1} "
+            f"{records.where(int(record[n]))} has {count[n]} positions, and document {n + 1} "
             f"of the data has {lengths[n]} tokens: records and documents should be the same texts, "
             "in one order and one tokenizer; a column of the records' own ids, named as `tokens`, "
             "says where they differ"
@@ -108,7 +108,7 @@ def _by_tokens(
             raise RunError(_otherwise(records.where(one), n, ours, theirs))
         if count[n] not in (len(theirs), len(theirs) - 1):
             raise RunError(
-                f"{records.where(one)} tells of {count[n]} positions and has {len(theirs)} tokens"
+                f"{records.where(one)} has {count[n]} positions and {len(theirs)} tokens"
             )
         first[n] = shift + (1 if follows or count[n] < len(theirs) else 0)
     return first
@@ -160,7 +160,7 @@ def _prove(
         "the records are of other texts, in another order, or of another tokenizer; a column of "
         "the records' own ids, named as `tokens`, proves that they are not"
         if near is None
-        else f'the entries are of the tokens beside: set position = "{where[near]}"'
+        else f'the entries are of the neighbouring tokens: set position = "{where[near]}"'
     )
     raise RunError(
         f"from {records.where(int(record[0]))} on, {came:.0f} of the texts' own tokens are among "

@@ -58,7 +58,7 @@ class Precomputed(Teacher):
         str | None, Field(description="column of the record's own ids, to prove that they fit")
     ] = None
     key: Annotated[
-        str | None, Field(description="column that tells a document's record; by default the order")
+        str | None, Field(description="column that names a document's record; by default the order")
     ] = None
     position: Annotated[
         Literal["own", "next"],
@@ -221,7 +221,7 @@ class Precomputed(Teacher):
             some = [len(ids) for ids, _ in self._columns.entries(record) if len(ids)]
             if some:
                 return min(some)
-        raise RunError(f"{self._place} tells of no position: its lists are empty")
+        raise RunError(f"{self._place} has no positions: its lists are empty")
 
     @property
     def _source(self) -> Several[Record]:

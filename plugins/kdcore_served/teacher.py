@@ -152,7 +152,7 @@ class Served(Teacher):
         logs = np.concatenate([even, *(each.logs for each in answers)])
         if ids.max() >= vocabulary:
             raise RunError(
-                f"{self.url} tells of the id {ids.max()}, and student and teacher share those "
+                f"{self.url} answers with the id {ids.max()}, and student and teacher share those "
                 f"below {vocabulary} only: is {self.model!r} a model with the student's tokenizer?"
             )
         rest = -np.expm1(np.logaddexp.reduce(logs, axis=1))

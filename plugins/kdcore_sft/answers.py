@@ -67,7 +67,7 @@ def _answer(dialogue: Dialogue, turn: int, text: str, template: Template) -> Ans
     if start is None or ends is None or start > ends[0]:
         raise RunError(
             f"{dialogue.where}: the chat template makes something else of message {turn + 1}, "
-            "so that its tokens cannot be told; set another template in [data]"
+            "so its tokens cannot be located; set another template in [data]"
         )
     if not text[start : ends[0]].strip():
         keys = ", ".join(sorted(dialogue.messages[turn].keys() - {"role"}))

@@ -73,8 +73,8 @@ class Marks:
         )
         if any(chr(_FIRST + n) in texts for n in range(len(self.names))):
             raise RunError(
-                f"{dialogue.where} has {found[0]} in its text beside characters of the private use "
-                "area that stand for such tokens here: take one of them out"
+                f"{dialogue.where} has {found[0]} in its text together with characters of the "
+                "private use area that stand for such tokens here: take one of them out"
             )
         return replace(hidden, spelled=True)
 

@@ -72,7 +72,7 @@ class Text(Data):
         """Files have no validation split of their own, and a stream has no known end."""
         yield from self._splits.faults()
         if self.streaming and recipe.data is self and recipe.train.steps is None:
-            yield "nobody knows how long a stream is: set train.steps instead of epochs or tokens"
+            yield "the length of a stream is unknown: set train.steps instead of epochs or tokens"
         if self.streaming and (self.skip or self.fraction < 1):
             yield "fraction and skip are shares of documents that a stream does not count"
 

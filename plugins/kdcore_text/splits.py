@@ -140,7 +140,7 @@ class Splits(Generic[_Item]):
 
 
 def _nothing_beside(file: str) -> str:
-    return f"nothing to validate on beside {file}; {VALIDATE}"
+    return f"nothing to validate on apart from {file}; {VALIDATE}"
 
 
 def _is_path(validation: str) -> bool:

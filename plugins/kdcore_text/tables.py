@@ -167,7 +167,7 @@ def _loaded(load: Callable[[], Any], place: str, meant: str = "") -> Any:
 def _fault(error: BaseException, meant: str) -> str:
     names = {type(cause).__name__ for cause in _chain(error)}
     if "GatedRepoError" in names:
-        return "the hub lets nobody in unasked; ask there, then type `hf auth login`"
+        return "the repository on the hub is gated: request access there, then type `hf auth login`"
     if isinstance(error, ConnectionError) or names & {"ConnectError", "LocalEntryNotFoundError"}:
         return (
             f"there is no such file or folder in {os.getcwd()}, and the hub cannot be reached; "

@@ -106,7 +106,7 @@ def test_the_recipe_of_the_hub_has_no_faults():
 def test_the_command_and_what_it_says_where_the_path_is_not_there(tmp_path):
     (command,) = (snippet.text for snippet in SNIPPETS if snippet.language == "sh")
     words = shlex.split(command)[1:]
-    assert "no faults" in CliRunner().invoke(app, words).output
+    assert "no errors" in CliRunner().invoke(app, words).output
     Path("corpus/train.txt").unlink()
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 2

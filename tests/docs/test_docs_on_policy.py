@@ -1,4 +1,4 @@
-"""docs/on-policy.md: its recipe has no faults, and what it names is there."""
+"""docs/on-policy.md: its recipe has no errors, and what it names is there."""
 
 import re
 import shlex
@@ -22,7 +22,7 @@ def test_the_recipes_have_no_faults(tmp_path, monkeypatch):
         _, *words = shlex.split(command.text)
         done = CliRunner().invoke(app, words)
         assert done.exit_code == 0, done.output
-        assert done.output.count("no faults") == recipes
+        assert done.output.count("no errors") == recipes
 
 
 def test_the_losses_and_writers_of_the_table_are_there():

@@ -1,4 +1,4 @@
-"""docs/teachers.md: its recipes have no faults, its figures are the code's."""
+"""docs/teachers.md: its recipes have no errors, its figures are the code's."""
 
 import pytest
 from documents import DOCS, snippets

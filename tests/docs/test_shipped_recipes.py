@@ -1,4 +1,4 @@
-"""Every shipped recipe: no faults, and a plan of what can be known without the hub."""
+"""Every shipped recipe: no errors, and a plan of what can be known without the hub."""
 
 import pytest
 

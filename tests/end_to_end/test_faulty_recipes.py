@@ -36,7 +36,7 @@ AFTER = 14  # the first line after SIMPLE
 # fmt: off
 FAULTS = {
     # not a recipe at all
-    "unquoted text": (changed('"ce"', "ce"), 9, 7, "a text stands in quotes"),
+    "unquoted text": (changed('"ce"', "ce"), 9, 7, "a text needs quotes"),
     "unclosed table": (changed("[train]", "[train"), 11, 7, "Expected ']'".lower()),
     "duplicate table": (SIMPLE + "[train]\nlr = 1\n", AFTER, 7, "a table is written once"),
     "duplicate key": (SIMPLE + "lr = 1e-4\n", AFTER, 10, "a key is given once"),

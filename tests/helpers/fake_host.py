@@ -6,7 +6,6 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, field_validator
 
 from kdcore.api.contracts import (
-    KINDS,
     Data,
     Eval,
     Logger,
@@ -17,6 +16,7 @@ from kdcore.api.contracts import (
     Tokenizer,
     component,
 )
+from kdcore.api.kinds import KINDS
 from kdcore.errors import did_you_mean
 
 Positive = Annotated[float, Field(gt=0)]

@@ -233,7 +233,7 @@ def test_validation_of_a_stream_takes_turns():
 
 def test_a_member_has_no_block_of_its_own():
     assert mix(a=counted("a", 1)).members["a"].block == 512
-    with pytest.raises(ValueError, match="block belongs beside members, not in a"):
+    with pytest.raises(ValueError, match="block belongs next to members, not in a"):
         Mix(members={"a": counted("a", 1, block=64)}, block=128)
     assert Mix(members={"a": counted("a", 1)}, block=128).members["a"].block == 128
 

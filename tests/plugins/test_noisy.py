@@ -74,7 +74,7 @@ def test_validation_stays_clean():
 
 
 def test_how_rows_are_laid_is_set_once():
-    with pytest.raises(ValidationError, match="block belongs beside source, not in it"):
+    with pytest.raises(ValidationError, match="block belongs next to source, not in it"):
         Noisy(source=Clean(block=64))
     Noisy(source=Clean(block=64), block=64)
 

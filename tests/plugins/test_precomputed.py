@@ -162,7 +162,7 @@ def test_a_record_may_tell_of_the_last_tokens_only():
     for each in sure_of:
         each["logs"], each["few"] = each["logs"][9:], each["few"][9:]
     write(sure_of)
-    with pytest.raises(RunError, match=r"record 1 .*tells of \d+ positions, and document 1"):
+    with pytest.raises(RunError, match=r"record 1 .*has \d+ positions, and document 1"):
         kdcore.run(recipe(by_length(ids="few")))
     assert losses(kdcore.run(recipe(by_length(ids="few", part=True))))
 
@@ -223,7 +223,7 @@ def test_records_of_another_length_are_refused():
 
     write(changed(shorter))
     with pytest.raises(
-        RunError, match=r"record 4 .*tells of \d+ positions, and document 4 of the data has"
+        RunError, match=r"record 4 .*has \d+ positions, and document 4 of the data has"
     ):
         kdcore.run(recipe(by_length(ids="few")))
 
@@ -253,8 +253,8 @@ def sure(position):
 @pytest.mark.parametrize(
     ("written", "position", "said"),
     [
-        ("next", "own", r'the tokens beside: set position = "next"'),
-        ("own", "next", r'the tokens beside: set position = "own"'),
+        ("next", "own", r'the neighbouring tokens: set position = "next"'),
+        ("own", "next", r'the neighbouring tokens: set position = "own"'),
         ("none", "own", "of other texts, in another order, or of another tokenizer"),
     ],
 )

@@ -203,7 +203,9 @@ def test_patterns_stand_for_the_files_that_match(told):
     assert texts("d/*") == ["d/a.csv", "d/b.csv"]
     assert told() == ["d/*: left out d/notes.md"]
     assert texts("d/a.csv", "validation", validation="d/below/*") == ["d/below/c.csv"]
-    assert refused("d/*.csv", "validation").startswith("nothing to validate on beside d/*.csv; set")
+    assert refused("d/*.csv", "validation").startswith(
+        "nothing to validate on apart from d/*.csv; set"
+    )
 
 
 def test_a_name_with_brackets_is_no_pattern():

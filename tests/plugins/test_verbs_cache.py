@@ -160,7 +160,7 @@ def test_a_run_finds_what_was_built(recipe, host, store, tmp_path, loads):
 def test_a_whole_store_is_verified(call, recipe, store):
     said = call("verify", recipe).stdout
     assert "whole; it holds 100 % of what the rows predict" in said
-    assert "beside the live teacher: off by 0 on average" in said
+    assert "against the live teacher: off by 0 on average" in said
     assert call("verify").stdout == call("verify", store.folder.name).stdout
     assert "whole; it holds" in call("verify").stdout
 

@@ -53,7 +53,7 @@ def as_lines(rows):
 
 
 def made(name, content, host, student="student", **options):
-    """The written recipe's table, and its stage: `check` finds no faults."""
+    """The written recipe's table, and its stage: `check` finds no errors."""
     Path(name).write_text(content, encoding="utf-8")
     recipe("mine.toml", teacher="teacher", student=student, data=name, **options)
     found = read_recipe("mine.toml", host)

@@ -141,5 +141,5 @@ def test_an_adapter_to_a_model_of_this_machine(tmp_path, monkeypatch, base):
     (run / "final" / "adapter_config.json").write_text(
         json.dumps({"base_model_name_or_path": base})
     )
-    with pytest.raises(UsageError, match=r"is an adapter to '.*', which nobody else has"):
+    with pytest.raises(UsageError, match=r"is an adapter to '.*', which exists only here"):
         typed("fox", "owner/fox", "--out", tmp_path)

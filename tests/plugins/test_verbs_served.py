@@ -49,7 +49,7 @@ def test_an_address_becomes_a_recipe_a_page_and_a_store(stub):
         assert uses == ["cached", "aligned", "served"]
         assert (served["url"], served["model"], served["k"]) == (url, "big", 20)
         assert served["tokenizer"] == stub.root
-        assert "no faults" in call("check", "mine.toml")
+        assert "no errors" in call("check", "mine.toml")
         page = call("doctor", "mine.toml")
         assert f"url='{url}'" in page and "model='big'" in page and "answers" in page
         assert "tokens a second" in page and "it knows" in page

@@ -41,7 +41,7 @@ def test_what_is_as_it_was_written_passes(final):
 )
 def test_damage_is_refused_by_name(final, name, harm, said):
     harm(final / name)
-    with pytest.raises(RunError, match=r"--fresh makes the run anew.*copy the folder") as caught:
+    with pytest.raises(RunError, match=r"--fresh makes a new run.*copy the folder") as caught:
         refuse_changed(final)
     assert str(final / name) in str(caught.value) and said in str(caught.value)
 

@@ -57,7 +57,7 @@ def test_what_fails_is_raised_as_it_is(processes):
 
 @needs_fork
 def test_a_process_that_is_ended_is_told():
-    with pytest.raises(RunError, match="want of memory"):
+    with pytest.raises(RunError, match="out of memory"):
         list(map_in_order(lambda _: os._exit(9), range(3), 2))
 
 

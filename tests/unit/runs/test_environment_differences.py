@@ -30,7 +30,10 @@ def test_what_differs_is_named(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"[]", b"null", b"\xff", b"[" * 10**5])
 def test_a_damaged_record_says_nothing_of_where_it_was_written(tmp_path, content):
     (tmp_path / "env.json").write_bytes(content)
-    assert "env.json is damaged, so that nobody can say" in describe_differences(tmp_path, HOST)
+    assert (
+        "env.json is damaged, so the environment that wrote it is unknown"
+        in describe_differences(tmp_path, HOST)
+    )
 
 
 def test_of_many_differences_the_first_are_told(tmp_path):

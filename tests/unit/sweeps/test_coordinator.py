@@ -12,6 +12,7 @@ from kdcore.api.jobs import JobState
 from kdcore.errors import Interrupted, RunError, UsageError
 from kdcore.plugin.manager import PluginManager
 from kdcore.recipe.recipe import read_recipe
+from kdcore.runs.folder import failure_of
 from kdcore.sweeps.coordinator import Coordinator
 from kdcore.sweeps.graph import tasks_of
 from kdcore.sweeps.store import Store
@@ -122,6 +123,22 @@ def test_the_reason_is_what_the_run_itself_said(host):
         Sweep(host, executor, retries=0).run()
 
 
+def test_what_the_executor_says_of_a_run_stands_in_its_folder(host):
+    executor = Pretended(host)
+
+    def end(job):
+        folder = executor.folder_of(job)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "recipe.toml").touch()
+        return JobState("ended", None, "its node failed")
+
+    executor.end = end
+    with pytest.raises(RunError, match="its node failed"):
+        Sweep(host, executor, retries=0).run()
+    (folder,) = Path("runs").glob("r.big-*")
+    assert failure_of(folder) == "its node failed"
+
+
 def test_what_the_machine_refuses_is_told_in_its_own_words(host):
     executor = Pretended(host)
 
@@ -138,7 +155,7 @@ def test_submitted_jobs_are_found_again_by_the_same_command(host):
     first.states = lambda handles: {each: JobState("running") for each in handles}
     sweep = Sweep(host, first)
     sweep.coordinator.show = lambda progress: os.kill(os.getpid(), signal.SIGINT)
-    with pytest.raises(Interrupted, match=r"3 submitted jobs go on.*--cancel"):
+    with pytest.raises(Interrupted, match=r"3 submitted jobs continue.*--cancel"):
         sweep.run()
     assert first.cancelled == []
     second = Pretended(host, outlives=True, chains=True)
