@@ -20,6 +20,7 @@ from kdcore.api.contracts import (
     Term,
     Tokenizer,
 )
+from kdcore.api.options import ask_for_columns
 from kdcore.api.train_options import (
     RIVALS,
     ResourceOptions,
@@ -112,6 +113,7 @@ class Assembly:
             writing=self.writing,
             resources=self.resources,
         )
+        ask_for_columns(stage.components())
         self._ask_components(stage)
         return None if self.faults else stage
 
