@@ -26,14 +26,7 @@ from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from kdcore.api.options import as_call, describe, iter_components, names_on_hub, of_options, placed
 from kdcore.api.schedule import Schedule, Scheduled
-from kdcore.api.train_options import (
-    NotNegative,
-    On,
-    ResourceOptions,
-    RolloutOptions,
-    TrainOptions,
-    _options,
-)
+from kdcore.api.train_options import NotNegative, On, RolloutOptions, TrainOptions, _options
 from kdcore.errors import UsageError
 
 if TYPE_CHECKING:
@@ -45,6 +38,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+    from kdcore.api.train_options import ResourceOptions
     from kdcore.data.batch import (
         Batch,
         LogitsFn,
@@ -618,7 +612,7 @@ class Stage:
     rollout: Rollout | None = None  # `[rollout]`
     writing: RolloutOptions = field(default_factory=RolloutOptions)  # the engine's options there
     trusted: Sequence[str] = ()  # models whose own code may run
-    resources: ResourceOptions = field(default_factory=ResourceOptions)  # `[resources]`
+    resources: ResourceOptions | None = None  # `[resources]`
 
     def components(self) -> list[Component]:
         """Every component, each before those that are nested in it."""
@@ -816,10 +810,7 @@ class Run:
         losses: Sequence[Loss],
         teacher: Teacher | None = None,
     ) -> list[Tensor]:
-        """The values of losses at each token of each answer [tokens, losses], on the CPU.
-
-        On this process alone, `micro_batch` answers at a time.
-        """
+        """Losses' values at each token of each answer [tokens, losses], on this process's CPU."""
         raise NotImplementedError
 
     def say(self, message: str) -> None:

@@ -111,7 +111,7 @@ class Assembly:
             train=self.train,
             rollout=self.rollout,
             writing=self.writing,
-            resources=self.resources or ResourceOptions(),
+            resources=self.resources,
         )
         ask_for_columns(stage.components())
         self._ask_components(stage)
