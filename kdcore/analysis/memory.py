@@ -28,7 +28,8 @@ from kdcore.analysis.parameters import Part, learned_parts, parameters_of, parts
 from kdcore.analysis.tensors import Listed, tensors_of
 from kdcore.analysis.work import Shape, Work, shape_of
 from kdcore.analysis.writing import Models, Writing, writing_bytes
-from kdcore.api.contracts import Component, Loss, Teacher
+from kdcore.api.component import Component
+from kdcore.api.contracts import Loss, Teacher
 from kdcore.api.hidden_states import HiddenStatesLoss
 from kdcore.api.options import iter_components
 from kdcore.errors import PluginError, RunError
