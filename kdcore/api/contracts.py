@@ -776,7 +776,7 @@ class Tokens:
         raise NotImplementedError
 
     def categories(self, name: str) -> Sequence[str]:
-        """The distinct texts of a column in this step, over all processes, sorted; [] if numeric."""
+        """The distinct texts of a column in this step, all processes, sorted; [] if numeric."""
         raise NotImplementedError
 
     @property

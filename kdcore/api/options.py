@@ -208,8 +208,7 @@ def iter_components(component: _Component) -> Iterator[_Component]:
 
 
 def schedules_in(components: Iterable[object]) -> list[Schedule]:
-    """The distinct schedules among the options of components and of their nested components.
-    """
+    """The distinct schedules among the options of components and of their nested components."""
     return list(dict.fromkeys(each for one in components for each in _schedules_in(one)))
 
 
