@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class MetricsAccumulator:
-    """Sums over steps. Adding never syncs the device; `count` and `record` read everything at once."""
+    """Sums over steps. Adding never syncs the device; `count` and `record` read all at once."""
 
     def __init__(self, run: RunState, accelerator: Accelerator) -> None:
         self.run, self.accelerator = run, accelerator

@@ -127,7 +127,7 @@ def halve(run: RunState) -> int:
 
 
 def micro_batch_state(run: RunState) -> dict[str, object]:
-    """The micro-batch that was found, and the option it was found for, to detect a changed option."""
+    """The micro-batch found, and the option it was found for, to detect a changed option."""
     return {"micro_batch": run.micro_batch, "micro_batch_asked": run.recipe.train.micro_batch}
 
 

@@ -209,7 +209,7 @@ def _attempt(
     choices: SelectionResult,
     n: int,
 ) -> tuple[Tensor, Tensor]:
-    """Forward and backward of a row: each term's part of the loss [terms], and the gradient norm."""
+    """Forward and backward of a row: each term's part of the loss [terms], the gradient norm."""
     with trainer.accelerator.no_sync(trainer.wrapped):
         shares = trainer.backward(reading, terms, choices.each[n])
     norm = gradient_norm(trainer.objective)
@@ -267,7 +267,7 @@ class NonFiniteHandler:
         return not self._judge.drain()
 
     def _stop(self, step: int, before: RandomState) -> None:
-        """Save a checkpoint of the state before the step, and report what is wrong with the step."""
+        """Save a checkpoint of the state before the step, and report what is wrong with it."""
         trainer, run = self._trainer, self._trainer.run
         run.step = step - 1
         why, path = self._why(step, before), dump_rows(trainer, step)

@@ -99,7 +99,7 @@ class RolloutRows:
         return share(rows, self.run.process, self.run.processes)
 
     def write(self, step: int) -> None:
-        """Generate the completions of a step, and of the following ones that share its generation."""
+        """Generate the completions of a step, and of later steps generated together with it."""
         if step in self.answers:
             return
         began, run, every = time.perf_counter(), self.run, self._options.every

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
 
 def make_accelerator(options: TrainOptions) -> Accelerator:
-    """A fresh accelerator in the recipe's precision, independent of earlier runs in this process."""
+    """A fresh accelerator in the recipe's precision, unaffected by earlier runs in the process."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 

@@ -100,7 +100,7 @@ def student_config(
 
 
 def config_of(options: StudentOptions, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
-    """The fresh student's config: dropout 0 and the tokenizer's ids, unless the recipe sets them."""
+    """The fresh student's config: dropout 0 and the tokenizer's ids, unless set in the recipe."""
     from transformers import AutoConfig
 
     typed = dict(options.config or {})
