@@ -1,4 +1,4 @@
-"""The contracts: base classes that plugins implement, and objects that the engine hands to them.
+"""The contracts: base classes that plugins implement, and objects that the engine gives them.
 
 Components never mask, reduce, chunk or move tensors between devices; the engine does all of that.
 """

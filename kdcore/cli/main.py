@@ -109,7 +109,7 @@ def kdcore(
     ctx: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
 ) -> None:
-    """Distillation and loss experiments on causal language models, as plugins and recipes."""
+    """Knowledge distillation of causal language models with plugins and recipes."""
     if version:
         from importlib.metadata import version as version_of
 
@@ -151,7 +151,7 @@ def run(
         bool, typer.Option("--json", help="The folders with their last scores, as JSON.")
     ] = False,
 ) -> None:
-    """Run a recipe, or go on with a run. Standard output has each stage's folder, the last last."""
+    """Run a recipe, or resume a run. Standard output lists the folder of each stage, in order."""
     _tell(quiet)
     _join(processes)
     from kdcore.runs.runner import RunRequest
@@ -203,7 +203,7 @@ def check(
     logs: Logs = None,
     plugins: Plugins = None,
 ) -> None:
-    """Find every fault of recipes. Loads no model and no data."""
+    """Find all errors of recipes. Loads no models and no data."""
     _tell(quiet=False)
     from kdcore.recipe.recipe import read_recipe
     from kdcore.sweeps.points import SweepRequest, read_points
