@@ -131,7 +131,7 @@ class Ensemble(Teacher):
         return list(zip(self._shares(), each, strict=True))
 
     def _read(self, member: Teacher, batch: Batch) -> LogitsFn:
-        """Read with one member, which occupies the device only for its trunk if members take turns."""
+        """Read with one member; those that take turns are on the device for their trunk only."""
         if not self.takes_turns():
             return read(member, batch)
         member.to_device()
