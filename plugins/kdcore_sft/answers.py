@@ -123,7 +123,7 @@ def _before(dialogue: Dialogue, turn: int, template: Template) -> str:
     if not any(key in message for key in REASONING):
         return before
     thoughtless, _ = _around(_alone(dialogue, turn), turn, template, *calls, *REASONING)
-    return os.path.commonprefix([before, thoughtless])  # noqa: RUF071 # noqa: RUF071 # characters are meant
+    return os.path.commonprefix([before, thoughtless])  # noqa: RUF071 # characters are meant
 
 
 _CALLS = ("tool_calls", "function_call")

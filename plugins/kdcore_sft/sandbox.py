@@ -184,7 +184,7 @@ def _operands(node: nodes.Node) -> Iterable[nodes.Node]:
 class _Generation(Extension):
     """`{% generation %}` marks answers for training; its content is rendered as is."""
 
-    tags = {"generation"}  # noqa: RUF012 # noqa: RUF012 # as in Jinja's base class
+    tags = {"generation"}  # noqa: RUF012 # as in Jinja's base class
 
     def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno
