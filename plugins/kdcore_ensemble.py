@@ -17,6 +17,7 @@ from kdcore import (
     LogitsFn,
     NextTokens,
     Prompt,
+    Run,
     Sampling,
     Stage,
     Teacher,
@@ -45,6 +46,11 @@ class Ensemble(Teacher):
     members: Annotated[list[Teacher], Field(min_length=1)]
     weights: list[Weight] | None = None
     average: Literal["logits", "probs", "losses"] = "logits"
+    keep_loaded: Annotated[
+        Literal["all", "one"],
+        Field(description="members on the device: all, or one after another; heads stay"),
+    ] = "all"
+    elsewhere = frozenset({"keep_loaded"})
 
     def __post_init__(self) -> None:
         if self.weights is not None and len(self.weights) != len(self.members):
@@ -70,10 +76,25 @@ class Ensemble(Teacher):
                     f"the member {member.name!r} averages losses, which nothing else can average: "
                     "name its members here instead"
                 )
+            if self.keep_loaded == "one" and not member.moves():
+                yield (
+                    f"the member {member.name!r} cannot leave the device (it is quantised, "
+                    'offloaded, or holds no model itself): leave keep_loaded = "one" out'
+                )
+
+    def load(self, run: Run) -> None:
+        """The engine loads the members; those that take turns leave the device again."""
+        if self.takes_turns():
+            for member in self.members:
+                member.to_host()
+
+    def takes_turns(self) -> bool:
+        """As `keep_loaded` says."""
+        return self.keep_loaded == "one"
 
     def read(self, batch: Batch) -> LogitsFn:
         """Every member reads the batch. At no time are the logits of all members in memory."""
-        members = [read(member, batch) for member in self.members]
+        members = [self._read(member, batch) for member in self.members]
         average = _mean if self.average == "logits" else _mixture
         shares = self._shares()
         return lambda positions: average((member(positions) for member in members), shares)
@@ -83,8 +104,8 @@ class Ensemble(Teacher):
         return self.tells_next_tokens()
 
     def tells_next_tokens(self) -> bool:
-        """Where every member does."""
-        return all(member.tells_next_tokens() for member in self.members)
+        """Where every member does, and all of them stay on the device."""
+        return not self.takes_turns() and all(each.tells_next_tokens() for each in self.members)
 
     def next_tokens(self, rows: Sequence[Sequence[int]], vocabulary: int) -> NextTokens:
         """The average at each token, of members that go on with the same token."""
@@ -106,8 +127,18 @@ class Ensemble(Teacher):
         """Every member by itself, with its share."""
         if self.average != "losses":
             return None
-        each = [read(member, batch) for member in self.members]
+        each = [self._read(member, batch) for member in self.members]
         return list(zip(self._shares(), each, strict=True))
+
+    def _read(self, member: Teacher, batch: Batch) -> LogitsFn:
+        """One member, on the device for as long as its trunk runs where they take turns."""
+        if not self.takes_turns():
+            return read(member, batch)
+        member.to_device()
+        try:
+            return read(member, batch)
+        finally:
+            member.to_host()
 
     def _shares(self) -> list[float]:
         weights = self.weights or [1.0] * len(self.members)

@@ -43,6 +43,32 @@ if TYPE_CHECKING:
     from kdcore import Stage
 
 
+class Trunk:
+    """The weights of a model but for its head, kept on the host while another's are in use."""
+
+    def __init__(self) -> None:
+        self._weights: list[tuple[torch.nn.Parameter, Tensor, Tensor]] = []
+
+    def take(self, model: LanguageModel) -> None:
+        """Copy a model's to the host. What the head uses, shared embeddings too, is not moved."""
+        heads = {id(model.weight), id(model.bias)}
+        for one in model.model.parameters():
+            if id(one) not in heads:
+                kept = one.data.to("cpu", copy=True)
+                kept = kept.pin_memory() if one.is_cuda else kept
+                self._weights.append((one, kept, one.data.new_empty(0)))
+
+    def leave(self) -> None:
+        """Let go of what is on the device."""
+        for one, _, nothing in self._weights:
+            one.data = nothing
+
+    def come(self) -> None:
+        """Put the weights back where they were."""
+        for one, kept, nothing in self._weights:
+            one.data = kept.to(nothing.device, non_blocking=True)
+
+
 @component
 class ModelTeacher(Teacher):
     """A causal language model in evaluation mode, none of it trained.
@@ -75,6 +101,7 @@ class ModelTeacher(Teacher):
         self._model: LanguageModel | None = None
         self._head: Callable[[Tensor], Tensor] | None = None
         self._tokenizer: PreTrainedTokenizerBase | None = None
+        self._trunk: Trunk | None = None  # None: it stays on the device
 
     def source(self) -> str:
         """The folder or the name on the hub of the model, or of an adapter with its base."""
@@ -106,6 +133,26 @@ class ModelTeacher(Teacher):
         self._model = LanguageModel(model)
         # States are many times smaller than logits: these are made where they are needed.
         self._head = self._model.head(run.device) if device != run.device else None
+        if self._trunk is not None:
+            self._trunk.take(self._model)
+            self._trunk.leave()
+
+    def moves(self) -> bool:
+        """Where it is held as it is, and whole."""
+        return self.quantise is None and not self.offload
+
+    def to_host(self) -> None:
+        """The trunk's weights leave the device; the head stays."""
+        if self._trunk is None:
+            self._trunk = Trunk()
+            if self._model is not None:
+                self._trunk.take(self._model)
+        self._trunk.leave()
+
+    def to_device(self) -> None:
+        """They come back, from pinned memory where there is a GPU."""
+        assert self._trunk is not None, "it left before"
+        self._trunk.come()
 
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
         """The one that lies beside the weights."""

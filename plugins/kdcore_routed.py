@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Annotated
+from contextlib import contextmanager
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from kdcore import (
     Batch,
     GappedLogits,
+    Run,
     SparseLogits,
     Stage,
     Teacher,
@@ -48,6 +50,11 @@ class Routed(Teacher):
         list[Where | None],
         Field(description="of each member: its documents", json_schema_extra={"beside": "members"}),
     ] = Field(default_factory=list)
+    keep_loaded: Annotated[
+        Literal["all", "one"],
+        Field(description="members on the device: all, or one after another; heads stay"),
+    ] = "all"
+    elsewhere = frozenset({"keep_loaded"})
 
     def __post_init__(self) -> None:
         self._told = False
@@ -75,6 +82,41 @@ class Routed(Teacher):
         for member in self.members:
             if member.gives_parts():
                 yield f"the member {member.name!r} averages losses, and a route needs its logits"
+            if self.keep_loaded == "one" and not member.moves():
+                yield (
+                    f"the member {member.name!r} cannot leave the device (it is quantised, "
+                    'offloaded, or holds no model itself): leave keep_loaded = "one" out'
+                )
+
+    def load(self, run: Run) -> None:
+        """The engine loads the members; those that take turns leave the device again."""
+        if self.takes_turns():
+            for member in self.members:
+                member.to_host()
+
+    def takes_turns(self) -> bool:
+        """As `keep_loaded` says."""
+        return self.keep_loaded == "one"
+
+    @contextmanager
+    def _present(self, member: Teacher) -> Iterator[None]:
+        """While a member's trunk runs."""
+        if not self.takes_turns():
+            yield
+            return
+        member.to_device()
+        try:
+            yield
+        finally:
+            member.to_host()
+
+    def _read(self, member: Teacher, batch: Batch) -> TeacherOutputs:
+        with self._present(member):
+            return read_outputs(member, batch)
+
+    def _read_nll(self, member: Teacher, batch: Batch) -> Callable[[Tensor, Tensor], Tensor]:
+        with self._present(member):
+            return read_nll(member, batch)
 
     def gives_logits(self) -> bool:
         """Whether every member does."""
@@ -122,7 +164,7 @@ class Routed(Teacher):
     def read(self, batch: Batch) -> TeacherOutputs:
         """Each member reads its rows once, and answers at the positions of its documents."""
         parts = [
-            (_placed(read_outputs(member, some), place), own)
+            (_placed(self._read(member, some), place), own)
             for member, some, place, own in self._parts(batch)
         ]
         if not parts:
@@ -132,7 +174,8 @@ class Routed(Teacher):
     def nll(self, batch: Batch) -> Callable[[Tensor, Tensor], Tensor]:
         """The same with each member's own losses."""
         parts = [
-            (read_nll(member, some), place, own) for member, some, place, own in self._parts(batch)
+            (self._read_nll(member, some), place, own)
+            for member, some, place, own in self._parts(batch)
         ]
 
         def nll(positions: Tensor, labels: Tensor) -> Tensor:

@@ -4,9 +4,9 @@
 
 Stages with dropout, a selection, a cached teacher and answers of the student (written for four
 steps at once, replayed, against its running average, of which GLS selects tokens) are killed and
-started again by the same command until they are done. Weights must be those of a run never killed
-to the last bit, metrics.jsonl the same but for times, and nothing half may be left. Else the exit
-code is 1.
+started again by the same command until they are done. Weights must be those of a run that was
+never killed to the last bit, metrics.jsonl the same but for times, and nothing half may be left.
+Else the exit code is 1. The table is written after each run, so that one may stop at any time.
 
 The libraries are imported once, and each start is a fork. It ends itself by SIGKILL when it touches
 a file for the n-th time, or the kernel ends it after so much CPU time, be it in the middle of a
@@ -295,8 +295,10 @@ class Report:
     wrong: list[str] = field(default_factory=list)
 
 
-def kill(count: int, seed: int, folder: Path, host: PluginManager) -> Report:
-    """Until so many starts were killed and the last run is done."""
+def kill(
+    count: int, seed: int, folder: Path, host: PluginManager, tell: Callable[[Report], None]
+) -> Report:
+    """Until so many starts were killed and the last run is done; `tell` hears of each run."""
     expected, reach = whole(folder / "whole", host)
     report, drawn = Report(), moments(reach, seed)
     while report.kills.total() < count and not report.wrong:
@@ -313,6 +315,7 @@ def kill(count: int, seed: int, folder: Path, host: PluginManager) -> Report:
             report.wrong += [f"{own}: {key} is new" for key in found.keys() - expected.keys()]
         if not report.wrong:
             shutil.rmtree(own)
+        tell(report)
     return report
 
 
@@ -342,14 +345,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--results", action="store_true", help="write the table into results/")
     asked = parser.parse_args(arguments)
     folder = Path(tempfile.mkdtemp(prefix="kdcore-kills-"))
-    report = kill(asked.kills, asked.seed, folder, warm())
-    said = table(report, asked.seed)
-    print(said)
-    if asked.results:
-        head = f"# Kills and continuations, {date.today()}, {os.cpu_count()} cores\n\n"
-        command = f"`python benchmarks/robustness/kills.py {asked.kills} --seed {asked.seed}`"
-        path = RESULTS / f"{date.today()}-kills.md"
-        path.write_text(f"{head}{command}: {said}".rstrip() + "\n")
+
+    def tell(report: Report) -> None:
+        """So that a benchmark that is stopped leaves what it saw."""
+        if asked.results:
+            head = f"# Kills and continuations, {date.today()}, {os.cpu_count()} cores\n\n"
+            command = f"`python benchmarks/robustness/kills.py {asked.kills} --seed {asked.seed}`"
+            path = RESULTS / f"{date.today()}-kills.md"
+            path.write_text(f"{head}{command}: {table(report, asked.seed)}".rstrip() + "\n")
+
+    report = kill(asked.kills, asked.seed, folder, warm(), tell)
+    print(table(report, asked.seed))
     if not report.wrong:
         shutil.rmtree(folder)
     return int(bool(report.wrong))

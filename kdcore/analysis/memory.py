@@ -7,7 +7,7 @@ Files that are mapped from disk, such as tokenised data, can be evicted and do n
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, cast
 
@@ -102,6 +102,20 @@ def estimate(
         return _Estimating(stage, config, device, ids, longest, rows, losses).done(state)
 
 
+def _takes_turns(component: Component) -> bool:
+    return isinstance(component, Teacher) and component.takes_turns()
+
+
+def _in_turn(teachers: Sequence[_Teacher]) -> list[_Teacher]:
+    """The largest as it is; of the others only the heads stay on the device."""
+    largest = max(teachers, key=lambda one: one.size, default=None)
+    return [one if one is largest else replace(one, size=_bytes(_head(one))) for one in teachers]
+
+
+def _head(teacher: _Teacher) -> nn.Module:
+    return cast(nn.Module, teacher.model.get_output_embeddings())  # type: ignore[no-untyped-call]
+
+
 class _Estimating:
     """One stage among fake models."""
 
@@ -161,7 +175,8 @@ class _Estimating:
                     self.unknown.append(f"the memory of the teacher {one.name!r}: {error}")
                 else:
                     found += [] if config is None else [self._teacher(one.name, config)]
-        return found
+        turns = [o for o in iter_components(component) if _takes_turns(o)] if component else []
+        return _in_turn(found) if turns and self.device.type != "cpu" else found
 
     @staticmethod
     def _teacher(name: str, config: PretrainedConfig) -> _Teacher:

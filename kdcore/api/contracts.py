@@ -214,6 +214,25 @@ class Teacher(Component):
     def load(self, run: Run) -> None:
         """Put the weights onto `run.device`, in evaluation mode. Called once, nested ones too."""
 
+    def moves(self) -> bool:
+        """Whether `to_host` and `to_device` work, so that several teachers can take turns."""
+        return False
+
+    def to_host(self) -> None:
+        """Take the trunk's weights off the device until `to_device`; what `read` gave stays good.
+
+        Called before `load` too, which then leaves them there.
+        """
+        raise NotImplementedError
+
+    def to_device(self) -> None:
+        """Put them back."""
+        raise NotImplementedError
+
+    def takes_turns(self) -> bool:
+        """Whether the trunks of the teachers nested in it lie on the device one after another."""
+        return False
+
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
         """The tokenizer it was made with; None: the student's. Called before `load`."""
         return None
@@ -760,6 +779,19 @@ class Run:
         """The log-probability of each answer to its prompt, in nats, of a loaded teacher.
 
         None: the student. On this process alone, `micro_batch` answers at a time.
+        """
+        raise NotImplementedError
+
+    def token_values(
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[Completion],
+        losses: Sequence[Loss],
+        teacher: Teacher | None = None,
+    ) -> list[Tensor]:
+        """The values of losses at each token of each answer [tokens, losses], on the CPU.
+
+        On this process alone, `micro_batch` answers at a time.
         """
         raise NotImplementedError
 

@@ -206,6 +206,7 @@ def check(
     """Find every fault of recipes. Loads no model and no data."""
     _tell(quiet=False)
     from kdcore.recipe.recipe import read_recipe
+    from kdcore.sweeps.points import SweepRequest, read_points
 
     host = plugin_manager(plugins)
     failed = 0
@@ -213,6 +214,8 @@ def check(
         try:
             recipe = read_recipe(name, host, sets=sets or (), logs=logs or ())
             recipe.refuse_missing()
+            if recipe.sweep is not None:
+                read_points(SweepRequest(name, tuple(sets or ()), logs=tuple(logs or ())), host)
         except UsageError as error:
             failed += 1
             print(error, file=sys.stderr)

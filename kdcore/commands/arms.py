@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from kdcore.commands.courses import Course
 from kdcore.errors import UsageError, did_you_mean
 
 SWEEP = "sweep.json"  # in the folder of runs: which run is which point of a sweep
+_SEED = re.compile(r"(stage\.[^.]+\.)?seed")
 _Entry = Mapping[str, object]
 
 
@@ -96,7 +98,7 @@ def _swept(entries: Sequence[_Entry]) -> str:
 def _label(entry: _Entry) -> str:
     sets, control = entry.get("sets", {}), entry.get("control")
     assert isinstance(sets, Mapping)
-    values = [f"{key}={value}" for key, value in sets.items() if key != "seed"]
+    values = [f"{key}={value}" for key, value in sets.items() if not _SEED.fullmatch(key)]
     return " ".join([*values, *([str(control)] if control else [])])
 
 

@@ -17,12 +17,13 @@ from kdcore.cli.examples import as_epilog
 from kdcore.cli.main import plugin_manager
 from kdcore.commands.cache_tables import counted, line_of, planned, size, table_of
 from kdcore.commands.output import AsJson, Plugins, print_json, tell
-from kdcore.errors import RunError, UsageError
+from kdcore.errors import Interrupted, RunError, UsageError
 from kdcore.plugin.manager import PluginManager
 from kdcore.recipe.recipe import read_recipe
 from kdcore.runs.open import not_begun, open_stage
 from kdcore.terminal.bars import progress
 from kdcore.terminal.formatting import duration, percent
+from kdcore.training.signals import Signals
 
 if TYPE_CHECKING:
     from kdcore_cached.building import Work
@@ -191,13 +192,15 @@ def _opened(
 @contextmanager
 def _progress(label: str, rows: int, unit: str = "rows") -> Iterator[Callable[[int], None]]:
     """A bar on a terminal, a line for each tenth elsewhere; both to standard error."""
-    with progress(f"storing {label}", rows, unit) as bar:
+    with Signals() as signals, progress(f"storing {label}", rows, unit) as bar:
         seen = 0
 
         def done(some: int) -> None:
             nonlocal seen
             before, seen = seen, seen + some
             bar.advance(some)
+            if number := signals.take():  # what was asked is stored by now
+                raise Interrupted(f"{label}: interrupted; the same command resumes", number)
             if not sys.stderr.isatty() and 10 * before // rows != 10 * seen // rows:
                 left = f", {duration(bar.remaining())} left" if seen < rows else ""
                 print(f"{label}: {percent(seen / rows)} of {rows:,} {unit}{left}", file=sys.stderr)

@@ -14,7 +14,7 @@ import numpy as np
 
 from kdcore.checksums import damage
 from kdcore.commands.comparing import Told, tell_run
-from kdcore.data.document_losses import DOCUMENTS, DocumentLosses, read_document_losses
+from kdcore.document_losses import DOCUMENTS, DocumentLosses, read_document_losses
 from kdcore.errors import UsageError
 from kdcore.runs.environment import recorded
 from kdcore.runs.folder import FINAL

@@ -19,7 +19,7 @@ from kdcore.commands.courses import (
     nats_and_sizes,
     shares_rows,
 )
-from kdcore.data.document_losses import DocumentLosses
+from kdcore.document_losses import DocumentLosses
 from kdcore.errors import UsageError, did_you_mean
 from kdcore.runs.reading.history import lower_is_better
 

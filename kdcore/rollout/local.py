@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from kdcore.data.collate import Collate
 from kdcore.models.causal_lm import eval_mode
 from kdcore.models.completions import Completion, Prompt, Sampling
 from kdcore.models.decoding import sample
-from kdcore.models.head import nll_from_logits
-from kdcore.objective.teachers import read_nll
+from kdcore.models.head import chunk_size, nll_from_logits
+from kdcore.objective.losses import per_token
+from kdcore.objective.teachers import read_nll, read_outputs
 from kdcore.rollout.layout import WRITTEN, written_rows
 
 if TYPE_CHECKING:
-    from kdcore.api.contracts import Run, Teacher
+    from kdcore.api.contracts import Loss, Run, Teacher
+    from kdcore.data.batch import Batch, LogitsFn
 
 
 def sample_student(
@@ -36,23 +39,58 @@ def score(
     run: Run, teacher: Teacher | None, prompts: Sequence[Prompt], completions: Sequence[Completion]
 ) -> list[float]:
     """See `Run.score`."""
+    found: list[float] = []
+    for batch in _batches(run, prompts, completions):
+        if teacher is not None:
+            nll = read_nll(teacher, batch)
+        else:
+            nll = nll_from_logits(_student(run, batch), batch)
+        sums = torch.zeros(len(batch.input_ids), dtype=torch.float64, device=run.device)
+        values = nll(batch.valid, batch.labels[batch.valid]).double()
+        sums.index_add_(0, batch.valid // batch.input_ids.shape[1], -values)
+        found += sums.tolist()
+    return found
+
+
+def token_values(
+    run: Run,
+    prompts: Sequence[Prompt],
+    completions: Sequence[Completion],
+    losses: Sequence[Loss],
+    teacher: Teacher | None,
+) -> list[Tensor]:
+    """See `Run.token_values`."""
+    found: list[Tensor] = []
+    for batch in _batches(run, prompts, completions):
+        student = _student(run, batch)
+        other = None if teacher is None else read_outputs(teacher, batch)
+        size = chunk_size(batch.vocabulary, run.device)
+        values = [torch.zeros(0, len(losses), device=run.device)]
+        for at in torch.split(batch.valid, size):
+            both = student(at), other and other(at)
+            each = [per_token(loss, *both, batch.labels[at]) for loss in losses]
+            values.append(torch.stack(each, 1))
+        rows = batch.valid // batch.input_ids.shape[1]
+        counts = torch.bincount(rows, minlength=len(batch.input_ids)).tolist()
+        found += [each.cpu() for each in torch.split(torch.cat(values), counts)]
+    return found
+
+
+def _batches(
+    run: Run, prompts: Sequence[Prompt], completions: Sequence[Completion]
+) -> Iterator[Batch]:
+    """A row for each answer, in order; without gradient, the student in evaluation mode."""
     pairs = zip(prompts, completions, strict=True)
     whole = [replace(one, prompt=prompt) for prompt, one in pairs]
     rows = written_rows([[one] for one in whole], run.data.block, "one")
     collate = Collate(WRITTEN, run.vocabulary, run.device)
-    found: list[float] = []
-    with eval_mode(run.student), torch.no_grad():
+    with eval_mode(run.student):
         for at in range(0, len(rows), run.micro_batch):
-            batch = collate(rows[at : at + run.micro_batch])
-            if teacher is not None:
-                nll = read_nll(teacher, batch)
-            else:
-                with run.autocast():
-                    states = run.language_model.states(batch)
-                head = run.language_model.head()
-                nll = nll_from_logits(lambda p, h=head, s=states: h(s[p]), batch)  # type: ignore[misc]
-            sums = torch.zeros(len(batch.input_ids), dtype=torch.float64, device=run.device)
-            values = nll(batch.valid, batch.labels[batch.valid]).double()
-            sums.index_add_(0, batch.valid // batch.input_ids.shape[1], -values)
-            found += sums.tolist()
-    return found
+            yield collate(rows[at : at + run.micro_batch])
+
+
+def _student(run: Run, batch: Batch) -> LogitsFn:
+    with run.autocast():
+        states = run.language_model.states(batch)
+    head = run.language_model.head()
+    return lambda positions: head(states[positions])[:, : batch.vocabulary]

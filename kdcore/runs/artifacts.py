@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdcore.checksums import damage, keep
-from kdcore.data.document_losses import DOCUMENTS
 from kdcore.distributed import main_first
+from kdcore.document_losses import DOCUMENTS
 from kdcore.files import move_into_place
 from kdcore.guard import call_checked
 from kdcore.models.causal_lm import LanguageModel

@@ -173,7 +173,7 @@ def _run_stage(
 
 
 def _tell_waiting(said: str) -> None:
-    _log.info("%s: waiting for it, and continuing the run where it ends before", said)
+    _log.info("%s: waiting for it, and continuing the run if that process is gone", said)
 
 
 @contextmanager

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Literal
 
 from kdcore.api.jobs import Job, JobState
 from kdcore.errors import Interrupted, PluginError, RunError, UsageError
+from kdcore.files import write_whole
 from kdcore.guard import call_checked
-from kdcore.runs.folder import CHECKPOINTS, failure_of, finished
+from kdcore.runs.folder import CHECKPOINTS, FAILURE, RECIPE, failure_of, finished
 from kdcore.sweeps.deferred import DeferredTask
 from kdcore.training.checkpoint import in_order
 from kdcore.training.signals import SIGNALS, known_as
@@ -114,12 +115,14 @@ class Coordinator:
             return
         each.tries = 0 if self._step(each) > each.step else each.tries + 1
         each.reason = self._why(each, state)
+        if state.reason and each.folder is not None and (each.folder / RECIPE).is_file():
+            write_whole(each.folder / FAILURE, each.reason + "\n")  # for `kdcore show`
         hopeless = state.code in _HOPELESS or each.tries > self.retries
         each.phase = "failed" if hopeless else "waiting"
 
     def _why(self, each: Progress, state: JobState) -> str:
         said = failure_of(each.folder) if each.folder is not None else None
-        if state.reason and (state.code is None or said is None):
+        if state.reason:
             return state.reason
         return said or _last_line(self.store.log_of(each.task)) or f"it ended with {state.code}"
 

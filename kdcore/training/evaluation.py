@@ -14,9 +14,9 @@ from kdcore.api.contracts import Loss, Teacher
 from kdcore.data.batch import Batch, Row, SparseLogits, columns_of
 from kdcore.data.collate import Collate, sent
 from kdcore.data.columns import values_of_column
-from kdcore.data.document_losses import DocumentLosses, document_losses
 from kdcore.data.given import as_rows
 from kdcore.data.where import Value
+from kdcore.document_losses import DocumentLosses, document_losses
 from kdcore.guard import call_checked, plugin_errors
 from kdcore.models.causal_lm import eval_mode
 from kdcore.models.head import chunk_size, nll_of

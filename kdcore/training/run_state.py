@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from torch import Tensor
 
 from kdcore.api.contracts import Loss, Rollout, Run, Teacher
 from kdcore.data.batch import Row
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from kdcore.api.contracts import Stage
-    from kdcore.data.document_losses import DocumentLosses
     from kdcore.data.rows import RowDataset
+    from kdcore.document_losses import DocumentLosses
     from kdcore.models.causal_lm import LanguageModel
 
 
@@ -215,6 +216,18 @@ class RunState(Run):
         from kdcore.rollout.local import score
 
         return score(self, teacher, prompts, completions)
+
+    def token_values(
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[Completion],
+        losses: Sequence[Loss],
+        teacher: Teacher | None = None,
+    ) -> list[Tensor]:
+        """See `Run.token_values`."""
+        from kdcore.rollout.local import token_values
+
+        return token_values(self, prompts, completions, losses, teacher)
 
     def state_dict(self) -> dict[str, object]:
         """What its checkpoints hold of it, besides weights and random states."""

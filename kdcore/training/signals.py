@@ -54,6 +54,11 @@ class Signals:
         if self._got != self._told and error is None:
             signal.raise_signal(self._got)
 
+    def take(self) -> int:
+        """The signal that came to this process, told from now on; 0 for none."""
+        self._told = self._got
+        return self._got
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self._got and number == signal.SIGINT:
             raise KeyboardInterrupt

@@ -161,10 +161,24 @@ class Trainer(TrainStep):
             with self._saved_if_unreachable(before):
                 scores = self.run.scores = self.oom_retry.run(before, lambda: run_evals(self.run))
             self.evaluation_due = False
-            if self.run.main and self.run.documents is not None:
-                self.run.documents.save(self.run.folder, self.run.step)
+            self._keep_documents()
             if scores:
                 self.host.emit("kdcore_scores", run=self.run, step=self.run.step, scores=scores)
+
+    def _keep_documents(self) -> None:
+        """What was measured of each held-out document; a full disk ends no run for it."""
+        run = self.run
+        if not run.main or run.documents is None:
+            return
+        try:
+            run.documents.save(run.folder, run.step)
+        except OSError as error:
+            _log.warning(
+                "the losses of documents after step %d are not kept (%s): kdcore compare will "
+                "count seeds alone there",
+                run.step,
+                error,
+            )
 
     def _note_best(self) -> bool:
         """Whether the evaluation just done is the best so far, on every process alike."""

@@ -12,7 +12,8 @@ from kdcore.api import hookspecs
 from kdcore.plugin.manager import PluginManager
 from kdcore.plugin.validation import EVENTS, PROVIDERS
 from kdcore.testing import check_executor, check_loss, check_rollout, check_selection, check_teacher
-from kdcore.testing.fakes import make_batch, tiny_llama
+from kdcore.testing.fakes import TableTeacher, make_batch, tiny_llama
+from kdcore.testing.rollouts import WritingRun, make_prompts
 
 pytestmark = pytest.mark.slow
 
@@ -110,6 +111,24 @@ def test_every_example_works(snippet, tmp_path, monkeypatch, caplog):
     said = hear_everything(host, components, tmp_path)
     assert caplog.records == [], "no logger was switched off"
     left_behind(hook_of(snippet), said, tmp_path)
+
+
+def test_best_of_n_takes_forty_lines_and_the_answer_that_the_teacher_finds_likeliest(tmp_path):
+    (snippet,) = [each for each in SNIPPETS if hook_of(each) == "kdcore_rollouts"]
+    assert len(snippet.text.strip().splitlines()) <= 40
+    made: dict[str, object] = {"__name__": "best"}
+    (tmp_path / "best.py").write_text(snippet.text)
+    exec(compile(snippet.text, str(tmp_path / "best.py"), "exec"), made)
+    run, prompts = WritingRun(TableTeacher()), make_prompts(6)
+    writer = made["BestOfN"](n=5, max_new_tokens=8)
+    asked = [prompt for prompt in prompts for _ in range(5)]
+    answers = run.sample(prompts, 5, sampling=run.sampling(writer))
+    scores = run.score(run.teacher, asked, answers)
+    means = [score / len(one.ids) for score, one in zip(scores, answers, strict=True)]
+    for at, one in enumerate(writer.generate(run, prompts)):
+        some = means[5 * at : 5 * at + 5]
+        assert one.ids == answers[5 * at + some.index(max(some))].ids
+        assert max(some) > min(some)
 
 
 def hear_everything(host: PluginManager, components: list[Component], folder) -> list[str]:

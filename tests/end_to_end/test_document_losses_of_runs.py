@@ -7,7 +7,7 @@ import pytest
 from whole_runs import run
 
 from kdcore.checksums import damage
-from kdcore.data.document_losses import DOCUMENTS, read_document_losses
+from kdcore.document_losses import DOCUMENTS, read_document_losses
 from kdcore.plugin.manager import PluginManager
 
 pytestmark = pytest.mark.slow
@@ -37,3 +37,15 @@ def test_documents_give_the_numbers_of_metrics_jsonl_and_are_checksummed():
     path = folder / DOCUMENTS / "step-4.safetensors"
     path.write_bytes(path.read_bytes()[::-1])
     assert "step-4.safetensors was changed" in damage(folder / DOCUMENTS)
+
+
+def test_a_disk_that_takes_them_no_more_ends_no_run(monkeypatch, caplog):
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("kdcore.document_losses.sync", full)
+    (folder,) = run(PluginManager(off=["panel"]))
+    assert sorted(lines(folder)) == [0, 2, 4] and (folder / "final").is_dir()
+    assert not (folder / DOCUMENTS / "step-4.safetensors").exists()
+    said = [record.message for record in caplog.records if "losses of documents" in record.message]
+    assert len(said) == 3 and "No space left on device" in said[0]

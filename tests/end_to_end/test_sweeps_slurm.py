@@ -52,7 +52,8 @@ def handles():
 
 
 def test_a_sweep_outlives_its_command_and_a_run_its_job(cluster):
-    text = STAGES.replace("[stage.big]", "[stage.big.train]\nsteps = 4000\nlog_every = 50")
+    longer = "[stage.big.train]\nsteps = 400\nlog_every = 50\neval_every = 200\nsave_every = 20"
+    text = STAGES.replace("[stage.big]", longer)
     Path("r.toml").write_text(text + '[sweep]\n"stage.small.seed" = [0, 1]\n')
     first = begin(cluster, "-p", "no:panel")
     (folder,) = until(lambda: list(Path("runs").glob("r.big-*/checkpoints/step-*/../..")))[:1]
@@ -70,7 +71,7 @@ def test_a_sweep_outlives_its_command_and_a_run_its_job(cluster):
     out, err = second.communicate(timeout=2 * LIMIT)
     assert second.returncode == 0, err
     assert len(list(Path("runs").glob("*/final"))) == 3 and len(out.splitlines()) == 3
-    assert re.search(r"continues after step \d+ of 4000", log.read_text())
+    assert re.search(r"continues after step \d+ of 400", log.read_text())
     assert len(list(Path("runs/.sweep/r/slurm").glob("*_submission.sh"))) == 3  # none twice
 
 

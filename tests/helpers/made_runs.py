@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from kdcore.checksums import keep
-from kdcore.data.document_losses import DOCUMENTS, document_losses
+from kdcore.document_losses import DOCUMENTS, document_losses
 
 TOKENS = np.array([10, 30, 20, 40, 25, 15])  # of the held-out documents
 

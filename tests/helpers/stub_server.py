@@ -3,7 +3,7 @@
 import json
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Lock, Thread
+from threading import Event, Lock, Thread
 
 import torch
 
@@ -20,6 +20,7 @@ class Stub:
         self.gone_after = None  # requests; every one behind these is answered with 503
         self.key = None
         self.lock = Lock()
+        self.released = Event()  # what is slow ends
 
     def logs(self, ids):
         with torch.no_grad(), self.lock:
@@ -74,7 +75,7 @@ PATHS = {
 
 
 @contextmanager
-def serving(stub):
+def serving(stub, port=0):
     """The address at which it answers."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -93,6 +94,12 @@ def serving(stub):
                 if stub.gone_after is not None and len(stub.asked) > stub.gone_after:
                     failure = 503
             if failure == "reset":
+                self.close_connection = True
+                self.connection.close()
+                return
+            if failure == "slow":  # until the client has given up on it
+                stub.released.wait(10)
+                stub.released.clear()
                 self.close_connection = True
                 self.connection.close()
                 return
@@ -118,7 +125,7 @@ def serving(stub):
             if length:
                 self.close_connection = True
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
     try:
         yield f"http://127.0.0.1:{server.server_port}"

@@ -37,8 +37,7 @@ MpiDefault=none
 ReturnToService=2
 JobAcctGatherType=jobacct_gather/none
 AccountingStorageType=accounting_storage/none
-NodeName=DEFAULT NodeHostname={host} NodeAddr=127.0.0.1 CPUs=1 RealMemory=4000
-NodeName=n[1-2] Port=[{first}-{second}]
+NodeName=n[1-2] NodeHostname={host} NodeAddr=127.0.0.1 Port={ports} CPUs=1 RealMemory=4000
 PartitionName=all Nodes=n[1-2] Default=YES MaxTime=INFINITE State=UP
 """
 
@@ -83,7 +82,7 @@ def _write(folder):
     (folder / "key").chmod(0o400)
     port, first = _free_port(), _free_port()
     words = {"host": socket.gethostname().split(".")[0], "folder": folder, "port": port}
-    text = CONFIG.format(**words, first=first, second=first + 1)
+    text = CONFIG.format(**words, ports=f"[{first}-{first + 1}]")
     (folder / "slurm.conf").write_text(text)
 
 

@@ -155,6 +155,10 @@ class Held(HfTeacher):
     def __init__(self, seed, vocabulary=64):
         super().__init__(model="tiny")
         self._model = LanguageModel(tiny.model(vocabulary=vocabulary, seed=seed).eval())
+        self._seed = seed
+
+    def fingerprint(self):
+        return f"held({self._seed})"
 
 
 SHARED = 60
@@ -202,5 +206,7 @@ def test_answers_end_one_by_one_in_every_member():
 
 
 def test_an_ensemble_writes_as_a_writer_does_and_only_if_all_members_can():
-    check_rollout(TeacherWrites(max_new_tokens=8), teacher=Ensemble(members=[Held(1), Held(2)]))
+    check_rollout(
+        TeacherWrites(max_new_tokens=8, keep=False), teacher=Ensemble(members=[Held(1), Held(2)])
+    )
     assert not Ensemble(members=[Held(1), ONE]).writes()

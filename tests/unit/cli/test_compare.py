@@ -157,7 +157,7 @@ def test_arms_of_a_sweep_have_its_labels():
         for loss, shift in (("kl", -0.2), ("jsd", -0.1)):
             values = (3.0, BASE[seed] + shift)
             folder = made("r", seed, values, loss=loss, more=f"lr = 0.00{seed + 1}")
-            sets = {"seed": seed, "loss.1.use": loss}
+            sets = {"stage.student.seed": seed, "loss.1.use": loss}
             points.append({"label": "", "sets": sets, "control": None, "run": folder.name})
         folder = made("r", seed, (3.0, BASE[seed]), loss="ce")
         for loss in ("kl", "jsd"):  # one control for both
@@ -266,3 +266,25 @@ def test_markdown_and_latex():
     body = [line for line in latex.splitlines() if line.endswith(r"\\")]
     assert {line.count("&") - line.count(r"\&") for line in body} == {6}
     assert "one of them" in asked("r.*", "--format", "csv", "--json", code=2)
+
+
+def test_arms_without_a_seed_in_common_are_said_to_have_none():
+    for seed in range(3):
+        made("r.ce", seed)
+        made("r.kd", seed + 3, loss="kl")
+    row = rows("r.*", "--baseline", "ce")[0]
+    assert (row["seeds"], row["verdict"], row["low"]) == (0, None, None)
+    assert row["reason"].startswith("no seed in common")
+    assert "so they cannot be compared" in asked("r.*", "--baseline", "ce")
+
+
+def test_weights_that_an_arm_began_with_and_unfinished_runs_are_said():
+    arms(seeds=3)
+    for folder in Path("runs").glob("r.kd*"):
+        path = folder / "resolved.toml"
+        began = '[student]\nmodel = "runs/r.first-12345678/final"\n'
+        path.write_text(path.read_text().replace('[student.config]\nmodel_type = "llama"\n', began))
+    (next(Path("runs").glob("r.ce*")) / "final").rmdir()
+    said = asked("r.*", "--baseline", "ce")
+    assert "kd: kd began with the weights of r.first-12345678, whose cost is not counted" in said
+    assert "unfinished: r.ce-" in said and "is at step 100" in said

@@ -12,6 +12,7 @@ from kdcore.api.jobs import JobState
 from kdcore.errors import Interrupted, RunError, UsageError
 from kdcore.plugin.manager import PluginManager
 from kdcore.recipe.recipe import read_recipe
+from kdcore.runs.folder import failure_of
 from kdcore.sweeps.coordinator import Coordinator
 from kdcore.sweeps.graph import tasks_of
 from kdcore.sweeps.store import Store
@@ -120,6 +121,22 @@ def test_the_reason_is_what_the_run_itself_said(host):
     executor.end = end
     with pytest.raises(RunError, match="the loss is not finite"):
         Sweep(host, executor, retries=0).run()
+
+
+def test_what_the_executor_says_of_a_run_stands_in_its_folder(host):
+    executor = Pretended(host)
+
+    def end(job):
+        folder = executor.folder_of(job)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "recipe.toml").touch()
+        return JobState("ended", None, "its node failed")
+
+    executor.end = end
+    with pytest.raises(RunError, match="its node failed"):
+        Sweep(host, executor, retries=0).run()
+    (folder,) = Path("runs").glob("r.big-*")
+    assert failure_of(folder) == "its node failed"
 
 
 def test_what_the_machine_refuses_is_told_in_its_own_words(host):

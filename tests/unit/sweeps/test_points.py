@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 from sweeping import SELECTION, STAGES, SWEEP, points
+from typer.testing import CliRunner
 from whole_runs import RECIPE
 
+from kdcore.cli.main import app
 from kdcore.errors import RecipeError, UsageError
 from kdcore.plugin.manager import PluginManager
 from kdcore.recipe.recipe import read_recipe
@@ -123,3 +125,11 @@ def test_run_counts_the_runs_and_names_the_verb(host):
     with pytest.raises(UsageError, match=r"a \[sweep\] of 12 runs"):
         run_all(RunRequest("r.toml", Path("runs"), each=("train.lr=1,2,3",)), host)
     assert not Path("runs").exists()
+
+
+def test_check_finds_what_is_wrong_with_a_sweep():
+    Path("r.toml").write_text(STAGES + SWEEP)
+    assert CliRunner().invoke(app, ["check", "r.toml"]).exit_code == 0
+    Path("r.toml").write_text(STAGES + SWEEP + 'controls = ["no-selection"]\n')
+    done = CliRunner().invoke(app, ["check", "r.toml"])
+    assert done.exit_code == 2 and "it would change nothing" in done.output

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from kdcore import RunError
-from kdcore.data.document_losses import document_losses, path_of, read_document_losses
+from kdcore.document_losses import document_losses, path_of, read_document_losses
 
 SUMS = np.array([[3, 9, 6.5], [0, 0, 0], [2, 4, 3.25]])
 KEYS = np.array([11, 0, 12])

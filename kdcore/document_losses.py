@@ -44,13 +44,13 @@ class DocumentLosses:
 
     def save(self, folder: Path, step: int) -> None:
         """Write it for the evaluation after a step, so that nobody meets half of it."""
-        from safetensors.numpy import save_file
+        from safetensors.numpy import save
 
         path = path_of(folder, step)
         path.parent.mkdir(exist_ok=True)
         beside = path.with_name(f".{path.name}.partial")
         arrays = {name: np.ascontiguousarray(getattr(self, name)) for name in _ARRAYS}
-        save_file(arrays, beside, metadata={"rows": self.rows, "step": str(step)})
+        beside.write_bytes(save(arrays, {"rows": self.rows, "step": str(step)}))
         sync(beside)
         beside.replace(path)
 
