@@ -16,9 +16,11 @@ PAGES = [
     "command-line.md",
     "data.md",
     "gpu.md",
+    "index.md",
     "long-runs.md",
     "looking.md",
     "python.md",
+    "what-is-trained.md",
     "writing-a-plugin.md",
     "your-model.md",
 ]
