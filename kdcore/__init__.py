@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from kdcore.data.batch import Batch as Batch
     from kdcore.data.batch import GappedLogits as GappedLogits
     from kdcore.data.batch import LogitsFn as LogitsFn
+    from kdcore.data.batch import OwnVocabulary as OwnVocabulary
     from kdcore.data.batch import Row as Row
     from kdcore.data.batch import Rows as Rows
     from kdcore.data.batch import SparseLogits as SparseLogits
@@ -51,6 +52,8 @@ if TYPE_CHECKING:
     from kdcore.data.batch import StatesFn as StatesFn
     from kdcore.data.batch import TeacherOutputs as TeacherOutputs
     from kdcore.data.batch import columns_of as columns_of
+    from kdcore.data.collate import on_host as on_host
+    from kdcore.data.collate import pieces_of as pieces_of
     from kdcore.data.collate import select_rows as select_rows
     from kdcore.data.encoding import bos_of as bos_of
     from kdcore.data.given import join_rows as join_rows
@@ -81,8 +84,10 @@ if TYPE_CHECKING:
     from kdcore.models.loading import load_model as load_model
     from kdcore.models.loading import load_tokenizer as load_tokenizer
     from kdcore.models.loading import model_fingerprint as model_fingerprint
+    from kdcore.objective.alignment import Piece as Piece
     from kdcore.objective.alignment import RetokenizedBatch as RetokenizedBatch
     from kdcore.objective.alignment import Retokenizer as Retokenizer
+    from kdcore.objective.alignment import Spans as Spans
     from kdcore.objective.alignment import ids_of_same_bytes as ids_of_same_bytes
     from kdcore.objective.teachers import load_teacher as load_teacher
     from kdcore.objective.teachers import read as read
@@ -124,9 +129,9 @@ _EXPORTS = {
     "api.jobs": "Executor Job JobState",
     "api.options": "describe options_of reads_columns",
     "api.schedule": "Schedule Scheduled tensor_now value_now",
-    "data.batch": "TeacherOutputs Batch GappedLogits SparseLogits LogitsFn Row Rows Split "
-    "StatesFn columns_of",
-    "data.collate": "select_rows",
+    "data.batch": "TeacherOutputs Batch GappedLogits OwnVocabulary SparseLogits LogitsFn Row Rows "
+    "Split StatesFn columns_of",
+    "data.collate": "on_host pieces_of select_rows",
     "data.encoding": "bos_of",
     "models.completions": "Completion Prompt Sampling completions_from completions_state",
     "data.given": "join_rows join_streams",
@@ -138,7 +143,7 @@ _EXPORTS = {
     "models.decoding": "NextTokens next_tokens sample sample_from",
     "models.generation": "generate",
     "models.loading": "dtype_of load_config load_model load_tokenizer model_fingerprint",
-    "objective.alignment": "RetokenizedBatch Retokenizer ids_of_same_bytes",
+    "objective.alignment": "Piece RetokenizedBatch Retokenizer Spans ids_of_same_bytes",
     "objective.teachers": "load_teacher read read_nll read_outputs",
     "redact": "redact_secrets",
     "runs.reading.facts": "Facts",

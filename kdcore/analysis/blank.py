@@ -58,9 +58,23 @@ class BlankTokens(Tokens):
         """Zeros."""
         return torch.zeros(_TOKENS)
 
-    def score(self, loss: Loss, teacher: Teacher | None = None) -> Tensor:
+    def score(
+        self, loss: Loss, teacher: Teacher | None = None, prepared: Tensor | None = None
+    ) -> Tensor:
         """Zeros."""
         return torch.zeros(_TOKENS)
+
+    def spans(self) -> Tensor:
+        """One of all tokens."""
+        return self._zeros()
+
+    def span_nll(self) -> Tensor:
+        """Zeros."""
+        return torch.zeros(_TOKENS, 2)
+
+    def shared_ids(self) -> tuple[Tensor, Tensor]:
+        """The first few."""
+        return torch.arange(_TOKENS), torch.arange(_TOKENS)
 
     def top(self, scores: Tensor, share: object) -> Tensor:
         """All."""
@@ -79,8 +93,8 @@ class BlankPrepared(Loss):
     """A loss that prepares, as a loss of single tokens: what it prepared is 0."""
 
     def __init__(self, loss: PreparedLoss) -> None:
-        self._loss = loss
-        self._shape = prepared_by(deepcopy(loss), BlankTokens()).shape[1:]
+        self._loss = deepcopy(loss)
+        self._shape = prepared_by(self._loss, BlankTokens()).shape[1:]
         # The class has these for all losses.
         self.name, self.needs_teacher = loss.name, loss.needs_teacher  # type: ignore[misc]
 

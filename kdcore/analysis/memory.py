@@ -33,9 +33,9 @@ from kdcore.api.hidden_states import HiddenStatesLoss
 from kdcore.api.options import iter_components
 from kdcore.errors import PluginError, RunError
 from kdcore.guard import call_checked
-from kdcore.models.adapters import bytes_on_device
 from kdcore.models.head import chunk_size
 from kdcore.models.loading import HALF, dtype_of, precision_of
+from kdcore.models.offload import bytes_on_device
 from kdcore.objective.hidden_states import compares_states
 from kdcore.training.micro_batch import MARGIN, cpu_default, probe
 from kdcore.training.setup import enable_checkpointing, optimizer_of

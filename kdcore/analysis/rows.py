@@ -24,9 +24,10 @@ from kdcore.data.streaming import Stream
 from kdcore.distributed import alone
 from kdcore.guard import needs_teacher
 from kdcore.hashing import tokenizer_hash
+from kdcore.objective.readings import MicroBatch
 from kdcore.objective.selection import checked_keep, tokens_of
 from kdcore.objective.step_tokens import StepTokens
-from kdcore.objective.teachers import MicroBatch, load_teacher
+from kdcore.objective.teachers import load_teacher
 from kdcore.recipe.recipe import wanted_stages
 from kdcore.runs.folder import FINAL
 from kdcore.runs.open import OpenRequest, open_stage

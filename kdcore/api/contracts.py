@@ -26,14 +26,7 @@ from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from kdcore.api.options import as_call, describe, iter_components, names_on_hub, of_options, placed
 from kdcore.api.schedule import Schedule, Scheduled
-from kdcore.api.train_options import (
-    NotNegative,
-    On,
-    ResourceOptions,
-    RolloutOptions,
-    TrainOptions,
-    _options,
-)
+from kdcore.api.train_options import NotNegative, On, RolloutOptions, TrainOptions, _options
 from kdcore.errors import UsageError
 
 if TYPE_CHECKING:
@@ -45,7 +38,16 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-    from kdcore.data.batch import Batch, LogitsFn, Row, Rows, StatesFn, TeacherOutputs
+    from kdcore.api.train_options import ResourceOptions
+    from kdcore.data.batch import (
+        Batch,
+        LogitsFn,
+        OwnVocabulary,
+        Row,
+        Rows,
+        StatesFn,
+        TeacherOutputs,
+    )
     from kdcore.data.rows import RowDataset
     from kdcore.data.where import Where
     from kdcore.models.causal_lm import LanguageModel
@@ -113,6 +115,14 @@ class Component:
         """
         return ()
 
+    def optional_columns(self) -> Sequence[str]:
+        """The columns that it reads where documents have them.
+
+        Data finds them in `asked_columns` and may give documents such a column only then: "sft"
+        gives the dialogue of each as `dialogue`.
+        """
+        return ()
+
     def faults(self, recipe: Stage) -> Iterable[str]:
         """What is wrong between this component and the rest of its recipe, one sentence each."""
         return ()
@@ -144,6 +154,7 @@ class Data(Component):
     ] = "text"
     fresh_each_epoch: ClassVar[bool] = False
     streams: ClassVar[bool] = False  # True: training rows come one by one, and nobody counts them
+    asked_columns: ClassVar[frozenset[str]] = frozenset()  # the recipe's `optional_columns`
 
     def texts(self, split: str) -> Iterable[str]:
         """The documents of "train" or "validation", in order; tokenizers train on them too.
@@ -287,6 +298,13 @@ class Teacher(Component):
         """
         return None
 
+    def own_vocabulary(self, batch: Batch) -> OwnVocabulary | None:
+        """What it says in ids of its own, for losses that compare with these; nothing is read yet.
+
+        None, the default: its ids are the student's, and each token that it knows is a span.
+        """
+        return None
+
     def knows_all(self) -> bool:
         """Whether `known` need not be asked: by default where it is not overridden."""
         return type(self).known is Teacher.known
@@ -372,10 +390,12 @@ class Loss(Component):
 
     component_kind: ClassVar[str] = "loss"
     needs_teacher: ClassVar[bool] = True
+    own_vocabulary: ClassVar[bool] = False  # True: it compares with the teacher's own ids
 
     def per_token(self, student: Tensor, teacher: Tensor | None, labels: Tensor) -> Tensor:
         """Student logits [n, V], teacher logits [n, V] (None if not needed) and labels [n] ->
-        values [n], in nats.
+        values [n], in nats. With `own_vocabulary` the teacher's are [n, V_teacher], right where a
+        span of `Tokens.spans` begins.
 
         Float32 in and out. It must not write into its inputs. Gradients reach the student's logits
         only. V may be another one at each call: of a teacher that knows k ids only, logits on both
@@ -412,6 +432,7 @@ class PreparedLoss(Loss):
     """
 
     needs_samples: ClassVar[bool] = False  # True: the tokens are drawn from the student's own q
+    only_prepared: ClassVar[bool] = False  # True: `per_token_prepared` is given no teacher
 
     def prepare(self, tokens: Tokens) -> Tensor:
         """A float for each of this process's valid tokens, [n] or [n, k] with the same k and dtype
@@ -591,7 +612,7 @@ class Stage:
     rollout: Rollout | None = None  # `[rollout]`
     writing: RolloutOptions = field(default_factory=RolloutOptions)  # the engine's options there
     trusted: Sequence[str] = ()  # models whose own code may run
-    resources: ResourceOptions = field(default_factory=ResourceOptions)  # `[resources]`
+    resources: ResourceOptions | None = None  # `[resources]`
 
     def components(self) -> list[Component]:
         """Every component, each before those that are nested in it."""
@@ -789,10 +810,7 @@ class Run:
         losses: Sequence[Loss],
         teacher: Teacher | None = None,
     ) -> list[Tensor]:
-        """The values of losses at each token of each answer [tokens, losses], on the CPU.
-
-        On this process alone, `micro_batch` answers at a time.
-        """
+        """Losses' values at each token of each answer [tokens, losses], on this process's CPU."""
         raise NotImplementedError
 
     def say(self, message: str) -> None:
@@ -882,8 +900,31 @@ class Tokens:
         """A teacher's (by default the run's) negative log-likelihood of each label, in nats [n]."""
         raise NotImplementedError
 
-    def score(self, loss: Loss, teacher: Teacher | None = None) -> Tensor:
-        """Any loss as a score of each token, in chunks, without gradient [n]."""
+    def score(
+        self, loss: Loss, teacher: Teacher | None = None, prepared: Tensor | None = None
+    ) -> Tensor:
+        """Any loss as a score of each token, in chunks, without gradient [n].
+
+        `prepared` [n, ...] is what a `PreparedLoss` gets.
+        """
+        raise NotImplementedError
+
+    def spans(self) -> Tensor:
+        """The span of each token that is the same text to the run's teacher, int64 [n].
+
+        Equal numbers are one span, on this process; -1: in none. Where student and teacher have the
+        same ids each token that the teacher knows is a span.
+        """
+        raise NotImplementedError
+
+    def span_nll(self) -> Tensor:
+        """Where a span begins: the teacher's nll of its first token in the span, and of its later
+        ones together, in nats [n, 2]; elsewhere anything.
+        """
+        raise NotImplementedError
+
+    def shared_ids(self) -> tuple[Tensor, Tensor]:
+        """The ids that stand for the same text, the student's and the teacher's, int64 [m] each."""
         raise NotImplementedError
 
     def top(self, scores: Tensor, share: Scheduled) -> Tensor:

@@ -68,13 +68,14 @@ class HiddenStatesLoss(Loss):
                 if ours != theirs:
                     raise UsageError(f"the loss {self.name!r}: {width_fault(pair, ours, theirs)}")
             return
-        pairs = zip(student, teacher, strict=True)
-        self._learned = nn.ModuleList(nn.Linear(a, b, bias=False, device="meta") for a, b in pairs)
-        self._learned.to_empty(device="cpu")
         generator = torch.Generator().manual_seed(seed)
-        for parameter in self._learned.parameters():
-            bound = parameter.shape[1] ** -0.5
-            nn.init.uniform_(parameter, -bound, bound, generator=generator)
+        self._learned = nn.ModuleList()
+        for ours, theirs in zip(student, teacher, strict=True):
+            # On no device first, so that no generator of others is drawn from.
+            matrix = nn.Linear(ours, theirs, bias=False, device="meta")
+            matrix.weight = nn.Parameter(torch.empty(theirs, ours))
+            nn.init.uniform_(matrix.weight, -(ours**-0.5), ours**-0.5, generator=generator)
+            self._learned.append(matrix)
 
     def learned(self) -> nn.Module | None:
         """What is trained besides the student: without weight decay, and clipped by itself."""

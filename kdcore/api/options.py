@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import NoneType, UnionType
@@ -311,12 +311,26 @@ def names_on_hub(component: Named) -> list[str]:
     return [name for name in dict.fromkeys(found) if is_on_hub(name)]
 
 
-def reads_columns(component: Named) -> list[Mapping[str, Any]]:
-    """What a component and those nested in it ask for; see `Component.reads_columns`."""
+def reads_columns(component: Named, there: Sequence[str] = ()) -> list[Mapping[str, Any]]:
+    """What a component and those nested in it ask for; see `Component.reads_columns`.
+
+    With those of `there`, the columns that documents have, that are `optional_columns`.
+    """
     found = list[Mapping[str, Any]]()
     for each in iter_components(component):
         found += call_checked(each, "reads_columns", of=(list, tuple))
+        optional = call_checked(each, "optional_columns", of=(list, tuple))
+        found += [{name: []} for name in optional if name in there]
     return found
+
+
+def ask_for_columns(components: Sequence[Named]) -> None:
+    """Let data know which columns the others read where documents have them."""
+    each = [call_checked(one, "optional_columns", of=Sequence) for one in components]
+    asked = frozenset(name for names in each for name in names)
+    for one in components:
+        if asked and one.component_kind == "data":
+            one.asked_columns = asked  # type: ignore[attr-defined]
 
 
 def is_on_hub(name: str) -> bool:

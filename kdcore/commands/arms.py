@@ -40,7 +40,7 @@ def arms_of(folders: Sequence[Path]) -> list[Arm]:
     groups: dict[str, list[Course]] = {}
     swept: dict[str, str] = {}
     for course in courses:
-        label = _swept(points[course.folder.parent].get(course.folder.name, []))
+        label = points[course.folder.parent].get(course.folder.name, "")
         told = [course.told.name, label or course.told.settings]
         key = json.dumps(told, sort_keys=True, default=str)
         groups.setdefault(key, []).append(course)
@@ -71,35 +71,40 @@ def _arm(label: str, courses: Sequence[Course]) -> Arm:
     return Arm(label, runs)
 
 
-def _points(out: Path) -> dict[str, list[_Entry]]:
-    """The points of the sweeps in a folder of runs, by the run's name."""
+def _points(out: Path) -> dict[str, str]:
+    """What each run of the sweeps in a folder of runs is called; "" where nothing is varied."""
     try:
         entries = json.loads((out / SWEEP).read_text("utf-8"))["points"]
     except (OSError, ValueError, KeyError, TypeError):
         return {}
-    found: dict[str, list[_Entry]] = {}
-    for entry in entries if isinstance(entries, list) else []:
-        if isinstance(entry, Mapping) and isinstance(entry.get("sets", {}), Mapping):
-            found.setdefault(Path(str(entry.get("run"))).name, []).append(entry)
+    known = [entry for entry in entries if _is_entry(entry)] if isinstance(entries, list) else []
+    values: dict[str, set[str]] = {}
+    for entry in known:
+        values.setdefault(_control(entry), set()).add(_values(entry))
+    found: dict[str, str] = {}
+    for entry in known:
+        control = _control(entry)
+        # A control that several points share is told of once: what they vary is what it lacks.
+        shared = control and len(values[control]) == 1
+        said = ["" if shared else _values(entry), control]
+        found[Path(str(entry.get("run"))).name] = " ".join(filter(None, said))
     return found
 
 
-def _swept(entries: Sequence[_Entry]) -> str:
-    """What a point varies but the seed, and its control; "" where that is nothing.
-
-    A control that several points share is called by its name alone.
-    """
-    said = dict.fromkeys(_label(entry) for entry in entries)
-    if len(said) > 1:
-        said = dict.fromkeys(str(entry.get("control") or "") for entry in entries)
-    return next(iter(said), "") if len(said) == 1 else ""
+def _is_entry(entry: object) -> bool:
+    return isinstance(entry, Mapping) and isinstance(entry.get("sets", {}), Mapping)
 
 
-def _label(entry: _Entry) -> str:
-    sets, control = entry.get("sets", {}), entry.get("control")
+def _control(entry: _Entry) -> str:
+    return str(entry.get("control") or "")
+
+
+def _values(entry: _Entry) -> str:
+    """What a point varies but the seed, without the name of its own stage."""
+    sets, own = entry.get("sets", {}), f"stage.{entry.get('stage')}."
     assert isinstance(sets, Mapping)
-    values = [f"{key}={value}" for key, value in sets.items() if not _SEED.fullmatch(key)]
-    return " ".join([*values, *([str(control)] if control else [])])
+    varied = {key: each for key, each in sets.items() if not _SEED.fullmatch(key)}
+    return " ".join(f"{key.removeprefix(own)}={each}" for key, each in varied.items())
 
 
 def chosen(arms: Sequence[Arm], baseline: str | None) -> Arm:

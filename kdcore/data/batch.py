@@ -59,8 +59,10 @@ class Packing:
 class OnHost:
     """What the host knew before it sent a batch to the device: reading it waits for nothing."""
 
-    document: np.ndarray  # [rows * time]
-    offset: np.ndarray  # [rows * time]
+    input_ids: np.ndarray  # these four [rows * time]
+    position: np.ndarray
+    document: np.ndarray
+    offset: np.ndarray
     valid: np.ndarray  # [n]
 
 
@@ -115,7 +117,31 @@ class Parts(NamedTuple):
 StatesFn = Callable[["Tensor"], "Sequence[Tensor]"]
 """Flat positions [n] -> the hidden states there of each layer that was asked for [n, H]."""
 
-PartOutputs = Callable[["Tensor"], "Tensor | SparseLogits | Parts"]
+
+@dataclass(frozen=True, eq=False)
+class OwnVocabulary:
+    """What a teacher says of a batch in its own ids, which need not be the student's.
+
+    `spans` are known without a forward pass; the trunk runs at the first call of `logits` or `nll`.
+    A span is the same text to both, one or more tokens on either side.
+    """
+
+    spans: Tensor  # int64 [valid]: each valid token's span; -1: in none. A span is contiguous
+    logits: LogitsFn  # flat positions [n] whose tokens begin a span -> [n, V_teacher]
+    nll: Callable[[], Tensor]
+    """[valid, 2], in nats, where a span begins: the teacher's nll of its first token in the span,
+    and of its later ones together."""
+    shared: tuple[Tensor, Tensor]  # int64 [m]: ids that stand for the same, the student's and its
+
+
+class TwoVocabularies(NamedTuple):
+    """What a teacher says of tokens in the student's ids, and in its own."""
+
+    shared: Tensor | SparseLogits | Parts | None  # None: no loss wants it
+    own: Tensor  # [n, V_teacher]
+
+
+PartOutputs = Callable[["Tensor"], "Tensor | SparseLogits | Parts | TwoVocabularies"]
 """Flat positions [n] -> what a loss learns from."""
 
 

@@ -63,7 +63,11 @@ class Collate:
             packing=packing,
             columns=BatchColumns(rows or [{}], arrays.document, labels != NOT_TRAINED),
         )
-        return made.known(OnHost(arrays.document.reshape(-1), arrays.offset.reshape(-1), valid))
+        return made.known(
+            OnHost(
+                *map(np.ravel, (arrays.ids, arrays.position, arrays.document, arrays.offset, valid))
+            )
+        )
 
     def _packing(self, arrays: _Arrays) -> Packing:
         real = np.flatnonzero(arrays.document >= 0)
@@ -103,11 +107,12 @@ def select_rows(batch: Batch, rows: Sequence[int]) -> Batch:
     device, unless the batch was made by `replace`.
     """
     wanted, shape = np.asarray(rows, np.int64), tuple(batch.input_ids.shape)
-    known = batch.on_host or _on_host(batch)
-    document, offset = (each.reshape(shape)[wanted] for each in (known.document, known.offset))
+    known = on_host(batch)
+    each = (known.input_ids, known.position, known.document, known.offset)
+    ids, position, document, offset = (one.reshape(shape)[wanted] for one in each)
     real = document >= 0
     width = int((np.arange(shape[1]) * real).max(initial=0)) + 1
-    document, offset = document[:, :width], offset[:, :width]
+    ids, position, document, offset = (one[:, :width] for one in (ids, position, document, offset))
     predicts = np.zeros(shape, bool)
     predicts.reshape(-1)[known.valid] = True
     valid = np.flatnonzero(predicts[wanted, :width])
@@ -130,12 +135,27 @@ def select_rows(batch: Batch, rows: Sequence[int]) -> Batch:
         packing=_packing_of(batch, known, wanted, document),
         columns=None if batch.columns is None else batch.columns.select(wanted.tolist(), width),
     )
-    return made.known(OnHost(document.reshape(-1), offset.reshape(-1), valid))
+    return made.known(OnHost(*map(np.ravel, (ids, position, document, offset, valid))))
 
 
-def _on_host(batch: Batch) -> OnHost:
-    arrays = (batch.document.flatten(), batch.offset.flatten(), batch.valid)
-    return OnHost(*(each.cpu().numpy() for each in arrays))
+def on_host(batch: Batch) -> OnHost:
+    """What the host knows of a batch; of one that `replace` made it asks the device."""
+    if batch.on_host is not None:
+        return batch.on_host
+    flat = (batch.input_ids, batch.position_ids, batch.document, batch.offset, batch.valid)
+    return OnHost(*(each.flatten().cpu().numpy() for each in flat))
+
+
+def pieces_of(batch: Batch) -> list[tuple[int, np.ndarray]]:
+    """Each isolated piece of the rows: the flat position of its first token, and its ids.
+
+    Padding is in none. Nothing waits for the device, unless the batch was made by `replace`.
+    """
+    known, time = on_host(batch), batch.input_ids.shape[1]
+    real = np.flatnonzero(known.document >= 0)
+    apart = (np.diff(known.position[real]) != 1) | (np.diff(real // time) != 0)
+    pieces = np.split(real, np.flatnonzero(apart) + 1)
+    return [(int(each[0]), known.input_ids[each]) for each in pieces if len(each)]
 
 
 def _packing_of(

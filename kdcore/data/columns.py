@@ -151,6 +151,10 @@ class BatchColumns:
         following = np.append(self._slots[1:], self._slots[-1:])
         return np.where(self._predicts.reshape(-1), following, self._slots)
 
+    def at(self, position: int) -> Columns:
+        """Those of the document that the token at a flat position belongs to."""
+        return self._each[int(self._slots[position])]
+
     def matches(self, where: Where) -> np.ndarray:
         """Whether the document of the token that each flat position predicts matches, bool.
 

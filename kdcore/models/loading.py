@@ -63,7 +63,7 @@ def load_model(
 
         model = with_adapter(model, adapter or name, base)
     if offload:
-        from kdcore.models.adapters import offload_layers
+        from kdcore.models.offload import offload_layers
 
         offload_layers(model, device)
     return model

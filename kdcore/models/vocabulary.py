@@ -104,7 +104,8 @@ def _refuse_conflicts(
     )
     raise RunError(
         f"the tokenizers differ: {len(conflicts):,} of {len(shared):,} ids mean something else to "
-        f"{name} than to the student, so their logits cannot be compared; the first are\n{named}"
+        f"{name} than to the student, so their logits cannot be compared; the first are\n{named}\n"
+        '[teacher] use = "aligned" lets a teacher read its own tokens'
     )
 
 

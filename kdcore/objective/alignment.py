@@ -6,16 +6,17 @@ byte lies in exactly one span; where a span is one token on both sides, both pre
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from kdcore.data.batch import Batch, Row
-from kdcore.data.collate import Collate
+from kdcore.data.batch import Batch, Row, columns_of
+from kdcore.data.collate import Collate, on_host, pieces_of
 from kdcore.data.encoding import Spelled, own_beginning
+from kdcore.data.where import Columns
 from kdcore.models.vocabulary import id_bytes
 
 if TYPE_CHECKING:
@@ -38,8 +39,11 @@ class Spans(NamedTuple):
 
     def one_to_one(self) -> Spans:
         """Those that are one token on both sides."""
-        single = (self.end - self.first == 1) & (self.other_end - self.other_first == 1)
-        return Spans(*(each[single] for each in self))
+        return self.where((self.end - self.first == 1) & (self.other_end - self.other_first == 1))
+
+    def where(self, these: np.ndarray) -> Spans:
+        """Some of them, bool [spans]."""
+        return Spans(*(each[these] for each in self))
 
     @staticmethod
     def joined(several: Sequence[Spans]) -> Spans:
@@ -78,15 +82,15 @@ def _rising(borders: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Piece:
-    """The other side's ids of one isolated piece, and the spans within."""
+    """The other side's ids of one isolated piece, and the spans within, counted from its start."""
 
-    ids: Sequence[int]
+    ids: Sequence[int] | np.ndarray
     spans: Spans
 
 
 @dataclass(frozen=True, eq=False)
 class RetokenizedBatch:
-    """What a student reads, as another tokenizer has it.
+    """What a student reads, as another tokenizer or in another context.
 
     Spans hold flat places of tokens: of the student's batch, and of this one. A token is predicted
     at the place before its own.
@@ -94,6 +98,47 @@ class RetokenizedBatch:
 
     batch: Batch  # the other side's
     spans: Spans
+
+    @classmethod
+    def of(cls, batch: Batch, pieces: Sequence[Piece], vocabulary: int) -> RetokenizedBatch:
+        """Pieces in place of those of `pieces_of(batch)`, in order, isolated and in the same rows.
+
+        Documents keep their columns. `vocabulary` is how many ids the other side's head has.
+        """
+        starts = [start for start, _ in pieces_of(batch)]
+        time, columns = batch.input_ids.shape[1], columns_of(batch)
+        rows: list[list[int]] = [[] for _ in range(len(batch.input_ids))]
+        for n, start in enumerate(starts):
+            rows[start // time].append(n)
+        laid = [
+            _row([pieces[n] for n in some], [columns.at(starts[n]) for n in some]) for some in rows
+        ]
+        made = Collate(batch.split, vocabulary, batch.input_ids.device)(laid)
+        spans, width = [], made.input_ids.shape[1]
+        for place, some in enumerate(rows):
+            at = place * width
+            for n in some:
+                spans.append(pieces[n].spans.shifted(starts[n], at))
+                at += len(pieces[n].ids)
+        return cls(made, Spans.joined(spans))
+
+
+def _row(pieces: Sequence[Piece], columns: Sequence[Columns]) -> Row:
+    """Pieces end to end, each a document of its own."""
+    if not pieces:
+        return {"input_ids": [0], "document": [-1], "offset": [-1]}
+    counted = np.concatenate([np.arange(len(each.ids)) for each in pieces])
+    return {
+        "input_ids": np.concatenate([each.ids for each in pieces]),
+        "document": np.concatenate([np.full(len(each.ids), n) for n, each in enumerate(pieces)]),
+        "offset": counted,
+        "position": counted,
+        "columns": columns,
+    }
+
+
+Rewrite = Callable[[int, np.ndarray], Piece | None]
+"""A piece's first flat position and its ids -> what the other side reads in its place."""
 
 
 class Retokenizer:
@@ -109,47 +154,20 @@ class Retokenizer:
         self._beginning = own_beginning(others)
         self._spelled = Spelled(others)
 
-    def __call__(self, batch: Batch, vocabulary: int | None = None) -> RetokenizedBatch:
-        """The same pieces in the same rows, isolated alike. Reading the ids waits for the device.
+    def __call__(
+        self, batch: Batch, vocabulary: int | None = None, rewrite: Rewrite | None = None
+    ) -> RetokenizedBatch:
+        """The same pieces in the same rows, isolated alike.
 
         `vocabulary`: how many ids the other side's head has, by default as its tokenizer.
+        `rewrite` may put something else in a piece's place. Nothing waits for the device.
         """
-        told = (batch.input_ids, batch.document, batch.offset, batch.position_ids)
-        ids, document, offset, position = (each.cpu().numpy() for each in told)
-        rows: list[Row] = []
-        spans: list[list[Spans]] = []
-        for n in range(len(ids)):
-            row, found = self._row(ids[n], offset[n], _pieces(document[n], position[n]))
-            rows.append(row)
-            spans.append([each.shifted(n * ids.shape[1], 0) for each in found])
-        collate = Collate(batch.split, vocabulary or len(self.other_bytes), batch.input_ids.device)
-        made = collate(rows)
-        width = made.input_ids.shape[1]
-        flat = [each.shifted(0, n * width) for n, some in enumerate(spans) for each in some]
-        return RetokenizedBatch(made, Spans.joined(flat))
-
-    def _row(
-        self, ids: np.ndarray, offset: np.ndarray, pieces: Iterable[tuple[int, int]]
-    ) -> tuple[Row, list[Spans]]:
-        """One row's pieces, end to end, and their spans within the row on both sides."""
-        made: list[Sequence[int]] = []
-        spans: list[Spans] = []
-        at = 0
-        for start, end in pieces:
-            piece = self.piece(ids[start:end].tolist(), whole=bool(offset[start] == 0))
-            spans.append(piece.spans.shifted(start, at))
-            made.append(piece.ids)
-            at += len(piece.ids)
-        if not made:
-            return {"input_ids": [0], "document": [-1], "offset": [-1]}, []
-        counted = np.concatenate([np.arange(len(each)) for each in made])
-        row: Row = {
-            "input_ids": np.concatenate(made),
-            "document": np.concatenate([np.full(len(each), n) for n, each in enumerate(made)]),
-            "offset": counted,
-            "position": counted,
-        }
-        return row, spans
+        offsets = on_host(batch).offset
+        made = [
+            (rewrite and rewrite(start, ids)) or self.piece(ids.tolist(), whole=not offsets[start])
+            for start, ids in pieces_of(batch)
+        ]
+        return RetokenizedBatch.of(batch, made, vocabulary or len(self.other_bytes))
 
     def piece(self, ids: Sequence[int], *, whole: bool) -> Piece:
         """One isolated piece of a document; `whole`: it begins where the document does."""
@@ -162,9 +180,23 @@ class Retokenizer:
             else:
                 found = self._text(part, begins=whole and not spans)
             spans.append(found.spans.shifted(at, len(made)))
-            made += found.ids
+            made += list(found.ids)
             at += len(part)
         return Piece(made or [0], Spans.joined(spans))
+
+    def within(self, ids: Sequence[int], others: Sequence[int], text: str) -> Spans:
+        """The spans of a text that both sides' ids spell, with a few bytes more at either end.
+
+        None where one of them spells something else.
+        """
+        sides = (
+            _borders_of(ids, self.our_bytes, text),
+            _borders_of(others, self.other_bytes, text),
+        )
+        (one, first), (other, other_first) = sides
+        if not text or not len(one) or not len(other):
+            return Spans.joined([])
+        return common_spans(one, other).shifted(first, other_first)
 
     def _parts(self, ids: Sequence[int]) -> Iterator[Sequence[int]]:
         """Texts, and special tokens by themselves."""
@@ -264,6 +296,17 @@ def ids_of_same_bytes(made: Retokenizer, ours: int, others: int) -> Mapping[int,
     return found
 
 
+def _borders_of(ids: Sequence[int], spelled: Sequence[bytes], text: str) -> tuple[np.ndarray, int]:
+    """The borders in a text's bytes of ids around it, and the first token that has one."""
+    written = [spelled[each] for each in ids]
+    at = b"".join(written).find(text.encode())
+    borders = np.cumsum([0, *map(len, written)]) - at
+    inside = np.flatnonzero((borders >= 0) & (borders <= len(text.encode())))
+    if at < 0 or not len(inside):
+        return np.empty(0, np.int64), 0
+    return borders[inside[0] : inside[-1] + 1], int(inside[0])
+
+
 def _by_characters(text: str, offsets: Sequence[tuple[int, int]]) -> np.ndarray:
     """Borders in bytes by a tokenizer's offsets in characters; -1 within a character."""
     lengths = [len(letter.encode()) for letter in text]
@@ -298,12 +341,3 @@ def _whole_characters(content: bytes) -> str:
         return content.decode()
     except UnicodeDecodeError as error:
         return content[: error.start].decode()
-
-
-def _pieces(document: np.ndarray, position: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Where each isolated piece of a row begins and ends; padding is in none."""
-    real = np.flatnonzero(document >= 0)
-    begins = np.flatnonzero(np.diff(position[real]) != 1) + 1
-    for some in np.split(real, begins):
-        if len(some):
-            yield int(some[0]), int(some[-1]) + 1

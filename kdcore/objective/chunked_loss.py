@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdcore.data.batch import PartOutputs, Parts, SparseLogits
+from kdcore.data.batch import PartOutputs, Parts, SparseLogits, TwoVocabularies
 from kdcore.models.head import (
     LogitsGradient,
     accumulation_dtype,
@@ -27,9 +27,10 @@ from kdcore.models.logit_transforms import LogitTransform
 Prepared = Sequence[Tensor | None]
 """For each term what its loss prepared of these tokens, [n] or [n, k]; None where it does not."""
 
-Values = Callable[
-    [Tensor, Tensor | SparseLogits | Parts | None, Tensor, Tensor, Prepared], tuple[Tensor, Tensor]
-]
+Answer = Tensor | SparseLogits | Parts | TwoVocabularies | None
+"""What a teacher says of a chunk of tokens."""
+
+Values = Callable[[Tensor, Answer, Tensor, Tensor, Prepared], tuple[Tensor, Tensor]]
 """Student and teacher logits [n, V], labels [n], weights [terms, n] and what was prepared -> each
 term's weighted sum [terms], and the gradient of their total in the student's logits [n, V], which
 may take their place in memory."""

@@ -12,8 +12,7 @@ from kdcore.api.contracts import Term
 from kdcore.api.schedule import Schedule
 
 if TYPE_CHECKING:
-    from kdcore.data.batch import Parts, SparseLogits
-    from kdcore.objective.chunked_loss import Prepared, Values
+    from kdcore.objective.chunked_loss import Answer, Prepared, Values
 
 
 _EVERY = 100  # steps at the least, and a twentieth of the run
@@ -44,7 +43,7 @@ class GradientShares:
 
         def watching(
             student: Tensor,
-            teacher: Tensor | SparseLogits | Parts | None,
+            teacher: Answer,
             labels: Tensor,
             weights: Tensor,
             prepared: Prepared = (),

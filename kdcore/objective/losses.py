@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from kdcore.api.contracts import Loss, PreparedLoss, Teacher
-from kdcore.data.batch import Parts, SparseLogits
+from kdcore.data.batch import Parts, SparseLogits, TwoVocabularies
 from kdcore.errors import PluginError
 from kdcore.guard import call_checked, describe_component, inputs_unchanged, plugin_errors
-from kdcore.objective.chunked_loss import Prepared, Values
+from kdcore.objective.chunked_loss import Answer, Prepared, Values
 from kdcore.objective.sparse import to_sparse
 
 _log = logging.getLogger("kdcore")
@@ -32,7 +32,7 @@ def values_of(losses: Sequence[Loss]) -> Values:
 
     def values(
         student: Tensor,
-        teacher: Tensor | SparseLogits | Parts | None,
+        teacher: Answer,
         labels: Tensor,
         weights: Tensor,
         prepared: Prepared = (),
@@ -64,11 +64,12 @@ def _refuse_learnable(loss: Loss) -> None:
 def per_token(
     loss: Loss,
     student: Tensor,
-    teacher: Tensor | SparseLogits | Parts | None,
+    teacher: Answer,
     labels: Tensor,
     prepared: Tensor | None = None,
 ) -> Tensor:
     """A loss's values [n], its result checked; what it raises names it."""
+    teacher = _side_of(loss, teacher)
     inputs = (student, teacher, labels, prepared)
     method = "per_token" if prepared is None else "per_token_prepared"
     each = teacher.each if isinstance(teacher, Parts) else (teacher,)
@@ -76,6 +77,20 @@ def per_token(
     temperature = temperature_of(loss) if is_sparse else 1.0
     with plugin_errors(loss, method), inputs_unchanged(loss, method, *inputs):
         return checked_values(loss, student, teacher, labels, temperature, prepared)
+
+
+def asks_teacher(loss: Loss) -> bool:
+    """Whether a loss is handed what the teacher says of its tokens."""
+    return loss.needs_teacher and not (isinstance(loss, PreparedLoss) and loss.only_prepared)
+
+
+def _side_of(loss: Loss, teacher: Answer) -> Tensor | SparseLogits | Parts | None:
+    """What a teacher says in the ids that a loss compares; None where it asks for nothing."""
+    if not asks_teacher(loss):
+        return None
+    if isinstance(teacher, TwoVocabularies):
+        return teacher.own if loss.own_vocabulary else teacher.shared
+    return teacher
 
 
 def temperature_of(loss: Loss) -> float | None:
@@ -87,15 +102,14 @@ def temperature_of(loss: Loss) -> float | None:
 def checked_values(
     loss: Loss,
     student: Tensor,
-    teacher: Tensor | SparseLogits | Parts | None,
+    teacher: Answer,
     labels: Tensor,
     temperature: float | None = 1.0,
     prepared: Tensor | None = None,
 ) -> Tensor:
     """`per_token` as a compiler can trace it. What needs no teacher sees all of the vocabulary."""
-    if not loss.needs_teacher:
-        teacher = None
-    elif isinstance(teacher, Parts):
+    teacher = _side_of(loss, teacher)
+    if isinstance(teacher, Parts):
         return _over_parts(loss, student, teacher, labels, temperature, prepared)
     elif isinstance(teacher, SparseLogits):
         student, teacher, labels = to_sparse(student, teacher, labels, temperature)
@@ -159,7 +173,7 @@ def compiled_values_of(losses: Sequence[Loss], chunk: int) -> Values:
 
     def values(
         student: Tensor,
-        teacher: Tensor | SparseLogits | Parts | None,
+        teacher: Answer,
         labels: Tensor,
         weights: Tensor,
         prepared: Prepared = (),
@@ -200,9 +214,11 @@ def _filled(tensor: Tensor, missing: int) -> Tensor:
     return torch.cat([tensor, tensor[-1:].expand(missing, *tensor.shape[1:])])
 
 
-def _filled_answer(
-    teacher: Tensor | SparseLogits | Parts | None, missing: int
-) -> Tensor | SparseLogits | Parts | None:
+def _filled_answer(teacher: Answer, missing: int) -> Answer:
+    if isinstance(teacher, TwoVocabularies):
+        shared = _filled_answer(teacher.shared, missing)
+        assert not isinstance(shared, TwoVocabularies)
+        return TwoVocabularies(shared, _filled(teacher.own, missing))
     if isinstance(teacher, Parts):
         return Parts(teacher.weights, tuple(_filled_one(one, missing) for one in teacher.each))
     return None if teacher is None else _filled_one(teacher, missing)
@@ -222,7 +238,7 @@ def _functional(losses: Sequence[Loss]) -> Callable[..., Tensor]:
 
     def values(
         student: Tensor,
-        teacher: Tensor | SparseLogits | Parts | None,
+        teacher: Answer,
         labels: Tensor,
         weights: Tensor,
         prepared: Prepared = (),

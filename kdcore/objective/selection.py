@@ -24,8 +24,9 @@ from kdcore.errors import PluginError
 from kdcore.guard import describe_component, plugin_errors
 from kdcore.models.head import upcast
 from kdcore.objective.objective import SelectFn, TokenMask
+from kdcore.objective.readings import MicroBatch, View
 from kdcore.objective.step_tokens import Chosen, RankedScores, ScoredBatch, StepTokens
-from kdcore.objective.teachers import MicroBatch, View, may_not_know
+from kdcore.objective.teachers import has_own_vocabulary, may_skip
 
 if TYPE_CHECKING:
     from kdcore.api.contracts import Run
@@ -93,15 +94,18 @@ class _Making:
 
     def _view(self, term: Term) -> View:
         teacher = self.run.teacher if term.loss.needs_teacher else None
-        some_only = teacher is not None and may_not_know(teacher)
-        return View(term.where, teacher if some_only else None)
+        own = term.loss.own_vocabulary
+        if teacher is None or not may_skip(teacher, own=own):
+            return View(term.where, None)
+        return View(term.where, teacher, own and has_own_vocabulary(teacher))
 
     def _known(self, readings: Sequence[MicroBatch]) -> Tensor | None:
         """How many tokens of the step the teacher knows; None: all, or it is not asked."""
-        teacher = next((view.teacher for view, _ in self.narrow.values() if view.teacher), None)
-        if teacher is None:
+        views = [view for view, _ in self.narrow.values() if view.teacher]
+        if not views:
             return None
-        here = sum(r.matching(View(None, teacher)).sum() for r in readings)
+        view = min(views, key=lambda view: view.own)._replace(where=None)
+        here = sum(r.matching(view).sum() for r in readings)
         return self.total(torch.full((), float(here), device=self.run.device))
 
     def everything(self, reading: MicroBatch) -> SelectFn:

@@ -24,7 +24,8 @@ from kdcore.models.completions import ANSWERS, FIRST
 from kdcore.models.head import chunk_size, nll_from_logits, upcast
 from kdcore.objective.losses import per_token
 from kdcore.objective.objective import TokenMask
-from kdcore.objective.teachers import MicroBatch, View, may_not_know
+from kdcore.objective.readings import MicroBatch, View
+from kdcore.objective.teachers import has_own_vocabulary, may_skip
 
 
 class ScoredBatch:
@@ -216,34 +217,60 @@ class StepTokens(Tokens):
                 part.reading.logits_of(asked)  # kept for the losses, which would read it again
         return self._known_only(self._each(lambda part: part.reading.nll_of(asked)), asked)
 
-    def score(self, loss: Loss, teacher: Teacher | None = None) -> Tensor:
+    def score(
+        self, loss: Loss, teacher: Teacher | None = None, prepared: Tensor | None = None
+    ) -> Tensor:
         """Any loss as a score of each token, in chunks [n]."""
         asked = self._asked(teacher) if loss.needs_teacher else None
+        parts = [None] * len(self._parts) if prepared is None else self.by_part(prepared)
+        ready = dict(zip(map(id, self._parts), parts, strict=True))
 
         def scores(part: ScoredBatch) -> Callable[[Tensor, Tensor], Tensor]:
-            student = self._logits(part)
-            other = part.reading.parts_of(asked) if asked is not None else None
+            student, mine = self._logits(part), ready[id(part)]
+            other = part.reading.outputs_of(asked, [loss]) if asked is not None else None
             size = chunk_size(part.reading.batch.vocabulary, part.reading.batch.valid.device)
 
             def at(positions: Tensor, labels: Tensor) -> Tensor:
-                pieces = [
-                    per_token(loss, student(some), other and other(some), label)
-                    for some, label in zip(
-                        torch.split(positions, size), torch.split(labels, size), strict=True
-                    )
-                ]
-                return torch.cat(pieces)
+                some = torch.split(positions, size)
+                several = [None] * len(some) if mine is None else torch.split(mine, size)
+                each = zip(some, torch.split(labels, size), several, strict=True)
+                return torch.cat(
+                    [
+                        per_token(loss, student(some), other and other(some), label, given)
+                        for some, label, given in each
+                    ]
+                )
 
             return at
 
         values = self._each(scores)
-        return values if asked is None else self._known_only(values, asked)
+        own = loss.own_vocabulary
+        return values if asked is None else self._known_only(values, asked, own=own)
 
-    def _known_only(self, values: Tensor, teacher: Teacher) -> Tensor:
+    def spans(self) -> Tensor:
+        """Each token's span [n]."""
+        found, first = [], 0
+        for part in self._parts:
+            here = part.reading.own_of(self._asked(None)).spans.to(part.reading.batch.valid.device)
+            found.append(torch.where(here >= 0, here + first, -1))
+            first += len(here)
+        return self._joined(found)
+
+    def span_nll(self) -> Tensor:
+        """The teacher's likelihoods where a span begins [n, 2]."""
+        with torch.no_grad():
+            return self._joined([p.reading.own_of(self._asked(None)).nll() for p in self._parts])
+
+    def shared_ids(self) -> tuple[Tensor, Tensor]:
+        """The student's and the teacher's ids of the same text."""
+        return self._parts[0].reading.own_of(self._asked(None)).shared
+
+    def _known_only(self, values: Tensor, teacher: Teacher, *, own: bool = False) -> Tensor:
         """NaN where the teacher knows nothing, so that the token is never kept."""
-        if not may_not_know(teacher):
+        if not may_skip(teacher, own=own):
             return values
-        return values.masked_fill(~self.view(View(None, teacher)), math.nan)
+        view = View(None, teacher, own and has_own_vocabulary(teacher))
+        return values.masked_fill(~self.view(view), math.nan)
 
     def top(self, scores: Tensor, share: Scheduled) -> Tensor:
         """The ceil(share x N) highest scores over all processes as a bool [n].

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple, cast
+from dataclasses import replace
+from typing import TYPE_CHECKING, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -18,15 +18,13 @@ from kdcore.api.options import iter_components
 from kdcore.data.batch import (
     Batch,
     LogitsFn,
+    OwnVocabulary,
     PartOutputs,
     Parts,
     SparseLogits,
     StatesFn,
     TeacherOutputs,
-    columns_of,
 )
-from kdcore.data.collate import sent
-from kdcore.data.where import Where
 from kdcore.errors import PluginError, RunError, UsageError
 from kdcore.guard import call_checked, describe_component, inputs_unchanged, plugin_errors
 from kdcore.models.head import nll_from_logits, upcast
@@ -154,6 +152,59 @@ def known_to(teacher: Teacher, batch: Batch) -> Tensor:
         said = f"{getattr(known, 'dtype', type(known).__name__)} of shape {shape}"
         raise _broken(teacher, "known", said, f"None or bools of shape {list(batch.valid.shape)}")
     return known
+
+
+def may_skip(teacher: Teacher, *, own: bool) -> bool:
+    """Whether there may be tokens of which it says nothing, in the student's ids or in its own."""
+    return may_not_know(teacher) or (own and has_own_vocabulary(teacher))
+
+
+def has_own_vocabulary(teacher: Teacher) -> bool:
+    """Whether its ids may be others than the student's."""
+    return type(teacher).own_vocabulary is not Teacher.own_vocabulary
+
+
+def own_vocabulary(teacher: Teacher, batch: Batch) -> OwnVocabulary:
+    """What a teacher says in its own ids, checked; one with the student's ids says it in these."""
+    with _asking(teacher, "own_vocabulary", batch):
+        found = teacher.own_vocabulary(batch)
+    if found is None:
+        return _in_our_ids(teacher, batch)
+    wanted = (batch.valid.shape, torch.int64)
+    if not isinstance(found, OwnVocabulary) or (found.spans.shape, found.spans.dtype) != wanted:
+        expected = f"None or an OwnVocabulary with int64 spans of shape {list(batch.valid.shape)}"
+        raise _broken(teacher, "own_vocabulary", type(found).__name__, expected)
+    logits, nll = found.logits, found.nll
+
+    def checked(positions: Tensor) -> Tensor:
+        with _asking(teacher, "own_vocabulary", batch, positions):
+            answer = logits(positions)
+        return upcast(_checked(teacher, "own_vocabulary", answer, (len(positions), 1), batch))
+
+    def checked_nll() -> Tensor:
+        with _asking(teacher, "own_vocabulary", batch):
+            answer = nll()
+        return upcast(_checked(teacher, "own_vocabulary", answer, (len(batch.valid), 2), batch))
+
+    return replace(found, logits=checked, nll=checked_nll)
+
+
+def _in_our_ids(teacher: Teacher, batch: Batch) -> OwnVocabulary:
+    known = known_to(teacher, batch).cpu()
+    spans = torch.where(known, torch.arange(len(known)), -1)
+    ids = torch.arange(batch.vocabulary, device=batch.valid.device)
+    held: list[LogitsFn] = []
+
+    def logits(positions: Tensor) -> Tensor:
+        if not held:
+            held.append(read(teacher, batch))
+        return held[0](positions)
+
+    def nll() -> Tensor:
+        first = nll_from_logits(logits, batch)(batch.valid, batch.labels[batch.valid])
+        return torch.stack([first, torch.zeros_like(first)], 1)
+
+    return OwnVocabulary(spans, logits, nll, (ids, ids))
 
 
 def _ids_known(teacher: Teacher) -> int | None:
@@ -298,86 +349,3 @@ def load_teachers(run: Run, components: Iterable[Component]) -> None:
         if id(teacher) not in theirs:
             with plugin_errors(teacher, "load"):
                 teacher.load(run)
-
-
-class View(NamedTuple):
-    """A part of the valid tokens: those of documents whose columns match, and that are known."""
-
-    where: Where | None
-    teacher: Teacher | None  # to this one, where it may know some tokens only
-
-
-class MicroBatch:
-    """One micro-batch with what was read of it, so that no teacher runs twice over it."""
-
-    def __init__(
-        self,
-        batch: Batch,
-        rows: Sequence[int],
-        states: tuple[Teacher, Sequence[int]] | None = None,
-    ) -> None:
-        self.batch = batch
-        self.rows = rows  # the place of each of its rows in the optimizer step
-        self._wanted = states  # whose hidden states are read too, and of which layers
-        self._states: StatesFn | None = None
-        self._read: dict[int, TeacherOutputs] = {}
-        self._parts: dict[int, PartOutputs] = {}
-        self._matching: dict[str, np.ndarray] = {}  # by view
-
-    def logits_of(self, teacher: Teacher) -> TeacherOutputs:
-        """The teacher's logits by flat position; its trunk runs at the first call."""
-        if id(teacher) not in self._read:
-            if self._wanted is not None and teacher is self._wanted[0]:
-                found, self._states = read_with_states(teacher, self.batch, self._wanted[1])
-            else:
-                found = read_outputs(teacher, self.batch)
-            self._read[id(teacher)] = found
-        return self._read[id(teacher)]
-
-    def states_of(self, teacher: Teacher) -> StatesFn:
-        """The hidden states of the layers that are wanted of this teacher, by flat position."""
-        self.logits_of(teacher)
-        assert self._states is not None, "states are read of the teacher that they are wanted of"
-        return self._states
-
-    def parts_of(self, teacher: Teacher) -> PartOutputs:
-        """What losses learn from; of a teacher without parts its logits."""
-        if not teacher.gives_parts():
-            return self.logits_of(teacher)
-        if id(teacher) not in self._parts:
-            self._parts[id(teacher)] = read_parts(teacher, self.batch)
-        return self._parts[id(teacher)]
-
-    @property
-    def valid_on_host(self) -> np.ndarray:
-        """The batch's valid positions [n]."""
-        known = self.batch.on_host
-        return self.batch.valid.cpu().numpy() if known is None else known.valid
-
-    def matching(self, view: View) -> np.ndarray:
-        """Which valid tokens a view has, bool [n], on the host."""
-        key = f"{view.where} {id(view.teacher)}"
-        if key not in self._matching:
-            found = np.ones(len(self.batch.valid), bool)
-            if view.where is not None:
-                found = columns_of(self.batch).matches(view.where)[self.valid_on_host]
-            if view.teacher is not None:
-                found = found & known_to(view.teacher, self.batch).cpu().numpy()
-            self._matching[key] = found
-        return self._matching[key]
-
-    def view(self, view: View) -> Tensor:
-        """The same on the device."""
-        return sent(self.matching(view), self.batch.valid.device)
-
-    def forget(self) -> None:
-        """Let go of what teachers keep for it."""
-        self._read.clear()
-        self._parts.clear()
-        self._states = None
-
-    def nll_of(self, teacher: Teacher) -> Callable[[Tensor, Tensor], Tensor]:
-        """The teacher's negative log-likelihoods, from its logits if those were read already."""
-        if id(teacher) in self._read and teacher.ids_known() is None:
-            return nll_from_logits(cast(LogitsFn, self._read[id(teacher)]), self.batch)
-        return read_nll(teacher, self.batch)

@@ -20,6 +20,7 @@ from kdcore.api.contracts import (
     Term,
     Tokenizer,
 )
+from kdcore.api.options import ask_for_columns
 from kdcore.api.train_options import (
     RIVALS,
     ResourceOptions,
@@ -110,8 +111,9 @@ class Assembly:
             train=self.train,
             rollout=self.rollout,
             writing=self.writing,
-            resources=self.resources or ResourceOptions(),
+            resources=self.resources,
         )
+        ask_for_columns(stage.components())
         self._ask_components(stage)
         return None if self.faults else stage
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdcore.api.options import option_values
+from kdcore.api.train_options import ResourceOptions
 from kdcore.runs.folder import finished
 from kdcore.runs.open import run_folder
 
 if TYPE_CHECKING:
-    from kdcore.api.train_options import ResourceOptions
     from kdcore.sweeps.points import Point
 
 
@@ -39,7 +39,7 @@ class Task:
     @property
     def resources(self) -> ResourceOptions:
         """What it asks a scheduler for."""
-        return self.point.recipe.checked[self.stage].resources
+        return self.point.recipe.checked[self.stage].resources or ResourceOptions()
 
     def folder(self, out: Path) -> Path:
         """Of its run, which may not be there; not for one that waits."""

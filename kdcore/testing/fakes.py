@@ -99,8 +99,8 @@ def make_tokens(
     from kdcore.distributed import alone
     from kdcore.models.causal_lm import LanguageModel
     from kdcore.objective.objective import TokenMask
+    from kdcore.objective.readings import MicroBatch
     from kdcore.objective.step_tokens import Chosen, ScoredBatch, StepTokens
-    from kdcore.objective.teachers import MicroBatch
 
     student = LanguageModel(tiny_llama(batch.vocabulary))
     with torch.no_grad():

@@ -16,8 +16,8 @@ from torch import Tensor
 from kdcore.data.batch import Row
 from kdcore.distributed import Total
 from kdcore.errors import RunError
+from kdcore.objective.readings import MicroBatch
 from kdcore.objective.selection import SelectionResult, select
-from kdcore.objective.teachers import MicroBatch
 from kdcore.rng import RandomState
 from kdcore.training.step import gradient_norm
 

@@ -18,9 +18,10 @@ from kdcore.distributed import over, total_of
 from kdcore.objective.chunked_loss import Values
 from kdcore.objective.gradient_shares import GradientShares, is_measured
 from kdcore.objective.hidden_states import compares_states, states_wanted
+from kdcore.objective.losses import asks_teacher
 from kdcore.objective.objective import Objective, SelectFn, TokenMask
+from kdcore.objective.readings import MicroBatch
 from kdcore.objective.selection import SelectionResult, select
-from kdcore.objective.teachers import MicroBatch
 from kdcore.training.rollout_rows import RolloutRows
 from kdcore.training.run_state import workers_of
 
@@ -128,9 +129,9 @@ class TrainStep:
     ) -> Tensor:
         """Adds a micro-batch's gradients; returns each term's share of the loss [terms]."""
         teacher = self.run.teacher
-        asked = teacher is not None and any(term.loss.needs_teacher for term, _ in terms)
-        logits_at = reading.parts_of(teacher) if asked and teacher is not None else None
         plain = [term for term, _ in terms if not compares_states(term)]
+        asking = [term.loss for term in plain if asks_teacher(term.loss)]
+        logits_at = reading.outputs_of(teacher, asking) if teacher and asking else None
         states_at = None
         if len(plain) < len(terms) and teacher is not None:
             states_at = reading.states_of(teacher)

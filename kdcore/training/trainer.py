@@ -145,7 +145,8 @@ class Trainer(TrainStep):
         if share < 0.5 and "aligned" not in self.told and self.run.main:
             _log.warning(
                 "the teacher knows %.0f %% of the trained tokens: at the others, losses that need "
-                "it learn nothing",
+                "it learn nothing; where it has another tokenizer, the losses alm and gold learn "
+                "from whole spans of tokens",
                 100 * share,
             )
             self.told.add("aligned")

@@ -311,7 +311,8 @@ class CachedTeacher(Teacher):
 
     def _columns(self) -> set[str]:
         """The columns that the wrapped teacher goes by."""
-        return {name for each in reads_columns(self.teacher) for name in each}
+        there = self._run.data.column_names() or ()
+        return {name for each in reads_columns(self.teacher, there) for name in each}
 
     def live(self, batch: Batch) -> list[tuple[Batch, Sequence[np.ndarray]]]:
         """What the wrapped teacher says of what it is shown for the batch, whatever is stored."""

@@ -23,6 +23,11 @@ from kdcore_losses.kullback_leibler import (
 )
 from kdcore_losses.likelihood import CrossEntropy, SmoothedCrossEntropy
 from kdcore_losses.on_policy import MiniLLM, OnPolicyDistillation
+from kdcore_losses.other_tokens import (
+    ApproximateLikelihoodMatching,
+    GeneralOnPolicyLogitDistillation,
+    UniversalLogitDistillation,
+)
 from kdcore_losses.others import AlphaBeta, EntropyOPD, JensenShannon, TotalVariation
 
 
@@ -46,6 +51,9 @@ def kdcore_losses() -> Sequence[type[Loss]]:
         OnPolicyDistillation,
         MiniLLM,
         DistiLLM2,
+        UniversalLogitDistillation,
+        GeneralOnPolicyLogitDistillation,
+        ApproximateLikelihoodMatching,
         HiddenMse,
         HiddenCosine,
     ]

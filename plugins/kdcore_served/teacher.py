@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -20,6 +20,7 @@ from kdcore import (
     TeacherOutputs,
     component,
     load_tokenizer,
+    pieces_of,
     tokenizer_hash,
 )
 from kdcore_served.apis import Answer, Api, Model, SGLang, Vllm
@@ -128,7 +129,7 @@ class Served(Teacher):
     def read(self, batch: Batch) -> TeacherOutputs:
         """Ask about every piece of the batch, several at a time."""
         assert self._api is not None, "a teacher is read after it was loaded"
-        pieces = list(_pieces(batch))
+        pieces = [(at, ids.tolist()) for at, ids in pieces_of(batch) if len(ids) > 1]
         answers = list(self._pool.map(self._ask, [ids for _, ids in pieces]))
         self._check_after_loss()
         places = torch.zeros(batch.labels.numel(), dtype=torch.int64)
@@ -201,16 +202,3 @@ class Served(Teacher):
 def _shown(answer: Answer) -> str:
     first = zip(answer.ids[0, :3], answer.logs[0, :3], strict=True) if len(answer.ids) else ()
     return ", ".join(f"id {id_}: {log:.3f}" for id_, log in first)
-
-
-def _pieces(batch: Batch) -> Iterator[tuple[int, list[int]]]:
-    """Each isolated piece's flat place and ids, of those that predict anything."""
-    ids, position, document = (
-        each.cpu().numpy() for each in (batch.input_ids, batch.position_ids, batch.document)
-    )
-    for n in range(len(ids)):
-        real = np.flatnonzero(document[n] >= 0)
-        begins = np.flatnonzero(np.diff(position[n][real]) != 1) + 1
-        for some in np.split(real, begins):
-            if len(some) > 1:
-                yield int(n * ids.shape[1] + some[0]), ids[n][some].tolist()

@@ -17,11 +17,22 @@ from kdcore import Data, component, hookimpl
 from kdcore_sft.dialogues import Dialogues
 from kdcore_sft.formats import Dialogue, dialogue_of
 from kdcore_sft.records import OF_MESSAGES, OF_RECORDS, ChatRecords, Fields
+from kdcore_sft.retelling import DIALOGUE, Answered, Reteller, Told
 from kdcore_sft.templates import template_of
 
 MESSAGES = "messages"  # the column of the dialogue itself
 
-__all__ = ["Dialogue", "Dialogues", "Sft", "dialogue_of", "template_of"]
+__all__ = [
+    "DIALOGUE",
+    "Answered",
+    "Dialogue",
+    "Dialogues",
+    "Reteller",
+    "Sft",
+    "Told",
+    "dialogue_of",
+    "template_of",
+]
 
 
 @component
@@ -87,8 +98,8 @@ class Sft(Dialogues):
         return self._splits.faults()
 
     def column_names(self) -> Sequence[str]:
-        """Those that are kept."""
-        return self.keep_columns
+        """Those that are kept, and the dialogue itself where a teacher asks for it."""
+        return [*self.keep_columns, *({DIALOGUE} & self.asked_columns)]
 
     def missing(self) -> Iterator[str]:
         """Paths that lead nowhere, and folders without the files of a split."""

@@ -39,6 +39,7 @@ class Cut:
 
     document: Document
     left: float
+    dialogue: Dialogue
 
 
 @dataclass(frozen=True)
@@ -81,12 +82,12 @@ class Cutter:
             document = self.encode(dialogue).without_rest()
             excess = len(document) - room
             if excess <= 0 and before is None:
-                return Cut(document, 1)
+                return Cut(document, 1, dialogue)
             texts = self._texts(dialogue, document)
             lengths = [len(each) for each in texts.values()]
             before = sum(lengths) if before is None else before
             if excess <= 0:
-                return Cut(document, sum(lengths) / before)
+                return Cut(document, sum(lengths) / before, dialogue)
             cap = _cap(lengths, excess)
             if cap is None or cap < least:
                 return None
@@ -128,17 +129,20 @@ class Cutter:
         header = whole.first - max((each.tokens[1] for each in texts.values()), default=0)
         answer = len(whole) - whole.first
         if min(header, prompt) + answer <= self.block:
-            return _pushed_out(whole, texts.values(), len(whole) - self.block)
+            return self._pushed_out(dialogue, whole, texts.values(), len(whole) - self.block)
         cut = self._shortened(dialogue, prompt + answer, 0)
         if cut is None:
-            cut = _pushed_out(whole, texts.values(), len(whole) - answer - prompt)
-        return Cut(cut.document.part(0, self.block), cut.left)
+            cut = self._pushed_out(dialogue, whole, texts.values(), len(whole) - answer - prompt)
+        return replace(cut, document=cut.document.part(0, self.block))
 
-
-def _pushed_out(whole: Document, texts: Collection[_Text], begin: int) -> Cut:
-    """From a token on."""
-    left = sum(max(0, each.tokens[1] - max(begin, each.tokens[0])) for each in texts)
-    return Cut(whole.part(begin, len(whole)), left / max(1, sum(map(len, texts))))
+    @staticmethod
+    def _pushed_out(
+        dialogue: Dialogue, whole: Document, texts: Collection[_Text], begin: int
+    ) -> Cut:
+        """From a token on."""
+        left = sum(max(0, each.tokens[1] - max(begin, each.tokens[0])) for each in texts)
+        document = whole.part(begin, len(whole))
+        return Cut(document, left / max(1, sum(map(len, texts))), dialogue)
 
 
 def _cap(lengths: Sequence[int], excess: int) -> int | None:

@@ -6,12 +6,12 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kdcore import Row, RunError, bos_of, tokenizer_hash
 from kdcore_sft.answers import Rendered, answered, rendered
@@ -20,6 +20,7 @@ from kdcore_sft.formats import Dialogue
 from kdcore_sft.marks import Marks
 from kdcore_sft.masking import Document, document, documents
 from kdcore_sft.messages import REASONING, thoughts_of
+from kdcore_sft.retelling import DIALOGUE, told
 from kdcore_sft.templates import BUILT_IN, Template
 
 if TYPE_CHECKING:
@@ -68,6 +69,8 @@ class Maker:
         made_with = [2, options, texts, template.tokens, template.options]
         hashed = blake2b(digest_size=16)
         hashed.update(json.dumps([*made_with, tokenizer_hash(self.tokenizer)]).encode())
+        if DIALOGUE in data.asked_columns:
+            hashed.update(b"dialogue 1")
         for each in data.dialogues(self.split):
             hashed.update(json.dumps([each.messages, template.of(each).given(each)]).encode())
             if each.columns:
@@ -87,8 +90,9 @@ class Maker:
             keys.update(key for each in some for key in _keys(each))
             with_answer = [self._as_told(each) for each in filter(None, map(_up_to_answer, some))]
             for dialogue, made in zip(with_answer, self._encoded(with_answer), strict=True):
-                row = self._fitting(dialogue, made).row()
-                yield {**row, "columns": dialogue.columns} if dialogue.columns else row
+                fitting, shortened = self._fitting(dialogue, made)
+                columns = self._columns(fitting, shortened)
+                yield {**fitting.row(), "columns": columns} if columns else fitting.row()
             self.counts.dropped += len(some) - len(with_answer)
         if self.counts.dropped == self.counts.dialogues:
             raise RunError(
@@ -200,20 +204,27 @@ class Maker:
     def _one(self, dialogue: Dialogue) -> Document:
         return self._encoded([dialogue])[0]
 
-    def _fitting(self, dialogue: Dialogue, made: Document) -> Document:
+    def _columns(self, made: Document, dialogue: Dialogue) -> Mapping[str, Any]:
+        """Those that are kept, and where it is asked for the dialogue itself."""
+        if DIALOGUE not in self.data.asked_columns:
+            return dialogue.columns
+        known = told(dialogue, made, self.template, self._marks, self.data.train_on)
+        return {**dialogue.columns, DIALOGUE: known.to_text()}
+
+    def _fitting(self, dialogue: Dialogue, made: Document) -> tuple[Document, Dialogue]:
         data = self.data
         if len(made) <= data.block:
-            return made
+            return made, dialogue
         whole = made.without_rest()
         if len(whole) <= data.block:
-            return whole
+            return whole, dialogue
         assert data.cut != "split"
         cutter = Cutter(self.template, self._one, data.block, data.cut, data.train_on)
         cut = cutter.cut(dialogue)
         self.counts.cut += 1
         self.counts.little += cut.left < _LITTLE
         self.counts.in_answer += int(cut.document.trained.sum() < whole.trained.sum())
-        return cut.document
+        return cut.document, cut.dialogue
 
 
 def _up_to_answer(dialogue: Dialogue) -> Dialogue | None:

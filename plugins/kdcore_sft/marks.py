@@ -78,6 +78,14 @@ class Marks:
             )
         return replace(hidden, spelled=True)
 
+    def shown(self, value: Any) -> Any:
+        """Texts with what was hidden in them spelled out again."""
+        others = {other: name for name, other in self._other.items() if name in self.names}
+        if not others:
+            return value
+        pattern = re.compile("|".join(map(re.escape, others)))
+        return _each_text(value, lambda text: pattern.sub(lambda found: others[found[0]], text))
+
     def encode(self, text: str) -> Encoded:
         """The ids of a rendered dialogue with hidden tokens; offsets are those of this text."""
         swapped, begins, ends = list[str](), list[int](), list[int]()

@@ -43,7 +43,7 @@ def test_the_commands(here, monkeypatch):
     for command in COMMANDS:
         asks_slurm = "--on slurm" in command and "--cancel" not in command
         said = typed(f"{command} --dry-run" if asks_slurm else command)
-        if command.endswith("--dry-run"):
+        if command == COMMANDS[0]:
             assert "8 points, 7 runs" in said
         if command.endswith("--json"):
             nodes = json.loads(said)["nodes"]

@@ -4,11 +4,15 @@ Changed are `train.steps` and the sizes of what is trained from scratch, nothing
 splits, files and defaults are those of the recipes. `rho_qwen` has a file of its own.
 """
 
+import json
+import math
+
 import pytest
 from founding_hub import (
     hub_of,
     lay_data,
     lay_llama2_tokenizer,
+    lay_llama3,
     lay_qwen,
     metrics,
     qwen_tokenizer,
@@ -156,7 +160,9 @@ def babylm(tmp_path_factory):
         for seed, source in enumerate(SOURCES):
             path = home / "data" / folder / f"{source}.{ending}"
             path.write_text("\n\n".join(sentences(count, seed + count)))
-    with hub_of(tmp_path_factory.mktemp("hub"), home) as hub:
+    root = tmp_path_factory.mktemp("hub")
+    lay_llama3(root)
+    with hub_of(root, home) as hub:
         yield hub
 
 
@@ -168,3 +174,15 @@ def test_babyllama(babylm):
     assert {"loss/ce", "loss/kl"} <= trained.keys()
     assert evaluated["step"] == 2
     assert not babylm.asked
+
+
+def test_llama3_babylm(babylm):
+    """The student is the recipe's own; what the tokenizer and the head share is the teacher's."""
+    few = [f"stage.student.train.{key}" for key in ("steps=1", "batch=1", "eval_rows=2")]
+    made = babylm.run("llama3_babylm", *few, *SMALL_STAGES[-1:])
+    trained, evaluated = last(made["student"])
+    assert {"loss/ce", "loss/kl"} <= trained.keys() and evaluated["step"] == 1
+    assert evaluated["eval/nll"] == pytest.approx(math.log(128_256), rel=0.05)
+    assert (
+        json.loads((made["student"] / "final" / "config.json").read_text())["vocab_size"] == 128_256
+    )

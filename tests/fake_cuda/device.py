@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -39,6 +41,23 @@ def install(library: Path) -> None:
     products.register()
 
 
+class _Stream:
+    """Nothing happens later: a stream has nothing to wait for."""
+
+    def __init__(self, device: Any = None) -> None:
+        self.device = device
+
+    def wait_stream(self, stream: _Stream) -> None:
+        """Nothing is under way."""
+        assert isinstance(stream, _Stream)
+
+
+@contextmanager
+def _in_stream(stream: _Stream) -> Iterator[None]:
+    assert isinstance(stream, _Stream)
+    yield
+
+
 def _answers(loaded: ctypes.CDLL) -> dict[str, Any]:
     """torch.cuda's functions that would ask the driver, by name."""
     import torch
@@ -54,6 +73,9 @@ def _answers(loaded: ctypes.CDLL) -> dict[str, Any]:
     quiet: dict[str, Any] = {name: lambda *arguments: None for name in nothing}
     return quiet | {
         "is_available": lambda: True,
+        "Stream": _Stream,
+        "current_stream": lambda device=None: _Stream(device),
+        "stream": _in_stream,
         "_is_compiled": lambda: True,
         "is_initialized": lambda: True,
         "is_bf16_supported": lambda including_emulation=True: True,

@@ -92,6 +92,15 @@ def test_it_learns_in_every_precision(tmp_path, precision):
     assert counted.waits_per_step <= {"fp32": 0, "bf16": 0, "fp16": 3}[precision], counted.waits
 
 
+def test_grouped_queries_in_float32_never_take_the_products_of_time_and_time(tmp_path):
+    """Of the kernels for float32, only torch's plain products know groups."""
+    path = recipe(tmp_path)
+    options = [*KINDS["qwen2"], *sets(train__precision="fp32")]
+    python(tmp_path, *on_device(path, *options))
+    (counted,) = report(tmp_path).values()
+    assert counted.attention["efficient"] and not counted.attention["math"], counted.attention
+
+
 def test_a_cpu_that_was_asked_for_computes_in_float32(tmp_path):
     """Although there is a GPU: bf16 is many times slower on a CPU."""
     path = recipe(tmp_path)
@@ -109,6 +118,26 @@ def test_a_teacher_on_the_second_device_says_the_same(tmp_path):
     found = records(tmp_path / "device")
     assert found["small.student"]["loss/kl"] == found["beside.student"]["loss/kl"]
     assert found["small.student"]["eval/nll"] == found["beside.student"]["eval/nll"]
+
+
+def test_an_offloaded_teacher_says_the_same_and_nothing_waits_for_its_layers(tmp_path):
+    """A copy for each layer, out of pinned memory."""
+    path = recipe(tmp_path, RECIPE + DISTILLED)
+    options = [
+        *KINDS["llama"],
+        *sets(train__precision="bf16", stage__student__teacher__device="cuda:0"),
+    ]
+    options += sets(stage__teacher__student__config__num_hidden_layers=4)
+    moved = sets(name="moved", stage__student__teacher__offload=True)
+    python(tmp_path, *joined([on_device(path, *options), on_device(path, *options, *moved)]))
+    found, counted = records(tmp_path / "device"), report(tmp_path)
+    assert found["small.student"]["loss/kl"] == found["moved.student"]["loss/kl"]
+    assert counted["moved.student"].waits_per_step == 0, counted["moved.student"].waits
+    copies = [
+        counted[name].operations.get("aten.copy_.default", 0)
+        for name in ("small.student", "moved.student")
+    ]
+    assert copies[1] - copies[0] == 4 * counted["moved.student"].steps
 
 
 def test_verbs_measure_plan_and_write_on_the_device(tmp_path):

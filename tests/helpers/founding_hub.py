@@ -82,6 +82,32 @@ def lay_llama2_tokenizer(root, name="NousResearch/Llama-2-7b-hf"):
     (folder / "config.json").write_text('{"model_type": "llama", "vocab_size": 32000}')
 
 
+def lay_llama3(root, name="meta-llama/Meta-Llama-3-8B"):
+    """A Llama 3 with as many ids, of which the last 256 are special."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from tokenizers.processors import TemplateProcessing
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = letters + [f"filler-{n}" for n in range(128_000 - len(letters))]
+    backend = Tokenizer(models.BPE({token: n for n, token in enumerate(vocabulary)}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    begin, end = "<|begin_of_text|>", "<|end_of_text|>"
+    backend.add_special_tokens([begin, end, *(f"<|reserved_{n}|>" for n in range(254))])
+    backend.post_processor = TemplateProcessing(
+        single=f"{begin} $A", special_tokens=[(begin, 128_000)]
+    )
+    made = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=begin, eos_token=end)
+    assert len(made) == 128_256
+    torch.manual_seed(3)
+    sizes = {"hidden_size": 8, "intermediate_size": 16, "num_attention_heads": 2}
+    config = LlamaConfig(vocab_size=128_256, num_hidden_layers=1, num_key_value_heads=1, **sizes)
+    LlamaForCausalLM(config).save_pretrained(root / "models" / name)
+    made.save_pretrained(root / "models" / name)
+
+
 def lay_qwen(root, name, rows, tokenizer):
     """A Qwen2.5 with so many rows in its head, tied as the small ones are."""
     import torch

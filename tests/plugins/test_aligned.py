@@ -37,6 +37,7 @@ def loaded(folder, temperatures=(1.0,)):
         tokenizer=STUDENT,
         vocabulary=len(STUDENT),
         device=tiny.CPU,
+        data=SimpleNamespace(streams=True),
         recipe=SimpleNamespace(terms=losses),
     )
     teacher.teacher.load(run)
@@ -70,7 +71,7 @@ def test_it_says_what_the_teacher_says_of_the_same_text(folders, kind):
     known = teacher.known(BATCH)
     assert 0.2 < known.float().mean() < 1
     ids = BATCH.input_ids.flatten()
-    made, places = teacher._of(BATCH)
+    made, _, places = teacher._of(BATCH)
     for n in known.nonzero().flatten().tolist():
         position = int(BATCH.valid[n])
         row = made.batch.input_ids.flatten()
@@ -114,6 +115,20 @@ def test_a_teacher_without_a_tokenizer_is_refused():
 
 
 @pytest.mark.slow
+def test_teachers_within_that_cannot_serve_are_refused():
+    from kdcore_cached.teacher import CachedTeacher
+    from kdcore_losses import ForwardKL, UniversalLogitDistillation
+
+    stored = CachedTeacher(teacher=HfTeacher(model="x"), kind="topk", k=8)
+    stage = SimpleNamespace(terms=[SimpleNamespace(loss=ForwardKL())])
+    (said,) = Aligned(teacher=stored).faults(stage)
+    assert said.endswith("put 'cached' around 'aligned'")
+    stage.terms.append(SimpleNamespace(loss=UniversalLogitDistillation()))
+    said = [*Aligned(teacher=stored).faults(stage)]
+    assert "the loss 'uld' compares all ids" in said[0]
+    assert not [*Aligned(teacher=HfTeacher(model="x")).faults(stage)]
+
+
 def test_a_recipe_with_it_trains(folders, tmp_path, monkeypatch):
     import kdcore
 

@@ -337,7 +337,7 @@ def test_options_out_of_range_are_refused(made, options):
 def test_hook_kdcore_losses():
     names = "ce kl reverse-kl skew-kl skew-reverse-kl jsd tvd symmetric-kl adaptive-kl alpha-beta"
     names += " entropy-opd renormalised opd minillm distillm2 smoothed-ce"
-    names += " hidden-mse hidden-cosine"
+    names += " hidden-mse hidden-cosine uld gold alm"
     assert sorted(loss.name for loss in kdcore_losses()) == sorted(names.split())
 
 

@@ -106,6 +106,23 @@ def test_stages_stand_in_for_models_of_other_stages(tmp_path):
     assert parameters(found["again"]) == parameters(found["teacher"]) > parameters(found["kd"])
 
 
+def test_what_losses_learn_is_counted(tmp_path):
+    loss = "{use = 'hidden-mse', layers = [[0, 1], [-1, -1]], projection = 'linear'}"
+    wide = "stage.teacher.student.config.hidden_size=24"
+    plain = plans(tmp_path, STAGES, wide)["kd"].estimate
+    plan = plans(tmp_path, STAGES, wide, f"stage.kd.loss=[{loss}, {{use = 'kl'}}]")["kd"]
+    assert not plan.unknown
+    (learned,) = [part for part in plan.estimate.parts if part.name == "learned by hidden-mse"]
+    assert (learned.count, learned.each, learned.trained) == (2, 24 * 16, 2 * 24 * 16)
+    memory = dict(plan.estimate.memory)
+    assert memory["what losses learn, with its optimizer"] == 4 * 4 * learned.total
+    assert plan.estimate.checkpoint == plain.checkpoint + 3 * 4 * learned.total
+    assert plan.estimate.final == plain.final
+    assert "MSE(W(h(0)), g(1))" in plan.objective
+    alone = plans(tmp_path, STAGES, wide, f"stage.kd.loss=[{loss}]")["kd"]
+    assert not alone.unknown
+
+
 def test_components_are_as_they_were_typed(tmp_path):
     said = plans(tmp_path, STAGES)["kd"].components
     assert said["teacher"] == "hf(model='@teacher')"

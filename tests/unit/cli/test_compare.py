@@ -153,19 +153,27 @@ def test_several_comparisons_are_corrected_and_that_is_said():
 
 def test_arms_of_a_sweep_have_its_labels():
     points = []
+
+    def point(folder, seed, loss, control=None):
+        sets = {"stage.student.seed": seed, "stage.student.loss.1.use": loss}
+        about = {"sets": sets, "control": control, "stage": "student", "run": folder.name}
+        points.append(about)
+
     for seed in range(3):
         for loss, shift in (("kl", -0.2), ("jsd", -0.1)):
             values = (3.0, BASE[seed] + shift)
-            folder = made("r", seed, values, loss=loss, more=f"lr = 0.00{seed + 1}")
-            sets = {"stage.student.seed": seed, "loss.1.use": loss}
-            points.append({"label": "", "sets": sets, "control": None, "run": folder.name})
-        folder = made("r", seed, (3.0, BASE[seed]), loss="ce")
-        for loss in ("kl", "jsd"):  # one control for both
-            sets = {"seed": seed, "loss.1.use": loss}
-            points.append({"sets": sets, "control": "no-teacher", "run": folder.name})
+            point(made("r", seed, values, loss=loss, more=f"lr = 0.00{seed + 1}"), seed, loss)
+            point(made("r", seed, values, loss=f"{loss}2"), seed, loss, "random-selection")
+        # One control for both, told of once.
+        point(made("r", seed, (3.0, BASE[seed]), loss="ce"), seed, "jsd", "no-teacher")
     Path("runs/sweep.json").write_text(json.dumps({"recipe": "r", "points": points}))
     found = rows("r-*", "--baseline", "no-teacher", "--at", "tokens")
-    assert {row["arm"]: row["seeds"] for row in found} == {"loss.1.use=kl": 3, "loss.1.use=jsd": 3}
+    assert {row["arm"]: row["seeds"] for row in found} == {
+        "loss.1.use=kl": 3,
+        "loss.1.use=kl random-selection": 3,
+        "loss.1.use=jsd": 3,
+        "loss.1.use=jsd random-selection": 3,
+    }
 
 
 def test_a_broken_sweep_file_is_as_none():

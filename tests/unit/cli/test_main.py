@@ -1,6 +1,7 @@
 """The command line: ways out, what is loaded for what, and where messages go."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -213,6 +214,26 @@ def test_names_that_no_file_can_have(kdcore, arguments, name):
     code, out, err = kdcore(*(argument.replace("NAME", name) for argument in arguments))
     assert code in (0, 1, 2)
     assert "Traceback" not in out + err and "a bug" not in err
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, "expandable_segments:True"),
+        ({"PYTORCH_ALLOC_CONF": "max_split_size_mb:64"}, "max_split_size_mb:64"),
+        ({"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64"}, None),
+    ],
+)
+def test_a_gpus_memory_may_grow_in_segments_unless_the_user_says_how(monkeypatch, given, expected):
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        monkeypatch.setenv(name, "")  # so that it is put back
+        monkeypatch.delenv(name)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(main, "_exit_code", lambda: 0)
+    with pytest.raises(SystemExit):
+        main.main()
+    assert os.environ.get("PYTORCH_ALLOC_CONF") == expected
 
 
 def test_plugins_are_blocked_by_the_environment_too(kdcore, monkeypatch):

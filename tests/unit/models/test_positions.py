@@ -56,6 +56,30 @@ def test_a_document_is_what_it_is_alone_whatever_lies_beside_it(layout, attentio
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_hidden_states_are_those_of_each_document_alone(layout, attention):
+    model, some = longrope(), tiny.documents(LENGTHS)
+    with torch.no_grad():
+        told = [
+            model(
+                input_ids=torch.tensor(each)[None], use_cache=False, output_hidden_states=True
+            ).hidden_states
+            for each in some
+        ]
+    model.set_attn_implementation(attention)
+    batch, layers = tiny.batch(some, LAYOUTS[layout]), [0, 1, 2, -1]
+    with torch.no_grad():
+        states, kept = LanguageModel(model).layer_states(batch, layers)
+    assert torch.equal(states, kept[-1])
+    document, offset = batch.document.flatten(), batch.offset.flatten()
+    for layer, found in zip(layers, kept, strict=True):
+        for n, each in enumerate(told):
+            here = document == n
+            expected = each[layer][0][offset[here]]
+            torch.testing.assert_close(found[here], expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_the_gradient_is_that_of_each_document_alone(attention):
     model = longrope()
     some = tiny.documents(LENGTHS)

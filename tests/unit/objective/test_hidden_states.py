@@ -6,6 +6,7 @@ import oracle
 import pytest
 import tiny
 import torch
+import training
 from adapted import adapted
 from cases import ROWS, SHARE, assert_equal, model, selections
 from engine import Held, term
@@ -14,7 +15,8 @@ from kdcore_losses import CrossEntropy, ForwardKL, HiddenCosine, HiddenMse
 
 from kdcore import HiddenStatesLoss, PluginError, RunError, UsageError, component
 from kdcore.api.contracts import Schedule
-from kdcore.training.setup import enable_checkpointing
+from kdcore.api.train_options import TrainOptions
+from kdcore.training.setup import enable_checkpointing, optimizer_of
 
 PAIRS = [[0, 1], [1, 0], [-1, -1]]
 
@@ -109,6 +111,18 @@ def test_no_term_compares_logits():
     assert not found.gradients["lm_head.weight"].any()
     assert not found.gradients["model.layers.1.mlp.up_proj.weight"].any()
     assert found.gradients["model.layers.0.mlp.up_proj.weight"].any()
+
+
+def test_a_student_whose_head_is_no_plain_matrix():
+    """Its states are its logits; its hidden states are those of its trunk."""
+
+    class Head(torch.nn.Linear):
+        pass
+
+    student = given.model(double=True)
+    student.lm_head = Head(16, VOCABULARY, bias=False, dtype=torch.float64)
+    assert given.proved(student).weight is None
+    compared(student, ROWS["packed"], mixed(projection="linear"), wide(), micro_batch=3)
 
 
 def test_a_term_whose_weight_is_0():
@@ -231,3 +245,38 @@ def test_a_projection_is_drawn_from_the_seed():
         drawn.append(loss.learned()[0].weight)
     assert drawn[0].shape == (24, 16) and drawn[0].abs().max() <= 1 / 4
     assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
+
+
+def test_what_is_learned_is_clipped_by_itself():
+    terms = [term(HiddenMse(layers=PAIRS, projection="linear")), term(CrossEntropy())]
+    options = {"teacher": Held(wide()), "batch": 8, "clip": 1e-3}
+    made = engine.trainer(given.model(double=True), ROWS["packed"], terms, **options)
+    made.step(1)
+    student = [p for p in made.objective.model.parameters()]
+    learned = [p for p in made.objective.learned.parameters()]
+    assert len(made.optimizer.seen) == len(student) + len(learned) and learned
+    norms = [
+        torch.nn.utils.get_total_norm(some)
+        for some in (made.optimizer.seen[: len(student)], made.optimizer.seen[len(student) :])
+    ]
+    for norm in norms:
+        torch.testing.assert_close(norm, torch.tensor(1e-3, dtype=norm.dtype), rtol=1e-3, atol=0)
+
+
+def test_what_is_learned_has_no_weight_decay():
+    loss = HiddenMse(projection="linear")
+    loss.set_sizes([16], [24], 0)
+    student = given.model()
+    options = TrainOptions(steps=1, batch=1, lr=0.1, weight_decay=0.5)
+    made = optimizer_of(options, student, loss.learned())
+    assert [group["weight_decay"] for group in made.param_groups] == [0.5, 0.0, 0.0]
+    assert [p.shape for p in made.param_groups[-1]["params"]] == [(24, 16)]
+
+
+def test_shares_of_the_gradient_are_those_of_terms_that_compare_logits(tmp_path):
+    terms = [term(HiddenMse()), term(CrossEntropy()), term(ForwardKL())]
+    made = training.trainer(tmp_path, terms=terms, steps=2)
+    made.train()
+    record = training.records(made)[0]
+    assert record.gradient.keys() == {"ce", "kl"}
+    assert record.terms.keys() == {"hidden-mse", "ce", "kl"}

@@ -11,8 +11,8 @@ from kdcore_losses import CrossEntropy, ForwardKL
 from kdcore import Split
 from kdcore.data.collate import Collate
 from kdcore.distributed import alone
+from kdcore.objective.readings import MicroBatch
 from kdcore.objective.step_tokens import ScoredBatch, StepTokens
-from kdcore.objective.teachers import MicroBatch
 
 STUDENT, TEACHER = given.model(double=True), given.model(double=True, seed=1)
 ROWS = given.packed_rows()

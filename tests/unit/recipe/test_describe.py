@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from kdcore import PreparedLoss, SparseLogits, Teacher
+from kdcore import HiddenStatesLoss, PreparedLoss, SparseLogits, Teacher
 from kdcore.api.contracts import Schedule, Term
 from kdcore.cli.main import plugin_manager
 from kdcore.objective.losses import values_of
@@ -141,8 +141,9 @@ def test_the_formula_of_every_shipped_recipe_is_the_engines_loss(path):
     recipe = read_recipe(str(path), HOST)
     for stage in recipe.stages:
         built = recipe.build(stage.name)
-        # What depends on whole answers, or on documents, no formula of one token can tell.
-        if not any(isinstance(term.loss, PreparedLoss) or term.where for term in built.terms):
+        # What depends on whole answers, documents or states, no formula of one token tells.
+        others = (PreparedLoss, HiddenStatesLoss)
+        if not any(isinstance(term.loss, others) or term.where for term in built.terms):
             agrees(built.terms, built.selection is not None)
 
 

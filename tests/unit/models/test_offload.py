@@ -9,7 +9,7 @@ import torch
 from adapted import adapted
 
 from kdcore import LanguageModel, RunError, load_model
-from kdcore.models.adapters import bytes_on_device, offload_layers
+from kdcore.models.offload import bytes_on_device, offload_layers
 
 pytestmark = pytest.mark.slow
 
@@ -43,11 +43,46 @@ def test_no_layer_lies_on_the_device_before_or_after_it_ran(kind, batch):
     model = given.model(kind)
     layers = model.transformer.h if kind == "gpt2" else model.model.layers
     offload_layers(model, tiny.CPU)
+    home, seen = [memories(layer) for layer in layers], []
+    assert all(len(each) == 1 for each in home)  # one copy brings all of it
+    for layer in layers:
+        layer.register_forward_pre_hook(
+            lambda layer, _: seen.append([memories(each) for each in layers])
+        )
     for _ in range(2):
-        assert {parameter.device.type for parameter in layers.parameters()} == {"meta"}
-        outside = {id(p) for p in model.parameters()} - {id(p) for p in layers.parameters()}
-        assert all(p.device == tiny.CPU for p in model.parameters() if id(p) in outside)
+        seen.clear()
         read(model, batch)
+        assert [memories(layer) for layer in layers] == home
+        for running, found in enumerate(seen):
+            at_home = [one == other for one, other in zip(found, home, strict=True)]
+            assert at_home == [number != running % len(layers) for number in range(len(layers))]
+
+
+def memories(layer):
+    return {parameter.untyped_storage().data_ptr() for parameter in layer.parameters()}
+
+
+def test_the_next_layer_comes_while_one_runs(batch):
+    model = given.model(num_hidden_layers=5)
+    offload_layers(model, tiny.CPU)
+    (arrive,) = model.model.layers[0]._forward_pre_hooks.values()
+    offloaded, seen = arrive.func.__self__, []
+    for layer in model.model.layers:
+        layer.register_forward_pre_hook(lambda *_: seen.append([*offloaded._here]))
+    read(model, batch)
+    assert seen[-5:] == [[0, 1], [2, 1], [2, 3], [4, 3], [4, 3]]
+
+
+def test_a_layer_that_fails_is_at_home_again(batch):
+    model = given.model()
+    offload_layers(model, tiny.CPU)
+    layer, home = model.model.layers[0], memories(model.model.layers[0])
+    failing = layer.mlp.register_forward_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        read(model, batch)
+    assert memories(layer) == home
+    failing.remove()
+    assert torch.equal(read(model, batch)[0], read(given.model(), batch)[0])
 
 
 def test_tied_weights_stay_tied():
@@ -59,7 +94,8 @@ def test_tied_weights_stay_tied():
 def test_what_the_device_holds():
     model = given.model(tie_word_embeddings=False)
     outside = 2 * given.VOCABULARY * 16 + 16  # embeddings, head and the last norm
-    assert bytes_on_device(model) == 4 * (outside + 16 * 48)
+    layer = sum(parameter.numel() for parameter in model.model.layers[0].parameters())
+    assert bytes_on_device(model) == 4 * (outside + 2 * layer)
 
 
 def test_it_has_no_use_on_a_cpu(tmp_path):
@@ -70,10 +106,10 @@ def test_it_has_no_use_on_a_cpu(tmp_path):
 
 def test_a_gpu_is_where_the_layers_run(tmp_path, monkeypatch):
     """Loaded into the CPU's memory, then offloaded for the device."""
-    from kdcore.models import adapters
+    from kdcore.models import offload
 
     seen = SimpleNamespace()
-    monkeypatch.setattr(adapters, "offload_layers", lambda *given: setattr(seen, "given", given))
+    monkeypatch.setattr(offload, "offload_layers", lambda *given: setattr(seen, "given", given))
     tiny.save(tmp_path)
     model = load_model(str(tmp_path), dtype=torch.float32, device="cuda", offload=True)
     assert seen.given == (model, torch.device("cuda"))

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, ClassVar
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, ClassVar, NamedTuple
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
+from kdcore_sft import DIALOGUE, Reteller
+from pydantic import Field
 from torch import Tensor
 
 from kdcore import (
     Batch,
     GappedLogits,
+    OwnVocabulary,
     RetokenizedBatch,
     Retokenizer,
     Run,
@@ -24,12 +29,23 @@ from kdcore import (
     component,
     hookimpl,
     ids_of_same_bytes,
+    on_host,
     read_nll,
     read_outputs,
 )
+from kdcore_aligned.dialogues import OwnTemplate, end_of_turns, first_dialogue
+from kdcore_aligned.spans import own_vocabulary, predicted, sent
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+class _Both(NamedTuple):
+    """The teacher's batch, and for each flat position of the student's the teacher's, or -1."""
+
+    other: RetokenizedBatch
+    places_on_host: np.ndarray
+    places: Tensor
 
 
 @component
@@ -45,13 +61,17 @@ class Aligned(Teacher):
     name = "aligned"
     own_tokens: ClassVar[bool] = True
     teacher: Teacher
+    template: Annotated[
+        str, Field(description='of dialogues: "auto" its own, "none" the student\'s, or Jinja')
+    ] = "auto"
 
     def __post_init__(self) -> None:
         self._retokenizer: Retokenizer | None = None
         self._ids: tuple[Tensor, Tensor] | None = None  # [k]: the student's, the teacher's
         self._known: int | None = None
+        self._dialogues: OwnTemplate | None = None
         self._temperatures: Sequence[float] = ()
-        self._made: WeakKeyDictionary[Batch, tuple[RetokenizedBatch, Tensor]] = WeakKeyDictionary()
+        self._made: WeakKeyDictionary[Batch, _Both] = WeakKeyDictionary()
 
     def faults(self, recipe: Stage) -> Iterable[str]:
         """A teacher within that does not give the logits of all its ids."""
@@ -59,26 +79,59 @@ class Aligned(Teacher):
             yield f"the teacher {self.teacher.name!r} within gives no distribution"
         if self.teacher.own_tokens:
             yield f"the teacher {self.teacher.name!r} within reads tokens of its own already"
+        over_spans = [term.loss.name for term in recipe.terms if term.loss.own_vocabulary]
+        if over_spans and self.teacher.ids_known() is not None:
+            yield (
+                f"the loss {over_spans[0]!r} compares all ids of the teacher, and "
+                f"{self.teacher.name!r} within knows some of each position"
+            )
+        if self.teacher.bytes_per_token():
+            yield (
+                f"the teacher {self.teacher.name!r} within stores what it says of the student's "
+                f"tokens: put {self.teacher.name!r} around 'aligned'"
+            )
 
     def load(self, run: Run) -> None:
         """Compare both vocabularies; the engine has loaded the teacher within."""
         theirs = self._tokenizer()
         self._retokenizer = Retokenizer(run.tokenizer, theirs)
         self._others = self._width(len(theirs), run.device)
-        shared = ids_of_same_bytes(self._retokenizer, run.vocabulary, self._others)
+        shared = dict(ids_of_same_bytes(self._retokenizer, run.vocabulary, self._others))
+        self._read_dialogues(run, theirs, shared)
         if not shared:
             raise RunError("student and teacher share no id that stands for the same bytes")
         self._ids = (
             torch.tensor([*shared], device=run.device),
             torch.tensor([*shared.values()], device=run.device),
         )
-        self._other_of = torch.full((run.vocabulary,), -1, device=run.device)
-        self._other_of[self._ids[0]] = self._ids[1]
+        self._table = np.full(run.vocabulary, -1)
+        self._table[[*shared]] = [*shared.values()]
+        self._other_of = torch.from_numpy(self._table).to(run.device)
         self._mine = torch.full((self._others,), -1, device=run.device)
         self._mine[self._ids[1]] = self._ids[0]
         few = self.teacher.ids_known()
         self._known = few or (None if len(shared) == run.vocabulary else len(shared))
         self._temperatures = _temperatures(run.recipe)
+
+    def optional_columns(self) -> Sequence[str]:
+        """The dialogues, unless it reads the student's template."""
+        return () if self.template == "none" else (DIALOGUE,)
+
+    def _read_dialogues(
+        self, run: Run, theirs: PreTrainedTokenizerBase, shared: dict[int, int]
+    ) -> None:
+        """Get ready to render them, if there are any; what ends their turns is the same."""
+        found = None if self.template == "none" or run.data.streams else first_dialogue(run)
+        if found is None:
+            return
+        assert self._retokenizer is not None
+        reteller = Reteller(theirs, self.template)
+        self._dialogues = OwnTemplate(reteller, self._retokenizer)
+        pair = end_of_turns(*found, reteller)
+        if pair is not None and pair[0] < run.vocabulary and pair[1] < self._others:
+            for ours in [ours for ours, other in shared.items() if other == pair[1]]:
+                del shared[ours]
+            shared[pair[0]] = pair[1]
 
     def ids_known(self) -> int | None:
         """Those of the teacher within, or the ids that both vocabularies have; 0 before loading."""
@@ -94,11 +147,11 @@ class Aligned(Teacher):
 
     def nll(self, batch: Batch) -> Callable[[Tensor, Tensor], Tensor]:
         """The teacher's own losses of the same tokens; NaN where it knows nothing."""
-        made, places = self._of(batch)
-        at = read_nll(self.teacher, made.batch)
+        both = self._of(batch)
+        at = read_nll(self.teacher, both.other.batch)
 
         def nll(positions: Tensor, labels: Tensor) -> Tensor:
-            known = places[positions]
+            known = both.places[positions]
             theirs = self._other_of[labels]
             found = at(known.clamp(min=0), theirs.clamp(min=0))
             return found.where((known >= 0) & (theirs >= 0), math.nan)
@@ -106,18 +159,25 @@ class Aligned(Teacher):
         return nll
 
     def known(self, batch: Batch) -> Tensor:
-        """Which valid tokens are one token on both sides, bool [valid]."""
-        return self._of(batch)[1][batch.valid] >= 0
+        """Which valid tokens are one token on both sides, bool [valid]. Known on the host."""
+        both = self._of(batch)
+        return torch.from_numpy(both.places_on_host[on_host(batch).valid] >= 0)
 
     def read(self, batch: Batch) -> TeacherOutputs:
         """Let the teacher read its own batch; the student's positions become its."""
-        made, places = self._of(batch)
-        at = read_outputs(self.teacher, made.batch)
-        return lambda positions: self._outputs(at(places[positions].clamp(min=0)))
+        both = self._of(batch)
+        at = read_outputs(self.teacher, both.other.batch)
+        return lambda positions: self._outputs(at(both.places[positions].clamp(min=0)))
+
+    def own_vocabulary(self, batch: Batch) -> OwnVocabulary:
+        """The teacher's own logits where a span of one or more tokens begins."""
+        assert self._ids is not None, "a teacher is read after it was loaded"
+        return own_vocabulary(self.teacher, batch, self._of(batch).other, self._ids)
 
     def fingerprint(self) -> str:
-        """The teacher within, which its tokenizer is part of."""
-        return f"aligned({self.teacher.fingerprint()})"
+        """The teacher within, which its tokenizer is part of, and another template."""
+        more = "" if self.template == "auto" else f", template={self.template!r}"
+        return f"aligned({self.teacher.fingerprint()}{more})"
 
     def _outputs(self, said: Tensor | SparseLogits) -> Tensor | SparseLogits:
         """What the teacher within says, of the student's ids."""
@@ -145,29 +205,24 @@ class Aligned(Teacher):
         given = torch.cat([known.clamp(min=-100.0), _mass(unknown)[:, None]], -1)
         return GappedLogits(ids.gather(1, order), given)
 
-    def _of(self, batch: Batch) -> tuple[RetokenizedBatch, Tensor]:
-        """The teacher's batch, and for each flat position of the student's the teacher's, or -1."""
+    def _of(self, batch: Batch) -> _Both:
+        """The teacher's batch, and where in it are the student's positions."""
         if batch not in self._made:
             assert self._retokenizer is not None, "a teacher is read after it was loaded"
-            made = self._retokenizer(batch, self._others)
-            self._made[batch] = made, self._places(batch, made)
+            rewrite = partial(self._dialogues.piece, batch) if self._dialogues else None
+            made = self._retokenizer(batch, self._others, rewrite)
+            places = self._places(batch, made)
+            self._made[batch] = _Both(made, places, sent(places, batch.labels.device))
         return self._made[batch]
 
-    def _places(self, batch: Batch, made: RetokenizedBatch) -> Tensor:
-        single = made.spans.one_to_one()
-        device = batch.labels.device
-        ours, theirs = (
-            torch.from_numpy(each).to(device) for each in (single.first, single.other_first)
-        )
-        # The first token of a piece is predicted by nothing.
-        follows = (batch.position_ids.flatten()[ours] > 0) & (
-            made.batch.position_ids.flatten()[theirs] > 0
-        )
-        wanted = self._other_of[batch.input_ids.flatten()[ours]]
-        same = wanted == made.batch.input_ids.flatten()[theirs]
-        ours, theirs = ours[follows & same], theirs[follows & same]
-        places = torch.full_like(batch.labels, -1)
-        places[ours - 1] = theirs - 1
+    def _places(self, batch: Batch, made: RetokenizedBatch) -> np.ndarray:
+        """For each flat position of the student's the teacher's, or -1."""
+        single = predicted(batch, made).one_to_one()
+        ours, theirs = on_host(batch), on_host(made.batch)
+        wanted = self._table[ours.input_ids[single.first]]
+        same = wanted == theirs.input_ids[single.other_first]
+        places = np.full(len(ours.input_ids), -1)
+        places[single.first[same] - 1] = single.other_first[same] - 1
         return places
 
     def _tokenizer(self) -> PreTrainedTokenizerBase:

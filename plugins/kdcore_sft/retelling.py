@@ -1,0 +1,137 @@
+"""Dialogues as teachers get them: what was said, and which tokens of a document are its answers.
+
+The column `dialogue` holds this of each document, where a teacher asks for it: so it may read the
+same dialogue by another chat template, or with more in its prompt.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from kdcore import RunError
+from kdcore_sft.answers import answered, rendered
+from kdcore_sft.formats import Dialogue
+from kdcore_sft.marks import Marks
+from kdcore_sft.masking import Document, document, documents
+from kdcore_sft.messages import Message
+from kdcore_sft.templates import Template, template_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+DIALOGUE = "dialogue"
+"""The column."""
+
+
+class Answered(NamedTuple):
+    """An answer that is learned, in the tokens of a document."""
+
+    turn: int  # of the dialogue
+    first: int  # its tokens begin here,
+    end: int  # and end here, without the one that ends the turn
+    before: int  # characters of the first token that lie before the answer
+    text: str
+    stop: int  # the token that ends the turn; -1: there is none
+
+
+class Told(NamedTuple):
+    """A document's dialogue."""
+
+    messages: Sequence[Message]
+    given: Mapping[str, Any]  # what else a chat template may ask for
+    answers: Sequence[Answered]
+
+    def to_text(self) -> str:
+        """As the column holds it."""
+        return json.dumps(self._asdict(), ensure_ascii=False)
+
+    @staticmethod
+    def of(text: str) -> Told:
+        """What `to_text` made a text of."""
+        given = json.loads(text)
+        return Told(given["messages"], given["given"], [Answered(*a) for a in given["answers"]])
+
+    def up_to(self, turn: int, answer: str) -> Told:
+        """The dialogue up to a turn, answered otherwise."""
+        messages = [*self.messages[:turn], {"role": "assistant", "content": answer}]
+        return Told(messages, self.given, [])
+
+
+def told(
+    dialogue: Dialogue, made: Document, template: Template, marks: Marks, train_on: str
+) -> Told:
+    """What is kept of a dialogue and its document."""
+    text = rendered(dialogue, template, train_on)
+    turns = answered(dialogue.messages)[-len(text.answers) :]
+    answers = []
+    for turn, answer in zip(turns, text.answers, strict=True):
+        inside = np.flatnonzero((made.begin < answer.end) & (made.end > answer.start))
+        after = np.flatnonzero((made.begin >= answer.end) & (made.end <= answer.stop))
+        if len(inside):
+            first, last = int(inside[0]), int(inside[-1])
+            begin, end = int(made.begin[first]), min(answer.end, int(made.end[last]))
+            said = marks.shown(text.text[max(begin, answer.start) : end])
+            stop = int(after[-1]) if len(after) else -1
+            answers.append(
+                Answered(turn, first, last + 1, max(0, answer.start - begin), said, stop)
+            )
+    return Told(marks.shown(dialogue.messages), marks.shown(dialogue.given), answers)
+
+
+class Reteller:
+    """Makes tokens of dialogues by a tokenizer and a chat template of its own.
+
+    `template`: "auto" for the tokenizer's own, or as `template` of the data "sft".
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        template: str = "auto",
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        given = None if template == "auto" else template
+        self._tokenizer = tokenizer
+        self._template = template_of(given, tokenizer, options=options)
+        self._marks = Marks(tokenizer, self._template)
+
+    def whole(self, known: Told) -> tuple[np.ndarray, Told]:
+        """The ids of a dialogue whose last turn is an answer, and where in them answers are."""
+        try:
+            dialogue = self._marks.hidden(_dialogue(known))
+            text = rendered(dialogue, self._template)
+            if dialogue.spelled:
+                made = document(text, self._marks, self._tokenizer, bos=[], eos=True)
+            else:
+                (made,) = documents([text], self._tokenizer, bos=[], eos=True)
+            return made.ids, told(dialogue, made, self._template, self._marks, "all")
+        except RunError as error:
+            raise _for_teachers(error) from None
+
+    def prompt(self, known: Told, answer: Answered) -> np.ndarray:
+        """The ids of everything before an answer, as it is asked for."""
+        try:
+            template = self._template
+            turns = replace(_dialogue(known), messages=known.messages[: answer.turn])
+            dialogue = self._marks.hidden(turns)
+            text = template.of(dialogue).render(dialogue, header=True)
+        except RunError as error:
+            raise _for_teachers(error) from None
+        text = text[: len(text) - answer.before]
+        if dialogue.spelled:
+            return np.array(self._marks.encode(text).ids, np.int64)
+        found = self._tokenizer(text, add_special_tokens=False, verbose=False)
+        return np.array(found["input_ids"], np.int64)
+
+
+def _dialogue(known: Told) -> Dialogue:
+    return Dialogue(known.messages, "a dialogue", known.given)
+
+
+def _for_teachers(error: RunError) -> RunError:
+    return RunError(f"a teacher's chat template: {str(error).replace('in [data]', 'in [teacher]')}")
