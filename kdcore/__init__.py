@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 from kdcore.deprecated import MovedModules, old_name
 
 if TYPE_CHECKING:
-    from kdcore.api.contracts import Component as Component
+    from kdcore.api.component import Component as Component
+    from kdcore.api.component import component as component
+    from kdcore.api.component import hookimpl as hookimpl
     from kdcore.api.contracts import Data as Data
     from kdcore.api.contracts import Eval as Eval
     from kdcore.api.contracts import Logger as Logger
@@ -27,8 +29,6 @@ if TYPE_CHECKING:
     from kdcore.api.contracts import Teacher as Teacher
     from kdcore.api.contracts import Tokenizer as Tokenizer
     from kdcore.api.contracts import Tokens as Tokens
-    from kdcore.api.contracts import component as component
-    from kdcore.api.contracts import hookimpl as hookimpl
     from kdcore.api.hidden_states import HiddenStatesLoss as HiddenStatesLoss
     from kdcore.api.hookspecs import Record as Record
     from kdcore.api.jobs import Executor as Executor
@@ -122,8 +122,9 @@ _MODULES = {
 """Modules that are public as a whole."""
 
 _EXPORTS = {
-    "api.contracts": "Component Data Eval Logger Loss Patch PreparedLoss Rollout Run "
-    "Selection Stage Teacher Tokenizer Tokens component hookimpl",
+    "api.component": "Component component hookimpl",
+    "api.contracts": "Data Eval Logger Loss Patch PreparedLoss Rollout Run "
+    "Selection Stage Teacher Tokenizer Tokens",
     "api.hidden_states": "HiddenStatesLoss",
     "api.hookspecs": "Record",
     "api.jobs": "Executor Job JobState",

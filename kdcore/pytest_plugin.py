@@ -14,7 +14,8 @@ import pytest
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from kdcore.api.contracts import Component, Run
+    from kdcore.api.component import Component
+    from kdcore.api.contracts import Run
     from kdcore.data.batch import Batch
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from kdcore.api.contracts import Component, hookimpl
+from kdcore.api.component import Component, hookimpl
 from kdcore.errors import RecipeError
 from kdcore.terminal.libraries import without_bars
 

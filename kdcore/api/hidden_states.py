@@ -10,7 +10,8 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from kdcore.api.contracts import Loss, component
+from kdcore.api.component import component
+from kdcore.api.contracts import Loss
 from kdcore.errors import UsageError
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from kdcore.api.contracts import Component
+from kdcore.api.component import Component
 
 
 @dataclass(frozen=True)

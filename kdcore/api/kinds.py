@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from kdcore.api.component import Component
 from kdcore.api.contracts import (
-    Component,
     Data,
     Eval,
     Logger,

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 import tomli_w
 
-from kdcore.api.contracts import Component
+from kdcore.api.component import Component
 from kdcore.api.options import Option, describe, options_of
 
 _TABLES: Mapping[str, str] = {

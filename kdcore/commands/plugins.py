@@ -16,7 +16,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from kdcore.api.contracts import Component
+from kdcore.api.component import Component
 from kdcore.api.kinds import KINDS
 from kdcore.api.options import options_of
 from kdcore.cli.examples import examples

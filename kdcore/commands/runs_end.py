@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.text import Text
 
-from kdcore.api.contracts import hookimpl
+from kdcore.api.component import hookimpl
 
 
 @hookimpl

@@ -66,21 +66,21 @@ class HiddenStates:
         return [] if kept is None else [kept[number] for number in self._wanted]
 
     def proved(self, new: Sequence[int], forward: Callable[..., Any]) -> list[int]:
-        """The width of each state; RunError where hooks keep others than transformers tells of.
+        """The width of each state; RunError where hooks keep others than transformers returns.
 
         `forward` runs the trunk, in evaluation mode.
         """
         with self.keeping(new), _hooks_put_back(self._trunk):
-            told = getattr(forward(output_hidden_states=True), "hidden_states", None)
+            found = getattr(forward(output_hidden_states=True), "hidden_states", None)
             kept = self._kept or {}
-        if told is None or len(told) != len(self._layers) + 1:
-            raise RunError(f"the {self._title} does not tell the hidden states of its layers")
+        if found is None or len(found) != len(self._layers) + 1:
+            raise RunError(f"the {self._title} does not return the hidden states of its layers")
         for number in new:
-            if number not in kept or not torch.equal(kept[number], told[number]):
+            if number not in kept or not torch.equal(kept[number], found[number]):
                 raise RunError(
                     f"the {self._title} gives other hidden states of layer {number} than go into it"
                 )
-        return [int(each.shape[-1]) for each in told]
+        return [int(each.shape[-1]) for each in found]
 
     def _keep_input(self, module: nn.Module, inputs: tuple[Any, ...], named: Any) -> None:
         if self._kept is not None:
@@ -110,7 +110,7 @@ def _layers_of(trunk: nn.Module, config: PretrainedConfig) -> Sequence[nn.Module
 
 @contextmanager
 def _hooks_put_back(trunk: nn.Module) -> Iterator[None]:
-    """transformers hooks every layer to tell of its states, and leaves the hooks there."""
+    """transformers hooks every layer to return its states, and leaves the hooks there."""
     before = [(module, list(module._forward_hooks)) for module in trunk.modules()]
     mark = "_output_capturing_hooks_installed"
     marked = getattr(trunk, mark, False)

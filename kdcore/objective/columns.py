@@ -7,7 +7,8 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from kdcore.api.contracts import Component, Eval, Stage, Term
+from kdcore.api.component import Component
+from kdcore.api.contracts import Eval, Stage, Term
 from kdcore.data.columns import fingerprint_of
 from kdcore.data.streaming import Stream
 from kdcore.data.where import SOURCE, Columns, Value, Where, value_of, values_in

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor, nn
 
-from kdcore.api.contracts import Component, Teacher
+from kdcore.api.component import Component
+from kdcore.api.contracts import Teacher
 from kdcore.api.options import iter_components
 from kdcore.data.batch import (
     Batch,

@@ -18,7 +18,7 @@ from types import ModuleType
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
-from kdcore.api.contracts import Component
+from kdcore.api.component import Component
 from kdcore.plugin import validation
 from kdcore.plugin.discovery import OWN, Candidate, shadow_note
 from kdcore.plugin.validation import EVENTS, PROVIDERS

@@ -12,7 +12,8 @@ from types import MappingProxyType
 import pluggy
 
 from kdcore.api import hookspecs
-from kdcore.api.contracts import Component, Logger
+from kdcore.api.component import Component
+from kdcore.api.contracts import Logger
 from kdcore.api.kinds import KINDS
 from kdcore.errors import (
     Interrupted,

@@ -12,7 +12,7 @@ import pluggy
 from pydantic.dataclasses import rebuild_dataclass
 
 from kdcore.api import hookspecs
-from kdcore.api.contracts import Component
+from kdcore.api.component import Component
 from kdcore.api.kinds import KINDS
 from kdcore.api.options import SPELT, is_option_type
 from kdcore.errors import did_you_mean

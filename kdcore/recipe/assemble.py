@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
+from kdcore.api.component import Component
 from kdcore.api.contracts import (
-    Component,
     Data,
     Eval,
     Logger,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin
 import tomli
 from pydantic import ValidationError
 
-from kdcore.api.contracts import Component
+from kdcore.api.component import Component
 from kdcore.api.options import (
     beside,
     choices,

@@ -15,7 +15,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from kdcore.api.contracts import Component, Stage, Term
+from kdcore.api.component import Component
+from kdcore.api.contracts import Stage, Term
 from kdcore.api.hidden_states import HiddenStatesLoss
 from kdcore.api.options import beside, option_values
 from kdcore.api.schedule import Schedule

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from kdcore.api.contracts import Component, Loss, StudentOptions, Teacher, Term
+from kdcore.api.component import Component
+from kdcore.api.contracts import Loss, StudentOptions, Teacher, Term
 from kdcore.api.hidden_states import HiddenStatesLoss, width_fault
 from kdcore.errors import Fault, KdcoreError
 from kdcore.guard import call_checked

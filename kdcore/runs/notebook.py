@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from kdcore.api.contracts import Component, hookimpl
+from kdcore.api.component import Component, hookimpl
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -235,7 +235,8 @@ def _end(trainer: Trainer, error: BaseException) -> None:
 def _explained(folder: Path) -> Iterator[None]:
     """What a person can act on; for the rest the traceback is kept in the run folder."""
     try:
-        yield
+        with losses_told():
+            yield
     except Exception as error:
         if is_out_of_memory(error):
             raise RunError(

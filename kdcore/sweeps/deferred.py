@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from kdcore.api.contracts import Eval, Loss, component
+from kdcore.api.component import component
+from kdcore.api.contracts import Eval, Loss
 from kdcore.errors import RunError
 from kdcore.files import write_whole
 from kdcore.recipe.overrides import Assignment

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from kdcore.api.contracts import Component, PreparedLoss, Teacher
+from kdcore.api.component import Component
+from kdcore.api.contracts import PreparedLoss, Teacher
 from kdcore.api.options import iter_components
 from kdcore.objective.teachers import load_teacher
 from kdcore.runs.open import iter_batches

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from kdcore.api.contracts import Loss, Teacher, Term, component
+from kdcore.api.component import component
+from kdcore.api.contracts import Loss, Teacher, Term
 from kdcore.data.batch import Batch, LogitsFn, Split
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from kdcore.api.contracts import Component, Run
+from kdcore.api.component import Component
+from kdcore.api.contracts import Run
 from kdcore.plugin.manager import PluginManager
 from kdcore.runs.open import begun, open_stage
 from kdcore.runs.runner import RunRequest, run_all

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdcore.api.contracts import Data, Eval, Loss, Run, Teacher, Tokenizer, component, hookimpl
+from kdcore.api.component import component, hookimpl
+from kdcore.api.contracts import Data, Eval, Loss, Run, Teacher, Tokenizer
 from kdcore.testing.fakes import TableTeacher, tiny_tokenizer
 
 if TYPE_CHECKING:

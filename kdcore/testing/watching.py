@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from kdcore.api.contracts import Component, Eval, Logger, Run, hookimpl
+from kdcore.api.component import Component, hookimpl
+from kdcore.api.contracts import Eval, Logger, Run
 from kdcore.api.hookspecs import Record
 from kdcore.errors import KdcoreError
 from kdcore.testing.claims import require

@@ -311,7 +311,8 @@ class CachedTeacher(Teacher):
 
     def _columns(self) -> set[str]:
         """The columns that the wrapped teacher goes by."""
-        there = self._run.data.column_names() or ()
+        run: Run | None = getattr(self, "_run", None)  # none before it is known
+        there = (run and run.data.column_names()) or ()
         return {name for each in reads_columns(self.teacher, there) for name in each}
 
     def live(self, batch: Batch) -> list[tuple[Batch, Sequence[np.ndarray]]]:

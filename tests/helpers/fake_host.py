@@ -5,17 +5,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from kdcore.api.contracts import (
-    Data,
-    Eval,
-    Logger,
-    Loss,
-    Patch,
-    Selection,
-    Teacher,
-    Tokenizer,
-    component,
-)
+from kdcore.api.component import component
+from kdcore.api.contracts import Data, Eval, Logger, Loss, Patch, Selection, Teacher, Tokenizer
 from kdcore.api.kinds import KINDS
 from kdcore.errors import did_you_mean
 

@@ -9,6 +9,7 @@ from torch.distributed import HashStore
 from kdcore import distributed
 from kdcore.distributed import losses_told, main_first
 from kdcore.errors import PluginError, ProcessLost
+from kdcore.runs import runner
 
 
 @pytest.fixture(autouse=True)
@@ -80,6 +81,13 @@ def test_a_process_that_is_gone_is_no_bug(monkeypatch, said):
     with ended as caught, losses_told():
         raise PluginError("the loss raised RuntimeError") from RuntimeError(said)
     assert caught.value.exit_code == 1
+
+
+def test_a_process_that_is_gone_leaves_no_traceback_in_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(distributed, "_is_among_others", lambda: True)
+    with pytest.raises(ProcessLost), runner._explained(tmp_path):
+        raise RuntimeError(SAYS[0])
+    assert not [*tmp_path.iterdir()]
 
 
 def test_other_errors_and_those_of_a_single_process_stay(monkeypatch):
