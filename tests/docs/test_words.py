@@ -25,6 +25,7 @@ PAGES = [
     "losses.md",
     "on-policy.md",
     "python.md",
+    "recipe.md",
     "sweeps.md",
     "teachers.md",
     "what-is-trained.md",
