@@ -1,4 +1,4 @@
-"""Pruning: a student that begins as some of the layers of a larger model."""
+"""Pruning: initialise a student with some layers of a larger model."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 class Prune(Patch):
     """Keep some layers of the student and drop the others.
 
-    `layers` are the ones to keep, from 0. `keep` takes that many at even distances instead, the
-    first and the last included. Everything else of the model stays: embeddings, norm and head.
-    With a teacher of the same weights this is depth pruning followed by distillation (Muralidharan
-    et al., 2024, arXiv:2407.14679, there with an importance for each layer).
+    `layers` are the ones to keep, counted from 0. `keep` instead keeps that many at even distances,
+    including the first and the last. Embeddings, final norm and head are unchanged. With a teacher
+    of the same weights this is depth pruning followed by distillation (Muralidharan et al., 2024,
+    arXiv:2407.14679, who select layers by importance).
     """
 
     name = "prune"
@@ -29,7 +29,7 @@ class Prune(Patch):
     layers: Annotated[list[int] | None, Field(min_length=1, description="to keep, from 0")] = None
 
     def faults(self, recipe: object) -> Iterator[str]:
-        """One of the options, and layers in order."""
+        """Require one of the two options, and layers in ascending order."""
         if (self.keep is None) == (self.layers is None):
             yield "set either keep or layers"
         elif self.layers is not None and self.layers != sorted({*self.layers}):
@@ -58,7 +58,7 @@ class Prune(Patch):
 
 
 def _layers(model: PreTrainedModel) -> nn.ModuleList:
-    """The list of the model's layers, whatever it is called."""
+    """The model's list of layers, under any of its names."""
     from torch.nn import ModuleList
 
     count = model.config.get_text_config().num_hidden_layers
@@ -73,7 +73,7 @@ def _layers(model: PreTrainedModel) -> nn.ModuleList:
 
 
 def _renumbered(layer: nn.Module, place: int) -> nn.Module:
-    """The layer at another place: caches of keys and values go by `layer_idx`."""
+    """Give a layer its new index: key-value caches are addressed by `layer_idx`."""
     for module in layer.modules():
         if hasattr(module, "layer_idx"):
             module.layer_idx = place  # type: ignore[assignment]
@@ -81,7 +81,7 @@ def _renumbered(layer: nn.Module, place: int) -> nn.Module:
 
 
 def _shorten(config: PretrainedConfig, count: int, kept: Sequence[int]) -> None:
-    """The config of the smaller model: lists with an entry for each layer lose some too."""
+    """Adapt the config: the number of layers, and every list with an entry per layer."""
     text = config.get_text_config()
     for key, value in [*vars(text).items()]:
         if isinstance(value, list) and len(value) == count:
@@ -91,5 +91,5 @@ def _shorten(config: PretrainedConfig, count: int, kept: Sequence[int]) -> None:
 
 @hookimpl
 def kdcore_patches() -> Sequence[type[Patch]]:
-    """The one above."""
+    """The patch `prune`."""
     return [Prune]
