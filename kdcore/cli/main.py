@@ -151,7 +151,7 @@ def run(
         bool, typer.Option("--json", help="The folders with their last scores, as JSON.")
     ] = False,
 ) -> None:
-    """Run a recipe, or resume a run. Standard output has each stage's folder, the last stage last."""
+    """Run a recipe, or resume a run. Standard output has each stage's folder, in order."""
     _tell(quiet)
     _join(processes)
     from kdcore.runs.runner import RunRequest

@@ -25,6 +25,7 @@ class ServedModel:
     k: int
     length: int | None  # of the longest prompt with its answer
     tokenizer: str  # a folder, or a name on the hub
+    chats: bool = True  # whether that tokenizer has a chat template
 
 
 def is_address(teacher: str) -> bool:
