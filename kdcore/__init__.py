@@ -1,7 +1,7 @@
-"""kdcore: distillation and loss experiments on causal language models, as plugins and recipes.
+"""kdcore: knowledge distillation of causal language models with plugins and recipes.
 
-What `__all__` lists is the public API; every subpackage is internal. Names are imported when they
-are first used, so that `import kdcore` needs neither torch nor transformers.
+`__all__` lists the public API; all subpackages are internal. Names are imported on first use, so
+`import kdcore` loads neither torch nor transformers.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ _EXPORTS = {
 }
 
 API_VERSION = 2
-"""Goes up where plugins have to change; 1 is that of kdcore 0.1."""
+"""Incremented when plugins have to change; kdcore 0.1 had 1."""
 
 _MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names.split()}
 __all__ = sorted([*_MODULE_OF, *_MODULES])

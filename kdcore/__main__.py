@@ -1,4 +1,4 @@
-"""So that `accelerate launch -m kdcore run RECIPE` works."""
+"""Entry point of `python -m kdcore`, for `accelerate launch -m kdcore run RECIPE`."""
 
 from kdcore.cli.main import main
 

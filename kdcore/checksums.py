@@ -1,7 +1,7 @@
-"""Sizes and checksums of what a run writes once and reads later, compared when it is opened.
+"""Sizes and checksums of files that a run writes once and reads later, compared on opening.
 
-They lie in the run folder, beside what they tell of: a copy of `final/` elsewhere is a model like
-any other, and whoever changes it is right. Runs of earlier versions have none, and are not checked.
+They are in the run folder, next to the files: a copy of `final/` elsewhere is an ordinary model
+that anyone may change. Runs of earlier versions have none, and are not checked.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from kdcore.errors import RunError
 from kdcore.files import write_whole
 
 CHECKSUMS = "checksums.json"
-_FREE = ("README.md", "generation_config.json")  # whoever changes these changes no result
+_FREE = ("README.md", "generation_config.json")  # changes to these affect no result
 _log = logging.getLogger("kdcore")
 
 
@@ -28,7 +28,7 @@ def checksum(path: Path) -> str:
 
 
 def keep(folder: Path, name: str, written: Path) -> None:
-    """Note a file, or those of a folder, which is `name` in the run folder from now on."""
+    """Record a file, or the files of a folder, as `name` in the run folder."""
     found = {"": written} if written.is_file() else {path.name: path for path in written.iterdir()}
     files = sorted((name, path) for name, path in found.items() if name not in _FREE)
     sums = {name: [path.stat().st_size, checksum(path)] for name, path in files}
@@ -37,14 +37,14 @@ def keep(folder: Path, name: str, written: Path) -> None:
 
 
 def damage(place: Path) -> str | None:
-    """The first file of a run's folder, or the file, that is not as the run wrote it, and how."""
+    """The first file that is not as the run wrote it, and how; of a run's folder, or the file."""
     sums = _known(place.parent).get(place.name, {})
     found = (_fault(place / name, size, known) for name, (size, known) in sums.items())
     return next(filter(None, found), None)
 
 
 def refuse_changed(place: Path) -> None:
-    """Refuse a folder in a run that is not as the run wrote it."""
+    """Raise RunError for a folder in a run that is not as the run wrote it."""
     if fault := damage(place):
         raise RunError(
             f"{fault}, so {place} is not what the run wrote: --fresh makes a new run next to "
@@ -63,7 +63,7 @@ def _fault(path: Path, size: int, known: str) -> str | None:
 
 @lru_cache(maxsize=256)
 def _remembered(path: Path, changed: int) -> str:
-    """The checksum, computed once in a process: a model is opened more than once."""
+    """The checksum, cached per process: a model is opened more than once."""
     return checksum(path)
 
 

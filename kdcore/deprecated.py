@@ -1,4 +1,4 @@
-"""Names of kdcore 0.1: public ones that changed still work, with a warning, until 1.0."""
+"""Deprecated names of kdcore 0.1: renamed public names work with a warning until 1.0."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RENAMED = {
     "saved_rows": "load_rows",
     "without_secrets": "redact_secrets",
 }
-"""Public names that changed -> the public name of today."""
+"""Public names that changed -> the current public name."""
 
 INTERNAL = {
     "ChosenRow": "analysis.rows.SelectedRow",
@@ -50,7 +50,7 @@ INTERNAL = {
     "shipped_recipes": "recipe.files.shipped_recipes",
     "what_counts": "recipe.merge.identity_fields",
 }
-"""Names that only kdcore's own verbs used: no longer public -> where they are."""
+"""Names that only kdcore's own commands used: no longer public -> their module."""
 
 _HELD = {
     "analysis.memory": "estimate",
@@ -124,10 +124,10 @@ _HELD = {
     "training.student": "student",
     "training.trainer": "train",
 }
-"""Modules -> the private modules of 0.1 that most of them was in."""
+"""Modules -> the private modules of 0.1 that most of their content was in."""
 
 MOVED = {old: module for module, names in _HELD.items() for old in names.split()}
-"""Private modules of 0.1 -> the module that holds most of what was in them."""
+"""Private modules of 0.1 -> the module that holds most of their content."""
 
 MOVED_NAMES = {
     "api": ("contracts", "Component Data Eval Logger Loss Patch Selection Teacher Tokenizer"),
@@ -135,15 +135,15 @@ MOVED_NAMES = {
     "objective": ("objective", "Choose Objective Seen"),
     "recipe": ("recipe", "Recipe StageTable read_recipe"),
 }
-"""Private modules whose name is a package today -> the module in it, and the names it held."""
+"""Private modules that are packages now -> the module in it, and the names it had."""
 
 _ADVICE = "plugins import from kdcore what kdcore.__all__ lists"
 
 
 def old_name(name: str) -> Any:
-    """What a public name of 0.1 stood for, with a warning that names its successor.
+    """The object of a public name of 0.1, with a warning that names its successor.
 
-    Raises AttributeError where there was none.
+    Raises AttributeError if there is none.
     """
     if name in RENAMED:
         new, said = f"kdcore.{RENAMED[name]}", f"kdcore.{RENAMED[name]}"
@@ -161,7 +161,7 @@ def old_name(name: str) -> Any:
 
 
 class MovedModules(MetaPathFinder):
-    """Says where a private module of 0.1 went; asked only for modules that nothing else finds."""
+    """An import finder that says where a private module of 0.1 went; consulted last."""
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> None:
         """Raise ModuleNotFoundError for a module that moved."""

@@ -1,4 +1,4 @@
-"""Collectives, gather and sum over processes, taking turns for as long as it takes, lost ones."""
+"""Collectives: gather and sum over processes, ordering of processes, detection of lost ones."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _POLLING = 0.1  # seconds
 
-# What gloo, NCCL and the store say where a process has ended or does not answer.
+# Messages of gloo, NCCL and the store if a process has ended or does not respond.
 _LOST = re.compile(
     r"connection (closed|reset) by peer|broken pipe|connection was likely closed|"
     r"remote process exited|timed out|connection refused",
@@ -27,19 +27,19 @@ _LOST = re.compile(
 )
 
 Gather = Callable[[Tensor], tuple[Tensor, int]]
-"""This process's values [n] -> everybody's [N], and where this process's begin among them."""
+"""This process's values [n] -> those of all processes [N], and the index of this one's first."""
 
 Total = Callable[[Tensor], Tensor]
 """A scalar of this process -> its sum over all processes, on the device."""
 
 
 def alone(values: Tensor) -> tuple[Tensor, int]:
-    """The gathering of a single process."""
+    """The gather of a single process."""
     return values, 0
 
 
 def over(accelerator: Accelerator) -> Gather:
-    """The gathering of an accelerator's processes, each of which may bring another number."""
+    """The gather over an accelerator's processes, which may have different numbers of values."""
     if accelerator.num_processes == 1:
         return alone
 
@@ -64,10 +64,10 @@ def total_of(accelerator: Accelerator) -> Total:
 
 @contextmanager
 def main_first(accelerator: Accelerator) -> Iterator[None]:
-    """The block runs in the main process, and when that has left it in all others.
+    """Run the block in the main process first, then in all others.
 
-    However long that takes: a collective would give up, with NCCL after ten minutes, and tokenising
-    a large corpus takes longer. Others go on too where the block fails in the main process.
+    Without a time limit: collectives time out, with NCCL after ten minutes, and tokenising a large
+    corpus takes longer. The others continue even if the block fails in the main process.
     """
     if accelerator.num_processes == 1:
         yield
@@ -81,14 +81,14 @@ def main_first(accelerator: Accelerator) -> Iterator[None]:
         finally:
             store.set(done, b"1")
         return
-    while not store.check([done]):  # not `wait`, which no signal interrupts
+    while not store.check([done]):  # not `wait`, which signals cannot interrupt
         time.sleep(_POLLING)
     yield
 
 
 @contextmanager
 def losses_told() -> Iterator[None]:
-    """Raise ProcessLost instead of what a collective raises where another process is gone."""
+    """Raise ProcessLost instead of a collective's error if another process is gone."""
     try:
         yield
     except Exception as error:
@@ -112,7 +112,7 @@ def _is_among_others() -> bool:
 
 
 def _store() -> Any:
-    """Where the processes found each other."""
+    """The store through which the processes found each other."""
     from torch.distributed.distributed_c10d import _get_default_store
 
     return _get_default_store()

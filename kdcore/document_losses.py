@@ -1,8 +1,8 @@
-"""What an evaluation measured of each held-out document, kept in the run folder.
+"""Per-document results of an evaluation, kept in the run folder.
 
-`documents/step-N.safetensors` has four arrays of one length, 16 bytes a document: `document` (its
-index in the split, ascending), `nll` (the sum of its tokens' losses in nats, float32), `tokens` and
-`bytes` (of text that these tokens stand for). Its metadata say which rows these were: two files of
+`documents/step-N.safetensors` has four arrays of equal length, 16 bytes per document: `document`
+(its index in the split, ascending), `nll` (the sum over its tokens in nats, float32), `tokens` and
+`bytes` (UTF-8 bytes of these tokens' text). The metadata `rows` identify the rows: two files with
 equal `rows` measured the same tokens of the same documents.
 """
 
@@ -24,26 +24,26 @@ _ARRAYS = ("document", "nll", "tokens", "bytes")
 
 @dataclass(frozen=True, eq=False)
 class DocumentLosses:
-    """The held-out documents that have a token to predict, in the split's order."""
+    """The held-out documents with at least one predicted token, in the split's order."""
 
     document: np.ndarray  # int32 [d]
     nll: np.ndarray  # float32 [d]
     tokens: np.ndarray  # int32 [d]
     bytes: np.ndarray  # int32 [d]
-    rows: str  # equal where the same tokens were measured
+    rows: str  # equal if the same tokens were measured
 
     def __len__(self) -> int:
         return len(self.document)
 
     def same_text(self, other: DocumentLosses) -> bool:
-        """Whether these are the same documents, though perhaps in other tokens."""
+        """Whether the documents are the same, though possibly in other tokens."""
         return all(
             np.array_equal(mine, theirs)
             for mine, theirs in ((self.document, other.document), (self.bytes, other.bytes))
         )
 
     def save(self, folder: Path, step: int) -> None:
-        """Write it for the evaluation after a step, so that nobody meets half of it."""
+        """Write the file of the evaluation after a step, atomically."""
         from safetensors.numpy import save
 
         path = path_of(folder, step)
@@ -56,12 +56,12 @@ class DocumentLosses:
 
 
 def path_of(folder: Path, step: int) -> Path:
-    """Where a run keeps what its evaluation after a step measured of each document."""
+    """The path of the per-document results after a step."""
     return folder / DOCUMENTS / f"step-{step}.safetensors"
 
 
 def document_losses(sums: np.ndarray, keys: np.ndarray) -> DocumentLosses:
-    """From float64 [documents, 3] sums (tokens, bytes, nats) and a hash of each one's ids."""
+    """From float64 [documents, 3] sums (tokens, bytes, nats) and a hash of each document's ids."""
     known = np.flatnonzero(sums[:, 0])
     tokens, sizes = (sums[known, n].astype(np.int32) for n in (0, 1))
     hashed = digest()
@@ -72,7 +72,7 @@ def document_losses(sums: np.ndarray, keys: np.ndarray) -> DocumentLosses:
 
 
 def read_document_losses(folder: Path, step: int) -> DocumentLosses | None:
-    """Those of a run's evaluation after a step; None where it kept none."""
+    """The per-document results of a run after a step; None if it kept none."""
     from safetensors import SafetensorError, safe_open
 
     path = path_of(folder, step)

@@ -1,9 +1,9 @@
-"""What can go wrong, told to a person, and the exit code of each kind.
+"""Errors with a message for the user, and the exit code of each kind.
 
 KdcoreError
-├── UsageError         2   bad recipe or arguments; nothing was run
-│   └── RecipeError    2   the faults of a recipe, each with its place
-├── RunError           1   the run failed: non-finite loss, out of memory, hub out of reach
+├── UsageError         2   bad recipe or arguments; nothing ran
+│   └── RecipeError    2   the errors of a recipe, each with its place
+├── RunError           1   the run failed: non-finite loss, out of memory, hub unreachable
 ├── PluginError        3   a plugin broke its contract; names plugin and component
 └── Interrupted        129 (a lost terminal), 130 (^C) or 143, with a checkpoint
 """
@@ -22,31 +22,31 @@ class KdcoreError(Exception):
 
 
 class UsageError(KdcoreError):
-    """Bad arguments: nothing was run."""
+    """Bad arguments; nothing ran."""
 
     exit_code = 2
 
 
 class RunError(KdcoreError):
-    """The run failed for a reason that lies outside kdcore's and the plugins' code."""
+    """The run failed for a reason outside the code of kdcore and plugins."""
 
 
 class Unreachable(RunError):
-    """A server does not answer. Raised in a training step, it ends the run after a checkpoint."""
+    """A server does not respond. In a training step, this ends the run after a checkpoint."""
 
 
 class ProcessLost(RunError):
-    """Another process of the run ended, and this one with it; that one says why."""
+    """Another process of the run ended, so this one does too; the other reports why."""
 
 
 class StartAgain(RunError):
-    """All processes of the run must start again; what they do otherwise is in the run folder."""
+    """All processes of the run must restart; the run folder holds what they change."""
 
-    exit_code = 75  # known to kdcore's launcher, which does so; after another the user may
+    exit_code = 75  # kdcore's launcher restarts them; under another one the user may
 
 
 class PluginError(KdcoreError):
-    """A plugin broke its contract. The message names plugin, component and fault."""
+    """A plugin broke its contract. The message names plugin, component and error."""
 
     exit_code = 3
 
@@ -61,10 +61,10 @@ class Interrupted(KdcoreError):
 
 @dataclass(frozen=True)
 class Fault:
-    """One fault of a recipe: where it is, what it is and the way out.
+    """One error of a recipe: its place, a message and a hint.
 
     `line` and `column` count from 1; `source` is the line of text; `file` is the recipe's path as
-    typed, or `--set K=V` where the fault lies on the command line (which has no lines to show).
+    typed, or `--set K=V` for an error on the command line (which has no lines to show).
     """
 
     message: str
@@ -83,7 +83,7 @@ class Fault:
 
 
 class RecipeError(UsageError):
-    """Every fault of one recipe."""
+    """All errors of one recipe."""
 
     def __init__(self, faults: Sequence[Fault]) -> None:
         super().__init__("\n".join(map(str, faults)))
@@ -104,7 +104,7 @@ _NO_MEMORY = (
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device had too little memory: for torch's allocator, the driver or a library."""
+    """Whether a device ran out of memory, in torch's allocator, the driver or a library."""
     import torch
 
     if isinstance(error, torch.OutOfMemoryError):

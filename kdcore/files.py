@@ -1,4 +1,4 @@
-"""Atomic writes, fsync, and what the machine refuses: full disks, broken ones, closed ones."""
+"""Atomic writes, fsync, and errors of the machine: full, broken and closed files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a text so that whoever reads it meets the old one or the new one, never half of it."""
+    """Write a text atomically: readers see the old or the new one, never part of it."""
     beside = path.with_name(f".{path.name}.partial")
     try:
         beside.write_text(text)
@@ -25,7 +25,7 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def move_into_place(beside: Path, target: Path) -> None:
-    """Rename a folder that was written whole; what stood there goes first."""
+    """Rename a completely written folder to its place, replacing what is there."""
     for path in beside.iterdir():
         sync(path)
     sync(beside)
@@ -36,8 +36,8 @@ def move_into_place(beside: Path, target: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file or folder is on the disk."""
-    windows = os.name == "nt"  # which has no such thing for folders, and wants to write files
+    """fsync a file or folder."""
+    windows = os.name == "nt"  # which cannot fsync folders, and needs files open for writing
     if windows and path.is_dir():
         return
     descriptor = os.open(path, os.O_RDWR if windows else os.O_RDONLY)
@@ -55,19 +55,19 @@ _BROKEN = {
     for name in ("EIO", "ESTALE", "ENXIO", "ENODEV", "EREMOTEIO", "ENOTCONN", "EHOSTDOWN")
     if hasattr(errno, name)
 }
-# How libraries in Rust hand an error on, and those that gather several: copytree, Arrow.
+# How Rust libraries report OS errors, and libraries that collect several: copytree, Arrow.
 _IN_TEXT = re.compile(r"\(os error (\d+)\)|\[errno (\d+)\]", re.IGNORECASE)
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether there was no room left for a file, by this error or one that led to it."""
+    """Whether this error, or one in its chain, says that the disk is full."""
     return any(error_number(each) in _FULL for each in exception_chain(error))
 
 
 def machine_fault(error: BaseException) -> BaseException | None:
-    """The error that tells what the machine refused, of this one and those that led to it.
+    """The OS error in an exception chain.
 
-    Of several the first that also tells where.
+    Of several, the first with a path.
     """
     known = _FULL | _REFUSED | _OPEN | _BROKEN
     found = [each for each in exception_chain(error) if error_number(each) in known]
@@ -76,7 +76,7 @@ def machine_fault(error: BaseException) -> BaseException | None:
 
 
 def refusal(fault: BaseException) -> tuple[str, str]:
-    """What the machine refused and where, and what a person can do about it."""
+    """What the machine refused and where, and what the user can do."""
     number = error_number(fault)
     assert number is not None
     named = getattr(fault, "filename", None)
@@ -95,7 +95,7 @@ def refusal(fault: BaseException) -> tuple[str, str]:
 
 
 def exception_chain(error: BaseException | None) -> Iterator[BaseException]:
-    """The error and those that led to it, nearest first; each once."""
+    """The error and its causes, nearest first, each once."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -104,7 +104,7 @@ def exception_chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def error_number(error: BaseException) -> int | None:
-    """The number of the machine's refusal that an error tells of."""
+    """The errno of an error."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno
     found = _IN_TEXT.search(str(error))

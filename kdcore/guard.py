@@ -1,4 +1,4 @@
-"""Calls into plugin code: who raised, who returned something of the wrong kind."""
+"""Guarded calls into plugin code: errors name the plugin, and results are type-checked."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kdcore.errors import KdcoreError, PluginError, is_out_of_memory
 
 
 class Named(Protocol):
-    """A component, as far as messages about it need one."""
+    """The attributes of a component that messages about it need."""
 
     name: ClassVar[str]
     component_kind: ClassVar[str]
@@ -21,7 +21,7 @@ class Named(Protocol):
 
 @contextmanager
 def plugin_errors(component: Named, method: str) -> Iterator[None]:
-    """While this component's method runs. What is already told to a person passes through."""
+    """Runs a component's method. Other exceptions become PluginError; KdcoreErrors pass through."""
     try:
         with stdout_to_stderr():
             yield
@@ -37,8 +37,8 @@ def plugin_errors(component: Named, method: str) -> Iterator[None]:
 
 @contextmanager
 def stdout_to_stderr() -> Iterator[None]:
-    """What is printed meanwhile goes to stderr: stdout is for results, and may be read as JSON."""
-    if threading.current_thread() is not threading.main_thread():  # stdout belongs to them all
+    """Redirects prints to stderr: stdout is for results, and may be parsed as JSON."""
+    if threading.current_thread() is not threading.main_thread():  # stdout is shared by all threads
         yield
         return
     with redirect_stdout(sys.stderr):
@@ -48,7 +48,7 @@ def stdout_to_stderr() -> Iterator[None]:
 def call_checked(
     component: Named, method: str, *arguments: Any, of: type | tuple[type, ...]
 ) -> Any:
-    """What a component's method returns, which has to be of one of these types."""
+    """The result of a component's method, which must have one of these types."""
     with plugin_errors(component, method):
         found = getattr(component, method)(*arguments)
     if not isinstance(found, of):
@@ -59,7 +59,7 @@ def call_checked(
 
 
 def call_checked_list(component: Named, method: str, *arguments: Any) -> list[str]:
-    """The texts that a component's method gives one by one."""
+    """The texts that a component's method yields."""
     with plugin_errors(component, method):
         found = list(getattr(component, method)(*arguments))
     for each in found:
@@ -69,7 +69,7 @@ def call_checked_list(component: Named, method: str, *arguments: Any) -> list[st
 
 
 def wrong_return(component: Named, method: str, found: str, expected: str) -> PluginError:
-    """A method gave something else than its contract says."""
+    """The error for a method whose result breaks its contract."""
     return PluginError(
         f"{describe_component(component)} returned {found} from {method}, expected {expected}"
     )
@@ -77,9 +77,9 @@ def wrong_return(component: Named, method: str, found: str, expected: str) -> Pl
 
 @contextmanager
 def inputs_unchanged(component: Named, method: str, *inputs: object) -> Iterator[None]:
-    """Refuse a method that writes into the tensors that it was given.
+    """Raise PluginError if a method modifies its input tensors.
 
-    Tensors count their writes on the host: nothing waits for the device.
+    Tensors count their writes on the host, so this never syncs the device.
     """
     before = _writes(inputs)
     yield
@@ -98,14 +98,14 @@ def _writes(values: Iterable[object]) -> list[int]:
 
 
 def describe_component(component: Named) -> str:
-    """A component by kind, name and where it is defined: loss 'kl' (kdcore_losses.kl.KL)."""
+    """A component by kind, name and definition: loss 'kl' (kdcore_losses.kl.KL)."""
     return f"{component.component_kind} {component.name!r} ({defined_in(type(component))})"
 
 
 def defined_in(cls: type) -> str:
-    """Where a class is defined: its module, or the file of a plugin that is one."""
+    """Where a class is defined: its module, or the plugin's file."""
     file = getattr(sys.modules.get(cls.__module__), "__file__", None)
-    if cls.__module__.startswith("kdcore_plugin_file_") and file:  # a name that nobody typed
+    if cls.__module__.startswith("kdcore_plugin_file_") and file:  # a generated name
         return f"{Path(file).name}: {cls.__qualname__}"
     return f"{cls.__module__}.{cls.__qualname__}"
 
@@ -123,6 +123,6 @@ def _with_article(name: str) -> str:
 
 
 def needs_teacher(component: Named) -> bool:
-    """Whether it asks for the run's own teacher. A loss, an eval and a selection can say so."""
+    """Whether it uses the run's teacher. Losses, evals and selections can say so."""
     says: object = getattr(component, "needs_teacher", False)
     return call_checked(component, "needs_teacher", of=bool) if callable(says) else bool(says)

@@ -1,4 +1,4 @@
-"""Digests of tokenizers, folders and values."""
+"""Hashes of tokenizers, folders and values."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-_BLOCK = 1 << 12  # bytes read of a tensor, at its beginning and in its middle
+_BLOCK = 1 << 12  # bytes read per tensor, at its start and in its middle
 
-# Of a config: how and where it was saved.
+# Keys of a config about how and where it was saved.
 _NOT_CONTENT = ("transformers_version", "_name_or_path", "base_model_name_or_path")
 
 
 def digest() -> blake2b:
-    """The hash that everything here is made with."""
+    """The hash function used here."""
     return blake2b(digest_size=16)
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
-    """How it turns text into ids, and its special ids; not padding, truncation or templates."""
+    """A hash of how text becomes ids, and of special ids; not of padding, truncation, templates."""
     hashed = digest()
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
@@ -32,16 +32,16 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
         hashed.update(_canonical(tokenizer.get_vocab()))
     else:
         text = backend.to_str()
-        # What stands before are truncation and padding, which calls change in place.
+        # Truncation and padding come before this, and calls modify them in place.
         hashed.update(text[text.index('"added_tokens"') :].encode())
     hashed.update(_canonical({key: str(x) for key, x in tokenizer.special_tokens_map.items()}))
     return hashed.hexdigest()
 
 
 def folder_hash(path: str | Path) -> str:
-    """A model's folder: its config and its weights, of which headers and samples are read.
+    """A hash of a model folder: its config, and headers and samples of its weights.
 
-    Neither the path nor the time of writing matters. Without safetensors files every file is read.
+    Independent of path and modification times. Without safetensors files, every file is read.
     """
     folder = Path(path)
     weights = sorted(folder.glob("*.safetensors"))
@@ -63,7 +63,7 @@ def _content(config: Path) -> dict[str, Any]:
 
 
 def _samples(file: Path) -> Iterator[bytes]:
-    """The header of a safetensors file, and of each tensor its beginning and its middle."""
+    """The header of a safetensors file, and the start and middle of each tensor."""
     with file.open("rb") as opened:
         size = int.from_bytes(opened.read(8), "little")
         header = opened.read(size)

@@ -39,7 +39,7 @@ _KNOWN = {
     **_AS_TRANSFORMERS_SAYS,
     **{name: ("bitsandbytes.optim", made) for name, made in _IN_8_BITS.items()},
 }
-"""Names as torch and transformers have them -> the module and the class."""
+"""Names as in torch and transformers -> module and class."""
 
 _USUAL = {"betas": (0.9, 0.999), "eps": 1e-8}
 
@@ -53,7 +53,7 @@ def make_optimizer(
     betas: Sequence[float] = (0.9, 0.999),
     eps: float = 1e-8,
 ) -> torch.optim.Optimizer:
-    """An optimizer over what is trained. Weight decay spares what `is_spared` says."""
+    """An optimizer over the trained parameters. No weight decay where `is_spared`."""
     made = _class(name)
     options = {"lr": lr, **_accepted(made, tuple(betas), eps)}
     try:
@@ -61,12 +61,12 @@ def make_optimizer(
     except RuntimeError:
         if "fused" not in options:
             raise
-        # Before torch 2.12 Adagrad is fused on a CPU only.
+        # Before torch 2.12, Adagrad is fused on a CPU only.
         return made(_groups(model, weight_decay), **{**options, "fused": False})
 
 
 def _groups(model: nn.Module, decay: float) -> list[dict[str, Any]]:
-    """Matrices before what is spared, in one group where they are treated alike."""
+    """Decayed parameters, then spared ones; one group if both are treated alike."""
     matrices: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for owner, name, parameter in _trained(model):
@@ -81,7 +81,7 @@ def _groups(model: nn.Module, decay: float) -> list[dict[str, Any]]:
 
 
 def _trained(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:
-    """Each trained parameter once, in the model's order, with the module that owns it."""
+    """Each trained parameter once, in the model's order, with its module."""
     modules = dict(model.named_modules())
     for name, parameter in model.named_parameters():
         owner, _, last = name.rpartition(".")
@@ -90,19 +90,19 @@ def _trained(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:
 
 
 _SPARED = re.compile(
-    r"(.*_)?bias(_.*)?"  # of experts [experts, n] and of heads [heads, n] too
+    r"(.*_)?bias(_.*)?"  # including those of experts [experts, n] and heads [heads, n]
     r"|(.*_)?(norm|scale|gamma|beta)"
     r"|A_log|D|dt_.*bias|sinks|(.*_)?lambda"  # state space models; attention sinks
     r"|time_(mix|decay|first|faaaa|maa).*"  # RWKV
 )
-"""Names of parameters that are no matrices, whatever their shape."""
+"""Names of parameters that are not matrices, whatever their shape."""
 
 
 def is_spared(owner: nn.Module, name: str, parameter: Tensor) -> bool:
-    """Whether weight decay leaves a parameter of a module alone.
+    """Whether a module's parameter is exempt from weight decay.
 
-    Norms and biases are known by module and name: Cohere's norms of queries and keys are
-    [heads, n], gpt-oss's biases of experts [experts, n]. A state space model marks its own.
+    Norms and biases are recognised by module and name: Cohere's norms of queries and keys are
+    [heads, n], gpt-oss's biases of experts [experts, n]. State space models mark their own.
     """
     if getattr(parameter, "_no_weight_decay", False) or "norm" in type(owner).__name__.lower():
         return True
@@ -111,7 +111,7 @@ def is_spared(owner: nn.Module, name: str, parameter: Tensor) -> bool:
 
 
 def optimizer_error(name: str) -> str | None:
-    """Why there is no such optimizer here, and what to do; None where there is one."""
+    """Why an optimizer is not available, and what to do; None if it is."""
     home, _ = _KNOWN.get(name.lower(), ("", ""))
     if not home:
         near = (
@@ -135,7 +135,7 @@ def _class(name: str) -> type[torch.optim.Optimizer]:
 def _accepted(
     made: type[torch.optim.Optimizer], betas: tuple[float, ...], eps: float
 ) -> dict[str, Any]:
-    """The options that this optimizer has; that it lacks one which was changed is an error."""
+    """The options that this optimizer takes; a changed option that it lacks is an error."""
     from inspect import signature
 
     defaults = {name: one.default for name, one in signature(made).parameters.items()}
@@ -143,21 +143,21 @@ def _accepted(
     known = {
         key: value
         for key, value in arguments.items()
-        # Adafactor's eps is two numbers, and another thing.
+        # Adafactor's eps is a pair with another meaning.
         if key in defaults and isinstance(defaults[key], type(value) | None)
     }
     for key, usual in _USUAL.items():
         if key not in known and arguments[key] != usual:
             raise UsageError(f"train.{key}: the optimizer {made.__name__} has no such option")
     if known.get("betas") == _USUAL["betas"]:
-        del known["betas"]  # what nobody chose is the optimizer's to say: Lion's are others
+        del known["betas"]  # unset options keep the optimizer's own default: Lion has other betas
     return known
 
 
 def learning_rate(
     lr: float, schedule: str, steps: int, *, warmup: float = 0.0, min_lr: float = 0.0
 ) -> Callable[[int], float]:
-    """Step (from 1) -> learning rate. It has no state, so a resumed run needs none."""
+    """Step (from 1) -> learning rate. Stateless, so resuming needs no state."""
     warmup_steps = round(warmup * steps) if warmup < 1 else int(warmup)
     factor = _factor(schedule, warmup_steps, steps)
 

@@ -1,7 +1,7 @@
 """Fixtures for the tests of plugins: `-p kdcore.pytest_plugin`, or `pytest_plugins` in conftest.py.
 
-Nothing heavy is imported before a test asks for a fixture. There is no entry point for pytest: it
-would rewrite the assertions of all of kdcore in the tests of everybody who has it installed.
+Heavy imports wait until a test uses a fixture. There is no pytest entry point: it would make pytest
+rewrite the assertions of all of kdcore wherever kdcore is installed.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def kdcore_run() -> Iterator[Run]:
 
 @pytest.fixture
 def kdcore_batch() -> Batch:
-    """Three rows of ten, nine and four ids of 64."""
+    """Three rows of ten, nine and four ids, from a vocabulary of 64."""
     from kdcore.testing import make_batch
 
     return make_batch([range(1, 11), range(20, 29), range(40, 44)])
@@ -46,7 +46,7 @@ def kdcore_batch() -> Batch:
 
 @pytest.fixture
 def kdcore_model() -> PreTrainedModel:
-    """`kdcore.testing.tiny_llama`: a fresh Llama of two layers and 64 ids."""
+    """`kdcore.testing.tiny_llama`: a fresh two-layer Llama with 64 ids."""
     from kdcore.testing import tiny_llama
 
     return tiny_llama()
@@ -54,7 +54,7 @@ def kdcore_model() -> PreTrainedModel:
 
 @pytest.fixture
 def kdcore_tokenizer() -> PreTrainedTokenizerBase:
-    """`kdcore.testing.tiny_tokenizer`: an id for each byte, and one that ends a text."""
+    """`kdcore.testing.tiny_tokenizer`: one id per byte, and an EOS token."""
     from kdcore.testing import tiny_tokenizer
 
     return tiny_tokenizer()

@@ -11,7 +11,7 @@ _HOME = re.compile(r"(?<![\w.])(?:/home|/Users|[A-Za-z]:[\\/]+Users)[\\/]+[^\\/\
 _ROOT = re.compile(r"(?<![\w.])/root(?![\w.-])")
 _OTHERS_HOME = re.compile(r"(?<![\w.])~[\w.-]+")
 
-# A place in quotes may have spaces; one in a comment ends at the next.
+# A quoted path may contain spaces; one in a comment ends at the next space.
 _QUOTED_PLACE = re.compile(r"""(["'])(?:/|[A-Za-z]:[\\/])(?:[^"'\n]*[\\/])([^"'\n\\/]+)[\\/]*\1""")
 _PLACE = re.compile(r"(?<![\w.:/~\\])/(?:[\w.@+-]+/)+([\w.@+-]*)")
 _FINAL = re.compile(r"""(["'])[^"'\n]*?([\w-]+)(?:\.([\w.-]+))?-[0-9a-f]{8}(?:-\d+)?/final\1""")
@@ -42,7 +42,7 @@ _ASKED_WITH = re.compile(
 
 
 def redact_own_secrets(text: str) -> str:
-    """The text with the values of the environment's tokens, keys and passwords as `***`."""
+    """The text with the values of tokens, keys and passwords in the environment as `***`."""
     for name, value in os.environ.items():
         if len(value) >= 8 and _SECRET_NAME.search(name) and value in text:
             text = text.replace(value, "***")
@@ -50,16 +50,16 @@ def redact_own_secrets(text: str) -> str:
 
 
 class Redacted(logging.Filter):
-    """Messages without the environment's secrets, wherever they go."""
+    """A log filter that redacts the environment's secrets."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """The record, its text changed."""
+        """Redact the record's text."""
         record.msg, record.args = redact_own_secrets(record.getMessage()), ()
         return True
 
 
 def redact_secrets(text: str) -> str:
-    """The text with what looks like a token, key or password as `***`."""
+    """The text with anything that looks like a token, key or password as `***`."""
     text = redact_own_secrets(text)
     text = _TOKENS.sub("***", text)
     text = _SECRET_KEY.sub(r"\1\2***\2", text)
@@ -70,10 +70,10 @@ def redact_secrets(text: str) -> str:
 
 
 def redact_paths(text: str) -> str:
-    """The text without paths of one machine, and without the user's name in them.
+    """The text without local paths and the user's name.
 
-    A run's final weights become the stage's `"@NAME"`; of other absolute paths the last part is
-    left, and of a home `~`.
+    A run's final weights become the stage's `"@NAME"`; other absolute paths keep their last part,
+    and a home folder becomes `~`.
     """
     text = _FINAL.sub(lambda m: f"{m[1]}@{m[3] or m[2]}{m[1]}", text)
     for home in (_HOME, _ROOT, _OTHERS_HOME):
@@ -85,7 +85,7 @@ def redact_paths(text: str) -> str:
 
 
 def _own_token() -> str | None:
-    """The one that the hub's library would send."""
+    """The token that the hub library would send."""
     from huggingface_hub import get_token
 
     return get_token()
@@ -94,5 +94,5 @@ def _own_token() -> str | None:
 def _user() -> str:
     try:
         return getpass.getuser()
-    except (KeyError, OSError):  # no name for the number, as in some containers
+    except (KeyError, OSError):  # the user id has no name, as in some containers
         return ""

@@ -1,4 +1,4 @@
-"""Every generator that a step may draw from: read out, and put back."""
+"""The random state of a process: capture and restore every generator that a step may use."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class RandomState:
-    """Torch's, Python's and NumPy's generators of this process. Reading them waits for no GPU."""
+    """The generators of torch, Python and NumPy in this process. Reading them never syncs a GPU."""
 
     torch: Tensor
     python: tuple[Any, ...]
@@ -24,12 +24,12 @@ class RandomState:
 
     @classmethod
     def capture(cls) -> RandomState:
-        """As they are."""
+        """The current state."""
         cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
         return cls(torch.get_rng_state(), random.getstate(), np.random.get_state(), cuda)
 
     def restore(self) -> None:
-        """Go on from there."""
+        """Restore this state."""
         torch.set_rng_state(self.torch)
         random.setstate(self.python)
         np.random.set_state(self.numpy)
@@ -37,10 +37,10 @@ class RandomState:
             torch.cuda.set_rng_state(self.cuda)
 
     def tensors(self) -> dict[str, Tensor]:
-        """As a checkpoint holds it."""
+        """The state as tensors, for a checkpoint."""
         version, words, gauss = self.python
         _, key, position, has_gauss, numpy_gauss = self.numpy
-        pending = [math.nan if gauss is None else gauss, numpy_gauss]  # each second normal number
+        pending = [math.nan if gauss is None else gauss, numpy_gauss]  # cached normal numbers
         state = {
             "torch": self.torch,
             "python": torch.tensor([version, *words], dtype=torch.int64),
@@ -51,7 +51,7 @@ class RandomState:
 
     @classmethod
     def from_tensors(cls, state: Mapping[str, Tensor]) -> RandomState:
-        """From what `tensors` gave."""
+        """The inverse of `tensors`."""
         gauss, numpy_gauss = state["pending"].tolist()
         version, *words = state["python"].tolist()
         *key, position, has_gauss = state["numpy"].tolist()

@@ -1,4 +1,4 @@
-"""kdcore from Python: run, check, plan and load, as the command line does it."""
+"""The Python interface: run, check, plan and load, equivalent to the command line."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from kdcore.plugin.manager import PluginManager
 
 RecipeLike = str | Path | Mapping[str, Any]
-"""A shipped recipe's name, a path, or the recipe itself as nested mappings."""
+"""The name of a shipped recipe, a path, or the recipe itself as nested mappings."""
 
 Sets = Sequence[str] | Mapping[str, Any]
 """Changes to a recipe: `["train.lr=1e-4"]`, or `{"train.lr": 1e-4}`."""
@@ -31,14 +31,14 @@ Sets = Sequence[str] | Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Result:
-    """A run: its folder, and what it wrote there."""
+    """A run's folder, and its results read from there."""
 
-    folder: Path  # of the last stage
-    stages: Sequence[Path] = ()  # every stage's folder, in the order in which they ran
+    folder: Path  # the last stage's folder
+    stages: Sequence[Path] = ()  # every stage's folder, in the order they ran
 
     @cached_property
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl, all with the same keys; None stands for what a line lacks."""
+        """The lines of metrics.jsonl, all with the same keys; None where a line has no value."""
         from kdcore.runs.reading.metrics import METRICS, whole_lines
 
         lines = [line for _, line in whole_lines(self.folder / METRICS)]
@@ -47,7 +47,7 @@ class Result:
 
     @property
     def scores(self) -> dict[str, Any]:
-        """The last value of every score, by its name without `eval/`."""
+        """The last value of every score, by name without `eval/`."""
         found: dict[str, Any] = {}
         for line in self.metrics:
             found |= {
@@ -59,7 +59,7 @@ class Result:
 
     @cached_property
     def model(self) -> PreTrainedModel:
-        """The final student on the CPU, in evaluation mode and in the type it was saved in."""
+        """The final student on the CPU, in evaluation mode and in the dtype it was saved in."""
         from transformers import AutoModelForCausalLM
 
         with without_bars():
@@ -76,11 +76,11 @@ class Result:
         return load_tokenizer(str(self.folder / "final"))
 
     def open(self, *, step: int | None = None, plugins: Sequence[str] = ()) -> Run:
-        """The run with its tokenizer, rows and weights, in evaluation mode; its teacher if an eval
-        needs it.
+        """The run with its tokenizer, rows and weights, in evaluation mode; the teacher is loaded
+        if an eval needs it.
 
-        The weights are the final ones, those of the checkpoint of `step`, or of an unfinished run
-        the newest.
+        The weights are those of the checkpoint at `step`, by default the final ones, or the newest
+        checkpoint of an unfinished run.
         """
         from kdcore.runs.open import begun, open_stage
 
@@ -101,9 +101,9 @@ def run(
 ) -> Result:
     """Run a recipe as `kdcore run` does: finished stages are reused, an interrupted one resumes.
 
-    `on_record` is called with each `Record`, every `train.log_every` steps; a notebook shows a bar.
-    `plugins` are what `-p` takes. Raises RecipeError with every fault of the recipe, RunError where
-    a run fails.
+    `on_record` is called with each `Record`, every `train.log_every` steps. `plugins` takes the
+    values of `-p`. Notebooks show a progress bar. Raises RecipeError with all errors of the recipe,
+    RunError if a run fails.
     """
     import datasets  # noqa: F401  # before its bars are switched off
 
@@ -127,7 +127,7 @@ def run(
 
 
 def check(recipe: RecipeLike, *, sets: Sets = (), plugins: Sequence[str] = ()) -> list[str]:
-    """Raise RecipeError with every error of a recipe; else return its notes. Loads nothing."""
+    """Raise RecipeError with all errors of a recipe, or return its notes. Loads nothing."""
     from kdcore.recipe.recipe import read_recipe
 
     with _name_of(recipe) as name:
@@ -137,7 +137,7 @@ def check(recipe: RecipeLike, *, sets: Sets = (), plugins: Sequence[str] = ()) -
 
 
 def plan(recipe: RecipeLike, *, sets: Sets = (), plugins: Sequence[str] = ()) -> list[StagePlan]:
-    """What each stage of a recipe will do, as `kdcore plan` shows it. Loads no weights."""
+    """The plan of each stage of a recipe, as `kdcore plan` shows it. Loads no weights."""
     from kdcore.analysis.plan import plans_of
     from kdcore.recipe.recipe import read_recipe
 
@@ -146,7 +146,7 @@ def plan(recipe: RecipeLike, *, sets: Sets = (), plugins: Sequence[str] = ()) ->
 
 
 def load(run: str | Path, *, out: str | Path = "runs") -> Result:
-    """A run by its path, its folder's name, a unique prefix, or "last"."""
+    """Find a run by its path, its folder's name, a unique prefix of it, or "last"."""
     from kdcore.runs.folder import find_run
 
     folder = find_run(str(run), Path(out))
@@ -154,7 +154,7 @@ def load(run: str | Path, *, out: str | Path = "runs") -> Result:
 
 
 class _OnRecord(Component):
-    """Hands each record to a function."""
+    """Passes each record to a function."""
 
     name = "on_record"
     component_kind = "callback"
@@ -175,7 +175,7 @@ def _host(plugins: Sequence[str]) -> PluginManager:
 
 
 def _arguments(sets: Sets) -> tuple[str, ...]:
-    """As `--set` takes them."""
+    """The changes in the syntax of `--set`."""
     from kdcore.recipe.overrides import as_toml
 
     if not isinstance(sets, Mapping):
@@ -185,7 +185,7 @@ def _arguments(sets: Sets) -> tuple[str, ...]:
 
 @contextmanager
 def _name_of(recipe: RecipeLike) -> Iterator[str]:
-    """What the recipe is called on the command line; mappings are written to a file that goes."""
+    """The recipe as the command line takes it; a mapping is written to a temporary file."""
     if not isinstance(recipe, Mapping):
         yield str(recipe)
         return

@@ -1,1 +1,1 @@
-"""What a recipe will cost, and what its rows are. Internal."""
+"""Analysis of recipes: cost estimates and sample rows. Internal."""

@@ -1,4 +1,4 @@
-"""Losses that prepare a step, where there is no step: they are given zeros of what they prepare."""
+"""`PreparedLoss`es outside a step, for memory estimates: they get zeros."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _TOKENS = 4
 
 
 class BlankTokens(Tokens):
-    """A few tokens of one document of which everything is 0, and which every term sees."""
+    """A few tokens of one document; all values are 0, and every term sees them."""
 
     step = 1
 
@@ -77,11 +77,11 @@ class BlankTokens(Tokens):
         return torch.arange(_TOKENS), torch.arange(_TOKENS)
 
     def top(self, scores: Tensor, share: object) -> Tensor:
-        """All."""
+        """All are kept."""
         return self._zeros() == 0
 
     def over_step(self, values: Tensor) -> Tensor:
-        """They are all there are."""
+        """Unchanged: there are no other tokens."""
         return values
 
     def random(self) -> Tensor:
@@ -90,24 +90,24 @@ class BlankTokens(Tokens):
 
 
 class BlankPrepared(Loss):
-    """A loss that prepares, as a loss of single tokens: what it prepared is 0."""
+    """A `PreparedLoss` as a loss of single tokens, with zeros as its prepared input."""
 
     def __init__(self, loss: PreparedLoss) -> None:
         self._loss = deepcopy(loss)
         self._shape = prepared_by(self._loss, BlankTokens()).shape[1:]
-        # The class has these for all losses.
+        # Class variables of `Loss`, set here on the instance.
         self.name, self.needs_teacher = loss.name, loss.needs_teacher  # type: ignore[misc]
 
     def temperatures(self) -> Sequence[float]:
-        """Those of the loss."""
+        """Those of the wrapped loss."""
         return self._loss.temperatures()
 
     def per_token(self, student: Tensor, teacher: Tensor | None, labels: Tensor) -> Tensor:
-        """Its values where zeros were prepared."""
+        """The wrapped loss's values with zeros as prepared input."""
         prepared = student.new_zeros(len(labels), *self._shape)
         return self._loss.per_token_prepared(student, teacher, labels, prepared)
 
 
 def of_single_tokens(losses: Sequence[Loss]) -> list[Loss]:
-    """Losses that can be run on logits alone, for what their tensors take."""
+    """Losses that run on logits alone, to trace the memory of their tensors."""
     return [BlankPrepared(loss) if isinstance(loss, PreparedLoss) else loss for loss in losses]

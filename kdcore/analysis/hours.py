@@ -1,4 +1,4 @@
-"""How long a stage will take: predicted from what this machine reaches, or by a few real steps."""
+"""The duration of a stage: predicted from this machine's speed, or measured in a few real steps."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
     from kdcore.recipe.recipe import Recipe
 
 
-_WARM = 2  # steps before those that are timed
+_WARM = 2  # warm-up steps before timing
 _TIMED = 5
-# What training reaches of a large product and of a long sum, and seconds of the host a kernel.
-# Those of processors are fitted to CPU seconds of stages of recipes/cpu, which they give to within
-# a factor of two; those of GPUs are benchmarks/roofline.py's, and were not measured.
+# Fractions of the measured speed that training reaches, and host seconds per kernel. CPU values are
+# fitted to CPU seconds of stages of recipes/cpu, which they predict within a factor of two; GPU
+# values are those of benchmarks/roofline.py, and are not measured.
 _OF_PEAK = {"cpu": 0.4, "cuda": 0.55}
 _OF_BANDWIDTH = {"cpu": 0.25, "cuda": 0.85}
 _LAUNCH = {"cpu": 30e-6, "cuda": 5e-6}
@@ -41,14 +41,14 @@ _LAUNCH = {"cpu": 30e-6, "cuda": 5e-6}
 
 @dataclass(frozen=True)
 class Rates:
-    """What a device was measured to reach."""
+    """Measured speed of a device."""
 
     device: str
-    operations: float  # a second, in products of the student's size
-    bandwidth: float  # bytes a second
+    operations: float  # per second, in matrix products of the student's size
+    bandwidth: float  # bytes per second
 
     def seconds(self, cost: Cost) -> float:
-        """A GPU computes while its host prepares; on a processor one comes after the other."""
+        """A GPU overlaps computing with its host; on a CPU they add up."""
         busy = cost.operations / (_OF_PEAK[self.device] * self.operations)
         busy += cost.bytes / (_OF_BANDWIDTH[self.device] * self.bandwidth)
         host = cost.kernels * _LAUNCH[self.device]
@@ -57,15 +57,15 @@ class Rates:
 
 @dataclass(frozen=True)
 class Hours:
-    """How long a stage takes, evaluations, stores and writing included."""
+    """The duration of a stage, including evaluations, caches and generation."""
 
     seconds: float
     how: Literal["measured", "predicted"]
-    why: str  # what it is from, or why it was not measured
+    why: str  # how it was obtained, or why it was not measured
 
 
 def rates_of(work: Work, precision: str) -> Rates:
-    """Measured here, in half a second at most: a product of the student's size, and a sum."""
+    """Measure a matrix product of the student's size and a sum, for at most half a second."""
     rows = max(1, min(4096, work.micro_batch * work.time))
     return _rates(rows, work.student.width, work.student.inner, precision)
 
@@ -77,14 +77,14 @@ def _rates(rows: int, width: int, inner: int, precision: str) -> Rates:
     left = torch.ones(rows, width, dtype=kind, device=device)
     right = torch.ones(width, inner, dtype=kind, device=device)
     operations = 2 * rows * right.numel()
-    large = torch.ones(2**23, device=device)  # no cache holds it
+    large = torch.ones(2**23, device=device)  # exceeds every cache
     product = _fastest(lambda: left @ right, device)
     added = _fastest(lambda: large.add_(1), device)
     return Rates(device.type, operations / product, 2 * 4 * large.numel() / added)
 
 
 def _fastest(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds of the fastest turn of many, as others may use the machine too."""
+    """Seconds of the fastest of many repetitions, as others may use the machine too."""
     best, ends = math.inf, time.perf_counter() + 0.2
     for turn in range(1000):
         began = time.perf_counter()
@@ -99,7 +99,7 @@ def _fastest(work: Callable[[], object], device: torch.device) -> float:
 
 
 def predicted(plan: StagePlan) -> Hours | None:
-    """From operations and bytes; None where tokens or the model are not known."""
+    """The prediction from operations and bytes; None if tokens or model are unknown."""
     if plan.estimate is None or plan.estimate.work is None or not plan.steps:
         return None
     step = tokens_in_step(plan)
@@ -114,21 +114,21 @@ def predicted(plan: StagePlan) -> Hours | None:
 
 
 def tokens_in_step(plan: StagePlan) -> float | None:
-    """On average."""
+    """The mean number."""
     if not plan.tokens or not plan.in_epoch:
         return None
     return plan.tokens / plan.in_epoch * plan.stage.train.drawn
 
 
 def _context(plan: StagePlan) -> float:
-    """How many tokens attention reaches: documents are isolated."""
+    """The tokens that attention reaches: documents are isolated."""
     if plan.tokens and plan.documents:
         return min(plan.stage.data.block, plan.tokens / plan.documents)
     return plan.stage.data.block
 
 
 def _around(plan: StagePlan, work: Work, step: float) -> Cost:
-    """Evaluations, stores of teachers, and answers that are written."""
+    """Time outside steps: evaluations, teacher caches, and generation."""
     assert plan.steps is not None
     return (
         _evaluating(plan, work)
@@ -162,9 +162,9 @@ def _writing(plan: StagePlan, work: Work) -> Cost:
 def measured(
     recipe: Recipe, plan: StagePlan, host: PluginManager, out: Path, guess: Hours | None
 ) -> Hours | None:
-    """The prediction with its steps replaced by real ones, taken in a folder that goes away.
+    """The prediction with its steps replaced by real ones, run in a temporary folder.
 
-    Where that cannot be, the prediction with the reason.
+    If that fails, the prediction with the reason.
     """
     name, work = plan.stage.name, plan.estimate.work if plan.estimate else None
     if guess is None or work is None or plan.steps is None:
@@ -190,7 +190,7 @@ def _keeps_store(component: object) -> bool:
 
 
 def _seconds_of_step(recipe: Recipe, name: str, host: PluginManager, out: Path) -> float:
-    """The mean of a few; rollouts of these steps are written too."""
+    """The mean of a few steps, including their rollouts."""
     with TemporaryDirectory(prefix="kdcore-plan-") as folder:
         stage = recipe.build(name, stage_outputs(recipe, name, out))
         accelerator = make_accelerator(stage.train)

@@ -1,7 +1,7 @@
-"""What a stage will take: parameters, memory and disk. No weights are loaded.
+"""A stage's requirements: parameters, memory and disk. Loads no weights.
 
-Memory is that of one process at its fullest: the processor's, or the device's where there is one.
-Files that are mapped from disk, such as tokenised data, can be evicted and do not count.
+Memory is the peak of one process: on the CPU, or on the device if there is one. Memory-mapped
+files, such as tokenised data, can be evicted and do not count.
 """
 
 from __future__ import annotations
@@ -49,24 +49,24 @@ if TYPE_CHECKING:
     from kdcore.api.train_options import TrainOptions
 
 
-# Measured: a process that is about to make its student; a CUDA context with its kernels.
+# Measured: a process before it makes its student; a CUDA context with its kernels.
 _LIBRARIES = {"cpu": 590_000_000, "cuda": 600_000_000}
-_ALLOCATOR = 1.1  # measured on CPUs: what it holds for tensors that come and go, over their size
+_ALLOCATOR = 1.1  # measured on CPUs: allocated over requested bytes of temporary tensors
 
 Amounts = Sequence[tuple[str, int]]
-"""What, and how many bytes."""
+"""Names and bytes."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a stage takes, as far as it can be known."""
+    """The requirements of a stage, as far as they are known."""
 
     parts: Sequence[Part]  # of the student
     micro_batch: int  # rows
     device: str
     memory: Amounts
-    peak: int  # bytes of memory: not all of it is needed at once
-    checkpointed: int | None  # activations with train.checkpointing; None where it is on
+    peak: int  # bytes of memory at the peak: not the sum of all parts
+    checkpointed: int | None  # activations with train.checkpointing; None if it is on
     checkpoint: int  # bytes of one on disk
     final: int  # bytes of the finished student on disk
     unknown: Sequence[str]  # what is left out, and why
@@ -77,9 +77,9 @@ class Estimate:
 
 @dataclass(frozen=True, eq=False)
 class _Teacher:
-    """A teacher's model without weights, and the bytes that its weights would take."""
+    """A teacher's model without weights, and the bytes of its weights."""
 
-    name: str  # with its parameters
+    name: str  # with its parameter count
     model: PreTrainedModel
     size: int
 
@@ -92,9 +92,9 @@ def estimate(
     longest: int | None,
     rows: int | None = None,
 ) -> Estimate:
-    """`ids` is how many the tokenizer has, `longest` the tokens of the longest row.
+    """Estimate a stage. `ids` is the tokenizer's size, `longest` the tokens of the longest row.
 
-    `rows` is how many a step has, where that is known.
+    `rows` is the number per step, if known.
     """
     state = _state_of(stage.train)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -108,7 +108,7 @@ def _takes_turns(component: Component) -> bool:
 
 
 def _in_turn(teachers: Sequence[_Teacher]) -> list[_Teacher]:
-    """The largest as it is; of the others only the heads stay on the device."""
+    """Only the largest counts in full, the others with their heads."""
     largest = max(teachers, key=lambda one: one.size, default=None)
     return [one if one is largest else replace(one, size=_bytes(_head(one))) for one in teachers]
 
@@ -118,7 +118,7 @@ def _head(teacher: _Teacher) -> nn.Module:
 
 
 class _Estimating:
-    """One stage among fake models."""
+    """One stage, with fake models."""
 
     def __init__(
         self,
@@ -144,7 +144,7 @@ class _Estimating:
         self.vocabulary = min([*widths, ids] if ids else widths)
 
     def _hidden(self) -> list[HiddenStatesLoss]:
-        """The losses that compare hidden states, with what they learn."""
+        """The hidden-state losses, with their learned parameters."""
         losses = [t.loss for t in self.stage.terms if isinstance(t.loss, HiddenStatesLoss)]
         ours = _width(self.student)
         theirs = _width(self.teachers[0].model) if self.teachers else ours
@@ -154,14 +154,14 @@ class _Estimating:
         return losses
 
     def _learned(self) -> int:
-        """The parameters of what losses learn."""
+        """The learned parameters of losses."""
         return sum(part.total for part in learned_parts(self.hidden))
 
     def _student(self, config: PretrainedConfig) -> PreTrainedModel:
         options = self.stage.student
         loaded = options.model is not None
         dtype = dtype_of(options.dtype, self.device) if loaded else torch.float32
-        # Patches may move what they make, which fake tensors cannot do before they lie somewhere.
+        # Patches may move tensors that they create, which fake tensors cannot do without a device.
         with torch.device("meta"):
             student = patched(_fresh(config, dtype, options.attention), options.patches)
         return on_device(student, torch.device("cpu"))
@@ -191,7 +191,7 @@ class _Estimating:
         return _Teacher(f"teacher: {name}, {parameters:,} parameters", model, size)
 
     def done(self, state: float) -> Estimate:
-        """`state` is the optimizer's, in numbers for each that is trained."""
+        """`state` is the optimizer's, in numbers per trained parameter."""
         weights, trained = _bytes(self.student), 4 * parameters_of(self.student)[1]
         parts = [*parts_of(self.student), *learned_parts(self.hidden)]
         learned = 4 * self._learned()
@@ -229,7 +229,7 @@ class _Estimating:
         )
 
     def _work(self, rows: int) -> Work:
-        """What keeps a store is read once, everything else in each step."""
+        """Teachers behind a cache are read once, everything else in each step."""
         read, stored = list[Shape](), list[Shape]()
         for component, models in (
             (self.stage.teacher, self.teachers),
@@ -270,7 +270,7 @@ class _Estimating:
 
     @cached_property
     def _writing(self) -> Writing:
-        """The student may write, or the models of a teacher that a writer asks."""
+        """Models that may generate: the student, or those of a teacher that a rollout uses."""
         rollout, precision = self.stage.rollout, precision_of(self.options.precision, self.device)
         if rollout is None:
             return Writing()
@@ -284,7 +284,7 @@ class _Estimating:
             return Writing()
 
     def _peak(self, held: int, taken: Footprint) -> int:
-        # Rows are written between steps: beside what stays, and not beside activations.
+        # Rows are generated between steps: without activations, but next to everything that stays.
         gradients = 4 * parameters_of(self.student)[1]
         return held + round(max(taken.peak, gradients, self._writing.peak) * _ALLOCATOR)
 
@@ -299,7 +299,7 @@ class _Estimating:
                 self._pass(rows),
             )
         except (UnsupportedFakeTensorException, PluginError) as error:
-            # A loss or a model may look at values, and there are none.
+            # A loss or model may read values, and fake tensors have none.
             self.unknown.append(f"activations and logits: {error}")
             return Footprint(0, 0, 0)
 
@@ -308,7 +308,7 @@ class _Estimating:
             enable_checkpointing(self.student)
             return activations(self.student, self._pass(rows))
         except (ValueError, UnsupportedFakeTensorException):
-            return None  # the model cannot
+            return None  # the model does not support it
 
     def _pass(self, rows: int) -> Pass:
         options = self.options
@@ -348,14 +348,14 @@ def _bytes(model: nn.Module) -> int:
 
 
 def _saved(model: PreTrainedModel) -> int:
-    """The weights of `final/`: of an adapter that was not merged, that alone."""
+    """The weights in `final/`: only the adapter, if it was not merged."""
     alone = hasattr(model, "get_base_model")
     kept = (p for p in model.parameters() if p.requires_grad or not alone)
     return sum(p.numel() * p.element_size() for p in kept)
 
 
 def _state_of(options: TrainOptions) -> float:
-    """The optimizer's state in numbers for each that is trained, tried on a small matrix."""
+    """The optimizer's state in numbers per trained parameter, from a step on a small matrix."""
     small = nn.Linear(256, 256, bias=False)
     optimizer = optimizer_of(options, small)
     small(torch.zeros(1, 256)).sum().backward()

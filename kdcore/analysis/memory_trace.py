@@ -1,8 +1,8 @@
-"""The memory that a micro-batch takes, found by running it on fake tensors: nothing is computed
-and nothing allocated, but every tensor that would be is counted while it would live.
+"""The memory of a micro-batch, traced on fake tensors.
 
-Trunk, chunked loss and losses are those of a run, always as on a CPU: a GPU keeps the same tensors.
-What kernels and allocators need for themselves is not seen.
+Nothing is computed or allocated, but every tensor counts while it would be alive. Trunk, chunked
+loss and losses are those of a run, always as on a CPU: a GPU keeps the same tensors. Memory inside
+kernels and allocators is not seen.
 """
 
 from __future__ import annotations
@@ -37,36 +37,36 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes beside weights and optimizer, on one process."""
+    """Bytes of one process in addition to weights and optimizer."""
 
-    activations: int  # what the trunk keeps for the backward pass
-    chunk: int  # what scoring, a chunk's logits and the losses add at most
-    peak: int  # the most at any time of a step; gradients included
+    activations: int  # kept by the trunk for the backward pass
+    chunk: int  # the most that scoring, a chunk's logits and the losses add
+    peak: int  # the peak of a step, including gradients
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pass:
-    """A micro-batch, and what is done with it."""
+    """A micro-batch, and how it is used."""
 
     rows: int
     time: int
     vocabulary: int
     chunk: int
-    losses: Sequence[Loss]  # those that compare logits
+    losses: Sequence[Loss]  # losses on logits
     precision: torch.dtype | None  # of autocast
     selects: bool = False
-    repeats: bool = False  # the step has more than one, so gradients are there already
+    repeats: bool = False  # the step has several, so gradients exist already
     hidden: Sequence[HiddenStatesLoss] = ()
 
 
-_MASK = 5  # bytes for each pair of tokens of a row: what may be seen, as bools and as numbers
+_MASK = 5  # bytes per pair of tokens in a row: the attention mask as bools and as numbers
 
 FakeModels: Callable[[], AbstractContextManager[object]] = FakeTensorMode
-"""While this lasts, models are made without memory for their weights."""
+"""A context in which models are made without memory for their weights."""
 
 
 def on_device(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
-    """A model that was made on the meta device, moved among `FakeModels`; tied weights stay so."""
+    """A model from the meta device, moved in `FakeModels`; tied weights stay tied."""
     moved: dict[int, Tensor] = {}
     for module in model.modules():
         both: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
@@ -90,9 +90,9 @@ def footprint(
     references: Sequence[PreTrainedModel],
     asked: Pass,
 ) -> Footprint:
-    """Run one step's forward and backward. Called, and the models made, among `FakeModels`.
+    """Trace one step's forward and backward. Called, with models made, in `FakeModels`.
 
-    `teachers` are averaged for the losses; a selection asks `references` for their likelihoods.
+    `teachers` are averaged for the losses; a selection reads `references` for their likelihoods.
     """
     student.zero_grad()
     meter = _Meter()
@@ -106,7 +106,7 @@ def footprint(
 
 
 def activations(student: PreTrainedModel, asked: Pass) -> int:
-    """What the trunk keeps for the backward pass of a micro-batch, alone."""
+    """What the trunk alone keeps for the backward pass of a micro-batch."""
     batch, meter = _batch(asked), _Meter()
     with meter:
         model = _Model(student.train(), batch, asked.precision)
@@ -116,7 +116,7 @@ def activations(student: PreTrainedModel, asked: Pass) -> int:
 
 
 def reading(model: PreTrainedModel, rows: int, time: int, precision: torch.dtype | None) -> int:
-    """The most that prompts of so many tokens take while a model reads them to write on."""
+    """The peak while a model reads prompts of this many tokens before generation."""
     meter = _Meter()
     base = getattr(model, "get_base_model", lambda: model)()
     plain = type(model.get_output_embeddings()) is nn.Linear  # type: ignore[no-untyped-call]
@@ -137,7 +137,7 @@ def _run(
     asked: Pass,
     meter: _Meter,
 ) -> tuple[int, int]:
-    """One micro-batch: what its trunk keeps, and what scores and losses add to that."""
+    """One micro-batch: what its trunk keeps, and what scoring and losses add."""
     batch = _batch(asked)
     with torch.no_grad():
         read = [_Model(_still(model), batch, None) for model in teachers]
@@ -188,7 +188,7 @@ class _Model:
         self._vocabulary = batch.vocabulary
 
     def logits(self, positions: Tensor) -> Tensor:
-        """As a run makes them."""
+        """As in a run."""
         if self.computed is None:
             return upcast(self.states[positions])[:, : self._vocabulary]
         with torch.no_grad():
@@ -229,7 +229,7 @@ def _work(asked: Pass, batch: Batch, teachers: Sequence[_Model]) -> ChunkedLossI
 
 def _together(teachers: Sequence[_Model], batch: Batch) -> LogitsFn:
     def logits(positions: Tensor) -> Tensor:
-        if not teachers:  # it has no model, but its logits are there
+        if not teachers:  # there is no model, but there would be logits
             return torch.empty(len(positions), batch.vocabulary)
         return reduce(torch.add, (each.logits(positions) for each in teachers))
 
@@ -237,7 +237,7 @@ def _together(teachers: Sequence[_Model], batch: Batch) -> LogitsFn:
 
 
 class _Meter(TorchDispatchMode):
-    """Counts the bytes of the tensors that are made while it is active and still live."""
+    """Counts the bytes of live tensors that were created while it is active."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -245,15 +245,15 @@ class _Meter(TorchDispatchMode):
         self._sizes: dict[int, int] = {}
 
     def watch(self) -> Callable[[], int]:
-        """From now on: the most at any time until it is asked."""
+        """The peak since this call, until it is read."""
         self._recent = self.live
         return lambda: self._recent
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        if func.namespace == "prim":  # questions, such as what device a tensor is on
+        if func.namespace == "prim":  # queries, such as a tensor's device
             return out
-        # Views of what was there before, such as a weight, are nothing new.
+        # Views of earlier tensors, such as weights, take no memory.
         given = {id(storage) for storage in _storages((args, kwargs))}
         for storage in _storages(out):
             if id(storage) not in given and id(storage) not in self._sizes:

@@ -1,4 +1,4 @@
-"""A model's parameters, part by part: embeddings, each kind of block, norms, head."""
+"""A model's parameters by part: embeddings, each kind of block, norms, head."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Part:
-    """Equal pieces of a model, and the parameters of each."""
+    """Identical parts of a model, and the parameters of each."""
 
     name: str
     count: int
     each: int
-    trained: int  # of the parameters of all pieces
+    trained: int  # number of trained ones in all of them
     note: str = ""
 
     @property
     def total(self) -> int:
-        """The parameters of all pieces."""
+        """The parameters of all of them."""
         return self.count * self.each
 
 
 def parts_of(model: PreTrainedModel) -> list[Part]:
-    """Every parameter, counted once, in the order of the forward pass; a tied head is named."""
+    """Every parameter, counted once, in the order of the forward pass; a tied head is marked."""
     pieces: dict[tuple[str, str], list[Tensor]] = {}
     for name, index, parameter in _named(model):
         pieces.setdefault((name, index), []).append(parameter)
@@ -49,7 +49,7 @@ def parts_of(model: PreTrainedModel) -> list[Part]:
 
 
 def learned_parts(losses: Iterable[HiddenStatesLoss]) -> list[Part]:
-    """What losses learn besides the student, which is no part of the finished model."""
+    """Parameters that losses learn, which are not part of the finished model."""
     parts = []
     for loss in losses:
         learned = loss.learned()
@@ -60,7 +60,7 @@ def learned_parts(losses: Iterable[HiddenStatesLoss]) -> list[Part]:
 
 
 def parameters_of(model: nn.Module) -> tuple[int, int]:
-    """All parameters, and those that are trained."""
+    """The number of all parameters, and of trained ones."""
     counts: Counter[bool] = Counter()
     for parameter in model.parameters():
         counts[parameter.requires_grad] += parameter.numel()
@@ -68,7 +68,7 @@ def parameters_of(model: nn.Module) -> tuple[int, int]:
 
 
 def _named(model: PreTrainedModel) -> Iterator[tuple[str, str, Tensor]]:
-    """Each parameter with its part's name and which of the equal pieces it belongs to."""
+    """Each parameter with the name of its part, and which of the identical parts it is in."""
     head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     seen: set[int] = set()
     for path, module in model.named_modules():
@@ -87,7 +87,7 @@ def _place(path: str, module: nn.Module, *, is_head: bool) -> tuple[str, str]:
     if at is None:
         kind = "embeddings" if isinstance(module, nn.Embedding) else steps[-1]
         return name or kind, ""
-    # "model.layers.3.mlp.gate_proj" is a piece of "layers: mlp.gate_proj", in layer 3.
+    # "model.layers.3.mlp.gate_proj" is the part "layers: mlp.gate_proj", in layer 3.
     inner = "norms" if name else ".".join(steps[at + 1 : at + 3])
     return f"{steps[at - 1]}: {inner}", steps[at]
 

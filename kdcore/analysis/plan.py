@@ -1,7 +1,7 @@
-"""What a recipe will do, stage by stage, found out without loading weights or downloading data.
+"""The plan of a recipe, stage by stage, without loading weights or downloading data.
 
-A stage's tokenizer is made and its rows are laid as in a run, in a folder that goes away. What
-cannot be known here is named, with the reason, and everything else is still told.
+Makes a stage's tokenizer and rows as a run does, in a temporary folder. Whatever cannot be known
+here is listed with the reason; everything else is still reported.
 """
 
 from __future__ import annotations
@@ -38,27 +38,27 @@ if TYPE_CHECKING:
     from kdcore.recipe.recipe import Recipe, StageTable
 
 
-_LOOKED_AT = 8  # rows
+_LOOKED_AT = 8  # sample rows
 _Made = TypeVar("_Made")
 
 
 @dataclass(frozen=True)
 class StagePlan:
-    """What one stage will do. None stands for what is not known."""
+    """The plan of one stage. None: unknown."""
 
-    stage: Stage  # as typed: other stages are "@NAME"
+    stage: Stage  # as written: other stages are "@NAME"
     components: Mapping[str, str]  # "data", "teacher", ... -> as a call, without defaults
     objective: str
     symbols: Sequence[tuple[str, str]]  # of the objective, with their meaning
-    ids: int | None  # of the tokenizer
-    documents: int | None  # of the training data
+    ids: int | None  # size of the tokenizer
+    documents: int | None  # documents in the training data
     rows: int | None
-    tokens: int | None  # in the rows
+    tokens: int | None  # tokens in the rows
     steps: int | None
     estimate: Estimate | None
-    bytes_per_token: float  # that teachers keep on disk
+    bytes_per_token: float  # stored by teachers, on disk
     unknown: Sequence[str]  # what is not known, and why
-    bos: str = ""  # what documents begin with
+    bos: str = ""  # what begins each document
     held_out: int | None = None  # rows of an evaluation
 
     @property
@@ -77,12 +77,12 @@ def plans_of(recipe: Recipe) -> Iterator[StagePlan]:
 
 @dataclass(eq=False)
 class _Planning:
-    """One stage. What other stages would leave behind lies in `place`, but for the weights."""
+    """One stage. `place` stands for the outputs of other stages, without weights."""
 
     recipe: Recipe
     table: StageTable
     place: Path
-    known: list[Path]  # the folders of the stages before
+    known: list[Path]  # the folders of earlier stages
     unknown: list[str] = field(default_factory=list)
     bos: str = ""
     held_out: int | None = None
@@ -100,7 +100,7 @@ class _Planning:
             begins = self._try("how documents begin", lambda: _bos(stage.data, tokenizer, rows))
             self.bos = begins or ""
         if run is not None and rows:
-            with suppress(KdcoreError, OSError):  # what it would say is said of the training rows
+            with suppress(KdcoreError, OSError):  # problems are reported for the training rows
                 self.held_out = len(run.rows("validation"))
         config = None
         if tokenizer is not None or stage.student.config is None:
@@ -181,21 +181,21 @@ class _Planning:
             return None
 
     def _said(self, text: str) -> str:
-        """Other stages by the names that the recipe has for them."""
+        """Shows other stages by their names in the recipe."""
         for name in self.table.needs:
             text = text.replace(str(self._folder(name) / "final"), f"@{name}")
         return text
 
 
 def _rows_in_step(options: TrainOptions, rows: RowDataset) -> int:
-    """How many there are; where steps draw documents about so many."""
+    """The rows of a step; approximate where steps draw documents."""
     if options.batch_documents is None:
         return options.batch
     return math.ceil(options.batch_documents * len(rows) / len(rows.split.lengths))
 
 
 def _bos(data: Data, tokenizer: PreTrainedTokenizerBase, rows: RowDataset) -> str:
-    """What documents begin with; a chat template may have none of it."""
+    """What begins each document; a chat template may override it."""
     bos = bos_of(data, tokenizer)
     some = rows.some(range(min(len(rows), _LOOKED_AT)))
     first = [row["input_ids"][row["offset"] == 0] for row in some]
@@ -220,7 +220,7 @@ def _student_of(stage: Stage) -> str:
 
 
 def _as_it_lies(data: Data) -> Data:
-    """The same data, without what would have to be downloaded."""
+    """The same data, without anything that needs a download."""
 
     def texts(split: str) -> Iterator[str]:
         with without_downloads():

@@ -1,4 +1,4 @@
-"""What a recipe's writer answers to prompts of its data, before any training."""
+"""Sample completions of a recipe's rollout, before any training."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class RolloutSample:
-    """Answers of one stage's writer, each with its prompt."""
+    """Completions of one stage's rollout, each with its prompt."""
 
     run_name: str
     writer: str  # as a call, without defaults
@@ -41,9 +41,9 @@ class RolloutSample:
 def sample_rollouts(
     recipe: Recipe, *, stage: str | None, out: Path, rows: int
 ) -> Iterator[RolloutSample]:
-    """For each stage with a writer, or the one that is named: the answers to some rows' prompts.
+    """For each stage with a rollout, or the named one: completions of some rows' prompts.
 
-    Stages that it needs must be finished in `out`. Weights are loaded.
+    Stages that it needs must be finished in `out`. Loads weights.
     """
     names = [each.name for each in recipe.stages if stage in (None, each.name)]
     built = [recipe.build(name, stage_outputs(recipe, name, out)) for name in names]

@@ -1,7 +1,7 @@
-"""Sample rows of a recipe, and what a selection keeps of a run's rows.
+"""Sample rows of a recipe, and the tokens that a selection keeps in a run's rows.
 
-The tokenizer is made and the rows are laid as in a run, in a folder that goes away. Unlike a plan
-this may download what is not here yet.
+Makes the tokenizer and rows as a run does, in a temporary folder. Unlike a plan, this may download
+files.
 """
 
 from __future__ import annotations
@@ -42,21 +42,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class SampledRow:
-    """A row, and which of its tokens are trained; arrays [time]."""
+    """A row, and which of its tokens are trained on; arrays [time]."""
 
-    index: int  # among all rows of the split
+    index: int  # in all rows of the split
     input_ids: np.ndarray
-    document: np.ndarray  # the token's document in the split
-    offset: np.ndarray  # its index there
-    valid: np.ndarray  # bool: it is trained; no prompt, no document's first token
+    document: np.ndarray  # index of each token's document in the split
+    offset: np.ndarray  # index of each token in its document
+    valid: np.ndarray  # bool: trained on; not prompts or first tokens of documents
 
 
 @dataclass(frozen=True, eq=False)
 class RowSample:
-    """Some rows of a split, and how many there are of everything."""
+    """Some rows of a split, and totals."""
 
-    stages: Sequence[str]  # the runs that see these very rows, by name
-    data: str  # the component as a call, without defaults
+    stages: Sequence[str]  # names of the runs with exactly these rows
+    data: str  # as a call, without defaults
     split: str
     block: int
     tokenizer: PreTrainedTokenizerBase
@@ -64,19 +64,19 @@ class RowSample:
     rows_in_all: int
     documents: int
     tokens: int
-    cut: int  # documents that were longer than a row
-    dropped: int  # documents that could train nothing
-    # [documents] in tokens, whole or as far as the data keeps them
+    cut: int  # documents longer than a row
+    dropped: int  # documents without a token to train on
+    # [documents] in tokens, complete, or as far as the data keeps them
     lengths: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
 
 
 def sample_rows(
     recipe: Recipe, *, stage: str | None = None, split: str = "train", count: int = 3
 ) -> Iterator[RowSample]:
-    """`count` rows of a stage, or of each stage that sees other rows than those before it.
+    """`count` rows of a stage, or of each stage with other rows than earlier ones.
 
-    They are drawn by the stage's seed, in their order in the split. Of data that is fresh each
-    epoch they are the first epoch's, and of a stream those of its first window.
+    Drawn by the stage's seed, in the order of the split. For data that is fresh each epoch, from
+    the first epoch; for a stream, from its first window.
     """
     with TemporaryDirectory(prefix="kdcore-rows-") as folder:
         opened = opened_stages(recipe, Path(folder), stage)
@@ -89,7 +89,7 @@ def sample_rows(
 
 
 def opened_stages(recipe: Recipe, place: Path, only: str | None) -> list[RunState]:
-    """Each stage with its tokenizer, in order; a tokenizer is all that stages leave behind here."""
+    """Each stage with its tokenizer, in order; tokenizers are the only outputs of stages here."""
     folders = {name: place / f"@{name}" for name in wanted_stages(recipe, only)}
     finals = {name: folder / FINAL for name, folder in folders.items()}
     runs: list[RunState] = []
@@ -109,7 +109,7 @@ def _key(run: RunState) -> tuple[object, ...]:
 
 
 def sample_of(run: RunState, names: Sequence[str], split: str, count: int) -> RowSample:
-    """`count` rows of a split of one stage; `names` are the runs that see these very rows."""
+    """`count` rows of a split of one stage; `names` are the runs with exactly these rows."""
     rows = run.laid(split)
     if isinstance(rows, Stream):
         rows = rows.first_window()
@@ -141,7 +141,7 @@ def _row(rows: RowDataset, index: int) -> SampledRow:
 
 
 def _valid(rows: RowDataset, row: Row) -> np.ndarray:
-    """Which tokens a batch would train, at their own places."""
+    """The tokens that a batch would train on, at their own positions."""
     largest = max(int(np.max(row[key])) for key in ("input_ids", "labels") if key in row)
     batch = Collate(rows.split, largest + 1, torch.device("cpu"))([row])
     labels = batch.labels.numpy()
@@ -150,21 +150,21 @@ def _valid(rows: RowDataset, row: Row) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class SelectedRow:
-    """A row, and what became of each of its tokens; arrays [time]."""
+    """A row, and the state of each of its tokens; arrays [time]."""
 
     input_ids: np.ndarray
-    document: np.ndarray  # the token's document in the split
-    valid: np.ndarray  # bool: it can be trained; no prompt, no document's first token
+    document: np.ndarray  # index of each token's document in the split
+    valid: np.ndarray  # bool: can be trained on; not prompts or first tokens of documents
     kept: np.ndarray  # bool
     nll: np.ndarray  # the student's, in nats; NaN where not valid
-    score: np.ndarray  # what the selection ranked by; NaN where there is none
+    score: np.ndarray  # by which the selection ranked; NaN without one
 
 
 def selected_rows(run: RunState, step: int) -> list[SelectedRow]:
-    """The rows of a training step as the run's selection sees them with the weights there are.
+    """The rows of a training step as the run's selection sees them with the current weights.
 
-    It ranks over the whole step. Without a selection every valid token is kept. The teachers that
-    the selection asks are loaded.
+    Ranks over the whole step. Without a selection, every valid token is kept. Loads the teachers
+    that the selection uses.
     """
     selection, rows = run.recipe.selection, _rows_of(run, step)
     if selection is not None:
@@ -190,7 +190,7 @@ def _readings(run: RunState, rows: Sequence[Row]) -> list[MicroBatch]:
 
 
 def _by_row(rows: Sequence[Row], tokens: StepTokens, keep: Tensor) -> list[SelectedRow]:
-    """Flat values [n] back to where their tokens stand: after the position that predicts them."""
+    """Flat values [n] moved to their tokens: one after the position that predicts them."""
     at = (tokens.row.cpu().numpy(), tokens.position.cpu().numpy() + 1)
     shape = (len(rows), max(len(row["input_ids"]) for row in rows) + 1)
     nothing = torch.full_like(tokens.student_nll(), torch.nan)

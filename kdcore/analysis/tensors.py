@@ -1,4 +1,4 @@
-"""Every tensor of a model, and the tree of its modules."""
+"""All tensors of a model, and its module tree."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Listed:
-    """A parameter: what it is and what becomes of it."""
+    """A parameter and how it is treated."""
 
     name: str
     shape: tuple[int, ...]
     dtype: str
     trained: bool
-    decayed: bool  # if there is weight decay
+    decayed: bool  # with weight decay, if there is any
 
 
 def tensors_of(model: nn.Module) -> Iterator[Listed]:
-    """The parameters in the model's order; one that two modules share once."""
+    """The parameters in the model's order; shared ones once."""
     modules = dict(model.named_modules())
     for name, parameter in model.named_parameters():
         owner, _, last = name.rpartition(".")

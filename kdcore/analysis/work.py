@@ -1,8 +1,8 @@
-"""The operations and bytes of a step, counted from models that have no weights.
+"""Operations and bytes of a step, counted from models without weights.
 
-Matrices count by their parameters: 2 operations a token forward, 4 backward (2 where they are
-frozen), 2 more where activations are made again. Attention counts by the tokens that it reaches,
-heads by the tokens that losses see. Bytes are those of the optimizer, of activations and of logits.
+Matrices count by their parameters: 2 operations per token forward, 4 backward (2 if frozen), and 2
+more for recomputed activations. Attention counts by the tokens that it reaches, heads by the tokens
+that losses see. Bytes are those of the optimizer, activations and logits.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ from torch import nn
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-UPDATE = 40  # bytes a trained parameter: gradient's norm and scaling, AdamW's reads and writes
-KEPT = 34, 6  # bytes of activations a token and layer: so many times width and inner width
-LOGITS = 4 * 14  # bytes an id and token: float32 logits, read and written by losses
-KERNELS = 143, 39  # of a layer: trained, forward alone
-OUTSIDE = 65  # kernels of a micro-batch apart from layers
+UPDATE = 40  # bytes per trained parameter: gradient norm and scaling, AdamW's reads and writes
+KEPT = 34, 6  # bytes of activations per token and layer: factors of width and inner width
+LOGITS = 4 * 14  # bytes per id and token: float32 logits, read and written by losses
+KERNELS = 143, 39  # kernels per layer: trained, forward alone
+OUTSIDE = 65  # kernels per micro-batch, apart from layers
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What a model does with a token."""
+    """What a model does per token."""
 
-    matrices: int  # parameters of layers' matrices
-    trained: float  # the share of these that is trained
+    matrices: int  # parameters in the layers' matrices
+    trained: float  # the trained share of these
     head: int  # parameters
     width: int
     inner: int
     layers: int
     vocabulary: int
-    parameters: int  # that are trained
+    parameters: int  # number of trained ones
 
     def forward(self, tokens: float, context: float) -> float:
         """Operations of the layers."""
@@ -46,7 +46,7 @@ class Shape:
 
 
 def shape_of(model: PreTrainedModel) -> Shape:
-    """From the model's parameters and its config."""
+    """From a model's parameters and config."""
     config = model.config.get_text_config()
     head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     looked_up = [each for each in model.modules() if isinstance(each, nn.Embedding)]
@@ -68,7 +68,7 @@ def shape_of(model: PreTrainedModel) -> Shape:
 
 
 def _inner(model: nn.Module, width: int) -> int:
-    """The widest thing inside of a layer."""
+    """The largest inner width of a layer."""
     widths = [m.out_features for m in model.modules() if isinstance(m, nn.Linear)]
     inner = [each for each in widths if each <= 16 * width]
     return max(inner, default=4 * width)
@@ -76,18 +76,18 @@ def _inner(model: nn.Module, width: int) -> int:
 
 @dataclass(frozen=True)
 class Work:
-    """What a stage does with a token, and with how many at once."""
+    """What a stage does per token, and how many at a time."""
 
     student: Shape
     teachers: Sequence[Shape]  # read in each step
-    stored: Sequence[Shape]  # read once for each token of the data, and kept
+    stored: Sequence[Shape]  # read once per token of the data, then cached
     micro_batch: int
-    time: int  # tokens of a row at most
+    time: int  # longest row, in tokens
     checkpointing: bool
-    scores: bool  # all tokens' likelihoods are asked for before some are kept
+    scores: bool  # scores all tokens before it keeps some
 
     def step(self, tokens: float, context: float) -> Cost:
-        """An optimizer step over so many tokens, of documents of so many tokens."""
+        """An optimizer step of this many tokens, in documents of this length."""
         own = self.student
         passes = 2 + own.trained + self.checkpointing
         operations = passes * own.forward(tokens, context) + 6 * own.head * tokens
@@ -103,15 +103,15 @@ class Work:
         return Cost(operations, moved, batches * kernels)
 
     def reading(self, tokens: float, context: float) -> Cost:
-        """The student's own forward pass, as in an evaluation."""
+        """The student's forward pass, as in an evaluation."""
         return _forward([self.student], tokens, context, self.micro_batch * self.time)
 
     def storing(self, tokens: float, context: float) -> Cost:
-        """What is kept of teachers, once."""
+        """Caching the teachers' outputs, once."""
         return _forward(self.stored, tokens, context, self.micro_batch * self.time)
 
     def writing(self, tokens: float, group: int, context: float) -> Cost:
-        """So many new tokens by the student, for so many prompts at a time."""
+        """Generating this many tokens with the student, for this many prompts at a time."""
         own = self.student
         turns = tokens / max(1, group)
         operations = own.forward(tokens, context / 2) + 2 * own.head * tokens
@@ -121,7 +121,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a device has to do."""
+    """The work of a device."""
 
     operations: float
     bytes: float
@@ -135,7 +135,7 @@ class Cost:
         )
 
     def times(self, count: float) -> Cost:
-        """So often."""
+        """Repeated `n` times."""
         return Cost(count * self.operations, count * self.bytes, count * self.kernels)
 
 

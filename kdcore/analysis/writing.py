@@ -1,4 +1,4 @@
-"""What writing takes: a key-value cache, and the scores of a group's next tokens."""
+"""The memory of generation: a key-value cache, and the scores of the next tokens."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
     from kdcore.api.contracts import Stage
 
-_COPIES = 4  # of a group's scores in float64, while tokens are drawn
+_COPIES = 4  # float64 copies of the scores while sampling
 
 
 def cache_bytes(config: PretrainedConfig, rows: int, time: int, element: int) -> int:
-    """Keys and values of so many rows, each of `time` tokens, in all layers."""
+    """Keys and values of this many rows of `time` tokens, in all layers."""
     text = config.get_text_config()
     heads: int = text.num_attention_heads
     each = getattr(text, "head_dim", None) or text.hidden_size // heads
@@ -29,19 +29,19 @@ def cache_bytes(config: PretrainedConfig, rows: int, time: int, element: int) ->
 
 @dataclass(frozen=True)
 class Writing:
-    """Bytes of one group of answers at its fullest; 0 where nothing is written."""
+    """The peak bytes of generating one group; 0 without generation."""
 
     cache: int = 0  # keys and values
-    scores: int = 0  # of the next tokens
-    peak: int = 0  # the most at any time
+    scores: int = 0  # logits of the next tokens
+    peak: int = 0  # peak
 
 
 Models = Sequence[tuple["PreTrainedModel", torch.dtype | None]]
-"""Models that write together, with the type of autocast that they run in."""
+"""Models that generate together, with their autocast dtypes."""
 
 
 def writing_bytes(stage: Stage, writers: Sequence[Models], vocabulary: int) -> Writing:
-    """Of the largest of the writers, which write one after the other. Called among `FakeModels`."""
+    """The largest of several rollouts, which run one after another. Called in `FakeModels`."""
     if stage.rollout is None:
         return Writing()
     block = stage.data.block
@@ -58,5 +58,5 @@ def _of(models: Models, group: int, prompt: int, time: int, vocabulary: int) -> 
     )
     scores = _COPIES * 8 * group * vocabulary
     read = sum(reading(model, group, prompt, precision) for model, precision in models)
-    # Each layer's cache is made anew for a token more.
+    # Each layer's cache is reallocated for every token.
     return Writing(cache, scores, max(read, 2 * cache + scores))

@@ -1,4 +1,4 @@
-"""Contracts of plugin authors: components, hooks, options. `kdcore` re-exports the public names."""
+"""Contracts for plugin authors: components, hooks, options. `kdcore` re-exports public names."""
 
 from kdcore.deprecated import moved_names
 

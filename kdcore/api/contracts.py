@@ -1,7 +1,6 @@
-"""The contracts: what a plugin author writes, and what the engine hands over.
+"""The contracts: base classes that plugins implement, and objects that the engine hands to them.
 
-A component does no masking, reducing, chunking or moving of tensors between devices: that is the
-engine's.
+Components never mask, reduce, chunk or move tensors between devices; the engine does all of that.
 """
 
 from __future__ import annotations
@@ -57,7 +56,7 @@ def _text_of(document: str | Row) -> str | None:
 
 @component
 class Data(Component):
-    """Text for training and validation, laid in rows of at most `block` tokens."""
+    """Text for training and validation, arranged in rows of at most `block` tokens."""
 
     component_kind: ClassVar[str] = "data"
     block: int = 512
@@ -72,30 +71,30 @@ class Data(Component):
         Field(description="what those are that a document spells out: text, or tokens"),
     ] = "text"
     fresh_each_epoch: ClassVar[bool] = False
-    streams: ClassVar[bool] = False  # True: training rows come one by one, and nobody counts them
+    streams: ClassVar[bool] = False  # True: training rows come one by one, uncounted
     asked_columns: ClassVar[frozenset[str]] = frozenset()  # the recipe's `optional_columns`
 
     def texts(self, split: str) -> Iterable[str]:
-        """The documents of "train" or "validation", in order; tokenizers train on them too.
+        """The texts of "train" or "validation", in order. Tokenizers train on them too.
 
-        By default the texts of `documents`, where that is overridden.
+        Defaults to the texts of `documents`, where that is overridden.
         """
         if type(self).documents is Data.documents:
             raise NotImplementedError
         return (text for text in map(_text_of, self.documents(split)) if text is not None)
 
     def documents(self, split: str) -> Iterable[str | Row]:
-        """The documents of a split with what is known of each: by default `texts`, without columns.
+        """The documents of a split with their columns. Defaults to `texts`, without columns.
 
-        A document is a text, or a mapping with `text`, or `input_ids` that are complete as they
-        are, and `columns`: name -> text or number. A document that is left out takes them along.
+        A document is a text, or a mapping with `text`, or with `input_ids` that are used unchanged,
+        and `columns`: name -> text or number. Dropping a document drops its columns.
         """
         return self.texts(split)
 
     def column_names(self) -> Sequence[str] | None:
-        """The columns that its documents may have; None: only the documents themselves know.
+        """The columns that documents may have; None: unknown until the documents are read.
 
-        By default none where neither `documents` nor `make_rows` is overridden.
+        Defaults to none where neither `documents` nor `make_rows` is overridden.
         """
         own = (type(self).documents, type(self).make_rows)
         return () if own == (Data.documents, Data.make_rows) else None
@@ -103,141 +102,141 @@ class Data(Component):
     def make_rows(
         self, split: str, tokenizer: PreTrainedTokenizerBase, *, seed: int, epoch: int
     ) -> Rows:
-        """The rows of a split: by default the texts tokenised (cached on disk) and laid as `rows`
-        says.
+        """The rows of a split. By default tokenises the texts (cached on disk) and arranges them
+        according to the option `rows`.
 
-        "pack" lays whole documents side by side, isolated; longer ones are cut into isolated
-        pieces. "chunk" cuts the whole split contiguously. "one" gives each document a row,
-        over-long ones cut at `cut`.
+        "pack" puts several whole documents into a row, isolated from each other; longer ones are
+        cut into isolated pieces. "chunk" cuts the concatenated split into rows. "one" gives each
+        document a row, and cuts long ones at `cut`.
         """
         from kdcore.data.rows import pack_texts
 
         return pack_texts(self, split, tokenizer)
 
     def fingerprint(self) -> str:
-        """Name and options; how documents begin and are read only where that was chosen."""
+        """Name and options; `bos` and `special_tokens` only with values other than the default."""
         chosen = {"bos": self.bos != "auto", "special_tokens": self.special_tokens != "text"}
         return of_options(self, without=[name for name, is_ in chosen.items() if not is_])
 
     def names_on_hub(self) -> Iterable[str]:
-        """The data sets on the hub that it reads, for the model card; by default options say so."""
+        """The hub data sets that it reads, for the model card. Defaults to those in its options."""
         return names_on_hub(self)
 
 
 class Tokenizer(Component):
-    """Where the ids come from."""
+    """The source of the student's tokenizer."""
 
     component_kind: ClassVar[str] = "tokenizer"
 
     def load(self, run: Run, data: Data) -> PreTrainedTokenizerBase:
-        """Load or train it. What is returned is kept in the run folder and not asked for again."""
+        """Load or train it. The run folder keeps the result; a resumed run does not call this."""
         raise NotImplementedError
 
 
 class Teacher(Component):
-    """A distribution over the next token, from one model or several, live or stored."""
+    """A distribution over the next token, from one model or several, live or cached."""
 
     component_kind: ClassVar[str] = "teacher"
-    loads_members: ClassVar[bool] = False  # True: it loads the teachers nested in it, if it must
-    own_tokens: ClassVar[bool] = False  # True: those nested in it read other ids than the student
+    loads_members: ClassVar[bool] = False  # True: loads its nested teachers itself
+    own_tokens: ClassVar[bool] = False  # True: nested teachers read other ids
 
     def load(self, run: Run) -> None:
-        """Put the weights onto `run.device`, in evaluation mode. Called once, nested ones too."""
+        """Load the weights onto `run.device`, in evaluation mode. Called once, also when nested."""
 
     def moves(self) -> bool:
-        """Whether `to_host` and `to_device` work, so that several teachers can take turns."""
+        """Whether `to_host` and `to_device` work, so that several teachers can share the device."""
         return False
 
     def to_host(self) -> None:
-        """Take the trunk's weights off the device until `to_device`; what `read` gave stays good.
+        """Move the trunk's weights off the device. Results of earlier `read` calls stay valid.
 
-        Called before `load` too, which then leaves them there.
+        May be called before `load`, which then leaves the weights on the host.
         """
         raise NotImplementedError
 
     def to_device(self) -> None:
-        """Put them back."""
+        """Move them back."""
         raise NotImplementedError
 
     def takes_turns(self) -> bool:
-        """Whether the trunks of the teachers nested in it lie on the device one after another."""
+        """Whether its nested teachers' trunks occupy the device one after another."""
         return False
 
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
-        """The tokenizer it was made with; None: the student's. Called before `load`."""
+        """The tokenizer it was trained with; None: the student's. Called before `load`."""
         return None
 
     def gives_logits(self) -> bool:
-        """Whether `read` works. False for a teacher that knows losses only."""
+        """Whether `read` works. False for a teacher that provides likelihoods only."""
         return True
 
     def ids_known(self) -> int | None:
-        """How many ids of each position `read` gives, as `SparseLogits`; None: all, as logits."""
+        """How many ids `read` covers at each position, as `SparseLogits`; None: all, as logits."""
         return None
 
     def knows_others_at(self, temperature: float) -> bool | None:
-        """Whether its `SparseLogits` tells the mass of all other ids at this temperature.
+        """Whether its `SparseLogits` give the mass of all other ids at this temperature.
 
-        None, by default at any temperature but 1: it does not say. Losses then temper its masses at
-        temperature 1, which is another objective, and a warning says so.
+        None, the default at any temperature other than 1: unknown. Losses then temper the masses of
+        temperature 1, which is a different objective; the run warns about it.
         """
         return True if temperature == 1 else None
 
     def warnings(self, recipe: Stage, caches: Path) -> Iterable[str]:
-        """What to know before a run, one sentence each, for `kdcore plan`.
+        """What a user should know before a run, one sentence each, for `kdcore plan`.
 
-        `caches` is where stores lie, or would. Nothing may be loaded.
+        `caches` is the folder of teacher caches; it may not exist yet. Must not load anything.
         """
         return ()
 
     def is_estimate(self) -> bool:
-        """Whether what `read` tells is drawn at random and right on average only.
+        """Whether `read` returns random, unbiased estimates of its probabilities.
 
-        Losses learn from it that are `linear_in_teacher`; others, selections and evals are refused.
+        Only losses that are `linear_in_teacher` accept them; other losses, selections and evals
+        reject such a teacher.
         """
         return False
 
     def gives_losses(self) -> bool:
-        """Whether `nll` works: by default where `read` tells of all ids, or does not work."""
+        """Whether `nll` works. By default it does, unless `read` covers only some ids."""
         return self.ids_known() is None
 
     def architecture(self, device: torch.device) -> PretrainedConfig | None:
         """The config of its model, without weights, for `kdcore plan`; None where it has none.
 
-        Its `dtype` is what the weights are held in on the device. Teachers nested in it are asked
-        for themselves.
+        `dtype` is that of the weights on the device. Nested teachers report their own.
         """
         return None
 
     def known(self, batch: Batch) -> Tensor | None:
-        """Which of `batch.valid` it knows anything of, bool [valid]; None: all of them.
+        """Which tokens of `batch.valid` it covers, bool [valid]; None: all of them.
 
-        Asked before `read` and without a forward pass. Terms that need the teacher see and count
-        the known tokens only; elsewhere `read` may give anything finite.
+        Called before `read`; must not run a forward pass. Terms that need the teacher see and count
+        only these tokens; at others `read` may return any finite values.
         """
         return None
 
     def own_vocabulary(self, batch: Batch) -> OwnVocabulary | None:
-        """What it says in ids of its own, for losses that compare with these; nothing is read yet.
+        """Its distribution over its own ids, for losses that use it. Must not run a forward pass.
 
-        None, the default: its ids are the student's, and each token that it knows is a span.
+        None, the default: its ids are the student's, and each token that it covers is a span.
         """
         return None
 
     def knows_all(self) -> bool:
-        """Whether `known` need not be asked: by default where it is not overridden."""
+        """Whether it covers every token. Defaults to True where `known` is not overridden."""
         return type(self).known is Teacher.known
 
     def bytes_per_token(self) -> float:
-        """What it keeps on disk for each token of the training data, for `kdcore plan`."""
+        """Bytes that it stores on disk per token of the training data, for `kdcore plan`."""
         return 0
 
     def read(self, batch: Batch) -> TeacherOutputs:
-        """Run the trunk once over the batch and hand back a way to ask for logits at flat
-        positions, or for a `SparseLogits` where `ids_known` says so.
+        """Run the trunk once over the batch. Returns a function from flat positions to logits, or
+        to `SparseLogits` where `ids_known` is not None.
 
-        Call `kdcore.read(teacher, batch)` instead, also from a nesting teacher: it checks and cuts
-        what comes back.
+        Callers, including nesting teachers, use `kdcore.read(teacher, batch)`, which checks the
+        result and cuts it to the shared vocabulary.
         """
         raise NotImplementedError
 
@@ -246,53 +245,54 @@ class Teacher(Component):
         return False
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Sequence[Completion]:
-        """An answer to each prompt, in order; `source` of each is "teacher".
+        """One completion per prompt, in order, each with `source` "teacher".
 
-        Only ids below `sampling.vocabulary`. The same prompts give the same answers.
+        Only ids below `sampling.vocabulary`. The same prompts give the same completions.
         """
         raise UsageError(f"the teacher {self.name!r} cannot write: it only reads what others wrote")
 
     def next_tokens(self, rows: Sequence[Sequence[int]], vocabulary: int) -> NextTokens:
-        """Scores of the token after each of these rows of ids, which grow by a token at a time.
+        """Scores of the token after each of these rows of ids, which grow by one token at a time.
 
-        Logits of the ids below `vocabulary`, without gradient, in its own precision. For teachers
-        that write together with others.
+        Logits of the ids below `vocabulary`, without gradient, in the teacher's precision. For
+        generation by several models together.
         """
         raise UsageError(f"the teacher {self.name!r} does not tell its next token: it cannot write")
 
     def tells_next_tokens(self) -> bool:
-        """Whether `next_tokens` works: by default where it is overridden."""
+        """Whether `next_tokens` works. Defaults to whether it is overridden."""
         return type(self).next_tokens is not Teacher.next_tokens
 
     def parts(self, batch: Batch) -> Sequence[tuple[float, TeacherOutputs]] | None:
-        """Weights and what `read` of several teachers gives, over which a loss's values are summed.
+        """Weights and outputs of several teachers: a loss's value is the weighted sum over them.
 
-        None, the default: losses learn from what `read` gives. Everything else, such as evals and
-        likelihoods, goes by `read` in any case.
+        None, the default: losses use `read`. Everything else, such as evals and likelihoods, always
+        uses `read`.
         """
         return None
 
     def gives_parts(self) -> bool:
-        """Whether `parts` gives some: by default where it is overridden."""
+        """Whether `parts` returns any. Defaults to whether it is overridden."""
         return type(self).parts is not Teacher.parts
 
     def gives_states(self) -> bool:
-        """Whether `read_states` works: by default where it is overridden."""
+        """Whether `read_states` works. Defaults to whether it is overridden."""
         return type(self).read_states is not Teacher.read_states
 
     def layer_sizes(self) -> Sequence[int]:
-        """The width of each hidden state, the embeddings' first; asked after `load`."""
+        """The width of each hidden state, from the embeddings up. Called after `load`."""
         raise NotImplementedError
 
     def read_states(self, batch: Batch, layers: Sequence[int]) -> tuple[TeacherOutputs, StatesFn]:
-        """What `read` gives, and the hidden states of these layers, from one pass of the trunk.
+        """As `read`, together with the hidden states of these layers, in one pass of the trunk.
 
-        Layers count as transformers' `hidden_states`: 0 the embeddings, -1 behind the last norm.
+        Layers are indexed as in transformers' `hidden_states`: 0 is the embeddings, -1 the output
+        of the final norm.
         """
         raise UsageError(f"the teacher {self.name!r} does not show its hidden states")
 
     def nll(self, batch: Batch) -> Callable[[Tensor, Tensor], Tensor]:
-        """Flat positions, labels [n] -> negative log-likelihoods [n]; by default from `read`."""
+        """Flat positions, labels [n] -> negative log-likelihoods [n]. Defaults to using `read`."""
         from kdcore.models.head import nll_from_logits
 
         known = self.ids_known()
@@ -305,68 +305,69 @@ class Teacher(Component):
 
 
 class Loss(Component):
-    """A divergence or likelihood at each token."""
+    """A per-token divergence or negative log-likelihood."""
 
     component_kind: ClassVar[str] = "loss"
     needs_teacher: ClassVar[bool] = True
-    own_vocabulary: ClassVar[bool] = False  # True: it compares with the teacher's own ids
+    own_vocabulary: ClassVar[bool] = False  # True: it compares over the teacher's own ids
 
     def per_token(self, student: Tensor, teacher: Tensor | None, labels: Tensor) -> Tensor:
         """Student logits [n, V], teacher logits [n, V] (None if not needed) and labels [n] ->
-        values [n], in nats. With `own_vocabulary` the teacher's are [n, V_teacher], right where a
-        span of `Tokens.spans` begins.
+        values [n], in nats. With `own_vocabulary` the teacher's logits are [n, V_teacher], valid
+        where a span of `Tokens.spans` begins.
 
-        Float32 in and out. It must not write into its inputs. Gradients reach the student's logits
-        only. V may be another one at each call: of a teacher that knows k ids only, logits on both
-        sides are those of these ids and, last, of all others together, and labels index them.
+        Float32 in and out. Must not modify its inputs. Gradients flow to the student's logits only.
+        V may differ between calls: with a teacher that covers k ids, both sides have the logits of
+        these ids followed by that of all other ids together, and labels index these k + 1.
         """
         raise NotImplementedError
 
     def temperatures(self) -> Sequence[float]:
-        """Those that it divides both sides' logits by: the option `temperature`, or 1 without it.
+        """The temperatures of both sides' softmax: the option `temperature`, or 1 without it.
 
-        Where a teacher knows k ids, the engine hands a loss of one temperature T buckets that are
-        right at T. Empty: T changes during the run, as that of a schedule does, or from token to
-        token, and only a teacher of all ids serves the loss.
+        Where a teacher covers only k ids, a loss with one temperature T gets buckets that are exact
+        at T. Empty: T varies during the run, as with a schedule, or by token; the loss then needs a
+        teacher that covers all ids.
         """
         found = getattr(self, "temperature", 1.0)
         return [float(found)] if isinstance(found, (int, float)) else []
 
     def linear_in_teacher(self) -> bool:
-        """Whether the gradient is linear in the teacher's probabilities, so that it is right on
-        average where these are estimates that are right on average.
+        """Whether the gradient is linear in the teacher's probabilities. Unbiased estimates of
+        these then give an unbiased gradient.
         """
         return False
 
     def formula(self) -> str:
-        """What `per_token` computes, for `kdcore plan`: in p(T), q(T) and the label y."""
+        """What `per_token` computes, for `kdcore plan`, written in p(T), q(T) and the label y."""
         return as_call(self)
 
 
 class PreparedLoss(Loss):
-    """A loss whose value at a token depends on more than that token, such as a whole answer.
+    """A loss whose value at a token depends on more than that token, such as on a whole sequence.
 
-    `prepare` sees the whole optimizer step, once and without gradient. What depends on an answer is
-    a coefficient of its tokens: the gradient of f(sum of log q) is f' times the sum of theirs.
+    `prepare` sees the whole optimizer step, once and without gradient. A sequence-level objective
+    becomes a coefficient per token: the gradient of f(sum log q) is f'(sum log q) times the sum of
+    the tokens' gradients of log q.
     """
 
-    needs_samples: ClassVar[bool] = False  # True: the tokens are drawn from the student's own q
-    only_prepared: ClassVar[bool] = False  # True: `per_token_prepared` is given no teacher
+    needs_samples: ClassVar[bool] = False  # True: requires tokens sampled from the student's own q
+    only_prepared: ClassVar[bool] = False  # True: `per_token_prepared` gets no teacher logits
 
     def prepare(self, tokens: Tokens) -> Tensor:
-        """A float for each of this process's valid tokens, [n] or [n, k] with the same k and dtype
-        in each step. Runs after the selection, whatever its scope.
+        """Floats for each of this process's valid tokens, [n] or [n, k] with the same k and dtype
+        in every step. Runs after the selection, whatever its scope.
         """
         raise NotImplementedError
 
     def per_token_prepared(
         self, student: Tensor, teacher: Tensor | None, labels: Tensor, prepared: Tensor
     ) -> Tensor:
-        """As `per_token`, with the rows of `prepared` that belong to these tokens."""
+        """As `per_token`, with the rows of `prepared` for these tokens."""
         raise NotImplementedError
 
     def per_token(self, student: Tensor, teacher: Tensor | None, labels: Tensor) -> Tensor:
-        """Refused: without a step to prepare there is no value."""
+        """Raises UsageError: the value depends on `prepare`, which needs a whole step."""
         raise UsageError(
             f"loss {self.name!r} is prepared over a whole optimizer step: it can be a [[loss]], "
             "and neither a score of a selection nor an eval"
@@ -374,12 +375,12 @@ class PreparedLoss(Loss):
 
 
 class Selection(Component):
-    """Which tokens of an optimizer step are trained on."""
+    """Chooses the tokens of an optimizer step to train on."""
 
     component_kind: ClassVar[str] = "selection"
 
     def keep(self, tokens: Tokens) -> Tensor:
-        """A bool for each of this process's valid tokens [n], or floats >= 0: their weights.
+        """A bool for each of this process's valid tokens [n], or floats >= 0: token weights.
 
         Called without gradient. A term with `on = "kept"` is the weighted mean, divided by the sum
         of the weights; `on = "dropped"` sees the tokens of weight 0.
@@ -387,13 +388,13 @@ class Selection(Component):
         raise NotImplementedError
 
     def needs_teacher(self) -> bool:
-        """Whether `keep` asks for the run's own teacher; a teacher among its options is no such."""
+        """Whether `keep` uses the run's teacher; teachers passed as options do not count."""
         return False
 
 
 @component
 class Rollout(Component):
-    """Who writes the rows of a step that are drawn for writing: `[rollout]`."""
+    """`[rollout]`: generates completions for the share of rows that trains on generated text."""
 
     component_kind: ClassVar[str] = "rollout"
     max_new_tokens: Annotated[int, Field(ge=1, description="of an answer; longer ones are cut")] = (
@@ -408,22 +409,22 @@ class Rollout(Component):
     def generate(
         self, run: Run, prompts: Sequence[Prompt]
     ) -> Sequence[Completion | Sequence[Completion]]:
-        """An answer to each prompt in order, or several to a prompt as a sequence of their own.
+        """One completion per prompt, in order, or a sequence of completions for a prompt.
 
-        Called between steps, for a group of prompts on one process alone: without gradient, the
-        student in evaluation mode. What it draws comes from each prompt's seed, so that neither
-        the number of processes nor a restart changes it. An answer without ids is left out.
+        Called between steps, for a group of prompts on one process: without gradient, the student
+        in evaluation mode. Draw from each prompt's seed, so that neither the number of processes
+        nor a restart changes the result. Completions without ids are dropped.
         """
         raise NotImplementedError
 
     def generated(self, run: Run, step: int, completions: Sequence[Completion]) -> None:
-        """What was written for the rows of a step, on every process alike, before it is trained.
+        """Receives all completions of a step before it is trained on, the same on every process.
 
-        State (`state_dict`) that is built from nothing else is the same everywhere.
+        State (`state_dict`) built only from these is identical on every process.
         """
 
     def needs_teacher(self) -> bool:
-        """Whether `generate` asks the run's own teacher; one among its options is no such."""
+        """Whether `generate` uses the run's teacher; teachers passed as options do not count."""
         return False
 
 
@@ -433,33 +434,33 @@ class Patch(Component):
     component_kind: ClassVar[str] = "patch"
 
     def apply(self, model: PreTrainedModel) -> PreTrainedModel:
-        """Called once, before training and before a checkpoint is read."""
+        """Called once, before training and before a checkpoint is loaded."""
         raise NotImplementedError
 
     def finish(self, model: PreTrainedModel) -> PreTrainedModel:
-        """Called before the final save, on every process: merge adapters; by default nothing.
+        """Called before the final save, on every process, such as to merge adapters.
 
-        What it returns is the run's student from then on.
+        The model it returns replaces the run's student. Does nothing by default.
         """
         return model
 
 
 class Eval(Component):
-    """Numbers or texts measured on the student during and after training."""
+    """Scores of the student, numbers or texts, measured during and after training."""
 
     component_kind: ClassVar[str] = "eval"
     always: ClassVar[bool] = False  # used by every run, unless its plugin is blocked
     needs_teacher: ClassVar[bool] = False
 
     def measure(self, run: Run) -> Mapping[str, float | str]:
-        """Scores by name, as in `eval/<name>`. Called on every process; all return the same."""
+        """Scores by name, logged as `eval/<name>`. Every process calls it and returns the same."""
         raise NotImplementedError
 
 
 class Logger(Component):
-    """Event hooks as methods, each with `@hookimpl`. One that raises is switched off.
+    """Event hooks as methods, each with `@hookimpl`. A logger that raises is disabled.
 
-    RunError ends the run instead: for a logger whose record must not be lost.
+    RunError ends the run instead: for a logger whose records must not be lost.
     """
 
     component_kind: ClassVar[str] = "logger"
@@ -468,7 +469,7 @@ class Logger(Component):
 
 @_options
 class StudentOptions:
-    """`[student]`: a model to load, or a config to make a fresh one from."""
+    """`[student]`: a model to load, or the config of a freshly initialised one."""
 
     model: Annotated[str, Field(min_length=1)] | None = None
     config: dict[str, object] | None = None
@@ -486,23 +487,23 @@ class StudentOptions:
 
     @property
     def patches(self) -> tuple[Patch, ...]:
-        """What changes the fresh student, in order."""
+        """The patches of the fresh student, in order."""
         return tuple(self.patch)
 
 
 @dataclass(frozen=True, eq=False)
 class Term:
-    """A loss with its weight. `label` tells it apart in records: `kl`, and `kl.2` for a second."""
+    """A loss with its weight. `label` identifies it in records: `kl`, `kl.2` for a second one."""
 
     label: str
     use: str
     loss: Loss
     weight: float | Schedule
     on: On
-    where: Where | None = None  # None: it sees all documents
+    where: Where | None = None  # columns of the documents it sees; None: all documents
 
     def weight_at(self, done: float) -> float:
-        """The weight when the share `done` of the run is done."""
+        """The weight when the share `done` of the run is complete."""
         return self.weight.at(done) if isinstance(self.weight, Schedule) else self.weight
 
 
@@ -511,35 +512,35 @@ Scope = Literal["step", "micro_batch"]
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Stage:
-    """The components and options of one run. `recipe.build` gives each caller one of its own."""
+    """The components and options of one run. `recipe.build` makes a new one for each caller."""
 
     name: str  # "" where the recipe has no stages
     run_name: str  # "rho_qwen", or with stages "quickstart.teacher"
-    table: dict[str, object]  # the merged recipe as typed
+    table: dict[str, object]  # the merged recipe as written
     seed: int  # the recipe's
     student: StudentOptions  # `[student]`
     tokenizer: Tokenizer | None  # None: the student's own
-    tokenizer_data: Data  # what the tokenizer is trained on, if it is
+    tokenizer_data: Data  # trains the tokenizer, if one is trained
     data: Data  # `[data]`
     teacher: Teacher | None  # `[teacher]`
     terms: Sequence[Term]  # each `[[loss]]`, in order
     selection: Selection | None  # `[selection]`
-    scope: Scope  # over what the selection ranks
-    evals: Sequence[Eval]  # those that every run has included
-    loggers: Sequence[Logger]  # those that every run has included
+    scope: Scope  # within which the selection ranks tokens
+    evals: Sequence[Eval]  # includes those of every run
+    loggers: Sequence[Logger]  # includes those of every run
     train: TrainOptions  # `[train]`
     rollout: Rollout | None = None  # `[rollout]`
-    writing: RolloutOptions = field(default_factory=RolloutOptions)  # the engine's options there
-    trusted: Sequence[str] = ()  # models whose own code may run
+    writing: RolloutOptions = field(default_factory=RolloutOptions)  # the engine's part of it
+    trusted: Sequence[str] = ()  # models whose remote code may run
     resources: ResourceOptions | None = None  # `[resources]`
 
     def components(self) -> list[Component]:
-        """Every component, each before those that are nested in it."""
+        """All components, each before its nested ones."""
         seen = dict.fromkeys(nested for one in self._direct() for nested in iter_components(one))
         return list(seen)
 
     def by_place(self) -> dict[str, Component]:
-        """Every component by where it is in the recipe, such as `loss.0` or `teacher.members.1`."""
+        """All components by their path in the recipe, such as `loss.0` or `teacher.members.1`."""
         found: dict[str, Component] = {}
         singles: dict[str, Component | None] = {
             "data": self.data,
@@ -570,34 +571,34 @@ class Stage:
 
 
 class Run:
-    """One stage while it runs, as far as plugins may ask. Plugins read it; the engine writes."""
+    """A running stage, as plugins see it. Read-only for plugins."""
 
-    recipe: Stage  # the stage that runs, components and options
+    recipe: Stage  # components and options of the stage
     folder: Path  # the run folder
-    device: torch.device  # of this process
+    device: torch.device  # this process's device
     process: int  # this process's rank, from 0
     processes: int  # the world size
     step: int  # optimizer steps done
-    steps: int  # in the whole run
+    steps: int  # optimizer steps of the whole run
     tokens: int  # valid tokens trained on so far
-    micro_batch: int  # rows that go through the models together
-    chunk: int  # tokens that head and losses see at a time
-    vocabulary: int  # ids that student and teachers share; logits are cut to these
+    micro_batch: int  # rows per forward pass
+    chunk: int  # tokens that the head and the losses process at a time
+    vocabulary: int  # number of ids that student and teachers share; logits are cut to it
     objective: str  # the effective objective as a formula, as `kdcore plan` prints it
-    scores: Mapping[str, float | str]  # of the last evaluation
-    reads_teacher: bool  # False where it was opened for evals that need none: it is not loaded
-    tokenizer: PreTrainedTokenizerBase  # the student's
-    language_model: LanguageModel  # the student as trunk and head
-    autocast: Callable[[], AbstractContextManager[Any]]  # the precision that is trained in
+    scores: Mapping[str, float | str]  # results of the last evaluation
+    reads_teacher: bool  # False: opened for evals that need no teacher, so none is loaded
+    tokenizer: PreTrainedTokenizerBase  # the student's tokenizer
+    language_model: LanguageModel  # the student, split into trunk and head
+    autocast: Callable[[], AbstractContextManager[Any]]  # context manager of the training precision
 
     @property
     def seed(self) -> int:
-        """The recipe's seed; everything drawn at random starts from it."""
+        """The recipe's seed, from which all randomness derives."""
         return self.recipe.seed
 
     @property
     def main(self) -> bool:
-        """Whether this process writes and shows things."""
+        """Whether this is process 0, which writes files and prints."""
         return self.process == 0
 
     @property
@@ -617,51 +618,51 @@ class Run:
 
     @property
     def batch(self) -> int:
-        """Rows (with `batch_documents` documents) in an optimizer step, over all processes."""
+        """Rows per optimizer step over all processes; documents with `batch_documents`."""
         return self.recipe.train.drawn
 
     @property
     def documents_in_step(self) -> float:
-        """Documents in an optimizer step, on average; 0 where nobody counts them."""
+        """Mean number of documents per optimizer step; 0 where unknown."""
         return 0.0
 
     @property
     def caches(self) -> Path:
-        """The folder of teacher caches that runs share: beside the runs."""
+        """The folder of teacher caches, shared by runs, next to the run folders."""
         return self.folder.parent / "caches"
 
     @property
     def epochs(self) -> float:
-        """How often the run goes through the training data; 0 where it is streamed."""
+        """Passes over the training data; 0 where it is streamed."""
         rows = len(self.rows("train"))
         return self.steps * self.batch / rows if rows else 0.0
 
     @property
     def bytes_per_id(self) -> np.ndarray:
-        """UTF-8 bytes that each id stands for in running text, int32 [ids]; special tokens 0."""
+        """UTF-8 bytes of each id in running text, int32 [ids]; 0 for special tokens."""
         raise NotImplementedError
 
     def rows(self, split: str) -> Sequence[Row]:
-        """The rows of "train" (of its first epoch), or the evaluated ones of "validation"."""
+        """The rows of "train" (first epoch), or the evaluated rows of "validation"."""
         raise NotImplementedError
 
     def ids(self, split: str, places: np.ndarray) -> np.ndarray:
-        """The ids of a split's documents at these indices, counted through all of them.
+        """The ids at these indices into the concatenation of a split's documents.
 
-        For plugins that read documents otherwise than in rows.
+        For plugins that read documents other than in rows.
         """
         raise NotImplementedError
 
     def columns_fingerprint(self, split: str, names: Iterable[str]) -> str:
-        """What the documents of "train" or "validation" have in these columns, as a short text."""
+        """A short hash of the values of these columns in "train" or "validation"."""
         from kdcore.data.columns import fingerprint_of
 
         return fingerprint_of(self.laid(split).columns(), names)
 
     def laid(self, split: str, epoch: int = 0) -> RowDataset:
-        """All rows of a split; training rows may be a `Stream`, which has no length.
+        """All rows of a split. Training rows may be a `Stream`, which has no length.
 
-        Only the last epoch's are held, besides the first's.
+        Only those of the first and of the latest epoch stay in memory.
         """
         raise NotImplementedError
 
@@ -676,49 +677,49 @@ class Run:
     ) -> Mapping[str, float]:
         """Sums over the valid tokens of `rows`, in chunks, sharded over the processes.
 
-        Keys: `tokens`, `bytes` (of text that these tokens stand for), `nll` (nats), each loss's
-        name (a second `kl` is `kl.2`), and with a teacher `agreement` (tokens that both rank
-        first), and `known` where it may know some tokens only: what is compared is over these.
-        `by` a column, each sum comes for each of its values too: `nll/math`, `tokens/math`.
+        Keys: `tokens`, `bytes` (UTF-8 bytes of their text), `nll` (nats), each loss's name (`kl.2`
+        for a second `kl`). With a teacher also `agreement` (tokens with the same argmax), and
+        `known` where it may cover only some tokens: comparisons sum over these.
+        `by` names a column: each sum is also given per value, as `nll/math` and `tokens/math`.
         With `keep_documents` a training run writes tokens, bytes and nats of each document into
-        its folder, which `kdcore compare` reads.
+        its folder, for `kdcore compare`.
         """
         raise NotImplementedError
 
     def log_likelihoods(self, rows: Sequence[Row], *, batch: int = 64) -> list[float]:
-        """The log-probability that the student gives to each row's trained tokens, in nats.
+        """The student's log-probability of the labelled tokens of each row, in nats.
 
-        `batch` rows run at a time, of like lengths; every process gets all results.
+        Runs `batch` rows of similar length at a time. Every process gets all results.
         """
         raise NotImplementedError
 
     def sampling(self, rollout: Rollout) -> Sampling:
-        """How this writer's options draw, with the run's vocabulary and the ids that end a text."""
+        """Sampling by a rollout's options, with the run's vocabulary and end-of-text ids."""
         raise NotImplementedError
 
     def prompts(self) -> list[Prompt]:
-        """Those of all training rows of the first epoch, as `[rollout]` cuts them.
+        """The prompts of all training rows of the first epoch, as `[rollout]` cuts them.
 
-        For writers that answer ahead; a step's own have other seeds.
+        For rollouts that generate ahead of training. Prompts of a step have other seeds.
         """
         raise NotImplementedError
 
     def sample(
         self, prompts: Sequence[Prompt], n: int = 1, *, sampling: Sampling | None = None
     ) -> list[Completion]:
-        """`n` answers of the student to each prompt, those to the same one side by side.
+        """`n` completions by the student per prompt, those of one prompt adjacent.
 
-        By default drawn as the recipe's [rollout] says. On this process alone, an answer to each
-        prompt at a time.
+        `sampling` defaults to that of [rollout]. Runs on this process alone, one completion of
+        every prompt at a time.
         """
         raise NotImplementedError
 
     def score(
         self, teacher: Teacher | None, prompts: Sequence[Prompt], completions: Sequence[Completion]
     ) -> list[float]:
-        """The log-probability of each answer to its prompt, in nats, of a loaded teacher.
+        """A loaded teacher's log-probability of each completion given its prompt, in nats.
 
-        None: the student. On this process alone, `micro_batch` answers at a time.
+        None: the student's. Runs on this process alone, `micro_batch` completions at a time.
         """
         raise NotImplementedError
 
@@ -729,18 +730,18 @@ class Run:
         losses: Sequence[Loss],
         teacher: Teacher | None = None,
     ) -> list[Tensor]:
-        """Losses' values at each token of each answer [tokens, losses], on this process's CPU."""
+        """Values of losses at each token of each completion, [tokens, losses], on the CPU."""
         raise NotImplementedError
 
     def say(self, message: str) -> None:
-        """Tell the user something, once: on the terminal and in log.txt."""
+        """Print a message once, on the terminal and in log.txt."""
         raise NotImplementedError
 
 
 class Tokens:
-    """This process's valid tokens of the optimizer step [n], lazy: what is not asked for is free.
+    """This process's valid tokens of an optimizer step [n]. Lazy: unused values cost nothing.
 
-    They come in the order of the step's rows, whichever rows went through the models together.
+    Tokens are in the order of the step's rows, however these are split into micro-batches.
     """
 
     step: int  # the optimizer step, from 1
@@ -752,7 +753,7 @@ class Tokens:
 
     @property
     def row(self) -> Tensor:
-        """The index of its row in the optimizer step, int64 [n]."""
+        """The index of each token's row in the optimizer step, int64 [n]."""
         raise NotImplementedError
 
     @property
@@ -762,44 +763,44 @@ class Tokens:
 
     @property
     def document(self) -> Tensor:
-        """The document of each token in its split, int64 [n]."""
+        """The index of each token's document in the split, int64 [n]."""
         raise NotImplementedError
 
     def column(self, name: str) -> Tensor:
-        """The column of the document of each predicted token [n].
+        """The value of a column for the document of each predicted token [n].
 
-        Numbers are float64, NaN where a document has none. Of texts these are indices into
-        `categories(name)`, int64, -1 where a document has none. "source" says who wrote: "data"
-        unless a row says otherwise. Every process must ask for the same columns.
+        Numbers are float64, NaN where missing. Texts are int64 indices into `categories(name)`, -1
+        where missing. "source" is who wrote the document, by default "data". Collective: every
+        process must request the same columns.
         """
         raise NotImplementedError
 
     def categories(self, name: str) -> Sequence[str]:
-        """The texts of a column in this step, over all processes, sorted; of numbers none."""
+        """The distinct texts of a column in this step, all processes, sorted; [] if numeric."""
         raise NotImplementedError
 
     @property
     def prompt(self) -> Tensor:
-        """What each token answers, int64 [n]: equal for the answers to one prompt of a [rollout].
+        """The prompt of each token, int64 [n]: equal for all completions of one rollout prompt.
 
-        Of tokens of data it is their document.
+        For tokens of data it is their document.
         """
         raise NotImplementedError
 
     def seen(self, loss: Loss) -> Tensor:
-        """Which tokens the `[[loss]]` of this loss sees after the selection, bool [n]."""
+        """Which tokens the term of this loss sees after the selection, bool [n]."""
         raise NotImplementedError
 
     def count(self, loss: Loss) -> Tensor:
-        """The denominator of that term over the whole step and all processes, a scalar."""
+        """The denominator of its term over the whole step and all processes, a scalar."""
         raise NotImplementedError
 
     def by_document(self, values: Tensor) -> Tensor:
-        """Each token's document summed over the step and all processes, float64 [n]."""
+        """The sum over each token's document, in the step and all processes, float64 [n]."""
         raise NotImplementedError
 
     def by_row(self, values: Tensor) -> Tensor:
-        """Each token's row summed over the step, float64 [n]."""
+        """The sum over each token's row, float64 [n]."""
         raise NotImplementedError
 
     def student_nll(self) -> Tensor:
@@ -807,57 +808,57 @@ class Tokens:
         raise NotImplementedError
 
     def old_log_probs(self) -> Tensor:
-        """The log-probability of each label under who wrote it, as it was drawn, float64 [n].
+        """The log-probability of each label under its behaviour policy, when drawn, float64 [n].
 
-        In nats, at temperature 1 over the shared ids, whatever temperature, top_k and top_p drew it
-        and however many steps ago. NaN where no writer recorded it, as of tokens of data. A loss
-        that is right for drawn tokens only also sets `needs_samples`.
+        In nats, at temperature 1 over the shared ids, whatever temperature, top_k and top_p it was
+        sampled with and however many steps ago. NaN where not recorded, as for tokens of data. A
+        loss that is only valid on sampled tokens also sets `needs_samples`.
         """
         raise NotImplementedError
 
     def nll(self, teacher: Teacher | None = None) -> Tensor:
-        """A teacher's (by default the run's) negative log-likelihood of each label, in nats [n]."""
+        """The negative log-likelihood of each label by a teacher (default: the run's), nats [n]."""
         raise NotImplementedError
 
     def score(
         self, loss: Loss, teacher: Teacher | None = None, prepared: Tensor | None = None
     ) -> Tensor:
-        """Any loss as a score of each token, in chunks, without gradient [n].
+        """The values of any loss [n], computed in chunks without gradient.
 
-        `prepared` [n, ...] is what a `PreparedLoss` gets.
+        `prepared` [n, ...] is the extra input of a `PreparedLoss`.
         """
         raise NotImplementedError
 
     def spans(self) -> Tensor:
-        """The span of each token that is the same text to the run's teacher, int64 [n].
+        """The index of the span of text, shared with the run's teacher, of each token, int64 [n].
 
-        Equal numbers are one span, on this process; -1: in none. Where student and teacher have the
-        same ids each token that the teacher knows is a span.
+        Equal numbers are one span, on this process; -1: no span. Where student and teacher share
+        their ids, each token that the teacher covers is a span.
         """
         raise NotImplementedError
 
     def span_nll(self) -> Tensor:
-        """Where a span begins: the teacher's nll of its first token in the span, and of its later
-        ones together, in nats [n, 2]; elsewhere anything.
+        """Where a span begins, the teacher's nll of its first token in the span and the sum over
+        its later tokens, in nats [n, 2]; undefined elsewhere.
         """
         raise NotImplementedError
 
     def shared_ids(self) -> tuple[Tensor, Tensor]:
-        """The ids that stand for the same text, the student's and the teacher's, int64 [m] each."""
+        """Ids of the same text in the student's and the teacher's vocabulary, int64 [m] each."""
         raise NotImplementedError
 
     def top(self, scores: Tensor, share: Scheduled) -> Tensor:
-        """The ceil(share x N) highest scores over all processes, bool [n].
+        """The ceil(share * N) highest scores over all processes, bool [n].
 
-        N counts the valid tokens of the step. Ties go to the token that comes first; NaN is never
+        N is the number of valid tokens in the step. Ties go to the earlier token; NaN is never
         kept.
         """
         raise NotImplementedError
 
     def over_step(self, values: Tensor) -> Tensor:
-        """The values of all processes' tokens in the step's order [N]."""
+        """The values of the tokens of all processes, in the order of the step [N]."""
         raise NotImplementedError
 
     def random(self) -> Tensor:
-        """A number in [0, 1) for each token, from seed, step and its place in the step [n]."""
+        """A uniform number in [0, 1) for each token, from seed, step, row and position [n]."""
         raise NotImplementedError

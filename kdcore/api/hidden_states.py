@@ -1,4 +1,4 @@
-"""The contract of losses between hidden states."""
+"""The contract of losses on hidden states."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ Pair = Annotated[list[int], Field(min_length=2, max_length=2)]
 class HiddenStatesLoss(Loss):
     """A loss between hidden states of the student and of the teacher at each token.
 
-    `layers` are pairs (student, teacher), counted as transformers' `hidden_states`: 0 the
-    embeddings, -1 behind the last norm. Where the states differ in width, `projection = "linear"`
-    learns a matrix for each pair that takes the student's to the teacher's; it is trained with the
-    student and is no part of the final model.
+    `layers` are pairs (student, teacher), indexed as in transformers' `hidden_states`: 0 is the
+    embeddings, -1 the output of the final norm. Where widths differ, `projection = "linear"` learns
+    a matrix per pair from the student's width to the teacher's. It trains with the student and is
+    not part of the final model.
     """
 
     layers: Annotated[
@@ -45,24 +45,24 @@ class HiddenStatesLoss(Loss):
         self._learned: nn.ModuleList | None = None
 
     def per_token_states(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
-        """For each pair the states [n, H] of student, as `projected` gives them, and teacher ->
-        values [n].
+        """The student's (after `projected`) and the teacher's states [n, H] of each pair -> values
+        [n].
 
-        Of the tokens that the term sees; float32 in and out. It must not write into its inputs.
+        n counts the tokens that the term sees. Float32 in and out. Must not modify its inputs.
         """
         raise NotImplementedError
 
     def projected(self, student: Sequence[Tensor]) -> Sequence[Tensor]:
-        """The student's states of each pair, as they are compared."""
+        """The student's states of each pair, projected to the teacher's width where configured."""
         if self._learned is None:
             return student
         return [matrix(each) for matrix, each in zip(self._learned, student, strict=True)]
 
     def set_sizes(self, student: Sequence[int], teacher: Sequence[int], seed: int) -> None:
-        """Make what is learned, for pairs of states of these widths; called once, before a run.
+        """Initialise learned parameters for pairs of these widths. Called once, before a run.
 
-        The same seed gives the same numbers on every device. Raises UsageError where states cannot
-        be compared.
+        The same seed gives the same values on every device. Raises UsageError where widths differ
+        without a projection.
         """
         if self.projection == "none":
             for pair, ours, theirs in zip(self.layers, student, teacher, strict=True):
@@ -72,29 +72,29 @@ class HiddenStatesLoss(Loss):
         generator = torch.Generator().manual_seed(seed)
         self._learned = nn.ModuleList()
         for ours, theirs in zip(student, teacher, strict=True):
-            # On no device first, so that no generator of others is drawn from.
+            # The meta device skips default initialisation, which would advance the global RNG.
             matrix = nn.Linear(ours, theirs, bias=False, device="meta")
             matrix.weight = nn.Parameter(torch.empty(theirs, ours))
             nn.init.uniform_(matrix.weight, -(ours**-0.5), ours**-0.5, generator=generator)
             self._learned.append(matrix)
 
     def learned(self) -> nn.Module | None:
-        """What is trained besides the student: without weight decay, and clipped by itself."""
+        """Parameters trained along with the student: no weight decay, clipped separately."""
         return self._learned
 
     def state_dict(self) -> Mapping[str, Tensor | int | float | str | bytes]:
-        """The parameters of what is learned."""
+        """The learned parameters."""
         learned = self.learned()
         return {} if learned is None else learned.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take them back."""
+        """Restore them."""
         learned = self.learned()
         if learned is not None:
             learned.load_state_dict(dict(state))
 
     def per_token(self, student: Tensor, teacher: Tensor | None, labels: Tensor) -> Tensor:
-        """Refused: it knows no logits."""
+        """Raises UsageError: the loss compares hidden states, not logits."""
         raise UsageError(
             f"loss {self.name!r} compares hidden states: it can be a [[loss]], and neither a score "
             "of a selection nor an eval"
@@ -102,7 +102,7 @@ class HiddenStatesLoss(Loss):
 
 
 def width_fault(pair: Sequence[int], student: int, teacher: int) -> str:
-    """What to say of two layers whose states cannot be compared as they are."""
+    """The error message for two layers of different width."""
     return (
         f"the student's state {pair[0]} has {student} numbers and the teacher's state {pair[1]} "
         f'has {teacher}; projection = "linear" learns a matrix between them'

@@ -1,7 +1,7 @@
-"""Every hook. A plugin is a module, or in a run a component, with these names under `@hookimpl`.
+"""All hooks. A plugin is a module, or a component in a run, that implements them with `@hookimpl`.
 
-Provider hooks take no arguments and return classes; the recipe chooses among them by name, so that
-load order does not matter. Event hooks may name any of their arguments and leave out the rest. The
+Provider hooks take no arguments and return classes; recipes choose among them by name, so load
+order does not matter. Implementations of event hooks may omit arguments they do not use. The
 docstrings are the manual.
 """
 
@@ -37,12 +37,12 @@ hookspec = pluggy.HookspecMarker("kdcore")
 
 @hookspec
 def kdcore_data() -> Sequence[type[Data]]:  # type: ignore[empty-body]
-    """Kinds of text: `[data] use = "..."`."""
+    """Sources of text: `[data] use = "..."`."""
 
 
 @hookspec
 def kdcore_tokenizers() -> Sequence[type[Tokenizer]]:  # type: ignore[empty-body]
-    """Where ids come from: `[tokenizer] use = "..."`."""
+    """Sources of the tokenizer: `[tokenizer] use = "..."`."""
 
 
 @hookspec
@@ -52,17 +52,17 @@ def kdcore_teachers() -> Sequence[type[Teacher]]:  # type: ignore[empty-body]
 
 @hookspec
 def kdcore_losses() -> Sequence[type[Loss]]:  # type: ignore[empty-body]
-    """Per-token objectives: `[[loss]] use = "..."`."""
+    """Per-token losses: `[[loss]] use = "..."`."""
 
 
 @hookspec
 def kdcore_selections() -> Sequence[type[Selection]]:  # type: ignore[empty-body]
-    """Which tokens are trained on: `[selection] use = "..."`."""
+    """Token selections: `[selection] use = "..."`."""
 
 
 @hookspec
 def kdcore_rollouts() -> Sequence[type[Rollout]]:  # type: ignore[empty-body]
-    """Who writes rows to train on: `[rollout] use = "..."`, and nested in other writers."""
+    """Generators of training rows: `[rollout] use = "..."`, and nested in other rollouts."""
 
 
 @hookspec
@@ -72,80 +72,80 @@ def kdcore_patches() -> Sequence[type[Patch]]:  # type: ignore[empty-body]
 
 @hookspec
 def kdcore_evals() -> Sequence[type[Eval]]:  # type: ignore[empty-body]
-    """Measurements: `[[eval]] use = "..."`."""
+    """Evaluations: `[[eval]] use = "..."`."""
 
 
 @hookspec
 def kdcore_loggers() -> Sequence[type[Logger]]:  # type: ignore[empty-body]
-    """Where records go: `[[log]] use = "..."`."""
+    """Destinations of records: `[[log]] use = "..."`."""
 
 
 @hookspec
 def kdcore_executors() -> Sequence[type[Executor]]:  # type: ignore[empty-body]
-    """Where the runs of a sweep are started: `kdcore sweep --on NAME`."""
+    """Executors of sweep jobs: `kdcore sweep --on NAME`."""
 
 
 @hookspec
 def kdcore_run_start(run: Run) -> None:
-    """A run begins or continues: models are loaded, `run.step` steps are done already."""
+    """A run starts or resumes. Models are loaded; `run.step` steps are already done."""
 
 
 @hookspec
 def kdcore_step_start(run: Run, step: int) -> None:
-    """Optimizer step `step` (from 1) begins. Every step: nothing may wait for the device."""
+    """Optimizer step `step` (from 1) begins. Called in every step: must not sync the device."""
 
 
 @hookspec
 def kdcore_log(run: Run, record: Record) -> None:
-    """Every `train.log_every` steps, and after the last one."""
+    """A record is ready: every `train.log_every` steps, and after the last step."""
 
 
 @hookspec
 def kdcore_written(run: Run, step: int, completions: Sequence[Completion]) -> None:
-    """A few of the answers that were written for a step, with each record where there is a
-    [rollout]; each has its `prompt`.
+    """A few completions that were generated for a step, each with its `prompt`. Called with each
+    record where there is a [rollout].
     """
 
 
 @hookspec
 def kdcore_scores(run: Run, step: int, scores: Mapping[str, float | str]) -> None:
-    """An evaluation ended. Keys are what the evals returned, such as "nll" or "agreement"."""
+    """An evaluation ended. Keys are those that evals return, such as "nll" or "agreement"."""
 
 
 @hookspec
 def kdcore_checkpoint(run: Run, step: int, path: Path) -> None:
-    """A checkpoint was written whole at `path`."""
+    """A checkpoint was written completely at `path`."""
 
 
 @hookspec
 def kdcore_run_end(run: Run, error: BaseException | None) -> None:
-    """The run ended; with what, if not by its last step."""
+    """The run ended; `error` is the exception that ended it, None after its last step."""
 
 
 @hookspec
 def kdcore_runs_end(folders: Sequence[Path]) -> None:
-    """All runs that a command asked for are finished: their folders, in the order they ran."""
+    """All runs of a command have finished. `folders` are theirs, in the order they ran."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """What happened in the steps since the last record. Plain numbers, means over these steps."""
+    """Means over the steps since the last record, as plain numbers."""
 
     step: int  # optimizer steps done
     tokens: int  # valid tokens trained on so far, over all processes
-    loss: float  # the sum of weight times term
-    terms: Mapping[str, float]  # by the label of its `use` ("kl", "kl.2"): nats a token, unweighted
-    lr: float  # the learning rate of the last step
-    kept: float  # share of the valid tokens that the selection kept; 1.0 without one
+    loss: float  # the weighted sum of the terms
+    terms: Mapping[str, float]  # by label ("kl", "kl.2"): nats per token, unweighted
+    lr: float  # learning rate of the last step
+    kept: float  # share of valid tokens kept by the selection; 1.0 without one
     tokens_per_second: float  # valid tokens, over all processes
-    selection: Mapping[str, float]  # threshold, excess_kept, excess_dropped, where scores rank
-    gradient: Mapping[str, float] = field(default_factory=dict)  # each term's share, now and then
-    weights: Mapping[str, float] = field(default_factory=dict)  # of the terms, by label
+    selection: Mapping[str, float]  # threshold, excess_kept, excess_dropped, for rankings
+    gradient: Mapping[str, float] = field(default_factory=dict)  # each term's share, if measured
+    weights: Mapping[str, float] = field(default_factory=dict)  # the terms' weights, by label
     rollout: Mapping[str, float] = field(default_factory=dict)  # length, finished, repeats, ...
-    teacher: Mapping[str, float] = field(default_factory=dict)  # aligned: share that it knows
+    teacher: Mapping[str, float] = field(default_factory=dict)  # aligned: share of tokens covered
 
     def __post_init__(self) -> None:
-        # Several listeners are handed the same record.
+        # All listeners share one record, so it must be read-only.
         object.__setattr__(self, "terms", MappingProxyType(dict(self.terms)))
         object.__setattr__(self, "selection", MappingProxyType(dict(self.selection)))
         object.__setattr__(self, "gradient", MappingProxyType(dict(self.gradient)))
@@ -154,6 +154,6 @@ class Record:
         object.__setattr__(self, "teacher", MappingProxyType(dict(self.teacher)))
 
     def __reduce__(self) -> tuple[type[Record], tuple[object, ...]]:
-        """Records go to other processes too; the views of their mappings cannot."""
+        """Mapping proxies cannot be pickled; records are, for other processes."""
         values = (getattr(self, each.name) for each in fields(self))
         return Record, tuple(dict(v) if isinstance(v, Mapping) else v for v in values)

@@ -1,4 +1,4 @@
-"""Executors start the jobs of a sweep and say what became of each."""
+"""Executors start the jobs of a sweep and report their states."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from kdcore.api.component import Component
 
 @dataclass(frozen=True)
 class Job:
-    """One command to run on some machine: a stage of a sweep."""
+    """One command to run on some machine: one stage of a sweep."""
 
-    name: str  # such as "fox.student-1a2b3c4d"; unique in its sweep
-    command: Sequence[str]  # to run in this folder, with this environment; 0: it is done
-    log: Path  # the file for what it prints
-    folder: Path  # of the sweep: where an executor may keep files of its own
-    gpus: int = 0  # 0: not said, or none
-    cpus: int = 0  # 0: not said
+    name: str  # unique in its sweep, such as "fox.student-1a2b3c4d"
+    command: Sequence[str]  # run in the current folder and environment; exit status 0 is success
+    log: Path  # the file for its output
+    folder: Path  # the sweep folder, where executors may keep files
+    gpus: int = 0  # 0: unspecified, or none
+    cpus: int = 0  # 0: unspecified
     memory: str = ""  # such as "32GB"
-    hours: float = 0.0  # 0: not said
-    after: Sequence[str] = field(default_factory=tuple)  # handles of jobs that must end well first
+    hours: float = 0.0  # 0: unspecified
+    after: Sequence[str] = field(default_factory=tuple)  # handles of jobs that must succeed first
 
 
 @dataclass(frozen=True)
 class JobState:
-    """What became of a job."""
+    """The state of a job."""
 
     phase: Literal["queued", "running", "ended"]
-    code: int | None = None  # what the command ended with, where it is known
-    reason: str = ""  # why it waits, or ended, in one sentence
+    code: int | None = None  # the exit status, where known
+    reason: str = ""  # why it waits or ended, in one sentence
 
 
 States = Mapping[str, JobState]
-"""By handle."""
+"""States by handle."""
 
 
 class Executor(Component):
@@ -43,24 +43,24 @@ class Executor(Component):
 
     component_kind: ClassVar[str] = "executor"
     argument: ClassVar[str] = ""  # the option that `--on NAME:VALUE` gives
-    outlives: ClassVar[bool] = False  # True: jobs go on without the command that started them
-    chains: ClassVar[bool] = False  # True: `start` takes jobs before those of `after` have ended
-    seconds: ClassVar[float] = 1.0  # between two questions for the state of all
+    outlives: ClassVar[bool] = False  # True: jobs continue after the command that started them ends
+    chains: ClassVar[bool] = False  # True: `start` accepts jobs before those in `after` have ended
+    seconds: ClassVar[float] = 1.0  # polling interval
 
     def start(self, job: Job) -> str | None:
-        """Start or submit a job; its handle, or None where there is no room now: asked again.
+        """Start or submit a job. Returns its handle, or None if there is no room yet: retried.
 
-        The handle must be enough for `states` and `cancel` of another process where the jobs
-        outlive the command. Raises RunError with the machine's own sentence where it refuses.
+        Where jobs outlive the command, the handle must suffice for `states` and `cancel` in another
+        process. Raises RunError with the scheduler's message if the job is rejected.
         """
         raise NotImplementedError
 
     def states(self, handles: Sequence[str]) -> Mapping[str, JobState]:
-        """What is known of each job; one that is left out is taken as lost, and started again."""
+        """The state of each job. A job that is missing counts as lost, and is started again."""
         raise NotImplementedError
 
     def cancel(self, handles: Sequence[str]) -> None:
-        """End these jobs as SIGTERM does, so that they write checkpoints; returns when they ended,
-        or where jobs outlive the command at once.
+        """Terminate these jobs with SIGTERM, so that they write checkpoints. Returns when they have
+        ended, or immediately where jobs outlive the command.
         """
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""The kinds of components that plugins bring."""
+"""The kinds of components that plugins provide."""
 
 from __future__ import annotations
 
@@ -30,4 +30,4 @@ KINDS: Mapping[str, type[Component]] = {
     "logger": Logger,
     "executor": Executor,
 }
-"""Every kind by the word that users read. The kind's hook is `kdcore_` and its plural."""
+"""Every kind by its name for users. The hook of a kind is `kdcore_` and its plural."""

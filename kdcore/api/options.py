@@ -1,4 +1,4 @@
-"""Options of components: their types, how they are described and fingerprinted."""
+"""Options of components: their types, descriptions and fingerprints."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _PLAIN_TYPES = (bool, int, float, str, list, dict, Schedule, NoneType)
 
 
 def is_option_type(annotation: Any) -> bool:
-    """Whether a recipe can give a value of this type. None is allowed as a default's type."""
+    """Whether a recipe can hold a value of this type. None is allowed as the type of a default."""
     if annotation in _PLAIN_TYPES or kind_of(annotation):
         return True
     origin, arguments = get_origin(annotation), get_args(annotation)
@@ -47,7 +47,7 @@ _PLAIN = {
 
 
 def members(annotation: Any) -> list[Any]:
-    """The alternatives of a union, or the one type; without None, and without constraints."""
+    """The members of a union, or the type itself; without None and constraints."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return members(arguments[0])
@@ -57,13 +57,13 @@ def members(annotation: Any) -> list[Any]:
 
 
 def kind_of(annotation: Any) -> str | None:
-    """The kind of component that a single type stands for."""
-    # What subclasses inherit does not count: an option takes a kind, not one component of it.
+    """The kind of component that a type denotes; None for other types."""
+    # Only the class's own attribute counts: an option takes a kind, not one component of it.
     return vars(annotation).get("component_kind") if isinstance(annotation, type) else None
 
 
 def kinds_in(annotation: Any) -> list[str]:
-    """The kinds that a type takes anywhere: itself, in a list, or in a table."""
+    """The kinds that a type accepts: itself, in a list, or in a table."""
     kinds = []
     for member in members(annotation):
         kind = kind_of(member)
@@ -73,7 +73,7 @@ def kinds_in(annotation: Any) -> list[str]:
 
 
 def inner_type(annotation: Any, part: str | int) -> Any:
-    """The type of a list's items, or of a table's values."""
+    """The type of the items of a list, or of the values of a table."""
     wanted = list if isinstance(part, int) else dict
     for member in members(annotation):
         if get_origin(member) is wanted:
@@ -82,7 +82,7 @@ def inner_type(annotation: Any, part: str | int) -> Any:
 
 
 def type_in_words(annotation: Any) -> str:
-    """What a value should be: `a whole number or "auto"`."""
+    """The type in words, for errors: `a whole number or "auto"`."""
     return " or ".join(_words(member) for member in members(annotation)) or "something else"
 
 
@@ -92,7 +92,7 @@ def type_text(annotation: Any) -> str:
 
 
 def choices(annotation: Any) -> list[str]:
-    """The texts that a type names."""
+    """The string literals of a type."""
     literals = [get_args(each) for each in members(annotation) if get_origin(each) is Literal]
     return [value for values in literals for value in values if isinstance(value, str)]
 
@@ -134,16 +134,16 @@ class Option:
 
 
 def option_fields(cls: type) -> dict[str, tuple[str, Any]]:
-    """Each option of a component, or of the engine's own: its attribute, and pydantic's field."""
+    """Each option of a component or engine table -> its attribute and pydantic field."""
     fields: Mapping[str, Any] = cls.__pydantic_fields__  # type: ignore[attr-defined]
     return {field.alias or name: (name, field) for name, field in fields.items()}
 
 
 def beside(cls: type) -> dict[str, str]:
-    """Options whose values stand in the tables nested in another option, and which that is.
+    """Options that a recipe writes into the nested tables of another option -> that option.
 
     `where: Annotated[list[...], Field(json_schema_extra={"beside": "members"})]` is a key of each
-    table in `members`, and the list has None for those without.
+    table in `members`; the list holds None for tables without it.
     """
     extras = {name: field.json_schema_extra for name, (_, field) in option_fields(cls).items()}
     return {
@@ -167,7 +167,7 @@ def option_values(made: object) -> dict[str, object]:
 
 
 def options_of(cls: type[Named]) -> list[Option]:
-    """The options of a component, in the order in which they are written."""
+    """The options of a component, in the order of definition."""
     options = []
     for name, (_, field) in option_fields(cls).items():
         required = field.is_required()
@@ -181,7 +181,7 @@ _SIGNS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
 
 
 def _bounds(field: Any) -> Iterator[str]:
-    """The limits of a field's values, also where they stand beside one type of a union."""
+    """The bounds of a field's values, including those on one member of a union."""
     for bound in (*field.metadata, *_nested_bounds(field.annotation)):
         yield from (
             f"{sign} {getattr(bound, name):g}"
@@ -203,15 +203,12 @@ _Component = TypeVar("_Component", bound=Named)
 
 
 def iter_components(component: _Component) -> Iterator[_Component]:
-    """A component, and all that are nested in it."""
+    """A component and its nested components, depth first."""
     yield from (each for _, each in placed(component, ""))
 
 
 def schedules_in(components: Iterable[object]) -> list[Schedule]:
-    """The schedules among the options of components and of all that are nested in them, once each.
-
-    A component that was written without options has none.
-    """
+    """The distinct schedules among the options of components and of their nested components."""
     return list(dict.fromkeys(each for one in components for each in _schedules_in(one)))
 
 
@@ -229,7 +226,7 @@ def _schedules_in(value: object) -> Iterator[Schedule]:
 
 
 def placed(component: _Component, place: str) -> Iterator[tuple[str, _Component]]:
-    """A component and all that are nested in it, by their dotted paths."""
+    """A component and its nested components, with their dotted paths."""
     yield place, component
     for option, value in option_values(component).items():
         for path, nested in _placed_in(value, f"{place}.{option}"):
@@ -252,7 +249,7 @@ def _is_component(value: object) -> TypeGuard[Named]:
 def of_options(component: Named, without: Iterable[str] = ()) -> str:
     """Name and options, defaults included; nested components by their own fingerprints.
 
-    Without those that are `elsewhere`.
+    Leaves out the options in `elsewhere`.
     """
     names = {alias: name for alias, (name, _) in option_fields(type(component)).items()}
     elsewhere = [names.get(each, each) for each in getattr(component, "elsewhere", ())]
@@ -270,7 +267,7 @@ def as_call(component: Named) -> str:
 
 
 def describe(component: Named) -> str:
-    """The component with the options that are not at their defaults, to name it in a message."""
+    """The component with its non-default options, to name it in a message."""
     plain = {f.name for f in fields(component) if getattr(component, f.name) == f.default}  # type: ignore[arg-type]
     return _call(component.name, component, describe, plain)
 
@@ -304,7 +301,7 @@ _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def names_on_hub(component: Named) -> list[str]:
-    """The options of a component, and of those nested in it, that can only be names on the hub."""
+    """The option values of a component and its nested ones that can only be hub names."""
     found = [
         name for each in iter_components(component) for name in _texts(option_values(each).values())
     ]
@@ -312,9 +309,9 @@ def names_on_hub(component: Named) -> list[str]:
 
 
 def reads_columns(component: Named, there: Sequence[str] = ()) -> list[Mapping[str, Any]]:
-    """What a component and those nested in it ask for; see `Component.reads_columns`.
+    """The columns that a component and its nested ones require; see `Component.reads_columns`.
 
-    With those of `there`, the columns that documents have, that are `optional_columns`.
+    Includes those `optional_columns` that documents have, which `there` lists.
     """
     found = list[Mapping[str, Any]]()
     for each in iter_components(component):
@@ -325,7 +322,7 @@ def reads_columns(component: Named, there: Sequence[str] = ()) -> list[Mapping[s
 
 
 def ask_for_columns(components: Sequence[Named]) -> None:
-    """Let data know which columns the others read where documents have them."""
+    """Set `asked_columns` of data components to the optional columns of all components."""
     each = [call_checked(one, "optional_columns", of=Sequence) for one in components]
     asked = frozenset(name for names in each for name in names)
     for one in components:
@@ -334,7 +331,7 @@ def ask_for_columns(components: Sequence[Named]) -> None:
 
 
 def is_on_hub(name: str) -> bool:
-    """Whether a text can only be a name on the hub, and no path."""
+    """Whether a text can only be a name on the hub, not a path."""
     if is_path(name) or os.path.exists(name) or Path(name).suffix.lower() in _FILES:
         return False
     return _NAME.fullmatch(name) is not None

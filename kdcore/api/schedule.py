@@ -1,4 +1,4 @@
-"""Numbers that change during a run: from one value to another, in a straight line."""
+"""Options that change linearly during a run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class _Now:
-    """Where a schedule stands: a number, and on the run's device the same as a tensor."""
+    """The current value of a schedule, as a number and as a tensor on the run's device."""
 
     def __init__(self, value: float) -> None:
         self.value = value
@@ -26,20 +26,20 @@ class _Now:
 
 
 def _at_both_ends(holds: Callable[[float, float], bool]) -> Callable[[Schedule, float], bool]:
-    """So that `Field(gt=0)` beside a scheduled option means all that it goes through."""
+    """A comparison of both ends, so that `Field(gt=0)` covers every value of the schedule."""
     return lambda schedule, limit: holds(schedule.start, limit) and holds(schedule.end, limit)
 
 
 @pydantic_dataclass(kw_only=True, frozen=True, eq=False, config=_STRICT)
 class Schedule:
-    """A number that goes from `start` to `end` until that share of the run is done."""
+    """A number that moves linearly from `start` to `end`, reached at the share `until` of a run."""
 
     start: Number
     end: Number
     until: Annotated[float, Field(gt=0, le=1)] = 1.0
 
     def __post_init__(self) -> None:
-        # Options are frozen; what the run changes is in a box of its own.
+        # Options are frozen; the mutable current value lives in an object of its own.
         object.__setattr__(self, "_now", _Now(self.start))
 
     __gt__ = _at_both_ends(operator.gt)
@@ -48,25 +48,25 @@ class Schedule:
     __le__ = _at_both_ends(operator.le)
 
     def __str__(self) -> str:
-        """As formulas write it: `done` is the share of the run that is over."""
+        """As in formulas: `done` is the share of the run that is complete."""
         start, end, until = (f"{each:.12g}" for each in (self.start, self.end, self.until))
         return f"({start} + ({end} - {start}) * min(done / {until}, 1))"
 
     def at(self, done: float) -> float:
-        """The value when the share `done` of the run is done."""
+        """The value when the share `done` of the run is complete."""
         if done >= self.until:
             return self.end
         return self.start + (self.end - self.start) * done / self.until
 
     def begin(self, device: torch.device) -> None:
-        """Keep the value as a tensor of that device too, always the same one."""
+        """Also keep the value as a tensor on this device; it is updated in place."""
         import torch
 
         now: _Now = vars(self)["_now"]
         now.tensor = torch.full((), now.value, dtype=torch.float64, device=device)
 
     def move(self, done: float) -> None:
-        """Stand where the share `done` of the run puts it."""
+        """Set the current value to that at the share `done` of the run."""
         now: _Now = vars(self)["_now"]
         now.value = self.at(done)
         if now.tensor is not None:
@@ -74,11 +74,11 @@ class Schedule:
 
 
 Scheduled = Number | Schedule
-"""The type of an option that takes a number or `{start, end, until}`; bounds go beside it."""
+"""The type of an option that takes a number or `{start, end, until}`; combine with bounds."""
 
 
 def value_now(option: float | Schedule) -> float:
-    """What a scheduled option is in the step that runs; before a run, its beginning."""
+    """The value of an option in the current step; before a run, its start."""
     if not isinstance(option, Schedule):
         return option
     now: _Now = vars(option)["_now"]
@@ -86,8 +86,8 @@ def value_now(option: float | Schedule) -> float:
 
 
 def tensor_now(option: float | Schedule) -> float | Tensor:
-    """The same for losses: of a schedule a tensor of no dimensions, which is one input of compiled
-    code; a number stays a number.
+    """The same for losses: a schedule becomes a 0-d tensor, so that compiled code sees one input
+    instead of a new constant at each step; a number stays a number.
     """
     if not isinstance(option, Schedule):
         return option

@@ -12,7 +12,7 @@ from pydantic.dataclasses import dataclass as pydantic_dataclass
 from kdcore.api.schedule import Number, Schedule, Scheduled
 from kdcore.optim import optimizer_error
 
-# A reader of the recipe must not be able to change what was checked.
+# Frozen: nothing may change options after validation.
 _CONFIG = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True)
 _options = pydantic_dataclass(kw_only=True, frozen=True, eq=False, config=_CONFIG)
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -24,21 +24,21 @@ DURATIONS = ("epochs", "steps", "tokens")
 
 
 class Rivals(NamedTuple):
-    """Keys of which at most one is given; of inherited ones the nearest."""
+    """Mutually exclusive keys. Among inherited ones, the nearest wins."""
 
     names: tuple[str, ...]
-    needed: bool = True  # else one has a default
+    needed: bool = True  # False: one of them has a default
 
 
 RIVALS: Mapping[str, Sequence[Rivals]] = {
     "train": (Rivals(DURATIONS), Rivals(("batch", "batch_documents"), needed=False)),
     "student": (Rivals(("model", "config")),),
 }
-"""By the engine's tables."""
+"""By table of the engine."""
 
 
 def rivals_of(table: str, key: str) -> set[str]:
-    """The keys of one of the engine's tables that are not given beside this one."""
+    """The keys of a table of the engine that exclude this one."""
     return {name for each in RIVALS.get(table, ()) if key in each.names for name in each.names} - {
         key
     }
@@ -53,7 +53,7 @@ Schedules = Literal[
     "linear",
     "polynomial",
 ]
-"""Those of transformers' schedules that depend on the step only and need no arguments."""
+"""The schedules of transformers that depend on the step only and need no arguments."""
 
 
 @_options
@@ -96,12 +96,12 @@ class TrainOptions:
 
     @property
     def drawn(self) -> int:
-        """How many an optimizer step draws: documents with `batch_documents`, else rows."""
+        """How many rows (documents with `batch_documents`) an optimizer step draws."""
         return self.batch_documents or self.batch
 
     @property
     def drawn_unit(self) -> Literal["documents", "rows"]:
-        """What these are."""
+        """The unit of `drawn`."""
         return "documents" if self.batch_documents else "rows"
 
     @field_validator("optimizer")
@@ -150,7 +150,7 @@ class SelectionOptions:
 
 @_options
 class ResourceOptions:
-    """`[resources]`: what a scheduler is asked for. No part of what is trained."""
+    """`[resources]`: requests to a scheduler. They do not affect training."""
 
     gpus: Annotated[int, Field(ge=0)] | None = None
     cpus: Count | None = None
@@ -175,11 +175,11 @@ class RolloutOptions:
     write_batch: Literal["auto"] | Count = "auto"
 
     def share_at(self, done: float) -> float:
-        """The share of the rows that are written when the share `done` of the run is done."""
+        """The share of rows that are generated when the share `done` of the run is complete."""
         return self.share.at(done) if isinstance(self.share, Schedule) else self.share
 
     def group(self, block: int) -> int:
-        """Prompts that are written together, by a formula of the recipe alone."""
+        """The number of prompts generated together, determined by the recipe alone."""
         if self.write_batch != "auto":
             return self.write_batch
         return max(1, min(_GROUP, _GROUP_TOKENS // block))

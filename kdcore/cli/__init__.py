@@ -1,4 +1,4 @@
-"""The command line: `run`, `check`, the other verbs and `--processes`. Internal."""
+"""The command line: `run`, `check`, other commands, and `--processes`. Internal."""
 
 from kdcore.deprecated import moved_names
 

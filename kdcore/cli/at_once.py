@@ -1,4 +1,4 @@
-"""Signals where no stage trains: they end the command at once, with the documented exit code."""
+"""Signals outside training: they end the command at once, with the documented exit code."""
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ from types import FrameType
 from kdcore.errors import Interrupted
 from kdcore.training.signals import SIGNALS, known_as
 
-_GRACE = 2.0  # seconds that ^C has to end the process; libraries may wait in C for minutes
+_GRACE = 2.0  # seconds in which ^C must end the process; C code of libraries may block for minutes
 
 
 class AtOnceSignals:
-    """While entered, a signal that would kill the process ends it with an exit code of kdcore's.
+    """A context in which a signal that would kill the process ends it with kdcore's exit code.
 
-    Nothing is raised: libraries make other errors of what comes to their C code in between, and
-    a run can be stopped at any moment. A thread does it where the main one waits in C. `Signals`
-    takes over while a stage trains; ^C raises KeyboardInterrupt, and ends the process soon.
+    Raises nothing: libraries turn exceptions inside their C code into other errors, and a run can
+    be stopped at any moment. A thread handles the signal if the main thread is blocked in C.
+    `Signals` takes over while a stage trains; ^C raises KeyboardInterrupt, and soon ends the
+    process.
     """
 
     def __init__(self) -> None:
-        self.interrupted = False  # by ^C, whatever a library made of it
+        self.interrupted = False  # by ^C, whatever error a library made of it
         self._over, self._ending = Event(), RLock()
-        self._pipe: int | None = None  # where each signal is written as it comes
+        self._pipe: int | None = None  # receives each signal as a byte
 
     def __enter__(self) -> AtOnceSignals:
         for number in SIGNALS:
@@ -57,7 +58,7 @@ class AtOnceSignals:
         raise KeyboardInterrupt
 
     def _end(self, number: int, frame: FrameType | None = None) -> None:
-        self._ending.acquire()  # the other thread waits here for the end
+        self._ending.acquire()  # Blocks while the other thread ends the process.
         with suppress(Exception):
             sys.stdout.flush()
         with suppress(OSError):
@@ -65,7 +66,7 @@ class AtOnceSignals:
         os._exit(Interrupted("", known_as(number)).exit_code)
 
     def _watch(self, reading: int) -> None:
-        """End the process where the main thread has no time for it."""
+        """End the process if the main thread is blocked."""
         with os.fdopen(reading, "rb", buffering=0) as numbers:
             while number := numbers.read(1):
                 handler = signal.getsignal(number[0])
@@ -74,7 +75,7 @@ class AtOnceSignals:
                     self._end(number[0])
 
     def _forget(self) -> None:
-        """A fork is somebody else's, who ends it by signals."""
+        """A forked process leaves signals to its owner."""
         if self._pipe is None:
             return
         signal.set_wakeup_fd(-1)

@@ -1,7 +1,7 @@
-"""What a shell completes: names of recipes, runs, plugins and components.
+"""Shell completion: names of recipes, runs, plugins and components.
 
-An argument says by its metavar what it takes, so that the verbs of other distributions are
-completed too: RECIPE or FROM, RUN, PLUGIN, COMPONENT, alone or as in RECIPE|RUN.
+An argument's metavar says what it takes, so commands of other distributions are completed too:
+RECIPE or FROM, RUN, PLUGIN, COMPONENT, alone or as in RECIPE|RUN.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _Parameter = Any
 
 @dataclass(frozen=True)
 class Candidate:
-    """One completion, as shells are told of it."""
+    """One completion, in the form that shells expect."""
 
     value: str
     type: str = "plain"
@@ -33,7 +33,7 @@ class Candidate:
 
 
 def complete_arguments(command: Any, plugin_manager: Callable[[], PluginManager]) -> None:
-    """Let the parameters of a command, or of a group's commands, complete what they take."""
+    """Add completion to the parameters of a command, or of a group's commands."""
     for inner in getattr(command, "commands", {}).values():
         complete_arguments(inner, plugin_manager)
     for parameter in command.params:

@@ -1,4 +1,4 @@
-"""`python -m kdcore.cli.control TASK.json`: works out a control of a sweep, and becomes its run."""
+"""`python -m kdcore.cli.control TASK.json`: prepares a sweep's control, and becomes its run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kdcore.sweeps.deferred import DeferredTask, make_recipe
 
 
 def main(path: str) -> None:
-    """The process ends as the run does, or with the code of what went wrong before it."""
+    """Ends as the run does, or with the exit code of the error before it."""
     task = DeferredTask.read(Path(path))
     try:
         make_recipe(task, plugin_manager(list(task.plugins)))

@@ -1,4 +1,4 @@
-"""Ways of kdcore 0.1 to open runs, under their old public names, until 1.0."""
+"""Deprecated functions of kdcore 0.1 that open runs, until 1.0."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def open_run(folder: Path, host: PluginManager, **options: Any) -> RunState:
 def open_model(
     model: str, stage: Stage, folder: Path, evals: Sequence[str] | None = None
 ) -> RunState:
-    """A model in place of a stage's student."""
+    """A model in the role of a stage's student."""
     return open_stage(in_students_place(model, stage, folder, evals))
 
 
 @contextmanager
 def open_unstarted(recipe: Recipe, name: str, out: Path) -> Iterator[RunState]:
-    """A stage without weights, in a folder that goes away."""
+    """A stage without weights, in a temporary folder."""
     with not_begun(recipe, name, out) as request:
         yield open_stage(request, upto="ids")

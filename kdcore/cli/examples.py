@@ -1,4 +1,4 @@
-"""Examples of a verb, shown below its `--help`."""
+"""Examples of a command, shown below its `--help`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _ATTRIBUTE = "kdcore_examples"
 
 
 def examples(*commands: str) -> Callable[[_Verb], _Verb]:
-    """Give a verb examples, each a whole command line."""
+    """Attach examples to a command, each a whole command line."""
 
     def given(verb: _Verb) -> _Verb:
         setattr(verb, _ATTRIBUTE, commands)
@@ -20,11 +20,11 @@ def examples(*commands: str) -> Callable[[_Verb], _Verb]:
 
 
 def epilog_of(verb: object) -> str | None:
-    """The examples of a verb as its help shows them; None where it has none."""
+    """The examples of a command as its help shows them; None if it has none."""
     found: tuple[str, ...] = getattr(verb, _ATTRIBUTE, ())
     return as_epilog(*found) if found else None
 
 
 def as_epilog(*commands: str) -> str:
-    """Each command on a line of its own."""
+    """One line per command."""
     return "\n\n".join(("Examples:", *commands))

@@ -1,4 +1,4 @@
-"""One command in several processes: by `--processes N`, or as another launcher started it."""
+"""Several processes per command: with `--processes N`, or started by another launcher."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from typing import IO
 from kdcore.errors import Interrupted, ProcessLost, StartAgain, UsageError
 from kdcore.training.signals import SIGNALS, known_as
 
-_TO_END = 10.0  # seconds that processes have when another one has ended
-_TO_SAVE = 600.0  # where one of them may write a checkpoint first
-# A terminal's ^C is for us to pass on, else they get it twice.
+_TO_END = 10.0  # seconds that processes get to exit after one has ended
+_TO_SAVE = 600.0  # if one of them may write a checkpoint first
+# A terminal's ^C is forwarded by the launcher; otherwise processes would get it twice.
 _GROUP = 0 if os.name == "posix" else None
-_POLLING = 0.02  # seconds; whose end was first is to be seen
+_POLLING = 0.02  # seconds; short, to see which process ended first
 _LAUNCHED, _YET = "KDCORE_LAUNCHED", "yet to begin"
-_LOST = 76  # what a process of ours ends with where it ended because of another one
+_LOST = 76  # exit code of a process that ended because it lost another one
 _SHARDED = {
     "ACCELERATE_USE_FSDP": "FSDP",
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
@@ -37,10 +37,11 @@ _INSTEAD = (
 
 
 def join(environment: MutableMapping[str, str], processes: int) -> None:
-    """Check what a launcher says in the environment, and complete it where there is no GPU.
+    """Check the launcher's environment variables, and complete them if there is no GPU.
 
-    `processes` is what the command itself asks for. Raises UsageError for what kdcore cannot do:
-    models in shards, tasks of SLURM that do not know each other, more processes than GPUs.
+    `processes` is the number that the command itself requests. Raises UsageError for what kdcore
+    does not support: sharded models, SLURM tasks that do not know each other, more processes than
+    GPUs.
     """
     for variable, name in _SHARDED.items():
         if environment.get(variable, "").lower() in _YES:
@@ -62,13 +63,13 @@ def join(environment: MutableMapping[str, str], processes: int) -> None:
 
 
 def _is_one_of_several_tasks(environment: MutableMapping[str, str]) -> bool:
-    # A batch script is task 0 too, and has the job's SLURM_NTASKS, but is no step of srun.
+    # A batch script is also task 0 and has the job's SLURM_NTASKS, but is no srun step.
     tasks, number = (environment.get(f"SLURM_{x}", "0") for x in ("STEP_NUM_TASKS", "PROCID"))
     return int(tasks) > 1 or int(number) > 0
 
 
 def _give_each_a_device(environment: MutableMapping[str, str], processes: int) -> None:
-    """All on the CPU where there is no GPU."""
+    """All on the CPU if there is no GPU."""
     import torch
 
     gpus = torch.cuda.device_count()
@@ -87,11 +88,11 @@ def _give_each_a_device(environment: MutableMapping[str, str], processes: int) -
 def launch(arguments: Sequence[str], processes: int) -> int:
     """Run `python -m kdcore ARGUMENTS` in N processes; the first failure ends all of them.
 
-    The first process speaks for all; what another one said is shown where it failed otherwise.
-    Where they ask for it, all start again. Returns the exit code of the first that failed, or 0.
+    Only the first process prints; output of others is shown if they failed with another error.
+    Restarts all processes on request. Returns the exit code of the first that failed, or 0.
     """
     while (code := _launch(arguments, processes)) == StartAgain.exit_code:
-        arguments = [each for each in arguments if each != "--fresh"]  # it goes on with its folder
+        arguments = [each for each in arguments if each != "--fresh"]  # resume its folder
     return code
 
 
@@ -103,7 +104,7 @@ def _launch(arguments: Sequence[str], processes: int) -> int:
             subprocess.Popen(
                 [sys.executable, "-P", "-m", "kdcore", *arguments],
                 env=_environment(rank, processes, port),
-                stdin=subprocess.PIPE,  # which ends with this process, and so do they
+                stdin=subprocess.PIPE,  # closes when this process ends, and then they end too
                 stderr=said[rank] if rank else None,
                 process_group=_GROUP,
             )
@@ -116,7 +117,7 @@ def _launch(arguments: Sequence[str], processes: int) -> int:
 
 
 def _code(codes: Sequence[int], failed: int, said: Sequence[IO[str]]) -> int:
-    """Of processes of which one failed first; tells what others than process 0 have said."""
+    """The exit code if one process failed first; shows the output of others than process 0."""
     again = [rank for rank, code in enumerate(codes) if code == StartAgain.exit_code]
     rank = again[0] if again else failed
     code = codes[rank]
@@ -128,7 +129,7 @@ def _code(codes: Sequence[int], failed: int, said: Sequence[IO[str]]) -> int:
 
 
 def _tell(rank: int, code: int, said: IO[str]) -> None:
-    """What a process said that does not speak for all, and why it said nothing."""
+    """Show the output of a process other than the first, and why it printed nothing."""
     killed = (
         ": it was killed, as the system does where its memory runs out. The same command "
         "continues from the last checkpoint"
@@ -154,14 +155,14 @@ def _environment(rank: int, processes: int, port: str) -> dict[str, str]:
 
 
 def end_with_launcher() -> None:
-    """In a process of `launch`: end as by SIGTERM, with a checkpoint, when the launcher is gone."""
+    """In a process of `launch`: exit as on SIGTERM, with a checkpoint, if the launcher is gone."""
     if os.environ.get(_LAUNCHED) == _YET:
-        os.environ[_LAUNCHED] = "begun"  # what it starts itself has another launcher, or none
+        os.environ[_LAUNCHED] = "begun"  # its own children have another launcher, or none
         Thread(target=_wait_for_end, daemon=True).start()
 
 
 def code_of_lost() -> int:
-    """What a process ends with where another one is lost: our launcher asks whose end was first."""
+    """The exit code after losing another process: our launcher looks for the first failure."""
     return _LOST if os.environ.get(_LAUNCHED) else ProcessLost.exit_code
 
 
@@ -183,7 +184,7 @@ def _free_port() -> int:
 
 
 def _wait(children: Sequence[subprocess.Popen[bytes]]) -> int | None:
-    """The number of the child that failed first; None where all end well."""
+    """The rank of the process that failed first; None if all succeed."""
 
     def pass_on(number: int, frame: object) -> None:
         for child in children:
@@ -206,20 +207,20 @@ def _wait(children: Sequence[subprocess.Popen[bytes]]) -> int | None:
 
 
 def _cause(failed: Sequence[int], codes: Sequence[int]) -> int:
-    """Of processes that were seen to fail, one that did not lose another; else one that it lost."""
+    """Among failed processes, one that did not lose another; else one that it lost."""
     others = [rank for rank, code in enumerate(codes) if code and rank not in failed]
     return min([*failed, *others], key=lambda rank: codes[rank] == _LOST)
 
 
 def _time_to_end(codes: Sequence[int | None]) -> float:
-    """Seconds for the others, when these have ended."""
-    # A GPU's process does not hear that another one is gone, and can save nothing while it waits.
+    """Seconds for the remaining processes, after these have ended."""
+    # A GPU process does not notice that another is gone, and cannot save while it waits.
     hears = os.environ.get("ACCELERATE_USE_CPU", "").lower() in _YES
     return _TO_SAVE if StartAgain.exit_code in codes and hears else _TO_END
 
 
 def _end(children: Sequence[subprocess.Popen[bytes]], seconds: float) -> None:
-    """Give the others some time to end by themselves, then end them."""
+    """Let the others exit on their own for some time, then terminate them."""
     for child in children:
         try:
             child.wait(seconds)

@@ -1,4 +1,4 @@
-"""The command line: `run`, `check`, and every other verb through its entry point."""
+"""The command line: `run`, `check`, and all other commands through their entry points."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 def first_sentence(verb: EntryPoint) -> str:
-    """The first line of the function's docstring, or of its module's; "" where it is unreadable."""
+    """The first line of the function's docstring, or of its module's; "" if unreadable."""
     top, *inner = verb.module.split(".")
     spec = find_spec(top)
     if spec is None or spec.origin is None:
@@ -74,7 +74,7 @@ Logs = Annotated[
 
 
 class _Verbs(TyperGroup):
-    """The commands of this file and every entry point of the group `kdcore.commands`."""
+    """The commands of this file, and every entry point of the group `kdcore.commands`."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         return [*super().list_commands(ctx), *sorted(_verbs())]
@@ -170,7 +170,7 @@ def run(
 
 
 def _join(processes: int) -> None:
-    """Where several processes are asked for, be their launcher and end with them."""
+    """If several processes are requested, launch them and exit with them."""
     from kdcore.cli.launch import end_with_launcher, join, launch
 
     end_with_launcher()
@@ -180,7 +180,7 @@ def _join(processes: int) -> None:
 
 
 def _run(asked: RunRequest, plugins: list[str] | None, as_json: bool) -> None:
-    """Run it, and print what is finished even where the rest fails."""
+    """Run it, and print finished stages even if the rest fails."""
     from dataclasses import replace
 
     from kdcore.cli.results import tell_results
@@ -228,7 +228,7 @@ def check(
 
 
 def plugin_manager(plugins: list[str] | None) -> Any:
-    """The plugin host that `-p` and KDCORE_PLUGINS_OFF ask for."""
+    """The plugin host for `-p` and KDCORE_PLUGINS_OFF."""
     from kdcore.plugin.manager import PluginManager
 
     asked = plugins or []
@@ -238,14 +238,14 @@ def plugin_manager(plugins: list[str] | None) -> Any:
 
 
 def main() -> None:
-    """The console script. Every way out has one of the documented exit codes."""
+    """The console script. Always exits with one of the documented codes."""
     _open_closed()
-    # All of this before the libraries are imported. Pages of 2 MB for large tensors on a CPU:
+    # All of this must precede library imports. 2 MB pages for large tensors on a CPU:
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
-        # Rows of many lengths would leave holes in a GPU's memory. torch 2.8 knows the older name.
+        # Rows of many lengths would fragment GPU memory. torch 2.8 knows the older name.
         os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
-    for library in ("HF_DATASETS", "HF_HUB"):  # and so transformers'; kdcore has its own
+    for library in ("HF_DATASETS", "HF_HUB"):  # also for transformers; kdcore has its own progress
         os.environ[f"{library}_DISABLE_PROGRESS_BARS"] = "1"
     signals = AtOnceSignals()
     try:
@@ -257,16 +257,16 @@ def main() -> None:
                 _leave_processes()
     except KeyboardInterrupt:
         code = _interrupted()
-    if code and signals.interrupted:  # a library made another error of it
+    if code and signals.interrupted:  # a library turned it into another error
         code = Interrupted("", signal.SIGINT).exit_code
     raise SystemExit(code)
 
 
 def _open_closed() -> None:
-    """Where a standard stream was closed (2>&-), what is written there is for nobody."""
+    """Replace closed standard streams (2>&-) by the null device."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
-            opened = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+            opened = os.open(os.devnull, os.O_RDWR)  # the lowest free descriptor
             if opened != number:
                 os.dup2(opened, number)
                 os.close(opened)
@@ -274,14 +274,14 @@ def _open_closed() -> None:
 
 
 def _give_terminal_back() -> None:
-    """What an interrupt tore off may still be shown."""
+    """Remove displays that an interrupt left on the terminal."""
     display = sys.modules.get("kdcore.terminal.display")
     if display is not None:
         display.give_back()
 
 
 def _leave_processes() -> None:
-    """Leave the group of processes; one that is still in it may abort as it ends."""
+    """Leave the process group; a process that stays in it may abort on exit."""
     distributed = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
@@ -297,7 +297,7 @@ def _exit_code() -> int:
 
 
 def exit_code_of(error: Exception) -> int:
-    """The exit code of an error, once it is told."""
+    """Report an error and return its exit code."""
     if isinstance(error, KdcoreError):
         if isinstance(error, PluginError) and (refused := _refused(error)):
             return _said(refused, RunError.exit_code)
@@ -325,7 +325,7 @@ def _interrupted() -> int:
 
 
 def _refused(error: Exception) -> str | None:
-    """The machine's refusal, which is no bug: a name too long, a folder that none may write in."""
+    """Errors of the machine that are not bugs: a name too long, a read-only folder."""
     if fault := machine_fault(error):
         return "; ".join(refusal(fault))
     if isinstance(error, OSError) and error.strerror:
@@ -352,7 +352,7 @@ def _as_bug(error: Exception) -> str:
 
 
 def _tell(quiet: bool) -> None:
-    """Messages go to stderr, from the first process only."""
+    """Log messages to stderr, from the first process only."""
     log = logging.getLogger("kdcore")
     first = os.environ.get("RANK", "0") == "0"
     log.setLevel(logging.WARNING if quiet or not first else logging.INFO)
@@ -384,7 +384,7 @@ def _loaded(verb: EntryPoint) -> Any:
 
 
 def _listed(verb: EntryPoint) -> Any:
-    """A stand-in for the list of commands: its help is read from the source, nothing is loaded."""
+    """A placeholder in the command list: reads its help from the source without importing."""
     alone = typer.Typer(add_completion=False)
     alone.command(name=verb.name, help=first_sentence(verb))(lambda: None)
     return typer.main.get_command(alone)

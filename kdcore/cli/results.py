@@ -1,4 +1,4 @@
-"""What `kdcore run` prints on standard output: the folders of its runs, or their last scores."""
+"""Standard output of `kdcore run`: the folders of its runs, or their last scores."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def tell_results(folders: Sequence[Path], *, as_json: bool) -> None:
-    """A line for each folder, once, the last run's last; or an object with the last scores."""
+    """One line per distinct folder, the last run's last; or an object with the last scores."""
     each = list(dict.fromkeys(reversed(folders)))[::-1]
     if as_json:
         runs = [{"folder": str(folder), "scores": _scores(folder)} for folder in each]
@@ -19,7 +19,7 @@ def tell_results(folders: Sequence[Path], *, as_json: bool) -> None:
 
 
 def _scores(folder: Path) -> dict[str, float | str | None]:
-    """Of the evaluation of the final weights; what JSON cannot say is null."""
+    """The evaluation of the final weights; null for values that JSON cannot represent."""
     from kdcore.runs.folder import CHECKPOINTS
     from kdcore.training.checkpoint import of_final
 

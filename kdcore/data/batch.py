@@ -1,4 +1,4 @@
-"""Rows, batches and logits as they pass between engine and plugins."""
+"""Rows, batches and logits: the data that engine and plugins exchange."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ if TYPE_CHECKING:
     import numpy as np
 
 LogitsFn = Callable[["Tensor"], "Tensor"]
-"""Flat positions [n] -> logits [n, V] of a batch that a teacher has read, without gradient."""
+"""Flat positions [n] -> a teacher's logits [n, V] on a batch, without gradient."""
 
 TeacherOutputs = Callable[["Tensor"], "Tensor | SparseLogits"]
-"""The same of any teacher: of one that knows some ids only, a `SparseLogits`."""
+"""The same for any teacher; one that covers only some ids returns `SparseLogits`."""
 
 Row = Mapping[str, Any]
-"""`input_ids`, and where the data knows them `labels` (unshifted, -100: not trained), `document`
-and `offset`, and `columns`: name -> text or number, of the row, or one such mapping for each of its
-documents, in the order in which they begin."""
+"""`input_ids`, and optionally `labels` (unshifted, -100: ignored), `document`, `offset` and
+`columns`: name -> text or number, for the row, or a list of such mappings, one per document in the
+order in which they begin."""
 
 OLD_LOG_PROBS = "old_log_probs"
-"""The key of written rows for what each token had as it was drawn, NaN where it is not known."""
+"""The key in generated rows for each token's log-probability when drawn; NaN: unknown."""
 
 Rows = Sequence[Row] | Iterable[Row]
 """A sequence of rows, or an iterable of them where the data is streamed."""
@@ -33,33 +33,33 @@ Rows = Sequence[Row] | Iterable[Row]
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """What a batch was cut from."""
+    """The split that a batch comes from."""
 
     name: str
-    fingerprint: str  # of its tokens and their order
-    lengths: np.ndarray  # [documents] in tokens; empty where the data is streamed
-    written: bool = False  # rows that were written while training: they are seen once
+    fingerprint: str  # hash of its tokens and their order
+    lengths: np.ndarray  # tokens of each document [documents]; empty for streamed data
+    written: bool = False  # rows were generated during training, and are seen once
 
 
 @dataclass(frozen=True, eq=False)
 class Packing:
-    """The isolated pieces of rows, end to end: padding is left out."""
+    """The isolated pieces of packed rows, concatenated without padding."""
 
-    real: Tensor | None  # [n]: the flat positions that are no padding; None: all of them
-    lengths: tuple[int, ...]  # of the pieces
-    starts: Tensor  # int32 [pieces + 1]: where each begins among these n tokens, and n
+    real: Tensor | None  # [n]: flat positions without padding; None: all of them
+    lengths: tuple[int, ...]  # tokens of each piece
+    starts: Tensor  # int32 [pieces + 1]: cumulative lengths, from 0 to n (cu_seqlens)
     longest: int  # tokens of the longest piece
 
     def is_whole(self, rows: int) -> bool:
-        """Whether so many rows are one piece each, without padding."""
+        """Whether each of `rows` rows is one piece without padding."""
         return self.real is None and len(self.lengths) == rows
 
 
 @dataclass(frozen=True, eq=False)
 class OnHost:
-    """What the host knew before it sent a batch to the device: reading it waits for nothing."""
+    """Host copies of a batch from before its transfer: reading them never syncs the device."""
 
-    input_ids: np.ndarray  # these four [rows * time]
+    input_ids: np.ndarray  # [rows * time], like the next three
     position: np.ndarray
     document: np.ndarray
     offset: np.ndarray
@@ -68,85 +68,85 @@ class OnHost:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """One micro-batch on the device. The student and every teacher see exactly this.
+    """One micro-batch on the device. Student and teachers read the same batch.
 
-    All but `labels` are [rows, time]. `labels` is flat, [rows * time]: the id that the position
-    predicts, and -100 where it predicts nothing (padding, prompts, the end of a document). Flat
-    positions count through the rows.
+    Tensors are [rows, time] unless noted. `labels` is flat, [rows * time]: the id that a position
+    predicts, or -100 where it predicts nothing (padding, prompts, the end of a document). Flat
+    positions index [rows * time].
     """
 
     input_ids: Tensor  # int64
     position_ids: Tensor  # int64, from 0 in each document
-    attention_mask: Tensor | None  # None where rows are packed: position_ids isolate the documents
-    document: Tensor  # the token's document in the split, -1 on padding
-    offset: Tensor  # the token's index in its document, -1 on padding
+    attention_mask: Tensor | None  # None for packed rows, where position_ids isolate documents
+    document: Tensor  # index of the token's document in the split, -1 on padding
+    offset: Tensor  # index of the token in its document, -1 on padding
     labels: Tensor  # int64 [rows * time]
-    valid: Tensor  # [n]: the flat positions whose label is not -100, in order
-    vocabulary: int  # logits are cut to this many ids on all sides
-    split: Split  # which split the rows are of
-    packing: Packing | None = None  # None: position_ids and attention_mask tell what is isolated
-    columns: BatchColumns | None = None  # of its documents; None: they are data without columns
-    on_host: OnHost | None = field(default=None, init=False)  # None in what `replace` made of it
+    valid: Tensor  # [n]: flat positions with a label other than -100, ascending
+    vocabulary: int  # number of shared ids; all logits are cut to it
+    split: Split  # the split of its rows
+    packing: Packing | None = None  # None: position_ids and attention_mask isolate documents
+    columns: BatchColumns | None = None  # those of its documents; None: there are none
+    on_host: OnHost | None = field(default=None, init=False)  # None in copies made by `replace`
 
     def known(self, on_host: OnHost) -> Batch:
-        """The batch itself, which knows this from here on."""
+        """Attach host copies; returns the batch itself."""
         object.__setattr__(self, "on_host", on_host)
         return self
 
 
 class SparseLogits(NamedTuple):
-    """What a teacher says of some ids at each position, and of all others together."""
+    """A teacher's probabilities of some ids at each position, and of all other ids together."""
 
-    ids: Tensor  # int64 [n, k], no id twice at a position, fewer than there are
-    log_probabilities: Tensor  # [n, k + 1] at temperature 1; the last one is of all other ids
-    tempered: Mapping[float, Tensor] | None = None  # log-mass of the others at other T
-    """Temperature T -> [n]: T times the log of the sum of the others' p^(1/T). None: not told."""
+    ids: Tensor  # int64 [n, k], distinct at each position, k below the vocabulary size
+    log_probabilities: Tensor  # [n, k + 1] at temperature 1; the last is the mass of all other ids
+    tempered: Mapping[float, Tensor] | None = None  # the other ids' bucket at other temperatures
+    """Temperature T -> [n]: T * log(sum of p^(1/T) over the other ids). None: unknown."""
 
 
 class GappedLogits(SparseLogits):
-    """The same where ids may be -1: no id, behind those that are, whatever mass is given."""
+    """The same with -1 as filler after the last id of a position; its mass is ignored."""
 
 
 class Parts(NamedTuple):
-    """What several teachers say, over each of which a loss is taken by itself."""
+    """Outputs of several teachers; a loss is evaluated against each of them separately."""
 
-    weights: tuple[float, ...]  # of the losses' sum
+    weights: tuple[float, ...]  # of each loss in their sum
     each: tuple[Tensor | SparseLogits, ...]
 
 
 StatesFn = Callable[["Tensor"], "Sequence[Tensor]"]
-"""Flat positions [n] -> the hidden states there of each layer that was asked for [n, H]."""
+"""Flat positions [n] -> the hidden states [n, H] of each requested layer."""
 
 
 @dataclass(frozen=True, eq=False)
 class OwnVocabulary:
-    """What a teacher says of a batch in its own ids, which need not be the student's.
+    """A teacher's outputs on a batch over its own ids, which may differ from the student's.
 
-    `spans` are known without a forward pass; the trunk runs at the first call of `logits` or `nll`.
-    A span is the same text to both, one or more tokens on either side.
+    A span is a piece of text at whose borders both sides have a token border: one or more tokens of
+    each. `spans` need no forward pass; the trunk runs at the first call of `logits` or `nll`.
     """
 
-    spans: Tensor  # int64 [valid]: each valid token's span; -1: in none. A span is contiguous
-    logits: LogitsFn  # flat positions [n] whose tokens begin a span -> [n, V_teacher]
+    spans: Tensor  # int64 [valid]: span of each valid token; -1: none. Spans are contiguous
+    logits: LogitsFn  # flat positions [n] of tokens that begin a span -> [n, V_teacher]
     nll: Callable[[], Tensor]
     """[valid, 2], in nats, where a span begins: the teacher's nll of its first token in the span,
-    and of its later ones together."""
-    shared: tuple[Tensor, Tensor]  # int64 [m]: ids that stand for the same, the student's and its
+    and the sum over its later tokens."""
+    shared: tuple[Tensor, Tensor]  # int64 [m]: ids of equal text, the student's and its own
 
 
 class TwoVocabularies(NamedTuple):
-    """What a teacher says of tokens in the student's ids, and in its own."""
+    """A teacher's outputs over the student's ids and over its own."""
 
-    shared: Tensor | SparseLogits | Parts | None  # None: no loss wants it
+    shared: Tensor | SparseLogits | Parts | None  # None: no loss needs it
     own: Tensor  # [n, V_teacher]
 
 
 PartOutputs = Callable[["Tensor"], "Tensor | SparseLogits | Parts | TwoVocabularies"]
-"""Flat positions [n] -> what a loss learns from."""
+"""Flat positions [n] -> the teacher outputs that losses compare with."""
 
 
 class TextSource(Protocol):
-    """Where documents come from, as far as rows are made of them: a data component."""
+    """The part of a data component that row building needs."""
 
     name: ClassVar[str]
     component_kind: ClassVar[str]
@@ -163,16 +163,16 @@ class TextSource(Protocol):
         ...
 
     def texts(self, split: str) -> Iterable[str]:
-        """The documents of a split, in order; `documents`, where there is one, with columns."""
+        """The texts of a split, in order; `documents`, if defined, adds columns."""
         ...
 
     def fingerprint(self) -> str:
-        """What the source is, content included."""
+        """Identifies the source, content included."""
         ...
 
 
 def columns_of(batch: Batch) -> BatchColumns:
-    """A batch's. One that was made without has documents of data."""
+    """The columns of a batch's documents; empty ones where it was made without."""
     if batch.columns is not None:
         return batch.columns
     document = batch.document.cpu().numpy()

@@ -13,14 +13,14 @@ from kdcore.data.batch import Batch, OnHost, Packing, Row, Split
 from kdcore.data.columns import BatchColumns
 from kdcore.errors import RunError
 
-NOT_TRAINED = -100  # what Hugging Face's labels say where nothing is learned
+NOT_TRAINED = -100  # the label of ignored positions in Hugging Face
 
 
 def micro_batches(rows: Sequence[Row], size: int, *, by_length: bool) -> list[list[int]]:
-    """Which rows go through the models together, `size` at a time; at least one, be it empty.
+    """Group rows into micro-batches of `size`; at least one, possibly empty.
 
-    The longest go first, together with those of nearly their length: each micro-batch is padded
-    to its own longest row.
+    The longest come first, together with rows of similar length: each micro-batch is padded to its
+    own longest row.
     """
     places = list(range(len(rows)))
     if by_length:
@@ -30,24 +30,24 @@ def micro_batches(rows: Sequence[Row], size: int, *, by_length: bool) -> list[li
 
 @dataclass(frozen=True, eq=False)
 class Collate:
-    """Rows -> a batch on the device, padded at the right to its longest row."""
+    """Rows -> a batch on the device, right-padded to its longest row."""
 
     split: Split
     vocabulary: int
     device: torch.device
 
     def __call__(self, rows: Sequence[Row]) -> Batch:
-        """One micro-batch. Without rows, one empty row that trains nothing."""
+        """One micro-batch. Without rows, one empty row without labels."""
         arrays = _Arrays(rows or [{"input_ids": [0], "document": [-1], "offset": [-1]}])
         labels = arrays.labels = arrays.shifted_labels()
         self._check(max(arrays.ids.max(), labels.max()))
         mask = arrays.document >= 0
-        # Without rows nothing is masked: attention that sees nothing at all may give NaN.
+        # Without rows nothing is masked: fully masked attention may give NaN.
         packed, padded = arrays.restarts(), bool(rows) and not mask.all()
         packing = self._packing(arrays) if rows else None
         if packed:
             arrays.isolate_padding()
-        # One array, as each way to a GPU takes its time.
+        # One array, as each transfer to a GPU takes time.
         ids, position, document, offset, shifted = self._move(arrays.together())
         valid = np.flatnonzero(labels != NOT_TRAINED)
         made = Batch(
@@ -92,7 +92,7 @@ class Collate:
 
 
 def sent(array: np.ndarray, device: torch.device) -> torch.Tensor:
-    """A tensor of it on the device; the host does not wait until it is there."""
+    """The array as a tensor on the device; the host does not wait for the transfer."""
     tensor = torch.from_numpy(np.ascontiguousarray(array))
     if device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
@@ -100,11 +100,11 @@ def sent(array: np.ndarray, device: torch.device) -> torch.Tensor:
 
 
 def select_rows(batch: Batch, rows: Sequence[int]) -> Batch:
-    """Some rows of a batch, in that order, without the padding that none of them needs.
+    """Some rows of a batch, in that order, without padding common to all of them.
 
-    For teachers that read a part of a batch. The position `t` of row `rows[n]` becomes
-    `n * width + t`, where `width` is the result's `input_ids.shape[1]`. Nothing waits for the
-    device, unless the batch was made by `replace`.
+    For teachers that read part of a batch. Position `t` of row `rows[n]` becomes `n * width + t`,
+    where `width` is the result's `input_ids.shape[1]`. Never syncs the device, unless the batch was
+    made by `replace`.
     """
     wanted, shape = np.asarray(rows, np.int64), tuple(batch.input_ids.shape)
     known = on_host(batch)
@@ -139,7 +139,7 @@ def select_rows(batch: Batch, rows: Sequence[int]) -> Batch:
 
 
 def on_host(batch: Batch) -> OnHost:
-    """What the host knows of a batch; of one that `replace` made it asks the device."""
+    """The host copies of a batch; for one made by `replace`, copied from the device."""
     if batch.on_host is not None:
         return batch.on_host
     flat = (batch.input_ids, batch.position_ids, batch.document, batch.offset, batch.valid)
@@ -147,9 +147,9 @@ def on_host(batch: Batch) -> OnHost:
 
 
 def pieces_of(batch: Batch) -> list[tuple[int, np.ndarray]]:
-    """Each isolated piece of the rows: the flat position of its first token, and its ids.
+    """The isolated pieces of the rows: the flat position of each piece's first token, and its ids.
 
-    Padding is in none. Nothing waits for the device, unless the batch was made by `replace`.
+    Excludes padding. Never syncs the device, unless the batch was made by `replace`.
     """
     known, time = on_host(batch), batch.input_ids.shape[1]
     real = np.flatnonzero(known.document >= 0)
@@ -161,7 +161,7 @@ def pieces_of(batch: Batch) -> list[tuple[int, np.ndarray]]:
 def _packing_of(
     batch: Batch, known: OnHost, rows: np.ndarray, document: np.ndarray
 ) -> Packing | None:
-    """The pieces of some rows, whose documents [rows, width] these are."""
+    """The packing of rows with these documents [rows, width]."""
     if batch.packing is None:
         return None
     all_documents = known.document.reshape(tuple(batch.input_ids.shape))
@@ -179,7 +179,7 @@ def _packing_of(
 
 
 class _Arrays:
-    """The arrays [rows, time] of a batch: each row at the left, and padding behind it."""
+    """The arrays [rows, time] of a batch: rows left-aligned, padding at the right."""
 
     def __init__(self, rows: Sequence[Row]) -> None:
         lengths = np.array([len(row["input_ids"]) for row in rows])
@@ -194,7 +194,7 @@ class _Arrays:
         self.position = self._laid(_each(rows, "position", places), place)
 
     def _laid(self, values: Sequence[Any], padding: int | np.ndarray) -> np.ndarray:
-        """The rows' values, and `padding` where a row has none."""
+        """The rows' values, with `padding` where a row has none."""
         laid = np.empty(self._filled.shape, np.int64)
         laid[:] = padding
         laid[self._filled] = np.concatenate(values)
@@ -205,7 +205,7 @@ class _Arrays:
         return np.stack([self.ids, self.position, self.document, self.offset, self.labels])
 
     def shifted_labels(self) -> np.ndarray:
-        """The one shift: what each position predicts, -100 across the borders of documents."""
+        """Labels by position, shifted in this one place; -100 across document borders."""
         shifted = np.full_like(self.labels, NOT_TRAINED)
         follows = self.position[:, 1:] == self.position[:, :-1] + 1
         real = (self.document[:, 1:] >= 0) & (self.document[:, :-1] >= 0)
@@ -213,24 +213,24 @@ class _Arrays:
         return shifted
 
     def restarts(self) -> bool:
-        """Whether some row holds several isolated pieces."""
+        """Whether a row holds several isolated pieces."""
         real = self.document[:, 1:] >= 0
         return bool((real & (self.position[:, 1:] != self.position[:, :-1] + 1)).any())
 
     def starts(self, real: np.ndarray) -> np.ndarray:
-        """Where the pieces begin among these flat positions, and how many there are."""
+        """Where pieces begin among these flat positions, and their number."""
         row, position = real // self.ids.shape[1], self.position.reshape(-1)[real]
         begins = np.flatnonzero((np.diff(position) != 1) | (np.diff(row) != 0)) + 1
         return np.concatenate([[0], begins, [len(real)]])
 
     def isolate_padding(self) -> None:
-        """Give the padding of packed rows positions of its own, so that it is one more piece."""
+        """Give the padding of packed rows its own positions, so that it is one more piece."""
         padding = self.document < 0
         counted = np.cumsum(padding, axis=1) - 1
         self.position = np.where(padding, counted, self.position)
 
 
 def _each(rows: Sequence[Row], key: str, default: Sequence[Any]) -> list[Any]:
-    """Each row's values; the default's where it has none."""
+    """Each row's values; the default where it has none."""
     found = [row.get(key) for row in rows]
     return [other if one is None else one for one, other in zip(found, default, strict=True)]

@@ -1,4 +1,4 @@
-"""Columns: what is known of a document beside its text, such as its domain. Asked on the host."""
+"""Columns: metadata of a document next to its text, such as its domain. Read on the host."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from kdcore.hashing import digest
 
 
 def to_text(columns: Columns | None) -> str:
-    """A document's columns as they are stored: "" where it has none."""
+    """A document's columns in stored form: "" where it has none."""
     return json.dumps(columns, sort_keys=True) if columns else ""
 
 
 @lru_cache(1 << 16)
 def from_text(text: str) -> Columns:
-    """What `to_text` made a text of. Documents with equal columns share it: it is only read."""
+    """The inverse of `to_text`. Documents with equal columns share one read-only result."""
     return cast(Columns, json.loads(text)) if text else {}
 
 
 def fingerprint_of(columns: Iterable[Columns], names: Iterable[str]) -> str:
-    """Of some columns of all documents, in order."""
+    """A hash of some columns of all documents, in order."""
     ordered, hashed = sorted(names), digest()
     for each in columns:
         told = [each.get(name) for name in ordered]
@@ -43,10 +43,10 @@ def values_of_column(columns: Iterable[Columns], name: str) -> list[Value]:
 
 
 class StoredColumns:
-    """The columns of each document of a store; `texts` is what `to_text` made of them."""
+    """The columns of each document in a store; `texts` holds results of `to_text`."""
 
     def __init__(self, texts: Any) -> None:
-        self._texts = texts  # a list, or Arrow's array of strings
+        self._texts = texts  # a list, or an Arrow string array
 
     def __getitem__(self, document: int) -> Columns:
         text = self._texts[document]
@@ -56,12 +56,12 @@ class StoredColumns:
         return (self[n] for n in range(len(self._texts)))
 
     def of(self, documents: np.ndarray) -> Sequence[Columns]:
-        """Those of some documents, each looked up when it is asked for."""
+        """The columns of some documents, each parsed on demand."""
         return _Some(self, documents)
 
 
 def labelled(row: Mapping[str, Any], name: str, value: Value) -> Mapping[str, Any]:
-    """A row whose documents have one column more."""
+    """A row with one more column for each document."""
     given = row.get("columns") or {}
     if isinstance(given, Mapping):
         return {**row, "columns": {**given, name: value}}
@@ -103,7 +103,7 @@ class _Some(Sequence[Columns]):
 
 
 def columns_at(row: Mapping[str, Any], place: int) -> Columns:
-    """Those of the document that a token of a row belongs to."""
+    """The columns of the document that a token of a row belongs to."""
     given = row.get("columns") or {}
     if isinstance(given, Mapping):
         return given
@@ -112,16 +112,16 @@ def columns_at(row: Mapping[str, Any], place: int) -> Columns:
 
 
 class BatchColumns:
-    """The columns of a batch's documents. Nothing is looked up before it is asked for."""
+    """The columns of a batch's documents. Lazy."""
 
     def __init__(
         self, rows: Sequence[Mapping[str, Any]], document: np.ndarray, predicts: np.ndarray
     ) -> None:
-        """`document` [rows, time] is -1 on padding; `predicts` is where there is a label."""
+        """`document` [rows, time] is -1 on padding; `predicts` marks positions with a label."""
         self._rows, self._document, self._predicts = rows, document, predicts
 
     def select(self, rows: Sequence[int], width: int) -> BatchColumns:
-        """Those of some rows of the batch, cut to so many positions."""
+        """The columns of some rows of the batch, cut to this many positions."""
         document, predicts = (each[list(rows), :width] for each in (self._document, self._predicts))
         return BatchColumns([self._rows[n] for n in rows], document, predicts)
 
@@ -137,7 +137,7 @@ class BatchColumns:
 
     @cached_property
     def _each(self) -> list[Columns]:
-        """Of each document in each row, in the order in which they begin."""
+        """The columns of each document in each row, in the order in which they begin."""
         found = list[Columns]()
         for row, document in zip(self._rows, self._document, strict=True):
             count = int(_places(document[document >= 0]).max(initial=-1)) + 1
@@ -147,27 +147,28 @@ class BatchColumns:
 
     @cached_property
     def _predicted(self) -> np.ndarray:
-        """[rows * time]: the slot of the token that a position predicts; without one its own."""
+        """[rows * time]: the slot of the token that a position predicts; its own without one."""
         following = np.append(self._slots[1:], self._slots[-1:])
         return np.where(self._predicts.reshape(-1), following, self._slots)
 
     def at(self, position: int) -> Columns:
-        """Those of the document that the token at a flat position belongs to."""
+        """The columns of the document of the token at a flat position."""
         return self._each[int(self._slots[position])]
 
     def matches(self, where: Where) -> np.ndarray:
         """Whether the document of the token that each flat position predicts matches, bool.
 
-        Of a position that predicts nothing its own document counts; padding never matches.
+        A position without a label counts for its own document; padding never matches.
         """
         each = np.array([matches(columns, where) for columns in self._each])
         found: np.ndarray = each[self._predicted] & (self._document.reshape(-1) >= 0)
         return found
 
     def of_labels(self, key: str) -> np.ndarray:
-        """What rows have under a key for the token that each flat position predicts, float64.
+        """Per-token values under a key of rows, for the token that each flat position predicts,
+        float64.
 
-        NaN where a row has no such key, and where nothing is predicted.
+        NaN where a row lacks the key, and where nothing is predicted.
         """
         found = np.full(self._document.shape, np.nan)
         for n, row in enumerate(self._rows):
@@ -182,7 +183,7 @@ class BatchColumns:
 
 
 def _places(document: np.ndarray) -> np.ndarray:
-    """Each token's document, counted in the order in which they begin."""
+    """The document index of each token, in the order in which documents begin."""
     known, first, inverse = np.unique(document, return_index=True, return_inverse=True)
     rank = np.empty(len(known), np.int64)
     rank[np.argsort(first)] = np.arange(len(known))

@@ -1,4 +1,4 @@
-"""Documents as ids: how they begin and end, and what becomes of special tokens spelled in them."""
+"""Encoding documents as ids: their start and end, and special tokens spelled out in them."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
 
 _log = logging.getLogger("kdcore")
-_FIRST = 0x100000  # of the last plane of the private use area
+_FIRST = 0x100000  # start of the last plane of the private use area
 
 
 def bos_of(data: TextSource, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """What begins each document: with `bos = "auto"` what the tokenizer puts before a text."""
+    """The ids that begin each document: with `bos = "auto"`, those that the tokenizer adds."""
     own = own_beginning(tokenizer) if data.bos else []
     if data.bos == "auto" or own or not data.bos:
         return own
@@ -52,7 +52,7 @@ def own_beginning(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def eos_of(data: TextSource, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """What ends each document."""
+    """The ids that end each document."""
     if not data.eos:
         return []
     if tokenizer.eos_token_id is None:
@@ -64,11 +64,11 @@ def eos_of(data: TextSource, tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 Document = tuple[str | np.ndarray, str]
-"""A text, or ids that are complete, and its columns as they are stored."""
+"""A text, or complete ids, and its columns in stored form."""
 
 
 def documents_of(data: TextSource, split: str) -> Iterable[str | Row]:
-    """The documents of a split. Data of earlier versions may call an option `documents`."""
+    """The documents of a split. Data of earlier versions may have an option named `documents`."""
     documents = getattr(data, "documents", None)
     return documents(split) if callable(documents) else data.texts(split)
 
@@ -79,7 +79,7 @@ def pair_of(document: str | Document) -> Document:
 
 
 def checked_document(given: object, data: TextSource, split: str) -> str | Document:
-    """What data gave as a document: a plain text stays one."""
+    """A document of a data component, validated; a plain text stays one."""
     if not isinstance(given, Mapping):
         utf8(given, data, split)
         return cast(str, given)
@@ -97,7 +97,7 @@ def checked_document(given: object, data: TextSource, split: str) -> str | Docum
 
 
 def utf8(text: object, data: TextSource, split: str) -> bytes:
-    """A text's bytes. What is no text, or has half a character, cannot be tokenised."""
+    """A text as UTF-8. Other types and unpaired surrogates are errors."""
     if not isinstance(text, str):
         raise PluginError(
             f"data {data.name!r}: texts({split!r}) gave a {type(text).__name__}, and must give str"
@@ -113,7 +113,7 @@ def utf8(text: object, data: TextSource, split: str) -> bytes:
 
 
 def given_ids(values: Any, which: str) -> np.ndarray:
-    """Ids that somebody gave, as int32; `which` says in an error what they are."""
+    """Given ids as int32; `which` names them in errors."""
     array = np.asarray([] if values is None else values)
     if array.ndim == 1 and not len(array):
         return array.astype(np.int32)
@@ -130,7 +130,7 @@ def _refuse(which: str, array: np.ndarray) -> NoReturn:
 
 
 class Encoder:
-    """Makes documents of texts, as a data component's options say."""
+    """Encodes texts as documents, by the options of a data component."""
 
     def __init__(self, data: TextSource, tokenizer: PreTrainedTokenizerBase) -> None:
         self.bos, self.eos = bos_of(data, tokenizer), eos_of(data, tokenizer)
@@ -139,15 +139,15 @@ class Encoder:
         self.spelled = Spelled(tokenizer)
 
     def fingerprint(self) -> str:
-        """All that makes ids of a text."""
+        """Everything that determines the ids of a text."""
         return f"2 {tokenizer_hash(self.tokenizer)} {self.bos} {self.eos} {self.parses}"
 
     def __call__(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
-        """The ids of texts end to end, and how many each has. Those without are left out."""
+        """The concatenated ids of texts, and the length of each. Empty ones are left out."""
         return self._joined([self._whole(ids) for ids in self._ids(texts) if len(ids)])
 
     def with_columns(self, documents: Sequence[tuple[str | np.ndarray, str]]) -> dict[str, Any]:
-        """The same of texts, or of complete ids, with the columns of those that are kept."""
+        """The same for texts or complete ids, with the columns of those that are kept."""
         made = iter(self._ids([text for text, _ in documents if isinstance(text, str)]))
         each = [
             (self._text(next(made)) if isinstance(text, str) else text, columns)
@@ -169,7 +169,7 @@ class Encoder:
         return {"ids": flat, "lengths": lengths}
 
     def _whole(self, ids: Any) -> Any:
-        """With what begins and ends it; what begins it already is not put there twice."""
+        """A document with its start and end; a start that it already has is not added twice."""
         bos = [] if list(ids[: len(self.bos)]) == self.bos else self.bos
         if isinstance(ids, np.ndarray):
             return np.concatenate([bos, ids, self.eos], dtype=np.int32, casting="unsafe")
@@ -185,7 +185,7 @@ class Encoder:
         return len(text) > LONG or (not self.parses and self.spelled.has_one(text))
 
     def _careful(self, text: str) -> Any:
-        """The ids of a long text, or of one with special tokens that stay text."""
+        """The ids of a long text, or of one with special tokens that remain text."""
         as_text = not self.parses and self.spelled.has_one(text)
         tokenizer = self.spelled.renamed if as_text else self.tokenizer
         options = {"split_special_tokens": True} if as_text else {}
@@ -197,7 +197,7 @@ class Encoder:
 def _plain(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], **options: bool
 ) -> list[list[int]]:
-    """Without special tokens, which the encoder adds: those of a tokenizer may end a text too."""
+    """Without special tokens, which the encoder adds: a tokenizer may add its own at the end."""
     encoded = tokenizer(
         list(texts),
         add_special_tokens=False,
@@ -211,33 +211,33 @@ def _plain(
 
 
 class Spelled:
-    """The special tokens of a tokenizer, as texts may spell them out."""
+    """A tokenizer's special tokens, as texts may spell them out."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
         added = tokenizer.added_tokens_decoder.values()
         special = {each.content for each in added if each.special} | {*tokenizer.all_special_tokens}
-        # Some are words like any other: what a text says with these is what they stand for.
+        # Some are ordinary words: a text that contains these means the word.
         self.names = sorted((each for each in special if len(each) > 1), key=len, reverse=True)
         self._begins = tuple({each[:2] for each in self.names})
         self._pattern = re.compile("|".join(map(re.escape, self.names)) or "(?!)")
 
     def has_one(self, text: str) -> bool:
-        """Whether a text spells one out."""
-        # Looking for two letters is ten times quicker than for any of the names.
+        """Whether a text contains one."""
+        # Searching for two characters is ten times faster than for every name.
         return any(each in text for each in self._begins) and self.first(text) is not None
 
     def first(self, text: str) -> str | None:
-        """The one that a text spells out first."""
+        """The first one that a text contains."""
         found = self._pattern.search(text)
         return found and found[0]
 
     @cached_property
     def renamed(self) -> PreTrainedTokenizerBase:
-        """The tokenizer, to which these are text like any other.
+        """The tokenizer, changed so that these are ordinary text.
 
-        BPE has no merges that make one. Unigram has them among its pieces, and takes them: in a
-        copy of it they go by characters that nobody writes.
+        BPE has no merges that produce them. Unigram has them as pieces and would use them: in this
+        copy they are renamed to unused characters.
         """
         if not self.tokenizer.is_fast:
             return self.tokenizer
@@ -259,7 +259,7 @@ class Spelled:
 
 
 class SpelledCount:
-    """Counts the texts that spell special tokens out, to tell of them once."""
+    """Counts texts that contain special tokens, to warn once."""
 
     def __init__(self, encoder: Encoder) -> None:
         self._spelled, self._parses = encoder.spelled, encoder.parses
@@ -267,13 +267,13 @@ class SpelledCount:
         self.first: str | None = None
 
     def see(self, text: str) -> None:
-        """One more text."""
+        """Count one more text."""
         if self._spelled.has_one(text):
             self.texts += 1
             self.first = self.first or self._spelled.first(text)
 
     def tell(self, split: str, documents: int | None) -> None:
-        """A warning, if there is something to tell; None: nobody counts the documents."""
+        """A warning, if there is one; None: the number of documents is unknown."""
         if not self.texts:
             return
         said = (

@@ -22,25 +22,25 @@ if TYPE_CHECKING:
 
 _ARRAYS = ("input_ids", "labels", "document", "offset", "position")
 _KEYS = (*_ARRAYS, "columns")
-_LEAST = {"labels": -100}  # of the others 0
+_LEAST = {"labels": -100}  # minimum value; 0 for other keys
 _MOST = 2**31 - 1
 
 
 class GivenRows(RowDataset):
-    """A sequence of rows of any make: lists, arrays, a `datasets.Dataset`."""
+    """A sequence of rows of any type: lists, arrays, a `datasets.Dataset`."""
 
     def __init__(self, rows: Any, split: str, given_by: str, *, first: int = 0) -> None:
         if not len(rows):
             raise RunError(f"{given_by} has no rows in its {split!r} split")
         self._rows, self._where = rows, f"{given_by}: row {{}} of {split!r}"
-        self._first = first  # the number of the first one, in a stream
+        self._first = first  # number of the first row, in a stream
         self.lengths = np.empty(len(rows), np.int64)
         hashed, documents = digest(), dict[int, int]()
         for index in range(len(rows)):
             row = self.row(index)
             self.lengths[index] = len(row["input_ids"])
             for key, values in row.items():
-                if key == "columns":  # no part of the tokens
+                if key == "columns":  # not per token
                     continue
                 hashed.update(f"{key} {len(values)} ".encode())
                 hashed.update(values.data)
@@ -49,7 +49,7 @@ class GivenRows(RowDataset):
         self.split = Split(split, hashed.hexdigest(), _dense(documents))
 
     def row(self, index: int) -> Row:
-        """The row as arrays, with every key that it left out, but for `labels`."""
+        """The row as arrays, with all missing keys filled in except `labels`."""
         given = self._rows[index]
         if not isinstance(given, Mapping):
             self._refuse(index, f"is a {type(given).__name__}, and must be a mapping")
@@ -64,7 +64,7 @@ class GivenRows(RowDataset):
         return row if columns is None else {**row, "columns": self._columns(index, columns, row)}
 
     def _columns(self, index: int, columns: Any, row: Row) -> Any:
-        """Those of the row, or of each of its documents, checked."""
+        """The validated columns of the row, or of each of its documents."""
         alone = isinstance(columns, Mapping) or not isinstance(columns, Sequence)
         for each in [columns] if alone else columns:
             if fault := column_fault(each):
@@ -120,7 +120,7 @@ def _dense(lengths: Mapping[int, int]) -> np.ndarray:
 
 
 class GivenStream(Stream):
-    """Rows that data hands over one by one; `rows` begins anew at each call."""
+    """Rows that a data component streams; each call of `rows` starts again."""
 
     def __init__(
         self, rows: Callable[[], Iterable[Row]], split: str, fingerprint: str, given_by: str
@@ -129,7 +129,7 @@ class GivenStream(Stream):
         self._rows, self._given_by = rows, given_by
 
     def windows(self, start: Place) -> Iterator[tuple[Place, RowDataset]]:
-        """So many rows at a time."""
+        """Windows of this many rows."""
         rows = self._rows()
         coming, read = _from(rows, start), start.read
         while some := list(islice(coming, WINDOW)):
@@ -140,7 +140,7 @@ class GivenStream(Stream):
 
 
 class JoinedRows(RowDataset):
-    """Rows of several data sets, whose documents are numbered one set behind another."""
+    """Rows of several data sets, with documents numbered consecutively."""
 
     def __init__(
         self, split: str, members: Mapping[str, RowDataset], order: np.ndarray, column: str
@@ -149,7 +149,7 @@ class JoinedRows(RowDataset):
         self._which, self._row = order.astype(np.int64).T
         self._column = column
         counts = [len(member.split.lengths) for member in self._members]
-        self._first = np.concatenate([[0], np.cumsum(counts)])  # document of each member
+        self._first = np.concatenate([[0], np.cumsum(counts)])  # first document of each member
         lengths = np.concatenate([member.split.lengths for member in self._members])
         hashed = digest()
         for member in self._members:
@@ -164,11 +164,11 @@ class JoinedRows(RowDataset):
         self.dropped = sum(member.dropped for member in self._members)
 
     def row(self, index: int) -> Row:
-        """As `some` makes it."""
+        """A row, made by `some`."""
         return self.some([index])[0]
 
     def some(self, indices: Sequence[int]) -> list[Row]:
-        """Each member's together."""
+        """Rows, read together per member."""
         wanted = np.asarray(indices, np.int64)
         made: list[Row] = [{}] * len(wanted)
         for n, member in enumerate(self._members):
@@ -192,24 +192,24 @@ class JoinedRows(RowDataset):
         return found
 
     def columns(self) -> Iterator[Columns]:
-        """Those of each member's documents, one member behind another."""
+        """The columns of each member's documents, concatenated."""
         for name, member in zip(self._names, self._members, strict=True):
             mine: Columns = {self._column: name}
             count = 0
             for columns in member.columns():
                 count += 1
                 yield {**columns, **mine}
-            if not count:  # it has none of its own
+            if not count:  # the document itself has none
                 yield from [mine] * len(member.split.lengths)
 
 
 def join_rows(
     split: str, members: Mapping[str, Rows], order: np.ndarray, *, column: str
 ) -> RowDataset:
-    """Rows of several data sets as one, each document with its data set's name in a column.
+    """Rows of several data sets as one, with each document's data set name in a column.
 
-    `order` [rows, 2] says of each row which member it is of, and its index there. None of them may
-    be a stream: `join_streams` is for those.
+    `order` [rows, 2] gives the member of each row and the index in it. Members must not be streams:
+    `join_streams` is for those.
     """
     laid = {
         name: as_rows(rows, split, given_by=f"member {name!r}") for name, rows in members.items()
@@ -227,12 +227,12 @@ def join_streams(
     all_exhausted: bool = False,
     window: int = WINDOW,
 ) -> Stream:
-    """Rows of several data sets as one stream, each document with its member's name in a column.
+    """Rows of several data sets as one stream, with each document's member name in a column.
 
-    `choose` gives the members' indices, the same ones at each call; a run that goes on begins
-    where it was. The stream ends where a member does that is chosen, or with `all_exhausted` where
-    all have: those that end before begin anew. Members that are no streams are read in an order
-    drawn from `seed`, another one in each pass.
+    `choose` yields member indices, the same ones at each call; a resumed run continues where it
+    was. The stream ends when a chosen member ends; with `all_exhausted`, when all have ended, and
+    members that end before start again. Members that are not streams are read in a random order
+    from `seed`, a new one in each pass.
     """
     laid = {
         name: as_rows(rows, split, given_by=f"member {name!r}") for name, rows in members.items()
@@ -245,11 +245,11 @@ def join_streams(
 def as_rows(
     rows: Rows, split: str, *, given_by: str = "the data", at_most: int | None = None
 ) -> RowDataset:
-    """What `make_rows` gave, as rows that can be relied on: checked, hashed, complete.
+    """The result of `make_rows`, validated, hashed and completed.
 
-    Without `document`, each row is a document. Without `position`, a row is one piece, with
-    positions from 0 on. Streamed rows are read to their end, or `at_most` so many; a
-    `Stream` to train on stays one.
+    Without `document`, each row is one document. Without `position`, a row is one piece, with
+    positions from 0. Streamed rows are read completely, or `at_most` this many; a `Stream` for
+    training stays one.
     """
     from kdcore.data.streaming import Stream
 

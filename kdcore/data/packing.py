@@ -1,4 +1,4 @@
-"""Packing: lengths of documents -> pieces and rows."""
+"""Packing: document lengths -> pieces and rows."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from typing import Literal
 
 import numpy as np
 
-_WINDOW = 8192  # pieces that are fitted together: what bounds time and keeps neighbours near
+_WINDOW = 8192  # pieces that are packed together: bounds time, and keeps neighbours close
 _LEAST = 2  # a row of one token predicts nothing
 _Cuts = tuple[np.ndarray, np.ndarray, np.ndarray]  # document, offset, length
 
 
 @dataclass(frozen=True, eq=False)
 class Pieces:
-    """Row r is the pieces starts[r] to starts[r + 1] side by side, each cut from one document."""
+    """Row r consists of pieces starts[r] to starts[r + 1], each cut from one document."""
 
-    document: np.ndarray  # int32 [pieces]
-    offset: np.ndarray  # int32 [pieces], where in its document the piece begins
-    length: np.ndarray  # int32 [pieces]
-    starts: np.ndarray  # int64 [rows + 1]
-    isolated: bool  # pieces do not see one another: positions restart at each
-    block: int = 0  # rows of so many tokens hold several pieces; 0: each has a row of its own
+    document: np.ndarray  # int32 [pieces]: index of the document
+    offset: np.ndarray  # int32 [pieces]: where the piece begins in its document
+    length: np.ndarray  # int32 [pieces]: tokens
+    starts: np.ndarray  # int64 [rows + 1]: first piece of each row
+    isolated: bool  # pieces do not attend to each other: positions restart at each
+    block: int = 0  # tokens of rows that hold several pieces; 0: one piece per row
 
     def row_lengths(self) -> np.ndarray:
         """[rows] in tokens."""
@@ -30,7 +30,7 @@ class Pieces:
 
 
 def pack(lengths: np.ndarray, block: int) -> Pieces:
-    """Whole documents side by side, isolated; longer ones in isolated pieces of `block`."""
+    """Several whole documents per row, isolated; longer ones in isolated pieces of `block`."""
     document, offset, length = _cut(lengths, block)
     row = best_fit(length, block)
     order = np.argsort(row, kind="stable")
@@ -38,7 +38,7 @@ def pack(lengths: np.ndarray, block: int) -> Pieces:
 
 
 def relaid(pieces: Pieces, some: np.ndarray) -> Pieces:
-    """Some of the isolated pieces [n] in rows of their own, laid as all of them are."""
+    """Some isolated pieces [n] in new rows, packed by the same rule."""
     row = best_fit(pieces.length[some], pieces.block) if pieces.block else np.arange(len(some))
     order = np.argsort(row, kind="stable")
     kept = some[order]
@@ -47,9 +47,9 @@ def relaid(pieces: Pieces, some: np.ndarray) -> Pieces:
 
 
 def chunk(lengths: np.ndarray, block: int, start: int = 0) -> Pieces:
-    """Contiguous cuts of everything, one document following another.
+    """Contiguous cuts of the concatenated documents.
 
-    The first cut is at `start`, after a short row of what lies before.
+    The first cut is at `start`, after a short row with the tokens before it.
     """
     ends = np.cumsum(lengths, dtype=np.int64)
     begins, total = ends - lengths, int(ends[-1]) if len(ends) else 0
@@ -68,9 +68,9 @@ def chunk(lengths: np.ndarray, block: int, start: int = 0) -> Pieces:
 
 
 def shifted_chunk(lengths: np.ndarray, block: int, generator: np.random.Generator) -> Pieces:
-    """Row i begins at a token drawn from i * block to (i + 1) * block - 1, each by itself.
+    """Row i begins at a random token between i * block and (i + 1) * block - 1.
 
-    So neighbours overlap, or leave out what lies between them; all rows are full.
+    Neighbouring rows overlap, or leave out the tokens between them; all rows are full.
     """
     ends = np.cumsum(lengths, dtype=np.int64)
     begins, total = ends - lengths, int(ends[-1]) if len(ends) else 0
@@ -86,7 +86,7 @@ def shifted_chunk(lengths: np.ndarray, block: int, generator: np.random.Generato
 
 
 def one(lengths: np.ndarray, block: int, cut: Literal["left", "right", "split"]) -> Pieces:
-    """A document a row. Over-long ones are cut at that side, or split into several rows."""
+    """One document per row. Longer ones are cut at that side, or split into several rows."""
     if cut == "split":
         document, offset, length = _cut(lengths, block)
     else:
@@ -98,9 +98,9 @@ def one(lengths: np.ndarray, block: int, cut: Literal["left", "right", "split"])
 
 
 def best_fit(lengths: np.ndarray, block: int) -> np.ndarray:
-    """The row of each piece, none over-full: the longest first into the fullest row with room.
+    """The row of each piece, by best-fit decreasing: longest first, into the fullest row with room.
 
-    Deterministic, and linear in the pieces: those of a window are fitted together.
+    Deterministic, and linear in the number of pieces, as each window is packed on its own.
     """
     row = np.empty(len(lengths), np.int64)
     rows = 0
@@ -114,9 +114,7 @@ def _fit(lengths: np.ndarray, block: int, rows: int) -> tuple[np.ndarray, int]:
     order = np.argsort(-lengths, kind="stable")
     row = np.empty(len(lengths), np.int64)
     with_room: dict[int, list[int]] = {}
-    rooms = (
-        0  # bit r is set where a row has room for r tokens: the least that fits is one shift away
-    )
+    rooms = 0  # bit r: some row has room for r tokens; the best fit is the lowest after a shift
     for index, length in zip(order.tolist(), lengths[order].tolist(), strict=True):
         fitting = rooms >> length
         if fitting:
@@ -134,7 +132,7 @@ def _fit(lengths: np.ndarray, block: int, rows: int) -> tuple[np.ndarray, int]:
 
 
 def _cut(lengths: np.ndarray, block: int) -> _Cuts:
-    """Each document in pieces of `block` and a rest."""
+    """Each document in pieces of `block`, and a rest."""
     counts = -(-lengths // block)
     document = np.repeat(np.arange(len(lengths)), counts)
     first = np.cumsum(counts) - counts

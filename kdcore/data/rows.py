@@ -26,29 +26,29 @@ _log = logging.getLogger("kdcore")
 
 
 class RowDataset(Sequence[Row]):
-    """The rows of a split, each made when it is asked for.
+    """The rows of a split, made on demand.
 
-    A row has `input_ids`, `document`, `offset` and `position`, int32 arrays of one length, and
-    `labels` where the data knows them.
+    A row has `input_ids`, `document`, `offset` and `position`, int32 arrays of equal length, and
+    `labels` if the data has them.
     """
 
     split: Split
     lengths: np.ndarray  # [rows] in tokens
-    cut = 0  # documents that were longer than a row
-    dropped = 0  # documents that could train nothing
+    cut = 0  # documents longer than a row
+    dropped = 0  # documents without a token to train on
 
     def row(self, index: int) -> Row:
-        """The row at an index from 0 on."""
+        """The row at an index from 0."""
         raise NotImplementedError
 
     def some(self, indices: Sequence[int]) -> list[Row]:
-        """The rows at these indices; made at once, where that is quicker."""
+        """The rows at these indices, read together where that is faster."""
         return [self.row(index) for index in indices]
 
     def ids(self, places: np.ndarray) -> np.ndarray:
-        """The ids at these indices, counted through all documents of the split, in any row or none.
+        """The ids at these indices into all concatenated documents of the split.
 
-        Rows that data made by itself have no documents behind them.
+        Rows made by the data itself have no underlying documents.
         """
         raise RunError(
             f"the {self.split.name} data hands over rows, and what was asked for needs whole "
@@ -56,18 +56,18 @@ class RowDataset(Sequence[Row]):
         )
 
     def pieces(self) -> Pieces:
-        """The pieces of documents that it is made of, where these are isolated from one another."""
+        """The pieces of documents that the rows consist of, if these are isolated."""
         raise RunError(
             f"the {self.split.name} data hands over rows, and train.batch_documents needs whole "
             "documents: say train.batch in its place"
         )
 
     def laid_anew(self, pieces: Pieces) -> RowDataset:
-        """Rows of the same documents that are made of these pieces instead."""
+        """Rows of the same documents, made of these pieces instead."""
         raise NotImplementedError
 
     def columns(self) -> Iterable[Columns]:
-        """Those of all documents, in order; nothing where they have none."""
+        """The columns of all documents, in order; empty where there are none."""
         for row in self:
             given = row.get("columns") or {}
             yield from [given] if isinstance(given, Mapping) else given
@@ -92,9 +92,9 @@ class RowDataset(Sequence[Row]):
 
 
 class Documents:
-    """The documents of a split that any row holds a piece of, in the split's order.
+    """The documents of a split of which a row holds a piece, in the split's order.
 
-    They are drawn for a step by themselves, and laid in rows of their own.
+    Steps draw them one by one, and pack them into rows of their own.
     """
 
     def __init__(self, rows: RowDataset) -> None:
@@ -107,7 +107,7 @@ class Documents:
         return len(self._begins)
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> RowDataset:
-        """All pieces of these documents, laid in rows as all documents are."""
+        """All pieces of these documents, packed into new rows."""
         some = np.asarray(indices, np.int64)
         begins = self._begins[some].tolist()
         ends = (self._begins[some] + self._counts[some]).tolist()
@@ -132,7 +132,7 @@ class _Subset(RowDataset):
 
 
 class PieceRows(RowDataset):
-    """Rows made of pieces of documents, the first of which has the number `first`."""
+    """Rows made of pieces of documents; the first document has the number `first`."""
 
     def __init__(self, split: Split, store: TokenStore, pieces: Pieces, first: int = 0) -> None:
         self.split, self._store, self._pieces, self._first = split, store, pieces, first
@@ -140,33 +140,33 @@ class PieceRows(RowDataset):
         self._part, self._at = store.locate(pieces.document, pieces.offset)
 
     def pieces(self) -> Pieces:
-        """Those of whole documents; rows that are cut across documents have none."""
+        """The pieces, for whole documents; none for rows that are cut across documents."""
         return self._pieces if self._pieces.isolated else super().pieces()
 
     def laid_anew(self, pieces: Pieces) -> RowDataset:
-        """The store and everything else that is known of documents stays."""
+        """Keeps the store and all other data about documents."""
         rows = copy(self)
         rows._pieces, rows.lengths = pieces, pieces.row_lengths()
         rows._part, rows._at = self._store.locate(pieces.document, pieces.offset)
         return rows
 
     def ids(self, places: np.ndarray) -> np.ndarray:
-        """Looked up on disk."""
+        """Read from disk."""
         return self._store.at(places)
 
     def row(self, index: int) -> Row:
-        """As `some` makes it."""
+        """A row, made by `some`."""
         return self.some([index])[0]
 
     def some(self, indices: Sequence[int]) -> list[Row]:
-        """The pieces of each row side by side, those of all rows looked up together."""
+        """The concatenated pieces of each row; reads those of all rows together."""
         pieces, rows = self._pieces, np.asarray(indices, np.int64)
         first, lengths = pieces.starts[rows], self.lengths[rows]
         counts = pieces.starts[rows + 1] - first
         some = first.repeat(counts) + _counted(counts)
         length = pieces.length[some]
         places = (self._part[some], self._at[some])
-        within = _counted(length)  # each piece
+        within = _counted(length)  # of each piece
         found = {
             "input_ids": self._store.take(places, length),
             "document": (pieces.document[some] + self._first).repeat(length),
@@ -187,12 +187,12 @@ class PieceRows(RowDataset):
         return [{**row, "columns": columns.of(each)} for row, each in zip(made, whose, strict=True)]
 
     def columns(self) -> Iterable[Columns]:
-        """As they are stored, whether a document is in a row or not."""
+        """In stored form, whether a document is in a row or not."""
         return self._store.columns or ()
 
 
 def _counted(lengths: np.ndarray) -> np.ndarray:
-    """0, 1, 2, ... in each run of these lengths, side by side, int32."""
+    """0, 1, 2, ... for each run of these lengths, concatenated, int32."""
     begins = lengths.cumsum(dtype=np.int32) - lengths
     place: np.ndarray = np.arange(lengths.sum(), dtype=np.int32)
     place -= begins.astype(np.int32).repeat(lengths)
@@ -207,11 +207,11 @@ def pack_texts(
     start: int = 0,
     shifts: np.random.Generator | None = None,
 ) -> RowDataset:
-    """The texts of a split, tokenised and laid in rows as `data` says.
+    """Tokenise the texts of a split and arrange them in rows by the options of `data`.
 
-    With `rows = "chunk"` the first cut is at the token `start`, after a short row of what lies
-    before; with `shifts` each row begins later than that by a number of its own below `block`,
-    which is drawn from it. Data that is fresh each epoch has its tokens held after the first call.
+    With `rows = "chunk"`, the first cut is at token `start`, after a short row with the tokens
+    before it; with `shifts`, a seed, each row begins later by its own random number below `block`.
+    Data that is fresh each epoch keeps its tokens in memory after the first call.
     """
     check_block(data)
     held = _held.setdefault(data, {}) if data.fresh_each_epoch else {}
@@ -226,11 +226,11 @@ def pack_texts(
 def pack_documents(
     data: TextSource, split: str, documents: Callable[[], Iterable[Row]], *, key: str
 ) -> RowDataset:
-    """Rows of documents that are ids already, laid as `data` says.
+    """Arrange documents of ids in rows by the options of `data`.
 
-    A document has `input_ids`, and `labels` (unshifted, -100: not trained) unless all of it is
-    trained. They are kept on disk under `key`, which says everything that they were made of, and
-    asked for only where there are none.
+    A document has `input_ids`, and `labels` (unshifted, -100: ignored) unless all of it is trained
+    on. They are cached on disk under `key`, which must identify everything they depend on, and are
+    requested only where the cache has none.
     """
     from kdcore.data.tokenized import store_documents
 
@@ -242,7 +242,7 @@ _held: WeakKeyDictionary[TextSource, dict[str, tuple[object, TokenStore]]] = Wea
 
 
 def check_block(data: TextSource) -> None:
-    """A row predicts something."""
+    """A row must be able to predict something."""
     if data.block < 2:
         raise UsageError(f"[data] block = {data.block}: a row needs at least 2 tokens")
 
@@ -255,7 +255,7 @@ def _rows_of(
     begins: str | None = None,
     shifts: np.random.Generator | None = None,
 ) -> RowDataset:
-    """`begins`: what each document begins with, to tell of the rows; None: they were told of."""
+    """`begins`: the ids at the start of each document, for the log; None: logged before."""
     if shifts is None:
         pieces = pack_lengths(data, store.lengths, start)
     else:
@@ -264,7 +264,7 @@ def _rows_of(
     if data.rows != "chunk":
         rows.cut = int((store.lengths > data.block).sum())
     rows.dropped = store.dropped
-    if shifts is None:  # else documents between two rows are trained on in other epochs
+    if shifts is None:  # otherwise documents between two rows are used in other epochs
         rows.dropped += len(store.lengths) - len(np.unique(pieces.document))
     if not len(rows):
         raise RunError(f"the {split} texts of data {data.name!r} are too short to train on")
@@ -274,7 +274,7 @@ def _rows_of(
 
 
 def pack_lengths(data: TextSource, lengths: np.ndarray, start: int = 0) -> Pieces:
-    """Documents of these lengths in rows as `data` says."""
+    """Arrange documents of these lengths in rows by the options of `data`."""
     if data.rows == "pack":
         return packing.pack(lengths, data.block)
     if data.rows == "chunk":
@@ -283,7 +283,7 @@ def pack_lengths(data: TextSource, lengths: np.ndarray, start: int = 0) -> Piece
 
 
 def _log_summary(data: TextSource, rows: RowDataset, begins: str) -> None:
-    """One line on what became of the texts."""
+    """Log one line about the rows."""
     tokens = int(rows.lengths.sum())
     said = (
         f"{rows.split.name}: {len(rows.split.lengths):,} documents, {tokens:,} tokens in "

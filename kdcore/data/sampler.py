@@ -1,4 +1,4 @@
-"""Sampling: which rows make up an optimizer step, prefetched."""
+"""Sampling: which rows make up an optimizer step, with prefetching."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from kdcore.errors import RunError
 
 
 class Order:
-    """The rows of each optimizer step, by epoch and index."""
+    """The rows of each optimizer step, as epoch and index."""
 
     def __init__(self, rows: int, batch: int, seed: int) -> None:
         self.rows, self.batch, self.seed = rows, batch, seed
@@ -39,19 +39,19 @@ class Order:
 
 
 def share(count: int, process: int, processes: int) -> range:
-    """The contiguous share of `count` things that a process takes."""
+    """The contiguous share of `count` items that a process takes."""
     return range(count * process // processes, count * (process + 1) // processes)
 
 
 def random_subset(rows: int, wanted: int, seed: int) -> np.ndarray:
-    """`wanted` of `rows` indices, drawn once by seed, in ascending order."""
+    """`wanted` of `rows` indices, drawn without replacement by seed, in ascending order."""
     if wanted >= rows:
         return np.arange(rows)
     return np.sort(np.random.default_rng([seed, 0x0E7A1]).choice(rows, wanted, replace=False))
 
 
 class Part(NamedTuple):
-    """What a process takes of a step from one split, and the place in the step of the first."""
+    """A process's rows of a step from one split, and the index of the first in the step."""
 
     split: Split
     rows: list[Row]
@@ -59,27 +59,27 @@ class Part(NamedTuple):
 
 
 class Drawable(Protocol):
-    """What a step draws some of: rows, or documents, which are laid in rows of their own."""
+    """What steps draw from: rows, or documents, which are packed into rows of their own."""
 
     split: Split
 
     def __len__(self) -> int: ...
 
     def subset(self, indices: list[int]) -> RowDataset:
-        """The rows of those with these numbers."""
+        """The rows of the items with these numbers."""
         ...
 
 
 class StepRows(NamedTuple):
-    """What a process takes of a step."""
+    """A process's share of a step."""
 
     rows: list[Row]
-    first: int  # where in the step its rows begin
-    of: int  # the rows of the step, over all processes
+    first: int  # index of its first row in the step
+    of: int  # rows of the step, over all processes
 
 
 def _shared(parts: list[RowDataset], process: int, processes: int) -> StepRows:
-    """A process's share of rows that lie in several data sets one after another."""
+    """A process's share of rows that span several data sets in sequence."""
     count, rows, before = sum(map(len, parts)), list[Row](), 0
     mine = share(count, process, processes)
     for part in parts:
@@ -90,7 +90,7 @@ def _shared(parts: list[RowDataset], process: int, processes: int) -> StepRows:
 
 
 class TrainingRows:
-    """The rows of this process in each step, whether the data is fresh each epoch or not."""
+    """This process's rows in each step, for data that is fixed or fresh each epoch."""
 
     def __init__(
         self,
@@ -105,32 +105,32 @@ class TrainingRows:
 
     @property
     def split(self) -> Split:
-        """What the rows are cut from."""
+        """The split of the rows."""
         return self._of_epoch(0).split
 
     def ends_epoch(self, step: int) -> bool:
-        """Whether a step draws the last of an epoch."""
+        """Whether a step draws the last row of an epoch."""
         done, all_of_it = step * self.order.batch, self.order.rows
         return done // all_of_it > (done - self.order.batch) // all_of_it
 
     def state_dict(self, step: int) -> None:
-        """For a checkpoint: the step says it all."""
+        """Empty: the order is a function of the step."""
 
     def load_state_dict(self, state: None) -> None:
-        """There is nothing to put back."""
+        """Nothing to restore."""
 
     def step(self, step: int) -> list[Row]:
-        """This process's rows of a step, in their order in the step."""
+        """This process's rows of a step, in order."""
         return self.share_of(step).rows
 
     def share_of(self, step: int) -> StepRows:
-        """The same, and where in the step they stand."""
+        """The same, with their position in the step."""
         by_epoch = groupby(self.order.step(step), key=itemgetter(0))
         parts = [self._some(epoch, [n for _, n in some]) for epoch, some in by_epoch]
         return _shared(parts, self._process, self._processes)
 
     def parts(self, step: int) -> list[Part]:
-        """The same by what they are cut from."""
+        """The same, by split."""
         rows, first, _ = self.share_of(step)
         return [Part(self.split, rows, first)]
 
@@ -138,25 +138,25 @@ class TrainingRows:
         if self._held is None or self._held[0] != epoch:
             self._held = (epoch, self._of_epoch(epoch))
         drawn = self._held[1]
-        # Data that is fresh each epoch may lay a row more or fewer.
+        # Data that is fresh each epoch may yield a slightly different number of rows.
         return drawn.subset([index % len(drawn) for index in indices])
 
 
 @dataclass(frozen=True)
 class _Begin:
-    """Where a window begins."""
+    """The start of a window."""
 
-    window: int = 0  # so many windows lie before it, in all epochs
-    rows: int = 0  # and so many rows, or documents where these are drawn
+    window: int = 0  # number of windows before it, in all epochs
+    rows: int = 0  # number of rows, or of drawn documents, before it
     epoch: int = 0
-    place: Place = field(default_factory=Place)  # in its epoch
+    place: Place = field(default_factory=Place)  # its place in the epoch
 
 
 class StreamedRows:
-    """In the place of `TrainingRows`: windows of a stream, each in an order drawn from the seed.
+    """The streaming counterpart of `TrainingRows`: windows of a stream, each shuffled by the seed.
 
-    Steps are asked for in ascending order; what lies before the window that is held is found by
-    laying its window again.
+    Steps must be requested in ascending order. Rows before the current window are found by reading
+    their window again.
     """
 
     def __init__(
@@ -172,20 +172,20 @@ class StreamedRows:
     ) -> None:
         self._stream, self._batch, self._seed, self._workers = stream, batch, seed, workers
         self._process, self._processes, self._drawn = process, processes, drawn
-        self._begins = [_Begin()]  # of the windows that are known, side by side
+        self._begins = [_Begin()]  # of known windows, consecutive
         self._held: tuple[_Begin, Drawable, np.ndarray] | None = None
 
     @property
     def split(self) -> Split:
-        """What the rows are cut from; its documents are not counted."""
+        """The split of the rows; its documents are not counted."""
         return self._stream(0).split
 
     def step(self, step: int) -> list[Row]:
-        """This process's rows of a step, in their order in the step."""
+        """This process's rows of a step, in order."""
         return self.share_of(step).rows
 
     def share_of(self, step: int) -> StepRows:
-        """The same, and where in the step they stand."""
+        """The same, with their position in the step."""
         places = map(self._place, range((step - 1) * self._batch, step * self._batch))
         parts = [
             window.subset([index for _, index in some])
@@ -194,30 +194,30 @@ class StreamedRows:
         return _shared(parts, self._process, self._processes)
 
     def ends_epoch(self, step: int) -> bool:
-        """Nobody knows."""
+        """Unknown for a stream."""
         return False
 
     def parts(self, step: int) -> list[Part]:
-        """The same by what they are cut from."""
+        """The same, by split."""
         rows, first, _ = self.share_of(step)
         return [Part(self.split, rows, first)]
 
     def state_dict(self, step: int) -> dict[str, Any]:
-        """For a checkpoint after a step: where the window of the next row begins."""
+        """For a checkpoint after a step: the start of the window of the next row."""
         return asdict(self._known(step * self._batch))
 
     def load_state_dict(self, state: Any) -> None:
-        """Begin at what `state` gave."""
+        """Resume from a checkpoint's state."""
         self._begins = [_Begin(**{**state, "place": Place(**state["place"])})]
         self._held = None
 
     def _known(self, row: int) -> _Begin:
-        """The last window that is known to begin at the row or before."""
+        """The last known window that begins at the row or before it."""
         at = bisect_right([begin.rows for begin in self._begins], row) - 1
         return self._begins[max(at, 0)]
 
     def _place(self, row: int) -> tuple[Drawable, int]:
-        """The window that it lies in, and its number there."""
+        """The row's window, and its index there."""
         held = self._held
         if held is None or row < held[0].rows:
             wanted = self._known(row)
@@ -238,7 +238,7 @@ class StreamedRows:
         return self._held
 
     def _windows_from(self, begin: _Begin) -> Iterator[tuple[_Begin, Drawable, _Begin]]:
-        """The windows of this epoch from a place on, then those of all epochs after."""
+        """The windows of this epoch from a place on, then those of all later epochs."""
         while True:
             before = begin
             for place, rows in self._stream(begin.epoch).windows(begin.place):
@@ -255,9 +255,9 @@ _Batches = TypeVar("_Batches")
 
 
 class Prefetcher(Generic[_Batches]):
-    """What `make` gives for each step, asked for one step early where there are workers.
+    """Results of `make` for each step, computed one step ahead if there are workers.
 
-    One thread is enough: rows are looked up in a memory map, and the order is that of the steps.
+    One thread is enough: rows come from a memory map, in the order of steps.
     """
 
     def __init__(self, make: Callable[[int], _Batches], last: int, *, workers: int) -> None:
@@ -266,7 +266,7 @@ class Prefetcher(Generic[_Batches]):
         self._next: tuple[int, Future[_Batches]] | None = None
 
     def get(self, step: int) -> _Batches:
-        """The batches of a step; what preparing them raised is raised here."""
+        """The batches of a step. Errors of their preparation are raised here."""
         coming, self._next = self._next, None
         taken = coming[1].result() if coming and coming[0] == step else self._make(step)
         if self._pool is not None and step < self._last:
@@ -274,7 +274,7 @@ class Prefetcher(Generic[_Batches]):
         return taken
 
     def clear(self) -> None:
-        """What was prepared is made again when it is asked for."""
+        """Discard prepared batches; they are made again on demand."""
         if self._next is not None:
             self._next[1].exception()
         self._next = None

@@ -1,7 +1,7 @@
 """Streaming data: windows of documents, with exact resume.
 
-The documents of a window are laid and shuffled as those of a small split are. Where a window begins
-is a few numbers that a checkpoint keeps, so that a run goes on without reading what lies before.
+The documents of a window are packed and shuffled like those of a small split. The start of a window
+is a few numbers in a checkpoint, so that a resumed run need not read what came before.
 """
 
 from __future__ import annotations
@@ -39,22 +39,22 @@ WINDOW = 4096  # rows that are held and shuffled together
 
 @dataclass(frozen=True)
 class Place:
-    """A place between the documents of a stream, or the rows of one that is made of rows."""
+    """A place between the documents of a stream, or between rows of a stream of rows."""
 
-    read: int = 0  # so many were read before
-    laid: int = 0  # and so many of these held anything
-    source: Mapping[str, Any] | None = None  # what the source says of the place, if it can
+    read: int = 0  # documents read before it
+    laid: int = 0  # of these, documents that were not empty
+    source: Mapping[str, Any] | None = None  # the source's own state at this place, if it has one
 
 
 class Stream(RowDataset):
-    """Rows that nobody counted: as a sequence it is empty, and iterating goes through all."""
+    """Rows of unknown number: empty as a sequence, but iterates over all."""
 
     def __init__(self, split: str, fingerprint: str) -> None:
         nothing = np.empty(0, np.int64)
         self.split, self.lengths = Split(split, fingerprint, nothing), nothing
 
     def windows(self, start: Place) -> Iterator[tuple[Place, RowDataset]]:
-        """The windows from a place on, each with the place behind it."""
+        """The windows from a place on, each with the place after it."""
         raise NotImplementedError
 
     def __iter__(self) -> Iterator[Row]:
@@ -62,22 +62,22 @@ class Stream(RowDataset):
             yield from rows
 
     def columns(self) -> Iterable[Columns]:
-        """None: nobody has all of its documents. Those of `first_window` are known."""
+        """None: unknown for the whole stream. `first_window` knows its own."""
         return ()
 
     def first_window(self) -> RowDataset:
-        """The rows that come first."""
+        """The first rows."""
         for _, rows in self.windows(Place()):
             return rows
         raise RunError(f"the streamed {self.split.name} data is empty")
 
     def row(self, index: int) -> Row:
-        """Rows of a stream have no numbers."""
+        """Not available: rows of a stream have no index."""
         raise RunError(f"the {self.split.name} data is streamed: its rows come in order only")
 
 
 class _Texts(Stream):
-    """Texts that are tokenised as they come."""
+    """Texts that are tokenised while streaming."""
 
     def __init__(
         self, data: TextSource, split: str, tokenizer: PreTrainedTokenizerBase, window: int
@@ -91,7 +91,7 @@ class _Texts(Stream):
         self._spelled = SpelledCount(self._encoder)
 
     def windows(self, start: Place) -> Iterator[tuple[Place, RowDataset]]:
-        """Documents of about `window` full rows at a time."""
+        """Windows of about `window` full rows of documents."""
         texts, place, held = documents_of(self._data, self.split.name), start, _Window()
         for portion in self._portions(_from(texts, start)):
             held.add(self._encoder.with_columns([each for each in portion if len(each[0])]))
@@ -119,7 +119,7 @@ class _Texts(Stream):
 
     def _checked(self, given: str | Row) -> Document:
         document = pair_of(checked_document(given, self._data, self.split.name))
-        # Nobody knows how many there will be: the first one is told of.
+        # The total is unknown, so the first one is reported.
         if not self._spelled.texts and isinstance(document[0], str):
             self._spelled.see(document[0])
             self._spelled.tell(self.split.name, None)
@@ -132,7 +132,7 @@ class _Texts(Stream):
 
 
 class _Window:
-    """Tokens as they come."""
+    """Collects tokens."""
 
     def __init__(self) -> None:
         self.parts, self.lengths = list[np.ndarray](), list[np.ndarray]()
@@ -140,7 +140,7 @@ class _Window:
         self.tokens = self.documents = 0
 
     def add(self, made: Mapping[str, Any]) -> None:
-        """One portion's."""
+        """Add one portion."""
         self.columns += made["columns"]
         self.parts.append(made["ids"])
         self.lengths.append(made["lengths"])
@@ -151,20 +151,20 @@ class _Window:
 def stream_texts(
     data: TextSource, split: str, tokenizer: PreTrainedTokenizerBase, *, window: int = WINDOW
 ) -> Stream:
-    """The texts of a split as a stream of rows, laid as `data` says in windows of so many rows.
+    """The texts of a split as a stream of rows, arranged by the options of `data` in windows.
 
-    Nothing is kept on disk, and no more than a window in memory. If what `texts` gives has
-    `state_dict` and `load_state_dict`, as the streamed data sets of `datasets` have, a run that
-    goes on begins where it was; else the texts before are read again and passed over.
+    Stores nothing on disk and at most one window in memory. If `texts` returns an object with
+    `state_dict` and `load_state_dict`, such as a streamed data set of `datasets`, a resumed run
+    continues from its state; otherwise it reads and skips the texts before.
     """
     check_block(data)
     return _Texts(data, split, tokenizer, window)
 
 
 class _Cursor:
-    """Where one of several data sets has got to: the window that is read, and the next row in it.
+    """The position in one of several data sets: the current window, and the next row in it.
 
-    Rows that are counted are one window, in an order that is drawn for each pass.
+    Counted rows form one window, in a new random order for each pass.
     """
 
     def __init__(self, rows: RowDataset, state: Mapping[str, Any], seed: Sequence[int]) -> None:
@@ -177,14 +177,14 @@ class _Cursor:
     def _opened(self, place: Place) -> Iterator[tuple[Place, RowDataset]]:
         if isinstance(self._rows, Stream):
             return self._rows.windows(place)
-        if place.read:  # behind all of them
+        if place.read:  # all were read
             return iter(())
         count = len(self._rows)
         drawn = np.random.default_rng([*self._seed, self.passes]).permutation(count)
         return iter([(Place(count, count), self._rows.subset(drawn))])
 
     def next(self) -> Row | None:
-        """The next row; None where there are no more."""
+        """The next row; None at the end."""
         while True:
             if self._held is None:
                 self._held = next(self._windows, None)
@@ -197,7 +197,7 @@ class _Cursor:
             self._place, self._index, self._held = behind, 0, None
 
     def again(self) -> None:
-        """Begin anew."""
+        """Start again."""
         self.passes += 1
         self._place, self._index, self._held = Place(), 0, None
         self._windows = self._opened(self._place)
@@ -211,7 +211,7 @@ _BEGIN: Mapping[str, Any] = {"passes": 0, "index": 0, "place": {}}
 
 
 class _Held(RowDataset):
-    """Rows that are held."""
+    """Rows in memory."""
 
     def __init__(self, split: Split, rows: Sequence[Row]) -> None:
         self.split, self._made = split, rows
@@ -222,7 +222,7 @@ class _Held(RowDataset):
 
 
 class JoinedStream(Stream):
-    """Rows of several data sets in turn, at least one of them a stream."""
+    """Rows of several data sets interleaved, at least one of them a stream."""
 
     def __init__(
         self,
@@ -244,7 +244,7 @@ class JoinedStream(Stream):
         self._seed, self._window = list(seed), window
 
     def windows(self, start: Place) -> Iterator[tuple[Place, RowDataset]]:
-        """So many rows at a time, as `choose` says whose."""
+        """Windows of this many rows, with members in the order of `choose`."""
         state = start.source or {"drawn": 0, "members": [_BEGIN] * len(self._members)}
         cursors = [
             _Cursor(member, each, [*self._seed, n])
@@ -268,13 +268,13 @@ class JoinedStream(Stream):
                 row = cursors[n].next()
             if row is None:
                 raise RunError(f"the member {self._names[n]!r} has nothing to train on")
-            # Nobody counts the documents: those of the members take turns.
+            # Documents are not counted: the numbers of members interleave.
             document = np.asarray(row["document"], np.int32) * len(cursors) + n
             yield labelled({**row, "document": document}, self._column, self._names[n])
 
 
 def _from(items: Any, start: Place) -> Iterator[Any]:
-    """What lies behind the place."""
+    """The rows after the place."""
     if start.source is not None and hasattr(items, "load_state_dict"):
         items.load_state_dict(dict(start.source))
         return iter(items)

@@ -1,4 +1,4 @@
-"""Token caches on disk: compared with what was written, made anew where they are damaged."""
+"""Token caches on disk: verified against their checksum, and rebuilt where damaged."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from kdcore.errors import KdcoreError
 from kdcore.files import machine_fault, write_whole
 
 _log = logging.getLogger("kdcore")
-_SUM = "kdcore-fingerprint.txt"  # of the tokens, beside them; earlier versions wrote none
+_SUM = "kdcore-fingerprint.txt"  # of the tokens, next to them; absent in earlier versions
 
 
 class _Store(Protocol):
     def checksum(self) -> str:
-        """Of all its tokens."""
+        """A hash of all tokens."""
 
 
 _Opened = TypeVar("_Opened", bound=_Store)
 
 
 def verified(opened: Callable[[], _Opened], key: str) -> _Opened:
-    """The tokens under a key that `opened` opens, or makes where there are none.
+    """The tokens under a key, which `opened` opens, or makes if there are none.
 
-    All tokens are read for their fingerprint anyway, so that comparing it costs nothing.
+    All tokens are read for their fingerprint anyway, so comparing it costs nothing.
     """
     folder = _folder(key)
     there = folder.is_dir()
@@ -37,7 +37,7 @@ def verified(opened: Callable[[], _Opened], key: str) -> _Opened:
         fault = _fault(store, folder)
     except KdcoreError:
         raise
-    except Exception as error:  # files that are no Arrow break libraries in any way
+    except Exception as error:  # files that are not Arrow can break libraries in any way
         if not there or machine_fault(error) is not None:
             raise
         fault = str(error).split("\n")[0]
@@ -53,7 +53,7 @@ def verified(opened: Callable[[], _Opened], key: str) -> _Opened:
 
 
 def _folder(key: str) -> Path:
-    """Where datasets keeps what a generator of this fingerprint gave."""
+    """The folder in which datasets caches a generator with this fingerprint."""
     import datasets.config
 
     caches = Path(datasets.config.HF_DATASETS_CACHE)
@@ -61,11 +61,11 @@ def _folder(key: str) -> Path:
 
 
 def _fault(store: _Store, folder: Path) -> str | None:
-    """How the tokens differ from those that were written; of new ones it is noted what they are."""
+    """How the tokens differ from those written; for new ones, writes their checksum."""
     path = folder / _SUM
     if path.is_file():
         known = path.read_text("utf-8", "replace").strip()
         return None if known == store.checksum() else "its tokens were changed"
-    with suppress(OSError):  # somebody else's cache, which may only be read
+    with suppress(OSError):  # someone else's cache may be read-only
         write_whole(path, store.checksum() + "\n")
     return None

@@ -37,17 +37,17 @@ if TYPE_CHECKING:
     from kdcore.data.batch import Row
 
 
-_CALL = 1 << 16  # characters that are handed to a tokenizer at once, and ids that are written
+_CALL = 1 << 16  # characters per tokenizer call, and ids per written portion
 _Item = TypeVar("_Item")
-_LARGE = 1 << 24  # characters that are worth other processes, which take a second to begin
-_WRITE = 64  # so many of these portions are written at once: what bounds the memory
+_LARGE = 1 << 24  # characters worth starting other processes for, which takes a second
+_WRITE = 64  # portions written at once: bounds memory
 
 Places = tuple[np.ndarray, np.ndarray]
-"""The part that each token lies in, and its index there."""
+"""The part in which each token lies, and its index there."""
 
 
 class TokenStore:
-    """Documents as ids, one after another, in memory-mapped Arrow. Those without are left out."""
+    """The concatenated ids of documents, in memory-mapped Arrow. Without empty documents."""
 
     def __init__(
         self,
@@ -60,14 +60,14 @@ class TokenStore:
         self._parts, self._labels = parts, labels
         self.columns = columns  # None: no document has any
         self._begins = np.cumsum([0, *map(len, self._parts)])[:-1]
-        self.lengths = lengths.astype(np.int64)  # [documents]
+        self.lengths = lengths.astype(np.int64)  # tokens of each document [documents]
         self.dropped = 0 if documents is None else documents - len(self.lengths)
         self._ends = np.cumsum(self.lengths)
         self._fingerprint: str | None = None
 
     @classmethod
     def of(cls, dataset: Any, documents: int | None = None) -> TokenStore:
-        """What `stored` wrote, read where it lies."""
+        """Opens what `stored` wrote."""
         table = dataset.data.table
         parts, lengths = (
             [_array(part) for part in table[key].chunks] for key in ("ids", "lengths")
@@ -79,7 +79,7 @@ class TokenStore:
         return cls(parts, np.concatenate(lengths), labels, documents, columns)
 
     def checksum(self) -> str:
-        """Of everything that is stored: columns have no part in the fingerprint."""
+        """A hash of everything stored; unlike the fingerprint, it includes columns."""
         if self.columns is None:
             return self.fingerprint()
         hashed = digest()
@@ -88,7 +88,7 @@ class TokenStore:
         return f"{self.fingerprint()} {hashed.hexdigest()}"
 
     def fingerprint(self) -> str:
-        """Of all tokens, their order, their labels, and where documents begin."""
+        """A hash of all tokens, their order, their labels, and document borders."""
         if self._fingerprint is None:
             hashed = digest()
             for part in (*self._parts, *(self._labels or ()), self.lengths):
@@ -97,7 +97,7 @@ class TokenStore:
         return self._fingerprint
 
     def at(self, places: np.ndarray) -> np.ndarray:
-        """The ids at these indices, counted through all documents, int32."""
+        """The ids at these indices into the concatenated documents, int32."""
         part = np.searchsorted(self._begins, places, side="right") - 1
         found = np.empty(len(places), np.int32)
         for n in np.unique(part):
@@ -106,28 +106,28 @@ class TokenStore:
         return found
 
     def locate(self, document: np.ndarray, offset: np.ndarray) -> Places:
-        """Where tokens of documents lie, for `take`."""
+        """The places of tokens of documents, for `take`."""
         begin = self._ends[document] - self.lengths[document] + offset
         part = np.searchsorted(self._begins, begin, side="right") - 1
         return part.astype(np.int32), (begin - self._begins[part]).astype(np.int32)
 
     def take(self, places: Places, length: np.ndarray) -> np.ndarray:
-        """The ids at each of the places, so long, side by side, int32."""
+        """The concatenated ids of this length at each place, int32."""
         return _taken(self._parts, places, length)
 
     def take_labels(self, places: Places, length: np.ndarray) -> np.ndarray | None:
-        """The labels there; None where every token is trained."""
+        """The labels there; None where every token is trained on."""
         return None if self._labels is None else _taken(self._labels, places, length)
 
 
 def _taken(parts: Sequence[np.ndarray], places: Places, length: np.ndarray) -> np.ndarray:
     found = zip(places[0].tolist(), places[1].tolist(), length.tolist(), strict=True)
-    # A document never crosses from one part into the next: portions are written whole.
+    # A document never spans two parts: portions are written whole.
     return np.concatenate([parts[part][at : at + n] for part, at, n in found])
 
 
 def tokenise(data: TextSource, split: str, tokenizer: PreTrainedTokenizerBase) -> TokenStore:
-    """The texts of a split as ids, from the cache if these very texts were tokenised before."""
+    """The texts of a split as ids, from the cache if exactly these texts were tokenised before."""
     encoder = Encoder(data, tokenizer)
     texts = _Texts(data, split, encoder)
     with progress(f"reading {split} texts", unit="characters") as bar:
@@ -162,7 +162,7 @@ def tokenise(data: TextSource, split: str, tokenizer: PreTrainedTokenizerBase) -
 def stored(
     portions: Callable[[], Iterator[dict[str, np.ndarray]]], key: str, columns: Sequence[str]
 ) -> Any:
-    """The portions on disk, written if there are none under the key. Processes may ask at once."""
+    """The portions on disk, written if the key has none. Processes may call this concurrently."""
     from datasets import Dataset, Features, List, Value
     from datasets.exceptions import DatasetGenerationError
 
@@ -181,7 +181,7 @@ def stored(
 
 
 class _Texts:
-    """The texts of a split, hashed as they pass. What was read is known at the end."""
+    """The texts of a split, hashed while read. At the end, their key is known."""
 
     def __init__(self, data: TextSource, split: str, encoder: Encoder) -> None:
         self._data, self._split = data, split
@@ -189,7 +189,7 @@ class _Texts:
         self._hashed.update(encoder.fingerprint().encode())
         self.spelled = SpelledCount(encoder)
         self.documents = self.filled = self.characters = 0
-        self.known = False  # whether some are more than texts
+        self.known = False  # whether some documents are more than text
 
     def __iter__(self) -> Iterator[str | Document]:
         for given in documents_of(self._data, self._split):
@@ -209,7 +209,7 @@ class _Texts:
                 yield document
 
     def read(self, bar: Bar) -> str:
-        """Read all of them for their key, and look at them."""
+        """Read all of them, for their key and for validation."""
         for document in self:
             text, _ = pair_of(document)
             if isinstance(text, str):
@@ -218,7 +218,7 @@ class _Texts:
         return self.key()
 
     def key(self) -> str:
-        """What stands for the texts that were read, and for what makes ids of them."""
+        """Identifies the texts that were read, and everything that determines their ids."""
         return self._hashed.hexdigest()
 
 
@@ -229,14 +229,14 @@ def _size(document: Document) -> int:
 def _watched(
     portions: Iterable[list[_Item]], size: Callable[[_Item], int], bar: Bar
 ) -> Iterator[list[_Item]]:
-    """The same, counted when the next one is asked for."""
+    """The same, counting each one when the next is requested."""
     for portion in portions:
         yield portion
         bar.advance(sum(map(size, portion)))
 
 
 def by_size(items: Iterable[_Item], size: Callable[[_Item], int]) -> Iterator[list[_Item]]:
-    """At least one portion, also when there is nothing: a file without any has no columns."""
+    """Portions by size; at least one, possibly empty, as a file without any has no columns."""
     portion, held = list[_Item](), 0
     for item in items:
         portion.append(item)
@@ -248,13 +248,13 @@ def by_size(items: Iterable[_Item], size: Callable[[_Item], int]) -> Iterator[li
 
 
 def _array(part: Any) -> np.ndarray:
-    """Arrow's lists of ints, flat, where they lie."""
+    """Arrow lists of ints as a flat array, without copying."""
     flat: np.ndarray = part.flatten().to_numpy(zero_copy_only=True)
     return flat
 
 
 def _strings(lists: Any) -> StoredColumns | None:
-    """Arrow's lists of texts, flat, where they lie; None where all are empty."""
+    """Arrow lists of texts as a flat array, without copying; None if all are empty."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -268,7 +268,7 @@ _COLUMNS = ("ids", "labels", "lengths", "columns")
 def store_documents(
     data: TextSource, split: str, documents: Callable[[], Iterable[Row]], key: str
 ) -> TokenStore:
-    """The documents on disk, asked for only if there are none under the key."""
+    """Documents on disk; requests them only if the key has none."""
     hashed = digest()
     hashed.update(f"documents 1 {split} {key}".encode())
 
@@ -293,7 +293,7 @@ def _joined(portion: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _checked(documents: Iterable[Row], which: str) -> Iterator[dict[str, Any]]:
-    """The ids and labels of each document that has any; without labels all of it is trained."""
+    """The ids and labels of each non-empty document; without labels all of it is trained on."""
     for index, row in enumerate(documents):
         said = which.format(index)
         ids = given_ids(row.get("input_ids"), f"{said} has 'input_ids'")
@@ -309,19 +309,19 @@ def _checked(documents: Iterable[Row], which: str) -> Iterator[dict[str, Any]]:
 
 
 _Made = TypeVar("_Made")
-_AHEAD = 4  # items that a process is given before its first result is taken: bounds the memory
+_AHEAD = 4  # items queued per process ahead of the first result: bounds memory
 _work: Callable[[Any], Any]
 
 
 def cpu_count() -> int:
-    """Those that this process may use."""
+    """The number of CPUs that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
 
 
 def map_in_order(
     work: Callable[[_Item], _Made], items: Iterable[_Item], processes: int
 ) -> Iterator[_Made]:
-    """`work` of each item. Items and results are pickled, `work` is not: processes are forked."""
+    """Apply `work` to items in forked processes, in order. Only items and results are pickled."""
     if processes < 2 or "fork" not in multiprocessing.get_all_start_methods():
         yield from map(work, items)
         return
@@ -343,7 +343,7 @@ def map_in_order(
 def _begin(work: Callable[[Any], Any]) -> None:
     global _work
     _work = work
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a process has one core
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # each process has one core
     Thread(target=_end_with_parent, daemon=True).start()
 
 
@@ -352,7 +352,7 @@ def _done(item: Any) -> Any:
 
 
 def _end_with_parent() -> None:
-    """A parent that is killed cannot tell its children."""
+    """A killed parent cannot notify its children."""
     if parent := multiprocessing.parent_process():
         wait([parent.sentinel])
         os._exit(1)

@@ -1,4 +1,4 @@
-"""Columns of documents, and which documents a `where` means."""
+"""Columns of documents, and the documents that a `where` matches."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from kdcore.errors import RunError
 
 Value = str | int | float
 Columns = Mapping[str, Value]
-"""What is known of one document, by column."""
+"""Metadata of one document, by column."""
 
 Where = Mapping[str, Value | Sequence[Value]]
-"""Column -> the value, or the values, that match; several columns must all match."""
+"""Column -> the matching value or values; all columns must match."""
 
 SOURCE = "source"
 """The engine's own column: who wrote a document."""
 
 FROM_DATA = "data"
-"""What it is unless a row says otherwise."""
+"""Its default."""
 
 
 def value_of(columns: Columns, name: str) -> Value | None:
@@ -31,12 +31,12 @@ def matches(columns: Columns, where: Where) -> bool:
 
 
 def values_in(values: Value | Sequence[Value]) -> Sequence[Value]:
-    """The values that match, of one or a list."""
+    """The matching values, from one value or a list."""
     return [values] if isinstance(values, str | int | float) else values
 
 
 def column_fault(columns: object) -> str | None:
-    """What is wrong with what was given as the columns of a document, in words; or None."""
+    """Why something is not a valid mapping of columns; None if it is."""
     if not isinstance(columns, Mapping):
         return f"columns of the type {type(columns).__name__}, and must have a mapping"
     for name, value in columns.items():
@@ -49,7 +49,7 @@ def column_fault(columns: object) -> str | None:
 
 
 def unknown_columns(where: Where, known: Sequence[str]) -> Iterator[str]:
-    """What is wrong with columns that data says it does not have, one sentence each."""
+    """Columns that the data does not provide, one sentence each."""
     for name in where:
         if name not in (SOURCE, *known):
             there = ", ".join((*known, SOURCE))
@@ -57,7 +57,7 @@ def unknown_columns(where: Where, known: Sequence[str]) -> Iterator[str]:
 
 
 def categories_among(values: Iterable[Value | None], name: str) -> list[str]:
-    """The texts among a column's values, sorted; none where it holds numbers."""
+    """The distinct texts of a column, sorted; empty for numbers."""
     known = {value for value in values if value is not None}
     texts = sorted(value for value in known if isinstance(value, str))
     if texts and len(texts) < len(known):

@@ -1,9 +1,9 @@
-"""Long texts tokenised in windows, with the ids of the whole.
+"""Long texts, tokenised in windows, with the same ids as the whole text.
 
-A tokenizer takes a hundred bytes and more for each character that it is given at once. Windows
-overlap, and are joined in the midst of a run of tokens that both make of the overlap: what BPE and
-Unigram make of a text behind a border between tokens depends on what is behind it only. Where there
-is no such run (a number of ten thousand digits, in threes), the window grows.
+A tokenizer takes over a hundred bytes per character of a single call. Windows overlap, and are
+joined inside a run of tokens that both produce in the overlap: what BPE and Unigram produce after a
+token border depends only on the text after it. Without such a run (a number of ten thousand digits,
+in groups of three), the window grows.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-LONG = 1 << 18  # characters from which on a text is cut into windows
+LONG = 1 << 18  # characters above which a text is cut into windows
 _OVERLAP = 1 << 12  # characters
-_MARGIN = _OVERLAP // 4  # at both ends of the overlap, where tokens are not yet what they are
-_RUN = 16  # tokens that both windows must have
+_MARGIN = _OVERLAP // 4  # at both ends of the overlap, where tokens may differ from the final ones
+_RUN = 16  # tokens that both windows must share
 
 
 class _Window(NamedTuple):
-    """The tokens of a part of a text; their places count through the whole."""
+    """The tokens of a part of a text; places count from the start of the whole text."""
 
     ids: np.ndarray  # int32 [tokens]
     begin: np.ndarray  # int64 [tokens]

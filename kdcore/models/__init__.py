@@ -1,1 +1,1 @@
-"""Models: loading, trunk and head, attention, vocabulary, generation. Internal."""
+"""Models: loading, trunk and head, attention, vocabularies, generation. Internal."""

@@ -28,10 +28,10 @@ _WEIGHTS = "adapter_model.safetensors"
 
 
 def adapter_base(name: str) -> str | None:
-    """The model that an adapter names as its base, "" if it names none; None for a whole model.
+    """The base model that an adapter names, "" if it names none; None for a full model.
 
-    `name` is a folder or a name on the hub. A folder that holds a whole model too is that model:
-    transformers puts the adapter onto it.
+    `name` is a folder or a name on the hub. A folder that also holds a full model counts as that
+    model; transformers applies the adapter to it.
     """
     place = Path(location_of(name))
     if os.path.isdir(place):
@@ -48,9 +48,9 @@ def adapter_base(name: str) -> str | None:
 
 
 def with_adapter(model: PreTrainedModel, adapter: str, base: str) -> PreTrainedModel:
-    """The model, which was loaded from `base`, with an adapter that is not trained.
+    """The model, loaded from `base`, with a frozen adapter.
 
-    It stays unmerged, in float32: half weights would round most of it away.
+    It stays unmerged, in float32: half-precision weights would round most of it away.
     """
     path = location_of(adapter)
     refuse_pickle(adapter)
@@ -70,7 +70,7 @@ def with_adapter(model: PreTrainedModel, adapter: str, base: str) -> PreTrainedM
     named = config.base_model_name_or_path
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what is missing is told below, in a sentence
+            warnings.simplefilter("ignore")  # missing keys are reported below, in one sentence
             adapted = PeftModel.from_pretrained(
                 model, path, config=config, torch_device="cpu", ignore_mismatched_sizes=True
             )
@@ -88,7 +88,7 @@ def with_adapter(model: PreTrainedModel, adapter: str, base: str) -> PreTrainedM
 
 @contextmanager
 def _explained(adapter: str) -> Iterator[None]:
-    """What goes wrong in reading an adapter, in one sentence."""
+    """A loading error of an adapter, in one sentence."""
     from safetensors import SafetensorError
 
     try:
@@ -102,7 +102,7 @@ def _explained(adapter: str) -> Iterator[None]:
 
 
 def _unfit(adapted: Any, weights: Mapping[str, Tensor], config: Any) -> str | None:
-    """What keeps the weights of an adapter from being those of the model, all of them."""
+    """Why an adapter's weights do not fit the model; None if they do."""
     from peft.utils import get_peft_model_state_dict
 
     expected = get_peft_model_state_dict(adapted, save_embedding_layers=False)
@@ -122,9 +122,10 @@ def _short(name: str) -> str:
 
 
 def merged(model: PreTrainedModel) -> PreTrainedModel:
-    """An ordinary model, all of it trained: an adapter on it becomes part of its weights.
+    """A plain model, fully trainable, with its adapter merged into the weights.
 
-    What was merged lies nowhere by a name. It says what the adapted model says, or RunError.
+    The merged model has no name or path of its own. Raises RunError if its logits differ from those
+    of the adapted model.
     """
     merge = getattr(model, "merge_and_unload", None)
     if merge is None:
@@ -141,9 +142,9 @@ def merged(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def _untie(model: PreTrainedModel) -> None:
-    """Give head and embeddings a matrix each, where they share one and one of them is adapted.
+    """Untie head and embeddings where they share a matrix and one of them is adapted.
 
-    Merging what adapts the one would change the other too.
+    Merging into one would change the other too.
     """
     ends: list[Any] = [model.get_output_embeddings(), model.get_input_embeddings()]  # type: ignore[no-untyped-call]
     head, embeddings = map(_plain, ends)
@@ -153,7 +154,7 @@ def _untie(model: PreTrainedModel) -> None:
 
 
 def _tell_untied(model: PreTrainedModel) -> None:
-    """Let the config say of two matrices that they are two, or the saved model would have one."""
+    """Mark them as untied in the config, or the saved model would tie them again."""
     config, head = model.config, model.get_output_embeddings()  # type: ignore[no-untyped-call]
     shares = getattr(head, "weight", None) is model.get_input_embeddings().weight
     if shares or not getattr(config.get_text_config(), "tie_word_embeddings", False):
@@ -163,7 +164,7 @@ def _tell_untied(model: PreTrainedModel) -> None:
 
 
 def _plain(module: Any) -> Any:
-    """The module that an adapter wraps, or itself."""
+    """The module that an adapter wraps, or the module itself."""
     while isinstance(inner := getattr(module, "base_layer", None), nn.Module):
         module = inner
     return module

@@ -1,10 +1,10 @@
-"""Causal attention within each piece of packed rows, without a mask: for transformers' models.
+"""Causal attention within each piece of packed rows, without a mask, for transformers' models.
 
-Registered with transformers as an attention implementation. Where a call says how its rows are
-packed, each piece attends by itself: on a CPU one causal call for each, on a GPU in half precision
-torch's variable-length flash attention, once it was seen to give the same. Rows that are one piece
-each attend side by side; transformers would look for restarting positions in them, and make the
-host wait for what it finds. Everything else goes the way of "sdpa".
+Registered with transformers as an attention implementation. Where a call knows how its rows are
+packed, each piece attends to itself only: on a CPU by one causal call per piece, on a GPU in half
+precision by torch's variable-length flash attention, after a check that it gives the same result.
+Rows of one piece each run as a batch; transformers would search them for restarting positions, and
+sync the device. All other calls use "sdpa".
 """
 
 from __future__ import annotations
@@ -30,13 +30,14 @@ NAME = "kdcore_packed"
 _TRIAL = "kdcore_trial"
 _TAKES_THE_PLACE_OF = "sdpa"
 _HALF = (torch.bfloat16, torch.float16)
-_KERNELS_APART = 2e-2  # two kernels in half precision on the same numbers, of the largest one
+_KERNELS_APART = 2e-2  # largest relative difference of two kernels in half precision
 
 
 def install(model: PreTrainedModel, forward: Callable[[], object]) -> bool:
-    """Let the model attend so, if it would use "sdpa"; whether it does now.
+    """Use this attention where the model would use "sdpa". Returns whether it is in use.
 
-    Not where its masks hide what its attention is not told of; `forward` runs it to find out.
+    Not used where masks hide something that attention calls are not told; runs `forward` to find
+    out.
     """
     if getattr(model.config, "_attn_implementation", None) not in (_TAKES_THE_PLACE_OF, NAME):
         return False
@@ -48,7 +49,7 @@ def install(model: PreTrainedModel, forward: Callable[[], object]) -> bool:
 
 
 def _window_of(model: PreTrainedModel) -> int | None:
-    """How far back some layers look; of layers that look at parts of a row, how large these are."""
+    """The window of layers with sliding attention, or the chunk size of layers with chunked one."""
     config = model.config.get_text_config()
     if chunk := getattr(config, "attention_chunk_size", None):
         return int(chunk)
@@ -59,7 +60,7 @@ def _window_of(model: PreTrainedModel) -> int | None:
 
 
 def _windows_told(model: PreTrainedModel, forward: Callable[[], object]) -> set[object]:
-    """What the layers' calls of attention say of windows."""
+    """The windows that the layers' attention calls receive."""
     told = set[object]()
 
     def noting(*arguments: Any, **options: Any) -> tuple[Tensor, None]:
@@ -84,15 +85,15 @@ def _attend_by(model: PreTrainedModel, name: str, attention: Callable[..., Any])
 
 
 def uninstall(model: PreTrainedModel) -> None:
-    """Back to what the model would use."""
+    """Restore the model's own attention."""
     model.config._attn_implementation = _TAKES_THE_PLACE_OF
 
 
 def is_exact_at_once(model: PreTrainedModel, forward: Callable[[], object]) -> bool:
-    """Whether one call for all pieces gives what each gives by itself, in every layer.
+    """Whether one call for all pieces gives the same as each piece alone, in every layer.
 
-    `forward` runs packed rows as they are trained. False in float32 and on a CPU, which have no
-    such call.
+    `forward` runs packed rows as in training. False in float32 and on a CPU, which have no such
+    kernel.
     """
     exact: list[bool] = []
 
@@ -138,9 +139,9 @@ def _near(found: Tensor, wanted: Tensor) -> bool:
 
 
 def keep_uncompiled() -> None:
-    """No compiler may look into packed attention: it would compile anew for each micro-batch.
+    """Exclude packed attention from compilation: it would recompile for each micro-batch.
 
-    Called where a trunk is compiled; torch takes a second to import what this needs.
+    Called where a trunk is compiled; the import takes torch a second.
     """
     global _packed
     _packed = torch.compiler.disable(_packed)  # type: ignore[no-untyped-call]
@@ -149,10 +150,10 @@ def keep_uncompiled() -> None:
 def arguments(
     packing: Packing, rows: int, device: torch.device, *, at_once: bool
 ) -> dict[str, Any]:
-    """What a trunk is called with so that its attention knows how these rows are packed.
+    """The trunk's arguments that tell its attention how these rows are packed.
 
-    `at_once`: all pieces in one call, where type and device allow it. The mask has four
-    dimensions, which transformers hands on as it is, and is not looked at.
+    `at_once`: all pieces in one call, where dtype and device allow it. The four-dimensional mask
+    passes through transformers unchanged, and is never read.
     """
     mask = torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=device)
     told: dict[str, Any] = {"packing": packing, "at_once": at_once}
@@ -175,7 +176,7 @@ def attend(
 ) -> tuple[Tensor, None]:
     """Queries [rows, heads, time, D], keys and values -> [rows, time, heads, D].
 
-    Packed pieces lie end to end in a single row.
+    Packed pieces are concatenated in a single row.
     """
     some = (query, key, value)
     if whole_rows:
@@ -198,9 +199,9 @@ def _packed(
 
 
 def _as_autocast(*some: Tensor) -> _Three:
-    """What autocast makes of them for attention, done before the kernel is chosen.
+    """Cast as autocast does for attention, before the kernel is chosen.
 
-    Rotary positions are float32 under autocast, and values are not.
+    Under autocast, rotary embeddings give float32 queries and keys, but values are half.
     """
     query, key, value = some
     kind = query.device.type
@@ -211,7 +212,7 @@ def _as_autocast(*some: Tensor) -> _Three:
 
 
 def _by_piece(module: nn.Module, some: _Three, packing: Packing, options: dict[str, Any]) -> Tensor:
-    # Split, not sliced: a slice's gradient is as large as what it was cut from.
+    # Split, not sliced: the gradient of a slice is as large as the whole tensor.
     query, key, value = (torch.split(each, list(packing.lengths), dim=2) for each in some)
     pieces = zip(query, key, value, strict=True)
     return torch.cat([_piece(module, piece, options) for piece in pieces], dim=1)
@@ -221,19 +222,19 @@ def _piece(module: nn.Module, some: _Three, options: dict[str, Any]) -> Tensor:
     query, key, value = some
     mask = _band(query.shape[2], options.get("sliding_window"), query.device)
     if query.is_cuda and query.dtype not in _HALF and query.shape[1] != key.shape[1]:
-        # Only products of [time, time] know grouped queries in float32: each gets its own keys.
+        # In float32 only the math kernel supports grouped queries; repeat the keys instead.
         key, value = _for_each_query(query, key), _for_each_query(query, value)
         module = SimpleNamespace(is_causal=getattr(module, "is_causal", True))  # type: ignore[assignment]
     return _plain(module, query, key, value, mask, **options)[0]
 
 
 def _for_each_query(query: Tensor, other: Tensor) -> Tensor:
-    """Keys or values [rows, groups, time, D], repeated for each head of queries."""
+    """Keys or values [rows, groups, time, D], repeated for each query head."""
     return other.repeat_interleave(query.shape[1] // other.shape[1], dim=1)
 
 
 def _band(length: int, window: int | None, device: torch.device) -> Tensor | None:
-    """The mask of a piece that is longer than the window; None where causality is enough."""
+    """The mask of a piece longer than the window; None where causality suffices."""
     if window is None or length <= window:
         return None
     place = torch.arange(length, device=device)
@@ -254,7 +255,7 @@ def _suits_at_once(some: _Three, options: dict[str, Any]) -> bool:
 
 @cache
 def _varlen() -> tuple[Callable[..., Any], bool]:
-    """torch's function, and whether it knows grouped queries."""
+    """torch's function, and whether it supports grouped queries."""
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:

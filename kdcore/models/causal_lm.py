@@ -1,10 +1,10 @@
-"""A causal language model as trunk and head, verified at loading.
+"""A causal language model, split into trunk and head; the split is verified at loading.
 
-Both work number by number, so a chunk of tokens is enough. Which of them a model uses is read from
-its configuration, and proved before it is believed.
+Both work token by token, so a chunk of tokens is enough. The split is derived from the model's
+configuration, then checked against its own logits.
 
-Everything that runs a model goes through here: `use_cache=False` is passed but for writing, because
-with a cache transformers lets packed documents see each other, without any error.
+All forward passes go through this module. Except in generation they set `use_cache=False`, because
+with a cache, transformers lets packed documents attend to each other without any error.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _log = logging.getLogger("kdcore")
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradient; every module's mode comes back."""
+    """Evaluation mode without gradient; restores every module's mode."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -48,7 +48,7 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 def random_ids(model: PreTrainedModel, device: torch.device) -> Tensor:
-    """Two rows of sixteen ids, the same each time; no random state is touched."""
+    """Two rows of sixteen ids, always the same; leaves the random state alone."""
     embedding = cast(Tensor, model.get_input_embeddings().weight)
     generator = torch.Generator().manual_seed(0)
     return torch.randint(len(embedding), (2, 16), generator=generator).to(device)
@@ -57,23 +57,23 @@ def random_ids(model: PreTrainedModel, device: torch.device) -> Tensor:
 class LanguageModel:
     """A model's trunk and head.
 
-    Where the logits are not `states @ weight.T + bias`, nor a known function of these number by
-    number (an adapted or quantised head), `weight` is None, the states are the logits themselves,
-    and the log says so.
+    Where the logits are neither `states @ weight.T + bias` nor a known elementwise function of that
+    (an adapted or quantised head), `weight` is None and `states` are the logits themselves, which
+    the log mentions.
     """
 
     weight: nn.Parameter | None  # [rows, H]
     bias: nn.Parameter | None  # [rows]
-    bend: LogitTransform | None = None  # what is done to the head's logits
-    precision: torch.dtype | None  # what autocast computes in; None: the weight's own type
+    bend: LogitTransform | None = None  # applied to the head's logits
+    precision: torch.dtype | None  # autocast dtype; None: that of the weight
 
     def __init__(self, model: PreTrainedModel, precision: torch.dtype | None = None) -> None:
         self.model, self.precision = model, precision
         self._trunk = _trunk_of(model)
         self._hidden = HiddenStates(self._trunk, model.config, type(model).__name__)
-        self.layer_sizes: Sequence[int] = ()  # of each hidden state, once layers are watched
-        # Some models look for pads in the ids and warn: each time, waiting for the device. Packed
-        # rows have some and need no mask, and those that need one have it.
+        self.layer_sizes: Sequence[int] = ()  # width of each hidden state, once layers are watched
+        # Some models search the ids for padding and warn, which syncs the device each time. Packed
+        # rows contain pad ids and need no mask; other rows have one.
         vars(self._trunk)["warn_if_padding_and_no_attention_mask"] = _say_nothing
         head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
         self.weight = self.bias = None
@@ -99,12 +99,12 @@ class LanguageModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the model's inputs belong."""
-        # The first parameter's, which transformers means, is none where layers are offloaded.
+        """The device of the model's inputs."""
+        # Not the first parameter's, as transformers has it: offloaded layers are elsewhere.
         return cast(Tensor, self.model.get_input_embeddings().weight).device
 
     def compile_layers(self, **options: Any) -> None:
-        """Compile the trunk's layers in place; they are alike, so that one compilation serves all.
+        """Compile the trunk's layers in place. They are alike, so one compilation serves all.
 
         Options are those of `torch.compile`.
         """
@@ -114,9 +114,9 @@ class LanguageModel:
                 layer.compile(**options)
 
     def watch_layers(self, layers: Sequence[int]) -> list[int]:
-        """Let `layer_states` read these, counted from 0; called before layers are compiled.
+        """Let `layer_states` read these layers, counted from 0. Called before layers are compiled.
 
-        Raises RunError where there is no such layer, or the model does not show it.
+        Raises RunError if a layer does not exist or cannot be read.
         """
         numbers = self._hidden.numbers(layers)
         if (new := self._hidden.hook(numbers)) or not self.layer_sizes:
@@ -128,20 +128,21 @@ class LanguageModel:
         return numbers
 
     def layer_states(self, batch: Batch, layers: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
-        """As `states`, and from the same pass the hidden states of these layers [rows * time, H].
+        """As `states`, with the hidden states [rows * time, H] of these layers from the same pass.
 
-        Counted as transformers' `hidden_states`: 0 the embeddings, -1 behind the last norm.
+        Layers are indexed as in transformers' `hidden_states`: 0 is the embeddings, -1 the output
+        of the final norm.
         """
         with self._hidden.keeping(self.watch_layers(layers) if layers else ()):
             states, *kept = self._states(batch)
         return states, kept
 
     def states(self, batch: Batch) -> Tensor:
-        """The trunk's last hidden states, [rows * time, H]; gradient as the caller's mode says."""
+        """The trunk's last hidden states [rows * time, H]; gradient by the caller's grad mode."""
         return self._states(batch)[0]
 
     def _states(self, batch: Batch) -> list[Tensor]:
-        """These, and what is kept of layers meanwhile."""
+        """The same, together with the layers' states kept during the pass."""
         packs = self._packs and batch.packing is not None
         if not (packs or self.isolates) and batch.attention_mask is None:
             self._refuse_packed(batch)
@@ -153,7 +154,7 @@ class LanguageModel:
         return [each.flatten(0, 1) for each in runs]
 
     def check_length(self, length: int) -> None:
-        """Refuse pieces whose positions would depend on what else goes through the trunk."""
+        """Raise RunError for pieces whose positions would depend on the rest of the batch."""
         if not self._has_two_ways and self._switch is not None and length > self._switch:
             raise RunError(
                 f"{type(self.model).__name__} has other positions for each length beyond "
@@ -162,7 +163,7 @@ class LanguageModel:
             )
 
     def _apart(self, batch: Batch, packing: Packing) -> list[Tensor]:
-        """States of pieces that share a call with none on the other side of the switch."""
+        """States of pieces; those on either side of the switch run in separate calls."""
         assert self._switch is not None
         if self._packs:
             some = positions.apart(packing, self._switch)
@@ -185,13 +186,13 @@ class LanguageModel:
         return laid
 
     def logits(self, states: Tensor) -> Tensor:
-        """Float32 logits [n, width] of chosen states [n, H], unrounded also from half weights."""
+        """Float32 logits [n, width] of chosen states [n, H], also with half-precision weights."""
         return self.head()(states)
 
     def head(self, device: torch.device | None = None) -> Callable[[Tensor], Tensor]:
-        """What `logits` does, for many calls: the weight is cast to `precision` once.
+        """`logits` for many calls: casts the weight to `precision` once.
 
-        With another `device` it is copied there, for states that are moved there.
+        With `device`, the weight is copied there, for states on that device.
         """
         weight = self.computed_weight()
         bias: Tensor | None = self.bias
@@ -205,7 +206,7 @@ class LanguageModel:
         return lambda states: bend(logits_of(states, weight, bias))
 
     def computed_weight(self) -> Tensor | None:
-        """The head's weight in the type that the trunk computes in."""
+        """The head's weight in the dtype that the trunk computes in."""
         if self.weight is None or self.precision is None:
             return self.weight
         return self.weight.detach().to(self.precision)
@@ -213,10 +214,10 @@ class LanguageModel:
     def next_states(
         self, input_ids: Tensor, position_ids: Tensor, mask: Tensor, cache: Cache | None
     ) -> Tensor:
-        """The trunk's states on rows that each hold one document, for writing on.
+        """The trunk's states on rows of one document each, for generation.
 
-        With a key-value cache, which takes in these tokens, only those of the last position
-        [rows, H]; else of all [rows, time, H]. `mask` covers what the cache holds too.
+        With a key-value cache, which is extended by these tokens, those of the last position [rows,
+        H]; otherwise of all [rows, time, H]. `mask` includes the cached tokens.
         """
         arguments: dict[str, Any] = {"attention_mask": mask, "use_cache": cache is not None}
         if cache is not None:
@@ -244,11 +245,11 @@ class LanguageModel:
         mask: Tensor | None,
         packing: Packing | None = None,
     ) -> list[Tensor]:
-        """The trunk's states [rows, time, H], then those that are kept of its layers."""
+        """The trunk's states [rows, time, H], then those kept of its layers."""
         shape = input_ids.shape
         kernel = getattr(self.model.config, "_attn_implementation", None) or ""
         if mask is None and "flash" in kernel:
-            # Flash attention looks for restarting positions only where there is a single row.
+            # Flash attention looks for restarting positions only in batches of one row.
             input_ids, position_ids = input_ids.reshape(1, -1), position_ids.reshape(1, -1)
         arguments: dict[str, Any] = {"attention_mask": mask, "use_cache": False}
         if packing is not None and self._packs:
@@ -270,7 +271,7 @@ class LanguageModel:
         return [states.reshape(*shape, states.shape[-1]) for states in found]
 
     def _prove_causal(self, ids: Tensor) -> None:
-        """Raises RunError where what follows changes what came before."""
+        """Raise RunError if later tokens change earlier states."""
         half, positions = ids.shape[1] // 2, torch.arange(ids.shape[1], device=ids.device)
         other = torch.cat([ids[:, :half], ids[:, half:].flip(0)], dim=1)
         seen = [self._run(either, positions, None)[:, :half] for either in (ids, other)]
@@ -282,7 +283,7 @@ class LanguageModel:
             )
 
     def _counts_from_zero(self, ids: Tensor) -> bool:
-        """Whether the trunk takes positions, and those that it would use itself begin at 0."""
+        """Whether the trunk takes positions, and its defaults start at 0."""
         if "position_ids" not in inspect.signature(self._trunk.forward).parameters:
             return False
         positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
@@ -291,7 +292,7 @@ class LanguageModel:
         return allclose(own, self._run(ids, positions, None))
 
     def _looks_at_call(self, ids: Tensor) -> tuple[int | None, bool]:
-        """See `positions.switch_of`: a row is tried beside one with ever further positions."""
+        """See `positions.switch_of`: reads a row next to one with ever larger positions."""
         time, config = ids.shape[1], self.model.config.get_text_config()
         reach = getattr(config, "max_position_embeddings", None)
         if not self._takes_positions or not isinstance(reach, int):
@@ -309,7 +310,7 @@ class LanguageModel:
         return positions.switch_of(probe, alike, time, reach)
 
     def _packs_exactly(self, ids: Tensor) -> bool:
-        """Whether pieces that attend by themselves are what they are alone."""
+        """Whether packed pieces have the same states as each alone."""
         half = ids.shape[1] // 2
         positions = torch.arange(half, device=ids.device).repeat(2).expand_as(ids)
         alone = self._run(ids[:, half:], positions[:, :half], None)
@@ -335,13 +336,13 @@ class LanguageModel:
         return False
 
     def _autocast(self) -> AbstractContextManager[object]:
-        """As in training."""
+        """Autocast as in training."""
         if self.precision is None:
             return nullcontext()
         return torch.autocast(self.device.type, self.precision)
 
     def _keeps_documents_apart(self, ids: Tensor) -> bool:
-        """Whether the second document of a packed row is blind to what the first one says."""
+        """Whether the second document of a packed row is independent of the first."""
         half = ids.shape[1] // 2
         positions = torch.arange(half, device=ids.device).repeat(2).expand_as(ids)
         other = torch.cat([ids[:, half:], ids[:, half:]], dim=1)
@@ -349,8 +350,8 @@ class LanguageModel:
         return allclose(*seen)
 
     def _refuse_packed(self, batch: Batch) -> None:
-        # This waits for the device, but only with models that cannot take packed rows anyway.
-        # Padding starts again too, at the right end, where nobody sees it.
+        # Syncs the device, but only for models that cannot take packed rows anyway.
+        # Padding restarts positions too, at the right end, where no token sees it.
         positions, real = batch.position_ids, batch.document[:, 1:] >= 0
         if bool(((positions[:, 1:] <= positions[:, :-1]) & real).any()):
             raise RunError(
@@ -364,13 +365,13 @@ def _say_nothing(*_: Any) -> None:
 
 
 def _real(tensor: Tensor, packing: Packing) -> Tensor:
-    """[rows, time] -> [1, n]: what is no padding."""
+    """[rows, time] -> [1, n]: without padding."""
     flat = tensor.reshape(-1)
     return (flat if packing.real is None else flat[packing.real])[None]
 
 
 def _trunk_of(model: PreTrainedModel) -> nn.Module:
-    """The model without its head; of a PEFT model, that of the model it wraps."""
+    """The model without its head; for a PEFT model, that of the wrapped model."""
     unwrap: Callable[[], PreTrainedModel] | None = getattr(model, "get_base_model", None)
     trunk: nn.Module = (unwrap() if unwrap else model).base_model
     return trunk

@@ -1,4 +1,4 @@
-"""Prompts and completions as they pass between the engine, writers and checkpoints."""
+"""Prompts and completions, as engine, rollouts and checkpoints exchange them."""
 
 from __future__ import annotations
 
@@ -13,61 +13,61 @@ from torch import Tensor
 
 from kdcore.data.where import Columns
 
-FIRST = 1 << 40  # the number of the first written document, behind those of all data
-ANSWERS = 1 << 16  # so many numbers each prompt has, one for each of its answers
+FIRST = 1 << 40  # number of the first generated document, above all of the data's
+ANSWERS = 1 << 16  # document numbers reserved per prompt, one for each completion
 
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
-    """What is answered, as ids."""
+    """A prompt, as ids."""
 
     ids: Sequence[int]
-    seed: int  # every random number of its answer comes from this and the token's index
-    document: int = -1  # which document of the training split it was cut from
+    seed: int  # of all random numbers of its completion, with the token's index
+    document: int = -1  # index of its document in the training split
     columns: Columns = field(default_factory=dict)  # of that document
-    reference: Sequence[int] = ()  # what the data answers
-    exchange: int = 0  # which of its document's learned answers it asks for: -1 the last; 0: none
+    reference: Sequence[int] = ()  # the data's own continuation
+    exchange: int = 0  # which learned answer of its document it asks for: -1 the last; 0: none
 
     def again(self, number: int) -> Prompt:
-        """The same prompt for another answer: with random numbers of its own; 0 is itself."""
+        """The same prompt with other random numbers, for a further completion; 0 is itself."""
         return self if not number else replace(self, seed=derived_seed(self.seed, number))
 
 
 @dataclass(frozen=True, eq=False)
 class Completion:
-    """An answer to a prompt."""
+    """A completion of a prompt."""
 
-    ids: Sequence[int]  # with the token that ends it, where it is finished
-    finished: bool  # whether it ended by itself, and was not cut
-    log_probs: Sequence[float] | None = None  # at temperature 1 over the shared ids, in nats
-    source: str = "student"  # who wrote it
-    prompt: Prompt | None = None  # where another one than was asked for; the engine fills it in
+    ids: Sequence[int]  # including the token that ends it, if finished
+    finished: bool  # whether it ended by itself instead of being cut
+    log_probs: Sequence[float] | None = None  # nats, at temperature 1 over the shared ids
+    source: str = "student"  # who generated it
+    prompt: Prompt | None = None  # if not the requested one; the engine sets it
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn. Temperature 0 takes the likeliest; top_k 0 and top_p 1 leave all in."""
+    """Sampling options. Temperature 0 is greedy; top_k 0 and top_p 1 keep all ids."""
 
     max_new_tokens: int
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
-    ends: frozenset[int] = frozenset()  # ids that end an answer
-    vocabulary: int | None = None  # only ids below this; None: all that the model has
+    ends: frozenset[int] = frozenset()  # ids that end a completion
+    vocabulary: int | None = None  # only ids below this; None: all of the model's
 
 
 def derived_seed(*numbers: int) -> int:
-    """A seed of 63 bits that hangs on all of these numbers, each at least 0."""
+    """A 63-bit seed derived from all of these numbers, each at least 0."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
 
 def uniforms(seed: int, count: int) -> np.ndarray:
-    """The random numbers in [0, 1) of a prompt's answer by the index of the token [count]."""
+    """The uniform numbers in [0, 1) of a prompt's completion, by token index [count]."""
     return np.random.default_rng(seed).random(count)
 
 
 def completions_state(completions: Sequence[Completion]) -> dict[str, Tensor | str]:
-    """Completions with their prompts as tensors and a text, as a `state_dict` may hold them."""
+    """Completions with their prompts, as tensors and a text for a `state_dict`."""
     prompts = [each.prompt or Prompt((), 0) for each in completions]
     logs = [each.log_probs if each.log_probs is not None else () for each in completions]
     rest = [
@@ -92,7 +92,7 @@ def completions_state(completions: Sequence[Completion]) -> dict[str, Tensor | s
 
 
 def completions_from(state: Mapping[str, Any]) -> list[Completion]:
-    """What `completions_state` was made of."""
+    """The inverse of `completions_state`."""
     keys = ("ids", "log_probs", "prompts", "references")
     each = zip(json.loads(state["rest"]), *(_lists(state, key) for key in keys), strict=True)
     return [

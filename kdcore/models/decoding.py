@@ -1,4 +1,4 @@
-"""Writing token by token: with a key-value cache where that was proved, else without."""
+"""Token-by-token decoding, with a key-value cache where it is verified, else without."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ _log = logging.getLogger("kdcore")
 
 
 class Decoder(Protocol):
-    """Rows that grow by a token at a time."""
+    """Rows that grow by one token at a time."""
 
-    states: Tensor  # [rows, H]: of the last token of each row
+    states: Tensor  # [rows, H]: state of each row's last token
 
     def advance(self, ids: Tensor, going: Sequence[int]) -> None:
-        """Go on with these rows only, and one more token for each of them [going]."""
+        """Keep only these rows, and append one token to each of them [going]."""
         ...
 
 
 class Cached:
-    """Rows padded at the left, and what their tokens were to attention kept."""
+    """Left-padded rows with a key-value cache."""
 
     def __init__(self, model: LanguageModel, rows: Sequence[Sequence[int]]) -> None:
         from transformers import DynamicCache
@@ -44,12 +44,12 @@ class Cached:
         ids = [[0] * pad + list(row) for pad, row in zip(pads, rows, strict=True)]
         mask = [[0] * pad + [1] * len(row) for pad, row in zip(pads, rows, strict=True)]
         self._mask = torch.tensor(mask, device=device)
-        self._next = self._mask.sum(1)  # the position of the next token of each row
+        self._next = self._mask.sum(1)  # position of each row's next token
         places = (self._mask.cumsum(1) - 1).clamp(min=0)
         self.states = self._run(torch.tensor(ids, device=device), places)
 
     def advance(self, ids: Tensor, going: Sequence[int]) -> None:
-        """The others leave the cache."""
+        """The other rows leave the cache."""
         if len(going) < len(self._mask):
             at = torch.tensor(going, device=self._mask.device)
             self._cache.batch_select_indices(at)
@@ -63,8 +63,8 @@ class Cached:
 
 
 class Whole:
-    """All of each row again for each token, padded at the right: for models without such a cache,
-    or whose cache gives other numbers.
+    """Recomputes each row for every token, right-padded: for models without a key-value cache, or
+    whose cache changes the result.
     """
 
     def __init__(self, model: LanguageModel, rows: Sequence[Sequence[int]]) -> None:
@@ -72,7 +72,7 @@ class Whole:
         self.states = self._run()
 
     def advance(self, ids: Tensor, going: Sequence[int]) -> None:
-        """One row longer."""
+        """One token longer."""
         new = ids.tolist()
         self._rows = [[*self._rows[n], id_] for n, id_ in zip(going, new, strict=True)]
         self.states = self._run()
@@ -91,7 +91,7 @@ class Whole:
 
 
 def decoder(model: LanguageModel, rows: Sequence[Sequence[int]]) -> Decoder:
-    """The quickest way that gives the model's own numbers. No row is empty."""
+    """The fastest decoder that reproduces the model's own logits. Rows must not be empty."""
     return (Cached if is_exact_with_cache(model) else Whole)(model, rows)
 
 
@@ -99,7 +99,7 @@ _proved: WeakKeyDictionary[LanguageModel, bool] = WeakKeyDictionary()
 
 
 def is_exact_with_cache(model: LanguageModel) -> bool:
-    """Whether rows that are padded at the left and go on with a cache are what they are alone."""
+    """Whether left-padded rows with a cache have the same states as each row alone."""
     if model not in _proved:
         with torch.no_grad():
             _proved[model] = _is_exact(model)
@@ -129,19 +129,19 @@ def _is_exact(model: LanguageModel) -> bool:
 
 
 class NextTokens(Protocol):
-    """Scores of the token that follows each of some rows, which grow by a token at a time."""
+    """Scores of the next token of rows that grow by one token at a time."""
 
     def logits(self) -> Tensor:
         """[rows, V]."""
         ...
 
     def advance(self, ids: Tensor, going: Sequence[int]) -> None:
-        """Go on with these rows only, and one more token for each of them [going]."""
+        """Keep only these rows, and append one token to each of them [going]."""
         ...
 
 
 class _OfModel:
-    """Those of a model, which its head makes of a decoder's states."""
+    """Next-token scores of a model, from a decoder's states."""
 
     def __init__(
         self, model: LanguageModel, rows: Sequence[Sequence[int]], vocabulary: int | None
@@ -159,9 +159,9 @@ class _OfModel:
 def next_tokens(
     model: LanguageModel, rows: Sequence[Sequence[int]], vocabulary: int | None = None
 ) -> NextTokens:
-    """A model's scores of the ids below `vocabulary`, with a key-value cache where it can.
+    """A model's scores of the ids below `vocabulary`, with a key-value cache where possible.
 
-    No row is empty. The caller sees to evaluation mode, precision and that no gradient is kept.
+    Rows must not be empty. The caller sets evaluation mode, precision and no_grad.
     """
     return _OfModel(model, rows, vocabulary)
 
@@ -169,10 +169,10 @@ def next_tokens(
 def sample(
     model: LanguageModel, prompts: Sequence[Prompt], sampling: Sampling, *, source: str = "student"
 ) -> list[Completion]:
-    """An answer of a model to each prompt, all written together; finished ones leave the group.
+    """A model's completion of each prompt, generated as a batch that finished rows leave.
 
-    Each token's random number comes from the prompt's seed and the token's index. The caller sees
-    to evaluation mode and precision.
+    Each token's random number derives from the prompt's seed and the token's index. The caller sets
+    evaluation mode and precision.
     """
     if not prompts:
         return []
@@ -184,7 +184,7 @@ def sample(
 def sample_from(
     following: NextTokens, prompts: Sequence[Prompt], sampling: Sampling, *, source: str
 ) -> list[Completion]:
-    """The same of anything that scores the next tokens of the prompts; its ids are what it has."""
+    """The same for any source of next-token scores, over the ids it has."""
     draws = np.stack([uniforms(each.seed, sampling.max_new_tokens) for each in prompts])
     ids: list[list[int]] = [[] for _ in prompts]
     logs: list[list[float]] = [[] for _ in prompts]
@@ -208,9 +208,9 @@ def sample_from(
 
 
 def draw(logits: Tensor, numbers: np.ndarray, sampling: Sampling) -> tuple[Tensor, Tensor]:
-    """Ids by their random numbers in [0, 1), and their log-probabilities at temperature 1 [n].
+    """Sampled ids by their uniform numbers in [0, 1), and their log-probabilities at T = 1 [n].
 
-    The id at which the cumulated probability, in the order of ids, exceeds the number.
+    Inverse transform sampling: the first id at which the cumulative probability exceeds the number.
     """
     logs = logits.log_softmax(-1)
     if sampling.temperature == 0:
@@ -220,14 +220,14 @@ def draw(logits: Tensor, numbers: np.ndarray, sampling: Sampling) -> tuple[Tenso
         whole = scores.softmax(-1).cumsum(-1)
         total = whole[:, -1:]
         point = torch.from_numpy(numbers).to(total.device)[:, None] * total
-        # Rounding must not reach the sum itself: behind the last id there is none.
+        # Rounding must not make a number reach the total: there is no id beyond the last.
         point = torch.minimum(point, torch.nextafter(total, torch.zeros_like(total)))
         ids = torch.searchsorted(whole, point, right=True).squeeze(1)
     return ids, logs.gather(1, ids[:, None]).squeeze(1)
 
 
 def allowed(scores: Tensor, sampling: Sampling) -> Tensor:
-    """The scores [n, V] with -inf for what top_k and then top_p leave out; the likeliest stays."""
+    """Scores [n, V], with -inf for ids outside top_k and then top_p; the most likely id stays."""
     if 0 < sampling.top_k < scores.shape[-1]:
         least = scores.topk(sampling.top_k).values[:, -1:]
         scores = scores.masked_fill(scores < least, -torch.inf)

@@ -1,4 +1,4 @@
-"""Generation: sampling, and the tokens that stop it."""
+"""Text generation with transformers, and the tokens that stop it."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ def generate(
     bos: Sequence[int] = (),
     ends: Collection[int] = (),
 ) -> list[str]:
-    """What the model writes after each prompt, a text or ids; the prompt is not repeated.
+    """The model's continuation of each prompt, a text or ids, without the prompt.
 
-    Temperature 0 takes the likeliest token; top_k 0 and top_p 1 leave nothing out. All prompts run
-    as one batch, padded at the left. Texts begin with `bos`, as `bos_of` has it of a run's rows;
-    `special_tokens`: as the tokenizer would begin them. What begins so already is left as it is,
-    and so are prompts that are ids. `ends` are ids that end a text beside the model's and the
-    tokenizer's own. The mode of every module and all random states stay as they were.
+    Temperature 0 is greedy; top_k 0 and top_p 1 keep all ids. All prompts run as one left-padded
+    batch. Texts begin with `bos`, as `bos_of` gives it for a run's rows; with `special_tokens`,
+    with what the tokenizer adds. Texts that already begin so, and prompts given as ids, stay
+    unchanged. `ends` are end-of-text ids in addition to the model's and the tokenizer's. Restores
+    the mode of every module and all random states.
     """
     begins = own_beginning(tokenizer) if special_tokens else list(bos)
     rows = [_ids(tokenizer, prompt, begins) for prompt in prompts]
     time = max(map(len, rows))
     ids = torch.tensor([[0] * (time - len(row)) + row for row in rows], device=model.device)
-    # By length, not by id: where padding is eos, a mask by id would hide the real ones.
+    # By length, not by id: where padding is EOS, a mask by id would hide real EOS tokens.
     mask = torch.tensor([[0] * (time - len(row)) + [1] * len(row) for row in rows])
     config = _config(model, tokenizer, max_new_tokens, temperature, top_k, top_p, ends)
     with _undisturbed(model, seed):
@@ -56,7 +56,7 @@ def generate(
 
 
 def _written(tokenizer: PreTrainedTokenizerBase, given: list[int], new: list[int]) -> str:
-    """What was added. Some tokenizers take the space before a word off where a text begins."""
+    """The generated text. Some tokenizers drop the space before a word at the start of a text."""
     begin, whole = (
         str(tokenizer.decode(ids, skip_special_tokens=True)) for ids in (given, given + new)
     )
@@ -68,7 +68,7 @@ def _written(tokenizer: PreTrainedTokenizerBase, given: list[int], new: list[int
 def _ids(
     tokenizer: PreTrainedTokenizerBase, prompt: str | Sequence[int], begins: list[int]
 ) -> list[int]:
-    """The prompt's ids; an empty one is the start of a text."""
+    """The prompt's ids; an empty prompt is the start of a text."""
     if isinstance(prompt, str):
         ids: list[int] = tokenizer.encode(prompt, add_special_tokens=False)
         ids = ids if ids[: len(begins)] == begins else [*begins, *ids]
@@ -109,20 +109,20 @@ def _config(
 
 @contextmanager
 def _undisturbed(model: PreTrainedModel, seed: int) -> Iterator[None]:
-    """Evaluation mode and a seeded random state; both put back afterwards."""
+    """Evaluation mode and a seeded random state; restores both."""
     devices = [model.device] if model.device.type == "cuda" else []
     with eval_mode(model), torch.random.fork_rng(devices):
         torch.manual_seed(seed)
         yield
 
 
-_ROWS = 256  # enough to have met each
+_ROWS = 256  # enough to contain each of them
 
 
 def learned_stop_tokens(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """The special tokens that end a stretch of what is learned, in the first rows.
+    """The special tokens that end a stretch of learned tokens, in the first rows.
 
-    Empty where rows have no labels of their own, so that everything is learned.
+    Empty where rows have no labels, so that everything is learned.
     """
     special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
     found = set[int]()
@@ -135,7 +135,7 @@ def learned_stop_tokens(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase)
 
 
 def add_stop_tokens(model: PreTrainedModel, ends: Collection[int]) -> None:
-    """Let the model's own generation settings stop there too."""
+    """Add these to the end-of-text ids of the model's generation config."""
     config = model.generation_config
     if ends and config is not None:
         own = config.eos_token_id

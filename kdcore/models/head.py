@@ -1,8 +1,8 @@
-"""Matrix products of the LM head, in chunks and at full precision.
+"""Matrix products of the LM head, in chunks, with float32 results.
 
-Results are float32, and float64 where the weights are. Half weights on a CUDA device are multiplied
-on tensor cores and come out in float32, never rounded to half. A CPU has no such product, and
-without half-precision units a very slow one; there the weight is upcast block by block instead.
+float64 weights give float64 results. On CUDA, half-precision weights use tensor cores with float32
+output, so logits are never rounded to half. CPUs have no such product, and a very slow one without
+half-precision units; there the weight is upcast block by block.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from torch import Tensor
 
 from kdcore.data.batch import Batch, LogitsFn
 
-_BLOCK = 16_384  # rows of the weight upcast at a time
-_IN_CACHE = 2**20  # numbers, of 4 bytes, that stay in the cache of a core
+_BLOCK = 16_384  # rows of the weight that are upcast at a time
+_IN_CACHE = 2**20  # float32 numbers that fit a core's cache
 _HALF = (torch.bfloat16, torch.float16)
 
 
 def upcast(tensor: Tensor) -> Tensor:
-    """The same numbers in float32, or in float64 where they are."""
+    """The tensor in float32; float64 stays float64."""
     return tensor.to(accumulation_dtype(tensor.dtype))
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Float32, or float64 for float64."""
+    """The dtype for sums and products: float32, or float64 for float64."""
     return torch.promote_types(dtype, torch.float32)
 
 
 def no_autocast(device: str) -> AbstractContextManager[None]:
-    """Types are as they are written until the block ends. Free where nothing is cast anyway."""
+    """Disables autocast in a block. Free where it is off already."""
     if torch.is_autocast_enabled(device):
         return torch.autocast(device, enabled=False)
     return nullcontext()
@@ -42,7 +42,7 @@ def no_autocast(device: str) -> AbstractContextManager[None]:
 def logits_of(
     states: Tensor, weight: Tensor, bias: Tensor | None = None, buffer: Tensor | None = None
 ) -> Tensor:
-    """States [n, H], weight [V, H] and bias [V] -> logits [n, V], in `buffer` [n or more, V]."""
+    """States [n, H], weight [V, H], bias [V] -> logits [n, V], in `buffer` [>= n, V] if given."""
     out = None if buffer is None else buffer[: len(states)]
     with no_autocast(states.device.type):
         logits = _product(states, weight, out)
@@ -62,11 +62,11 @@ def _product(states: Tensor, weight: Tensor, out: Tensor | None) -> Tensor:
 
 
 class LogitsGradient:
-    """A chunk's gradient in the logits [n, V], for the two products of the head's backward.
+    """G = dL/dlogits [n, V] of a chunk, for the two products of the head's backward.
 
-    On a GPU half products take it in the half type of `operand`, cast once. float16 has no numbers
-    near 1e-8, where gradients that are divided by a step's tokens are: there it is multiplied by
-    `scale` first, and so are both results.
+    Half products on a GPU take G in the dtype of `operand`, cast once for both. float16 cannot
+    represent values near 1e-8, the size of gradients divided by the tokens of a step: there G is
+    multiplied by `scale` first, and the caller divides both results by it.
     """
 
     def __init__(self, gradient: Tensor, operand: torch.dtype, scale: Tensor | None = None) -> None:
@@ -74,7 +74,7 @@ class LogitsGradient:
         self._gradient = _in_type(gradient, operand, scale) if self._in_half else gradient
 
     def to_states(self, weight: Tensor) -> Tensor:
-        """With weight [V, H]: the gradient in the states [n, H]."""
+        """G W [n, H], for a weight W [V, H]: the gradient in the states."""
         if self._in_half:
             return torch.mm(self._gradient, weight, out_dtype=torch.float32)
         if weight.dtype not in _HALF:
@@ -85,7 +85,7 @@ class LogitsGradient:
         return total
 
     def add_to_weight(self, total: Tensor, states: Tensor) -> None:
-        """With states [n, H]: added to the gradient in the weight [V, H]."""
+        """Adds G^T S, for states S [n, H], to the gradient in the weight [V, H]."""
         if self._in_half:
             torch.addmm(total, self._gradient.t(), states, out_dtype=torch.float32, out=total)
         else:
@@ -98,18 +98,21 @@ def _in_type(gradient: Tensor, dtype: torch.dtype, scale: Tensor | None) -> Tens
     return torch.mul(gradient, scale, out=torch.empty_like(gradient, dtype=dtype))
 
 
-_HEADROOM = 2**8  # below float16's 65,504, above what is left of a flat distribution's tail
+# float16 overflows at 65,504, and the tail of a flat distribution must stay above its smallest
+# normal number, 6e-5: a scaled maximum near 2^8 leaves room on both sides.
+_HEADROOM = 2**8
 
 
 def float16_scale(weights: Tensor, operand: torch.dtype) -> Tensor | None:
-    """By what a gradient is multiplied before it is float16: a power of two, on the device.
+    """The factor of a gradient before its cast to float16: a power of two, on the device.
 
-    `weights` [terms, n] are the largest numbers that the gradient of a usual loss has. None where
-    nothing is cast to float16.
+    `weights` [terms, n] bound the gradient of common losses: that of cross-entropy is the weight
+    times (q - one-hot). None where nothing is cast to float16.
     """
     if not weights.is_cuda or operand != torch.float16 or not weights.numel():
         return None
     largest = weights.abs().amax().clamp(min=2.0**-64)
+    # largest = mantissa * 2^e, so mantissa / largest = 2^-e: scaling changes no mantissa bits.
     mantissa, _ = torch.frexp(largest)
     return _HEADROOM * mantissa / largest
 
@@ -119,11 +122,11 @@ def _blocks(weight: Tensor) -> Iterator[slice]:
 
 
 def nll_from_logits(logits_at: LogitsFn, batch: Batch) -> Callable[[Tensor, Tensor], Tensor]:
-    """Negative log-likelihoods from logits that are made a chunk of positions at a time."""
+    """Negative log-likelihoods from logits, computed one chunk of positions at a time."""
     device = batch.labels.device
     size = chunk_size(batch.vocabulary, device)
     if device.type == "cpu":
-        size *= 2  # no second copy of the logits is made, and larger products are faster ones
+        size *= 2  # no second copy of the logits, and larger products are faster
 
     def shared(logits: Tensor) -> Tensor:
         return upcast(logits[:, : batch.vocabulary])
@@ -138,8 +141,8 @@ def nll_from_logits(logits_at: LogitsFn, batch: Batch) -> Callable[[Tensor, Tens
 def nll_of(logits: Tensor, labels: Tensor) -> Tensor:
     """Logits [n, V], labels [n] -> negative log-likelihoods [n].
 
-    On a CPU a few rows at a time, whose probabilities stay in its cache: the same bits, twice as
-    fast.
+    On a CPU a few rows at a time, so that their probabilities stay in its cache: bit-identical and
+    twice as fast.
     """
     on_cpu = logits.device.type == "cpu"
     rows = max(1, _IN_CACHE // logits.shape[-1] if on_cpu else len(logits))
@@ -148,10 +151,10 @@ def nll_of(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def chunk_size(vocabulary: int, device: torch.device, free: int | None = None) -> int:
-    """Tokens in a chunk, a power of two, which matrix products like.
+    """The number of tokens in a chunk: a power of two, which suits matrix products.
 
-    One float32 copy of its logits is near 64 MB, on a GPU 512 MB; where `free` bytes are little,
-    it is at most a thirty-second of them, as losses need several copies.
+    One float32 copy of a chunk's logits takes about 64 MB, on a GPU 512 MB, and at most 1/32 of
+    `free` bytes, as losses need several copies.
     """
     copy = 2**29 if device.type == "cuda" else 2**26
     if free is not None:

@@ -1,8 +1,8 @@
-"""Hidden states of chosen layers, kept while a trunk runs.
+"""Hidden states of chosen layers, captured while a trunk runs.
 
-Counted as transformers' `hidden_states`: state i is the input of layer i, from 0, and the last one
-is the trunk's output, behind its last norm. Hooks keep the chosen ones only. They keep what goes
-into a layer, so that layers may be checkpointed or compiled.
+Indexed as in transformers' `hidden_states`: state i is the input of layer i, from 0, and the last
+is the trunk's output after the final norm. Hooks capture only the chosen ones. They capture a
+layer's input, so that layers may be checkpointed or compiled.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 
 
 class HiddenStates:
-    """What a trunk's layers are given, as far as it is asked for."""
+    """The requested inputs of a trunk's layers."""
 
     def __init__(self, trunk: nn.Module, config: PretrainedConfig, title: str) -> None:
         self._trunk, self._title = trunk, title
         self._layers = _layers_of(trunk, config.get_text_config())
-        self._places: dict[int, int] = {}  # the number of each hooked module's state, by its id
+        self._places: dict[int, int] = {}  # index of each hooked module's state, by module id
         self._wanted: Sequence[int] = ()
-        self._kept: dict[int, Tensor] | None = None  # None: nobody asks
+        self._kept: dict[int, Tensor] | None = None  # None: not capturing
 
     def numbers(self, layers: Sequence[int]) -> list[int]:
-        """Layers counted from 0, and the last one as -1 -> counted from 0 only."""
+        """Layer indices, with -1 as the last -> counted from 0 only."""
         last = len(self._layers)
         for layer in layers:
             if not -last - 1 <= layer <= last:
@@ -39,7 +39,7 @@ class HiddenStates:
         return [layer % (last + 1) for layer in layers]
 
     def hook(self, numbers: Sequence[int]) -> list[int]:
-        """Keep these from now on; those that were not kept before."""
+        """Capture these from now on, in addition to earlier ones."""
         new = sorted({*numbers} - {*self._places.values()})
         for number in new:
             if number < len(self._layers):
@@ -53,7 +53,7 @@ class HiddenStates:
 
     @contextmanager
     def keeping(self, numbers: Sequence[int]) -> Iterator[None]:
-        """While the trunk runs; `take` hands out what each of its runs kept."""
+        """A context for trunk runs; `take` returns what each run captured."""
         self._wanted, self._kept = numbers, {}
         try:
             yield
@@ -61,12 +61,13 @@ class HiddenStates:
             self._wanted, self._kept = (), None
 
     def take(self) -> list[Tensor]:
-        """The states of the run just done, in the order in which they are asked for."""
+        """The states of the last run, in the order requested."""
         kept, self._kept = self._kept, None if self._kept is None else {}
         return [] if kept is None else [kept[number] for number in self._wanted]
 
     def proved(self, new: Sequence[int], forward: Callable[..., Any]) -> list[int]:
-        """The width of each state; RunError where hooks keep others than transformers returns.
+        """The width of each state. Raises RunError if hooks capture others than transformers
+        returns.
 
         `forward` runs the trunk, in evaluation mode.
         """
@@ -93,7 +94,7 @@ class HiddenStates:
 
 
 def layer_fault(layer: int, last: int) -> str:
-    """What to say of a layer that a model of so many does not have."""
+    """The error message for a layer that a model with this many does not have."""
     return (
         f"has {last} layers, and no hidden state {layer}: they are 0 (the embeddings) to {last} "
         f"(behind the last norm), or -1 to {-last - 1}"
@@ -101,7 +102,7 @@ def layer_fault(layer: int, last: int) -> str:
 
 
 def _layers_of(trunk: nn.Module, config: PretrainedConfig) -> Sequence[nn.Module]:
-    """The list of modules that is as long as the config says. None where there is no such."""
+    """The list of modules as long as the config's layer count. None if there is none."""
     count = getattr(config, "num_hidden_layers", 0)
     lists = (each for each in trunk.modules() if isinstance(each, nn.ModuleList))
     found = next((each for each in lists if len(each) == count), ())
@@ -110,7 +111,7 @@ def _layers_of(trunk: nn.Module, config: PretrainedConfig) -> Sequence[nn.Module
 
 @contextmanager
 def _hooks_put_back(trunk: nn.Module) -> Iterator[None]:
-    """transformers hooks every layer to return its states, and leaves the hooks there."""
+    """Remove the hooks that transformers installs on every layer to return its states."""
     before = [(module, list(module._forward_hooks)) for module in trunk.modules()]
     mark = "_output_capturing_hooks_installed"
     marked = getattr(trunk, mark, False)

@@ -1,7 +1,7 @@
-"""Models, configs and tokenizers by name; which dtype they get.
+"""Models, configs and tokenizers by name, in explicit dtypes.
 
-Types are always explicit (a checkpoint's own would be used otherwise), and code from a model's
-repository runs only where the recipe trusts it by name.
+dtypes are always set (a checkpoint's own would apply otherwise). Code from a model's repository
+runs only where the recipe trusts that model by name.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ def load_model(
 ) -> PreTrainedModel:
     """A causal language model from a folder or the hub, on the device.
 
-    `adapter` is a PEFT adapter to put onto it; where `name` is one itself, it comes on the base
+    `adapter` is a PEFT adapter to apply; if `name` is an adapter itself, it is applied to the base
     that it names. Adapters stay unmerged. `offload` leaves the layers on the CPU until they run.
     `attention` is transformers' `attn_implementation`. `key` is the recipe key that names the
-    model, for the advice in an error.
+    model, for advice in errors.
     """
     refuse_changed(Path(location_of(name)))
     device = torch.device(device)
@@ -70,7 +70,7 @@ def load_model(
 
 
 def _parts(name: str) -> tuple[str, str | None]:
-    """A model's name, and that of the adapter on it where `name` is an adapter."""
+    """The name of the model, and of the adapter on it where `name` is an adapter."""
     base = _base_of(name)
     if base == "":
         raise RunError(
@@ -96,7 +96,7 @@ def _load(
     *,
     key: str | None,
 ) -> PreTrainedModel:
-    """A whole model."""
+    """A full model."""
     refuse_pickle(name)
     arguments: dict[str, Any] = {"dtype": dtype}
     if attention is not None:
@@ -128,7 +128,7 @@ def _load(
 
 
 def load_config(name: str, *, key: str | None = None) -> PretrainedConfig:
-    """The config of a model, without its weights; of an adapter's base."""
+    """A model's config, without its weights; for an adapter, that of its base."""
     name = _parts(name)[0]
     with loading_error(name, key):
         from transformers import AutoConfig
@@ -141,11 +141,11 @@ def load_config(name: str, *, key: str | None = None) -> PretrainedConfig:
 
 @contextmanager
 def without_downloads() -> Iterator[None]:
-    """While this lasts, the hub's libraries use what is on this machine already."""
+    """In this context, hub libraries use local files only."""
     import datasets.config
     import huggingface_hub.constants
 
-    # Both read the environment when they are imported, and these names from then on.
+    # Both read the environment at import, and these names afterwards.
     places: tuple[Any, ...] = (datasets.config, huggingface_hub.constants)
     before = [place.HF_HUB_OFFLINE for place in places]
     try:
@@ -158,7 +158,7 @@ def without_downloads() -> Iterator[None]:
 
 
 def load_tokenizer(name: str, *, key: str | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder or of a model on the hub; an adapter without has its base's."""
+    """The tokenizer of a folder or hub model; for an adapter without one, that of its base."""
     refuse_changed(Path(location_of(name)))
     base, adapter = _parts(name)
     if adapter is not None and not _has_tokenizer(adapter):
@@ -169,7 +169,7 @@ def load_tokenizer(name: str, *, key: str | None = None) -> PreTrainedTokenizerB
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             location_of(name), trust_remote_code=is_trusted(name)
         )
-        # A broken one would fail in the middle of the data, or of an evaluation.
+        # A broken tokenizer would fail in the middle of the data or of an evaluation.
         tokenizer(["a"], add_special_tokens=False)
         _ = tokenizer.all_special_ids
     return tokenizer
@@ -185,9 +185,9 @@ def _has_tokenizer(adapter: str) -> bool:
 
 
 def model_fingerprint(name: str, *, base: bool = True) -> str:
-    """What the weights are: a hash of a folder's content, or the hub's revision.
+    """Identifies the weights: a hash of a folder's content, or the hub's revision.
 
-    That of an adapter goes on with that of its base; without `base` it is the adapter alone.
+    An adapter's includes that of its base; without `base`, it is of the adapter alone.
     """
     model = _base_of(name)
     if model and base:
@@ -205,7 +205,7 @@ def model_fingerprint(name: str, *, base: bool = True) -> str:
 
 
 def dtype_of(name: str, device: torch.device) -> torch.dtype:
-    """The type for weights that are not trained: "auto" is a half type on a GPU only."""
+    """The dtype of frozen weights: "auto" is half precision on a GPU only."""
     if name != "auto":
         return _DTYPES[name]
     if device.type != "cuda":
@@ -237,10 +237,10 @@ HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def precision_of(name: str, device: torch.device) -> str:
-    """Accelerate's name of the precision that a recipe asks for, on this device."""
+    """accelerate's name of the recipe's precision on this device."""
     if name != "auto":
         return {"fp32": "no"}.get(name, name)
     if device.type != "cuda":
-        return "no"  # bf16 on a CPU without units for it is ten times slower
+        return "no"  # bf16 on a CPU without hardware support is ten times slower
     has_units = torch.cuda.is_bf16_supported(including_emulation=False)
     return "bf16" if has_units else "fp16"

@@ -1,4 +1,4 @@
-"""Where a model is: a folder, an adapter or the hub; whose code is trusted."""
+"""Where a model is: a folder, an adapter or the hub; and whose code is trusted."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _log = logging.getLogger("kdcore")
 
 
 def location_of(name: str) -> str:
-    """A folder's path with `~` filled in, or the name on the hub."""
+    """A folder's path with `~` expanded, or the name on the hub."""
     return os.path.expanduser(name)
 
 
 def refuse_pickle(name: str) -> None:
-    """Refuse a folder whose weights are pickled only: reading these can run whatever they say."""
+    """Raise RunError for a folder with pickled weights only: unpickling can run arbitrary code."""
     place = location_of(name)
     files = os.listdir(place) if os.path.isdir(place) else []
     pickled = sorted(each for each in files if each.endswith((".bin", ".pt", ".pth", ".pkl")))
@@ -32,13 +32,13 @@ def refuse_pickle(name: str) -> None:
 
 
 def is_path(name: str) -> bool:
-    """Whether this cannot be a name on the hub, which has one slash at most."""
+    """Whether this cannot be a hub name, which has at most one slash."""
     return name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
 
 
 @contextmanager
 def loading_error(name: str, key: str | None) -> Iterator[None]:
-    """What goes wrong in loading `name`, in one sentence."""
+    """The reason why loading `name` failed, in one sentence."""
     there = os.path.isdir(location_of(name))
     if is_path(name) and not there:
         raise RunError(f"cannot load {name!r}: there is no such folder")
@@ -46,7 +46,7 @@ def loading_error(name: str, key: str | None) -> Iterator[None]:
         yield
     except KdcoreError:
         raise
-    except Exception as error:  # files that are no model break libraries in any way
+    except Exception as error:  # files that are no model can break libraries in any way
         why = _folder_fault(error) if there else _hub_fault(error, key)
         if "trust_remote_code" in str(error):
             why = (
@@ -68,7 +68,7 @@ _FAULTS = {
     "No CUDA GPUs": "this machine has no CUDA device; leave `device` out",
     "invalid device ordinal": "this machine has no such CUDA device; leave `device` out",
 }
-"""What libraries say, and what it means."""
+"""Messages of libraries, and what they mean."""
 
 
 def _folder_fault(error: Exception) -> str:
@@ -110,7 +110,7 @@ _named: set[str] = set()
 
 
 def set_trusted(names: Sequence[str]) -> None:
-    """From now on these, as a recipe's `trust_remote_code` says, and none that was named before."""
+    """Trust exactly these names from now on, as the recipe's `trust_remote_code` lists them."""
     _named.clear()
     _named.update(names)
     for name in names:
@@ -118,16 +118,16 @@ def set_trusted(names: Sequence[str]) -> None:
 
 
 def is_trusted(name: str) -> bool:
-    """Whether code of this model's or tokenizer's own may run; by the very name in the recipe."""
+    """Whether remote code of this model or tokenizer may run; by its exact name in the recipe."""
     return name in _named
 
 
 def file_on_hub(name: str, file: str) -> str | None:
-    """Where a file of a repository is once it was downloaded; None where it is not to be had."""
+    """The local path of a hub file; None if it is not available."""
     from transformers.utils.hub import cached_file
 
     found: str | None = None
-    with suppress(OSError, ValueError):  # loading it says what is wrong
+    with suppress(OSError, ValueError):  # loading reports what is wrong
         found = cached_file(
             name,
             file,

@@ -1,6 +1,6 @@
 """What models do to the logits of their head: scaling and soft caps, with their gradients.
 
-Which of them a model does is proved by its own logits.
+The transform that a model uses is verified against its own logits.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ if TYPE_CHECKING:
 
 
 class LogitTransform(Protocol):
-    """A function of each logit by itself."""
+    """An elementwise function of the logits."""
 
     def __call__(self, logits: Tensor) -> Tensor:
         """The model's logits from those of its head."""
         ...
 
     def back(self, gradient: Tensor, bent: Tensor) -> Tensor:
-        """The gradient in the head's logits from that in the model's, which are `bent`."""
+        """The gradient in the head's logits from that in the model's logits, which are `bent`."""
         ...
 
 
 @dataclass(frozen=True)
 class Scale:
-    """Times a constant: Cohere, Granite, Falcon-H1."""
+    """Multiplies by a constant: Cohere, Granite, Falcon-H1."""
 
     by: float
 
@@ -45,21 +45,21 @@ class Scale:
 
 @dataclass(frozen=True)
 class SoftCap:
-    """Never beyond plus or minus a cap: Gemma 2 and its descendants."""
+    """Limits logits to plus or minus a cap: Gemma 2 and its descendants."""
 
     at: float
 
     def __call__(self, logits: Tensor) -> Tensor:
-        """The cap times tanh(logits / cap)."""
+        """cap * tanh(logits / cap)."""
         return torch.tanh(logits / self.at) * self.at
 
     def back(self, gradient: Tensor, bent: Tensor) -> Tensor:
-        """The derivative of tanh is 1 - tanh^2."""
+        """d/dz [cap * tanh(z / cap)] = 1 - tanh^2(z / cap), with tanh(z / cap) = bent / cap."""
         return gradient * (1 - (bent / self.at).square())
 
 
 def logit_transforms(model: PreTrainedModel) -> Iterator[LogitTransform]:
-    """What the model's configuration says may be done to its logits."""
+    """The transforms that the model's configuration suggests."""
     config: Any = model.config.get_text_config()
     cap = getattr(config, "final_logit_softcapping", None)
     if cap:
@@ -70,13 +70,13 @@ def logit_transforms(model: PreTrainedModel) -> Iterator[LogitTransform]:
             yield Scale(float(factor) ** sign)
 
 
-_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4}  # of the largest value
+_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4}  # relative to the largest value
 _HALF_TOLERANCE = 1e-2
 
 
 @dataclass(frozen=True)
 class Verified:
-    """That the model's logits are its head applied to its trunk, then `bend` if there is one."""
+    """The model's logits are its head applied to its trunk, followed by `bend` if there is one."""
 
     bend: LogitTransform | None
 
@@ -84,10 +84,10 @@ class Verified:
 def verify(
     model: PreTrainedModel, trunk: nn.Module, head: nn.Linear, ids: Tensor
 ) -> Verified | None:
-    """Try what the model may do with the states; None where it does something else.
+    """Find the transform between head and logits; None if the model does something else.
 
-    The head is fed enlarged states too: a fresh model's logits are so small that capping them
-    changes nothing yet.
+    The head also gets enlarged states: a fresh model's logits are so small that a cap would not
+    change them.
     """
     seen: list[Tensor] = []
 
@@ -112,7 +112,7 @@ def verify(
 
 
 def allclose(a: Tensor, b: Tensor, *, times: int = 1) -> bool:
-    """Equal shapes, and values equal up to the rounding of their type, or so many times that."""
+    """Equal shapes, and values equal up to the rounding of their dtype, or `times` that."""
     if a.shape != b.shape:
         return False
     apart = (a.float() - b.float()).abs().max()

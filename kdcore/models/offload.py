@@ -1,4 +1,4 @@
-"""Models whose layers stay in the CPU's memory, and are on the device while they run."""
+"""Offloaded models: layers stay in CPU memory, and are on the device only while they run."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_AT_ONCE = 2  # layers on the device: the one that runs, and the next
-_ALIGNED = 256  # bytes, as an allocator aligns what it hands out
+_AT_ONCE = 2  # layers on the device: the current one and the next
+_ALIGNED = 256  # alignment in bytes, as in an allocator
 
 
 def offload_layers(model: PreTrainedModel, device: torch.device) -> None:
-    """Leave the layers' weights on the CPU, and have each on the device while it runs.
+    """Leave the layers' weights on the CPU and copy each to the device while it runs.
 
-    Embeddings, head and what else stands outside the layers go onto the device for good: the
-    engine makes the head's products itself.
+    Embeddings, head and everything outside the layers stay on the device: the engine computes the
+    head's products itself.
     """
     outside = _outside(model)
     _Offloaded(_layers(model), device)
@@ -30,7 +30,7 @@ def offload_layers(model: PreTrainedModel, device: torch.device) -> None:
 
 
 def bytes_on_device(model: PreTrainedModel) -> int:
-    """What the device holds of the weights of an offloaded model at the most."""
+    """The most bytes that an offloaded model's weights take on the device."""
     layers = _layers(model)
     largest = max((_bytes(layer.parameters()) for layer in layers), default=0)
     parameters = {id(p) for p in model.parameters()}
@@ -39,10 +39,10 @@ def bytes_on_device(model: PreTrainedModel) -> int:
 
 
 class _Offloaded:
-    """Hooks that bring each layer in one copy out of pinned memory, while the one before it runs.
+    """Hooks that copy each layer from pinned memory while the previous one runs.
 
-    Two places on the device are taken in turn. A place is written again when all is done that was
-    asked of the layer in it: copies have a stream of their own, which waits for that.
+    Two buffers on the device alternate. A buffer is overwritten after the work of its layer is
+    done: copies have a stream of their own, which waits for that.
     """
 
     def __init__(self, layers: nn.ModuleList, device: torch.device) -> None:
@@ -51,7 +51,7 @@ class _Offloaded:
         size = max((len(each) for each in self._home), default=0)
         places = min(_AT_ONCE, len(layers))
         self._places = [torch.empty(size, dtype=torch.uint8, device=device) for _ in range(places)]
-        self._here: list[int | None] = [None] * places  # the layer that lies in each
+        self._here: list[int | None] = [None] * places  # the layer in each buffer
         is_gpu = device.type == "cuda"
         self._copies = torch.cuda.Stream(device) if is_gpu else None  # type: ignore[no-untyped-call]
         self._device = device
@@ -71,7 +71,7 @@ class _Offloaded:
         _point(self._tensors[number], self._home[number])
 
     def _send(self, number: int) -> None:
-        """Begin to copy a layer, unless it lies there."""
+        """Start copying a layer, unless it is there."""
         place = number % len(self._places)
         if self._here[place] == number:
             return
@@ -86,7 +86,7 @@ class _Offloaded:
 
 
 def _packed(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
-    """The tensors side by side as bytes, which they are views of from now on; pinned for a GPU."""
+    """The tensors as views of one byte buffer; pinned for a GPU."""
     size = sum(_room(each) for each in tensors)
     memory = torch.empty(size, dtype=torch.uint8, pin_memory=device.type == "cuda")
     held = [each.detach() for each in tensors]
@@ -97,7 +97,7 @@ def _packed(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
 
 
 def _point(tensors: Iterable[Tensor], memory: Tensor) -> None:
-    """Let the tensors be views of this memory, each in the place that it always has."""
+    """Make the tensors views of this buffer, each at its fixed offset."""
     at = 0
     for tensor in tensors:
         size = tensor.numel() * tensor.element_size()
@@ -110,7 +110,7 @@ def _room(tensor: Tensor) -> int:
 
 
 def _layers(model: PreTrainedModel) -> nn.ModuleList:
-    """The trunk's blocks: the list of modules that holds most of the weights."""
+    """The trunk's blocks: the module list with most of the weights."""
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
     return max(lists, key=lambda each: sum(p.numel() for p in each.parameters()))
 

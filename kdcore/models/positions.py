@@ -1,8 +1,8 @@
-"""Positions that look at the whole call: what they make of a piece depends on its neighbours.
+"""Position embeddings that depend on the whole batch, so that a piece depends on its neighbours.
 
-LongRoPE takes other frequencies for all positions of a call where one of them lies beyond the
-positions that the model was first trained on. A piece alone is what it should be, so pieces on
-either side of that length go through the trunk apart.
+LongRoPE uses other frequencies for all positions of a batch if one of them is beyond the model's
+original length. The reference is a piece on its own, so pieces on either side of that length run in
+separate passes.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from torch import Tensor, nn
 from kdcore.data.batch import Packing
 
 Probe = Callable[[int], list[Tensor]]
-"""Runs a row beside one whose positions end before the number given; what it makes of the first."""
+"""Runs a row next to one with positions below the given number; returns states of the first."""
 
 Same = Callable[[list[Tensor], list[Tensor]], bool]
 
 
 def switch_of(probe: Probe, same: Same, least: int, reach: int) -> tuple[int | None, bool]:
-    """The longest call in which positions are what they are in the shortest; None: any call.
+    """The longest batch in which positions are as in the shortest; None: any length.
 
-    And whether there is one other way beyond it: else each length has positions of its own.
-    `probe` is tried at calls of `least` to `reach` positions.
+    Also whether there is exactly one other mode beyond it; otherwise every length has its own
+    positions. `probe` runs at lengths from `least` to `reach`.
     """
     alone = probe(least)
 
     def differs(length: int, other: list[Tensor] = alone) -> bool:
-        probe(least)  # what remembers a long call forgets it
+        probe(least)  # resets embeddings that remember a long batch
         return not same(probe(length), other)
 
     if reach <= least or not differs(reach):
@@ -49,9 +49,9 @@ def switch_of(probe: Probe, same: Same, least: int, reach: int) -> tuple[int | N
 
 @contextmanager
 def watched(trunk: nn.Module, rows: int) -> Iterator[list[Tensor]]:
-    """What the trunk's rotary embeddings give for the first of so many rows, while this lasts.
+    """Captures what the trunk's rotary embeddings return for the first rows, in a context.
 
-    Of fresh weights the states hardly depend on positions; these do.
+    With fresh weights, states hardly depend on positions; these do.
     """
     seen: list[Tensor] = []
 

@@ -1,4 +1,4 @@
-"""What ids mean: the proof that tokenizers agree, the cut to shared ids, and bytes per id."""
+"""Vocabularies: verified agreement of tokenizers, the cut to shared ids, and bytes per id."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _PROBE = "The 1st probe:  naïve “quotes”, 2024-05-17, 東京 and\n\tdef f(x
 def verify_same_ids(
     student: PreTrainedTokenizerBase, others: Mapping[str, PreTrainedTokenizerBase]
 ) -> int:
-    """How many ids, counted from 0, mean the same string to the student and to all others.
+    """The number of ids, from 0, that have the same string for the student and all others.
 
-    Where one tokenizer goes on with ids that another has not, the shared ones end with the shorter.
-    Ids that differ within the shared ones are an error that names the first five.
+    Where one tokenizer has more ids than another, the shared ones end with the shorter. Different
+    strings within the shared ids are an error that names the first five.
     """
     shared = _size(student)
     for name, other in others.items():
@@ -43,9 +43,9 @@ def verify_same_ids(
 
 
 def cut_to(shared: int, widths: Mapping[str, int], eos: int | None = None) -> int:
-    """The ids that all logits are cut to: the shared ones that every head has a row for.
+    """The number of ids that all logits are cut to: shared ones for which every head has a row.
 
-    `eos` ends the student's texts, and must be one of them.
+    `eos` ends the student's texts and must be one of them.
     """
     vocabulary = min(shared, *widths.values())
     if eos is not None and eos >= vocabulary:
@@ -60,23 +60,23 @@ def cut_to(shared: int, widths: Mapping[str, int], eos: int | None = None) -> in
 
 
 def bytes_per_id(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
-    """How many UTF-8 bytes each id stands for in running text, int32 [ids]; special tokens 0.
+    """UTF-8 bytes of each id in running text, int32 [ids]; 0 for special tokens.
 
-    Exact for byte-level tokenizers. Where words carry their space before them ("▁"), so does the
-    first word of a text, which has none.
+    Exact for byte-level tokenizers. Where words include the space before them ("▁"), the first word
+    of a text counts one byte too many.
     """
     return np.array([len(each) for each in id_bytes(tokenizer)], dtype=np.int32)
 
 
 def id_bytes(tokenizer: PreTrainedTokenizerBase) -> list[bytes]:
-    """The UTF-8 bytes that each id stands for in running text; of special tokens none."""
+    """The UTF-8 bytes of each id in running text; empty for special tokens."""
     texts = [b""] * _size(tokenizer)
     kind = _decoder(tokenizer)
     for token, index in tokenizer.get_vocab().items():
         texts[index] = _bytes_of(token, kind)
     for index, added in tokenizer.added_tokens_decoder.items():
         texts[index] = b"" if added.special else added.content.encode()
-    for index in tokenizer.all_special_ids:  # None for one that has no place among the ids
+    for index in tokenizer.all_special_ids:  # None for a special token without an id
         if index is not None and index < len(texts):
             texts[index] = b""
     return texts
@@ -119,7 +119,7 @@ def _encoded(tokenizer: PreTrainedTokenizerBase, shared: int) -> list[int]:
 
 
 def _keep_eos(student: PreTrainedTokenizerBase, shared: int) -> None:
-    """A student whose end-of-text is cut off would never learn to stop."""
+    """Raise RunError if the cut drops EOS: the student would never learn to stop."""
     eos = student.eos_token_id
     if isinstance(eos, int) and eos >= shared:
         raise RunError(
@@ -150,7 +150,7 @@ def _bytes_of(token: str, kind: str) -> bytes:
 
 @cache
 def _byte_of() -> Mapping[str, int]:
-    """The byte that each letter of a byte-level vocabulary stands for."""
+    """The byte of each letter in a byte-level vocabulary."""
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
     letters: Mapping[int, str] = bytes_to_unicode()  # type: ignore[no-untyped-call]
@@ -160,9 +160,9 @@ def _byte_of() -> Mapping[str, int]:
 def warn_tokenizer_mismatch(
     student: PreTrainedTokenizerBase, others: Mapping[str, PreTrainedTokenizerBase]
 ) -> None:
-    """Warn where a teacher ends, pads or lays out texts otherwise than the student will.
+    """Warn if a teacher ends, pads or formats texts differently from the student.
 
-    That the same ids mean the same strings is proved before; this is what they are used for.
+    That equal ids have equal strings is verified before; this is about their use.
     """
     for name, other in others.items():
         if differing := list(_mismatches(student, other)):
@@ -177,7 +177,7 @@ def warn_tokenizer_mismatch(
 def _mismatches(student: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> Iterator[str]:
     if student.eos_token_id != other.eos_token_id:
         yield f"texts end with {student.eos_token!r} here, with {other.eos_token!r} there"
-    # A tokenizer without a pad token has nothing to disagree about.
+    # A tokenizer without a pad token cannot disagree.
     pads = (student.pad_token_id, other.pad_token_id)
     if None not in pads and pads[0] != pads[1]:
         yield f"the pad token is {student.pad_token!r} here, {other.pad_token!r} there"

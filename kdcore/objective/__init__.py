@@ -1,4 +1,4 @@
-"""The objective: chunked losses, teachers, selection. Internal."""
+"""The training objective: chunked losses, teachers, selections. Internal."""
 
 from kdcore.deprecated import moved_names
 

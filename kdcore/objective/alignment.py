@@ -1,7 +1,7 @@
-"""Two tokenisations of one text: the finest spans of bytes at whose borders both have one.
+"""Alignment of two tokenisations of one text: minimal byte spans between common token borders.
 
-A teacher that reads other tokens than the student reads the same bytes in a batch of its own. Each
-byte lies in exactly one span; where a span is one token on both sides, both predict the same thing.
+A teacher with another tokenizer reads the same bytes in a batch of its own. Each byte lies in
+exactly one span. Where a span is one token on both sides, both predict the same text.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Spans(NamedTuple):
-    """For each span the first of its tokens and the one behind its last, on both sides [spans]."""
+    """Each span's first token and the one after its last, on both sides [spans]."""
 
     first: np.ndarray
     end: np.ndarray
@@ -32,31 +32,31 @@ class Spans(NamedTuple):
     other_end: np.ndarray
 
     def shifted(self, by: int, other_by: int) -> Spans:
-        """The same, counted from elsewhere."""
+        """The spans with token indices shifted."""
         return Spans(
             self.first + by, self.end + by, self.other_first + other_by, self.other_end + other_by
         )
 
     def one_to_one(self) -> Spans:
-        """Those that are one token on both sides."""
+        """The spans of one token on both sides."""
         return self.where((self.end - self.first == 1) & (self.other_end - self.other_first == 1))
 
     def where(self, these: np.ndarray) -> Spans:
-        """Some of them, bool [spans]."""
+        """The spans selected by a mask, bool [spans]."""
         return Spans(*(each[these] for each in self))
 
     @staticmethod
     def joined(several: Sequence[Spans]) -> Spans:
-        """All of them, one after the other."""
+        """The concatenation of several."""
         none = Spans(*[np.empty(0, np.int64)] * 4)
         each = zip(none, *several, strict=True)
         return Spans(*(np.concatenate(side) for side in each))
 
 
 def common_spans(borders: np.ndarray, others: np.ndarray) -> Spans:
-    """Borders in bytes of two tokenisations, [tokens + 1] each from 0 to the end -> their spans.
+    """Byte offsets of the borders of two tokenisations, [tokens + 1] each -> their spans.
 
-    Tokens of no bytes are in no span. A border that is -1 is none.
+    Tokens without bytes are in no span. -1 marks a token border that is not a byte offset.
     """
     common = np.intersect1d(borders[borders >= 0], others[others >= 0])
     sides = [(_begins(one, common), _ends(one, common)) for one in (borders, others)]
@@ -65,7 +65,7 @@ def common_spans(borders: np.ndarray, others: np.ndarray) -> Spans:
 
 
 def _begins(borders: np.ndarray, common: np.ndarray) -> np.ndarray:
-    """The last token that begins at each: those of no bytes before it begin there too."""
+    """The last token that begins at each common border; earlier ones there have no bytes."""
     return np.searchsorted(_rising(borders), common[:-1], side="right") - 1
 
 
@@ -74,7 +74,7 @@ def _ends(borders: np.ndarray, common: np.ndarray) -> np.ndarray:
 
 
 def _rising(borders: np.ndarray) -> np.ndarray:
-    """With a place between its neighbours for each border that is none: it is never asked for."""
+    """Borders as a sorted array: each -1 gets a value between its neighbours, never matched."""
     places = np.where(borders < 0, 0, borders).astype(np.float64)
     rising: np.ndarray = np.where(borders < 0, np.maximum.accumulate(places) + 0.5, places)
     return rising
@@ -82,7 +82,7 @@ def _rising(borders: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Piece:
-    """The other side's ids of one isolated piece, and the spans within, counted from its start."""
+    """The other side's ids of one isolated piece, and its spans, relative to its start."""
 
     ids: Sequence[int] | np.ndarray
     spans: Spans
@@ -90,20 +90,20 @@ class Piece:
 
 @dataclass(frozen=True, eq=False)
 class RetokenizedBatch:
-    """What a student reads, as another tokenizer or in another context.
+    """A student's batch in another tokenisation or with another context.
 
-    Spans hold flat places of tokens: of the student's batch, and of this one. A token is predicted
-    at the place before its own.
+    Spans hold flat token positions in the student's batch and in this one. A token is predicted at
+    the position before it.
     """
 
-    batch: Batch  # the other side's
+    batch: Batch  # the other side's batch
     spans: Spans
 
     @classmethod
     def of(cls, batch: Batch, pieces: Sequence[Piece], vocabulary: int) -> RetokenizedBatch:
-        """Pieces in place of those of `pieces_of(batch)`, in order, isolated and in the same rows.
+        """Replace the pieces of `pieces_of(batch)`, in order, isolated and in the same rows.
 
-        Documents keep their columns. `vocabulary` is how many ids the other side's head has.
+        Documents keep their columns. `vocabulary` is the number of ids of the other side's head.
         """
         starts = [start for start, _ in pieces_of(batch)]
         time, columns = batch.input_ids.shape[1], columns_of(batch)
@@ -124,7 +124,7 @@ class RetokenizedBatch:
 
 
 def _row(pieces: Sequence[Piece], columns: Sequence[Columns]) -> Row:
-    """Pieces end to end, each a document of its own."""
+    """A row of concatenated pieces, each a document of its own."""
     if not pieces:
         return {"input_ids": [0], "document": [-1], "offset": [-1]}
     counted = np.concatenate([np.arange(len(each.ids)) for each in pieces])
@@ -138,11 +138,11 @@ def _row(pieces: Sequence[Piece], columns: Sequence[Columns]) -> Row:
 
 
 Rewrite = Callable[[int, np.ndarray], Piece | None]
-"""A piece's first flat position and its ids -> what the other side reads in its place."""
+"""A piece's first flat position and its ids -> its replacement for the other side, or None."""
 
 
 class Retokenizer:
-    """Makes another tokenizer's ids of what a student reads."""
+    """Converts a student's batches to another tokenizer, with aligned spans."""
 
     def __init__(self, ours: PreTrainedTokenizerBase, others: PreTrainedTokenizerBase) -> None:
         self.ours, self.others = ours, others
@@ -157,10 +157,10 @@ class Retokenizer:
     def __call__(
         self, batch: Batch, vocabulary: int | None = None, rewrite: Rewrite | None = None
     ) -> RetokenizedBatch:
-        """The same pieces in the same rows, isolated alike.
+        """The batch in the other tokenisation: the same pieces in the same rows, isolated alike.
 
-        `vocabulary`: how many ids the other side's head has, by default as its tokenizer.
-        `rewrite` may put something else in a piece's place. Nothing waits for the device.
+        `vocabulary` is the number of ids of the other side's head, by default of its tokenizer.
+        `rewrite` may replace a piece. Never syncs the device.
         """
         offsets = on_host(batch).offset
         made = [
@@ -170,7 +170,7 @@ class Retokenizer:
         return RetokenizedBatch.of(batch, made, vocabulary or len(self.other_bytes))
 
     def piece(self, ids: Sequence[int], *, whole: bool) -> Piece:
-        """One isolated piece of a document; `whole`: it begins where the document does."""
+        """Convert one isolated piece of a document; `whole`: it starts at the document's start."""
         made: list[int] = list(self._beginning)
         spans: list[Spans] = []
         at = 0
@@ -185,9 +185,9 @@ class Retokenizer:
         return Piece(made or [0], Spans.joined(spans))
 
     def within(self, ids: Sequence[int], others: Sequence[int], text: str) -> Spans:
-        """The spans of a text that both sides' ids spell, with a few bytes more at either end.
+        """The spans of a text that both sides' ids contain, possibly with a few bytes around it.
 
-        None where one of them spells something else.
+        Empty where one side does not contain it.
         """
         sides = (
             _borders_of(ids, self.our_bytes, text),
@@ -199,7 +199,7 @@ class Retokenizer:
         return common_spans(one, other).shifted(first, other_first)
 
     def _parts(self, ids: Sequence[int]) -> Iterator[Sequence[int]]:
-        """Texts, and special tokens by themselves."""
+        """Splits ids into runs of text and single special tokens."""
         start = 0
         for at, token in enumerate(ids):
             if token in self._special:
@@ -211,7 +211,7 @@ class Retokenizer:
             yield ids[start:]
 
     def _special_token(self, token: int) -> Piece:
-        """What the other side has in its place; end tokens stand for each other."""
+        """The other side's counterpart of a special token; EOS tokens correspond to each other."""
         other = self.counterparts.get(token)
         if other is None:
             return Piece([], Spans.joined([]))
@@ -220,7 +220,7 @@ class Retokenizer:
 
     @cached_property
     def counterparts(self) -> dict[int, int]:
-        """Our special tokens -> theirs: the end of a text, and what is spelled alike."""
+        """Our special tokens -> theirs: EOS, and tokens with the same spelling."""
         theirs = self.others.get_vocab()
         names = {n: self.ours.convert_ids_to_tokens(n) for n in self._special}
         found = {n: theirs[name] for n, name in names.items() if name in theirs}
@@ -228,11 +228,11 @@ class Retokenizer:
             found[int(self.ours.eos_token_id)] = int(self.others.eos_token_id)
         bos = self.ours.bos_token_id
         if bos is not None and bos != self.ours.eos_token_id and self._beginning:
-            found.pop(int(bos), None)  # the other side begins by itself
+            found.pop(int(bos), None)  # the other side adds its own
         return found
 
     def _text(self, ids: Sequence[int], *, begins: bool) -> Piece:
-        """Text without special tokens. Half a character at either end is left to nobody."""
+        """Convert text without special tokens. Partial characters at either end are dropped."""
         written = [self.our_bytes[token] for token in ids]
         borders = np.cumsum([0, *map(len, written)])
         content = b"".join(written)
@@ -244,12 +244,12 @@ class Retokenizer:
         borders = np.clip(borders - lead, 0, None)
         borders[borders > len(text.encode())] = -1
         others, other_borders = self._encoded(text)
-        if not others:  # such as spaces alone, to some
+        if not others:  # some tokenizers drop bare spaces
             return Piece([], Spans.joined([]))
         return Piece(others, common_spans(borders, other_borders))
 
     def _encoded(self, text: str) -> tuple[list[int], np.ndarray]:
-        """The other side's ids of a text, and where they begin and end in its bytes."""
+        """The other side's ids of a text, and the byte offsets of their borders."""
         careful = self._spelled.has_one(text)
         tokenizer = self._spelled.renamed if careful else self.others
         options = {"split_special_tokens": True} if careful else {}
@@ -281,9 +281,9 @@ class Retokenizer:
 
 
 def ids_of_same_bytes(made: Retokenizer, ours: int, others: int) -> Mapping[int, int]:
-    """Our ids below `ours` -> the others' below `others` that stand for the same bytes.
+    """Our ids below `ours` -> the other side's ids below `others` with the same bytes.
 
-    Of special tokens those that stand for each other. Of several ids with the same bytes the first.
+    Special tokens map to their counterparts. Of several ids with the same bytes, the first counts.
     """
     named = {text: n for n, text in reversed([*enumerate(made.other_bytes[:others])]) if text}
     found: dict[int, int] = {}
@@ -297,7 +297,7 @@ def ids_of_same_bytes(made: Retokenizer, ours: int, others: int) -> Mapping[int,
 
 
 def _borders_of(ids: Sequence[int], spelled: Sequence[bytes], text: str) -> tuple[np.ndarray, int]:
-    """The borders in a text's bytes of ids around it, and the first token that has one."""
+    """Byte offsets in a text of the borders of surrounding ids, and the first such token."""
     written = [spelled[each] for each in ids]
     at = b"".join(written).find(text.encode())
     borders = np.cumsum([0, *map(len, written)]) - at
@@ -308,12 +308,12 @@ def _borders_of(ids: Sequence[int], spelled: Sequence[bytes], text: str) -> tupl
 
 
 def _by_characters(text: str, offsets: Sequence[tuple[int, int]]) -> np.ndarray:
-    """Borders in bytes by a tokenizer's offsets in characters; -1 within a character."""
+    """Byte borders from a tokenizer's character offsets; -1 within a character."""
     lengths = [len(letter.encode()) for letter in text]
     at = np.cumsum([0, *lengths])
     ends = np.maximum.accumulate([0, *(end for _, end in offsets)])
     starts = [*(start for start, _ in offsets), len(text)]
-    # A token that begins before its neighbour ends shares a character with it.
+    # A token that begins before the previous one ends shares a character with it.
     borders = np.array(
         [at[end] if start >= end else -1 for start, end in zip(starts, ends, strict=True)]
     )
@@ -322,13 +322,13 @@ def _by_characters(text: str, offsets: Sequence[tuple[int, int]]) -> np.ndarray:
 
 
 def _adds_space(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether it puts a space before a text, as "▁" does."""
+    """Whether a tokenizer prepends a space to text, as SentencePiece's "▁"."""
     ids = tokenizer.encode("a", add_special_tokens=False)
     return bool(ids) and b"".join(id_bytes(tokenizer)[n] for n in ids[:1]).startswith(b" ")
 
 
 def _broken_start(content: bytes) -> int:
-    """The bytes at the start that end a character begun elsewhere."""
+    """The number of leading UTF-8 continuation bytes, at most 3."""
     count = 0
     while count < len(content) and count < 3 and content[count] & 0xC0 == 0x80:
         count += 1
@@ -336,7 +336,7 @@ def _broken_start(content: bytes) -> int:
 
 
 def _whole_characters(content: bytes) -> str:
-    """The text up to the first bytes that are no characters."""
+    """The text up to the first invalid or incomplete UTF-8 sequence."""
     try:
         return content.decode()
     except UnicodeDecodeError as error:

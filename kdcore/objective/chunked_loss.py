@@ -1,8 +1,13 @@
-"""The head and the losses, a chunk of tokens at a time: [batch, time, vocabulary] never exists.
+"""The LM head and the losses in chunks of tokens: [batch, time, vocabulary] never exists.
 
-One autograd function makes the student's and the teacher's logits of a chunk, lets autograd go
-from the per-token losses to that chunk's logits only, and does the matrix products of the head's
-backward itself. Gradients are made in the forward pass, so no logits are made twice.
+With states S [n, H], head weight W [V, H] and bias b [V], a chunk's logits are Z = S W^T + b. For
+the gradient G = dL/dZ [n, V] the chain rule gives
+
+    dL/dS = G W        dL/dW = G^T S        dL/db = sum of G over tokens
+
+One autograd function computes Z and the teacher's logits of each chunk, gets G from the losses by a
+nested autograd call, and applies these three products itself. It does all this in the forward pass,
+while Z exists, so logits are neither kept nor recomputed; the backward pass only scales the result.
 """
 
 from __future__ import annotations
@@ -25,40 +30,40 @@ from kdcore.models.head import (
 from kdcore.models.logit_transforms import LogitTransform
 
 Prepared = Sequence[Tensor | None]
-"""For each term what its loss prepared of these tokens, [n] or [n, k]; None where it does not."""
+"""For each term what its loss prepared for these tokens, [n] or [n, k], or None."""
 
 Answer = Tensor | SparseLogits | Parts | TwoVocabularies | None
-"""What a teacher says of a chunk of tokens."""
+"""A teacher's outputs on a chunk of tokens."""
 
 Values = Callable[[Tensor, Answer, Tensor, Tensor, Prepared], tuple[Tensor, Tensor]]
-"""Student and teacher logits [n, V], labels [n], weights [terms, n] and what was prepared -> each
-term's weighted sum [terms], and the gradient of their total in the student's logits [n, V], which
-may take their place in memory."""
+"""Student and teacher logits [n, V], labels [n], weights [terms, n], prepared inputs -> each term's
+weighted sum [terms], and the gradient of their total in the student's logits [n, V], which may
+overwrite these."""
 
 
 @dataclass(eq=False)
 class ChunkedLossInputs:
     """One micro-batch's share of the objective."""
 
-    positions: Tensor  # [n]: the flat positions that some term sees
+    positions: Tensor  # [n]: flat positions that at least one term sees
     labels: Tensor  # [n]
-    weights: Tensor  # [terms, n]: weight over denominator where the term sees the token, else 0
+    weights: Tensor  # [terms, n]: weight / denominator where the term sees the token, else 0
     values: Values
     teacher: PartOutputs | None
     vocabulary: int
     chunk: int
     prepared: Prepared = ()
-    bend: LogitTransform | None = None  # what the model does to its head's logits
-    repeats: bool = False  # whether a position may come twice
-    sums: Tensor = field(init=False)  # [terms], left here by the function for the log
+    bend: LogitTransform | None = None  # applied to the head's logits, such as a soft cap
+    repeats: bool = False  # whether a position may occur twice
+    sums: Tensor = field(init=False)  # [terms], an output of ChunkedLoss for the log
 
     def chunks(self) -> Iterator[slice]:
-        """Where each chunk of tokens begins and ends."""
+        """The slice of tokens of each chunk."""
         return (slice(at, at + self.chunk) for at in range(0, len(self.positions), self.chunk))
 
 
 class ChunkedLoss(torch.autograd.Function):
-    """States [rows * time, H], head weight and bias, work -> the weighted sum of all terms."""
+    """States [rows * time, H], head weight and bias, inputs -> the weighted sum of all terms."""
 
     @staticmethod
     def forward(
@@ -69,9 +74,10 @@ class ChunkedLoss(torch.autograd.Function):
         computed: Tensor | None,
         work: ChunkedLossInputs,
     ) -> Tensor:
-        """`computed` is `weight` in the type that products are made in.
+        """Computes the sum and its gradients with respect to states, weight and bias.
 
-        Without a weight the states are the logits themselves.
+        `computed` is `weight` in the dtype of the matrix products. Without a weight, the states are
+        the logits themselves.
         """
         used = None if computed is None else computed[: work.vocabulary]
         used_bias = None if bias is None else upcast(bias[: work.vocabulary])
@@ -88,7 +94,7 @@ class ChunkedLoss(torch.autograd.Function):
             else:
                 student = logits_of(some, used, used_bias, buffer)
             sums, gradient = _values(student, rows, at, work)
-            del student  # else it would live beside the next one
+            del student  # else two chunks of logits would be alive at once
             work.sums += sums
             made.add(gradient, rows, some)
             del gradient
@@ -98,7 +104,11 @@ class ChunkedLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        """Scale the gradients made in `forward`. `grad_output` is never read on the host."""
+        """Scale the gradients from `forward`. Never reads `grad_output` on the host.
+
+        By the chain rule, every gradient is that of this function's output times `grad_output`,
+        which holds the loss scale and the world size.
+        """
         if torch.is_grad_enabled():
             raise NotImplementedError("a chunked loss has no gradient of its gradient")
         made, ctx.gradients = ctx.gradients, None
@@ -111,7 +121,7 @@ class ChunkedLoss(torch.autograd.Function):
 
 
 class _Gradients:
-    """In the states, the head's weight and its bias, each None where nobody wants it."""
+    """Accumulates the gradients of states, head weight and bias; None where not required."""
 
     def __init__(
         self, each: list[Tensor | None], used: Tensor | None, work: ChunkedLossInputs
@@ -121,13 +131,14 @@ class _Gradients:
         self._scale = None if used is None else float16_scale(work.weights, used.dtype)
 
     def add(self, gradient: Tensor, rows: Tensor, states: Tensor) -> None:
-        """A chunk's: its gradient in the logits [n, V], where its states [n, H] are, and they."""
+        """Add a chunk: dL/dlogits [n, V], the rows of its states, and the states [n, H]."""
         if self._to_bias is not None:
             self._to_bias[: self._width] += gradient.sum(0)
         if self._used is None:
             self._add_to_states(rows, gradient)
             return
         factor = LogitsGradient(gradient, self._used.dtype, self._scale)
+        # Every token has its own row of dL/dstates; dL/dweight sums over the tokens of all chunks.
         if self._to_states is not None:
             self._add_to_states(rows, factor.to_states(self._used))
         if self._to_weight is not None:
@@ -143,7 +154,8 @@ class _Gradients:
             into[rows] = gradient
 
     def times(self, factor: Tensor) -> list[Tensor | None]:
-        """All of them times a scalar, in place; what float16 was scaled by goes out here."""
+        """All gradients times a scalar, in place; also divides out the float16 scale."""
+        # The bias gradient is a plain sum in float32 and was never scaled.
         of_products = factor if self._scale is None else factor / self._scale
         factors = (of_products, of_products, factor)
         each = (self._to_states, self._to_weight, self._to_bias)
@@ -153,19 +165,21 @@ class _Gradients:
 def _values(
     student: Tensor, rows: Tensor, at: slice, work: ChunkedLossInputs
 ) -> tuple[Tensor, Tensor]:
-    """Each term's weighted sum over a chunk, and the gradient in its head's logits."""
+    """Each term's weighted sum over a chunk, and the gradient in the head's logits."""
     teacher = None if work.teacher is None else work.teacher(rows)
     labels, weights = work.labels[at], work.weights[:, at]
     prepared = [None if each is None else each[at] for each in work.prepared]
     if work.bend is None:
         return work.values(student, teacher, labels, weights, prepared)
+    # Losses see the transformed logits; `back` takes their gradient to the head's logits. The copy
+    # keeps `bent` intact, as the gradient may overwrite its input.
     bent = work.bend(student)
     sums, gradient = work.values(bent.clone(), teacher, labels, weights, prepared)
     return sums, work.bend.back(gradient, bent)
 
 
 def _buffer(weight: Tensor | None, work: ChunkedLossInputs) -> Tensor | None:
-    """One place for the student's logits of every chunk. CUDA's allocator has that by itself."""
+    """A buffer that all chunks' logits share. CUDA's caching allocator reuses memory anyway."""
     if weight is None or weight.is_cuda:
         return None
     rows = min(work.chunk, len(work.positions))

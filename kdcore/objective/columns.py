@@ -1,4 +1,4 @@
-"""Which columns of documents a recipe asks for, and whether its documents have them."""
+"""The document columns that a recipe requires, checked against its documents."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from kdcore.api.contracts import Run
 
 _log = logging.getLogger("kdcore")
-_MOST = 10  # values that a message names
+_MOST = 10  # values listed in a message
 
 
 def wanted_columns(
     terms: Sequence[Term], components: Sequence[Component]
 ) -> Iterator[tuple[str, Where]]:
-    """Who asks, in words, and for which columns and values; no values: for any."""
+    """Each requirement: its owner in words, and its columns with values; no values: any."""
     for term in terms:
         if term.where:
             yield f"the loss {term.label!r}", term.where
@@ -35,9 +35,9 @@ def wanted_columns(
 
 
 def check_columns(run: Run) -> None:
-    """Refuse columns and values that no training document has.
+    """Raise RunError for required columns and values that no training document has.
 
-    Of a stream the first rows are looked at, and what they do not have is warned of.
+    For a stream, checks the first rows and only warns.
     """
     stage = run.recipe
     trained = [one for one in stage.components() if not isinstance(one, Eval)]
@@ -71,7 +71,7 @@ def _faults(
     for who, where in wanted:
         for name, given in where.items():
             there = known[name] | ({"data"} if name == SOURCE else set())
-            if name == SOURCE and writes:  # who writes is known when something is written
+            if name == SOURCE and writes:  # sources of generated rows are not known yet
                 continue
             if not there:
                 yield (
@@ -94,9 +94,9 @@ def _some(values: set[Value]) -> str:
 
 
 def columns_fingerprint(run: Run) -> str | None:
-    """Of the columns that train the student, with the training documents' values in them.
+    """A hash of the training documents' values in the columns that affect training.
 
-    None where nobody asks for any. A stream's are part of what its data says of itself.
+    None where no column does. A stream's columns are covered by its data's fingerprint.
     """
     stage = run.recipe
     trained = [one for one in stage.components() if not isinstance(one, Eval)]

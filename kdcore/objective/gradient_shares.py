@@ -1,4 +1,4 @@
-"""How much of the gradient each term of the objective gives, measured now and then."""
+"""Each term's share of the gradient, measured in a few steps."""
 
 from __future__ import annotations
 
@@ -15,21 +15,20 @@ if TYPE_CHECKING:
     from kdcore.objective.chunked_loss import Answer, Prepared, Values
 
 
-_EVERY = 100  # steps at the least, and a twentieth of the run
+_EVERY = 100  # steps between measurements, or a twentieth of the run if longer
 _LITTLE = 0.01
 
 
 def is_measured(step: int, steps: int, terms: int) -> bool:
-    """In the first step and rarely after it, where there is something to compare."""
+    """Whether to measure in this step: the first, and few after it; needs several terms."""
     return terms > 1 and (step == 1 or step % max(_EVERY, steps // 20) == 0)
 
 
 class GradientShares:
-    """Watches one step: the square sums of each term's gradient in the student's logits.
+    """The squared norm of each term's gradient in the student's logits, over one step.
 
-    The losses of each micro-batch's first chunk are computed once more for each term by itself.
-    Trunk and head run no more than otherwise, and the gradient that is trained with is computed as
-    otherwise.
+    Evaluates the losses on the first chunk of each micro-batch once more per term. Adds no passes
+    through trunk and head, and leaves the training gradient unchanged.
     """
 
     def __init__(self, labels: Sequence[str], device: torch.device) -> None:
@@ -37,7 +36,7 @@ class GradientShares:
         self.squares = torch.zeros(len(labels), device=device)
 
     def watched(self, values: Values, terms: Iterable[Term]) -> Values:
-        """A micro-batch's values, which are looked at."""
+        """Wraps a micro-batch's values to measure its first chunk."""
         places = [self._labels.index(term.label) for term in terms]
         unseen = True
 
@@ -50,6 +49,8 @@ class GradientShares:
         ) -> tuple[Tensor, Tensor]:
             nonlocal unseen
             for n, place in enumerate(places if unseen else ()):
+                # With all other weights at 0, the total's gradient is that of this term. The clone
+                # is needed as `values` may overwrite the logits.
                 alone = torch.zeros_like(weights)
                 alone[n] = weights[n]
                 _, gradient = values(student.clone(), teacher, labels, alone, prepared)
@@ -61,16 +62,16 @@ class GradientShares:
 
 
 def shares_of(squares: Mapping[str, float]) -> dict[str, float]:
-    """Each term's part of the sum of all terms' norms; nothing where nothing was measured."""
+    """Each term's gradient norm over the sum of all norms; {} without a measurement."""
     norms = {label: square**0.5 for label, square in squares.items()}
     total = sum(norms.values())
     return {label: norm / total for label, norm in norms.items()} if total else {}
 
 
 def negligible_terms(shares: Mapping[str, float], terms: Sequence[Term]) -> dict[str, str]:
-    """By the label of a term that hardly counts, what to tell of it.
+    """Warnings about terms with a negligible gradient, by label.
 
-    A weight with a schedule passes through little by intent.
+    Terms with a scheduled weight are exempt: they may be small on purpose.
     """
     steady = [term for term in terms if not isinstance(term.weight, Schedule) and term.weight]
     return {

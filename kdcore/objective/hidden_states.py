@@ -1,4 +1,4 @@
-"""The terms of a recipe that compare hidden states: what they read, and their values."""
+"""The terms of a recipe that compare hidden states: their layers and their values."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ Weighted = tuple[Term, float]
 
 
 def compares_states(term: Term) -> bool:
-    """Whether a term's loss compares hidden states, and knows no logits."""
+    """Whether a term's loss compares hidden states instead of logits."""
     return isinstance(term.loss, HiddenStatesLoss)
 
 
 class HiddenTerms:
-    """Those of a recipe. Their layers are read together, whichever terms count in a step."""
+    """All hidden-state terms of a recipe. Their layers are read together in every step."""
 
     def __init__(self, terms: Sequence[Term] = ()) -> None:
         self._losses = {
@@ -43,14 +43,14 @@ class HiddenTerms:
             begin += len(loss.layers)
 
     def watch(self, student: LanguageModel) -> None:
-        """Let the student's layers be read. Called before they are compiled."""
+        """Hook the student's layers. Called before they are compiled."""
         if self.student:
-            student.watch_layers(())  # to know how many there are
+            student.watch_layers(())  # to find the number of layers
             check_layers("student", self.student, student.layer_sizes)
             student.watch_layers(self.student)
 
     def prepare(self, run: Run) -> None:
-        """Make what the losses learn; called once the teacher is loaded.
+        """Initialise the losses' learned parameters. Called once, after the teacher is loaded.
 
         Raises RunError or UsageError where layers cannot be compared.
         """
@@ -70,7 +70,7 @@ class HiddenTerms:
             module.to(run.device)
 
     def learned(self) -> dict[str, nn.Module]:
-        """What the losses learn, by term."""
+        """The learned modules, by term label."""
         found = {
             label: call_checked(loss, "learned", of=(nn.Module, type(None)))
             for label, loss in self._losses.items()
@@ -78,14 +78,14 @@ class HiddenTerms:
         return {label: module for label, module in found.items() if module is not None}
 
     def values(self, label: str, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
-        """A term's values [n]. The states [n, H] are those of all terms, at the tokens of this."""
+        """A term's values [n], from the states [n, H] of all terms' layers at its tokens."""
         at = self._at[label]
         return checked_values(self._losses[label], student[at], teacher[at])
 
     def idle(self, active: Sequence[Weighted]) -> Tensor | float:
-        """Nothing, with a gradient of 0 in what terms learn that do not count in this step.
+        """A zero that depends on the learned parameters of terms that are inactive in this step.
 
-        Without it processes would wait for that gradient.
+        DDP waits for the gradient of every parameter; this gives them one of 0.
         """
         labels = {term.label for term, _ in active}
         modules = [module for label, module in self.learned().items() if label not in labels]
@@ -95,7 +95,7 @@ class HiddenTerms:
 def checked_values(
     loss: HiddenStatesLoss, student: Sequence[Tensor], teacher: Sequence[Tensor]
 ) -> Tensor:
-    """A loss's values [n] for the states of its pairs [n, H], its result checked."""
+    """A loss's values [n] for the states [n, H] of its pairs, checked."""
     ours, theirs = [upcast(each) for each in student], [upcast(each) for each in teacher]
     method = "per_token_states"
     with plugin_errors(loss, method), inputs_unchanged(loss, method, *ours, *theirs):
@@ -113,12 +113,12 @@ def checked_values(
 
 
 def check_layers(owner: str, layers: Sequence[int], sizes: Sequence[int]) -> None:
-    """Raises RunError where a model with states of these widths has not all of the layers."""
+    """Raise RunError where a model with these state widths lacks one of the layers."""
     for layer in layers:
         if not -len(sizes) <= layer < len(sizes):
             raise RunError(f"the {owner} {layer_fault(layer, len(sizes) - 1)}")
 
 
 def states_wanted(teacher: Teacher | None, terms: HiddenTerms) -> tuple[Teacher, list[int]] | None:
-    """Whose hidden states a micro-batch reads, and of which layers; None: of none."""
+    """The teacher and layers whose hidden states a micro-batch reads; None: no such term."""
     return (teacher, terms.teacher) if teacher is not None and terms.teacher else None

@@ -1,9 +1,8 @@
-"""Per-token losses on a chunk of logits, plain or compiled.
+"""Per-token losses on a chunk of logits, eager or compiled.
 
-Every chunk has one shape, as the last one is filled up and the surplus thrown away; weights enter
-as tensors. Losses whose options change during a run are not compiled again and again (dynamo would
-give up silently after eight variants): from the first change on they run uncompiled, and the log
-says so.
+Compiled losses see one static shape: the last chunk is padded, and the surplus discarded. Weights
+are tensor inputs. If a loss changes its options during a run, all losses run eagerly from then on,
+with a warning: dynamo would recompile on every change and silently give up after eight variants.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ _log = logging.getLogger("kdcore")
 
 
 def values_of(losses: Sequence[Loss]) -> Values:
-    """The terms' weighted sums and their gradient in the student's logits, by autograd."""
+    """The terms' weighted sums, and the gradient of their total in the student's logits."""
     for loss in losses:
         _refuse_learnable(loss)
 
@@ -38,6 +37,7 @@ def values_of(losses: Sequence[Loss]) -> Values:
         prepared: Prepared = (),
     ) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
+            # `leaf` is cut off from trunk and head: the graph holds the losses of one chunk only.
             leaf = student.detach().requires_grad_()
             each = [
                 (per_token(loss, leaf, teacher, labels, ready) * weight).sum()
@@ -45,6 +45,8 @@ def values_of(losses: Sequence[Loss]) -> Values:
                     losses, weights, prepared or [None] * len(losses), strict=True
                 )
             ]
+            # The nested autograd call. For a list of scalars it gives the gradient of their sum,
+            # d(sum of weighted terms)/dlogits [n, V], from which ChunkedLoss derives the rest.
             (gradient,) = torch.autograd.grad(each, leaf)
         return torch.stack(each).detach(), gradient
 
@@ -68,7 +70,7 @@ def per_token(
     labels: Tensor,
     prepared: Tensor | None = None,
 ) -> Tensor:
-    """A loss's values [n], its result checked; what it raises names it."""
+    """A loss's values [n], checked. Exceptions become errors that name the loss."""
     teacher = _side_of(loss, teacher)
     inputs = (student, teacher, labels, prepared)
     method = "per_token" if prepared is None else "per_token_prepared"
@@ -80,12 +82,12 @@ def per_token(
 
 
 def asks_teacher(loss: Loss) -> bool:
-    """Whether a loss is handed what the teacher says of its tokens."""
+    """Whether a loss takes the teacher's outputs."""
     return loss.needs_teacher and not (isinstance(loss, PreparedLoss) and loss.only_prepared)
 
 
 def _side_of(loss: Loss, teacher: Answer) -> Tensor | SparseLogits | Parts | None:
-    """What a teacher says in the ids that a loss compares; None where it asks for nothing."""
+    """The teacher's outputs over the ids that a loss compares; None for a loss without teacher."""
     if not asks_teacher(loss):
         return None
     if isinstance(teacher, TwoVocabularies):
@@ -94,7 +96,7 @@ def _side_of(loss: Loss, teacher: Answer) -> Tensor | SparseLogits | Parts | Non
 
 
 def temperature_of(loss: Loss) -> float | None:
-    """The one temperature of both sides; None where a loss has several, or changes it."""
+    """The loss's temperature; None where it has several, or a varying one."""
     found = call_checked(loss, "temperatures", of=Sequence)
     return float(found[0]) if len(found) == 1 else None
 
@@ -107,7 +109,7 @@ def checked_values(
     temperature: float | None = 1.0,
     prepared: Tensor | None = None,
 ) -> Tensor:
-    """`per_token` as a compiler can trace it. What needs no teacher sees all of the vocabulary."""
+    """`per_token` in traceable form. Losses without a teacher see the whole vocabulary."""
     teacher = _side_of(loss, teacher)
     if isinstance(teacher, Parts):
         return _over_parts(loss, student, teacher, labels, temperature, prepared)
@@ -136,7 +138,7 @@ def _over_parts(
     temperature: float | None,
     prepared: Tensor | None,
 ) -> Tensor:
-    """The weighted sum of a loss's values over each teacher."""
+    """The weighted sum of a loss's values against each teacher."""
     values = [
         weight * checked_values(loss, student, one, labels, temperature, prepared)
         for weight, one in zip(*parts, strict=True)
@@ -145,7 +147,7 @@ def _over_parts(
 
 
 def tell_untempered(teacher: Teacher | None, losses: Iterable[Loss]) -> None:
-    """Warn where losses ask a teacher of k ids for a temperature that it says nothing about."""
+    """Warn of losses at temperatures where a top-k teacher gives no mass of other ids."""
     if teacher is None or call_checked(teacher, "ids_known", of=(int, type(None))) is None:
         return
     for loss in losses:
@@ -162,11 +164,11 @@ def tell_untempered(teacher: Teacher | None, losses: Iterable[Loss]) -> None:
 
 def compiled_values_of(losses: Sequence[Loss], chunk: int) -> Values:
     """The same values as `values_of(losses)`, compiled for chunks of exactly `chunk` tokens."""
-    # Imported here, as it takes a second and few runs compile.
+    # Imported here: it takes a second, and few runs compile.
     from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
     plain = values_of(losses)
-    # All of it as one graph, or an error: dynamo's own ways out of it are silent.
+    # One graph or an error: dynamo's graph breaks and fallbacks are silent.
     fast = torch.compile(_functional(losses), dynamic=False, fullgraph=True)
     options = _options(losses)
     compiled = True
@@ -201,14 +203,14 @@ def compiled_values_of(losses: Sequence[Loss], chunk: int) -> Values:
 
 
 def _of_own_strides(weights: Tensor, chunk: int) -> Tensor:
-    """Filled up with zeros. The strides of what it was cut from would make each step a variant."""
+    """Padded with zeros, contiguous: as a slice, its strides would trigger recompilation."""
     some = weights.new_zeros(len(weights), chunk)
     some[:, : weights.shape[1]] = weights
     return some
 
 
 def _filled(tensor: Tensor, missing: int) -> Tensor:
-    """With the last row repeated. Rows of zeros could make a loss divide by zero."""
+    """Padded by repeating the last row. Rows of zeros could make a loss divide by zero."""
     if not missing:
         return tensor
     return torch.cat([tensor, tensor[-1:].expand(missing, *tensor.shape[1:])])
@@ -233,7 +235,7 @@ def _filled_one(teacher: Tensor | SparseLogits, missing: int) -> Tensor | Sparse
 
 
 def _functional(losses: Sequence[Loss]) -> Callable[..., Tensor]:
-    """Gives the sums, and leaves the gradient where the student's logits were."""
+    """The sums; the gradient overwrites the student's logits."""
     temperatures = [temperature_of(loss) for loss in losses]
 
     def values(
@@ -253,13 +255,15 @@ def _functional(losses: Sequence[Loss]) -> Callable[..., Tensor]:
             sums = torch.stack(each)
             return sums.sum(), sums.detach()
 
+        # The same gradient as in `values_of`, in a form that traces into one graph with the losses.
+        # Padded tokens have weight 0, so they add nothing to the sums.
         sums: Tensor
         gradient, sums = torch.func.grad(total, has_aux=True)(student)
         student.copy_(gradient)
         return sums
 
-    # Dynamo counts variants by code object, over all runs of a process: each set of losses has one
-    # of its own. With torch 2.13 and later this is `torch.compile(isolate_recompiles=True)`.
+    # Dynamo counts variants per code object, over all runs of a process, so each set of losses gets
+    # its own. From torch 2.13 on, `torch.compile(isolate_recompiles=True)` can replace this.
     assert isinstance(values, FunctionType)
     values.__code__ = values.__code__.replace()
     return values

@@ -1,7 +1,9 @@
-"""What is trained: trunk, weights of every token in every term, chunked loss.
+"""The trained module: trunk, the weight of every token in every term, chunked loss. DDP wraps it.
 
-The module is what DDP wraps. Every denominator is known before the first backward: a term's value
-is its weight times the mean over the tokens that it sees in the whole optimizer step.
+The value of a term is its weight times the mean over the tokens that it sees in the whole optimizer
+step, over all micro-batches and processes. A mean of micro-batch means would weight the tokens of
+short micro-batches more, and the objective would depend on `micro_batch` and the world size. The
+denominators are therefore counted before the first backward.
 """
 
 from __future__ import annotations
@@ -26,27 +28,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class TokenMask:
-    """Which of a micro-batch's valid tokens the selection kept, and the step's counts."""
+    """Which valid tokens of a micro-batch the selection kept, and the counts of the step."""
 
-    keep: Tensor | None  # bool [valid tokens], or floats: their weights; None without a selection
-    valid: Tensor  # scalars: tokens of the whole optimizer step,
-    ranked: Tensor  # of these, those that were ranked against each other,
-    kept: Tensor  # of these those that were kept, of weights those above 0,
-    mass: Tensor | None = None  # and of weights their sum; None: the selection gave no weights
-    prepared: Mapping[str, Tensor] = field(default_factory=dict)  # by term: [valid tokens, ...]
-    kept_here: int | None = None  # at most so many of this micro-batch, where the host knows it
-    where: Tensor | None = None  # bool [valid tokens]: those that are counted; None: all
-    where_here: int | None = None  # how many these are of this micro-batch
-    narrowed: Mapping[str, TokenMask] = field(default_factory=dict)  # of terms with a `where`
+    keep: Tensor | None  # [valid tokens] bools, or float weights; None: no selection
+    valid: Tensor  # scalar: valid tokens of the whole optimizer step
+    ranked: Tensor  # scalar: those that were ranked together
+    kept: Tensor  # scalar: those that were kept, or have a weight above 0
+    mass: Tensor | None = None  # scalar: the sum of the weights; None: bools
+    prepared: Mapping[str, Tensor] = field(default_factory=dict)  # by label: [valid tokens, ...]
+    kept_here: int | None = None  # upper bound for this micro-batch, if the host knows
+    where: Tensor | None = None  # bool [valid tokens]: those in view; None: all
+    where_here: int | None = None  # their number in this micro-batch
+    narrowed: Mapping[str, TokenMask] = field(default_factory=dict)  # by label
 
     def of(self, label: str) -> TokenMask:
-        """The same as the term of this label sees it: of its documents only."""
+        """The mask narrowed to a term's view: its documents, and what its teacher covers."""
         return self.narrowed.get(label, self)
 
     def only(self, where: Tensor, valid: Tensor, total: Total) -> TokenMask:
-        """Of these tokens only, bool [valid tokens], of which the step has `valid`."""
+        """Restricted to tokens in `where`, bool [valid tokens]; the step has `valid` of them."""
         if self.keep is None:
             return replace(self, valid=valid, ranked=valid, kept=valid, where=where)
+        # Narrowing changes the denominators, so they are counted again over the step.
         weighed = self.keep * where
         counts = torch.stack([where.sum(), (weighed > 0).sum(), weighed.sum()])
         ranked, kept, mass = total(counts.to(accumulation_dtype(self.keep.dtype)))
@@ -54,7 +57,7 @@ class TokenMask:
         return replace(self, valid=valid, ranked=ranked, kept=kept, mass=mass, where=where)
 
     def split(self, by_part: Callable[[Tensor], Sequence[Tensor]], parts: int) -> list[TokenMask]:
-        """What is given by token, for each micro-batch."""
+        """The mask of each micro-batch: splits all per-token values."""
 
         def each(values: Tensor | None) -> Sequence[Tensor | None]:
             return [None] * parts if values is None else by_part(values)
@@ -66,30 +69,31 @@ class TokenMask:
         ]
 
     def mask(self, on: str) -> Tensor | None:
-        """The tokens that a term with this `on` sees, or their weights; None for all."""
+        """The tokens that a term with this `on` sees, or their weights; None: all."""
         if self.keep is None or on == "all":
             return self.where
         kept = self.keep if on == "kept" else self.keep == 0
         return kept if self.where is None else kept * self.where
 
     def over_count(self, weight: float, on: str, dtype: torch.dtype) -> Tensor:
-        """The weight over the term's denominator; 0 where weights add up to 0."""
+        """The term's weight / denominator; 0 where the token weights sum to 0."""
         count = self.count(on, dtype)
         if self.mass is None or on != "kept":
             return weight / count
         return torch.where(count == 0, 0, weight / count)
 
     def most(self, on: str) -> int | None:
-        """At most so many tokens that a term with this `on` sees; None: only the device knows."""
+        """An upper bound of the tokens that a term sees here; None: only the device knows."""
         if self.where is not None:
             return self.where_here
         return self.kept_here if on == "kept" else None
 
     def count(self, on: str, dtype: torch.dtype) -> Tensor:
-        """How many tokens a term sees in the whole step, at least 1; of weights their sum.
+        """The number of tokens that a term sees in the whole step, at least 1; the sum of weights.
 
-        A micro-batch that ranks its own tokens counts as its share of the step's, whatever it
-        keeps of them.
+        A micro-batch that ranks its own tokens has the share ranked / valid of the step, however
+        many it keeps: (ranked / valid) * sum / kept is sum / (kept * valid / ranked). With scope =
+        "step" ranked is valid, and the factor is 1.
         """
         if self.keep is None:
             return self.valid.to(dtype).clamp(min=1)
@@ -101,13 +105,13 @@ class TokenMask:
 
 
 SelectFn = Callable[[Tensor], TokenMask]
-"""The micro-batch's states [rows * time, H] -> what its selection kept."""
+"""A micro-batch's states [rows * time, H] -> its mask."""
 
 
 class Objective(nn.Module):
-    """The student, the weighted terms, and what these learn besides it.
+    """The student, the weighted terms, and the parameters that terms learn.
 
-    `forward` gives one micro-batch's share of the loss.
+    `forward` returns one micro-batch's part of the loss; the parts of a step sum to its loss.
     """
 
     def __init__(
@@ -129,11 +133,11 @@ class Objective(nn.Module):
         choose: SelectFn,
         teacher_states: StatesFn | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """One micro-batch's share of the loss, and for the log each term's share of it [terms].
+        """One micro-batch's part of the loss, and for the log each term's part of it [terms].
 
-        `terms` come with their weights of this step and none is zero; `values` are of those that
-        compare logits. The states go to `choose` without gradient, so a step of one micro-batch is
-        scored by its training forward.
+        `terms` have their weights of this step, none of which is zero; `values` evaluates those
+        that compare logits. `choose` gets the detached states of the training forward, so a step of
+        one micro-batch needs no separate scoring pass.
         """
         head = self.student
         kept: Sequence[Tensor] = ()
@@ -163,9 +167,9 @@ class Objective(nn.Module):
         return total, sums
 
     def _untouched(self, states: Tensor) -> Tensor:
-        """Nothing, with a gradient of 0 in all that is trained: no term compares logits.
+        """A zero that depends on states, head weight and bias, for steps without logit terms.
 
-        Without it processes would wait for the gradient of the head.
+        DDP waits for the gradient of every parameter; this gives the head one of 0.
         """
         each = (states, self.student.weight, self.student.bias)
         return torch.stack([0.0 * upcast(x.sum()) for x in each if x is not None]).sum()
@@ -178,7 +182,7 @@ class Objective(nn.Module):
         kept: Sequence[Tensor],
         teacher: StatesFn,
     ) -> dict[str, Tensor]:
-        """By label the weighted sum of each term that compares hidden states, with its gradient."""
+        """The weighted sum of each hidden-state term, by label, attached to the graph."""
         sums = {}
         for term, weight in terms:
             if compares_states(term):
@@ -203,6 +207,7 @@ class Objective(nn.Module):
         weights = torch.stack([_laid(*both, len(valid)) for both in zip(each, masks, strict=True)])
         prepared = [seen.prepared.get(term.label) for term, _ in terms]
         most = None
+        # If every term sees a part only, tokens that none sees skip head and teacher.
         if all(mask is not None for mask in masks):
             if _waiting_costs(valid):
                 most = _most(seen, [term for term, _ in terms], len(valid))
@@ -227,7 +232,7 @@ class Objective(nn.Module):
 def _seen_by(
     term: Term, weight: float, seen: TokenMask, valid: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """The flat positions that a term sees [n], and their shares in it [n]."""
+    """The flat positions that a term sees [n], and their weights / denominator [n]."""
     mine = seen.of(term.label)
     mask = mine.mask(term.on)
     each = mine.over_count(weight, term.on, accumulation_dtype(dtype))
@@ -242,19 +247,19 @@ def _seen_by(
 def _in_order(
     terms: Sequence[tuple[Term, float]], sums: Tensor, more: Mapping[str, Tensor]
 ) -> Tensor:
-    """Each term's share [terms]: of those that compare logits from `sums`, else from `more`."""
+    """Each term's part [terms]: logit terms from `sums`, hidden-state terms from `more`."""
     plain = iter(sums)
     each = [more[t.label].detach() if t.label in more else next(plain) for t, _ in terms]
     return torch.stack(each)
 
 
 def _waiting_costs(tensor: Tensor) -> bool:
-    """Whether to ask how many there are of something would be to wait for a device."""
+    """Whether reading a count of these elements would sync the device."""
     return tensor.is_cuda
 
 
 def _most(seen: TokenMask, terms: Sequence[Term], tokens: int) -> int | None:
-    """At most so many of the tokens are seen by some term; None where only the device knows."""
+    """An upper bound of the tokens that any term sees; None: only the device knows."""
     masks = [(seen.of(term.label), term.on) for term in terms]
     each = {(id(mask), on): mask.most(on) for mask, on in masks}
     known = [most for most in each.values() if most is not None]
@@ -262,10 +267,10 @@ def _most(seen: TokenMask, terms: Sequence[Term], tokens: int) -> int | None:
 
 
 def _compact(weights: Tensor, most: int | None) -> tuple[Tensor, Tensor]:
-    """The places of the tokens that some term sees, and their weights [terms, seen].
+    """The indices of the tokens that any term sees, and their weights [terms, seen].
 
-    With `most` the host waits for nothing. Where there are fewer, which takes scores that are NaN,
-    the first one comes again, of no weight.
+    `most` makes the output size static, which avoids a device sync. If fewer are seen, as with NaN
+    scores, the first one fills up with weight 0.
     """
     some = (weights != 0).any(0)
     if most is None:
@@ -278,5 +283,5 @@ def _compact(weights: Tensor, most: int | None) -> tuple[Tensor, Tensor]:
 
 
 def _laid(each: Tensor, mask: Tensor | None, tokens: int) -> Tensor:
-    """[tokens]: a token's share in a term where the term sees it, else 0."""
+    """[tokens]: weight / denominator, times the mask."""
     return each.expand(tokens) if mask is None else each * mask

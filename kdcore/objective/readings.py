@@ -1,4 +1,4 @@
-"""One micro-batch of a step with what was read of it, and which of its tokens a term sees."""
+"""A micro-batch with the cached outputs of teachers, and the tokens that each term sees."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ _Shared = Tensor | SparseLogits | Parts | None
 
 
 class View(NamedTuple):
-    """A part of the valid tokens: those of documents whose columns match, and that are known."""
+    """A subset of the valid tokens: of matching documents, and covered by a teacher."""
 
     where: Where | None
-    teacher: Teacher | None  # to this one, where it may know some tokens only
-    own: bool = False  # whether its own ids count: then a token is known that lies in a span
+    teacher: Teacher | None  # None: coverage does not matter
+    own: bool = False  # True: over its own ids, which cover the tokens in spans
 
 
 class MicroBatch:
-    """One micro-batch with what was read of it, so that no teacher runs twice over it."""
+    """A micro-batch with teacher outputs, cached so that no teacher reads it twice."""
 
     def __init__(
         self,
@@ -54,16 +54,16 @@ class MicroBatch:
         states: tuple[Teacher, Sequence[int]] | None = None,
     ) -> None:
         self.batch = batch
-        self.rows = rows  # the place of each of its rows in the optimizer step
-        self._wanted = states  # whose hidden states are read too, and of which layers
+        self.rows = rows  # each row's index in the optimizer step
+        self._wanted = states  # teacher and layers of which to read hidden states
         self._states: StatesFn | None = None
         self._read: dict[int, TeacherOutputs] = {}
         self._parts: dict[int, PartOutputs] = {}
         self._own: dict[int, OwnVocabulary] = {}
-        self._matching: dict[str, np.ndarray] = {}  # by view
+        self._matching: dict[str, np.ndarray] = {}  # by view, as text
 
     def logits_of(self, teacher: Teacher) -> TeacherOutputs:
-        """The teacher's logits by flat position; its trunk runs at the first call."""
+        """The teacher's logits by flat position. Its trunk runs at the first call."""
         if id(teacher) not in self._read:
             if self._wanted is not None and teacher is self._wanted[0]:
                 found, self._states = read_with_states(teacher, self.batch, self._wanted[1])
@@ -73,13 +73,13 @@ class MicroBatch:
         return self._read[id(teacher)]
 
     def states_of(self, teacher: Teacher) -> StatesFn:
-        """The hidden states of the layers that are wanted of this teacher, by flat position."""
+        """The hidden states of this teacher's requested layers, by flat position."""
         self.logits_of(teacher)
         assert self._states is not None, "states are read of the teacher that they are wanted of"
         return self._states
 
     def parts_of(self, teacher: Teacher) -> PartOutputs:
-        """What losses learn from; of a teacher without parts its logits."""
+        """The teacher's parts, or its logits where it has none."""
         if not teacher.gives_parts():
             return self.logits_of(teacher)
         if id(teacher) not in self._parts:
@@ -87,7 +87,7 @@ class MicroBatch:
         return self._parts[id(teacher)]
 
     def outputs_of(self, teacher: Teacher, losses: Iterable[Loss]) -> PartOutputs:
-        """What losses that ask the teacher learn from, in the student's ids, its own, or both."""
+        """What these losses need: outputs over the student's ids, the teacher's own, or both."""
         asking = {loss.own_vocabulary for loss in losses}
         if True not in asking:
             return self.parts_of(teacher)
@@ -96,7 +96,7 @@ class MicroBatch:
         return lambda at: TwoVocabularies(cast(_Shared, shared and shared(at)), own(at))
 
     def own_of(self, teacher: Teacher) -> OwnVocabulary:
-        """The teacher in its own ids; its trunk runs when something is asked of it."""
+        """The teacher's outputs over its own ids. Its trunk runs at the first use."""
         if id(teacher) not in self._own:
             self._own[id(teacher)] = own_vocabulary(teacher, self.batch)
         return self._own[id(teacher)]
@@ -107,7 +107,7 @@ class MicroBatch:
         return on_host(self.batch).valid
 
     def matching(self, view: View) -> np.ndarray:
-        """Which valid tokens a view has, bool [n], on the host."""
+        """Which valid tokens are in a view, bool [n], on the host."""
         key = f"{view.where} {id(view.teacher)} {view.own}"
         if key not in self._matching:
             found = np.ones(len(self.batch.valid), bool)
@@ -129,14 +129,14 @@ class MicroBatch:
         return sent(self.matching(view), self.batch.valid.device)
 
     def forget(self) -> None:
-        """Let go of what teachers keep for it."""
+        """Release the cached teacher outputs."""
         self._read.clear()
         self._parts.clear()
         self._own.clear()
         self._states = None
 
     def nll_of(self, teacher: Teacher) -> Callable[[Tensor, Tensor], Tensor]:
-        """The teacher's negative log-likelihoods, from its logits if those were read already."""
+        """The teacher's negative log-likelihoods, from cached logits if available."""
         if id(teacher) in self._read and teacher.ids_known() is None:
             return nll_from_logits(cast(LogitsFn, self._read[id(teacher)]), self.batch)
         return read_nll(teacher, self.batch)

@@ -1,8 +1,8 @@
-"""Selection: scores of an optimizer step's tokens, and which are kept.
+"""Selection: scores the tokens of an optimizer step and chooses which are kept.
 
-With one micro-batch and one process the training forward itself is scored. Otherwise the step is
-scored first without gradient, ranked over all processes, then trained. With `scope =
-"micro_batch"` each micro-batch ranks its own tokens in its training forward.
+With one micro-batch and one process, scores come from the training forward itself. Otherwise the
+whole step is scored first without gradient and ranked over all processes, then trained. With `scope
+= "micro_batch"`, each micro-batch ranks its own tokens in its training forward.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class SelectionResult:
-    """One step's: how each micro-batch learns what was kept, and what the log wants to know."""
+    """The selection of a step: a function per micro-batch, and values for the log."""
 
-    valid: Tensor  # over all processes
+    valid: Tensor  # valid tokens over all processes
     each: list[SelectFn] = field(default_factory=list)
-    kept: list[Tensor] = field(default_factory=list)  # this process's counts, as they are found
-    ranked: RankedScores | None = None  # the last scores, where a selection ranks by scores
-    known: Tensor | None = None  # tokens of all processes that the teacher knows; None: all
+    kept: list[Tensor] = field(default_factory=list)  # this process's counts, appended as found
+    ranked: RankedScores | None = None  # the last ranking, if the selection ranks
+    known: Tensor | None = None  # tokens that the teacher covers, all processes; None: all
 
 
 def select(
@@ -51,7 +51,7 @@ def select(
     total: Total,
     terms: Sequence[Term] = (),
 ) -> SelectionResult:
-    """The choices of a step, and what the losses of its terms prepare. Runs without gradient."""
+    """Select the tokens of a step and prepare its losses. Runs without gradient."""
     here = sum(len(reading.batch.valid) for reading in readings)
     choices = SelectionResult(total(torch.full((), float(here), device=run.device)))
     selection = run.recipe.selection
@@ -70,7 +70,7 @@ def select(
 
 @dataclass(frozen=True, eq=False)
 class _Making:
-    """One step's choices in the making."""
+    """Builds the selection of one step."""
 
     run: Run
     step: int
@@ -79,10 +79,10 @@ class _Making:
     choices: SelectionResult
     terms: Sequence[Term]
     narrow: dict[str, tuple[View, Tensor]] = field(default_factory=dict)
-    """By term: its view, and how many tokens of the step that has."""
+    """By term label: its view, and the number of tokens in it over the step."""
 
     def count_views(self, readings: Sequence[MicroBatch]) -> None:
-        """Find `narrow`: on the host, and then over all processes."""
+        """Fill `narrow`: count on the host, then sum over all processes."""
         found = {term.label: self._view(term) for term in self.terms}
         views = {label: view for label, view in found.items() if view != View(None, None)}
         if views:
@@ -100,7 +100,7 @@ class _Making:
         return View(term.where, teacher, own and has_own_vocabulary(teacher))
 
     def _known(self, readings: Sequence[MicroBatch]) -> Tensor | None:
-        """How many tokens of the step the teacher knows; None: all, or it is not asked."""
+        """The number of tokens in the step that the teacher covers; None: all, or unused."""
         views = [view for view, _ in self.narrow.values() if view.teacher]
         if not views:
             return None
@@ -109,7 +109,7 @@ class _Making:
         return self.total(torch.full((), float(here), device=self.run.device))
 
     def everything(self, reading: MicroBatch) -> SelectFn:
-        """All tokens of a micro-batch: there is no selection."""
+        """All tokens of a micro-batch, for recipes without a selection."""
         valid = self.choices.valid
         seen = self._narrowed(TokenMask(None, valid, valid, valid), reading.view, _itself)
         return _known(self._told(seen, reading))
@@ -117,7 +117,7 @@ class _Making:
     def _narrowed(
         self, seen: TokenMask, view_of: Callable[[View], Tensor], total: Total
     ) -> TokenMask:
-        """With what each term's view has of it; `total` adds up what is counted here."""
+        """The mask with one narrowed to each term's view; `total` sums counts over processes."""
         each = {
             label: seen.only(view_of(view), valid, total)
             for label, (view, valid) in self.narrow.items()
@@ -125,7 +125,7 @@ class _Making:
         return replace(seen, narrowed=each)
 
     def _told(self, seen: TokenMask, reading: MicroBatch) -> TokenMask:
-        """With how many tokens of a micro-batch each view has, which the host knows."""
+        """The mask with the token count of each view in this micro-batch, known on the host."""
         each = {
             label: replace(mask, where_here=int(reading.matching(self.narrow[label][0]).sum()))
             for label, mask in seen.narrowed.items()
@@ -135,12 +135,12 @@ class _Making:
     def _parts(
         self, seen: TokenMask, tokens: StepTokens, readings: Sequence[MicroBatch]
     ) -> list[TokenMask]:
-        """What is kept [n] in the order of the step, for each micro-batch in its own order."""
+        """A mask in the order of the step, split into micro-batches in their own order."""
         each = seen.split(tokens.by_part, len(readings))
         return [self._told(one, reading) for one, reading in zip(each, readings, strict=True)]
 
     def in_forward(self, reading: MicroBatch) -> SelectFn:
-        """Score the states of the training forward. Ranking is within this micro-batch."""
+        """Score the states of the training forward; rank within this micro-batch."""
 
         def found(states: Tensor) -> TokenMask:
             tokens = _tokens(self.run, [ScoredBatch(reading, states)], self.step, alone)
@@ -153,7 +153,7 @@ class _Making:
         return found
 
     def ahead(self, readings: Sequence[MicroBatch]) -> None:
-        """Score every micro-batch first; at most one more trunk forward of the student."""
+        """Score all micro-batches first, with at most one extra trunk forward of the student."""
         with torch.no_grad():
             tokens = tokens_of(self.run, readings, self.step, self.gather)
             if self.run.recipe.scope == "micro_batch":
@@ -166,7 +166,7 @@ class _Making:
         self.choices.each = [_known(some) for some in each]
 
     def _within(self, tokens: StepTokens) -> TokenMask:
-        """What is kept of a micro-batch that ranks by itself [n], in the order of the step."""
+        """The mask of a micro-batch that ranks its own tokens, in the order of the step."""
         selection, valid = self.run.recipe.selection, self.choices.valid
         if selection is None:
             return self._narrowed(TokenMask(None, valid, valid, valid), tokens.view, _itself)
@@ -197,7 +197,7 @@ class _Making:
     def _over_step(
         self, tokens: StepTokens, readings: Sequence[MicroBatch]
     ) -> tuple[TokenMask, list[TokenMask]]:
-        """What is kept of the whole step, and the same for each micro-batch."""
+        """The mask of the whole step, and that of each micro-batch."""
         selection, valid = self.run.recipe.selection, self.choices.valid
         if selection is None:
             seen = TokenMask(None, valid, valid, valid)
@@ -214,14 +214,14 @@ class _Making:
         return seen, [replace(some, kept_here=count) for some, count in each]
 
     def _counted(self, tokens: StepTokens, keep: Tensor) -> tuple[Tensor, Tensor | None]:
-        """How many tokens are kept here, and of weights their sum; told to the log."""
+        """The tokens kept on this process, and the sum of weights if any; recorded for the log."""
         self.choices.ranked = tokens.ranked
         kept = (keep > 0).sum() if keep.is_floating_point() else keep.sum()
         self.choices.kept.append(kept)
         return kept, keep.sum() if keep.is_floating_point() else None
 
     def _prepared(self, tokens: StepTokens, seen: TokenMask) -> dict[str, Tensor]:
-        """What each term's loss prepares of the step [n, ...], in the order of the step."""
+        """The output of each `PreparedLoss` [n, ...], in the order of the step, by label."""
         tokens.chosen = Chosen(self.terms, seen)
         found: dict[str, Tensor] = {}
         for term in self.terms:
@@ -237,9 +237,10 @@ def _itself(value: Tensor) -> Tensor:
 
 
 def _where_seen(ready: Tensor, seen: Tensor) -> Tensor:
-    """What is prepared, and elsewhere what is prepared of a seen token, where it weighs nothing.
+    """Prepared values of seen tokens; unseen tokens copy those of a seen one.
 
-    NaN would: a teacher that knows some tokens only has no likelihood of the others.
+    Unseen tokens have weight 0, but 0 * NaN is NaN, and a teacher that covers only some tokens
+    gives NaN for the others.
     """
     if not len(ready):
         return ready
@@ -248,7 +249,7 @@ def _where_seen(ready: Tensor, seen: Tensor) -> Tensor:
 
 
 def _counts(parts: Sequence[Tensor]) -> list[int | None]:
-    """How many of each part are kept: on a GPU one wait for all, else each would wait."""
+    """The tokens kept in each part. On a GPU one sync for all parts instead of one for each."""
     if not parts[0].is_cuda:
         return [None] * len(parts)
     found: list[int | None] = torch.stack([(some != 0).sum() for some in parts]).tolist()
@@ -256,7 +257,7 @@ def _counts(parts: Sequence[Tensor]) -> list[int | None]:
 
 
 def tokens_of(run: Run, readings: Sequence[MicroBatch], step: int, gather: Gather) -> StepTokens:
-    """The tokens of a step; the student's trunk runs over them when that is first needed."""
+    """The tokens of a step. The student's trunk runs over a micro-batch at first use."""
 
     def states(reading: MicroBatch) -> Tensor:
         with run.autocast():
@@ -277,10 +278,10 @@ def _tokens(run: Run, parts: Sequence[ScoredBatch], step: int, gather: Gather) -
 
 
 def checked_keep(selection: Selection, tokens: Tokens) -> Tensor:
-    """What a selection keeps of the tokens [n], or their weights [n], checked.
+    """A selection's bools or weights [n], checked.
 
-    Weights that are negative or not finite are refused; on a GPU, which must not be waited for,
-    they become NaN, and so does the loss, which ends the run.
+    Negative and non-finite weights are errors. On a GPU, checking would sync the device: there they
+    become NaN, as does the loss, which stops the run.
     """
     with plugin_errors(selection, "keep"):
         keep = selection.keep(tokens)
@@ -309,7 +310,7 @@ def checked_keep(selection: Selection, tokens: Tokens) -> Tensor:
 
 
 def prepared_by(loss: PreparedLoss, tokens: Tokens) -> Tensor:
-    """What a loss prepares of the tokens, [n] or [n, k], checked."""
+    """The output of `prepare`, [n] or [n, k], checked."""
     with torch.no_grad(), plugin_errors(loss, "prepare"):
         ready = loss.prepare(tokens)
     count = len(tokens.labels)

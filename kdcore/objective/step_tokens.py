@@ -1,4 +1,4 @@
-"""The tokens of an optimizer step, scored and summed when somebody asks."""
+"""The tokens of an optimizer step, scored and summed on demand."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from kdcore.objective.teachers import has_own_vocabulary, may_skip
 class ScoredBatch:
     """A micro-batch and the student's states [rows * time, H] on it, without gradient.
 
-    `states` may be a function: then the student's trunk runs when they are first asked for.
+    `states` may be a function, called at first use: then the student's trunk runs only if needed.
     """
 
     def __init__(self, reading: MicroBatch, states: Tensor | Callable[[], Tensor]) -> None:
@@ -48,7 +48,7 @@ class ScoredBatch:
 
 @dataclass(frozen=True, eq=False)
 class RankedScores:
-    """The scores of all processes' tokens [N], and which were kept."""
+    """The scores of the tokens of all processes [N], and which were kept."""
 
     scores: Tensor
     kept: Tensor
@@ -56,14 +56,14 @@ class RankedScores:
 
 @dataclass(frozen=True, eq=False)
 class Chosen:
-    """What was kept of a step's tokens, for losses that prepare."""
+    """The result of the selection, for `PreparedLoss.prepare`."""
 
     terms: Sequence[Term]
-    counts: TokenMask  # the step's, with what was kept [n] in the order of the step
+    counts: TokenMask  # in the order of the step
 
 
 class StepTokens(Tokens):
-    """The `Tokens` of a step, over the micro-batches that this process runs."""
+    """The `Tokens` of a step, over the micro-batches of this process."""
 
     def __init__(
         self,
@@ -83,8 +83,8 @@ class StepTokens(Tokens):
         self._categories: dict[str, list[str]] = {}
         self.step = step
         self.ranked: RankedScores | None = None  # by the last `top`
-        self._top: tuple[Tensor, int] | None = None  # what that gave, and of how many at most
-        self.chosen: Chosen | None = None  # once the selection is made
+        self._top: tuple[Tensor, int] | None = None  # its result, and an upper bound
+        self.chosen: Chosen | None = None  # set after the selection
 
     @property
     def labels(self) -> Tensor:
@@ -110,7 +110,7 @@ class StepTokens(Tokens):
         return self._joined([batch.document.flatten()[batch.valid] for batch in batches])
 
     def column(self, name: str) -> Tensor:
-        """The column of each token's document [n]: numbers, or indices into `categories`."""
+        """Each token's document's value in a column [n]: numbers, or indices into `categories`."""
         texts = {text: code for code, text in enumerate(self.categories(name))}
 
         def number(value: Value | None) -> float:
@@ -127,7 +127,7 @@ class StepTokens(Tokens):
         return self._joined([laid(part) for part in self._parts])
 
     def categories(self, name: str) -> Sequence[str]:
-        """The texts that a column has in this step, sorted; none where it holds numbers."""
+        """The distinct texts of a column in this step, sorted; [] for numbers."""
         if name not in self._categories:
             each = [columns_of(part.reading.batch).values(name)[0] for part in self._parts]
             here = categories_among((value for some in each for value in some), name)
@@ -144,12 +144,12 @@ class StepTokens(Tokens):
         return [json.loads(line) for line in bytes(everyone.tolist()).splitlines()]
 
     def view(self, view: View) -> Tensor:
-        """Which tokens are of documents whose columns match, bool [n]."""
+        """Which tokens are in a view, bool [n]."""
         return self._joined([part.reading.view(view) for part in self._parts])
 
     @property
     def prompt(self) -> Tensor:
-        """What each token answers [n]; of tokens of data it is their document."""
+        """The prompt of each token [n]; for tokens of data, their document."""
         document = self.document
         return torch.where(document < FIRST, document, FIRST + (document - FIRST) // ANSWERS)
 
@@ -165,15 +165,15 @@ class StepTokens(Tokens):
         return chosen.counts.of(term.label).count(term.on, torch.get_default_dtype())
 
     def by_document(self, values: Tensor) -> Tensor:
-        """Each token's document summed over the step and all processes, float64 [n]."""
+        """The sum over each token's document, in the step and all processes, float64 [n]."""
         return self._summed(values, self.document)
 
     def by_row(self, values: Tensor) -> Tensor:
-        """Each token's row summed over the step, float64 [n]."""
+        """The sum over each token's row, float64 [n]."""
         return self._summed(values, self.row)
 
     def _summed(self, values: Tensor, groups: Tensor) -> Tensor:
-        """In the step's order, so that the number of processes changes no bit."""
+        """Sums in the order of the step, so that results are bit-identical for any world size."""
         everyone, first = self._gather(values.double())
         group, _ = self._gather(groups)
         _, place = torch.unique(group, return_inverse=True)
@@ -200,7 +200,7 @@ class StepTokens(Tokens):
         return self._student_nll
 
     def old_log_probs(self) -> Tensor:
-        """What the writer recorded of each label as it drew it, in nats, float64 [n]; else NaN."""
+        """The log-probability of each label when drawn, in nats, float64 [n]; NaN: not recorded."""
 
         def recorded(part: ScoredBatch) -> Tensor:
             batch = part.reading.batch
@@ -210,17 +210,17 @@ class StepTokens(Tokens):
         return self._joined([recorded(part) for part in self._parts])
 
     def nll(self, teacher: Teacher | None = None) -> Tensor:
-        """A teacher's (by default the run's) negative log-likelihood of each label, in nats [n]."""
+        """The negative log-likelihood of each label by a teacher (default: the run's), nats [n]."""
         asked = self._asked(teacher)
         if asked is self._teacher and asked.gives_logits():
             for part in self._parts:
-                part.reading.logits_of(asked)  # kept for the losses, which would read it again
+                part.reading.logits_of(asked)  # cached for the losses
         return self._known_only(self._each(lambda part: part.reading.nll_of(asked)), asked)
 
     def score(
         self, loss: Loss, teacher: Teacher | None = None, prepared: Tensor | None = None
     ) -> Tensor:
-        """Any loss as a score of each token, in chunks [n]."""
+        """The values of any loss [n], computed in chunks."""
         asked = self._asked(teacher) if loss.needs_teacher else None
         parts = [None] * len(self._parts) if prepared is None else self.by_part(prepared)
         ready = dict(zip(map(id, self._parts), parts, strict=True))
@@ -257,31 +257,31 @@ class StepTokens(Tokens):
         return self._joined(found)
 
     def span_nll(self) -> Tensor:
-        """The teacher's likelihoods where a span begins [n, 2]."""
+        """The teacher's nll where a span begins [n, 2]."""
         with torch.no_grad():
             return self._joined([p.reading.own_of(self._asked(None)).nll() for p in self._parts])
 
     def shared_ids(self) -> tuple[Tensor, Tensor]:
-        """The student's and the teacher's ids of the same text."""
+        """Ids of the same text, the student's and the teacher's."""
         return self._parts[0].reading.own_of(self._asked(None)).shared
 
     def _known_only(self, values: Tensor, teacher: Teacher, *, own: bool = False) -> Tensor:
-        """NaN where the teacher knows nothing, so that the token is never kept."""
+        """NaN where the teacher does not cover the token, so that it is never kept."""
         if not may_skip(teacher, own=own):
             return values
         view = View(None, teacher, own and has_own_vocabulary(teacher))
         return values.masked_fill(~self.view(view), math.nan)
 
     def top(self, scores: Tensor, share: Scheduled) -> Tensor:
-        """The ceil(share x N) highest scores over all processes as a bool [n].
+        """The ceil(share * N) highest scores over all processes, bool [n].
 
-        N counts the valid tokens of the step. Ties go to the token that comes first; NaN is never
+        N is the number of valid tokens in the step. Ties go to the earlier token; NaN is never
         kept.
         """
         everyone, first = self._gather(upcast(scores))
-        # A share such as 0.55 times 100 is a hair above 55: that hair is rounding, not a token.
+        # 0.55 * 100 is slightly above 55 in floating point: without the 1e-9, ceil would give 56.
         wanted = math.ceil(value_now(share) * len(everyone) - 1e-9)
-        # NaN becomes -inf, and a true -inf the lowest finite number.
+        # NaN becomes -inf, and -inf the lowest finite number, so NaN sorts last.
         ranking = everyone.nan_to_num(nan=-math.inf).argsort(descending=True, stable=True)
         kept = torch.zeros_like(everyone, dtype=torch.bool)
         kept[ranking[:wanted]] = True
@@ -292,21 +292,21 @@ class StepTokens(Tokens):
         return here
 
     def most_kept(self, keep: Tensor) -> int | None:
-        """At most so many of this process's tokens, where `top` gave this; else None."""
+        """An upper bound of the tokens kept here if `keep` is the last `top`; else None."""
         return self._top[1] if self._top is not None and self._top[0] is keep else None
 
     def over_step(self, values: Tensor) -> Tensor:
-        """The values of all processes' tokens in the step's order [N]."""
+        """The values of the tokens of all processes, in the order of the step [N]."""
         everyone, _ = self._gather(values)
         return everyone
 
     def random(self) -> Tensor:
-        """A number in [0, 1) for each token, from seed, step and its place in the step [n]."""
+        """A uniform number in [0, 1) for each token, from seed, step, row and position [n]."""
         return self._joined([self._drawn(part.reading) for part in self._parts])
 
     def _drawn(self, reading: MicroBatch) -> Tensor:
         time = reading.batch.input_ids.shape[1]
-        # A generator for each row: what it draws for a position hangs on nothing else in the step.
+        # One generator per row: a token's number does not depend on the rest of the step.
         generators = [np.random.default_rng([self._seed, self.step, row]) for row in reading.rows]
         each = [one.random(time, dtype=np.float32) for one in generators]
         flat = np.concatenate(each) if each else np.empty(0, np.float32)
@@ -331,17 +331,17 @@ class StepTokens(Tokens):
             return self._joined([values(part) for part in self._parts])
 
     def _joined(self, values: Sequence[Tensor]) -> Tensor:
-        """Each part's values [n] in the order of the step."""
+        """The parts' values, concatenated in the order of the step [n]."""
         joined = torch.cat(list(values))
         return joined if self._order is None else joined[self._order]
 
     @property
     def parts(self) -> int:
-        """How many micro-batches they come from."""
+        """The number of micro-batches."""
         return len(self._parts)
 
     def alone(self, part: int) -> StepTokens:
-        """The tokens of one micro-batch, which rank by themselves."""
+        """The tokens of one micro-batch, for ranking within it."""
         return StepTokens(
             [self._parts[part]],
             self._student,
@@ -352,11 +352,11 @@ class StepTokens(Tokens):
         )
 
     def joined(self, values: Sequence[Tensor]) -> Tensor:
-        """Each micro-batch's values in its own order -> [n] in the order of the step."""
+        """Values of each micro-batch in its own order -> [n] in the order of the step."""
         return self._joined(values)
 
     def by_part(self, values: Tensor) -> Sequence[Tensor]:
-        """Values [n] in the order of the step, for each part in its own order."""
+        """Values [n] in the order of the step -> those of each part in its own order."""
         if self._order is not None:
             values = torch.empty_like(values).index_copy_(0, self._order, values)
         return torch.split(values, [len(part.reading.batch.valid) for part in self._parts])
@@ -373,7 +373,7 @@ def _rows_of(part: ScoredBatch) -> Tensor:
 
 
 def _order_of(parts: Sequence[ScoredBatch]) -> Tensor | None:
-    """Where in the parts, laid end to end, each token of the step stands; None: just there."""
+    """The index of each token of the step in the concatenated parts; None: identical order."""
     rows = [row for part in parts for row in part.reading.rows]
     if rows == sorted(rows):
         return None

@@ -1,6 +1,6 @@
-"""Teachers: loaded, checked against the student, and asked for logits.
+"""Teachers: loading, checks against the student, and checked reads of their outputs.
 
-Nesting teachers ask their members through here too.
+Teachers that nest others read their members through these functions too.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ if TYPE_CHECKING:
 
 
 def read(teacher: Teacher, batch: Batch) -> LogitsFn:
-    """Let a teacher read a batch, and check and cut all that it says of it.
+    """Let a teacher read a batch. Returns a function from flat positions [n] to logits.
 
-    What comes back gives logits [n, batch.vocabulary] at flat positions [n], in float32 or above.
-    A teacher that knows some ids only is refused.
+    Logits are [n, batch.vocabulary], checked, cut to the shared ids, in float32 or float64. Raises
+    UsageError for a teacher that covers only some ids.
     """
     known = _ids_known(teacher)
     if known is not None:
@@ -52,7 +52,7 @@ def read(teacher: Teacher, batch: Batch) -> LogitsFn:
 
 
 def read_outputs(teacher: Teacher, batch: Batch) -> TeacherOutputs:
-    """As `read`, for whoever can do with a teacher that knows some ids only."""
+    """As `read`, but accepts teachers that cover only some ids."""
     if not call_checked(teacher, "gives_logits", of=bool):
         raise UsageError(
             f"teacher {teacher.name!r} knows losses only and gives no logits: it can be the "
@@ -82,7 +82,7 @@ def _checked_outputs(teacher: Teacher, batch: Batch, at: TeacherOutputs) -> Teac
 def read_with_states(
     teacher: Teacher, batch: Batch, layers: Sequence[int]
 ) -> tuple[TeacherOutputs, StatesFn]:
-    """As `read_outputs`, and the hidden states of these layers, in float32 or above."""
+    """As `read_outputs`, with the hidden states of these layers, in float32 or float64."""
     _set_eval_mode(teacher)
     with _asking(teacher, "read_states", batch):
         at, states_at = teacher.read_states(batch, layers)
@@ -97,7 +97,7 @@ def read_with_states(
 
 
 def read_parts(teacher: Teacher, batch: Batch) -> PartOutputs:
-    """What losses learn from: the teacher's parts where it gives some, else as `read_outputs`."""
+    """The teacher's parts where it has some; otherwise as `read_outputs`."""
     if not call_checked(teacher, "gives_parts", of=bool):
         return read_outputs(teacher, batch)
     _set_eval_mode(teacher)
@@ -134,12 +134,12 @@ def read_nll(teacher: Teacher, batch: Batch) -> Callable[[Tensor, Tensor], Tenso
 
 
 def may_not_know(teacher: Teacher) -> bool:
-    """Whether it may know some tokens only."""
+    """Whether the teacher may cover only some tokens."""
     return not call_checked(teacher, "knows_all", of=bool)
 
 
 def known_to(teacher: Teacher, batch: Batch) -> Tensor:
-    """Which of the batch's valid tokens a teacher knows anything of, bool [valid]."""
+    """Which valid tokens of a batch a teacher covers, bool [valid]."""
     with _asking(teacher, "known", batch):
         known = teacher.known(batch)
     if known is None:
@@ -156,17 +156,17 @@ def known_to(teacher: Teacher, batch: Batch) -> Tensor:
 
 
 def may_skip(teacher: Teacher, *, own: bool) -> bool:
-    """Whether there may be tokens of which it says nothing, in the student's ids or in its own."""
+    """Whether it may not cover some tokens, over the student's ids or its own."""
     return may_not_know(teacher) or (own and has_own_vocabulary(teacher))
 
 
 def has_own_vocabulary(teacher: Teacher) -> bool:
-    """Whether its ids may be others than the student's."""
+    """Whether its ids may differ from the student's."""
     return type(teacher).own_vocabulary is not Teacher.own_vocabulary
 
 
 def own_vocabulary(teacher: Teacher, batch: Batch) -> OwnVocabulary:
-    """What a teacher says in its own ids, checked; one with the student's ids says it in these."""
+    """A teacher's outputs over its own ids, checked; these may be the student's."""
     with _asking(teacher, "own_vocabulary", batch):
         found = teacher.own_vocabulary(batch)
     if found is None:
@@ -215,7 +215,7 @@ def _ids_known(teacher: Teacher) -> int | None:
 
 @contextmanager
 def _asking(teacher: Teacher, method: str, batch: Batch, *more: Tensor) -> Iterator[None]:
-    """While it answers: without gradient, and without a change to what others will read."""
+    """Context of a call: no gradient, errors name the teacher, inputs must stay unchanged."""
     inputs = (*vars(batch).values(), *more)
     with (
         torch.no_grad(),
@@ -226,7 +226,7 @@ def _asking(teacher: Teacher, method: str, batch: Batch, *more: Tensor) -> Itera
 
 
 def _set_eval_mode(teacher: Teacher) -> None:
-    """Put the models that a teacher holds into evaluation mode, where it forgot to."""
+    """Put models in a teacher's attributes into evaluation mode, in case it did not."""
     for held in vars(teacher).values():
         module = held if isinstance(held, nn.Module) else getattr(held, "model", None)
         if isinstance(module, nn.Module) and module.training:
@@ -236,7 +236,7 @@ def _set_eval_mode(teacher: Teacher) -> None:
 def _checked(
     teacher: Teacher, method: str, found: object, shape: tuple[int, ...], batch: Batch
 ) -> Tensor:
-    """What a teacher gave, detached. A head may have more rows than there are shared ids."""
+    """A teacher's result, checked and detached. The last axis may exceed the shared ids."""
     more = " or more" if len(shape) > 1 else ""
     expected = f"floating-point numbers of shape [{', '.join(map(str, shape))}{more}]"
     if not isinstance(found, Tensor):
@@ -251,7 +251,7 @@ def _checked(
 
 
 def _checked_coarse(teacher: Teacher, found: object, positions: int, batch: Batch) -> SparseLogits:
-    """The same of a teacher that knows some ids only."""
+    """The same for a teacher that covers only some ids."""
     if not isinstance(found, SparseLogits):
         raise _broken(teacher, "read", type(found).__name__, "a SparseLogits")
     ids, logs, tempered = found
@@ -275,7 +275,7 @@ def _broken(teacher: Teacher, method: str, found: str, expected: str) -> PluginE
 
 
 def load_teacher(run: Run, component: Component) -> None:
-    """Load a teacher, or those in a selection, and all nested ones, as before a run.
+    """Load a teacher, or the teachers in a selection, with all nested ones, as a run does.
 
     For teachers that load their members themselves (`loads_members`), and for opened runs.
     """
@@ -283,12 +283,12 @@ def load_teacher(run: Run, component: Component) -> None:
 
 
 def numbered(teachers: Sequence[Teacher]) -> dict[str, Teacher]:
-    """The teachers by what errors call them."""
+    """The teachers by their names in errors."""
     return {f"teacher {each.name!r} ({n})": each for n, each in enumerate(teachers, 1)}
 
 
 def check_positions(teachers: Sequence[Teacher], device: torch.device, block: int) -> None:
-    """Refuse rows that are longer than the positions of a teacher reach."""
+    """Raise RunError if rows are longer than a teacher's maximum sequence length."""
     for name, config in _configs(teachers, device).items():
         reach = getattr(config, "max_position_embeddings", None)
         if reach is not None and block > reach:
@@ -299,7 +299,7 @@ def check_positions(teachers: Sequence[Teacher], device: torch.device, block: in
 
 
 def head_sizes(teachers: Sequence[Teacher], device: torch.device) -> Mapping[str, int]:
-    """The rows of the teachers' heads, where their configs say."""
+    """The vocabulary sizes of the teachers' heads, where their configs give them."""
     widths = {
         name: getattr(config, "vocab_size", None)
         for name, config in _configs(teachers, device).items()
@@ -319,12 +319,12 @@ def _configs(teachers: Sequence[Teacher], device: torch.device) -> Mapping[str, 
 
 
 def teachers_in(components: Iterable[Component]) -> list[Teacher]:
-    """The teachers among components, in their order."""
+    """The teachers among components, in order."""
     return [one for one in components if isinstance(one, Teacher)]
 
 
 def reading_our_ids(components: Iterable[Component]) -> list[Teacher]:
-    """The teachers among components that read the student's ids, in their order."""
+    """The teachers among components that read the student's ids, in order."""
     teachers = teachers_in(components)
     others = {
         id(nested)
@@ -337,7 +337,7 @@ def reading_our_ids(components: Iterable[Component]) -> list[Teacher]:
 
 
 def load_teachers(run: Run, components: Iterable[Component]) -> None:
-    """Load every teacher, nested ones too, but for those that a teacher loads itself if it must."""
+    """Load all teachers, nested ones included, except those that another teacher loads itself."""
     teachers = teachers_in(components)
     theirs = {
         id(nested)

@@ -1,10 +1,10 @@
-"""Discovery of plugins: entry points and files, and what shadows them.
+"""Plugin discovery: entry points and files, and modules that shadow them.
 
-Nothing is imported here before somebody calls `load`.
+Imports nothing until `load` is called.
 
-Modules at the top level share one namespace: a file of the same name in the current folder, or in
-another distribution, silently takes the place of the right one. Editable installs record their
-folder instead of their files, so that there only a file outside this folder is noticed.
+Top-level modules share one namespace: a file of the same name in the current folder, or in another
+distribution, silently replaces the right one. Editable installs record their folder instead of
+their files, so that only a file outside that folder is noticed.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from urllib.parse import urlsplit
 
 from kdcore.errors import UsageError
 
-OWN = "kdcore"  # this distribution; also the entry-point group, and the prefix of every hook
+OWN = "kdcore"  # this distribution; also the entry-point group and the prefix of every hook
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A plugin that could be loaded. `version` is empty where `distribution` is a file's path."""
+    """A plugin that can be loaded. `version` is empty if `distribution` is the path of a file."""
 
     name: str
     distribution: str
@@ -40,7 +40,7 @@ class Candidate:
 
 
 def candidates(files: Iterable[str | Path] = ()) -> Iterator[Candidate]:
-    """Every installed plugin, kdcore's own first, then the files; no two share a name."""
+    """All installed plugins, kdcore's own first, then files. Names are unique."""
     taken: set[str] = set()
     installed = (_from_entry_point(point) for point in sorted_entry_points(OWN))
     for candidate in (*installed, *_from_files(files)):
@@ -52,7 +52,7 @@ def candidates(files: Iterable[str | Path] = ()) -> Iterator[Candidate]:
 
 
 def commands() -> Mapping[str, EntryPoint]:
-    """The verbs that installed distributions bring, by name; kdcore's own win over others."""
+    """The commands of installed distributions, by name; kdcore's own take precedence."""
     found: dict[str, EntryPoint] = {}
     for point in sorted_entry_points("kdcore.commands"):
         found.setdefault(point.name, point)
@@ -60,7 +60,7 @@ def commands() -> Mapping[str, EntryPoint]:
 
 
 def sorted_entry_points(group: str) -> list[EntryPoint]:
-    """The group's entry points in an order that does not depend on `sys.path`: kdcore's first."""
+    """The group's entry points in an order independent of `sys.path`: kdcore's first."""
 
     def place(point: EntryPoint) -> tuple[bool, str, str]:
         distribution, _ = _owner(point)
@@ -74,7 +74,7 @@ def _from_entry_point(point: EntryPoint) -> Candidate:
 
 
 def _owner(point: EntryPoint) -> tuple[str, str]:
-    """Distribution and version; of a half removed one, whose metadata is gone, nothing."""
+    """Distribution and version; empty for a partly removed one without metadata."""
     try:
         name, version = (point.dist.name, point.dist.version) if point.dist else (None, None)
     except Exception:  # newer Pythons raise; one such must not hide the others
@@ -92,7 +92,7 @@ def _from_files(files: Iterable[str | Path]) -> Iterator[Candidate]:
         if path not in seen:
             seen.add(path)
             module_name = _module_name(path)
-            name = path.stem.removeprefix("kdcore_") or path.stem  # as an entry point would
+            name = path.stem.removeprefix("kdcore_") or path.stem  # as for an entry point
             yield Candidate(name, str(typed), "", module_name, _loader(path, module_name))
 
 
@@ -108,7 +108,7 @@ def _no_such_file(typed: str, path: Path) -> str:
 
 
 def _module_name(path: Path) -> str:
-    """A name that no import finds by accident, so that a file named random.py harms nobody."""
+    """A name that no import finds by accident, so a plugin file named random.py is harmless."""
     return f"kdcore_plugin_file_{path.stem}_{sha256(str(path).encode()).hexdigest()[:8]}"
 
 
@@ -118,7 +118,7 @@ def _loader(path: Path, module_name: str) -> Callable[[], ModuleType]:
         if spec is None or spec.loader is None:
             raise ImportError(f"{path.name} is not a Python file: its name does not end in .py")
         module = module_from_spec(spec)
-        # pydantic looks the annotations of a class up in the module that sys.modules holds.
+        # pydantic looks up a class's annotations in its module in sys.modules.
         sys.modules[module_name] = module
         try:
             spec.loader.exec_module(module)
@@ -131,14 +131,14 @@ def _loader(path: Path, module_name: str) -> Callable[[], ModuleType]:
 
 
 def reserved_modules() -> frozenset[str]:
-    """The top-level modules that kdcore's own plugins and verbs are made of."""
+    """The top-level modules of kdcore's own plugins and commands."""
     points = [*sorted_entry_points(OWN), *sorted_entry_points("kdcore.commands")]
     own = (point for point in points if point.dist is not None and point.dist.name == OWN)
     return frozenset({OWN, *(point.value.split(":")[0].split(".")[0] for point in own)})
 
 
 def shadow_note(module_name: str, file: Path, distribution: Distribution) -> str | None:
-    """What to tell the user where `file` is not the distribution's own module; else None."""
+    """A note if `file` is not the distribution's own module; else None."""
     if _is_own(module_name, file, distribution):
         return None
     top = module_name.partition(".")[0]
@@ -157,14 +157,14 @@ def _is_own(module_name: str, file: Path, distribution: Distribution) -> bool:
     for recorded in distribution.files or ():
         if str(recorded) in (f"{stem}.py", f"{stem}/__init__.py"):
             return _is_same(recorded, file, distribution)
-    # Without a record (compiled modules, system packages) there is nothing to compare with.
+    # Without a record (compiled modules, system packages) there is nothing to compare.
     return True
 
 
 def _is_same(recorded: PackagePath, file: Path, distribution: Distribution) -> bool:
     if Path(str(distribution.locate_file(recorded))).resolve() != file.resolve():
         return False
-    # Another distribution may have been installed over it, in the same place.
+    # Another distribution may have been installed over it.
     if recorded.hash is None or recorded.hash.mode != "sha256":
         return True
     digest = urlsafe_b64encode(sha256(file.read_bytes()).digest()).rstrip(b"=")
@@ -173,7 +173,7 @@ def _is_same(recorded: PackagePath, file: Path, distribution: Distribution) -> b
 
 def _editable_folder(distribution: Distribution) -> Path | None:
     import json
-    from urllib.request import url2pathname  # it brings http and ssl, and --help waits for them
+    from urllib.request import url2pathname  # imports http and ssl, which would slow down --help
 
     text = distribution.read_text("direct_url.json")
     source = json.loads(text) if text else {}

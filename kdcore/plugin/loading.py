@@ -1,4 +1,4 @@
-"""Loading one plugin, and the requirements of a recipe."""
+"""Loading of a plugin, and the `requires` of a recipe."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ _log = logging.getLogger("kdcore")
 
 @dataclass(eq=False)
 class Plugin:
-    """What is known of one plugin. One that is blocked or broken takes part in nothing."""
+    """A plugin's status and content. Blocked and broken ones are not registered."""
 
-    name: str  # what `-p no:NAME` blocks
+    name: str  # for `-p no:NAME`
     distribution: str  # or the file as typed
     version: str  # empty for a file
     module_name: str
     hooks: tuple[str, ...] = ()
     components: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # names by kind
-    broken: str | None = None  # the cause
-    note: str | None = None  # what its author or user should know
+    broken: str | None = None  # the reason
+    note: str | None = None  # for its author or user
     blocked: bool = False
 
     @classmethod
     def of(cls, candidate: Candidate, *, blocked: bool = False) -> Plugin:
-        """The plugin before it is loaded."""
+        """The plugin before loading."""
         place = (candidate.name, candidate.distribution, candidate.version, candidate.module_name)
         return cls(*place, blocked=blocked)
 
@@ -62,7 +62,7 @@ class Plugin:
 
     @property
     def origin(self) -> str:
-        """Distribution and version, or the file: where a person would look for it."""
+        """Distribution and version, or the file."""
         return f"{self.distribution} {self.version}".strip()
 
     def __str__(self) -> str:
@@ -71,7 +71,7 @@ class Plugin:
 
 @dataclass(frozen=True, eq=False)
 class Loaded:
-    """A plugin, and where it is not broken its module and the classes that it brings, by kind."""
+    """A plugin with its module and its component classes by kind, unless broken."""
 
     plugin: Plugin
     module: ModuleType | None = None
@@ -79,14 +79,14 @@ class Loaded:
 
 
 class _BrokenError(Exception):
-    """A plugin does not keep the contract; the text says how."""
+    """A plugin breaks the contract; the text says how."""
 
 
 def load(candidate: Candidate) -> Loaded:
-    """Import a plugin and ask it for its components. Any failure becomes `plugin.broken`."""
+    """Import a plugin and collect its components. Any failure becomes `plugin.broken`."""
     plugin = Plugin.of(candidate)
     try:
-        # What a plugin prints must not end up in the output of `--json`.
+        # Output of plugins must not end up in that of `--json`.
         with redirect_stdout(sys.stderr):
             plugin.add_notes(_installation_notes(candidate))
             return _checked(candidate, plugin)
@@ -114,7 +114,7 @@ def _checked(candidate: Candidate, plugin: Plugin) -> Loaded:
 
 @contextmanager
 def _old_names_of(plugin: Plugin) -> Iterator[None]:
-    """Tell which plugin uses public names of kdcore that have changed."""
+    """Note the use of renamed public names of kdcore."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", DeprecationWarning)
         yield
@@ -127,7 +127,7 @@ def _old_names_of(plugin: Plugin) -> Iterator[None]:
 
 
 def _ask(module: ModuleType, hook: str, kind: str) -> Sequence[type[Component]]:
-    """What the module's hook hands over, checked class by class."""
+    """The result of a provider hook, validated class by class."""
     given = getattr(module, hook)()
     if not isinstance(given, Sequence) or isinstance(given, str):
         raise _BrokenError(f"{hook} returned {given!r}, not a sequence of classes")
@@ -152,7 +152,7 @@ def _insist(faults: Iterable[str]) -> None:
 
 
 def _installation_notes(candidate: Candidate) -> Iterator[str]:
-    """Told before the import, which may fail for just this reason."""
+    """Notes before the import, which may fail for the same reason."""
     if candidate.entry_point is None or candidate.entry_point.dist is None:
         return
     top = candidate.entry_point.module.partition(".")[0]
@@ -166,7 +166,7 @@ def _installation_notes(candidate: Candidate) -> Iterator[str]:
 
 
 def _cause(error: BaseException) -> str:
-    """The error on one line, with the last place that is neither Python's nor this package's."""
+    """The error on one line, with the last frame outside Python and this package."""
     if isinstance(error, _BrokenError):
         return str(error)
     said = f"{type(error).__name__}: {' '.join(str(error).split())}"
@@ -179,7 +179,7 @@ def _cause(error: BaseException) -> str:
 
 
 def check_requirements(requires: Iterable[str]) -> list[str]:
-    """What is missing of `["kdcore>=0.2", "kdcore-alpha"]`: one message for each that is unmet."""
+    """Unmet requirements among `["kdcore>=0.2", "kdcore-alpha"]`, one message each."""
     messages = []
     for text in requires:
         try:
@@ -193,7 +193,7 @@ def check_requirements(requires: Iterable[str]) -> list[str]:
 
 
 def own_version_notes(plugin: Distribution) -> Sequence[str]:
-    """What to tell about a plugin whose distribution asks for another version of kdcore."""
+    """Notes on a plugin whose distribution requires another version of kdcore."""
     try:
         requirements = [Requirement(text) for text in plugin.requires or ()]
     except InvalidRequirement:
@@ -217,7 +217,7 @@ def _unmet(requirement: Requirement, extra: str = "") -> Sequence[str]:
 
 
 def _extra(requirement: Requirement, extra: str) -> list[str]:
-    """The unmet requirements of one extra, such as `kdcore[lora]`."""
+    """The unmet requirements of an extra, such as `kdcore[lora]`."""
     needed = [Requirement(text) for text in requires_of(requirement.name) or ()]
     only_here = [each for each in needed if each.marker and not each.marker.evaluate({"extra": ""})]
     return [message for each in only_here for message in _unmet(each, extra)]

@@ -1,4 +1,4 @@
-"""The plugin manager: the registry of components, and dispatch of hooks."""
+"""The plugin manager: component registry and hook dispatch."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ log = logging.getLogger("kdcore")
 
 
 class Events:
-    """Calls implementations one at a time, so that one can be switched off and faults have a name.
+    """Dispatches events one implementation at a time, so that errors name theirs.
 
-    `describe` says in words whose implementation a module or component is.
+    `describe` puts a module or component into words.
     """
 
     def __init__(self, describe: Callable[[object], str]) -> None:
@@ -43,18 +43,18 @@ class Events:
         self._describe = describe
 
     def add(self, module: object, name: str) -> None:
-        """Register the hooks of a plugin under its name; ValueError if it is registered already."""
+        """Register the hooks of a plugin under its name. ValueError if it is registered already."""
         self._manager.register(module, name)
 
     def remove(self, module: object) -> None:
-        """Unregister a plugin or a component; nothing where it is not registered."""
+        """Unregister a plugin or component, if registered."""
         if self._manager.get_name(module) is not None:
             self._manager.unregister(module)
 
     @contextmanager
     def listening(self, components: Iterable[Component]) -> Iterator[None]:
-        """Call these instances too until the block ends: in their order, before the modules."""
-        # pluggy calls the latest first. The same instance may stand in a recipe at two places.
+        """Also call these instances inside the block: in their order, before modules."""
+        # pluggy calls the latest first. The same instance may be at two places of a recipe.
         wanted = reversed(list({id(each): each for each in components}.values()))
         added = [each for each in wanted if self._manager.get_name(each) is None]
         try:
@@ -66,13 +66,12 @@ class Events:
                 self.remove(component)
 
     def emit(self, hook: str, arguments: dict[str, object]) -> None:
-        """Call every implementation, also after one has failed; then raise the first failure.
+        """Call every implementation, even after one has failed; then raise the first error.
 
-        A component of the kind Logger that raises is unregistered with one warning instead. Its
-        RunError ends the run.
+        A logger that raises is unregistered with one warning instead; its RunError ends the run.
         """
         failures: list[KdcoreError] = []
-        # One listener must not change what the next one hears.
+        # A listener must not change what the next one gets.
         arguments = {
             name: MappingProxyType(value) if isinstance(value, dict) else value
             for name, value in arguments.items()
@@ -93,7 +92,7 @@ class Events:
         self, hook: str, plugin: object, error: Exception | SystemExit
     ) -> list[KdcoreError]:
         said = f"{type(error).__name__}: {error}"
-        # A full disk is no logger's fault, and the run's record would be lost.
+        # A full disk is not the logger's error, and the record would be lost.
         if isinstance(plugin, Logger) and not isinstance(error, RunError) and not is_full(error):
             self.remove(plugin)
             log.warning("%s raised in %s and is off now: %s", self._describe(plugin), hook, said)
@@ -107,14 +106,14 @@ class Events:
 
 @dataclass(frozen=True)
 class Provided:
-    """A component class and the plugin that brings it."""
+    """A component class and the plugin that provides it."""
 
     cls: type[Component]
     plugin: Plugin
 
 
 class PluginManager:
-    """Every plugin, loaded one by one: what is wrong with one is told and harms no other.
+    """All plugins, loaded one by one: errors in one are reported and do not affect others.
 
     `off` blocks plugins by name. `files` adds plugin files, which must exist and load.
     """
@@ -122,7 +121,7 @@ class PluginManager:
     def __init__(self, off: Iterable[str] = (), files: Iterable[str | Path] = ()) -> None:
         self.plugins: list[Plugin] = []
         self._found: dict[str, dict[str, list[Provided]]] = {kind: {} for kind in KINDS}
-        self._owners: dict[object, Plugin] = {}  # of modules and of component classes
+        self._owners: dict[object, Plugin] = {}  # of modules and component classes
         self._events = Events(self.describe)
         blocked = tuple(off)
         for candidate in candidates(files):
@@ -131,15 +130,15 @@ class PluginManager:
         self._warn_of_unknown(blocked)
 
     def provided(self, kind: str) -> Mapping[str, Provided]:
-        """The components of a kind by name, without the names that several plugins bring."""
+        """The components of a kind by name, without names that several plugins provide."""
         return {name: each[0] for name, each in self._found[kind].items() if len(each) == 1}
 
     def conflicts(self, kind: str) -> Mapping[str, Sequence[Provided]]:
-        """The names of a kind that several plugins bring, each with all who bring it."""
+        """The names of a kind that several plugins provide, with all providers."""
         return {name: tuple(each) for name, each in self._found[kind].items() if len(each) > 1}
 
     def why_missing(self, kind: str, name: str) -> str:
-        """Why `provided(kind)` lacks this name, and what to type; for a fault of a recipe."""
+        """Why `provided(kind)` lacks this name, and what to type; for recipe errors."""
         rivals = self.conflicts(kind).get(name)
         if rivals:
             plugins = " and ".join(str(each.plugin) for each in rivals)
@@ -150,15 +149,15 @@ class PluginManager:
         return ". ".join(sentences).replace("?.", "?")
 
     def emit(self, hook: str, /, **arguments: object) -> None:
-        """Tell an event to all who listen: `host.emit("kdcore_log", run=run, record=record)`.
+        """Dispatch an event: `host.emit("kdcore_log", run=run, record=record)`.
 
-        A logger that raises anything but RunError is switched off for the rest of the run, with one
-        warning. What others raise becomes a PluginError, raised once everybody has been called.
+        A logger that raises anything but RunError is disabled for the rest of the run, with one
+        warning. Other errors become a PluginError, raised after all implementations were called.
         """
         self._events.emit(hook, arguments)
 
     def listening(self, components: Iterable[Component]) -> AbstractContextManager[None]:
-        """Let component instances hear events until the block ends; list nested ones too."""
+        """Let component instances receive events inside the block; list nested ones too."""
         return self._events.listening(components)
 
     def describe(self, plugin: object) -> str:
@@ -192,7 +191,7 @@ class PluginManager:
             self._found[kind].setdefault(cls.name, []).append(Provided(cls, plugin))
 
     def _nearest(self, kind: str, name: str) -> str:
-        """A suggestion; else the kinds that do have the name; else the names there are."""
+        """A suggestion; else the kinds that have the name; else all names."""
         names = sorted(self._found[kind])
         others = [other for other in KINDS if name in self._found[other]]
         if others:
@@ -214,7 +213,7 @@ class PluginManager:
 
 
 def _why_absent(plugin: Plugin, kind: str) -> str:
-    """What keeps a plugin from bringing a component of this kind, if anything does."""
+    """Why a plugin does not provide a component of this kind, if something prevents it."""
     said = str(plugin)[0].upper() + str(plugin)[1:]
     if plugin.blocked:
         return f"{said} is blocked"

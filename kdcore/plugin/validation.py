@@ -1,4 +1,4 @@
-"""What a plugin and its components have to be, told fault by fault; nothing is registered here."""
+"""Validation of plugins and components; registers nothing."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
 def hook_names(plugin: object) -> tuple[str, ...]:
-    """The hooks that a module, a class or an instance implements, known or not."""
+    """The hooks that a module, class or instance implements, known or not."""
     return tuple(name for name, _ in _implementations(plugin))
 
 
 def hook_errors(plugin: object, allowed: Iterable[str]) -> Iterator[str]:
-    """What is wrong with the hooks of a plugin, or of a component's class."""
+    """Errors in the hooks of a plugin or component class."""
     allowed = frozenset(allowed)
     what = "event hook" if allowed == EVENTS else "hook"
     for name, implementation in _implementations(plugin):
@@ -60,7 +60,7 @@ def hook_errors(plugin: object, allowed: Iterable[str]) -> Iterator[str]:
 
 
 def forgotten_hooks(plugin: object) -> Iterator[str]:
-    """A note on every function that is named like a hook and lacks `@hookimpl`."""
+    """A note on every function that has a hook's name but lacks `@hookimpl`."""
     marked = hook_names(plugin)
     allowed = EVENTS if inspect.isclass(plugin) else frozenset(_ARGUMENTS)
     for name, _ in inspect.getmembers_static(plugin, lambda value: _is_own(value, plugin)):
@@ -70,7 +70,7 @@ def forgotten_hooks(plugin: object) -> Iterator[str]:
 
 
 def component_errors(kind: str, component: object) -> Iterator[str]:
-    """What is wrong with something that the hook of `kind` handed over."""
+    """Errors in a component class returned by the hook of `kind`."""
     base = KINDS[kind]
     if not inspect.isclass(component) or not issubclass(component, base) or component is base:
         yield f"{component!r} is not a class of the kind {base.__name__}"
@@ -91,14 +91,14 @@ def component_errors(kind: str, component: object) -> Iterator[str]:
 
 
 def _fields(component: type[Component]) -> Mapping[str, Any]:
-    """pydantic's fields of a component: its options, by name."""
-    made = cast(Any, component)  # `component` adds what the type checker cannot see
-    rebuild_dataclass(made, raise_errors=False)  # a type may stand below the class in its module
+    """The pydantic fields of a component: its options, by name."""
+    made = cast(Any, component)  # `component` adds attributes that the type checker cannot see
+    rebuild_dataclass(made, raise_errors=False)  # a type may be defined after the class
     fields: Mapping[str, Any] = made.__pydantic_fields__
     return fields
 
 
-_OLDER = {("data", "documents")}  # options of earlier versions' plugins, which the engine knows
+_OLDER = {("data", "documents")}  # options of plugins for earlier versions
 
 
 def _option_faults(kind: str, component: type[Component]) -> Iterator[str]:
@@ -122,7 +122,7 @@ def _spell(annotation: object) -> str:
 
 
 def _is_own(value: object, plugin: object) -> bool:
-    """Whether it is a function that was written in this module or class, not imported."""
+    """Whether a function is defined in this module or class, not imported."""
     if not isinstance(value, FunctionType):
         return False
     return not isinstance(plugin, ModuleType) or value.__module__ == plugin.__name__
@@ -133,7 +133,7 @@ def _call(plugin: object, name: str) -> str:
 
 
 def _implementations(plugin: object) -> Sequence[tuple[str, pluggy.HookImpl]]:
-    """Everything under `@hookimpl`. A manager without specs takes it as it is."""
+    """Everything under `@hookimpl`; a manager without specs accepts any name."""
     manager = pluggy.PluginManager("kdcore")
     manager.register(plugin, name="plugin")
     callers = manager.get_hookcallers(plugin) or ()

@@ -54,11 +54,11 @@ if TYPE_CHECKING:
 
 _Kind = TypeVar("_Kind", bound=Component)
 _Options = TypeVar("_Options")
-_LARGEST_SEED = 2**32 - 1  # NumPy takes no larger one
+_LARGEST_SEED = 2**32 - 1  # NumPy's limit
 
 
 class Assembly:
-    """One stage being put together. What could not be built is None, and told in `faults`."""
+    """A stage being assembled. Parts that could not be built are None, and reported in `faults`."""
 
     def __init__(self, table: Node, title: str, host: PluginManager) -> None:
         self.table = table
@@ -152,12 +152,12 @@ class Assembly:
         return made if isinstance(made, base) else None
 
     def _list(self, base: type[_Kind], key: str) -> list[_Kind]:
-        """What could be built of a list."""
+        """The items of a list that could be built."""
         built = [self._built(base, key, item) for item in self.lists.get(key, ())]
         return [made for made in built if made is not None]
 
     def _engine_keys(self, cls: type[_Options], kind: str, table: Node | None) -> _Options | None:
-        """The engine's options in a component's table, or its defaults without one."""
+        """The engine's options in a component's table, or their defaults without one."""
         given = table.table if table is not None else {}
         own = {key: value for key, value in given.items() if key in ENGINE_KEYS[kind]}
         return self.builder.options(cls, (table or self.table).with_children(own), f"the {kind}")
@@ -175,7 +175,7 @@ class Assembly:
         return terms
 
     def _always(self, base: type[_Kind], kind: str) -> list[_Kind]:
-        """Those of a kind that every run has, where the recipe does not name them itself."""
+        """Components of a kind that every run has, unless the recipe names them."""
         key = next(key for key, each in KINDS_OF_TABLES.items() if each == kind)
         named = {item.use for item in self.lists.get(key, ())}
         wanted = [
@@ -199,7 +199,7 @@ class Assembly:
         return self._built(Data, "data", table) or own
 
     def _ask_components(self, stage: Stage) -> None:
-        """Components may object to the recipe that they find themselves in."""
+        """Collect components' objections to their recipe."""
         for component, table in self.builder.places:
             self.faults += [
                 table.fault(said) for said in call_checked_list(component, "faults", stage)
@@ -210,9 +210,9 @@ class Assembly:
 def assemble(
     table: Node, names: tuple[str, str], tokenizer_data: Node | None, host: PluginManager
 ) -> tuple[Stage | None, Collection[Fault], Collection[Fault]]:
-    """The stage of these names (of the stage, and of its run), or every fault of its table.
+    """The stage with these names (of the stage, and of its run), or all errors of its table.
 
-    Last comes what its components read and do not find.
+    The last item lists missing files of its components.
     """
     name, run_name = names
     assembly = Assembly(table, f"the stage {name!r}" if name else "this recipe", host)
@@ -229,7 +229,7 @@ _NEEDED = {
 
 
 def shape_faults(table: Node, title: str) -> Iterator[Fault]:
-    """Keys that nobody knows, tables that are missing, and lists in place of tables."""
+    """Unknown keys, missing tables, and lists in place of tables."""
     for key, value in table.table.items():
         if key in AT_TOP:
             yield value.fault(f"{key} stands at the top level of the recipe, not in a stage")
@@ -255,7 +255,7 @@ def _what(value: Node) -> str:
 
 
 def rules_between(stage: Assembly) -> Iterator[Fault]:
-    """Every rule that is broken, as far as it can be told."""
+    """All broken rules, as far as they can be checked."""
     yield from _one_of_rivals(stage)
     yield from _documents_in_chunks(stage)
     yield from _mode_of_nothing(stage)
@@ -294,7 +294,7 @@ def _mode_of_nothing(stage: Assembly) -> Iterator[Fault]:
 
 
 def _documents_in_chunks(stage: Assembly) -> Iterator[Fault]:
-    """Rows that are cut across documents hold none whole."""
+    """Rows that are cut across documents contain no whole documents."""
     train, data = stage.tables.get("train"), stage.data
     if train and "batch_documents" in train.table and data is not None and data.rows == "chunk":
         said = 'batch_documents counts documents, and [data] rows = "chunk" cuts across them'
@@ -337,7 +337,7 @@ def _teacher_and_its_users(stage: Assembly) -> Iterator[Fault]:
 
 
 def _columns_of_data(stage: Assembly) -> Iterator[Fault]:
-    """Columns that data says none of its documents has."""
+    """Columns that the data does not provide."""
     if stage.data is None:
         return
     known = call_checked(stage.data, "column_names", of=(Sequence, type(None)))

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
 
 Errors = Sequence[Mapping[str, Any]]
-_UNBUILT = object()  # stands for a nested component whose faults were told
-_LONGEST = 60  # characters of a value that a message shows
+_UNBUILT = object()  # a nested component whose errors were reported
+_LONGEST = 60  # characters of a value shown in a message
 _SHORTER = {"greater than or equal to": "at least", "less than or equal to": "at most"}
 
 
@@ -45,12 +45,12 @@ def validation_errors(
     what: str,
     without: Collection[str] = (),
 ) -> Iterator[Fault]:
-    """A fault for each value that is wrong; `without` are options that were told of before."""
+    """An error for each invalid value; `without` lists options that were reported before."""
     by_path: dict[KeyPath, list[Mapping[str, Any]]] = {}
     for each in error.errors(include_url=False):
         if each["loc"] and each["loc"][0] in without:
             continue
-        # Behind the path, pydantic names the alternatives of a union.
+        # After the path, pydantic names the members of a union.
         path = each["loc"] if each["type"] == "missing" else table.reach(each["loc"])[1]
         by_path.setdefault(path, []).append(each)
     for path, errors in by_path.items():
@@ -62,7 +62,7 @@ def validation_errors(
 
 def _complaint(value: Node, path: KeyPath, errors: Errors, types: Mapping[str, Any]) -> Fault:
     label = ".".join(str(part + 1 if isinstance(part, int) else part) for part in path)
-    # A number that is out of range says more than "not one of the texts of the union" does.
+    # An out-of-range number is more informative than "not one of the literals of the union".
     range_errors = [each for each in errors if not _is_of_type(each["type"])]
     if range_errors:
         return value.fault(_of_range(range_errors[0], label, value))
@@ -95,7 +95,7 @@ def _of_range(error: Mapping[str, Any], label: str, value: Node) -> str:
 
 
 def _unquoted(plain: object, annotation: Any) -> str:
-    """The way out where a number or truth value stands in quotes."""
+    """A hint for a number or boolean in quotes."""
     if not isinstance(plain, str) or str in members(annotation):
         return ""
     try:
@@ -107,7 +107,7 @@ def _unquoted(plain: object, annotation: Any) -> str:
 
 
 def shown(value: object) -> str:
-    """A value as TOML spells it, cut to a readable length."""
+    """A value in TOML syntax, cut to a readable length."""
     if isinstance(value, dict):
         return "a table"
     if isinstance(value, bool | str):
@@ -123,17 +123,17 @@ _Options = TypeVar("_Options")
 
 
 class Builder:
-    """Builds what tables describe, and gathers every fault."""
+    """Builds components from tables, and collects all errors."""
 
     def __init__(self, host: PluginManager, faults: list[Fault]) -> None:
         self.host = host
         self.faults = faults
-        self.places: list[tuple[Component, Node]] = []  # everything built, and from where
+        self.places: list[tuple[Component, Node]] = []  # all built components, and their tables
 
     def component(
         self, kind: str, table: Node, engine_keys: Collection[str] = ()
     ) -> Component | None:
-        """The component that a table names, or None and faults. `engine_keys` are not its own."""
+        """The component that a table names, or None and errors. `engine_keys` are not its own."""
         if not table.is_table or "use" not in table.table:
             self.faults.append(self._nameless(kind, table))
             return None
@@ -151,7 +151,7 @@ class Builder:
     def options(
         self, cls: type[_Options], table: Node, what: str, engine_keys: Collection[str] = ()
     ) -> _Options | None:
-        """An instance with the options of a table, or None and faults."""
+        """An instance with the options of a table, or None and errors."""
         types, inside = option_types(cls), beside(cls)
         for key in [key for key in inside if key in table.table]:
             said = f"{key} belongs in the tables of {inside[key]}, not next to them"
@@ -167,12 +167,12 @@ class Builder:
         try:
             made = cls(**{key: value for key, value in given.items() if value is not _UNBUILT})
         except ValidationError as error:
-            # Told of already: the one that is missing is the one that was spelt wrongly.
+            # Reported before: the missing option is the misspelt one.
             misspelt = [near for key in unknown for near in get_close_matches(key, types, n=1)]
             misspelt += [found[0] for key in unknown if (found := ours(key))]
             self.faults += validation_errors(error, table, types, what, [*unbuilt, *misspelt])
             return None
-        except UsageError as error:  # from a component that checks its options together
+        except UsageError as error:  # from a component that validates its options together
             self.faults.append(table.fault(str(error)))
             return None
         except (Exception, SystemExit) as error:
@@ -220,7 +220,7 @@ class Builder:
 
 
 def _lifted(table: Node, inside: Mapping[str, str]) -> Node:
-    """The table with options of its own that stand in the tables nested in another."""
+    """The table with options added that the recipe writes into nested tables."""
     children = dict(table.table)
     for key, option in inside.items():
         nested = children.get(option)
@@ -245,7 +245,7 @@ def _lifted(table: Node, inside: Mapping[str, str]) -> Node:
 
 
 def _unknown(key: str, what: str, known: Collection[str]) -> tuple[str, str]:
-    """Message and hint for a key that nobody knows."""
+    """Message and hint for an unknown key."""
     near = did_you_mean(key, known)
     if (found := ours(key)) and found[0] in known and (key in WORDS or not near):
         return f"{what} has no option {key!r}: here it is {found[0]!r}", found[1]

@@ -1,9 +1,9 @@
-"""What a recipe trains, as a formula, and with every default filled in.
+"""A recipe's objective as a formula, and the recipe with all defaults.
 
 `p(T)` and `q(T)` are teacher's and student's distributions at temperature T, `y` is the label, and
 `mean_all`, `mean_kept` and `mean_dropped` average over those tokens of the whole optimizer step.
-`done` is the share of the run that is over. Every factor is written out: nothing multiplies a term
-that is not in the formula.
+`done` is the share of the run that is complete. Every factor is explicit: no term has a factor that
+is missing from the formula.
 """
 
 from __future__ import annotations
@@ -44,27 +44,27 @@ _SYMBOLS: Mapping[str, tuple[str, str]] = {
     "TV": ("TV(a, b)", "half the sum of abs(a - b) over the vocabulary"),
     "sum": ("sum", "the sum over the vocabulary"),
 }
-"""Name in a formula -> how it is written, and what it stands for."""
+"""Name in a formula -> its notation and its meaning."""
 
 _STATES: Mapping[str, tuple[str, str]] = {
     "h": ("h(i)", "the student's hidden state i: 0 the embeddings, -1 behind the last norm"),
     "g": ("g(i)", "the teacher's hidden state i"),
     "W": ("W(a)", "a matrix that is learned for each pair of layers, times a"),
 }
-"""The same in formulas of losses that compare hidden states."""
+"""The same for losses on hidden states."""
 
 _COLUMN = "a column of the document of the token that is predicted"
 
-_PLAIN = ("min", "max", "abs", "log", "exp")  # what needs no explanation
+_PLAIN = ("min", "max", "abs", "log", "exp")  # functions that need no explanation
 
 
 def objective_formula(
     terms: Sequence[Term], *, selects: bool, teacher: Teacher | None = None
 ) -> str:
-    """The whole objective, one term a line.
+    """The whole objective, one term per line.
 
-    Where the teacher knows k ids only, `p_k` and `q_k` are the distributions over these and all
-    others as one.
+    If the teacher covers only k ids, `p_k` and `q_k` are the distributions over these and one
+    bucket of all others.
     """
     known = _known(teacher)
     each = (f"{_weight(term.weight)} * {_mean(term, selects, known)}" for term in terms)
@@ -74,9 +74,9 @@ def objective_formula(
 def symbols_of(
     terms: Sequence[Term], *, selects: bool, teacher: Teacher | None = None
 ) -> list[tuple[str, str]]:
-    """The symbols of the objective in order of appearance, each with its meaning in words.
+    """The symbols of the objective in order of appearance, with their meaning in words.
 
-    A function that only some loss knows is explained by the first line of the loss's docstring.
+    Functions that only a loss knows are explained by the first line of its docstring.
     """
     known = {**_SYMBOLS, **_coarse_symbols(teacher, terms)}
     found: dict[str, tuple[str, str]] = {}
@@ -92,7 +92,7 @@ def symbols_of(
 
 
 def _coarse_symbols(teacher: Teacher | None, terms: Sequence[Term]) -> dict[str, tuple[str, str]]:
-    """What the distributions over some ids and the others as one are called, and are."""
+    """Notation and meaning of distributions with a bucket of other ids."""
     if teacher is None or (k := _known(teacher)) is None:
         return {}
     p, q = f"p_{k}", f"q_{k}"
@@ -116,7 +116,7 @@ def _coarse_symbols(teacher: Teacher | None, terms: Sequence[Term]) -> dict[str,
 
 
 def _tells_others(teacher: Teacher, terms: Sequence[Term]) -> bool:
-    """Whether it knows the others' mass at every temperature of the losses."""
+    """Whether the teacher gives the mass of other ids at every temperature of the losses."""
     losses = [term.loss for term in terms if term.loss.needs_teacher]
     temperatures = [at for loss in losses for at in call_checked(loss, "temperatures", of=Sequence)]
     return all(
@@ -138,7 +138,7 @@ def _mean(term: Term, selects: bool, known: int | None) -> str:
 
 
 def _where(term: Term) -> str:
-    """Which documents a term sees, as the index of its mean."""
+    """The documents that a term sees, as the index of its mean."""
     each = []
     for name, given in (term.where or {}).items():
         values = [json.dumps(value, ensure_ascii=False) for value in values_in(given)]
@@ -160,7 +160,7 @@ def _about(term: Term) -> str:
 
 
 def _names(formula: str) -> list[str]:
-    """The names in an expression from left to right; none where it is not Python's syntax."""
+    """The names in an expression from left to right; empty if it is not Python syntax."""
     try:
         tree = ast.parse(formula, mode="eval")
     except SyntaxError:
@@ -170,13 +170,13 @@ def _names(formula: str) -> list[str]:
 
 
 def resolved(stage: Stage, name: str, requires: Sequence[str] = ()) -> str:
-    """TOML that runs the stage again. `name` is the recipe's."""
+    """TOML that reproduces the stage. `name` is the recipe's."""
     import tomli_w
 
     tables = _tables(stage)
     recipe: dict[str, object] = {"name": stage.run_name, **tables}
     if stage.tokenizer is not None and stage.tokenizer_data is not stage.data:
-        # Only a stage can have other data than the tokenizer is trained on.
+        # Only a stage can have other data than its tokenizer is trained on.
         top = {"tokenizer": tables.pop("tokenizer"), "data": table_of(stage.tokenizer_data)}
         recipe = {"name": name, **top, "stage": {stage.name: tables}}
     if requires:
@@ -209,14 +209,14 @@ def _tables(stage: Stage) -> dict[str, object]:
 
 
 def _train(options: TrainOptions) -> dict[str, object]:
-    """Without the default that another key takes the place of."""
+    """Without the default of a key that another one replaces."""
     values = option_values(options)
     gone = {"batch"} if options.batch_documents is not None else set()
     return {key: value for key, value in values.items() if key not in gone}
 
 
 def table_of(component: Component) -> dict[str, object]:
-    """A component as its table in a recipe; options without a value are left out."""
+    """A component as a recipe table, without options that have no value."""
     given = {key: value for key, value in option_values(component).items() if value is not None}
     inside: dict[str, Any] = {key: given.pop(key, ()) for key in beside(type(component))}
     table: dict[str, Any] = {key: _plain(value) for key, value in given.items()}

@@ -1,6 +1,6 @@
-"""Options that say where something is or how patiently it is asked, and not what it is.
+"""Options that say where something is or how it is reached, but not what it is.
 
-`Component.elsewhere` names them; they have no part in a run's identity.
+`Component.elsewhere` lists them; they are not part of a run's identity.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def without_elsewhere(stage: Node, host: PluginManager) -> Node:
-    """A stage's merged table without them, nested components included."""
+    """A stage's merged table without these options, nested components included."""
     tables = {
         key: _of_kinds(each, [KINDS_OF_TABLES[key]], host) if key in KINDS_OF_TABLES else each
         for key, each in stage.table.items()
@@ -29,7 +29,7 @@ def without_elsewhere(stage: Node, host: PluginManager) -> Node:
 
 
 def _of_kinds(value: Node, kinds: Collection[str], host: PluginManager) -> Node:
-    """A value where components of these kinds may stand, in lists and tables too."""
+    """A value that may contain components of these kinds, also in lists and tables."""
     if value.is_list:
         return value.with_children([_of_kinds(each, kinds, host) for each in value.items])
     if not value.is_table:

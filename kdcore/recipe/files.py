@@ -1,4 +1,4 @@
-"""Recipe files: reading, `extends`, and the recipes that kdcore ships."""
+"""Recipe files: reading, `extends`, and shipped recipes."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _EMPTY = "a recipe needs [student], [data], [[loss]] and [train]"
 
 @dataclass(frozen=True)
 class MergedRecipe:
-    """What a recipe file says, laid over what the files say that it extends."""
+    """A recipe file, merged over the files that it extends."""
 
-    root: Node  # without `extends` and `requires`; `name` and `sweep` are the first file's own
-    requires: list[Node]  # of every file
-    text: str  # of the first file
+    root: Node  # without `extends` and `requires`; `name` and `sweep` are the first file's
+    requires: list[Node]  # of all files
+    text: str  # the first file's
     alone: bool  # it extends nothing
 
 
 def read_files(path: Path, name: str) -> MergedRecipe:
-    """Follow `extends` to its end and merge; `name` is how the user typed the path."""
+    """Follow `extends` to the end and merge. `name` is the path as typed."""
     text = _read(path, name)
     root = _parse(text, name)
     seen, requires = [path.resolve()], [*_requires(root)]
@@ -71,7 +71,7 @@ def _extended(extends: Node, path: Path, name: str) -> tuple[Path, str]:
         found = find_recipe(extends.value, path.parent)
     except UsageError as error:
         raise RecipeError([extends.fault(str(error))]) from None
-    if not found.is_file():  # a device would be read for ever
+    if not found.is_file():  # reading a device would never end
         raise RecipeError([extends.fault(f"{extends.value!r} is no file")])
     beside = os.path.normpath(Path(name).parent / extends.value)
     return found, beside if os.path.exists(beside) else str(found)
@@ -97,7 +97,7 @@ def _parse(text: str, name: str) -> Node:
         table = tomli.loads(text)
     except tomli.TOMLDecodeError as error:
         raise RecipeError([_not_toml(error, name)]) from None
-    except ValueError:  # Python's, of a whole number
+    except ValueError:  # from Python, for an integer
         raise RecipeError([Fault("a whole number has more than 4,300 digits", name)]) from None
     except RecursionError:
         raise RecipeError([Fault("lists or tables are nested too deeply", name)]) from None
@@ -119,9 +119,9 @@ def _not_toml(error: tomli.TOMLDecodeError, name: str) -> Fault:
 
 
 def find_recipe(name: str, among: Path | None = None) -> Path:
-    """The file of a recipe: a path that exists, else a shipped recipe of that name.
+    """The file of a recipe: an existing path, else a shipped recipe of that name.
 
-    `among` is the folder that a relative path starts from; the current one by default.
+    `among` is the folder for relative paths, by default the current one.
     """
     path = (among or Path()) / name
     if os.path.exists(path) and not os.path.isdir(path):
@@ -140,17 +140,17 @@ def find_recipe(name: str, among: Path | None = None) -> Path:
 
 
 def shipped_recipes() -> list[Path]:
-    """The recipes that come with kdcore."""
+    """The recipes shipped with kdcore."""
     return sorted(_shipped_folder().rglob("*.toml"))
 
 
 def recipe_name(path: Path) -> str:
-    """What a shipped recipe is called: `rho_qwen`, `cpu/rho`."""
+    """The name of a shipped recipe: `rho_qwen`, `cpu/rho`."""
     return path.relative_to(_shipped_folder()).with_suffix("").as_posix()
 
 
 def _shipped_folder() -> Path:
-    """In a wheel they lie in the package; an editable install finds them beside it."""
+    """In a wheel inside the package; in an editable install next to it."""
     package = Path(__file__).parents[1]
     inside = package / "recipes"
     return inside if inside.is_dir() else package.parent / "recipes"

@@ -1,4 +1,4 @@
-"""Merging of tables, references between stages, and a run's identity."""
+"""Merging of tables, references between stages, and run identities."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from kdcore.recipe.node import Node
 NONE = "none"
 """`use = "none"` removes what is inherited."""
 
-_NAMING = ("use", "model_type")  # tables that differ in these have other options too
+_NAMING = ("use", "model_type")  # tables with different values of these have different options
 
 
 def merge_recipes(base: Node, over: Node) -> Node:
-    """`over` laid over `base`: whole recipes, or what a stage says over the top level."""
+    """Merge `over` onto `base`: whole recipes, or a stage onto the top level."""
     merged = dict(base.table)
     for key, value in over.table.items():
         if key not in merged:
@@ -39,9 +39,9 @@ def _merge_stages(base: Node, over: Node) -> Node:
 
 
 def merge(base: Node, over: Node, name: str = "") -> Node:
-    """Tables merge; what is no table, or a table with another `use`, takes the other's place.
+    """Tables merge; other values, and tables with another `use`, are replaced.
 
-    `name` is that of one of the engine's tables: what rivals a key of `over` is not inherited.
+    `name` is that of an engine table: keys that exclude one of `over` are not inherited.
     """
     if not (base.is_table and over.is_table) or over.whole or _is_another(base, over):
         return over
@@ -60,7 +60,7 @@ def _is_another(base: Node, over: Node) -> bool:
 
 
 def without_none(value: Node) -> Node:
-    """The same without the tables that `use = "none"` removes."""
+    """The same without tables that `use = "none"` removes."""
     if value.is_table:
         kept = {key: each for key, each in value.table.items() if each.use != NONE}
         return value.with_children({key: without_none(each) for key, each in kept.items()})
@@ -73,7 +73,7 @@ _REFERENCE = re.compile(r"@(\w[\w.-]*)")
 
 
 def references(value: Node) -> Iterator[tuple[str, Node]]:
-    """The stages that a table names, each with the value that names it."""
+    """The stages that a table refers to, each with the referring value."""
     for inner in value.children:
         yield from references(inner)
     match = _REFERENCE.fullmatch(value.value) if isinstance(value.value, str) else None
@@ -82,7 +82,7 @@ def references(value: Node) -> Iterator[tuple[str, Node]]:
 
 
 def replace_references(value: Node, new: Callable[[str], str]) -> Node:
-    """The same with `new(NAME)` in place of every `"@NAME"`."""
+    """Replace every `"@NAME"` by `new(NAME)`."""
     if value.is_table:
         inner = {key: replace_references(each, new) for key, each in value.table.items()}
         return value.with_children(inner)
@@ -93,7 +93,7 @@ def replace_references(value: Node, new: Callable[[str], str]) -> Node:
 
 
 def in_order(stages: Mapping[str, Node], faults: list[Fault]) -> list[tuple[str, list[str]]]:
-    """The stages with the stages that they name, in an order to run them; else in file order."""
+    """The given stages and those they refer to, in topological order; ties in file order."""
     needs: dict[str, dict[str, Node]] = {}
     for name, stage in stages.items():
         named = dict(references(stage))
@@ -109,7 +109,7 @@ def in_order(stages: Mapping[str, Node], faults: list[Fault]) -> list[tuple[str,
 
 
 def _ready_first(needs: Mapping[str, Collection[str]]) -> list[str]:
-    """Each name behind those that it needs, as early as it can; without those in a circle."""
+    """Names after those that they need, as early as possible; without those in cycles."""
     names = list(needs)
     place = {name: n for n, name in enumerate(names)}
     missing = {name: len(each) for name, each in needs.items()}
@@ -136,7 +136,7 @@ def _unknown(name: str, value: Node, stages: Mapping[str, Node]) -> Fault:
 
 
 def _circle(start: str, needs: Mapping[str, Mapping[str, Node]], done: Collection[str]) -> Fault:
-    """A fault that shows who waits for whom; every stage that is not done waits for another."""
+    """An error that shows the cycle; every remaining stage waits for another."""
     path = [start]
     while path[-1] not in path[:-1]:
         path.append(next(name for name in needs[path[-1]] if name not in done))
@@ -168,10 +168,10 @@ _MEASURED = ("eval_every", "eval_seed")
 
 
 def identity(table: Node, tokenizer_data: Node | None, identity_of: Callable[[str], str]) -> str:
-    """Eight hexadecimal digits of the merged table as typed; the order of keys does not matter.
+    """Eight hexadecimal digits of the merged table as written; independent of key order.
 
-    In place of `"@NAME"` stands that stage's own identity, so that its name does not matter
-    either. `tokenizer_data` is given where it is not the stage's own data.
+    `"@NAME"` counts as that stage's own identity, so its name does not matter. `tokenizer_data` is
+    given if it differs from the stage's data.
     """
     content = [identity_fields(_by_identity(table, identity_of))]
     if tokenizer_data is not None:
@@ -185,11 +185,11 @@ def _by_identity(table: Node, identity_of: Callable[[str], str]) -> dict[str, ob
 
 
 def identity_fields(table: Mapping[str, object]) -> dict[str, object]:
-    """A stage's table without what cannot change its result; the seed even where it is missing."""
+    """A stage's table without keys that cannot change its result; always with the seed."""
     counts = {"seed": 0, **{key: each for key, each in table.items() if key not in _OF_RECIPE}}
     train, selection = counts.get("train"), counts.get("selection")
     if isinstance(train, dict):
-        measured = "keep_best" in train  # what is, and when, decides which weights are final
+        measured = "keep_best" in train  # measurements then decide which weights are final
         counts["train"] = {
             key: value
             for key, value in train.items()
@@ -203,5 +203,5 @@ def identity_fields(table: Mapping[str, object]) -> dict[str, object]:
 
 
 def _ranks_within(selection: object) -> bool:
-    """Whether a selection ranks in each micro-batch, so that their size is of consequence."""
+    """Whether a selection ranks within micro-batches, so that their size changes the result."""
     return isinstance(selection, dict) and selection.get("scope") == "micro_batch"

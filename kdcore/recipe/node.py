@@ -1,4 +1,4 @@
-"""Recipe values with their place in the file; the schema of the tables."""
+"""Recipe values with their place in the file, and the schema of tables."""
 
 from __future__ import annotations
 
@@ -40,16 +40,16 @@ ENGINE_KEYS = {
     "selection": ("scope",),
     "rollout": ("share", "every", "prompt_tokens", "write_batch"),
 }
-"""Keys of a table that are not its component's."""
+"""Keys of a component's table that belong to the engine."""
 
 
 def in_stage(path: KeyPath) -> tuple[KeyPath, KeyPath]:
-    """`stage.NAME` (nothing at the top level), and the path from there on."""
+    """`stage.NAME` (empty at the top level), and the rest of the path."""
     return (path[:2], path[2:]) if path[:1] == ("stage",) else ((), path)
 
 
 def shape(path: KeyPath) -> type | None:
-    """Whether a key holds a list or a table of tables, where the engine knows it."""
+    """Whether a key holds a list or a table of tables, if the engine defines it."""
     key = in_stage(path)[1]
     if key == ("student", "patch") or (len(key) == 1 and key[0] in LISTS):
         return list
@@ -57,19 +57,19 @@ def shape(path: KeyPath) -> type | None:
 
 
 def stages_of(root: Node) -> dict[str, Node]:
-    """The stages of a recipe by name; none where it is a single run."""
+    """The stages of a recipe by name; empty for a single run."""
     return root.table["stage"].table if "stage" in root.table else {}
 
 
 @dataclass(frozen=True)
 class Source:
-    """What values are written in: a recipe file, or an option on the command line (no text)."""
+    """Where values are written: a recipe file, or a command line option (without text)."""
 
     name: str
     text: str = ""
 
     def fault(self, path: KeyPath, message: str, hint: str = "") -> Fault:
-        """A fault at the deepest part of `path` that is written here."""
+        """An error at the deepest part of `path` that is written here."""
         line, column = locate(self.text, path)
         shown = self.text.split("\n")[line - 1].replace("\t", " ") if path else ""
         return Fault(message, self.name, line, column, shown, hint)
@@ -77,17 +77,17 @@ class Source:
 
 @dataclass
 class Node:
-    """A value, and its place in its source. Tables and lists hold further ones."""
+    """A value, and its place in the source. Tables and lists contain further nodes."""
 
     value: object  # bool, int, float, str, a date; dict[str, Node]; list[Node], tuple of numbers
     source: Source
     path: KeyPath = ()
-    before: str = ""  # its `use` before --set changed that
-    whole: bool = False  # it merges with nothing that it is laid over
+    before: str = ""  # its `use` before --set changed it
+    whole: bool = False  # replaces what it is merged onto
 
     @classmethod
     def of(cls, value: object, source: Source, path: KeyPath = ()) -> Node:
-        """A plain value as it stands at `path` of `source`."""
+        """A plain value at `path` of `source`."""
         if isinstance(value, Mapping):
             inner = {key: cls.of(each, source, (*path, key)) for key, each in value.items()}
             return cls(inner, source, path)
@@ -110,12 +110,12 @@ class Node:
 
     @property
     def table(self) -> dict[str, Node]:
-        """What the table holds; nothing where this is no table."""
+        """The table's values; empty if this is not a table."""
         return self.value if isinstance(self.value, dict) else {}
 
     @property
     def items(self) -> list[Node]:
-        """What the list holds; nothing where this is no list. Numbers become nodes when asked."""
+        """The list's items; empty if this is not a list. Numbers become nodes on demand."""
         if isinstance(self.value, tuple):
             places = ((*self.path, at) for at in range(len(self.value)))
             numbers = zip(self.value, places, strict=True)
@@ -124,12 +124,12 @@ class Node:
 
     @property
     def children(self) -> Iterable[Node]:
-        """What the table or list holds, unless these are numbers: those name and remove nothing."""
+        """The items of a table or list, except plain numbers, which refer to nothing."""
         return self.table.values() if self.is_table else self.items if self.has_items else ()
 
     @property
     def has_items(self) -> bool:
-        """Whether it is a list of more than numbers."""
+        """Whether it is a list with other items than numbers."""
         return isinstance(self.value, list)
 
     @property
@@ -139,7 +139,7 @@ class Node:
         return named.value if named is not None and isinstance(named.value, str) else None
 
     def plain(self) -> object:
-        """The value without its places, as TOML gives it."""
+        """The value without places, as TOML gives it."""
         if self.is_table:
             return {key: each.plain() for key, each in self.table.items()}
         if self.has_items:
@@ -147,11 +147,11 @@ class Node:
         return list(self.value) if isinstance(self.value, tuple) else self.value
 
     def plain_table(self) -> dict[str, object]:
-        """The table without its places."""
+        """The table without places."""
         return {key: each.plain() for key, each in self.table.items()}
 
     def copy(self) -> Node:
-        """A copy whose tables and lists can be changed without changing these."""
+        """A copy with its own tables and lists."""
         if self.is_table:
             return self.with_children({key: each.copy() for key, each in self.table.items()})
         if self.has_items:
@@ -178,5 +178,5 @@ class Node:
         return self.items[part] if part < len(self.items) else None
 
     def fault(self, message: str, hint: str = "") -> Fault:
-        """A fault at this value."""
+        """An error at this value."""
         return self.source.fault(self.path, message, hint)

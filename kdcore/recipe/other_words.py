@@ -1,4 +1,4 @@
-"""What other trainers call the keys of `[train]`, with the word that kdcore has for each."""
+"""Other trainers' names for keys of `[train]`, with kdcore's own."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from functools import cache
 
 WORDS: Mapping[str, tuple[str, str]] = {
-    # The key, and what to write.
+    # The key, and a hint.
     "learning_rate": ("lr", "write lr = 2e-5"),
     "num_train_epochs": ("epochs", "write epochs = 3"),
     "num_epochs": ("epochs", "write epochs = 3"),
@@ -48,6 +48,6 @@ WORDS: Mapping[str, tuple[str, str]] = {
 
 @cache
 def ours(key: str) -> tuple[str, str] | None:
-    """The key of `[train]` that another trainer's word stands for, be it misspelt, and a hint."""
+    """The key of `[train]` for another trainer's name, also if misspelt, and a hint."""
     near = get_close_matches(key, WORDS, n=1, cutoff=0.8)
     return WORDS[near[0]] if near else None

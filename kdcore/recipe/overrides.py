@@ -1,6 +1,6 @@
 """`--set` and `--each`: dotted paths into a recipe.
 
-Items of a list are counted from 1, or named by their `use` where one item has it.
+List items are counted from 1, or named by their `use` if it is unique.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 class NoSuchPlaceError(Exception):
-    """An address leads nowhere; message and hint say why."""
+    """A path leads nowhere; message and hint say why."""
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
@@ -43,7 +43,7 @@ class NoSuchPlaceError(Exception):
 
 
 def parse_path(address: str) -> list[str]:
-    """The keys of an address; those with dots in them stand in quotes, as in TOML."""
+    """The keys of a path; those with dots are quoted, as in TOML."""
     try:
         table = tomli.loads(f"{address} = 0")
     except (ValueError, RecursionError):
@@ -53,18 +53,18 @@ def parse_path(address: str) -> list[str]:
         while isinstance(table, dict) and len(table) == 1:
             ((part, table),) = table.items()
             parts.append(part)
-    if not parts or not all(parts):  # a comment has none
+    if not parts or not all(parts):  # true of a comment
         raise NoSuchPlaceError(f"{address!r} names no key of a recipe")
     return parts
 
 
 def format_path(path: KeyPath) -> str:
-    """An address as one types it."""
+    """A path as typed."""
     return ".".join(str(part + 1) if isinstance(part, int) else part for part in path)
 
 
 def find(root: Node, parts: Sequence[str], source: Source) -> tuple[Node, KeyPath]:
-    """The value at an address, and its path. Tables that are missing on the way are made."""
+    """The value at a path, and its keys. Creates missing tables on the way."""
     here, path = root, KeyPath()
     for part in parts:
         try:
@@ -82,7 +82,7 @@ def find(root: Node, parts: Sequence[str], source: Source) -> tuple[Node, KeyPat
 
 
 def key_of(here: Node, part: str, path: KeyPath) -> str | int:
-    """What a part of an address means in a table, or which item of a list."""
+    """The meaning of a path's part: a table key, or the index of a list item."""
     if here.is_table:
         return part
     if here.is_list:
@@ -94,7 +94,7 @@ def _index(items: Sequence[Node], part: str, path: KeyPath) -> int:
     if part.isdecimal() and 1 <= int(part) <= len(items):
         return int(part) - 1
     named = [at for at, item in enumerate(items) if item.use == part]
-    # An earlier --set may have changed the name by which the recipe's author knows the item.
+    # An earlier --set may have changed the name by which the author knows the item.
     named = named or [at for at, item in enumerate(items) if item.before == part]
     if len(named) == 1:
         return named[0]
@@ -114,7 +114,7 @@ def _index(items: Sequence[Node], part: str, path: KeyPath) -> int:
 
 
 def _refuse_to_make(root: Node, path: KeyPath) -> None:
-    """Stages and items of lists are not made on the way to something in them."""
+    """Stages and list items are not created on the way to something in them."""
     stages = stages_of(root)
     if path[0] == "stage" and len(path) <= 2:
         near = did_you_mean(str(path[-1]), stages) if len(path) == 2 else ""
@@ -154,7 +154,7 @@ def kind_at(root: Node, path: KeyPath, host: PluginManager) -> str | None:
 
 
 def add_to_list(root: Node, key: str, name: str, flag: str) -> None:
-    """`--log NAME`, `--use NAME`: one with its defaults, in every stage that does not name it."""
+    """`--log NAME`, `--use NAME`: add one with defaults to every stage that does not name it."""
     source = Source(f"{flag} {name}")
     root.table.setdefault(key, Node.of([], source))
     for table in (root, *stages_of(root).values()):
@@ -165,19 +165,19 @@ def add_to_list(root: Node, key: str, name: str, flag: str) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Assignment:
-    """A key of a recipe and its new value, with where that is written."""
+    """A key of a recipe with its new value, and where that is written."""
 
     address: str
     value: Node
 
     @property
     def text(self) -> str:
-        """As `--set` takes it."""
+        """In the syntax of `--set`."""
         return f"{self.address}={as_toml(self.value.plain())}"
 
 
 def as_toml(value: object) -> str:
-    """A value in one line of TOML."""
+    """A value as one line of TOML."""
     import tomli_w
 
     if isinstance(value, Mapping):
@@ -192,7 +192,7 @@ Sets = Sequence[str | Assignment]
 
 @dataclass
 class Overrides:
-    """Applies `--set` to a recipe; faults and notes are gathered."""
+    """Applies `--set` to a recipe; collects errors and notes."""
 
     root: Node
     host: PluginManager
@@ -200,7 +200,7 @@ class Overrides:
     notes: list[str]
 
     def apply(self, sets: Sets) -> None:
-        """In the order given, but the top level first: stages inherit from it."""
+        """In the given order, but top level first: stages inherit from it."""
         for each in sorted(sets, key=_is_in_stage):
             if isinstance(each, Assignment):
                 place = each.value
@@ -212,7 +212,7 @@ class Overrides:
                 self.faults.append(place.fault(error.message, error.hint))
 
     def _set(self, given: str | Assignment, source: Source) -> None:
-        """`K=V`: V is TOML, else a text; `K=` removes."""
+        """`K=V`: V is TOML, else a text; an empty V removes the key."""
         new: Node | None
         if isinstance(given, Assignment):
             address, new = given.address, given.value.copy()
@@ -233,7 +233,7 @@ class Overrides:
             self._remove(parent, (*path, key), source)
 
     def _own(self, parts: Sequence[str]) -> None:
-        """Before a stage's table is changed, it takes over what it inherits from the top level."""
+        """Before a change, a stage's table copies what it inherits from the top level."""
         stages = stages_of(self.root) if parts[0] == "stage" and len(parts) >= 4 else {}
         if stages and parts[1] in stages and parts[2] in self.root.table:
             stage, inherited = stages[parts[1]], self.root.table[parts[2]]
@@ -276,7 +276,7 @@ class Overrides:
             parent.table[key] = Node.of({"use": NONE}, source)
 
     def _drop_options(self, table: Node, path: KeyPath, use: Node) -> None:
-        """Another component keeps the options that it also has."""
+        """A replaced component keeps the options that the new one also has."""
         kind, new = kind_at(self.root, path, self.host), use.plain()
         if kind is None or not isinstance(new, str) or table.use in (None, new):
             return
@@ -295,7 +295,7 @@ class Overrides:
             )
 
     def _note_stages(self, path: KeyPath) -> None:
-        """A stage that says the same thing itself does not hear of the top level."""
+        """Note stages that override the changed top-level key."""
         said = [path, *((*path[:-1], rival) for rival in _rivals(path))]
         others = [
             f"stage.{name}.{format_path(other)}"
@@ -319,7 +319,7 @@ def _rivals(path: KeyPath) -> list[str]:
 
 
 def parse_value(text: str) -> object:
-    """What is typed behind `K=`: TOML, else a text."""
+    """The text after `K=`: TOML, else a text."""
     try:
         parsed = tomli.loads(f"value = {text}")
     except tomli.TOMLDecodeError as error:
@@ -347,7 +347,7 @@ _PIECE = re.compile(
 
 
 def expand_grid(sets: Sequence[str], eaches: Sequence[str]) -> list[tuple[str, list[str]]]:
-    """Every combination as a label (`seed=1 loss.kl.use=kl`; empty without `--each`) and sets."""
+    """All combinations, as a label (`seed=1 loss.kl.use=kl`; empty without `--each`) and sets."""
     choices = [_choices(each) for each in eaches]
     keys = [variants[0].partition("=")[0] for variants in choices]
     for key in keys:
@@ -357,7 +357,7 @@ def expand_grid(sets: Sequence[str], eaches: Sequence[str]) -> list[tuple[str, l
 
 
 def varied(each: str) -> tuple[str, list[Assignment]]:
-    """The key of `--each K=a,b`, and an assignment of each value."""
+    """The key of `--each K=a,b`, and an assignment per value."""
     key = each.partition("=")[0].strip()
     source = Source(f"--each {each}")
     values = [choice.partition("=")[2] for choice in _choices(each)]
@@ -373,7 +373,7 @@ def _choices(each: str) -> list[str]:
 
 
 def _at_commas(text: str) -> list[str]:
-    """The text cut at the commas that stand in no brackets and no quotes."""
+    """The text, split at commas outside brackets and quotes."""
     values, depth = [""], 0
     for piece in _PIECE.findall(text):
         depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(piece, 0)

@@ -1,4 +1,4 @@
-"""Recipes: read, merged and checked as a whole; then identities, stages and resolved texts."""
+"""Recipes: read, merged and checked as a whole; identities, stages and resolved texts."""
 
 from __future__ import annotations
 
@@ -30,48 +30,48 @@ if TYPE_CHECKING:
     from kdcore.plugin.manager import PluginManager
 
 
-NAME = re.compile(r"\w[\w.-]{0,79}")  # it becomes part of a folder's name
+NAME = re.compile(r"\w[\w.-]{0,79}")  # becomes part of a folder's name
 
 
 @dataclass(frozen=True, eq=False)
 class StageTable:
-    """What a recipe says of one stage, with what the stage inherits."""
+    """A stage's own table and what it inherits."""
 
-    name: str  # "" where the recipe has no stages
-    needs: tuple[str, ...]  # the stages that it names
+    name: str  # "" for a recipe without stages
+    needs: tuple[str, ...]  # stages that it refers to
     written: Node
-    tokenizer_data: Node | None  # where the tokenizer is trained on other data than the stage
+    tokenizer_data: Node | None  # if the tokenizer is trained on other data than the stage
 
     @property
     def table(self) -> dict[str, object]:
-        """The merged table as typed."""
+        """The merged table as written."""
         return self.written.plain_table()
 
 
 @dataclass(frozen=True, eq=False)
 class Recipe:
-    """A recipe without faults."""
+    """A recipe without errors."""
 
     name: str
     path: Path
-    text: str  # as typed; with `extends` or `--set` the merged recipe
-    notes: Sequence[str]  # what the user should know of how it was read
+    text: str  # as typed; with `extends` or `--set`, the merged recipe
+    notes: Sequence[str]  # for the user, on how it was read
     stages: Sequence[StageTable]  # in the order in which they run
     requires: Sequence[str]
     host: PluginManager
-    missing: Sequence[Fault] = ()  # what components read and do not find
-    sweep: Node | None = None  # `[sweep]` as written: what `kdcore sweep` varies
-    checked: dict[str, Stage] = field(default_factory=dict)  # by name, until they are taken
+    missing: Sequence[Fault] = ()  # missing files of components
+    sweep: Node | None = None  # `[sweep]` as written, for `kdcore sweep`
+    checked: dict[str, Stage] = field(default_factory=dict)  # by name, each until it is taken
 
     def refuse_missing(self) -> None:
-        """Raise RecipeError with every file and folder that components read and do not find."""
+        """Raise RecipeError with all missing files and folders of components."""
         if self.missing:
             raise RecipeError(self.missing)
 
     def build(self, stage: str = "", references: Mapping[str, Path] | None = None) -> Stage:
-        """A Stage that nobody else has, with the folders of other stages in place of `"@NAME"`.
+        """A new Stage, with the folders of other stages in place of `"@NAME"`.
 
-        Where nothing takes such a place, the first one is the one that was checked.
+        Without such references, the first call returns the stage that was checked.
         """
         found = self._stage(stage)
         table, data = found.written, found.tokenizer_data
@@ -87,20 +87,20 @@ class Recipe:
         return built
 
     def identity(self, stage: str = "") -> str:
-        """Eight hexadecimal digits that change with whatever can change the stage's result."""
+        """Eight hexadecimal digits that change with anything that can change the stage's result."""
         found = self._stage(stage)
         counted = without_elsewhere(found.written, self.host)
         return identity(counted, found.tokenizer_data, self.identity)
 
     def resolved(self, stage: Stage) -> str:
-        """TOML with every default that a built stage uses, which runs this stage again."""
+        """TOML with every default of a built stage, which reproduces it."""
         return resolved(stage, self.name, self.requires)
 
     def _stage(self, name: str) -> StageTable:
         return next(stage for stage in self.stages if stage.name == name)
 
     def run_name(self, stage: str) -> str:
-        """What the folders of a stage's runs begin with."""
+        """The prefix of a stage's run folders."""
         return f"{self.name}.{stage}" if stage else self.name
 
 
@@ -113,12 +113,12 @@ def read_recipe(
     evals: Sequence[str] = (),
     only: str | None = None,
 ) -> Recipe:
-    """The recipe of a path or shipped name, changed as the command line says.
+    """Read the recipe of a path or shipped name, with changes from the command line.
 
-    `logs` and `evals` are names of what is added to its lists with default options. `only` is the
-    stage that will be built, "" the last one: the others may have faults.
+    `logs` and `evals` are names to add to its lists with default options. `only` is the stage that
+    will be built, "" the last one: errors in others are ignored.
 
-    Raises RecipeError with every fault; nothing is loaded here.
+    Raises RecipeError with all errors; loads nothing.
     """
     path = find_recipe(name)
     is_elsewhere = path != Path(name) and Path(name).suffix == ".toml"
@@ -153,7 +153,7 @@ def _only(name: str, stages: Sequence[StageTable]) -> Sequence[StageTable]:
 
 
 def _in_reading_order(faults: Sequence[Fault]) -> list[Fault]:
-    """Each fault once, file by file; stages share the faults of the top level."""
+    """Each error once, by file; stages share errors of the top level."""
     files = [fault.file for fault in faults]
     return sorted(dict.fromkeys(faults), key=lambda f: (files.index(f.file), f.line, f.column))
 
@@ -181,7 +181,7 @@ def _requires(typed: MergedRecipe, faults: list[Fault]) -> list[str]:
 
 
 def _text(typed: MergedRecipe, name: str, *, changed: bool) -> str:
-    """A text that says the same thing wherever it lies: under its name, without `extends`."""
+    """A text with the same meaning in any folder: under its name, without `extends`."""
     if typed.alone and not changed:
         named = "name" in typed.root.table
         return typed.text if named else f'name = "{name}"\n{typed.text}'
@@ -192,7 +192,7 @@ def _text(typed: MergedRecipe, name: str, *, changed: bool) -> str:
 
 
 def _stages(root: Node, faults: list[Fault]) -> list[StageTable]:
-    """The stages over the top level; without stages, the top level itself."""
+    """The stages merged over the top level; without stages, the top level itself."""
     top = root.with_children({key: v for key, v in root.table.items() if key not in AT_TOP})
     if "stage" not in root.table:
         table = without_none(top)
@@ -224,7 +224,7 @@ def _stage_faults(stages: Node) -> list[Fault]:
 
 
 def _data_of_tokenizer(top: Node, stages: Sequence[Node]) -> Node | None:
-    """What a tokenizer at the top level is trained on: the data there, else the first stage's."""
+    """The data of a top-level tokenizer: that of the top level, else that of the first stage."""
     if "tokenizer" not in top.table:
         return None
     data = [table.table["data"] for table in (top, *stages) if "data" in table.table]
@@ -232,14 +232,14 @@ def _data_of_tokenizer(top: Node, stages: Sequence[Node]) -> Node | None:
 
 
 def _other_data(merged: Node, own: Node, data: Node | None) -> Node | None:
-    """The data of the top level's tokenizer, where the stage uses that one and has other data."""
+    """The data of the top level's tokenizer, if the stage uses it and has other data."""
     if data is None or "tokenizer" in own.table or "data" not in merged.table:
         return None
     return None if data.plain() == merged.table["data"].plain() else data
 
 
 def wanted_stages(recipe: Recipe, only: str | None) -> list[str]:
-    """The stages to run, in order: all, or one with what it needs."""
+    """The stages to run, in order: all, or one with those it needs."""
     by_name = {stage.name: stage for stage in recipe.stages}
     if only is None:
         return list(by_name)

@@ -1,4 +1,4 @@
-"""What is wrong between `[rollout]` and the rest of a recipe, as far as it can be told."""
+"""Rules between `[rollout]` and the rest of a recipe, as far as they can be checked."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kdcore.recipe.node import Node
 
 
 class Assembly(Protocol):
-    """A stage being put together, as far as these rules look at it."""
+    """A stage being assembled, as these rules see it."""
 
     tables: dict[str, Node]
     data: Data | None
@@ -28,7 +28,7 @@ class Assembly(Protocol):
 
 
 def rollout_faults(stage: Assembly) -> Iterator[Fault]:
-    """Every rule that is broken."""
+    """All broken rules."""
     table = stage.tables.get("rollout")
     if table is None:
         return
@@ -77,7 +77,7 @@ def _lengths(stage: Assembly, table: Node, rollout: Rollout) -> Iterator[Fault]:
 
 
 def _data_that_is_left(stage: Assembly, writing: RolloutOptions) -> Iterator[Fault]:
-    """Terms for rows of data, of which there are none where every row is written."""
+    """Terms on rows of data, while every row is generated."""
     places = {id(made): at for made, at in stage.builder.places}
     for term in stage.terms:
         if writing.share == 1 and (term.where or {}).get(SOURCE) == FROM_DATA:
@@ -87,7 +87,7 @@ def _data_that_is_left(stage: Assembly, writing: RolloutOptions) -> Iterator[Fau
 
 
 def _likeliest(stage: Assembly, rollout: Rollout) -> Iterator[Fault]:
-    """Policy gradients over tokens that nobody drew."""
+    """Policy gradients on tokens that were not sampled."""
     places = {id(made): at for made, at in stage.builder.places}
     losses = [t.loss for t in stage.terms if isinstance(t.loss, PreparedLoss)]
     users = [loss.name for loss in losses if loss.needs_samples]
@@ -105,6 +105,6 @@ def _likeliest(stage: Assembly, rollout: Rollout) -> Iterator[Fault]:
 
 
 def _at(stage: Assembly, table: str, key: str) -> Node:
-    """Where the option is written, or its table."""
+    """The place of the option, or of its table."""
     node = stage.tables[table]
     return node.table.get(key, node)

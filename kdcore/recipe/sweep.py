@@ -1,4 +1,4 @@
-"""`[sweep]` and `--each`: the values that are varied, and every combination of them."""
+"""`[sweep]` and `--each`: the varied values, and all their combinations."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ class Grid:
     """One `[sweep]` table: its combinations, and the controls of each."""
 
     combinations: Sequence[Sequence[Assignment]]
-    controls: Sequence[Node]  # names, each with its place
+    controls: Sequence[Node]  # names, with their places
 
     @property
     def count(self) -> int:
-        """How many runs it asks for."""
+        """The number of runs."""
         return len(self.combinations) * (1 + len(self.controls))
 
 
 @dataclass
 class Sweep:
-    """What a recipe and the command line vary. Several tables are the union of their grids."""
+    """All variations by recipe and command line. Several tables are the union of their grids."""
 
     grids: list[Grid] = field(default_factory=list)
     options: dict[str, Node] = field(default_factory=dict)  # of executors, by name
@@ -37,12 +37,12 @@ class Sweep:
 
     @property
     def count(self) -> int:
-        """How many runs it asks for."""
+        """The number of runs."""
         return sum(grid.count for grid in self.grids)
 
 
 def read_sweep(written: Node | None, eaches: Sequence[str], executors: Collection[str]) -> Sweep:
-    """The grids of a recipe's `[sweep]`. `--each` takes the place of the same key there."""
+    """The grids of a recipe's `[sweep]`. `--each` replaces the same key there."""
     found = Sweep()
     typed = dict(map(varied, eaches))
     for table in _tables(written, found.faults):
@@ -98,6 +98,6 @@ def _varied(
 
 
 def label_of(values: Mapping[str, object], control: str | None = None) -> str:
-    """How a point is called: `seed=1 loss.kl.use=kl no-teacher`."""
+    """The label of a point: `seed=1 loss.kl.use=kl no-teacher`."""
     said = [f"{key}={value}" for key, value in values.items()]
     return " ".join([*said, *([control] if control else [])]) or "as written"

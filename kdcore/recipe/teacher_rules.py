@@ -1,4 +1,4 @@
-"""What losses, selections and evals need of a teacher, and what it gives."""
+"""Rules on what losses, selections and evals need from a teacher."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Assembly(Protocol):
-    """A stage being put together, as far as these rules look at it."""
+    """A stage being assembled, as these rules see it."""
 
     student: StudentOptions | None
     teacher: Teacher | None
@@ -29,7 +29,7 @@ class Assembly(Protocol):
 def ill_served(
     teacher: Teacher, users: Sequence[Component], use: str | None
 ) -> Iterator[tuple[Component, str, str]]:
-    """Who needs more than the teacher can give, with the fault and a hint."""
+    """Components that need more than the teacher provides, with error and hint."""
     gives_logits = call_checked(teacher, "gives_logits", of=bool)
     is_estimate = call_checked(teacher, "is_estimate", of=bool)
     for user in users:
@@ -53,7 +53,7 @@ def ill_served(
 def _ill_tempered(
     teacher: Teacher, loss: Loss, use: str | None
 ) -> Iterator[tuple[Component, str, str]]:
-    """A loss whose temperature asks for more than a teacher of k ids knows of all others."""
+    """A loss at a temperature for which a top-k teacher has no mass of other ids."""
     if call_checked(teacher, "ids_known", of=(int, type(None))) is None:
         return
     all_ids = "a teacher that gives the logits of all ids serves every temperature"
@@ -69,9 +69,9 @@ def _ill_tempered(
 
 
 def state_faults(stage: Assembly) -> Iterator[Fault]:
-    """Layers that a model does not have, and states that cannot be compared.
+    """Layers that a model does not have, and states of different width.
 
-    As far as configs are on this machine: the run looks again.
+    Checked for configs on this machine only; the run checks again.
     """
     losses = [t.loss for t in stage.terms if isinstance(t.loss, HiddenStatesLoss)]
     if not losses:
@@ -85,7 +85,7 @@ def state_faults(stage: Assembly) -> Iterator[Fault]:
 
 
 Shape = tuple[int, int]
-"""How many layers a model has, and how wide its states are."""
+"""The number of layers of a model, and the width of its states."""
 
 
 def _pair_faults(loss: HiddenStatesLoss, ours: Shape | None, theirs: Shape | None) -> Iterator[str]:
@@ -102,7 +102,7 @@ def _pair_faults(loss: HiddenStatesLoss, ours: Shape | None, theirs: Shape | Non
 
 
 def _shape(config_of: Callable[[], PretrainedConfig | None]) -> Shape | None:
-    """Of a model whose config is here."""
+    """The shape of a model whose config is on this machine."""
     from huggingface_hub.errors import StrictDataclassError
 
     from kdcore.models.loading import without_downloads

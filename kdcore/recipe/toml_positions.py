@@ -1,6 +1,6 @@
-"""Where in a TOML text a key was written: key path -> line and column.
+"""Positions of keys in a TOML text: key path -> line and column.
 
-The text must be valid TOML (the parser has read it before), so nothing is checked here.
+The text must be valid TOML (it was parsed before), so nothing is checked here.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from functools import lru_cache
 import tomli
 
 KeyPath = tuple[str | int, ...]
-"""Keys from the outside in; a number counts the items of a list from 0."""
+"""Keys from the outside in; numbers are list indices from 0."""
 
 _LINE = r"\"(?:\\.|[^\"\\\n])*\"|'[^'\n]*'"
 
@@ -22,13 +22,13 @@ _TEXT = re.compile(
 
 _KEY = re.compile(r"[A-Za-z0-9_-]+|" + _LINE)
 _SCALAR = re.compile(r"[^\[\]{},#\n]+")
-_NUMBERS = re.compile(r"\[[^\[\]{}#\"']{4096,}\]")  # many: a fault in it is shown at its key
+_NUMBERS = re.compile(r"\[[^\[\]{}#\"']{4096,}\]")  # long: an error in it is reported at its key
 _BLANK = re.compile(r"[ \t]*")
 _BETWEEN = re.compile(r"(?:[ \t\r\n]|#[^\n]*)*")
 
 
 def locate(text: str, path: KeyPath) -> tuple[int, int]:
-    """Line and column, from 1, of the deepest part of `path` that the text names."""
+    """Line and column, from 1, of the deepest part of `path` in the text."""
     written = places(text)
     for depth in range(len(path), 0, -1):
         if path[:depth] in written:
@@ -43,18 +43,18 @@ def position(text: str, offset: int) -> tuple[int, int]:
 
 @lru_cache
 def places(text: str) -> Mapping[KeyPath, int]:
-    """The offset at which each key, table and list item is first named."""
+    """The offset of the first mention of each key, table and list item."""
     return _Scanner(text).scan()
 
 
 class _Scanner:
-    """Walks over a TOML text and notes every key."""
+    """Scans a TOML text and records every key."""
 
     def __init__(self, text: str) -> None:
         self.text = text
         self.at = 0
         self.found: dict[KeyPath, int] = {}
-        self.last: dict[KeyPath, int] = {}  # of each list of tables: the item being written
+        self.last: dict[KeyPath, int] = {}  # of each list of tables: index of the current item
 
     def scan(self) -> Mapping[KeyPath, int]:
         table: KeyPath = ()
@@ -68,7 +68,7 @@ class _Scanner:
         return self.found
 
     def _header(self) -> KeyPath:
-        """`[a.b]` or `[[a.b]]`; in the path, a list of tables is followed by its last item."""
+        """`[a.b]` or `[[a.b]]`; in the path, a list of tables is followed by its last index."""
         brackets = 2 if self.text.startswith("[[", self.at) else 1
         self.at += brackets
         path: KeyPath = ()
@@ -94,7 +94,7 @@ class _Scanner:
         self._value(path)
 
     def _keys(self) -> Iterator[tuple[str, int]]:
-        """The parts of a dotted key, each with its offset."""
+        """The parts of a dotted key, with offsets."""
         while True:
             self._take(_BLANK)
             offset = self.at

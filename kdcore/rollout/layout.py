@@ -15,16 +15,15 @@ from kdcore.data.where import SOURCE
 from kdcore.models.completions import ANSWERS, FIRST, Completion
 
 WRITTEN = Split("written", "", np.empty(0, np.int64), written=True)
-"""What batches of written rows are cut from. Its documents are told apart within a step."""
+"""The split of generated rows. Its documents are distinct within a step."""
 
 
 def written_rows(
     answers: Sequence[Sequence[Completion]], block: int, rows: Literal["pack", "one"] | str
 ) -> list[Row]:
-    """Rows of at most `block` tokens; `answers` are those to each prompt of a step.
+    """Rows of at most `block` tokens; `answers` holds the completions of each prompt of a step.
 
-    Prompts are not trained. Of an answer that did not end by itself no end is trained, as it has
-    none.
+    Prompts have no labels. A completion that was cut has no end-of-text to train on.
     """
     pieces: list[Row] = [
         _piece(one, FIRST + prompt * ANSWERS + answer)

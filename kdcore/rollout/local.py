@@ -1,4 +1,4 @@
-"""What writers may ask of a run on their own process: answers of the student, and their scores."""
+"""Generation and scoring on a rollout's own process."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def token_values(
 def _batches(
     run: Run, prompts: Sequence[Prompt], completions: Sequence[Completion]
 ) -> Iterator[Batch]:
-    """A row for each answer, in order; without gradient, the student in evaluation mode."""
+    """One row per completion, in order; without gradient, the student in evaluation mode."""
     pairs = zip(prompts, completions, strict=True)
     whole = [replace(one, prompt=prompt) for prompt, one in pairs]
     rows = written_rows([[one] for one in whole], run.data.block, "one")

@@ -1,4 +1,4 @@
-"""Which rows are written, and what is asked in their place."""
+"""Which rows are generated, and the prompts cut from them."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from kdcore.models.completions import Prompt, derived_seed
 if TYPE_CHECKING:
     from kdcore.api.contracts import Stage
 
-_DRAW, _WRITE = 0x5A3E, 0x3217E  # streams of random numbers
+_DRAW, _WRITE = 0x5A3E, 0x3217E  # random streams
 
 
 @dataclass(frozen=True)
 class PromptCutter:
-    """Cuts prompts from rows; their random numbers hang on where in the run the row is drawn."""
+    """Cuts prompts from rows. Random numbers depend only on the row's position in the run."""
 
     seed: int
-    prompt_tokens: int  # of a document without a prompt of its own
-    longest: int  # a longer prompt keeps its last tokens
+    prompt_tokens: int  # for documents without a prompt of their own
+    longest: int  # longer prompts keep their last tokens
 
     def is_written(self, step: int, place: int, share: float) -> bool:
-        """Whether the row at this place of a step is written."""
+        """Whether the row at this position of a step is generated."""
         if share >= 1:
             return True
         return float(np.random.default_rng([self.seed, _DRAW, step, place]).random()) < share
 
     def prompts(self, row: Row, step: int, place: int) -> list[Prompt]:
-        """One for each answer of its dialogues, and for each piece of text."""
+        """One prompt per learned answer of a dialogue, and one per piece of text."""
         return [
             Prompt(
                 ids=tuple(row["input_ids"][max(begin, at - self.longest) : at].tolist()),
@@ -48,11 +48,11 @@ class PromptCutter:
         ]
 
     def cut(self, row: Row) -> int:
-        """How many of its prompts lose their beginning."""
+        """The number of prompts that are truncated at the start."""
         return sum(at - begin > self.longest for begin, at, *_ in self._answers(row))
 
     def _answers(self, row: Row) -> Iterator[tuple[int, int, int, int]]:
-        """Where a piece begins, where in it an answer begins and ends, and its `exchange`."""
+        """Where a piece begins, where an answer in it begins and ends, and its `exchange`."""
         position, labels = np.asarray(row["position"]), row.get("labels")
         borders = np.flatnonzero(np.diff(position) != 1) + 1
         ends = [*borders.tolist(), len(position)]
@@ -66,7 +66,7 @@ class PromptCutter:
             yield from (
                 (begin, begin + first, begin + last, n - len(found))
                 for n, (first, last) in enumerate(found)
-                if first  # what begins with an answer is cut in its midst
+                if first  # pieces that begin inside an answer are cut within it
             )
 
     @staticmethod
@@ -75,13 +75,13 @@ class PromptCutter:
 
 
 def cutter_of(stage: Stage) -> PromptCutter:
-    """As a stage's tables say."""
+    """The cutter of a stage's tables."""
     assert stage.rollout is not None, "only stages that write cut prompts"
     longest = stage.data.block - stage.rollout.max_new_tokens
     return PromptCutter(stage.seed, stage.writing.prompt_tokens, longest)
 
 
 def stretches(trained: np.ndarray) -> list[tuple[int, int]]:
-    """Where each run of true values begins and ends."""
+    """The start and end of each run of true values."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], trained, [False]]).astype(np.int8)))
     return [(int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True)]

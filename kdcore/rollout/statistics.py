@@ -1,4 +1,4 @@
-"""What is told of written answers, and when it is a warning."""
+"""Statistics of completions, and the warnings based on them."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ if TYPE_CHECKING:
 _log = logging.getLogger("kdcore")
 
 _GRAM = 4
-_REPETITIVE = 0.5  # share of repeated 4-grams from which on an answer says nothing new
-_FIRST = 100  # steps whose mean length others are compared with
-_FEW = 20  # answers, or steps, below which nothing is concluded
+_REPETITIVE = 0.5  # share of repeated 4-grams above which a completion is degenerate
+_FIRST = 100  # steps whose mean length is the reference
+_FEW = 20  # completions, or steps, below which nothing is concluded
 _SHOWN = 3
 _LETTERS = 160
 
 
 def repeats(ids: Sequence[int]) -> float:
-    """The share of an answer's 4-grams that it has had before."""
+    """The share of 4-grams that occurred before in the completion."""
     grams = [tuple(ids[at : at + _GRAM]) for at in range(len(ids) - _GRAM + 1)]
     return 1 - len(Counter(grams)) / len(grams) if grams else 0.0
 
 
 def sums(completions: Sequence[Completion]) -> list[float]:
-    """Answers, their tokens, how many ended by themselves, and their shares of repeats."""
+    """Sums over completions: number, tokens, finished, shares of repeats."""
     return [
         float(len(completions)),
         float(sum(len(each.ids) for each in completions)),
@@ -42,7 +42,7 @@ def sums(completions: Sequence[Completion]) -> list[float]:
 
 
 def rates(totals: Sequence[float]) -> dict[str, float]:
-    """The means of what `sums` gave; nothing where nothing was written."""
+    """The means of `sums`; empty without completions."""
     count, tokens, finished, repeated = totals
     if not count:
         return {}
@@ -55,25 +55,25 @@ def rates(totals: Sequence[float]) -> dict[str, float]:
 
 @dataclass
 class Watch:
-    """Looks at each step's answers, and warns once of each thing that goes wrong."""
+    """Watches the completions of each step, and warns once of each problem."""
 
     first: list[float] = field(default_factory=lambda: [0.0, 0.0])  # answers, tokens
     recent: list[list[float]] = field(default_factory=list)  # of the last steps
-    useless: int = 0  # steps in a row
+    useless: int = 0  # consecutive steps
     told: list[str] = field(default_factory=list)
-    sources: list[str] = field(default_factory=list)  # who has written so far
+    sources: list[str] = field(default_factory=list)  # who has generated so far
 
     def state_dict(self) -> dict[str, Any]:
-        """For a checkpoint."""
+        """The state for a checkpoint."""
         return asdict(self)
 
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> Watch:
-        """What `state_dict` told."""
+        """The inverse of `state_dict`."""
         return cls(**state)
 
     def look(self, run: Run, step: int, completions: Sequence[Completion]) -> None:
-        """At what was written for a step."""
+        """Take in the completions of a step."""
         totals = sums(completions)
         if step <= _FIRST:
             self.first = [a + b for a, b in zip(self.first, totals, strict=False)]
@@ -92,7 +92,7 @@ class Watch:
             self._look_for_sources(run)
 
     def _look_for_sources(self, run: Run) -> None:
-        """Whether some term waits for a writer that writes nothing."""
+        """Whether a term waits for a source that generates nothing."""
         for term in run.recipe.terms:
             asked = values_in((term.where or {}).get(SOURCE, FROM_DATA))
             if not {FROM_DATA, *self.sources} & {*asked}:

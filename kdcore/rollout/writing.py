@@ -1,4 +1,4 @@
-"""Prompts -> completions: in groups of like lengths, shared out over processes, gathered."""
+"""Prompts -> completions: grouped by length, distributed over processes, gathered."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from kdcore.api.contracts import Rollout, Run
 
 Answers = list[list[Completion]]
-"""What was written to each prompt."""
+"""The completions of each prompt."""
 
 
 def write(run: Run, rollout: Rollout, prompts: Sequence[Prompt], group: int) -> Answers:
-    """The answers to each prompt, alike on every process and whatever their number.
+    """The completions of each prompt, identical on every process and for any number of them.
 
-    Raises RunError where the device has too little memory for a group.
+    Raises RunError if the device has too little memory for a group.
     """
     groups = grouped(prompts, group)
     mine: dict[int, list[Completion]] = {}
@@ -40,7 +40,7 @@ def write(run: Run, rollout: Rollout, prompts: Sequence[Prompt], group: int) -> 
 
 
 def grouped(prompts: Sequence[Prompt], group: int) -> list[list[int]]:
-    """Their indices, `group` together, the longest first: a group is what hangs on nothing else."""
+    """Indices in groups of `group`, longest first. A group depends on nothing but the prompts."""
     order = sorted(range(len(prompts)), key=lambda n: (-len(prompts[n].ids), n))
     return [order[at : at + group] for at in range(0, len(order), group)]
 
@@ -69,7 +69,7 @@ def _too_little(run: Run, group: int, said: str) -> RunError:
 
 
 def answered(run: Run, rollout: Rollout, prompts: Sequence[Prompt]) -> Answers:
-    """What a writer gives, checked; each answer knows its prompt."""
+    """The validated completions of a rollout, each with its prompt."""
     with plugin_errors(rollout, "generate"):
         found = rollout.generate(run, prompts)
     if not isinstance(found, Sequence) or len(found) != len(prompts):

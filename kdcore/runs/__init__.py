@@ -1,1 +1,1 @@
-"""Runs: folders, stages in order, resume, reopening, what is published. Internal."""
+"""Runs: folders, stages in order, resuming, reopening, publishing. Internal."""

@@ -1,4 +1,4 @@
-"""What a run leaves for others: its tokenizer and its final model."""
+"""Outputs of a run: its tokenizer and its final model."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ _log = logging.getLogger("kdcore")
 def load_tokenizer_of(
     run: RunState, others: Sequence[Path], accelerator: Accelerator | None
 ) -> PreTrainedTokenizerBase:
-    """The run's tokenizer: its own kept one, another stage's, or a new one.
+    """The run's tokenizer: its saved one, another stage's, or a new one.
 
-    What is used is always what was kept, so that a continued run has just the same.
+    Always uses the saved one, so that a resumed run has exactly the same.
     """
     with nullcontext() if accelerator is None else main_first(accelerator):
         if run.main:
@@ -50,10 +50,10 @@ def load_tokenizer_of(
 
 
 def _keep_tokenizer(run: RunState, others: Sequence[Path]) -> None:
-    """Lay the tokenizer of a run into its folder, if it is not there whole."""
+    """Save the tokenizer in the run folder, unless it is there complete."""
     kept = run.folder / TOKENIZER
     fault = damage(kept)
-    if fault is not None:  # what it was is compared with what the run began with
+    if fault is not None:  # a damaged one is compared with what the run started with
         _log.warning("%s: the tokenizer is made anew", fault)
     if fault is not None or not kept.exists():
         _lay_tokenizer(run, others, kept)
@@ -103,14 +103,14 @@ def _key_of(folder: Path) -> str | None:
 
 
 def finish_student(run: RunState) -> None:
-    """On every process, so that whoever asks the run afterwards asks the same student."""
+    """Apply `Patch.finish` on every process, so that later calls see the same student."""
     model = finished(run.student, run.recipe.student.patches)
     if model is not run.student:
         run.language_model = LanguageModel(model, run.language_model.precision)
 
 
 def save_final(run: RunState) -> Path:
-    """Write the finished student beside, then rename."""
+    """Write the finished student to a temporary folder, then rename it."""
     add_stop_tokens(run.student, learned_stop_tokens(run.rows("validation"), run.tokenizer))
     target, beside = run.folder / FINAL, run.folder / f".{FINAL}.partial"
     shutil.rmtree(beside, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Runs that were begun by an older version go on, and are measured, as they were begun."""
+"""Settings of runs that an older version started, which resume and evaluate unchanged."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 
 
 def seed_begun_with(folder: Path) -> int | None:
-    """The seed that drew the held-out rows of an older run; None where `train.eval_seed` does."""
+    """The seed of an older run's held-out rows; None if `train.eval_seed` determines them."""
     path = folder / "resolved.toml"
     if not path.is_file():
         return None
     try:
         table = tomli.loads(path.read_text(encoding="utf-8"))
-    except ValueError:  # damaged, or no recipe: others say so
+    except ValueError:  # damaged, or not a recipe: reported elsewhere
         return None
-    # Where the tokenizer has other data than the stage, the stage is a table of its own.
+    # If the tokenizer has other data than the stage, the stage is a table of its own.
     tables: list[dict[str, Any]] = [table, *table.get("stage", {}).values()]
     if any("eval_seed" in each.get("train", {}) for each in tables):
         return None
@@ -31,10 +31,10 @@ def seed_begun_with(folder: Path) -> int | None:
 
 
 def as_begun(stage: Stage, folder: Path) -> Stage:
-    """The stage as the run in the folder has it so far.
+    """The stage with the settings that the run in the folder started with.
 
-    Older runs have held-out rows drawn by their seed, documents without a bos, and tokens of what
-    documents spelled out.
+    Older runs drew held-out rows by their seed, had documents without BOS, and tokenised special
+    tokens that documents spell out.
     """
     typed = stage.table.get("train")
     seed = seed_begun_with(folder)
@@ -43,5 +43,5 @@ def as_begun(stage: Stage, folder: Path) -> Stage:
     for component in stage.components():
         if isinstance(component, Data):
             component.bos, component.special_tokens = False, "parse"
-    options: Any = stage.train  # a dataclass, which mypy cannot see
+    options: Any = stage.train  # a dataclass, unknown to mypy
     return replace(stage, train=replace(options, eval_seed=seed))

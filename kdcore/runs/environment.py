@@ -1,7 +1,6 @@
 """The environment of a run: recorded, and compared with another.
 
-Of the environment's variables only those of a short list are read, which say how fast or exact a
-run was.
+Only environment variables of a short list are recorded, those that affect speed or precision.
 """
 
 from __future__ import annotations
@@ -54,12 +53,12 @@ _VARIABLES = [
 
 
 def record(host: PluginManager | None = None) -> str:
-    """The text of env.json."""
+    """The content of env.json."""
     return json.dumps(environment_of(host), indent=1) + "\n"
 
 
 def recorded(path: Path) -> dict[str, Any] | None:
-    """What an env.json says; None where it is damaged or not there."""
+    """The parsed env.json; None if it is damaged or missing."""
     try:
         found = json.loads(path.read_text("utf-8", "replace"))
     except (OSError, ValueError, RecursionError):
@@ -68,7 +67,7 @@ def recorded(path: Path) -> dict[str, Any] | None:
 
 
 def environment_of(host: PluginManager | None = None) -> dict[str, Any]:
-    """Versions, machine, devices and plugins; with a host its plugins, else the installed ones."""
+    """Versions, machine, devices and plugins: the host's, or else the installed ones."""
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -144,7 +143,7 @@ _SHOWN = 8
 
 
 def describe_differences(folder: Path, host: PluginManager) -> str | None:
-    """A line on what differs from the folder's env.json; None where there is none, or nothing."""
+    """The differences to the folder's env.json, on one line; None without any or without a file."""
     path = folder / "env.json"
     if not path.is_file():
         return None
@@ -161,7 +160,7 @@ def describe_differences(folder: Path, host: PluginManager) -> str | None:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Each thing that is not as it was, named, with what it was and is."""
+    """Each difference by name, with old and new value."""
     was, is_now = (dict(_flat(each)) for each in (before, now))
     return [
         f"{name} was {was.get(name, 'not there')}, is {is_now.get(name, 'not there')}"

@@ -1,4 +1,4 @@
-"""Going on with a run by another recipe than it was begun with, where that is accepted by name."""
+"""Resuming a run with a changed recipe, if every change is accepted by name."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 
 Changes = Mapping[str, tuple[object, object]]
-"""By key, as in `--set`: what was and what is; None where there was or is nothing."""
+"""By key, as in `--set`: old and new value; None if absent."""
 
 
 def find_extendable(
     out: Path, run_name: str, resolved: str, host: PluginManager, accepted: frozenset[str]
 ) -> Path | None:
-    """The run of this name that a recipe goes on with by what was accepted of its keys."""
+    """The run of this name that a recipe can resume, given the accepted keys."""
     if not any("." in name for name in accepted):
         return None
     found = None
@@ -45,7 +45,7 @@ def find_extendable(
 
 
 def recipe_changes(folder: Path, resolved: str, host: PluginManager) -> Changes:
-    """What of a recipe that counts is not as the run in the folder has it."""
+    """The relevant differences between a recipe and the run in the folder."""
     recipe = read_recipe(str(folder / "resolved.toml"), host)
     began = recipe.resolved(recipe.build(recipe.stages[0].name))
     before, now = _counted(began, host), _counted(resolved, host)
@@ -64,9 +64,9 @@ def refused(changes: Changes, accepted: frozenset[str]) -> list[str]:
 def adopt_recipe(
     folder: Path, resolved: str, host: PluginManager, accepted: frozenset[str]
 ) -> None:
-    """Let the run in the folder go on by this recipe, if all that changed is accepted.
+    """Switch the run in the folder to this recipe, if all changes are accepted.
 
-    The folder is marked: it is no run of the recipe any more that its name tells.
+    Marks the folder: the run no longer matches the recipe identity in its name.
     """
     changes = recipe_changes(folder, resolved, host)
     if names := refused(changes, accepted):
@@ -82,7 +82,7 @@ def adopt_recipe(
     with locked(folder):
         write_whole(folder / MARK, json.dumps(changes, indent=1, default=str) + "\n")
         if finished(folder):
-            # The weights to go on from are in its last checkpoint.
+            # The run resumes from the weights of its last checkpoint.
             (folder / FINAL).rename(folder / f".{FINAL}.partial")
         write_whole(folder / RESOLVED, resolved)
         keep(folder, RESOLVED, folder / RESOLVED)
@@ -97,7 +97,7 @@ def _counted(resolved: str, host: PluginManager) -> dict[str, object]:
 
 
 def _flat(value: object, key: str) -> Iterator[tuple[str, object]]:
-    """Each value under its key as in `--set`: items of lists are counted from 1."""
+    """Values by key as in `--set`: list items are counted from 1."""
     if isinstance(value, dict):
         items = [(str(name), each) for name, each in value.items()]
     elif isinstance(value, list) and any(isinstance(each, dict) for each in value):

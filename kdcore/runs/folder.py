@@ -1,4 +1,4 @@
-"""Run folders: chosen, locked, found by name, compared when a run is resumed."""
+"""Run folders: choice, locking, lookup by name, and comparison on resume."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from kdcore.runs.reading.metrics import METRICS
 
 
 def refuse_links(folder: Path) -> None:
-    """Refuse a folder with a link in it that leads elsewhere. The folder may be a link itself."""
+    """Raise RunError for a folder with a link that leads outside. The folder may be a link."""
     home = folder.resolve()
     for where, folders, files in os.walk(home):
         for path in (Path(where, name) for name in (*folders, *files)):
@@ -34,12 +34,12 @@ def refuse_links(folder: Path) -> None:
 
 
 FINAL = "final"
-MARK = "accepted.json"  # of a run that went on by another recipe than its name tells
+MARK = "accepted.json"  # in runs that resumed with another recipe than that of their name
 CHECKPOINTS = "checkpoints"
-RECIPE = "recipe.toml"  # as typed
+RECIPE = "recipe.toml"  # as written
 RESOLVED = "resolved.toml"
 TOKENIZER = "tokenizer"
-FAILURE = "failure.txt"  # why the last start of an unfinished run ended
+FAILURE = "failure.txt"  # why the last attempt of an unfinished run ended
 
 
 def finished(folder: Path) -> bool:
@@ -48,9 +48,9 @@ def finished(folder: Path) -> bool:
 
 
 def choose_folder(out: Path, run_name: str, identity: str, *, fresh: bool) -> Path:
-    """The folder of a run: the newest of its name and identity, with `fresh` the next free one.
+    """The folder of a run: the newest with its name and identity; with `fresh`, the next free one.
 
-    Where there is none, one that finished under another name: identities know no names.
+    If there is none, a finished one with another name: identities do not depend on names.
     """
     first = free = out / f"{run_name}-{identity}"
     newest = None
@@ -73,9 +73,9 @@ def _finished_elsewhere(out: Path, identity: str) -> Path | None:
 
 @contextmanager
 def locked(folder: Path, waiting: Callable[[str], None] | None = None) -> Iterator[None]:
-    """Keep every other process off the folder; the lock goes with the process.
+    """Hold the folder's lock; it is released when the process ends.
 
-    With `waiting`, another process is waited for, and `waiting` is called with who it is.
+    With `waiting`, wait for another holder, and call `waiting` with its description.
     """
     folder.mkdir(parents=True, exist_ok=True)
     refuse_links(folder)
@@ -84,7 +84,7 @@ def locked(folder: Path, waiting: Callable[[str], None] | None = None) -> Iterat
 
 
 def failure_of(folder: Path) -> str | None:
-    """Why the last start of a run failed or was stopped, in one line; None where it did not."""
+    """Why the last attempt of a run ended, in one line; None if it did not fail."""
     path = folder / FAILURE
     if finished(folder) or not path.is_file():
         return None
@@ -92,7 +92,7 @@ def failure_of(folder: Path) -> str | None:
 
 
 def write_texts(folder: Path, texts: Mapping[str, str]) -> None:
-    """Write what the run is made from, if it is not there yet."""
+    """Write the files that describe the run, unless they exist."""
     for name, text in texts.items():
         if not (folder / name).exists():
             write_whole(folder / name, text)
@@ -101,9 +101,9 @@ def write_texts(folder: Path, texts: Mapping[str, str]) -> None:
 
 
 def compare_fingerprints(folder: Path, now: Mapping[str, str], accepted: frozenset[str]) -> None:
-    """Refuse to continue a run with other data, tokenizer, teacher or versions than it began with.
+    """Raise RunError on resume with other data, tokenizer, teacher or versions than before.
 
-    What is accepted by name is taken over as the new state of things.
+    Changes accepted by name become the new reference.
     """
     path = folder / "fingerprints.json"
     before = _fingerprints(path) if path.exists() else {}
@@ -132,7 +132,7 @@ def _fingerprints(path: Path) -> dict[str, str]:
 
 
 def refused_by_machine(fault: BaseException, folder: Path) -> RunError:
-    """What a person can do about what the machine refused; `folder` is the run's."""
+    """What the user can do about an OS error; `folder` is the run's."""
     from kdcore.training.checkpoint import in_order
 
     said, way = refusal(fault)
@@ -146,7 +146,7 @@ def refused_by_machine(fault: BaseException, folder: Path) -> RunError:
 
 
 def stage_of(folder: Path, run_name: str) -> str:
-    """The stage that a run is of, by the recipe as it was typed; "" where that has no stages."""
+    """The stage of a run, by its recipe as written; "" without stages."""
     try:
         typed = tomli.loads((folder / RECIPE).read_text("utf-8", "replace"))
     except (OSError, ValueError):
@@ -156,7 +156,7 @@ def stage_of(folder: Path, run_name: str) -> str:
 
 
 def runs_in(out: Path) -> list[Path]:
-    """The runs in a folder, the one that was busy last first."""
+    """The runs in a folder, most recently active first."""
     folders = [path for path in out.iterdir() if _is_run(path)] if os.path.isdir(out) else []
     return sorted(folders, key=lambda path: (_last_change(path), path.name), reverse=True)
 

@@ -1,8 +1,8 @@
-"""One process at a time in a folder: by flock, else by a file that its owner keeps young.
+"""Exclusive access to a folder: by flock, or by a lock file that its owner keeps fresh.
 
-Some network file systems have no flock, and neither has Windows. There a file names host and
-process of the owner, who renews its time of change. The folder is free again where the process is
-gone from this host, or where nobody renewed it for a minute, by the clock of the file system.
+Some network file systems and Windows have no flock. There, a file names host and process of the
+owner, who updates its modification time. The lock is stale if the process is gone from this host,
+or if the file was not updated for a minute, by the file system's clock.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _WITHOUT = {
 
 @dataclass(frozen=True)
 class Owner:
-    """The process that has a folder for itself."""
+    """The process that holds a folder."""
 
     process: int
     host: str
@@ -51,14 +51,14 @@ class Owner:
         return f"process {self.process} on {self.host}"
 
     def end(self) -> None:
-        """Ask it to end, with a checkpoint."""
+        """Ask it to exit with a checkpoint."""
         if self.host != socket.gethostname():
             raise UsageError(f"{self} runs there: type the same on {self.host}")
         os.kill(self.process, signal.SIGTERM)
 
 
 class _TakenError(Exception):
-    """Another process has the folder; the text says who, where that is known."""
+    """Another process holds the folder; the text says which, if known."""
 
     def __init__(self, owner: Mapping[str, object], by: str = "") -> None:
         self.owner = owner
@@ -69,10 +69,10 @@ class _TakenError(Exception):
 
 @contextmanager
 def alone_in(folder: Path, waiting: Callable[[str], None] | None = None) -> Iterator[None]:
-    """Keep every other process off the folder; the lock goes with the process.
+    """Hold the folder exclusively; the lock is released when the process ends.
 
-    Where another one has it this is an error; with `waiting`, that is called once with who it is,
-    and the folder is taken as soon as it is free or that process is gone.
+    If another process holds it, this is an error; with `waiting`, calls that once with its
+    description, and takes the folder when it is free.
     """
     with ExitStack() as held:
         told = False
@@ -94,12 +94,12 @@ def alone_in(folder: Path, waiting: Callable[[str], None] | None = None) -> Iter
 
 
 def rest() -> None:
-    """Between two looks at a folder that another process has."""
+    """Wait between two checks of a folder that another process holds."""
     time.sleep(_LOOK)
 
 
 def owner_of(folder: Path) -> Owner | None:
-    """Who has a folder for itself; None where it is free, or the owner cannot be known."""
+    """The process that holds a folder; None if it is free, or the owner is unknown."""
     try:
         with ExitStack() as held:
             _take(folder, held)
@@ -111,7 +111,7 @@ def owner_of(folder: Path) -> Owner | None:
 
 
 def _take(folder: Path, held: ExitStack) -> None:
-    """Lock the folder for as long as `held` lasts; raises _TakenError."""
+    """Hold the lock in the block. Raises _TakenError."""
     file = (folder / ".lock").open("a+")
     try:
         locked = _flocked(file, folder)
@@ -128,7 +128,7 @@ def _take(folder: Path, held: ExitStack) -> None:
 
 
 def _flocked(file: TextIO, folder: Path) -> bool:
-    """Whether the file is locked now; False where there is nothing like it."""
+    """Whether the file is locked now; False without flock."""
     if fcntl is None:
         return False
     try:
@@ -150,7 +150,7 @@ def _owned(folder: Path) -> Iterator[None]:
         owner = _read(path)
         if not _is_gone(path, owner):
             raise _TakenError(owner, OWNER)
-        with suppress(FileNotFoundError):  # another one saw it too
+        with suppress(FileNotFoundError):  # another process removed it first
             aside = path.with_name(f"{OWNER}-{mine['token']}")
             path.rename(aside)
             aside.unlink()
@@ -167,7 +167,7 @@ def _owned(folder: Path) -> Iterator[None]:
 
 
 def _written(path: Path, owner: dict[str, object]) -> bool:
-    """Whether the owner's file was made by this call."""
+    """Whether this call created the owner's file."""
     try:
         with path.open("x", encoding="utf-8") as file:
             json.dump(owner, file)
@@ -177,7 +177,7 @@ def _written(path: Path, owner: dict[str, object]) -> bool:
 
 
 def _read(path: Path) -> dict[str, object]:
-    """Nothing where it is gone, or not written yet."""
+    """Empty if it is gone, or not written yet."""
     with suppress(OSError, ValueError, TypeError):
         return dict(json.loads(path.read_text("utf-8", "replace")))
     return {}
@@ -210,7 +210,7 @@ def _lives(process: int) -> bool:
 
 def _renew(path: Path, mine: dict[str, object], ended: Event) -> None:
     while not ended.wait(RENEW):
-        if _read(path) != mine:  # somebody held this process to be gone
+        if _read(path) != mine:  # another process considered this one dead
             return
         with suppress(OSError):
             os.utime(path)

@@ -1,4 +1,4 @@
-"""The model card of a finished run: what the model is, how it was made, and how to load it."""
+"""The model card of a finished run: what the model is, how it was trained, how to load it."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ model = AutoModelForCausalLM.from_pretrained(name)
 
 
 def model_card(run: RunState) -> str:
-    """The card, without secrets, user names and places of this machine."""
+    """The card, without secrets, user names and local paths."""
     versions = _versions(run.folder / "env.json")
     stage = run.recipe
     symbols = symbols_of(stage.terms, selects=stage.selection is not None)
@@ -81,7 +81,7 @@ def model_card(run: RunState) -> str:
 
 
 def _versions(path: Path) -> Mapping[str, str]:
-    """Those that the run began with; where their record is damaged, today's."""
+    """The versions that the run started with; if the record is damaged, the current ones."""
     known = (recorded(path) or {}).get("packages")
     return known if isinstance(known, dict) else environment_of()["packages"]
 
@@ -99,7 +99,7 @@ def _about(run: RunState) -> str:
 
 
 def _front(run: RunState) -> str:
-    """The YAML that the hub reads."""
+    """The YAML header for the hub."""
     from huggingface_hub import ModelCardData
 
     tags = ["kdcore", *(["distillation"] if run.teacher is not None else [])]
@@ -116,7 +116,7 @@ def _front(run: RunState) -> str:
 
 
 def _base(model: str | None) -> str | None:
-    """The model on the hub that a student began as, be it by way of another run."""
+    """The hub model that a student started as, possibly through another run."""
     if model is None or is_on_hub(model):
         return model
     card = Path(model) / "README.md"
@@ -129,7 +129,7 @@ def _base(model: str | None) -> str | None:
 
 
 def _table(scores: Mapping[str, float | str]) -> str:
-    """The numbers of the last evaluation."""
+    """The results of the last evaluation."""
     numbers = {name: each for name, each in scores.items() if not isinstance(each, str)}
     if not numbers:
         return "None were made."

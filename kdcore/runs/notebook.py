@@ -1,4 +1,4 @@
-"""A run's progress in a notebook: a bar for each stage, with the loss of the last record."""
+"""Progress of a run in a notebook: one bar per stage, with the last loss."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def notebook_progress() -> list[Component]:
-    """What shows it, where Python runs in a notebook that can redraw an output; else nothing."""
+    """The notebook listeners, if Python runs in a notebook that can update output; else none."""
     from rich.console import Console
 
     console = Console()
@@ -26,7 +26,7 @@ def notebook_progress() -> list[Component]:
 
 
 class NotebookProgress(Component):
-    """Bars of the stages of a run, each left where it ended."""
+    """Progress bars of the stages of a run; finished ones remain."""
 
     name = "notebook"
     component_kind = "callback"
@@ -47,7 +47,7 @@ class NotebookProgress(Component):
 
     @hookimpl
     def kdcore_run_start(self, run: Run) -> None:
-        """A bar of its own for the stage that begins."""
+        """Start a bar for the stage."""
         if run.main:
             name, done = run.recipe.run_name, run.step
             self._task = self._progress.add_task(name, total=run.steps, completed=done, said="")
@@ -55,14 +55,14 @@ class NotebookProgress(Component):
 
     @hookimpl
     def kdcore_log(self, run: Run, record: Record) -> None:
-        """Move it on."""
+        """Advance it."""
         if self._task is not None:
             said = f"loss {record.loss:.4f}, {record.tokens_per_second:,.0f} tokens/s"
             self._progress.update(self._task, completed=record.step, said=said)
 
     @hookimpl
     def kdcore_run_end(self, run: Run, error: BaseException | None) -> None:
-        """Leave it as it is."""
+        """Leave it in place."""
         if self._task is not None:
             self._progress.stop()
             self._task = None

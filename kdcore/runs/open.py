@@ -1,4 +1,4 @@
-"""One way to open a run, a model or a stage: a request, and how far it is opened."""
+"""Opening a run, a model or a stage, to the level that the caller needs."""
 
 from __future__ import annotations
 
@@ -59,22 +59,22 @@ Upto = Literal["tokenizer", "ids", "weights"]
 
 @dataclass(frozen=True, eq=False)
 class OpenRequest:
-    """A stage, with where its run is or would be, and whose tokenizer and weights it gets."""
+    """A stage, with its run folder, tokenizer and weights."""
 
     stage: Stage
-    folder: Path  # of the run
-    trusted: Sequence[str] = ()  # models whose own code may run: a run's recipe may be a stranger's
-    others: Sequence[Path] = ()  # run folders that may have its tokenizer
-    tokenizer: str | None = None  # a saved one; None: the run's own, made in its folder if need be
-    weights: str | None = None  # a saved model
-    finished: bool = False  # `weights` are what the run ended with
-    checkpoint: Path | None = None  # the run's, whose weights are taken where `weights` is None
-    state: Mapping[str, Any] = field(default_factory=dict)  # what the run's checkpoint says of it
-    accelerator: Accelerator | None = None  # None: a new one, if anything goes onto a device
+    folder: Path  # of the run, which may not exist
+    trusted: Sequence[str] = ()  # models whose remote code may run, whatever the run's recipe says
+    others: Sequence[Path] = ()  # other run folders that may have its tokenizer
+    tokenizer: str | None = None  # path of a saved one; None: the run's own, made if necessary
+    weights: str | None = None  # path of a saved model
+    finished: bool = False  # `weights` are the run's final ones
+    checkpoint: Path | None = None  # of the run; used if `weights` is None
+    state: Mapping[str, Any] = field(default_factory=dict)  # run state in the checkpoint
+    accelerator: Accelerator | None = None  # None: make one if something goes on a device
 
     @property
     def teachers(self) -> list[Teacher]:
-        """Whose ids count: of a run all, of another model the one that its evals ask."""
+        """The teachers whose ids count: all of a run; for another model, that of its evals."""
         stage = self.stage
         if self.weights is None or self.finished:
             return reading_our_ids(stage.components())
@@ -83,11 +83,11 @@ class OpenRequest:
 
 
 def open_stage(request: OpenRequest, *, upto: Upto = "weights") -> RunState:
-    """The run of a stage, as far as it is asked for.
+    """Open a stage to a level.
 
-    "tokenizer": rows can be laid; without an accelerator it is on the CPU. "ids": it is on its
-    device and knows the ids that student and teachers share, by their configs. "weights": the
-    student's are loaded and proved, in evaluation mode, and the teacher's if an eval asks for them.
+    "tokenizer": rows can be made; on the CPU without an accelerator. "ids": on its device, with the
+    ids shared by student and teachers, by their configs. "weights": the student is loaded and
+    verified, in evaluation mode, and the teacher if an eval needs it.
     """
     set_trusted(request.trusted)
     accelerator = request.accelerator
@@ -112,11 +112,11 @@ def begun(
     sets: Sequence[str] = (),
     evals: Sequence[str] | None = None,
 ) -> OpenRequest:
-    """A run by its folder, into which nothing is written.
+    """A run by its folder, read-only.
 
-    The weights are the finished student's, or those of the checkpoint of `step` (of an unfinished
-    run by default the newest). `evals` are the ones of the run's recipe that are left, by name;
-    one that it does not have is added with its defaults, and `sets` may change its options.
+    The weights are the final ones, or those of the checkpoint at `step` (by default the newest of
+    an unfinished run). `evals` names the evals to keep; one that the recipe lacks is added with its
+    defaults, and `sets` may change its options.
     """
     recipe = read_recipe(str(folder / RESOLVED), host, sets=sets, evals=evals or ())
     (table,) = recipe.stages
@@ -126,7 +126,7 @@ def begun(
     else:
         checkpoint = _newest(folder) if step is None else _of_step(folder, step)
     state = {} if checkpoint is None else json.loads((checkpoint / "state.json").read_text())
-    if sets:  # its scores are those of another recipe
+    if sets:  # its scores belong to another recipe
         state.pop("scores", None)
     return OpenRequest(
         as_begun(_with_evals(recipe.build(table.name), evals), folder),
@@ -142,13 +142,13 @@ def begun(
 def in_students_place(
     model: str, stage: Stage, folder: Path, evals: Sequence[str] | None = None
 ) -> OpenRequest:
-    """A model with its own tokenizer in place of a stage's student; `folder` is not made."""
+    """A model with its own tokenizer as a stage's student; `folder` is not created."""
     return OpenRequest(_with_evals(stage, evals), folder, tokenizer=model, weights=model)
 
 
 @contextmanager
 def not_begun(recipe: Recipe, name: str, out: Path) -> Iterator[OpenRequest]:
-    """A stage in a folder that goes away. Stages that it names must be finished in `out`."""
+    """A stage in a temporary folder. Stages that it refers to must be finished in `out`."""
     finals = stage_outputs(recipe, name, out)
     for need, final in finals.items():
         if not finished(final.parent):
@@ -164,18 +164,18 @@ def not_begun(recipe: Recipe, name: str, out: Path) -> Iterator[OpenRequest]:
 
 
 def stage_outputs(recipe: Recipe, stage: str, out: Path) -> dict[str, Path]:
-    """Where the final weights of the stages that a stage names are, or would be, in `out`."""
+    """The final weights of the stages that a stage refers to, in `out`, existing or not."""
     (needs,) = (each.needs for each in recipe.stages if each.name == stage)
     return {need: run_folder(recipe, need, out) / FINAL for need in needs}
 
 
 def run_folder(recipe: Recipe, stage: str, out: Path) -> Path:
-    """The folder of a stage's run, which may not be there."""
+    """The folder of a stage's run, which may not exist."""
     return choose_folder(out, recipe.run_name(stage), recipe.identity(stage), fresh=False)
 
 
 def _with_evals(stage: Stage, names: Sequence[str] | None) -> Stage:
-    """The stage with the evals of these names only."""
+    """The stage with only these evals."""
     kept = [one for one in stage.evals if names is None or one.name in names]
     return replace(stage, evals=kept)
 
@@ -223,7 +223,7 @@ def _tokenizer(run: RunState, request: OpenRequest) -> PreTrainedTokenizerBase:
 
 
 def _micro_batch(stage: Stage, device: torch.device, state: Mapping[str, Any]) -> int:
-    """As the recipe or the run's checkpoint says; else small, and on a CPU as a run has it."""
+    """By the recipe or the run's checkpoint; else small, and on a CPU as in a run."""
     options = stage.train
     if options.micro_batch != "auto":
         return min(options.drawn, options.micro_batch)
@@ -234,7 +234,7 @@ def _micro_batch(stage: Stage, device: torch.device, state: Mapping[str, Any]) -
 
 
 def _steps(run: RunState) -> int:
-    """How many steps a run took whose checkpoints are gone."""
+    """The number of steps of a run whose checkpoints are gone."""
     options = run.recipe.train
     if options.steps is not None:
         return options.steps
@@ -242,7 +242,7 @@ def _steps(run: RunState) -> int:
 
 
 def _as_saved(name: str, stage: Stage, device: torch.device) -> PreTrainedModel:
-    """A model in the type that its weights are kept in; an adapter on its base as in the run."""
+    """A model in the dtype of its saved weights; an adapter on its base, as in the run."""
     kept = None if adapter_base(name) else load_config(name).dtype
     dtype = kept if isinstance(kept, torch.dtype) else dtype_of(stage.student.dtype, device)
     return load_model(name, dtype=dtype, device=device, attention=stage.student.attention)
@@ -253,7 +253,7 @@ def _asks_teacher(stage: Stage) -> bool:
 
 
 def _load(run: RunState, request: OpenRequest) -> None:
-    """The student proved, the ids agreed on, and the teacher loaded if an eval asks for it."""
+    """Load and verify the student, agree on ids, and load the teacher if an eval needs it."""
     stage = request.stage
     if request.finished:
         run.steps = run.steps or _steps(run)
@@ -268,7 +268,7 @@ def _load(run: RunState, request: OpenRequest) -> None:
             seed=stage.seed,
             device=run.device,
         )
-        if request.checkpoint is not None:  # else as the run would begin
+        if request.checkpoint is not None:  # otherwise as the run would start
             load_weights(request.checkpoint, student)
     student.eval().requires_grad_(False)  # type: ignore[no-untyped-call]
     precision = HALF.get(precision_of(stage.train.precision, run.device))
@@ -283,8 +283,8 @@ def _load(run: RunState, request: OpenRequest) -> None:
 
 
 def iter_batches(run: Run, rows: Sequence[Row]) -> Iterator[Batch]:
-    """Rows in order, a micro-batch at a time."""
-    laid: RowDataset = rows  # type: ignore[assignment]  # as the run has them
+    """Rows in order, one micro-batch at a time."""
+    laid: RowDataset = rows  # as the run has them
     collate = Collate(laid.split, run.vocabulary, run.device)
     for start in range(0, len(laid), run.micro_batch):
         some = range(start, min(start + run.micro_batch, len(laid)))
@@ -292,29 +292,29 @@ def iter_batches(run: Run, rows: Sequence[Row]) -> Iterator[Batch]:
 
 
 class NoData(Data):
-    """Stands where nobody said what to read."""
+    """Data of a request that does not say what to read."""
 
     name = "none"
 
     def texts(self, split: str) -> Iterable[str]:
-        """There are none."""
+        """No texts."""
         raise UsageError("no recipe says on which text to measure; give one with --recipe")
 
     def make_rows(
         self, split: str, tokenizer: PreTrainedTokenizerBase, *, seed: int, epoch: int
     ) -> Rows:
-        """There are none."""
+        """No rows."""
         raise UsageError("no recipe says on which text to measure; give one with --recipe")
 
 
 def eval_stage(
     model: str, evals: Sequence[str], host: PluginManager, sets: Sequence[str] = ()
 ) -> Stage:
-    """A stage that has a model as its student and these evals, with their defaults but for `sets`.
+    """A stage with a model as its student and these evals, with defaults except for `sets`.
 
-    Evals that ask for rows or for a teacher are told that a recipe has to say which.
+    Evals that need rows or a teacher raise an error that asks for a recipe.
     """
-    # The rate and the step are required options; nothing is trained.
+    # Required options; nothing is trained.
     plain = {"student": {"model": model}, "train": {"lr": 1.0, "steps": 1}}
     root, faults = Node.of(plain, Source("the command line")), list[Fault]()
     for name in evals:

@@ -1,4 +1,4 @@
-"""The stages of a recipe, one after another: resumed, trained, reused."""
+"""Runs the stages of a recipe in order: trains, resumes, or reuses each."""
 
 from __future__ import annotations
 
@@ -62,14 +62,14 @@ if TYPE_CHECKING:
 
 
 _log = logging.getLogger("kdcore")
-_VERSIONS = ("torch", "transformers", "kdcore")  # what a result depends on
+_VERSIONS = ("torch", "transformers", "kdcore")  # versions that affect results
 
 
 @dataclass(frozen=True)
 class RunRequest:
-    """What `kdcore run` is asked for."""
+    """The request of `kdcore run`."""
 
-    recipe: str = ""  # as typed: a recipe, or a run
+    recipe: str = ""  # as typed: a recipe or a run
     out: Path = Path("runs")
     sets: tuple[str, ...] = ()
     each: tuple[str, ...] = ()
@@ -77,12 +77,12 @@ class RunRequest:
     stage: str | None = None  # only this one, and those that it needs
     fresh: bool = False
     accept: frozenset[str] = frozenset()
-    folder: Path | None = None  # the run to resume, whatever its recipe's identity
+    folder: Path | None = None  # a run to resume, whatever its recipe's identity
     on_finished: Callable[[Path], None] = lambda folder: None  # called for each finished stage
 
 
 def run_recipe(recipe: Recipe, host: PluginManager, request: RunRequest) -> list[Path]:
-    """Run every stage that is not finished; returns each stage's folder."""
+    """Run every unfinished stage; returns the folder of each stage."""
     done: dict[str, Path] = {}
     for name in wanted_stages(recipe, request.stage):
         finals = {stage: folder / FINAL for stage, folder in done.items()}
@@ -115,7 +115,7 @@ def run_recipe(recipe: Recipe, host: PluginManager, request: RunRequest) -> list
 
 
 def _agreed(accelerator: Accelerator, folder: Path) -> Path:
-    """The first process's choice, as another may look when the folder is there already."""
+    """The first process's choice: others may look after the folder was created."""
     from accelerate.utils import broadcast_object_list
 
     chosen = [folder]
@@ -125,7 +125,7 @@ def _agreed(accelerator: Accelerator, folder: Path) -> Path:
 
 
 def _going_on(stage: Stage, resolved: str, host: PluginManager, request: RunRequest) -> Path | None:
-    """The folder that is meant by its name, or by what is accepted of its recipe."""
+    """The folder that is named, or that the accepted changes lead to."""
     name = stage.run_name
     return request.folder or find_extendable(request.out, name, resolved, host, request.accept)
 
@@ -139,7 +139,7 @@ def _run_stage(
     others: Sequence[Path],
     request: RunRequest,
 ) -> int:
-    """To its end; a signal that came too late to end it before, or 0."""
+    """Run a stage to its end. Returns a signal that came too late to stop it, or 0."""
     if missing := [
         said for each in stage.components() for said in call_checked_list(each, "missing")
     ]:
@@ -178,7 +178,7 @@ def _tell_waiting(said: str) -> None:
 
 @contextmanager
 def _noted(folder: Path) -> Iterator[None]:
-    """Keep in the run folder, for those who look at it later, why it ended before its end."""
+    """Record in the run folder why a run ended early."""
     path = folder / FAILURE
     path.unlink(missing_ok=True)
     try:
@@ -192,7 +192,7 @@ def _noted(folder: Path) -> Iterator[None]:
 
 
 def _fingerprints(run: RunState) -> dict[str, str]:
-    """What a run that is continued must find unchanged."""
+    """Values that must not change between attempts of a run."""
     from importlib.metadata import version
 
     found = {
@@ -224,7 +224,7 @@ def _train(trainer: Trainer) -> None:
 
 
 def _end(trainer: Trainer, error: BaseException) -> None:
-    """Tell everybody that the run failed; what they raise must not hide why."""
+    """Report the failure to all listeners; their own errors must not hide it."""
     try:
         trainer.host.emit("kdcore_run_end", run=trainer.run, error=error)
     except KdcoreError as another:
@@ -233,7 +233,7 @@ def _end(trainer: Trainer, error: BaseException) -> None:
 
 @contextmanager
 def _explained(folder: Path) -> Iterator[None]:
-    """What a person can act on; for the rest the traceback is kept in the run folder."""
+    """The actionable part of an error; the run folder keeps the traceback."""
     try:
         with losses_told():
             yield
@@ -255,7 +255,7 @@ def _explained(folder: Path) -> Iterator[None]:
 
 
 def run_all(request: RunRequest, host: PluginManager) -> list[Path]:
-    """Everything that was asked for; each run's folder, once."""
+    """Run everything requested; returns the distinct run folders."""
     from accelerate import PartialState
 
     with losses_told():
@@ -278,7 +278,7 @@ def _runs(asked: RunRequest, host: PluginManager) -> list[Path]:
         recipe = read_recipe(name, host, sets=asked.sets, logs=asked.logs)
         _tell_what_differs(recipe, host)
         return run_recipe(recipe, host, request)
-    # Every recipe of the product is checked before the first one runs.
+    # All recipes of the product are checked before the first one runs.
     recipes = [
         (label, read_recipe(asked.recipe, host, sets=sets, logs=asked.logs))
         for label, sets in expand_grid(asked.sets, asked.each)
@@ -298,7 +298,7 @@ def _refuse_sweep(recipe: Recipe, asked: RunRequest) -> None:
 
 
 def _folder(asked: RunRequest) -> Path | None:
-    """The run folder that is meant, where a recipe of that name is not."""
+    """The run folder with that name, if there is no such recipe."""
     from kdcore.recipe.files import find_recipe
 
     if os.path.isdir(asked.recipe):
@@ -314,7 +314,7 @@ def _folder(asked: RunRequest) -> Path | None:
 
 
 def _tell_what_differs(recipe: Recipe, host: PluginManager) -> None:
-    """Where the recipe is another run's resolved.toml, that run's env.json lies beside it."""
+    """For another run's resolved.toml, report differences to that run's env.json."""
     said = describe_differences(recipe.path.parent, host)
     if said:
         _log.info(said)

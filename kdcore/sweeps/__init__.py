@@ -1,4 +1,4 @@
-"""Sweeps: many runs of a recipe as one graph of stages, over the machines that an executor has.
+"""Sweeps: many runs of a recipe as one graph of stages, run by an executor.
 
 Internal. Plugins import from `kdcore`.
 """

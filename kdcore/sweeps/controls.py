@@ -1,7 +1,7 @@
-"""Controls: twins of a point that differ in one thing, made from its checked recipe.
+"""Controls: twins of a point that differ in one thing, derived from its checked recipe.
 
-A twin has the same initial weights, rows and order: its seed, student, tokenizer, data and [train]
-are the point's. What differs is written here, as assignments to the point's last stage.
+A twin has the same initial weights, rows and order: seed, student, tokenizer, data and [train] are
+the point's. The differences are assignments to the point's last stage.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ Table = dict[str, Any]
 
 
 class NoControlError(Exception):
-    """The control changes nothing in this recipe, or cannot be made; the text says why."""
+    """The control changes nothing in this recipe, or is impossible; the text says why."""
 
 
 @dataclass(frozen=True)
 class Deferred:
-    """A control that waits for what its twin measures."""
+    """A control that depends on a measurement of its twin."""
 
-    plain: str | None = None  # another control that must be finished too
+    plain: str | None = None  # another control that must finish first
 
 
 @dataclass(frozen=True, eq=False)
 class Twin:
-    """The stage that a control changes: its table as merged, and what was built of it."""
+    """The stage that a control changes: its merged table, and the built stage."""
 
     recipe: Recipe
     stage_name: str
@@ -53,7 +53,7 @@ class Twin:
 
     @property
     def host(self) -> PluginManager:
-        """Who knows the components."""
+        """The plugin host."""
         return self.recipe.host
 
     def assign(self, tables: Mapping[str, object]) -> list[Assignment]:
@@ -63,7 +63,7 @@ class Twin:
         return [Assignment(f"{prefix}{key}", Node.of(v, source)) for key, v in tables.items()]
 
     def server(self, kind: str, control: str) -> tuple[str, str]:
-        """The component of a kind that serves a control, and the option for what is measured."""
+        """The component of a kind that provides a control, and its option for the measurement."""
         provided = self.host.provided(kind)
         found = {
             name: each.cls.controls[control]
@@ -77,20 +77,20 @@ class Twin:
 
 
 def make(control: str, twin: Twin) -> list[Assignment] | Deferred:
-    """What a control changes; `Deferred` where that depends on the finished twin.
+    """The assignments of a control; `Deferred` if they depend on the finished twin.
 
-    Raises NoControlError where it would change nothing.
+    Raises NoControlError if it would change nothing.
     """
     return _MAKERS[control](twin)
 
 
 def no_teacher(twin: Twin) -> list[Assignment]:
-    """Without the terms, and the evaluations, that need the teacher; without any left, `ce`'s."""
+    """Without terms and evaluations that need the teacher; if no term is left, with `ce`."""
     return twin.assign(_without_teacher(twin, lambda loss: None))
 
 
 def no_selection(twin: Twin) -> list[Assignment]:
-    """Every token is kept; terms on dropped tokens see none, and go."""
+    """Keeps every token; drops terms on dropped tokens, which would see none."""
     _insist(twin, "selection")
     losses = [
         {key: value for key, value in loss.items() if key != "on"}
@@ -104,7 +104,7 @@ def no_selection(twin: Twin) -> list[Assignment]:
 
 
 def random_selection(twin: Twin) -> list[Assignment] | Deferred:
-    """As many tokens drawn at random: the share that is written, else what the twin kept."""
+    """Keeps as many tokens at random: the configured share, or the one that the twin kept."""
     _insist(twin, "selection")
     selection = twin.table["selection"]
     use, option = twin.server("selection", "random-selection")
@@ -114,7 +114,7 @@ def random_selection(twin: Twin) -> list[Assignment] | Deferred:
 
 
 def with_share(twin: Twin, share: object) -> list[Assignment]:
-    """The random selection of a share."""
+    """A random selection with this share."""
     use, option = twin.server("selection", "random-selection")
     scope = {"scope": twin.stage.scope} if "scope" in twin.table["selection"] else {}
     return twin.assign({"selection": {"use": use, option: share, **scope}})
@@ -136,14 +136,14 @@ def with_steps(twin: Twin, steps: int) -> list[Assignment]:
 
 
 def smoothed(twin: Twin) -> Deferred:
-    """Smoothed labels, as uncertain as the teacher is on average, in place of the teacher."""
+    """Label smoothing with the teacher's mean entropy, in place of the teacher."""
     _insist(twin, "teacher")
     twin.server("loss", "smoothed")
     return Deferred()
 
 
 def with_smoothing(twin: Twin, smoothing: float) -> list[Assignment]:
-    """Each term that needs the teacher as smoothed labels, with its weight and tokens."""
+    """Each term that needs the teacher with smoothed labels, with its weight and tokens."""
     use, option = twin.server("loss", "smoothed")
     kept = ("weight", "on", "where")
 
@@ -155,9 +155,9 @@ def with_smoothing(twin: Twin, smoothing: float) -> list[Assignment]:
 
 
 def smoothing_of(entropy: float, ids: int) -> float:
-    """The smoothing whose labels have this entropy: 1 - s on the label, s over all ids alike.
+    """The smoothing s with this entropy: 1 - s on the label, plus s spread evenly over all ids.
 
-    Grows with s from 0 to log(ids), so that halving finds it.
+    The entropy grows with s from 0 to log(ids), so bisection finds it.
     """
     low, high = 0.0, 1.0
     for _ in range(60):
@@ -169,7 +169,7 @@ def smoothing_of(entropy: float, ids: int) -> float:
 
 
 def steps_for(seconds: float, plain_seconds: float, plain_steps: int) -> int:
-    """The steps that the plain twin does in these seconds."""
+    """The number of steps that the plain twin takes in this time."""
     return max(1, round(plain_steps * seconds / plain_seconds))
 
 

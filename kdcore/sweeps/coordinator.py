@@ -1,4 +1,4 @@
-"""Runs a sweep's tasks on an executor: started when what they need is there, and tried again."""
+"""Runs a sweep's tasks on an executor: starts them when their inputs exist, and retries."""
 
 from __future__ import annotations
 
@@ -27,28 +27,28 @@ if TYPE_CHECKING:
 
 Phase = Literal["waiting", "queued", "running", "done", "failed", "blocked"]
 _FINAL = {"done", "failed", "blocked"}
-_HOPELESS = {UsageError.exit_code, PluginError.exit_code}  # the same command ends the same way
-_NAP = 0.1  # seconds; a signal is seen between two
-_SAYS = "kdcore: "  # how a command begins to tell why it ends
+_HOPELESS = {UsageError.exit_code, PluginError.exit_code}  # retrying cannot help
+_NAP = 0.1  # seconds between checks for signals
+_SAYS = "kdcore: "  # prefix of a command's final error
 
 
 @dataclass(eq=False)
 class Progress:
-    """How far a task is."""
+    """The progress of a task."""
 
     task: Task
     phase: Phase = "waiting"
     reason: str = ""
     handle: str | None = None
-    tries: int = 0  # in a row that gained nothing
-    step: int = -1  # of the newest checkpoint when it was last started
+    tries: int = 0  # consecutive attempts without progress
+    step: int = -1  # of the newest checkpoint at its last start
     folder: Path | None = None
     earlier: bool = False  # its job was started by an earlier command
 
 
 @dataclass(eq=False)
 class Coordinator:
-    """Brings every task to its end, or as far as it goes."""
+    """Runs every task to its end, or as far as possible."""
 
     tasks: dict[str, Task]
     store: Store
@@ -60,7 +60,7 @@ class Coordinator:
     signal: int = 0
 
     def run(self) -> None:
-        """Until all is settled. Raises RunError with what failed, Interrupted after a signal."""
+        """Run until all tasks are settled. Raises RunError with failures, Interrupted on signals."""
         self.progress = {key: Progress(task) for key, task in self.tasks.items()}
         self._find()
         with self._noting_signals():
@@ -75,7 +75,7 @@ class Coordinator:
         self._refuse_failures()
 
     def _find(self) -> None:
-        """What is finished, and jobs of an earlier command that go on."""
+        """Find finished tasks, and running jobs of an earlier command."""
         before = self.store.jobs_of(self.executor.name) if self.executor.outlives else {}
         for key, each in self.progress.items():
             if not self._look(each):
@@ -84,7 +84,7 @@ class Coordinator:
                 self.store.keep_recipe(each.task)
 
     def _look(self, each: Progress) -> bool:
-        """Whether the task is finished, whoever did it."""
+        """Whether the task is finished, by any command."""
         each.folder = self.store.run_of(each.task)
         if each.folder is not None and finished(each.folder):
             each.phase, each.reason, each.handle = "done", "", None
@@ -92,7 +92,7 @@ class Coordinator:
         return False
 
     def _ask(self) -> None:
-        """Take in what became of the jobs."""
+        """Poll the states of jobs."""
         mine = [each for each in self.progress.values() if each.handle is not None]
         if not mine:
             return
@@ -107,7 +107,7 @@ class Coordinator:
         self._keep()
 
     def _ended(self, each: Progress, state: JobState) -> None:
-        """A job ended before its run did: tried again as long as that may help."""
+        """A job ended before its run did: retry while that may help."""
         started_by_earlier, each.handle, each.earlier = each.earlier, None, False
         needs = [self.progress[need] for need in each.task.needs]
         if started_by_earlier or any(need.phase != "done" for need in needs):
@@ -127,12 +127,12 @@ class Coordinator:
         return said or _last_line(self.store.log_of(each.task)) or f"it ended with {state.code}"
 
     def _step(self, each: Progress) -> int:
-        """The step of its newest checkpoint; 0 where there is none."""
+        """The step of its newest checkpoint; 0 if there is none."""
         kept = in_order(each.folder / CHECKPOINTS) if each.folder is not None else []
         return max([int(path.name[5:]) for path in kept], default=0)
 
     def _advance(self) -> None:
-        """Start what can start, until there is no room."""
+        """Start ready tasks until the executor has no room."""
         for each in self.progress.values():
             needs = [self.progress[need] for need in each.task.needs]
             if each.phase in _FINAL or each.handle is not None:
@@ -150,7 +150,7 @@ class Coordinator:
         return self.executor.chains and need.handle is not None
 
     def _start(self, each: Progress, after: Sequence[str]) -> bool:
-        """Whether there was room for it."""
+        """Start a task; returns whether there was room."""
         job = self._job(each, after)
         each.step = self._step(each)
         try:
@@ -165,7 +165,7 @@ class Coordinator:
         return True
 
     def _keep(self) -> None:
-        """Let another command find the jobs that go on without this one."""
+        """Save the handles of jobs that outlive this command, for the next one."""
         if self.executor.outlives:
             handles = {k: p.handle for k, p in self.progress.items() if p.handle is not None}
             self.store.keep_jobs(self.executor.name, handles)
@@ -218,7 +218,7 @@ class Coordinator:
 
     @contextmanager
     def _noting_signals(self) -> Iterator[None]:
-        """The first signal ends the sweep in order; a second ^C at once."""
+        """The first signal ends the sweep gracefully; a second ^C at once."""
 
         def note(number: int, frame: object) -> None:
             if self.signal and number == signal.SIGINT:

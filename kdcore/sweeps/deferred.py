@@ -1,6 +1,6 @@
-"""A control that depends on its finished twin: worked out once, and written down.
+"""Controls that depend on a finished twin: resolved once, then stored.
 
-`kdcore.cli.control` does so on the machine that trains, after the runs that it measures have ended.
+`kdcore.cli.control` does so on the machine that trains, after the runs that it measures.
 """
 
 from __future__ import annotations
@@ -27,31 +27,31 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DeferredTask:
-    """What is to be worked out, in words that a file can hold."""
+    """A control to resolve, in serialisable form."""
 
     control: str
     stage: str
     recipe: str  # the twin's
-    made: str  # the file for the control's recipe
+    made: str  # path for the control's recipe
     twin: str  # the twin's run folder
-    plain: str  # that of the other control it is measured against; "" for none
+    plain: str  # run folder of the control it is compared with; "" for none
     plugins: tuple[str, ...]
-    command: tuple[str, ...]  # what runs the recipe that is made
+    command: tuple[str, ...]  # runs the resulting recipe
 
     def write(self, path: Path) -> None:
-        """Keep it in a file."""
+        """Write it to a file."""
         write_whole(path, json.dumps(asdict(self), indent=1) + "\n")
 
     @classmethod
     def read(cls, path: Path) -> DeferredTask:
-        """Take it from a file."""
+        """Read it from a file."""
         found = json.loads(path.read_text("utf-8"))
         found["plugins"], found["command"] = tuple(found["plugins"]), tuple(found["command"])
         return cls(**found)
 
 
 def make_recipe(task: DeferredTask, host: PluginManager) -> None:
-    """Measure, and write the control's recipe, unless that is there."""
+    """Measure, and write the control's recipe, unless it exists."""
     if Path(task.made).is_file():
         return
     recipe = read_recipe(task.recipe, host)
@@ -81,7 +81,7 @@ def _changes(
 
 
 def kept_share(folder: Path) -> float:
-    """The share of its tokens that a run's selection kept, by its record."""
+    """The share of tokens that a run's selection kept, from its metrics."""
     shares = [float(line["kept"] or 0) for line in iter_metrics(folder) if "kept" in line]
     if not shares:
         raise RunError(f"{folder} says nowhere how many tokens it kept")
@@ -89,7 +89,7 @@ def kept_share(folder: Path) -> float:
 
 
 def training_seconds(folder: Path) -> float:
-    """The seconds that a run trained, without evaluations and checkpoints, by its record."""
+    """The seconds that a run trained, without evaluations and checkpoints, from its metrics."""
     seconds, before = 0.0, 0.0
     for line in iter_metrics(folder):
         if rate := line.get("tokens_per_second"):
@@ -101,13 +101,13 @@ def training_seconds(folder: Path) -> float:
 
 
 def last_step(folder: Path) -> int:
-    """The steps that a run did."""
+    """The number of steps of a run."""
     return max(int(line["step"] or 0) for line in iter_metrics(folder))
 
 
 @component
 class _AsksTeacher(Eval):
-    """Stands in a run's recipe so that its teacher is loaded."""
+    """An eval that makes a run's teacher load."""
 
     name = "teacher-entropy"
     needs_teacher: ClassVar[bool] = True
@@ -115,7 +115,7 @@ class _AsksTeacher(Eval):
 
 @component
 class _Entropy(Loss):
-    """The entropy of the teacher's distribution, whatever the student's."""
+    """The entropy of the teacher's distribution, independent of the student."""
 
     name = "entropy"
 
@@ -127,7 +127,7 @@ class _Entropy(Loss):
 
 
 def teacher_entropy(folder: Path, host: PluginManager) -> tuple[float, int]:
-    """The mean entropy of a finished run's teacher on its held-out rows, and over how many ids."""
+    """The mean entropy of a finished run's teacher on its held-out rows, and its number of ids."""
     from kdcore.runs.open import begun, open_stage
 
     request = begun(folder, host)

@@ -1,4 +1,4 @@
-"""The graph of a sweep: every stage of every point once, by its identity."""
+"""The task graph of a sweep: each distinct stage of all points once, by its identity."""
 
 from __future__ import annotations
 
@@ -18,36 +18,36 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class Task:
-    """A stage that is run once, however many points need it."""
+    """A stage that runs once, however many points need it."""
 
-    key: str  # its identity; of a control that waits `CONTROL-of-IDENTITY`
-    point: Point  # the first that needs it
+    key: str  # its identity; `CONTROL-of-IDENTITY` for a deferred control
+    point: Point  # the first point that needs it
     stage: str
-    needs: tuple[str, ...]  # keys
+    needs: tuple[str, ...]  # keys of tasks
     points: list[Point] = field(default_factory=list)
 
     @property
     def name(self) -> str:
-        """How it is called: its run's name and its key."""
+        """Its run's name and its key."""
         return f"{self.point.recipe.run_name(self.stage)}-{self.key}"
 
     @property
     def waits(self) -> bool:
-        """Whether its recipe is known only once what it needs is finished."""
+        """Whether its recipe depends on finished tasks."""
         return self.point.waits
 
     @property
     def resources(self) -> ResourceOptions:
-        """What it asks a scheduler for."""
+        """Its resource requests."""
         return self.point.recipe.checked[self.stage].resources or ResourceOptions()
 
     def folder(self, out: Path) -> Path:
-        """Of its run, which may not be there; not for one that waits."""
+        """Its run folder, which may not exist; not available while deferred."""
         return run_folder(self.point.recipe, self.stage, out)
 
 
 def tasks_of(points: Sequence[Point]) -> dict[str, Task]:
-    """Every task by its key, each behind those that it needs."""
+    """All tasks by key, in topological order."""
     found: dict[str, Task] = {}
     for point in points:
         for task in _of_point(point):
@@ -76,7 +76,7 @@ def _of_point(point: Point) -> Iterator[Task]:
 
 
 def node_of(task: Task, out: Path, recipe: str) -> dict[str, object]:
-    """A node for any scheduler: what is run, what must have ended before, what it takes."""
+    """A node for any scheduler: command, dependencies, resources."""
     command = ["kdcore", "run", recipe, *(["--stage", task.stage] if task.stage else [])]
     for each in task.point.sets:
         command += ["--set", each]

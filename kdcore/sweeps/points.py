@@ -1,4 +1,4 @@
-"""The points of a sweep: every combination read and checked as a recipe, with its controls."""
+"""The points of a sweep: every combination, read and checked as a recipe, with its controls."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SweepRequest:
-    """What is swept."""
+    """The request of a sweep."""
 
     recipe: str  # as typed
     sets: tuple[str, ...] = ()
@@ -31,32 +31,32 @@ class SweepRequest:
 
 @dataclass(eq=False)
 class Point:
-    """One combination, or a control of one. What it differs in is in `sets`, and in `control`."""
+    """One combination, or a control of one. `sets` and `control` hold what makes it different."""
 
-    recipe: Recipe  # of a control that waits: that of its twin
-    sets: Sequence[str]  # as typed after `--set`, all that the recipe's file does not say
-    values: dict[str, object]  # of the keys that the sweep varies
-    stages: Sequence[str]  # those that are to be run for it, in order
-    ends: Sequence[str]  # the stages of these that no other needs
+    recipe: Recipe  # of a deferred control: that of its twin
+    sets: Sequence[str]  # in the syntax of `--set`: everything the recipe's file does not say
+    values: dict[str, object]  # of the varied keys
+    stages: Sequence[str]  # to run, in order
+    ends: Sequence[str]  # those that no other needs
     control: str | None = None
-    twin: Point | None = None  # whose control it is
-    plain: Point | None = None  # another control that must be finished before it is known
-    waits: bool = False  # its recipe is known once the twin is finished
+    twin: Point | None = None  # the point that it controls
+    plain: Point | None = None  # another control that must finish first
+    waits: bool = False  # its recipe depends on the finished twin
 
     @property
     def label(self) -> str:
-        """How it is called."""
+        """The point's label."""
         return label_of(self.values, self.control)
 
     @property
     def seed(self) -> int:
-        """Of its last stage."""
+        """The seed of its last stage."""
         return self.recipe.checked[self.ends[-1]].seed
 
 
 @dataclass
 class Points:
-    """Every point of a sweep, in order, and what the recipe says of executors."""
+    """All points of a sweep, in order, and the recipe's options for executors."""
 
     all: list[Point]
     options: dict[str, Node]
@@ -64,7 +64,7 @@ class Points:
 
 
 def read_points(asked: SweepRequest, host: PluginManager) -> Points:
-    """Read and check all of them. Raises RecipeError with every fault of every point, once."""
+    """Read and check all points. Raises RecipeError with all errors, each once."""
     bare = read_recipe(asked.recipe, host, sets=asked.sets, logs=asked.logs)
     executors = host.provided("executor")
     sweep = read_sweep(bare.sweep, asked.each, executors)
@@ -92,18 +92,18 @@ def _set_twice(sweep: Sweep, asked: SweepRequest) -> Iterator[Fault]:
 
 
 class _Reader:
-    """Reads one combination after another; faults and notes are gathered."""
+    """Reads combinations one by one; collects errors and notes."""
 
     def __init__(self, asked: SweepRequest, host: PluginManager, without: Sequence[str]) -> None:
         self.asked, self.host = asked, host
-        self.without = without  # the recipe's own [sweep]
+        self.without = without  # the recipe without [sweep]
         self.points: list[Point] = []
         self.faults: list[Fault] = []
         self.notes: dict[str, None] = {}
-        self.failed: set[str] = set()  # controls whose fault is told
+        self.failed: set[str] = set()  # controls with a reported error
 
     def read(self, combination: Sequence[Assignment], controls: Sequence[Node]) -> None:
-        """A combination, and its controls."""
+        """Read a combination, and its controls."""
         try:
             recipe = self._recipe(combination)
             point = self._point(recipe, combination, wanted_stages(recipe, self.asked.stage))
@@ -117,7 +117,7 @@ class _Reader:
             self._control(str(name.value), point, name, made)
 
     def _control(self, control: str, twin: Point, asked: Node, made: dict[str, Point]) -> None:
-        """A control of a point, and before it the one that it is measured against."""
+        """A control of a point, preceded by the control that it is compared with."""
         if control in made:
             return
         stage = twin.ends[-1]
@@ -178,10 +178,10 @@ class _Reader:
 
 
 def _refuse_same(points: Sequence[Point]) -> None:
-    """Two points that are one run, and controls that are their twin's.
+    """Reject points that are the same run, and controls that equal their twin.
 
-    By their identities, or by all that they resolve to. Controls of several points may be one run,
-    where what varies is what they lack.
+    By identity, or by their fully resolved recipes. Controls of several points may be the same run
+    if they lack what varies.
     """
     seen: dict[str, Point] = {}
     for point in points:

@@ -1,6 +1,6 @@
-"""What a sweep keeps: the recipe of each task, the jobs that were submitted, and sweep.json.
+"""Files of a sweep: the recipe of each task, submitted jobs, and sweep.json.
 
-All but sweep.json is in `OUT/.sweep/NAME`, so that the same command finds it again.
+All but sweep.json is in `OUT/.sweep/NAME`, where the same command finds it again.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ class Store:
     def __init__(self, out: Path, name: str, host: PluginManager) -> None:
         self.out, self.host = out, host
         self.folder = out / ".sweep" / name
-        self._known: dict[str, Path] = {}  # folders of tasks that waited
+        self._known: dict[str, Path] = {}  # folders of deferred tasks
 
     def recipe_of(self, task: Task) -> Path:
-        """The file that the task is run from."""
+        """The recipe file from which the task runs."""
         return self.folder / f"{task.name}.toml"
 
     def log_of(self, task: Task) -> Path:
-        """The file for what the task prints."""
+        """The file for the task's output."""
         return self.folder / f"{task.name}.log"
 
     def run_of(self, task: Task) -> Path | None:
-        """The run folder of a task, which may not be there; None where it is not known yet."""
+        """The run folder of a task, which may not exist; None if it is not known yet."""
         if not task.waits:
             return task.folder(self.out)
         path = self.recipe_of(task)
@@ -51,7 +51,7 @@ class Store:
         return self._known.get(task.key)
 
     def keep_recipe(self, task: Task) -> None:
-        """The recipe of a task as it is now: the file that was typed may change meanwhile."""
+        """Save a task's recipe as it is now: the user's file may change meanwhile."""
         path = self.twin_of(task) if task.waits else self.recipe_of(task)
         write_whole(path, task.point.recipe.text)
         kept = read_recipe(str(path), self.host).identity(task.stage)
@@ -62,11 +62,11 @@ class Store:
             )
 
     def twin_of(self, task: Task) -> Path:
-        """The recipe from which that of a task that waits is made."""
+        """The recipe from which a deferred task's is derived."""
         return self.folder / f"{task.name}.twin.toml"
 
     def jobs(self) -> dict[str, str]:
-        """Handles by key, of jobs that may go on without the command that submitted them."""
+        """Handles by key, of jobs that may outlive the command that submitted them."""
         try:
             found = json.loads((self.folder / _JOBS).read_text("utf-8"))
         except (OSError, ValueError):
@@ -74,18 +74,18 @@ class Store:
         return found if isinstance(found, dict) else {}
 
     def keep_jobs(self, executor: str, handles: Mapping[str, str]) -> None:
-        """Keep the handles of an executor's jobs."""
+        """Save the handles of an executor's jobs."""
         kept = {f"{executor}/{key}": handle for key, handle in handles.items()}
         write_whole(self.folder / _JOBS, json.dumps(kept, indent=1) + "\n")
 
     def jobs_of(self, executor: str) -> dict[str, str]:
-        """Handles by key, of one executor."""
+        """Handles by key, for one executor."""
         start = f"{executor}/"
         jobs = self.jobs().items()
         return {key.removeprefix(start): each for key, each in jobs if key.startswith(start)}
 
     def record(self, recipe: str, tasks: Sequence[Task]) -> Path:
-        """Write which run is which point; those of earlier sweeps in this folder stay."""
+        """Write which run is which point; keeps those of earlier sweeps in this folder."""
         path = self.out / RECORD
         mine = [each for task in tasks for each in self._points(task)]
         runs = {each["run"] for each in mine}
@@ -100,7 +100,7 @@ class Store:
         if folder is None or not folder.is_dir():
             return []
         ended = (point for point in task.points if task.stage in point.ends)
-        # Controls of several points may be one run: where what is varied is what they lack.
+        # Controls of several points may be the same run if they lack what varies.
         each = {(point.control, point.control or point.label): point for point in ended}
         return [_point(task, point, folder) for point in each.values()]
 

@@ -1,4 +1,4 @@
-"""What a sweep shows: a live table on a terminal, a line for each change elsewhere."""
+"""Progress of a sweep: a live table on a terminal, otherwise a line per change."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from kdcore.terminal import formatting
 from kdcore.terminal.display import Shown, is_watched, show_live
 
 _STYLES: Mapping[str, str] = {"done": "green", "failed": "bold red", "running": "cyan"}
-_ROWS = 30  # tasks that the table lists at most
+_ROWS = 30  # most tasks listed
 _ORDER = ("running", "failed", "queued", "waiting", "blocked", "done")
 _REASON = 90  # characters
 
 
 class Scores:
-    """The main score of run folders, read again where its file changed."""
+    """The main score of run folders, reloaded when the file changes."""
 
     def __init__(self) -> None:
         self._known: dict[Path, tuple[int, Series | None]] = {}
 
     def of(self, folder: Path | None) -> Series | None:
-        """The curve of the first score, `eval/nll` where there is one."""
+        """The curve of the first score, `eval/nll` if there is one."""
         path = folder / METRICS if folder is not None else None
         if folder is None or path is None or not path.is_file():
             return None
@@ -44,7 +44,7 @@ class Scores:
 
 
 class SweepTable:
-    """The state of every task. `show` takes in what the coordinator knows."""
+    """The state of every task, updated by the coordinator through `show`."""
 
     def __init__(self) -> None:
         self._progress: Sequence[Progress] = ()
@@ -53,7 +53,7 @@ class SweepTable:
         self._shown: Shown | None = None
 
     def show(self, progress: Sequence[Progress]) -> None:
-        """The newest state: drawn live on a terminal, else told where it changed."""
+        """Show a new state: live on a terminal, else only changes."""
         self._progress = progress
         if is_watched(Console(stderr=True)):
             self._shown = self._shown or show_live(self)
@@ -102,7 +102,7 @@ class SweepTable:
         return ", ".join([*said, *hidden, *self._best()])
 
     def _best(self) -> list[str]:
-        """The best run so far, of those that are points of the sweep."""
+        """The best run so far, among points of the sweep."""
         ends = [each for each in self._progress if each.task.stage == each.task.point.ends[-1]]
         found = [(each, self._scores.of(each.folder)) for each in ends]
         curves = [(each, curve) for each, curve in found if curve and math.isfinite(curve.best)]

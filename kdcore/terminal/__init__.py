@@ -1,4 +1,4 @@
-"""What kdcore shows while it works: one live display, below which nothing of others is left.
+"""Terminal output during work: one live display, with all other output above it.
 
-Internal, but for what `kdcore.__all__` lists.
+Internal, except for what `kdcore.__all__` lists.
 """

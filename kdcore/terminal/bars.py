@@ -1,4 +1,4 @@
-"""Progress of what takes more than a moment: one line each at the foot of the terminal."""
+"""Progress bars for longer operations, one line each at the bottom of the terminal."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 
     from kdcore.terminal.display import Shown
 
-_PATIENCE = 1.0  # seconds before something is worth a line
-_LEAST = 12  # columns of a bar that still tells something
+_PATIENCE = 1.0  # seconds before a bar appears
+_LEAST = 12  # fewest columns of a useful bar
 Clock = Callable[[], float]
 
 
 @contextmanager
 def progress(label: str, total: float | None = None, unit: str = "") -> Iterator[Bar]:
-    """Show that something is under way in this block, if it takes more than a second.
+    """Show progress in this block if it takes more than a second.
 
-    The bar's `advance` is told how much more was done, of `total` where that is known, in `unit`
-    ("rows"; "B" for bytes). Nothing is shown where standard error is no terminal, or with `-q`.
+    Call the bar's `advance` with the amount done, of `total` if known, in `unit` ("rows"; "B" for
+    bytes). Shows nothing if standard error is not a terminal, or with `-q`.
     """
     bar = Bar(label, total, unit)
     if not _is_told():
@@ -48,7 +48,7 @@ def progress(label: str, total: float | None = None, unit: str = "") -> Iterator
 
 
 def _is_told() -> bool:
-    # Its own level: that of other libraries' messages says nothing about ours.
+    # Its own level: messages of other libraries have no bearing on bars.
     if not sys.stderr.isatty() or logging.getLogger("kdcore").level > logging.INFO:
         return False
     from rich.console import Console
@@ -66,7 +66,7 @@ def _show(bar: Bar) -> Shown:
 
 @dataclass(eq=False)
 class Bar:
-    """What is done, of how much, and how long the rest will take."""
+    """The amount done, the total, and the remaining time."""
 
     label: str
     total: float | None = None
@@ -79,11 +79,11 @@ class Bar:
         self.began = self.clock()
 
     def advance(self, more: float) -> None:
-        """So much more is done."""
+        """Add to the amount done."""
         self.done += more
 
     def remaining(self) -> float | None:
-        """Seconds to go at the pace so far; None where it is not known."""
+        """Remaining seconds at the current pace; None if unknown."""
         if not self.total or not self.done:
             return None
         taken = self.clock() - self.began
@@ -108,14 +108,14 @@ class Bar:
         yield grid
 
     def _numbers(self, width: int) -> list[str]:
-        """Share, what is done in its unit, and the time, as far as there is room."""
+        """Share, amount in its unit, and time, as far as there is room."""
         share = [formatting.percent(min(self.done / self.total, 1.0))] if self.total else []
         said = self._said() if width >= 72 else ""
         shown = [*(share if width >= 40 else []), said, self._time()]
         return [text for text in shown if text]
 
     def _said(self) -> str:
-        """How much is done, in its unit."""
+        """The amount done, in its unit."""
         if not self.unit or not (self.done or self.total):
             return ""
         shown = formatting.size if self.unit == "B" else formatting.count

@@ -1,4 +1,4 @@
-"""The live display at the foot of the terminal: parts that are redrawn, messages above them."""
+"""The live display at the bottom of the terminal: redrawn parts, with messages above."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from rich.file_proxy import FileProxy
 from rich.live import Live
 from rich.segment import ControlType, Segment, Segments
 
-_SAID = 100  # messages that are kept, to be said again where the terminal's size changed
+_SAID = 100  # messages kept for redrawing after a change of the terminal's size
 _lock = RLock()
 _current: Display | None = None
 
 
 def is_watched(console: Console) -> bool:
-    """Whether somebody looks at standard error as it changes: no file, pipe or dumb terminal."""
+    """Whether standard error is an interactive terminal, not a file, pipe or dumb terminal."""
     return sys.stderr.isatty() and not console.is_dumb_terminal
 
 
@@ -34,12 +34,12 @@ class Shown:
         self._display, self._part = display, part
 
     def print(self, *parts: RenderableType) -> None:
-        """Say something above the display, once."""
+        """Print a message above the display."""
         with self._display.lock:
             self._display.console.print(*parts)
 
     def close(self) -> None:
-        """Take the part away; with the last one the terminal is given back."""
+        """Remove the part; the last one releases the terminal."""
         global _current
         display = self._display
         with _lock:
@@ -53,11 +53,11 @@ class Shown:
 
 
 def show_live(part: RenderableType, console: Console | None = None) -> Shown:
-    """Keep `part` at the foot of the terminal, drawn anew four times a second.
+    """Show `part` at the bottom of the terminal, redrawn four times a second.
 
-    What is printed and logged meanwhile stands above. One display is shared by all: another part
-    stands below the first, which is told by `options.max_height` how many lines are left for it.
-    `console`: where a new display is shown, by default standard error.
+    Printed and logged text appears above. All callers share one display: further parts appear below
+    the first, which learns its remaining lines from `options.max_height`. `console` is where a new
+    display is shown, by default standard error.
     """
     global _current
     with _lock:
@@ -74,7 +74,7 @@ def show_live(part: RenderableType, console: Console | None = None) -> Shown:
 
 
 def give_back() -> None:
-    """Take away whatever is shown: at the end of a command, also where something was torn off."""
+    """Remove everything shown: at the end of a command, also after an interrupt."""
     global _current
     with _lock:
         display, _current = _current, None
@@ -84,7 +84,7 @@ def give_back() -> None:
 
 
 def _forget() -> None:
-    """A forked process writes as before: nothing draws there, and locks may stay held for ever."""
+    """A forked process writes directly: nothing redraws there, and locks may stay held forever."""
     global _current, _lock
     display, _current, _lock = _current, None, RLock()
     if display is not None:
@@ -98,8 +98,8 @@ if hasattr(os, "register_at_fork"):  # not on Windows
 class Display(Live):
     """A live display that survives a change of the terminal's size.
 
-    Terminals differ in what they do with drawn lines when their width changes: the whole screen is
-    wiped then, the latest messages are said again, and the parts are drawn below them.
+    Terminals differ in how they treat drawn lines when their width changes: the whole screen is
+    wiped, the latest messages are printed again, and the parts are drawn below them.
     """
 
     def __init__(self, console: Console) -> None:
@@ -118,7 +118,7 @@ class Display(Live):
         )
 
     def show(self) -> None:
-        """Draw, and let whatever writes to the terminal write above the display."""
+        """Draw, and redirect terminal output above the display."""
         if self.is_started:
             self.refresh()
             return
@@ -129,7 +129,7 @@ class Display(Live):
         self._handlers = [(handler, handler.setStream(sys.stderr)) for handler in handlers]
 
     def close(self) -> None:
-        """Take the display away and give the log handlers their stream back."""
+        """Remove the display, and restore the streams of log handlers."""
         if self._proxy is not None and sys.stderr is self._proxy:
             sys.stderr = self._proxy.inner
         self.stop()
@@ -138,7 +138,7 @@ class Display(Live):
         self._handlers, self._proxy = [], None
 
     def leave(self) -> None:
-        """Put everybody's streams back, without a lock and without drawing."""
+        """Restore all streams, without locking or drawing."""
         if self._proxy is not None and sys.stderr is self._proxy:
             sys.stderr = self._proxy.rich_proxied_file
         if self._restore_stdout is not None:
@@ -148,11 +148,11 @@ class Display(Live):
 
     @property
     def lock(self) -> RLock:
-        """Held while anything is written: two that draw at once would miscount the lines."""
+        """Held during every write: concurrent drawing would miscount lines."""
         return self._lock
 
     def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
-        """What is printed, with the display below it; called by rich at each print and refresh."""
+        """Printed output, with the display below it; rich calls this at each print and refresh."""
         with self._lock:
             self._said.extend(each for each in renderables if not isinstance(each, Control))
             size = (self.console.width, self.console.height)
@@ -162,7 +162,7 @@ class Display(Live):
             return [_wiped(size[1]), Segments([*self._latest()]), self._live_render]
 
     def _latest(self) -> Iterator[Segment]:
-        """As many of the latest messages as have room above the display."""
+        """The latest messages that fit above the display."""
         console = self.console
         foot = console.render_lines(_Foot(self.parts), console.options, pad=False)
         lines = [
@@ -177,14 +177,14 @@ class Display(Live):
 
 
 class _Proxy(io.TextIOBase):
-    """Standard error while a display is shown: what is written stands above it."""
+    """Standard error during a display: written text appears above it."""
 
     def __init__(self, display: Display, inner: Any) -> None:
         self._display, self.inner = display, inner
 
     @property
     def rich_proxied_file(self) -> Any:
-        """Where rich itself writes."""
+        """The stream that rich itself writes to."""
         return self.inner.rich_proxied_file
 
     def write(self, text: str) -> int:
@@ -203,7 +203,7 @@ class _Proxy(io.TextIOBase):
 
 
 def _wiped(height: int) -> Control:
-    """Empty every line of the screen, one by one: clearing it at once fills the scrollback."""
+    """Erases the screen line by line: clearing it at once would fill the scrollback."""
     lines: list[Any] = []
     for row in range(height):
         lines += [(ControlType.CURSOR_MOVE_TO, 0, row), (ControlType.ERASE_IN_LINE, 2)]
@@ -211,13 +211,13 @@ def _wiped(height: int) -> Control:
 
 
 class _Foot:
-    """The parts, one below the other, with room for a message above them."""
+    """The parts, stacked, with room for a message above them."""
 
     def __init__(self, parts: Sequence[RenderableType]) -> None:
         self.parts = tuple(parts)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        # The terminal echoes ^C behind the last line; without room for it that would slip down.
+        # The terminal echoes ^C after the last line, which would scroll without room for it.
         narrow = options.update(width=max(options.max_width - 2, 1))
         drawn = list[list[list[Segment]]]()
         left = options.size.height - max(options.size.height // 6, 1)
@@ -233,11 +233,11 @@ class _Foot:
 
 
 def handlers_of(stream: TextIO) -> list[logging.StreamHandler[Any]]:
-    """Every log handler, of whatever library, that writes to the stream."""
+    """All log handlers, of any library, that write to the stream."""
     known = [logging.root, *logging.root.manager.loggerDict.values()]
     handlers = [
         h for logger in known if isinstance(logger, logging.Logger) for h in logger.handlers
     ]
     streaming = [h for h in handlers if isinstance(h, logging.StreamHandler)]
-    # A handler that looks its stream up at each message has none of its own to change.
+    # Handlers that look up their stream at each message have none of their own.
     return [h for h in streaming if vars(h).get("stream") is stream]

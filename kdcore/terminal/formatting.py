@@ -1,4 +1,4 @@
-"""Numbers for people: short, and of constant width where they change under the eye."""
+"""Number formatting: short, and of constant width where numbers change on screen."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import unicodedata
 
 
 def value(number: float | None) -> str:
-    """A loss or score in about six characters; a dash where there is none."""
+    """A loss or score in about six characters; a dash if None."""
     if number is None:
         return "-"
     if not math.isfinite(number):
@@ -42,7 +42,7 @@ def duration(seconds: float | None) -> str:
 
 
 def size(number_of_bytes: float) -> str:
-    """Memory: 512 MiB, 12.3 GiB."""
+    """Bytes: 512 MiB, 12.3 GiB."""
     if number_of_bytes >= 2**30:
         return f"{number_of_bytes / 2**30:.1f} GiB"
     return f"{number_of_bytes / 2**20:.0f} MiB"
@@ -54,28 +54,28 @@ def percent(share: float) -> str:
 
 
 def plain(text: str) -> str:
-    """One line: line ends and tabs as blanks, other control characters written out."""
+    """One line: line breaks and tabs become spaces, other control characters are escaped."""
     return " ".join(escaped(text.replace("\r\n", "\n")).split())
 
 
 def shortened(text: str, width: int) -> str:
-    """One line of at most so many columns, cut between words."""
+    """One line of limited width, cut between words."""
     from rich.cells import cell_len, set_cell_size
 
     if cell_len(text) <= width:
         return text
     cut = set_cell_size(text, max(width - 1, 0))
     whole = cut if text[len(cut.rstrip()) :][:1] == " " else cut.rpartition(" ")[0]
-    # A word longer than most of the line is cut all the same, as are texts without blanks.
+    # A word longer than most of the line is cut anyway, as is text without spaces.
     return (whole if cell_len(whole) * 4 >= width else cut).rstrip(" ,;:") + "…"
 
 
 def escaped(text: str) -> str:
-    """The text with its control characters written out, as `\\x07`, but for line ends and tabs."""
+    """The text with control characters escaped, as `\\x07`, except line breaks and tabs."""
     return "".join(c if _is_shown(c) else c.encode("unicode_escape").decode() for c in text)
 
 
 def _is_shown(letter: str) -> bool:
-    # The two joiners between letters are part of how some languages and pictures are written.
+    # The two joiners are part of some scripts and of emoji.
     wanted = letter in "\n\t\u200c\u200d" or unicodedata.category(letter) == "Zs"
     return wanted or letter.isprintable()

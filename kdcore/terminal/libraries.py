@@ -1,4 +1,4 @@
-"""Progress bars of Hugging Face's libraries: never theirs, ours where something is downloaded."""
+"""Replaces the progress bars of Hugging Face libraries by kdcore's own."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kdcore.terminal.bars import progress
 
 @contextmanager
 def without_bars() -> Iterator[None]:
-    """Their bars are off in this block, and afterwards as they were."""
+    """Disables their bars in this block, and restores them afterwards."""
     from importlib import import_module
 
     from transformers.utils import logging as transformers
@@ -30,7 +30,7 @@ def without_bars() -> Iterator[None]:
         if transformers.is_progress_bar_enabled():
             transformers.disable_progress_bar()  # type: ignore[no-untyped-call]
             after.callback(transformers.enable_progress_bar)
-        datasets = sys.modules.get("datasets")  # where it is not, it draws nothing
+        datasets = sys.modules.get("datasets")  # if not imported, it draws nothing
         if datasets is not None and not datasets.are_progress_bars_disabled():
             datasets.disable_progress_bars()
             after.callback(datasets.enable_progress_bars)
@@ -38,9 +38,9 @@ def without_bars() -> Iterator[None]:
 
 
 class DownloadBar(tqdm):  # type: ignore[misc]
-    """What `tqdm_class` of huggingface_hub and transformers takes: for each bar one of ours."""
+    """A `tqdm_class` for huggingface_hub and transformers that shows kdcore's bars."""
 
-    monitor_interval = 0  # no thread that looks after it
+    monitor_interval = 0  # no monitor thread
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         options |= {"file": io.StringIO(), "disable": False}
@@ -54,16 +54,16 @@ class DownloadBar(tqdm):  # type: ignore[misc]
         return desc if "ownload" in desc else f"downloading {desc}".strip()
 
     def display(self, *_: Any, **__: Any) -> bool:
-        """Nothing is drawn here: what is known goes to our bar."""
+        """Draws nothing; forwards the state to kdcore's bar."""
         if bar := vars(self).get("_bar"):
             bar.label, bar.total, bar.done = self._label(), self.total, float(self.n)
         return True
 
     def close(self) -> None:
-        """What was downloaded is here."""
+        """The download is complete."""
         super().close()
         self._around.close()
 
 
-# tqdm's own lock is one between processes.
+# tqdm's own lock spans processes.
 DownloadBar.set_lock(RLock())

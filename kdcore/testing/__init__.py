@@ -1,7 +1,8 @@
-"""For the tests of plugins: small stand-ins, and checks that a component keeps its contract.
+"""Tools for testing plugins: small fakes, and checks that a component keeps its contract.
 
-Each check raises AssertionError with a sentence that says what is wrong. `check` takes a component
-of any kind; the others know what only an author can say, such as that a loss may be negative.
+Each check raises AssertionError with a sentence about what is wrong. `check` takes a component of
+any kind; the specific checks have arguments for what only the author knows, such as whether a loss
+may be negative.
 """
 
 from kdcore.testing.any_kind import check

@@ -1,4 +1,4 @@
-"""The contract of a component, whatever its kind."""
+"""Check the contract of a component of any kind."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from kdcore.testing.watching import check_eval, check_logger
 
 
 def check(component: Component) -> None:
-    """Assert that a component keeps the contract of its kind, and its state where it has any.
+    """Assert that a component keeps the contract of its kind and restores its own state.
 
-    Losses may be negative, and other than 0 at equality; teachers are loaded in `tiny_run`.
+    Losses may be negative, and nonzero at equality. Teachers are loaded in `tiny_run`.
     """
     _CHECKS[component.component_kind](component)
     state = dict(component.state_dict())

@@ -1,4 +1,4 @@
-"""How a check says what is wrong: an AssertionError that begins with the component's name."""
+"""Assertions of the checks: an AssertionError begins with the component's name."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-ROUNDING = 1e-4  # what float32 may be wrong by, of values around 1
+ROUNDING = 1e-4  # tolerance of float32 for values around 1
 
 
 def close(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors are equal but for rounding."""
+    """Whether two tensors are equal up to rounding."""
     return torch.allclose(one, other, rtol=ROUNDING, atol=ROUNDING)
 
 
 def require(holds: bool, checked: Any, otherwise: str) -> None:
-    """Raise AssertionError with a sentence about a component unless something holds."""
+    """Raise AssertionError with a sentence about the component unless `holds`."""
     if not holds:
         raise AssertionError(f"{checked.name}: {otherwise}")

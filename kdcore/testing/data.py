@@ -1,4 +1,4 @@
-"""The contracts of data and tokenizers, checked."""
+"""Check the contracts of data and tokenizers."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from kdcore.testing.runs import tiny_run
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_MOST = 200  # documents or rows that are looked at
+_MOST = 200  # documents or rows to check
 _SENTENCE = "Once upon a time, 3 owls met a fox."
 
 
 def check_data(data: Data) -> None:
-    """Assert that data gives the same documents and rows each time, within `block`, for training.
+    """Assert that data yields the same documents and training rows each time, within `block`.
 
-    Columns are text or numbers under the names that `column_names` tells, the same ones each time.
-    A validation split may be empty; where it is not, its documents are checked too.
+    Columns must be texts or numbers, have names in `column_names`, and be the same each time. The
+    validation split may be empty; otherwise its documents are checked too.
     """
     if type(data).make_rows is Data.make_rows:
         for split in ("train", "validation"):
@@ -37,7 +37,7 @@ def check_data(data: Data) -> None:
 
 
 def check_tokenizer(tokenizer: Tokenizer) -> None:
-    """Assert that a tokenizer loads the same twice, can be kept, and gives a text back."""
+    """Assert that a tokenizer loads the same twice, and encodes alike once saved and loaded."""
     with tiny_run() as run:
         made = tokenizer.load(run, run.data)
         again = tokenizer.load(run, run.data)
@@ -53,7 +53,7 @@ def check_tokenizer(tokenizer: Tokenizer) -> None:
 
 
 def _check_kept(tokenizer: Tokenizer, made: PreTrainedTokenizerBase, ids: list[int]) -> None:
-    """A run keeps its tokenizer in a folder, and reads it from there."""
+    """Runs save their tokenizer in a folder and load it from there."""
     from kdcore.models.loading import load_tokenizer
 
     with TemporaryDirectory(prefix="kdcore-testing-") as folder:
@@ -81,7 +81,7 @@ def _documents(data: Data, split: str) -> Iterable[str]:
 
 
 def _check_columns_of_documents(data: Data, split: str) -> None:
-    if not callable(getattr(data, "documents", None)):  # an option of earlier versions
+    if not callable(getattr(data, "documents", None)):  # in earlier versions an option
         return
     each, again = (
         [_columns_in(given) for given in islice(data.documents(split), _MOST)] for _ in range(2)
@@ -123,7 +123,7 @@ def _check_rows(data: Data) -> None:
 
 
 def _each_columns(row: Mapping[str, Any]) -> list[Any]:
-    """Of the row, or of each of its documents."""
+    """The columns of the row, or of each of its documents."""
     given = row.get("columns")
     if given is None or isinstance(given, Mapping):
         return [given or {}]

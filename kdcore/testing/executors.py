@@ -1,4 +1,4 @@
-"""Whether an executor keeps its contract, by jobs that take a moment."""
+"""Check the contract of executors with short jobs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from kdcore.api.jobs import Executor, Job, JobState
 from kdcore.testing.claims import require
 
-_LONGEST = 120.0  # seconds that a job of a moment may take
+_LONGEST = 120.0  # seconds that a short job may take
 _WRITES = "open('done', 'w').close()"
 _WAITS = """
 import signal, sys
@@ -22,10 +22,10 @@ signal.pause()
 
 
 def check_executor(executor: Executor) -> None:
-    """Assert that jobs run to their end, that a failure is seen, and that a cancel ends a job.
+    """Assert that jobs run to their end, that failures are reported, and that `cancel` ends a job.
 
-    It starts three jobs of a moment in a folder that goes away, where the executor's machines must
-    see it: raises UsageError or RunError where it cannot start any here.
+    Starts three short jobs in a temporary folder below the current one, which the executor's
+    machines must see. Raises UsageError or RunError if jobs cannot be started here.
     """
     with TemporaryDirectory(prefix="kdcore-executor-", dir=".") as name:
         folder = Path(name).resolve()

@@ -1,6 +1,6 @@
-"""Small stand-ins for what a run is made of: a model, a tokenizer, a teacher, a batch, its tokens.
+"""Small fakes of the parts of a run: a model, a tokenizer, a teacher, a batch and its tokens.
 
-Everything is made on the CPU, from seeds, without network.
+All are made on the CPU, from seeds, without network.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def tiny_llama(vocabulary: int = 64, *, hidden: int = 32, seed: int = 0) -> PreTrainedModel:
-    """A fresh two-layer Llama in evaluation mode. The global random state stays as it was."""
+    """A fresh two-layer Llama in evaluation mode. Leaves the global random state unchanged."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
@@ -42,7 +42,7 @@ def tiny_llama(vocabulary: int = 64, *, hidden: int = 32, seed: int = 0) -> PreT
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerBase:
-    """A tokenizer of 257 ids: one for each byte, and the end of a document, which also pads."""
+    """A byte-level tokenizer with 257 ids: one per byte, and an EOS token that also pads."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -58,7 +58,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerBase:
 
 
 def make_batch(rows: Sequence[Sequence[int]], vocabulary: int = 64) -> Batch:
-    """Rows of ids as a batch: each row one document, padded on the right, labels shifted."""
+    """A batch from rows of ids: one document per row, padded on the right, labels shifted."""
     import numpy as np
 
     from kdcore.data.collate import Collate
@@ -73,19 +73,19 @@ def make_batch(rows: Sequence[Sequence[int]], vocabulary: int = 64) -> Batch:
 
 @component
 class TableTeacher(Teacher):
-    """A teacher that looks at the current id only: its logits are that row of a random table."""
+    """A bigram teacher: its logits are the current id's row of a random table."""
 
     name = "table"
     vocabulary: int = 64
     seed: int = 1
 
     def table(self) -> Tensor:
-        """Its logits by current id [vocabulary, vocabulary]."""
+        """The logits by current id [vocabulary, vocabulary]."""
         generator = torch.Generator().manual_seed(self.seed)
         return 2 * torch.randn(self.vocabulary, self.vocabulary, generator=generator)
 
     def read(self, batch: Batch) -> LogitsFn:
-        """Rows of the table."""
+        """The table's rows of the current ids."""
         ids, table = batch.input_ids.flatten(), self.table()
         return lambda positions: table[ids[positions]]
 
@@ -95,7 +95,7 @@ def make_tokens(
 ) -> Tokens:
     """A batch's valid tokens as a selection sees them; the student is `tiny_llama`.
 
-    With a `loss`, as that loss sees them when it prepares: its term sees all of them.
+    With `loss`, as its `prepare` sees them: its term sees every token.
     """
     from kdcore.distributed import alone
     from kdcore.models.causal_lm import LanguageModel

@@ -1,4 +1,4 @@
-"""The contract of losses, checked."""
+"""Check the contract of losses."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _TOKENS, _VOCABULARY, _WIDTH = 12, 31, 8
 def check_loss(
     loss: Loss, *, never_negative: bool = True, zero_at_equality: bool | None = None
 ) -> None:
-    """Assert that a loss is pure and finite: right shape, right gradient, each token for itself.
+    """Assert that a loss is pure and finite, with the right shape and gradient, token by token.
 
-    A loss that needs a teacher is expected to be 0 where the student equals it, unless
-    `zero_at_equality` says otherwise. One with a `temperature` is checked from 0.05 to 10. A loss
-    that prepares is checked with what it prepares of a small step, and its values may be anything.
-    One that compares hidden states is checked on random ones, with a projection and without.
+    A loss that needs a teacher must be 0 where the student equals it, unless `zero_at_equality` is
+    False. A `temperature` is checked from 0.05 to 10. A `PreparedLoss` is checked with what it
+    prepares of a small step, and may be negative. A `HiddenStatesLoss` is checked on random states,
+    with and without a projection.
     """
     if isinstance(loss, PreparedLoss):
         check_prepared_loss(loss)
@@ -53,8 +53,8 @@ def check_loss(
 
 
 def check_prepared_loss(loss: PreparedLoss) -> None:
-    """Assert that a loss that prepares a step does so twice alike, and that its values are finite,
-    each token's its own. They may be negative.
+    """Assert that `prepare` is deterministic, and that values are finite and independent of other
+    tokens. They may be negative.
     """
     batch = make_batch([list(range(n, n + 9)) for n in (1, 20, 40)])
     tokens = make_tokens(batch, TableTeacher() if loss.needs_teacher else None, loss=loss)
@@ -78,7 +78,7 @@ def check_prepared_loss(loss: PreparedLoss) -> None:
 def check_hidden_states_loss(
     loss: HiddenStatesLoss, never_negative: bool, zero_at_equality: bool
 ) -> None:
-    """Assert the same of a loss between hidden states; its gradient reaches what it learns too."""
+    """Assert the same of a loss on hidden states; gradients reach its learned parameters too."""
     count = len(loss.layers)
     fresh: Any = loss
     for projection, width in (("none", _WIDTH), ("linear", 2 * _WIDTH)):
@@ -122,11 +122,11 @@ def _states(spread: float, width: int, seed: int) -> Tensor:
 
 
 class _WithPrepared(Loss):
-    """A loss with what it prepared of the tokens whose labels count from 0."""
+    """A prepared loss as a plain one; labels index `prepared`."""
 
     def __init__(self, loss: PreparedLoss, prepared: Tensor) -> None:
         self._loss, self._prepared = loss, prepared
-        # The class has these for all losses.
+        # Class variables of `Loss`, set here on the instance.
         self.name, self.needs_teacher = loss.name, loss.needs_teacher  # type: ignore[misc]
 
     def per_token(self, student: Tensor, teacher: Tensor | None, labels: Tensor) -> Tensor:
@@ -188,7 +188,7 @@ def _at_temperatures(loss: Loss) -> Iterable[Loss]:
 
 
 def _leaves(value: Tensor) -> set[Tensor]:
-    """The tensors that a gradient of `value` would be accumulated in."""
+    """The leaf tensors that a backward pass from `value` would reach."""
     found: set[Tensor] = set()
     open_nodes: list[Any] = [value.grad_fn]
     while open_nodes:

@@ -1,4 +1,4 @@
-"""The contract of patches, checked."""
+"""Check the contract of patches."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 
 def check_patch(patch: Patch) -> None:
-    """Assert that a patch leaves a Llama that can be trained, saved and loaded.
+    """Assert that a patched Llama can be trained, saved and loaded.
 
-    `finish` may not change what the model computes.
+    `finish` must not change the model's outputs.
     """
     model = _applied(patch)
     require(hasattr(model, "save_pretrained"), patch, "returned no model from `apply`")
@@ -35,14 +35,14 @@ def check_patch(patch: Patch) -> None:
 
 
 def _applied(patch: Patch) -> PreTrainedModel:
-    """As a run does: what is drawn at random comes from the seed."""
+    """Apply the patch as a run does: random initialisation comes from the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return patch.apply(tiny_llama())
 
 
 def _check_training(patch: Patch, model: PreTrainedModel) -> None:
-    """One step of gradient descent on what may be trained."""
+    """One step of gradient descent on the trainable parameters."""
     some = [each for each in model.parameters() if each.requires_grad]
     require(bool(some), patch, "leaves no parameter that can be trained")
     model.train()

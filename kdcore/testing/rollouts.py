@@ -1,4 +1,4 @@
-"""Whether a writer keeps its contract."""
+"""Check the contract of rollouts."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ _VOCABULARY, _END = 64, 0
 
 
 class _Spelling:
-    """Decodes ids to their numbers."""
+    """A tokenizer that decodes ids to their numbers."""
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
-        """The ids themselves."""
+        """The ids as numbers."""
         return " ".join(map(str, ids))
 
 
 class WritingRun(Run):
-    """A run as far as writers ask: a tiny student, and a teacher that was loaded."""
+    """The part of a run that rollouts use: a tiny student, and a loaded teacher."""
 
     def __init__(self, teacher: Teacher | None = None, *, block: int = 120) -> None:
         self.language_model = LanguageModel(tiny_llama(_VOCABULARY))
@@ -45,17 +45,17 @@ class WritingRun(Run):
 
     @property
     def student(self) -> PreTrainedModel:
-        """A tiny Llama."""
+        """`tiny_llama`."""
         return self.language_model.model
 
     @property
     def teacher(self) -> Teacher | None:
-        """The one that was given."""
+        """The teacher given to the constructor."""
         return self._teacher
 
     @property
     def data(self) -> Data:
-        """How long rows are."""
+        """Data with a row length."""
         return self._data  # type: ignore[return-value]
 
     @property
@@ -64,7 +64,7 @@ class WritingRun(Run):
         return 0
 
     def sampling(self, rollout: Rollout) -> Sampling:
-        """As the writer's options say."""
+        """Sampling by the rollout's options."""
         return Sampling(
             max_new_tokens=rollout.max_new_tokens,
             temperature=rollout.temperature,
@@ -77,7 +77,7 @@ class WritingRun(Run):
     def sample(
         self, prompts: Sequence[Prompt], n: int = 1, *, sampling: Sampling | None = None
     ) -> list[Completion]:
-        """The student's answers."""
+        """Completions by the student."""
         from kdcore.rollout.local import sample_student
 
         return sample_student(self, prompts, n, sampling or Sampling(8, ends=frozenset({_END})))
@@ -85,17 +85,17 @@ class WritingRun(Run):
     def score(
         self, teacher: Teacher | None, prompts: Sequence[Prompt], completions: Sequence[Completion]
     ) -> list[float]:
-        """The log-probability of each answer."""
+        """The log-probability of each completion."""
         from kdcore.rollout.local import score
 
         return score(self, teacher, prompts, completions)
 
     def say(self, message: str) -> None:
-        """To nobody."""
+        """Discards the message."""
 
 
 def make_prompts(count: int = 5, *, first: int = 0) -> list[Prompt]:
-    """Prompts of unlike lengths, each with a seed of its own."""
+    """Prompts of different lengths, each with a seed of its own."""
     return [
         Prompt(tuple(range(1, 3 + n % 4)), 100 + first + n, document=first + n)
         for n in range(count)
@@ -105,10 +105,10 @@ def make_prompts(count: int = 5, *, first: int = 0) -> list[Prompt]:
 def check_rollout(
     rollout: Rollout, make: Callable[[], Rollout] | None = None, *, teacher: Teacher | None = None
 ) -> None:
-    """Assert that a writer answers every prompt, from its seed and its state alone.
+    """Assert that a rollout answers every prompt, depending only on its seed and state.
 
-    `make` makes another one with the same options: then state is handed over as by a checkpoint.
-    Nested teachers must be loaded. `teacher` is the run's own.
+    `make` makes another one with the same options, to which state is handed over as by a
+    checkpoint. Nested teachers must be loaded. `teacher` is the run's.
     """
     asked = teacher or (TableTeacher() if rollout.needs_teacher() else None)
     run = WritingRun(asked, block=rollout.max_new_tokens + 16)
@@ -131,7 +131,7 @@ def check_rollout(
 
 
 def _check_state(one: Rollout, other: Rollout, run: WritingRun) -> None:
-    """What hears the same, or is given the state of what heard it, writes the same."""
+    """Equal history, or the state of a rollout with that history, gives equal completions."""
     for step in (1, 2):
         some = make_prompts(4, first=10 * step)
         answers = _completions(one, run, some)

@@ -1,4 +1,4 @@
-"""A tiny run for what can only be checked in one: teachers, tokenizers, evals and loggers."""
+"""A tiny run, for components that need one: teachers, tokenizers, evals and loggers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from kdcore.testing import tiny
 def tiny_run(listeners: Iterable[Component] = ()) -> Iterator[Run]:
     """A finished run of two steps, opened: a Llama, 257 ids, a teacher, rows of both splits.
 
-    `listeners` hear its events. Its folder goes with the block.
+    `listeners` receive its events. The folder is deleted at the end of the block.
     """
     host = _quiet_host()
     with TemporaryDirectory(prefix="kdcore-testing-") as folder:
@@ -32,7 +32,7 @@ def tiny_run(listeners: Iterable[Component] = ()) -> Iterator[Run]:
 
 
 def _quiet_host() -> PluginManager:
-    """All plugins but those whose loggers are part of every run: a check shows no panel."""
+    """All plugins except those with loggers of every run, so that checks show no panel."""
     loggers = PluginManager().provided("logger").values()
     shown = [each.plugin.name for each in loggers if getattr(each.cls, "always", False)]
     return PluginManager(off=shown, files=[str(Path(tiny.__file__))])

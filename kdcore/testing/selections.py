@@ -1,4 +1,4 @@
-"""The contract of selections, checked."""
+"""Check the contract of selections."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from kdcore.testing.fakes import TableTeacher, make_batch, make_tokens
 
 
 def check_selection(selection: Selection, tokens: Tokens | None = None) -> None:
-    """Assert that a selection gives a bool for each token, the same each time, also for none.
+    """Assert that a selection returns a bool or weight per token, deterministically, also for none.
 
-    Nested teachers must be loaded. `make_tokens` makes other tokens than those of the check.
+    Nested teachers must be loaded. `tokens` replaces the default ones; see `make_tokens`.
     """
     teacher = TableTeacher() if selection.needs_teacher() else None
     rows = [list(range(n, n + 9)) for n in (1, 20, 40)]

@@ -1,4 +1,4 @@
-"""The contract of teachers, checked."""
+"""Check the contract of teachers."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from kdcore.testing.claims import ROUNDING, close, require
 
 
 def check_teacher(teacher: Teacher, batch: Batch) -> None:
-    """Assert that a loaded teacher reads a batch alike each time, for whatever positions, finitely.
+    """Assert that a loaded teacher is deterministic and finite, for positions in any order.
 
-    Its likelihoods must be those of its logits, where it gives any.
+    Where it has both logits and likelihoods, they must agree.
     """
     positions, labels = batch.valid, batch.labels[batch.valid]
     if teacher.gives_losses():

@@ -1,4 +1,4 @@
-"""A plugin for the tests of plugins: data, tokenizer, teacher, loss and eval of a tiny run.
+"""The plugin behind `tiny_run`: data, tokenizer, teacher, loss and eval.
 
 Everything is made on the CPU in a moment, without network.
 """
@@ -52,12 +52,12 @@ batch = 2
 log_every = 1
 save_every = 1
 """
-"""Two steps that use all of this plugin."""
+"""Two steps that use every component of this plugin."""
 
 
 @component
 class TinySums(Data):
-    """Forty sentences, every fourth for validation."""
+    """Forty sentences; every fourth is for validation."""
 
     name = "tiny-sums"
 
@@ -69,7 +69,7 @@ class TinySums(Data):
 
 @component
 class TinyBytes(Tokenizer):
-    """An id for each byte."""
+    """One id per byte."""
 
     name = "tiny-bytes"
 
@@ -100,7 +100,7 @@ class TinyNll(Loss):
 
 @component
 class TinyEval(Eval):
-    """Asks for the teacher, so that it is loaded wherever the run is opened."""
+    """Needs the teacher, so that it is loaded whenever the run is opened."""
 
     name = "tiny-eval"
     needs_teacher = True

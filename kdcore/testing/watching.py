@@ -1,4 +1,4 @@
-"""The contracts of evals and loggers, checked in a tiny run."""
+"""Check the contracts of evals and loggers in a tiny run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from kdcore.testing.runs import tiny_run
 
 
 def check_eval(evaluation: Eval) -> None:
-    """Assert that an eval measures the same twice, in numbers and texts, and leaves the student."""
+    """Assert that an eval is deterministic, returns numbers or texts, and changes nothing."""
     with tiny_run() as run:
         before = {name: each.clone() for name, each in run.student.state_dict().items()}
         state = torch.get_rng_state()
@@ -34,9 +34,9 @@ def check_eval(evaluation: Eval) -> None:
 
 
 def check_logger(logger: Logger) -> None:
-    """Assert that a logger hears a run of two steps, its evaluations and its end, and never raises.
+    """Assert that a logger receives all events of a run of two steps without raising.
 
-    In a run it would be switched off with a warning.
+    In a run, a logger that raises is disabled with a warning.
     """
     try:
         with tiny_run([_Heard(logger)]):
@@ -67,7 +67,7 @@ def _equal(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 
 class _Heard(Component):
-    """Passes events on to a logger. It is none itself, so that what the logger raises is raised."""
+    """Forwards events to a logger. Not a logger itself, so that exceptions propagate."""
 
     name = "heard"
     component_kind = "callback"

@@ -1,1 +1,1 @@
-"""Training: set-up, step, loop, checkpoints, evaluation. Internal."""
+"""Training: setup, loop, steps, checkpoints, evaluation. Internal."""

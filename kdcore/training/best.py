@@ -1,4 +1,4 @@
-"""The step that scored best so far, by the score that the recipe names."""
+"""The best step so far, by the score that the recipe names."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from kdcore.api.train_options import TrainOptions
 
 
-PREFIX = "eval/"  # of scores in the log
+PREFIX = "eval/"  # prefix of scores in the log
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Best:
 
 
 def score_of(options: TrainOptions, scores: Mapping[str, float | str]) -> float:
-    """The number that the recipe chooses its best step by, out of what its evals measured."""
+    """The score among the evals' results by which the recipe chooses its best step."""
     name = str(options.keep_best)
     scores = {f"{PREFIX}{key}": each for key, each in scores.items()}
     found = scores.get(name, scores.get(PREFIX + name))
@@ -41,13 +41,13 @@ def score_of(options: TrainOptions, scores: Mapping[str, float | str]) -> float:
 
 
 def is_better(score: float, best: Best | None, mode: Literal["max", "min"] | None) -> bool:
-    """Whether it beats the best so far; the first of equal ones stays, and NaN is never best."""
+    """Whether a score beats the best so far. Ties keep the earlier one; NaN never wins."""
     if math.isnan(score):
         return False
     return best is None or (score > best.score if mode == "max" else score < best.score)
 
 
 def best_in_words(options: TrainOptions, best: Best) -> str:
-    """The score of the best step by its name: "lowest eval/nll, 2.31"."""
+    """The best step's score in words: "lowest eval/nll, 2.31"."""
     which = "highest" if options.mode == "max" else "lowest"
     return f"{which} {options.keep_best}, {best.score:.6g}"

@@ -1,10 +1,10 @@
-"""Checkpoints: saved atomically, verified, loaded.
+"""Checkpoints: atomic saves, verification, loading.
 
-A checkpoint holds what is trained (never the teacher), the optimizer, the loss scaler, and of every
-process its random state and the sums of steps that no record has told yet. The data's order and the
-schedules are functions of the step, so the step says it all. `manifest.json` is written last and
-holds a checksum of every file. Where processes leave one by one, the first writes the checkpoint,
-and the others lay what only they know into `.step-N.process-RANK` beside it.
+A checkpoint holds the trained weights (never the teacher), the optimizer, the loss scaler, and for
+every process its random state and the metric sums since the last record. Data order and schedules
+are functions of the step, so they need no state. `manifest.json` is written last and holds a
+checksum of every file. If processes leave one by one, the first writes the checkpoint, and the
+others write their own state to `.step-N.process-RANK` next to it.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ if TYPE_CHECKING:
 _log = logging.getLogger("kdcore")
 
 
-_INSIDE = "/"  # between a name and what lies inside: bitsandbytes has tables in its tables
+_INSIDE = "/"  # separates a name from what it contains: bitsandbytes nests tables
 
 
 def flat(state: Mapping[int, Mapping[str, Any]]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors, each with memory of its own, and everything else."""
+    """Tensors, each with its own memory, and all other values."""
     tensors: dict[str, Tensor] = {}
     values: dict[str, Any] = {}
     held = set[int]()
@@ -53,7 +53,7 @@ def flat(state: Mapping[int, Mapping[str, Any]]) -> tuple[dict[str, Tensor], dic
 
 
 def nested(entries: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
-    """The state whose tensors and values these are."""
+    """The inverse of `flat`."""
     state: dict[int, dict[str, Any]] = {}
     for key, value in entries.items():
         index, _, name = key.partition(".")
@@ -94,21 +94,21 @@ class Checkpoints:
         self.model, self.optimizer = model, optimizer
 
     def has(self, step: int) -> bool:
-        """Whether there is a checkpoint of this step."""
+        """Whether a checkpoint of this step exists."""
         return (self.folder / f"step-{step}").exists()
 
     def save(
         self, step: int, state: Mapping[str, Any], sums: Mapping[str, Tensor] | None = None
     ) -> Path:
-        """Write the checkpoint of a step whole, or not at all; drop those beyond `keep`.
+        """Write the checkpoint of a step atomically; delete those beyond `keep`.
 
-        `sums` are this process's own, and come back from `sums_of`.
+        `sums` are this process's own; `sums_of` returns them.
         """
         beside = self.folder / f".step-{step}.partial"
         try:
             return self._save(step, state, sums or {}, beside)
         except Exception:
-            # On a full disk, half a checkpoint would be in the way of everything else.
+            # A partial checkpoint would take up space on a disk that is already full.
             shutil.rmtree(beside, ignore_errors=True)
             raise
 
@@ -128,7 +128,7 @@ class Checkpoints:
             self._write(beside, {**state, "step": step})
             move_into_place(beside, target)
             for path in in_order(self.folder):
-                if _step(path) > step:  # damaged, or the run would have gone on from it
+                if _step(path) > step:  # damaged, or the run would have resumed from it
                     shutil.rmtree(path)
             self._drop_old(step, _best(state))
         together()
@@ -137,10 +137,10 @@ class Checkpoints:
     def save_alone(
         self, step: int, state: Mapping[str, Any], sums: Mapping[str, Tensor] | None = None
     ) -> None:
-        """The same where each process leaves by itself, and can wait for none of the others.
+        """Like `save`, where processes leave independently and cannot wait for each other.
 
-        All have the same weights. The first one writes the checkpoint, and each of the others lays
-        beside it what only it knows.
+        All have the same weights. The first one writes the checkpoint; each of the others writes
+        its own state next to it.
         """
         rank, target = self.accelerator.process_index, self.folder / f"step-{step}"
         beside, ours = target.with_name(f".step-{step}.{rank}.partial"), _beside(target, rank)
@@ -163,7 +163,7 @@ class Checkpoints:
             raise
 
     def _write_own(self, folder: Path, sums: Mapping[str, Tensor]) -> None:
-        """What only this process knows."""
+        """The state that only this process has."""
         rank = self.accelerator.process_index
         save_file(RandomState.capture().tensors(), folder / f"random-{rank}.safetensors")
         _save(sums, folder / f"sums-{rank}.safetensors")
@@ -183,11 +183,11 @@ class Checkpoints:
         _seal(folder)
 
     def newest(self) -> Path | None:
-        """The newest checkpoint that is whole; a damaged one is passed over with a message."""
+        """The newest complete checkpoint. Skips damaged ones with a message."""
         return newest(self.folder)
 
     def load(self, path: Path) -> dict[str, Any]:
-        """Put everything back; returns what was given to `save`."""
+        """Restore everything; returns the state that was given to `save`."""
         state: dict[str, Any] = json.loads((path / "state.json").read_text())
         load_weights(path, self.model)
         self._load_optimizer(path, state.pop("optimizer"))
@@ -201,11 +201,11 @@ class Checkpoints:
         if scaler_state and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(scaler_state)
         state.pop("processes", None)
-        # None where it is not known, or where it is continued on more processes than wrote it.
+        # None where unknown, or where more processes resume than wrote it.
         for random in _own_files(path, f"random-{self.accelerator.process_index}.safetensors"):
             RandomState.from_tensors(load_file(random)).restore()
         if self.accelerator.is_main_process:
-            # As a run does that was not ended just before it.
+            # As in a run that was never interrupted.
             self._drop_old(state["step"], _best(state))
         return state
 
@@ -215,7 +215,7 @@ class Checkpoints:
         self.optimizer.load_state_dict(whole)
 
     def _drop_old(self, step: int, best: int | None) -> None:
-        """Those beyond `keep` but for the best one, and what was left half."""
+        """Delete checkpoints beyond `keep` except the best one, and incomplete ones."""
         older = [path for path in in_order(self.folder) if _step(path) <= step][: -self.keep]
         gone = [path for path in older if _step(path) != best]
         for path in [*gone, *self.folder.glob(".step-*.partial")]:
@@ -226,20 +226,20 @@ class Checkpoints:
 
 
 def _best(state: Mapping[str, Any]) -> int | None:
-    """The step that had scored best when a checkpoint was written, where that is kept."""
+    """The best step at the time of a checkpoint, where it is tracked."""
     best = state.get("best")
     return int(best["step"]) if best else None
 
 
 def of_final(folder: Path) -> Path | None:
-    """The checkpoint that the final weights of a finished run are of: its best, or its newest."""
+    """The checkpoint that a finished run's final weights come from: its best, or its newest."""
     last = newest(folder)
     best = None if last is None else _best(json.loads((last / "state.json").read_text()))
     return last if best is None else folder / f"step-{best}"
 
 
 def newest(folder: Path) -> Path | None:
-    """The newest checkpoint there that is whole; a damaged one is passed over with a message."""
+    """The newest complete checkpoint in a folder. Skips damaged ones with a message."""
     there = in_order(folder)
     for path in reversed(there):
         fault = damage(path)
@@ -251,9 +251,9 @@ def newest(folder: Path) -> Path | None:
 
 
 def sums_of(path: Path) -> list[dict[str, Tensor]]:
-    """What each process that wrote a checkpoint gave as its `sums`, by their numbers.
+    """The `sums` of each process that wrote a checkpoint, by rank.
 
-    Nothing where that of some process is not known: it ended without a word.
+    Empty if one is missing, because that process ended abruptly.
     """
     found = sorted(_own_files(path, "sums-*.safetensors"), key=lambda each: int(each.stem[5:]))
     if found and len(found) < json.loads((path / "state.json").read_text()).get("processes", 0):
@@ -262,12 +262,12 @@ def sums_of(path: Path) -> list[dict[str, Tensor]]:
 
 
 def _beside(path: Path, rank: int) -> Path:
-    """Where a process lays what only it knows, if another one wrote the checkpoint alone."""
+    """Where a process writes its own state if another one wrote the checkpoint."""
     return path.with_name(f".{path.name}.process-{rank}")
 
 
 def _own_files(path: Path, pattern: str) -> list[Path]:
-    """Files of single processes, in a checkpoint or beside it."""
+    """Files of single processes, in a checkpoint or next to it."""
     beside = path.parent.glob(f".{path.name}.process-*")
     places = [path, *(each for each in beside if damage(each) is None)]
     found = {file.name: file for place in reversed(places) for file in place.glob(pattern)}
@@ -275,7 +275,7 @@ def _own_files(path: Path, pattern: str) -> list[Path]:
 
 
 def _rename_first(ours: Path, target: Path) -> None:
-    """Rename a folder, unless another process was first."""
+    """Rename a folder, unless another process did so first."""
     try:
         ours.rename(target)
     except OSError:
@@ -284,13 +284,13 @@ def _rename_first(ours: Path, target: Path) -> None:
 
 
 def _seal(folder: Path) -> None:
-    """Write the checksum of every file, last."""
+    """Write the checksums of all files, last."""
     sums = {path.name: checksum(path) for path in sorted(folder.iterdir())}
     (folder / _MANIFEST).write_text(json.dumps(sums, indent=1))
 
 
 def load_weights(path: Path, model: nn.Module) -> None:
-    """Put a checkpoint's weights into the model."""
+    """Load a checkpoint's weights into the model."""
     saved = load_file(path / "student.safetensors", device="cpu")
     with torch.no_grad():
         for name, tensor in trained(model).items():
@@ -298,7 +298,7 @@ def load_weights(path: Path, model: nn.Module) -> None:
 
 
 def trained(model: nn.Module) -> dict[str, Tensor]:
-    """What training changes: trained parameters, each once, and the buffers that models save."""
+    """The tensors that training changes: distinct trained parameters, and persistent buffers."""
     kept = set(model.state_dict())
     buffers = {name: buffer for name, buffer in model.named_buffers() if name in kept}
     parameters = {name: p.data for name, p in model.named_parameters() if p.requires_grad}
@@ -310,7 +310,7 @@ def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
 
 
 def in_order(folder: Path) -> list[Path]:
-    """The checkpoints there, by step."""
+    """The checkpoints in a folder, by step."""
     found = [path for path in folder.glob("step-*") if path.name[5:].isdigit()]
     return sorted(found, key=_step)
 
@@ -320,7 +320,7 @@ def _step(path: Path) -> int:
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint; None where it is whole."""
+    """What is wrong with a checkpoint; None if it is complete."""
     try:
         sums = json.loads((path / _MANIFEST).read_text())
         if elsewhere := [name for name in sums if Path(name).name != name]:

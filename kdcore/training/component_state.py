@@ -1,4 +1,4 @@
-"""The state of components in checkpoints: tensors as safetensors, all else as JSON."""
+"""Component state in checkpoints: tensors as safetensors, everything else as JSON."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ _log = logging.getLogger("kdcore")
 
 
 class Stateful(Named, Protocol):
-    """A component, or what the engine keeps beside components."""
+    """A component, or engine state that is saved with components."""
 
     def state_dict(self) -> Mapping[str, Any]:
-        """What a checkpoint must hold of it."""
+        """The state for a checkpoint."""
         ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take that back."""
+        """Restore it."""
         ...
 
 
-_BYTES = "base64"  # how JSON holds bytes: {"base64": "..."}
+_BYTES = "base64"  # bytes in JSON: {"base64": "..."}
 
 
 def component_states(
     components: Mapping[str, Stateful],
 ) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:
-    """The state of each component that has one: tensors by "place/key", and the rest by place."""
+    """The state of each component that has any: tensors by "place/key", other values by place."""
     tensors: dict[str, Tensor] = {}
     values: dict[str, dict[str, Any]] = {}
     for place, component in components.items():
@@ -54,7 +54,7 @@ def restore_components(
     tensors: Mapping[str, Tensor],
     values: Mapping[str, Mapping[str, Any]],
 ) -> None:
-    """Give each component its state back; what no component claims is named in a warning."""
+    """Restore the state of each component. Warns about state that no component claims."""
     for place, kept in values.items():
         component = components.get(place)
         if component is None or component.name != kept["name"]:

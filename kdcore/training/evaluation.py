@@ -1,4 +1,4 @@
-"""Sums over held-out tokens: in chunks, sharded over the processes, no row twice."""
+"""Evaluation on held-out tokens: in chunks, sharded over processes, each row once."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 
 
 def run_evals(run: Run) -> dict[str, float | str]:
-    """What all evals of the run's recipe measure."""
+    """The scores of all evals in the run's recipe."""
     scores: dict[str, float | str] = {}
     for one in run.recipe.evals:
         with progress(f"evaluating {one.name}"):
             found = call_checked(one, "measure", run, of=Mapping)
         for name, each in found.items():
-            with plugin_errors(one, "measure"):  # numbers of other libraries' types become Python's
+            with plugin_errors(one, "measure"):  # converts numbers of other libraries to Python's
                 scores[str(name)] = each if isinstance(each, str) else float(each)
     return scores
 
@@ -83,7 +83,7 @@ def log_likelihoods(run: Run, rows: Sequence[Row], batch: int) -> list[float]:
 
 
 def _chunks(run: Run, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
-    """The valid positions of a batch, some at a time, and the student's logits there [n, V]."""
+    """A batch's valid positions in chunks, with the student's logits there [n, V]."""
     model = run.language_model
     with run.autocast():
         states = model.states(batch)
@@ -100,26 +100,26 @@ class DocumentSums:
         self.keys = torch.zeros(count, dtype=torch.int64, device=device)
 
     def add(self, batch: Batch, at: Tensor, values: Sequence[Tensor]) -> None:
-        """Some flat positions: one, bytes and nats of the token that each predicts."""
+        """Add some flat positions: a count of one, and bytes and nats of each predicted token."""
         document, offset = (
             each.reshape(-1)[at + 1].long() for each in (batch.document, batch.offset)
         )
         self.sums.index_add_(0, document, torch.stack(list(values), 1))
-        # Sums of whole numbers are the same in any order; those that are too large wrap around.
+        # Integer sums do not depend on the order, and wrap around on overflow.
         self.keys.index_add_(0, document, (batch.labels[at] + 1) ** 2 * (offset + 2))
 
     def reduce(self) -> None:
-        """To the sums of all processes."""
+        """Sum over all processes."""
         torch.distributed.all_reduce(self.sums)
         torch.distributed.all_reduce(self.keys)
 
     def found(self) -> DocumentLosses:
-        """What was added, on the host."""
+        """The sums, on the host."""
         return document_losses(self.sums.cpu().numpy(), self.keys.cpu().numpy())
 
 
 def _keys(losses: Sequence[Loss]) -> list[str]:
-    """Each loss's name; "kl.2" for a second "kl", as among the terms of a recipe."""
+    """Each loss's name; "kl.2" for a second "kl", like the terms of a recipe."""
     taken, keys = {"tokens", "bytes", "nll", "agreement"}, []
     for loss in losses:
         every = (loss.name if n == 1 else f"{loss.name}.{n}" for n in count(1))
@@ -129,7 +129,7 @@ def _keys(losses: Sequence[Loss]) -> list[str]:
 
 
 class _Sums:
-    """Float64 sums by name."""
+    """Named float64 sums."""
 
     def __init__(
         self,
@@ -147,11 +147,11 @@ class _Sums:
         compared = [*["agreement"] * bool(teacher), *["known"] * bool(self.partial)]
         self.names = ["tokens", "bytes", "nll", *_keys(losses), *compared]
         self.total = torch.zeros(len(self.names), dtype=torch.float64, device=run.device)
-        # Last comes a group of the documents without a value, which nobody hears of.
+        # The last group holds documents without a value, and is not reported.
         self.each = self.total.new_zeros(len(groups) + 1, len(self.names))
 
     def add(self, batch: Batch) -> None:
-        """One batch's sums."""
+        """Add one batch."""
         other = read_outputs(self.teacher, batch) if self.teacher else None
         known = torch.ones_like(batch.labels, dtype=torch.bool)
         if self.partial:
@@ -166,7 +166,7 @@ class _Sums:
                 self.documents.add(batch, at, values[:3])
 
     def _groups_of(self, batch: Batch) -> Tensor | None:
-        """For each flat position the index of its document's value; None where nobody asked."""
+        """The index of the document's value for each flat position; None where not grouped."""
         if self.by is None:
             return None
         codes = {value: n for n, value in enumerate(self.groups)}
@@ -201,12 +201,12 @@ class _Sums:
         labels: Tensor,
         known: Tensor,
     ) -> Tensor:
-        """Values [n]; 0 where the loss needs a teacher that knows nothing there."""
+        """Values [n]; 0 where the loss needs a teacher that does not cover the token."""
         values = per_token(loss, student, teacher, labels)
         return torch.where(known, values, 0) if loss.needs_teacher else values
 
     def everywhere(self) -> Mapping[str, float]:
-        """The sums of all processes."""
+        """The sums over all processes."""
         if self.run.processes > 1:
             torch.distributed.all_reduce(self.total)
             if self.by is not None:

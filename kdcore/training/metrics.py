@@ -1,4 +1,4 @@
-"""What happened in the steps since the last record, summed on the device and read when logged."""
+"""Metrics since the last record: summed on the device, read only when logged."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class MetricsAccumulator:
-    """Sums over steps. Adding waits for nothing; `count` and `record` read everything at once."""
+    """Sums over steps. Adding never syncs the device; `count` and `record` read all at once."""
 
     def __init__(self, run: RunState, accelerator: Accelerator) -> None:
         self.run, self.accelerator = run, accelerator
@@ -36,20 +36,20 @@ class MetricsAccumulator:
     def _begin(self) -> None:
         self._terms = torch.zeros(len(self.labels), device=self.run.device)
         self._squares = torch.zeros_like(self._terms)
-        self._means = torch.zeros_like(self._terms)  # the terms without their weights
-        # In how many steps each term was computed, and the sums of its weights there.
+        self._means = torch.zeros_like(self._terms)  # unweighted terms
+        # The number of steps in which each term was computed, and the sum of its weights there.
         self._seen = torch.zeros(2, len(self.labels), device=self.run.device)
-        self._steps = self._tokens = self._kept = 0  # of the steps that were counted
+        self._steps = self._tokens = self._kept = 0  # of the counted steps
         self._uncounted: list[tuple[Tensor, Tensor, list[Tensor]]] = []  # steps, valid, kept
         self._ranked: RankedScores | None = None
-        self._written = [0.0] * 4  # what `sums` gives, of all processes
+        self._written = [0.0] * 4  # the result of `sums`, over all processes
         self._writing = 0.0  # seconds
-        self._known: list[Tensor] = []  # shares of each step's tokens that the teacher knows
+        self._known: list[Tensor] = []  # share of tokens that the teacher covers, by step
         self._since = time.perf_counter()
 
     @property
     def steps(self) -> int:
-        """How many steps were counted since the last record."""
+        """The number of steps counted since the last record."""
         return self._steps
 
     def add(
@@ -60,10 +60,10 @@ class MetricsAccumulator:
         good: Tensor,
         squares: Tensor | None = None,
     ) -> None:
-        """One step: its computed terms, weighted, and their shares [terms] of each micro-batch.
+        """Add a step: its weighted terms, and each micro-batch's parts of the loss [terms].
 
-        Where `good` is 0 the step was held back, and counts for nothing. `squares` are those of
-        each term's gradient, where they were measured.
+        `good` is 0 if the step was skipped, and then it does not count. `squares` are the squared
+        gradient norms of the terms, where measured.
         """
         if squares is not None:
             self._squares += torch.where(good > 0, squares, 0)
@@ -82,13 +82,13 @@ class MetricsAccumulator:
             self._known.append(choices.known / choices.valid.clamp(min=1))
 
     def add_written(self, completions: Sequence[Completion], seconds: float) -> None:
-        """The answers that a step trained, and what was spent on writing."""
+        """Add the completions that a step trains on, and the time spent on generation."""
         more = sums(completions)
         self._written = [one + other for one, other in zip(self._written, more, strict=True)]
         self._writing += seconds
 
     def count(self) -> None:
-        """Let the run know how many tokens it has trained on."""
+        """Update the run's token count."""
         if not self._uncounted:
             return
         good, valid, kept = zip(*self._uncounted, strict=True)
@@ -102,13 +102,13 @@ class MetricsAccumulator:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Time that does not count as training."""
+        """Exclude a duration from training time."""
         began = time.perf_counter()
         yield
         self._since += time.perf_counter() - began
 
     def record(self, lr: float) -> Record:
-        """The record of the steps added; begins anew."""
+        """The record of the added steps; resets the sums."""
         self.count()
         weighted = self._by_label(self._terms, self._steps)
         times, weights = self._seen.tolist()
@@ -136,7 +136,7 @@ class MetricsAccumulator:
         return record
 
     def _measured(self, squares: Mapping[str, float]) -> Mapping[str, float]:
-        """Without the terms that have no gradient in logits."""
+        """Without terms that have no gradient in the logits."""
         hidden = {term.label for term in self.run.recipe.terms if compares_states(term)}
         return {label: square for label, square in squares.items() if label not in hidden}
 
@@ -145,7 +145,7 @@ class MetricsAccumulator:
         return found | {"time_share": self._writing / taken} if found else {}
 
     def _by_label(self, sums: Tensor, count: int = 1) -> dict[str, float]:
-        """Over all processes."""
+        """Sums over all processes, by label."""
         mean = self.accelerator.reduce(sums, "sum") / count
         return dict(zip(self.labels, mean.tolist(), strict=True))
 
@@ -166,16 +166,16 @@ class MetricsAccumulator:
         return own | {"seen": self._seen, "counts": counted, "written": written}
 
     def load_state_dict(self, states: Sequence[Mapping[str, Tensor]]) -> None:
-        """Go on with the sums of the processes that wrote a checkpoint, however many they were."""
+        """Restore the sums of the processes that wrote a checkpoint, whatever their number."""
         self._begin()
-        if not states or not states[0]:  # a checkpoint that one process wrote alone has none
+        if not states or not states[0]:  # absent from checkpoints that one process wrote alone
             return
         steps, tokens, _, taken = states[0]["counts"].tolist()
         self._steps, self._tokens = int(steps), int(tokens)
         self._since -= taken
         if "written" in states[0]:
             *self._written, self._writing = states[0]["written"].tolist()
-        if "seen" in states[0]:  # older checkpoints have none
+        if "seen" in states[0]:  # absent from older checkpoints
             self._seen += states[0]["seen"].to(self._seen.device)
         for state in states[self.run.process :: self.run.processes]:
             if "means" in state:
@@ -186,12 +186,12 @@ class MetricsAccumulator:
 
 
 def _known(shares: Sequence[Tensor]) -> dict[str, float]:
-    """The mean share of the tokens that the teacher knows anything of, where it may know less."""
+    """The mean share of tokens that the teacher covers, where it may be below 1."""
     return {"aligned": float(torch.stack(list(shares)).mean())} if shares else {}
 
 
 def _ranking(ranked: RankedScores | None) -> dict[str, float]:
-    """The threshold and the mean scores of what the last step's ranking kept and dropped."""
+    """The threshold, and the mean scores of kept and dropped tokens in the last step's ranking."""
     if ranked is None:
         return {}
     scores, keep = ranked.scores, ranked.kept

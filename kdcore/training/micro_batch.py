@@ -1,4 +1,4 @@
-"""Sizes of micro-batches and chunks, and what happens out of memory."""
+"""Micro-batch and chunk sizes, and recovery from running out of memory."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 _log = logging.getLogger("kdcore")
 
 
-_WORTH = 1e9  # logits of a run: on a CPU compiling takes 14 seconds, and saves 14 ns of each
+_WORTH = 1e9  # logits of a run: on a CPU compiling takes 14 s and saves 14 ns per logit
 
 
 def chunk_of(run: RunState) -> int:
-    """Tokens in a chunk, once the models are loaded; no more than a process has in a step."""
+    """Tokens per chunk, after the models are loaded; at most those of a process in a step."""
     options = run.recipe.train
     if options.chunk != "auto":
         return options.chunk
@@ -42,7 +42,7 @@ def chunk_of(run: RunState) -> int:
 
 
 def values_for(run: RunState) -> Callable[[Sequence[Term]], Values]:
-    """The way to compute a set of terms, made once for each set."""
+    """Builds the function for a set of terms, once per set."""
     compiling = _compiles(run)
 
     @lru_cache
@@ -68,7 +68,7 @@ def _compiles(run: RunState) -> bool:
 
 def _logits(run: RunState) -> float:
     lengths = run.laid("train").lengths
-    # Nobody counts a stream's.
+    # The length of a stream is unknown.
     each = float(lengths.sum()) / run.drawn_in_epoch() if len(lengths) else run.data.block
     return each * run.batch * run.steps * run.vocabulary
 
@@ -86,19 +86,19 @@ def _free(device: torch.device) -> int:
 
 
 _KEPT = "micro_batch.json"  # in the run folder, where several processes found one
-MARGIN = 0.1  # of a GPU's memory: an allocator near the limit spends its time on retries
-_CPU_TOKENS = 4096  # larger micro-batches were no faster on two cores, and take more memory
+MARGIN = 0.1  # share of GPU memory kept free: near the limit, the allocator keeps retrying
+_CPU_TOKENS = 4096  # larger micro-batches were no faster on two cores and need more memory
 
 
 def cpu_default(largest: int, block: int) -> int:
-    """By a formula of the row length, so that it is the same on every machine."""
+    """The default on a CPU: by the row length alone, so that it is the same on every machine."""
     return max(1, min(largest, _CPU_TOKENS // block))
 
 
 def probe(largest: int, attempt: Callable[[int], None]) -> int:
-    """The largest of `largest`, its half, its quarter, ... that `attempt` has the memory for.
+    """The largest of `largest`, half of it, a quarter, ... for which `attempt` has enough memory.
 
-    Raises what `attempt` raised where a single row does not fit.
+    Raises the error of `attempt` if a single row does not fit.
     """
     rows = largest
     while True:
@@ -116,7 +116,7 @@ def probe(largest: int, attempt: Callable[[int], None]) -> int:
 
 
 def halve(run: RunState) -> int:
-    """Half of the run's, where that leaves the experiment as it is; 0 where there is no half."""
+    """Half the run's micro-batch, where that does not change the objective; 0 if there is none."""
     if run.recipe.selection is not None and run.recipe.scope == "micro_batch":
         raise RunError(
             f"the device has too little memory for train.micro_batch = {run.micro_batch}, and "
@@ -127,18 +127,18 @@ def halve(run: RunState) -> int:
 
 
 def micro_batch_state(run: RunState) -> dict[str, object]:
-    """What was found and what was asked for, so that asking for something else is heard."""
+    """The micro-batch found, and the option it was found for, to detect a changed option."""
     return {"micro_batch": run.micro_batch, "micro_batch_asked": run.recipe.train.micro_batch}
 
 
 def keep_micro_batch(run: RunState, rows: int) -> None:
-    """For all processes, when they start again."""
+    """Save it for all processes, for when they restart."""
     state = {**micro_batch_state(run), "micro_batch": rows}
     write_whole(run.folder / _KEPT, json.dumps(state) + "\n")
 
 
 def kept_micro_batch(run: RunState, checkpoint: Mapping[str, Any]) -> int:
-    """What this run was found to fit in before, unless the recipe asks for something else now."""
+    """The micro-batch found earlier in this run, unless the option has changed since."""
     path = run.folder / _KEPT
     states = [checkpoint, json.loads(path.read_text()) if path.exists() else {}]
     asked = run.recipe.train.micro_batch
@@ -154,10 +154,10 @@ _Result = TypeVar("_Result")
 
 
 class OomRetry:
-    """Does things again with half the micro-batch, where there was not enough memory.
+    """Retries work with half the micro-batch after running out of memory.
 
-    Of several processes, the others wait in the midst of a step for the one that had too little:
-    all of them end, the first one with a checkpoint of the step before, and start again.
+    With several processes, the others are waiting inside the step: all of them exit, the first one
+    with a checkpoint of the step before, and restart.
     """
 
     def __init__(self, step: TrainStep, save_alone: Callable[[], None]) -> None:
@@ -165,24 +165,25 @@ class OomRetry:
         self._save_alone = save_alone
 
     def run(self, before: RandomState, work: Callable[[], _Result]) -> _Result:
-        """What `work` gives; nothing it did may be of consequence before it has returned."""
+        """The result of `work`, which must have no side effects until it returns."""
         while True:
             try:
                 return work()
             except (RuntimeError, KdcoreError) as error:
                 if is_out_of_memory(error):
                     said = str(error).splitlines()[0]
-                elif self._is_told():  # a plugin may be blamed for a process that is gone
+                elif self._is_told():  # a plugin may be blamed for a lost process
                     said = "in another process"
                 else:
                     raise
-            # Here, where the error and all the tensors that hang on it are gone.
+            # Outside the `except` block, where the error and all tensors it refers to have been
+            # freed.
             self._step.optimizer.zero_grad(set_to_none=True)
             before.restore()
             self._make_room(said)
 
     def _is_told(self) -> bool:
-        """Whether it was another process that had too little, and has said so before it ended."""
+        """Whether another process ran out of memory and reported it before it exited."""
         run = self._run
         return run.processes > 1 and kept_micro_batch(run, {}) < run.micro_batch
 
@@ -214,7 +215,7 @@ class OomRetry:
 
 
 def micro_batch_of(step: TrainStep) -> int:
-    """Rows that go through the models together: as asked, by the row length, or as many as fit."""
+    """Rows per forward pass: as configured, by the row length, or as many as fit."""
     run, options = step.run, step.run.recipe.train
     largest = max(1, math.ceil(options.drawn / run.processes))
     if options.micro_batch != "auto":
@@ -226,7 +227,7 @@ def micro_batch_of(step: TrainStep) -> int:
 
 
 def _attempt(step: TrainStep, rows: int) -> None:
-    """A forward and backward of full rows, beside what the optimizer will take and a margin."""
+    """Forward and backward of full rows, with memory reserved for the optimizer and a margin."""
     run = step.run
     block = run.recipe.data.block
     trained = sum(p.numel() for p in step.objective.parameters() if p.requires_grad)

@@ -1,4 +1,4 @@
-"""Non-finite losses and gradients: found, skipped or stopped at, and diagnosed."""
+"""Non-finite losses and gradients: detection, skipping or stopping, diagnosis."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ _log = logging.getLogger("kdcore")
 
 
 Found = tuple[int, RandomState]
-"""A step that was not finite, and the generators as they were before it."""
+"""A non-finite step, and the random state before it."""
 
 
 class NonFiniteCheck:
-    """Judges each step, and holds back the optimizer where loss or gradient is not finite.
+    """Judges each step, and blocks the optimizer where loss or gradient is not finite.
 
-    On a CPU that is known at once, and with a loss scaler too, whose step reads its numbers anyway.
-    On a GPU asking would make the host wait for every step. There the optimizer's own kernels leave
-    all as it is while `found_inf` is 1 (made for loss scalers, and read on the GPU only), and what
-    was found is read with the log. With "stop" every step behind a bad one is held back too, so
-    that the state is still the one before it; with "skip" the bad ones only.
+    On a CPU, or with a loss scaler, which reads its values anyway, the verdict is immediate. On a
+    GPU, reading it would sync in every step. There the optimizer's own kernels skip the update
+    while `found_inf` is 1 (made for loss scalers, and read on the GPU only), and verdicts are read
+    with the log. With "stop", all steps after a bad one are blocked too, so that the state remains
+    that before it; with "skip", only bad steps are.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class NonFiniteCheck:
     def judge(
         self, step: int, norm: Tensor, shares: Sequence[Tensor], before: RandomState
     ) -> Tensor:
-        """1 where the step may change the weights, else 0; by all processes' numbers."""
+        """1 where the step may change the weights, else 0; from the values of all processes."""
         good = torch.cat([*shares, *self._judged_norm(norm)]).isfinite().all().float()
         if (processes := self._accelerator.num_processes) > 1:
             good = (self._total(good) == processes).float()
@@ -75,12 +75,14 @@ class NonFiniteCheck:
         return self._good
 
     def _judged_norm(self, norm: Tensor) -> list[Tensor]:
-        """A scaler looks for its scale by gradients that overflow: that is no fault above 1."""
+        """A loss scaler finds its scale by overflows, which are no errors while the scale is above
+        1.
+        """
         scaler = self._accelerator.scaler
         return [] if scaler is not None and scaler.get_scale() >= 1 else [norm.reshape(1)]
 
     def drain(self) -> list[Found]:
-        """The bad steps since the last time; on a GPU this waits for them."""
+        """The bad steps since the last call. Syncs a GPU."""
         if not self._judged:
             return []
         flags = torch.stack([good for _, _, good in self._judged]).tolist()
@@ -90,17 +92,17 @@ class NonFiniteCheck:
 
 
 _FOLDER = "non_finite"
-_SHOWN = 3  # rows that a message tells of
-_LETTERS = 160  # of a row's text
+_SHOWN = 3  # rows shown in a message
+_LETTERS = 160  # characters shown of a row's text
 
 
 @dataclass(frozen=True)
 class BadRow:
-    """A row that is not finite by itself."""
+    """A row that is non-finite on its own."""
 
     place: int  # in the step, from 1
-    document: int  # its first
-    terms: Mapping[str, str]  # what is not finite of which term: "loss" or "gradient"
+    document: int  # its first document
+    terms: Mapping[str, str]  # the non-finite part of each term: "loss" or "gradient"
     text: str
 
     def __str__(self) -> str:
@@ -109,7 +111,7 @@ class BadRow:
 
 
 def describe_bad_rows(trainer: TrainStep, step: int) -> str:
-    """Which rows and terms of a step are not finite, in words; takes a forward for each row."""
+    """The non-finite rows and terms of a step, in words. Takes one forward pass per row."""
     found = _bad_rows(trainer, step)
     rows = trainer.rows.share_of(step).of
     if not found:
@@ -121,7 +123,7 @@ def describe_bad_rows(trainer: TrainStep, step: int) -> str:
 
 
 def dump_rows(trainer: TrainStep, step: int) -> Path:
-    """Write this process's rows of a step where `load_rows` reads them; the path."""
+    """Write this process's rows of a step for `load_rows`. Returns the path."""
     from safetensors.numpy import save_file
 
     run = trainer.run
@@ -138,13 +140,13 @@ def dump_rows(trainer: TrainStep, step: int) -> Path:
 
 
 def _values(row: Row, key: str) -> np.ndarray:
-    """Labels that a row leaves out are its ids."""
+    """Where a row has no labels, its ids are the labels."""
     given = row.get(key)
     return np.asarray(row["input_ids"] if given is None else given, np.int64)
 
 
 def load_rows(path: str | Path) -> list[Row]:
-    """The rows of a step that was not finite, from the file that the run wrote of it."""
+    """Load the rows of a non-finite step from the file that its run wrote."""
     from safetensors.numpy import load_file
 
     arrays = load_file(path)
@@ -154,7 +156,7 @@ def load_rows(path: str | Path) -> list[Row]:
 
 
 def _bad_rows(trainer: TrainStep, step: int) -> list[BadRow]:
-    """Those of all processes."""
+    """The bad rows of all processes."""
     run, parts = trainer.run, trainer.rows.parts(step)
     rows = [row for part in parts for row in part.rows]
     first = parts[0].first
@@ -184,7 +186,7 @@ def _bad_rows(trainer: TrainStep, step: int) -> list[BadRow]:
 def _bad_terms(
     trainer: TrainStep, reading: MicroBatch, choices: SelectionResult, n: int, step: int
 ) -> dict[str, str]:
-    """What is not finite of a row by itself: a term's loss, else its gradient."""
+    """The non-finite parts of one row: a term's loss, or else its gradient."""
     terms = trainer.terms_of(step)
     losses = _attempt(trainer, reading, terms, choices, n)[0].tolist()
     bad = {
@@ -207,7 +209,7 @@ def _attempt(
     choices: SelectionResult,
     n: int,
 ) -> tuple[Tensor, Tensor]:
-    """Forward and backward of a row: each term's share [terms], and the gradient's norm."""
+    """Forward and backward of a row: each term's part of the loss [terms], the gradient norm."""
     with trainer.accelerator.no_sync(trainer.wrapped):
         shares = trainer.backward(reading, terms, choices.each[n])
     norm = gradient_norm(trainer.objective)
@@ -215,23 +217,23 @@ def _attempt(
     return shares, norm
 
 
-_IN_A_ROW = 10  # skipped steps behind which nothing better will come
-_LOOKED_AT = 3  # skipped steps that are looked at row by row, and whose rows are kept
+_IN_A_ROW = 10  # consecutive skipped steps after which the run cannot recover
+_LOOKED_AT = 3  # skipped steps that are diagnosed by row, and whose rows are kept
 
 
 class NonFiniteHandler:
-    """`train.non_finite` at work."""
+    """Implements `train.non_finite`."""
 
     def __init__(self, trainer: TrainStep, save: Callable[[], None]) -> None:
         self._trainer, self._save = trainer, save
         self._skips = trainer.run.recipe.train.non_finite == "skip"
         self._skipped = 0
-        self._last = (0, 0)  # the last skipped step, and how many came before it in a row
+        self._last = (0, 0)  # the last skipped step, and how many in a row ended there
         self._finite: NonFiniteCheck | None = None
 
     @property
     def deferred(self) -> bool:
-        """Whether a step is judged on the GPU, and known here when something is read."""
+        """Whether verdicts stay on the GPU until they are read with the log."""
         return self._judge.deferred
 
     @deferred.setter
@@ -254,18 +256,18 @@ class NonFiniteHandler:
         return self._judge.judge(step, norm, shares, before)
 
     def check(self) -> None:
-        """Deal with what was found since the last time."""
+        """Handle the bad steps since the last call."""
         for found in self._judge.drain():
             if not self._skips:
                 self._stop(*found)
             self._skip(found)
 
     def is_clean(self) -> bool:
-        """Whether all steps so far were finite, for who cannot wait to deal with it."""
+        """Whether all steps so far were finite, for callers that cannot wait for the log."""
         return not self._judge.drain()
 
     def _stop(self, step: int, before: RandomState) -> None:
-        """Put the state before the step into a checkpoint, and tell what is wrong with the step."""
+        """Save a checkpoint of the state before the step, and report what is wrong with it."""
         trainer, run = self._trainer, self._trainer.run
         run.step = step - 1
         why, path = self._why(step, before), dump_rows(trainer, step)

@@ -1,4 +1,4 @@
-"""The rows of each step where some are written while training."""
+"""The rows of each step where some are generated during training."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ Answers = list[list[Completion]]
 
 
 class RolloutRows:
-    """The rows of each step, some of them written at its beginning or up to `every` - 1 before.
+    """The rows of each step; some are generated at its start or up to `every` - 1 steps before.
 
-    What is written and may be trained yet is held on every process, and is state: a step that is
-    tried again, or resumed, has the same answers.
+    Generated completions that may still be trained on are held on every process and are part of
+    checkpoints: a retried or resumed step has the same ones.
     """
 
     def __init__(self, run: RunState, rows: TrainingRows | StreamedRows) -> None:
-        """`rows` gives the whole of a step, as if this were the only process."""
+        """`rows` yields the rows of the whole step, as for a single process."""
         stage = run.recipe
         assert stage.rollout is not None
         self.run, self._rows = run, rows
@@ -44,7 +44,7 @@ class RolloutRows:
         self._cutter = cutter_of(stage)
         self.answers: dict[int, Answers] = {}  # by step, of all processes
         self._watch = Watch()
-        self._seconds = 0.0  # spent on writing since somebody took them
+        self._seconds = 0.0  # spent on generation since the last read
         self._cuts_told = False
         self._check_lengths()
 
@@ -61,25 +61,25 @@ class RolloutRows:
 
     @property
     def split(self) -> Split:
-        """What the rows that are not written are cut from."""
+        """The split of the rows that are not generated."""
         return self._rows.split
 
     def ends_epoch(self, step: int) -> bool:
-        """Whether a step draws the last of an epoch."""
+        """Whether a step draws the last row of an epoch."""
         return self._rows.ends_epoch(step)
 
     def step(self, step: int) -> list[Row]:
-        """This process's rows of a step, in their order in the step."""
+        """This process's rows of a step, in order."""
         return self.share_of(step).rows
 
     def share_of(self, step: int) -> StepRows:
-        """The same, and where in the step they stand."""
+        """The same, with their position in the step."""
         kept, written = self._laid(step)
         mine = self._mine(len(kept) + len(written))
         return StepRows([*kept, *written][mine.start : mine.stop], mine.start, len(kept + written))
 
     def parts(self, step: int) -> list[Part]:
-        """The same by the split that they are cut from, with the place in the step of the first."""
+        """The same by split, with the index of each part's first row in the step."""
         kept, written = self._laid(step)
         mine = self._mine(len(kept) + len(written))
         border = min(max(len(kept), mine.start), mine.stop)
@@ -89,7 +89,7 @@ class RolloutRows:
         ]
 
     def _laid(self, step: int) -> tuple[list[Row], list[Row]]:
-        """The rows of the whole step: those of the data, and those that were written."""
+        """The rows of the whole step: those of the data, and generated ones."""
         self.write(step)
         data = self.run.data
         kept = [row for place, row in self._drawn(step) if not self._is_written(step, place)]
@@ -99,7 +99,7 @@ class RolloutRows:
         return share(rows, self.run.process, self.run.processes)
 
     def write(self, step: int) -> None:
-        """Have the answers of a step, and where they are written together of those after it."""
+        """Generate the completions of a step, and of later steps generated together with it."""
         if step in self.answers:
             return
         began, run, every = time.perf_counter(), self.run, self._options.every
@@ -118,16 +118,16 @@ class RolloutRows:
         self._seconds += time.perf_counter() - began
 
     def take_seconds(self) -> float:
-        """What was spent on writing since the last call."""
+        """The seconds spent on generation since the last call."""
         taken, self._seconds = self._seconds, 0.0
         return taken
 
     def written(self, step: int) -> list[Completion]:
-        """The answers of a step; none where they are forgotten."""
+        """The completions of a step; none once they are released."""
         return [one for some in self.answers.get(step, ()) for one in some]
 
     def forget(self, step: int) -> None:
-        """Let go of what was written for the steps up to this one, which are done for good."""
+        """Release the completions of all steps up to this one, which are final."""
         for done in [each for each in self.answers if each <= step]:
             del self.answers[done]
 
@@ -150,11 +150,11 @@ class RolloutRows:
         return [one for place, row in drawn for one in self._cutter.prompts(row, step, place)]
 
     def state_dict(self, step: int) -> dict[str, Any]:
-        """What a checkpoint after a step says of the rows, in JSON."""
+        """The row state in a checkpoint after a step, as JSON."""
         return {"data": self._rows.state_dict(step), "watch": self._watch.state_dict()}
 
     def load_state_dict(self, state: Any) -> None:
-        """Take back what `state_dict` gave."""
+        """Restore the result of `state_dict`."""
         if isinstance(state, Mapping) and "watch" in state:
             self._watch = Watch.of(state["watch"])
             state = state["data"]
@@ -162,7 +162,7 @@ class RolloutRows:
 
 
 class WrittenAhead:
-    """What is written and not yet trained, as a part of checkpoints."""
+    """Completions that have not been trained on yet, as a part of checkpoints."""
 
     name: ClassVar[str] = "written"
     component_kind: ClassVar[str] = "rollout"
@@ -171,7 +171,7 @@ class WrittenAhead:
         self._rows = rows
 
     def state_dict(self) -> dict[str, Tensor | str]:
-        """The answers for the steps that are not done, by step."""
+        """The completions of steps that are not done, by step."""
         found: dict[str, Tensor | str] = {}
         for step, answers in self._rows.answers.items():
             if step > self._rows.run.step:
@@ -181,7 +181,7 @@ class WrittenAhead:
         return found
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
+        """Restore the result of `state_dict`."""
         self._rows.answers = {}
         for step in sorted({int(key.partition("/")[0]) for key in state}):
             own = {k.partition("/")[2]: v for k, v in state.items() if k.startswith(f"{step}/")}
@@ -191,5 +191,5 @@ class WrittenAhead:
 
 
 def _with_ids(some: Sequence[Completion]) -> list[Completion]:
-    """Without the answers that are empty."""
+    """Without empty completions."""
     return [one for one in some if one.ids]

@@ -1,4 +1,4 @@
-"""One stage while it runs."""
+"""The state of a running stage."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _log = logging.getLogger("kdcore")
 
 @dataclass(eq=False)
 class RunState(Run):
-    """A `Run` as the engine fills it."""
+    """The engine's implementation of `Run`."""
 
     recipe: Stage
     folder: Path
@@ -46,25 +46,25 @@ class RunState(Run):
     process: int = 0
     processes: int = 1
     step: int = 0  # optimizer steps done
-    steps: int = 0  # in the whole run
+    steps: int = 0  # optimizer steps of the whole run
     tokens: int = 0  # valid tokens trained on so far
     micro_batch: int = 8
-    chunk: int = 0  # tokens that head and losses see at a time
-    vocabulary: int = 0  # ids that student and teachers share; logits are cut to these
+    chunk: int = 0  # tokens that the head and the losses process at a time
+    vocabulary: int = 0  # number of ids that student and teachers share; logits are cut to it
     objective: str = ""  # the effective objective as a formula, as `kdcore plan` prints it
     scores: Mapping[str, float | str] = field(default_factory=dict)  # of the last evaluation
-    documents: DocumentLosses | None = None  # what the last evaluation kept of each
-    best: Best | None = None  # the step that scored best, where the recipe keeps it
+    documents: DocumentLosses | None = None  # its values by document, if kept
+    best: Best | None = None  # the best step, if the recipe keeps it
     reads_teacher: bool = True
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
     tokenizer: PreTrainedTokenizerBase = field(init=False)
     language_model: LanguageModel = field(init=False)
     _rows: dict[tuple[str, int], RowDataset] = field(default_factory=dict)
-    _documents: Documents | None = None  # of the rows that were drawn from last
+    _documents: Documents | None = None  # of the rows that were last drawn from
 
     @cached_property
     def bytes_per_id(self) -> np.ndarray:
-        """UTF-8 bytes that each id stands for in running text, int32 [ids]; special tokens 0."""
+        """UTF-8 bytes of each id in running text, int32 [ids]; 0 for special tokens."""
         from kdcore.models.vocabulary import bytes_per_id
 
         return bytes_per_id(self.tokenizer)
@@ -87,26 +87,26 @@ class RunState(Run):
 
     @property
     def epochs(self) -> float:
-        """How often the run goes through the training data; 0 where it is streamed."""
+        """Passes over the training data; 0 where it is streamed."""
         count = self.drawn_in_epoch()
         return self.steps * self.batch / count if count else 0.0
 
     @property
     def documents_in_step(self) -> float:
-        """Documents in an optimizer step, on average; 0 where nobody counts them."""
+        """Mean number of documents per optimizer step; 0 where unknown."""
         if self.recipe.train.batch_documents is not None:
             return float(self.batch)
         rows = self.laid("train")
         return len(rows.split.lengths) / len(rows) * self.batch if len(rows) else 0.0
 
     def drawn_in_epoch(self) -> int:
-        """The training rows of an epoch, or its documents where the recipe counts these."""
+        """The number of training rows of an epoch, or of documents where steps draw these."""
         return len(self.drawable())
 
     def drawable(self, epoch: int = 0) -> Drawable:
         """What the steps of an epoch draw from: the training rows, or their documents."""
         rows = self.laid("train", epoch)
-        # Of a stream each window is one by itself.
+        # For a stream, each window is drawn from separately.
         if self.recipe.train.batch_documents is None or isinstance(rows, Stream):
             return rows
         if self._documents is None or self._documents.rows is not rows:
@@ -131,7 +131,7 @@ class RunState(Run):
             most = at_most if split != "train" else None
             if not (hasattr(made, "__iter__") or hasattr(made, "__getitem__")):
                 raise wrong_return(self.data, "make_rows", type(made).__name__, "rows")
-            with plugin_errors(self.data, "make_rows"):  # rows may come one by one
+            with plugin_errors(self.data, "make_rows"):  # rows may be generated lazily
                 self._rows[key] = as_rows(made, split, given_by=given_by, at_most=most)
         return self._rows[key]
 
@@ -163,9 +163,10 @@ class RunState(Run):
 
     @cached_property
     def ends(self) -> frozenset[int]:
-        """The ids that end a text: the tokenizer's, the student's, and those that the data learns.
+        """The ids that end a text: those of the tokenizer, of the student, and learned from the
+        data.
 
-        Raises RunError where there are none.
+        Raises RunError if there are none.
         """
         from kdcore.models.generation import learned_stop_tokens
 
@@ -180,7 +181,7 @@ class RunState(Run):
         return frozenset(found)
 
     def sampling(self, rollout: Rollout) -> Sampling:
-        """How this writer's options draw, with the run's vocabulary and the ids that end a text."""
+        """Sampling by a rollout's options, with the run's vocabulary and end-of-text ids."""
         return Sampling(
             max_new_tokens=rollout.max_new_tokens,
             temperature=rollout.temperature,
@@ -200,7 +201,7 @@ class RunState(Run):
     def sample(
         self, prompts: Sequence[Prompt], n: int = 1, *, sampling: Sampling | None = None
     ) -> list[Completion]:
-        """`n` answers of the student to each prompt, those to the same one side by side."""
+        """`n` completions by the student per prompt, those of one prompt adjacent."""
         from kdcore.rollout.local import sample_student
 
         if sampling is None:
@@ -212,7 +213,7 @@ class RunState(Run):
     def score(
         self, teacher: Teacher | None, prompts: Sequence[Prompt], completions: Sequence[Completion]
     ) -> list[float]:
-        """The log-probability of each answer to its prompt, in nats; None: the student's."""
+        """The log-probability of each completion given its prompt, in nats; None: the student's."""
         from kdcore.rollout.local import score
 
         return score(self, teacher, prompts, completions)
@@ -230,28 +231,28 @@ class RunState(Run):
         return token_values(self, prompts, completions, losses, teacher)
 
     def state_dict(self) -> dict[str, object]:
-        """What its checkpoints hold of it, besides weights and random states."""
+        """The part of its checkpoints other than weights and random states."""
         kept = ("tokens", "micro_batch", "chunk", "vocabulary", "steps", "scores")
         best = {} if self.best is None else {"best": asdict(self.best)}
         return {key: getattr(self, key) for key in kept} | best
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what a checkpoint holds, as far as set-up does not find it anew."""
+        """Restore the parts of a checkpoint that setup does not recompute."""
         self.step, self.tokens = state["step"], state["tokens"]
         self.scores = state.get("scores", {})
         self.best = Best(**state["best"]) if state.get("best") else None
         self.chunk = state.get("chunk", self.chunk)
 
     def say(self, message: str) -> None:
-        """Tell the user something, once: on the terminal and in log.txt."""
+        """Print a message once, on the terminal and in log.txt."""
         if self.main:
             _log.info(message)
 
 
 def training_rows(run: RunState, *, whole: bool = False) -> TrainingRows | StreamedRows:
-    """This process's, or those of the whole step.
+    """The training rows of this process, or of the whole step.
 
-    A stream needs to be told where to end, and says what it does without.
+    A stream needs to know where to end, and says what its order is without that.
     """
     rows, options = run.laid("train"), run.recipe.train
     mine = (0, 1) if whole else (run.process, run.processes)
@@ -279,6 +280,6 @@ def training_rows(run: RunState, *, whole: bool = False) -> TrainingRows | Strea
 
 
 def workers_of(run: RunState) -> int:
-    """On a CPU, whoever prepares rows takes a core from who trains."""
+    """On a CPU, threads that prepare rows take cores from training."""
     wanted = run.recipe.train.workers
     return int(run.device.type == "cuda") if wanted == "auto" else wanted

@@ -1,4 +1,4 @@
-"""From a checked stage to a trainer: tokenizer, student, teachers, rows, optimizer."""
+"""Setup, from a checked stage to a trainer: tokenizer, student, teachers, rows, optimizer."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
 
 def make_accelerator(options: TrainOptions) -> Accelerator:
-    """A fresh accelerator in the recipe's precision, whatever ran before in this process."""
+    """A fresh accelerator in the recipe's precision, unaffected by earlier runs in the process."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
@@ -58,7 +58,7 @@ def make_accelerator(options: TrainOptions) -> Accelerator:
         AcceleratorState._reset_state(reset_partial_state=False)
         return Accelerator(mixed_precision=precision)
 
-    # Which device it takes, and with it what "auto" means, is known to accelerate alone.
+    # Only accelerate knows which device it will take, and with it what "auto" means.
     return fresh(precision_of(options.precision, fresh("no").device))
 
 
@@ -69,7 +69,7 @@ def prepare(
     signals: Signals,
     checkpoints_at: str,
 ) -> Trainer:
-    """Load and prove everything; the run has its tokenizer already."""
+    """Load and verify everything; the run already has its tokenizer."""
     stage, options = run.recipe, run.recipe.train
     with main_first(accelerator):
         laid = run.laid("train")
@@ -111,7 +111,7 @@ def prepare(
 
 
 def rows_of(run: RunState) -> TrainingRows | StreamedRows | RolloutRows:
-    """The rows of each step for this process; where some are written, every process draws all."""
+    """This process's rows of each step. With a rollout, every process draws all rows."""
     if run.recipe.rollout is None:
         return training_rows(run)
     return RolloutRows(run, training_rows(run, whole=True))
@@ -124,7 +124,7 @@ def _written(rows: object) -> dict[str, WrittenAhead]:
 def _prepare_student(
     run: RunState, precision: torch.dtype | None, hidden: HiddenTerms
 ) -> PreTrainedModel:
-    """Make it, and prove it and the ids that it shares with its teachers."""
+    """Make the student; verify it, and the ids that it shares with its teachers."""
     stage = run.recipe
     teachers = reading_our_ids(stage.components())
     check_positions(teachers, run.device, stage.data.block)
@@ -149,25 +149,25 @@ def _prepare_student(
 
 
 def enable_checkpointing(student: PreTrainedModel) -> None:
-    """Make the trunk's activations again in the backward pass instead of keeping them."""
-    # The older name goes with transformers 6, and the first releases of 5 have no other.
+    """Recompute the trunk's activations in the backward pass instead of storing them."""
+    # transformers 6 drops the older name, and the first releases of 5 have no other.
     newer = getattr(student, "activation_checkpointing_enable", None)
     enable = newer or student.gradient_checkpointing_enable
     enable({"use_reentrant": False})
 
 
 def steps_of(options: TrainOptions, count: int, lengths: np.ndarray) -> int:
-    """How many optimizer steps the recipe asks for.
+    """The number of optimizer steps that the recipe asks for.
 
-    `count` are the rows of an epoch, or its documents where these are drawn; `lengths` those of
-    its rows.
+    `count` is the number of rows in an epoch, or of documents where steps draw these; `lengths` are
+    those of its rows.
     """
     if options.steps is not None:
         return options.steps
     if options.epochs is None:
         assert options.tokens is not None
         return math.ceil(options.tokens * count / (int(lengths.sum()) * options.drawn))
-    taken = math.floor(count * options.epochs * (1 + 1e-12))  # 0.29 x 100 is 28.999999999999996
+    taken = math.floor(count * options.epochs * (1 + 1e-12))  # 0.29 * 100 is 28.999999999999996
     if taken < options.drawn:
         unit = options.drawn_unit
         key = "batch_documents" if unit == "documents" else "batch"
@@ -180,12 +180,12 @@ def steps_of(options: TrainOptions, count: int, lengths: np.ndarray) -> int:
 
 
 def prove_vocabulary(run: RunState, teachers: Sequence[Teacher]) -> int:
-    """The ids that the tokenizers of student and teachers agree on, and every head has."""
+    """The ids on which the tokenizers of student and teachers agree, and which every head has."""
     return shared_ids(run, teachers, run.language_model.width)
 
 
 def shared_ids(run: RunState, teachers: Sequence[Teacher], width: int) -> int:
-    """The same where the student is not loaded, and its head has `width` rows."""
+    """The same before the student is loaded; its head has `width` rows."""
     from transformers import PreTrainedTokenizerBase
 
     others: dict[str, PreTrainedTokenizerBase] = {}
@@ -203,7 +203,7 @@ def shared_ids(run: RunState, teachers: Sequence[Teacher], width: int) -> int:
 def optimizer_of(
     options: TrainOptions, model: nn.Module, learned: nn.Module | None = None
 ) -> torch.optim.Optimizer:
-    """The optimizer of `[train]` over what is trained; `learned` has no weight decay."""
+    """The optimizer of `[train]` over the trained parameters; no weight decay for `learned`."""
     made = make_optimizer(
         options.optimizer,
         model,

@@ -1,6 +1,6 @@
-"""Signals that end a run: ^C, SIGTERM, SLURM's and submitit's, a lost terminal.
+"""Signals that end a run: ^C, SIGTERM, those of SLURM and submitit, a lost terminal.
 
-While a stage trains they end it after its step, with a checkpoint. Otherwise they end the command
+During training they end the stage after its step, with a checkpoint. Otherwise they end the command
 at once (`kdcore.cli.at_once`).
 """
 
@@ -15,20 +15,20 @@ if TYPE_CHECKING:
 
 
 _NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP")
-SIGNALS = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]  # Windows: two
+SIGNALS = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]  # Windows has two
 _USERS = [number for number in SIGNALS if number.name.startswith("SIGUSR")]
-_EVERY = 10  # steps between agreements where asking makes the host wait for a GPU
+_EVERY = 10  # steps between agreements, where asking syncs a GPU
 
 
 def known_as(number: int) -> int:
-    """The signal whose exit code it has: those of SLURM and submitit end a run as SIGTERM does."""
+    """The signal that determines the exit code: those of SLURM and submitit count as SIGTERM."""
     return signal.SIGTERM if number in _USERS else number
 
 
 class Signals:
-    """While entered, the first signal is noted; a second SIGINT ends the process at once.
+    """A context that records the first signal; a second SIGINT ends the process at once.
 
-    One that nobody has been told of is raised again at the end.
+    A signal that was not taken is raised again at the end.
     """
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ class Signals:
 
     def __enter__(self) -> Signals:
         for number in SIGNALS:
-            if signal.getsignal(number) is signal.SIG_IGN:  # as nohup asks for
+            if signal.getsignal(number) is signal.SIG_IGN:  # as set by nohup
                 continue
             self._before[number] = signal.signal(number, self._note)
         return self
@@ -55,7 +55,7 @@ class Signals:
             signal.raise_signal(self._got)
 
     def take(self) -> int:
-        """The signal that came to this process, told from now on; 0 for none."""
+        """The signal that this process got, marked as handled; 0 for none."""
         self._told = self._got
         return self._got
 
@@ -65,9 +65,9 @@ class Signals:
         self._got = known_as(number)
 
     def agreed(self, accelerator: Accelerator, *, now: bool = False) -> int:
-        """The signal that some process got, known to all of them; 0 for none.
+        """A signal that any process got, agreed by all; 0 for none.
 
-        Where asking makes the host wait for a GPU, that is only done now and then, or `now`.
+        Where agreeing syncs a GPU, that happens only every few steps, or with `now`.
         """
         if accelerator.num_processes == 1:
             self._told = self._got

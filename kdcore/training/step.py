@@ -1,4 +1,10 @@
-"""The gradients of one optimizer step: rows, teachers, selection, forward and backward."""
+"""The gradients of one optimizer step: rows, teachers, selection, forward and backward.
+
+The loss of a step is one weighted mean per term over the tokens of all micro-batches and processes.
+Denominators are counted before the first backward, so micro-batch gradients simply add up, and
+neither `micro_batch` nor the world size changes the objective, except where a selection ranks with
+scope = "micro_batch".
+"""
 
 from __future__ import annotations
 
@@ -33,7 +39,7 @@ if TYPE_CHECKING:
 
 
 def gradient_norm(module: torch.nn.Module) -> Tensor:
-    """Of all parameters' gradients together, without reading it."""
+    """The global gradient norm, as a tensor, without a device sync."""
     return torch.nn.utils.get_total_norm(
         [p.grad for p in module.parameters() if p.grad is not None]
     )
@@ -41,12 +47,12 @@ def gradient_norm(module: torch.nn.Module) -> Tensor:
 
 @dataclass(eq=False, kw_only=True)
 class TrainStep:
-    """What it takes to compute the gradients of an optimizer step, and to apply them."""
+    """Computes the gradients of an optimizer step and applies them."""
 
     run: RunState
     accelerator: Accelerator
     objective: Objective
-    wrapped: nn.Module  # the objective as DDP wraps it
+    wrapped: nn.Module  # the objective inside DDP
     values: Callable[[Sequence[Term]], Values]
     optimizer: torch.optim.Optimizer
     rows: TrainingRows | StreamedRows | RolloutRows
@@ -62,14 +68,14 @@ class TrainStep:
             schedule.begin(self.run.device)
         self.collate = Collate(self.rows.split, self.run.vocabulary, self.run.device)
         self.rollouts = self.rows if isinstance(self.rows, RolloutRows) else None
-        # Never ahead: what is written hangs on the weights.
+        # Generated rows depend on the current weights, so they cannot be prefetched.
         workers = 0 if self.rollouts is not None else workers_of(self.run)
         self.prefetcher = Prefetcher(self._readings, self.run.steps, workers=workers)
 
     def gradients(
         self, step: int, terms: Sequence[tuple[Term, float]]
     ) -> tuple[list[Tensor], SelectionResult]:
-        """Each micro-batch's shares of the loss, its gradients added up, and what was kept."""
+        """Accumulates a step's gradients. Returns each micro-batch's loss, and the selection."""
         plain = [term for term, _ in terms if not compares_states(term)]
         if is_measured(step, self.run.steps, len(plain)):
             self.watch = GradientShares(
@@ -82,6 +88,7 @@ class TrainStep:
         )
         shares: list[Tensor] = []
         for n, reading in enumerate(readings):
+            # Accumulate locally; DDP all-reduces once, in the last backward.
             synced = n == len(readings) - 1
             with nullcontext() if synced else self.accelerator.no_sync(self.wrapped):
                 shares.append(self.backward(reading, terms, choices.each[n]))
@@ -89,13 +96,13 @@ class TrainStep:
         return shares, choices
 
     def move_schedules(self, done: int) -> None:
-        """Let scheduled options stand where they are when so many steps are done."""
+        """Set scheduled options to their values after `done` steps."""
         for schedule in self.schedules:
             schedule.move(done / self.run.steps)
 
     def _readings(self, step: int) -> list[MicroBatch]:
-        """This process's micro-batches of a step; one without tokens where it has no rows."""
-        # Micro-batches that rank by themselves are part of the experiment: rows as they were drawn.
+        """This process's micro-batches of a step; an empty one where it has no rows."""
+        # With scope = "micro_batch" the grouping is part of the experiment: do not sort rows.
         mixed = self.run.recipe.selection is not None and self.run.recipe.scope == "micro_batch"
         parts = self.rows.parts(step)
         return [
@@ -105,20 +112,20 @@ class TrainStep:
         ]
 
     def reading(self, batch: Batch, rows: Sequence[int]) -> MicroBatch:
-        """A micro-batch of rows at these places of the step, before anything is read of it."""
+        """A micro-batch of the rows at these indices of the step; no teacher has read it yet."""
         return MicroBatch(batch, rows, states_wanted(self.run.teacher, self.objective.hidden))
 
     def collated(self, part: Part, some: Sequence[int]) -> Batch:
-        """Some rows of a part of a step, on the device."""
+        """A batch of some rows of a part, on the device."""
         same = part.split is self.collate.split
         collate = self.collate if same else replace(self.collate, split=part.split)
         return collate([part.rows[n] for n in some])
 
     def terms_of(self, step: int) -> list[tuple[Term, float]]:
-        """The terms that count in this step, with their weights."""
+        """The terms with a nonzero weight in this step, and their weights."""
         done = (step - 1) / self.run.steps
         weighted = [(term, term.weight_at(done)) for term in self.run.recipe.terms]
-        # A step in which every weight is zero still runs, so that processes stay together.
+        # A step with all weights at zero still runs one term: DDP needs a gradient everywhere.
         return [(term, weight) for term, weight in weighted if weight] or weighted[:1]
 
     def backward(
@@ -127,7 +134,7 @@ class TrainStep:
         terms: Sequence[tuple[Term, float]],
         chosen: SelectFn,
     ) -> Tensor:
-        """Adds a micro-batch's gradients; returns each term's share of the loss [terms]."""
+        """Accumulates a micro-batch's gradients. Returns each term's part of the loss [terms]."""
         teacher = self.run.teacher
         plain = [term for term, _ in terms if not compares_states(term)]
         asking = [term.loss for term in plain if asks_teacher(term.loss)]
@@ -140,15 +147,17 @@ class TrainStep:
             values = self.watch.watched(values, plain)
         with self.run.autocast():
             loss, share = self.wrapped(reading.batch, terms, values, logits_at, chosen, states_at)
-        if self.run.processes > 1:  # DDP averages their gradients; the loss is a sum over them
+        # DDP averages gradients over processes, but the loss is a sum over them: each process
+        # already divides by the counts of the whole step.
+        if self.run.processes > 1:
             loss = loss * self.run.processes
-        # Not accelerate's backward, which divides by what its own configuration may say.
+        # Not accelerate's backward, which may divide by its own gradient_accumulation_steps.
         scaler = self.accelerator.scaler
         (loss if scaler is None else scaler.scale(loss)).backward()
         return share  # type: ignore[no-any-return]
 
     def rehearse(self, rows: Sequence[Row]) -> None:
-        """Forward and backward of one micro-batch as in a step, without taking the step."""
+        """Forward and backward of one micro-batch as in a step, discarding the gradients."""
         reading = self.reading(self.collate(rows), range(len(rows)))
         valid = torch.full((), float(len(reading.batch.valid)), device=self.run.device)
         with self.accelerator.no_sync(self.wrapped):
@@ -158,25 +167,30 @@ class TrainStep:
 
     @property
     def base_optimizer(self) -> torch.optim.Optimizer:
-        """The optimizer without what accelerate wraps around it."""
+        """The optimizer without accelerate's wrapper."""
         return getattr(self.optimizer, "optimizer", self.optimizer)
 
     def apply(self) -> None:
-        """The optimizer's step. Accelerate's, as its clipping, looks for packages on the disk."""
+        """The optimizer's step. Without a scaler, skips accelerate's, which probes for packages."""
         (self.base_optimizer if self.accelerator.scaler is None else self.optimizer).step()
 
     def clip(self) -> Tensor:
-        """The gradient's norm before it was clipped. What terms learn is clipped by itself."""
+        """Clips the gradients; returns their joint norm from before.
+
+        Parameters that terms learn are clipped separately, so that they do not change how strongly
+        the student's gradient is clipped.
+        """
         clip = self.run.recipe.train.clip
         if not clip:
             return gradient_norm(self.objective)
         norm = self._clip_student(clip)
         if not self.learned:
             return norm
+        # The two sets are disjoint: the joint norm is sqrt(student^2 + learned^2).
         return torch.hypot(norm, nn.utils.clip_grad_norm_(self.learned, clip))
 
     def _clip_student(self, clip: float) -> Tensor:
         if self.accelerator.scaler is None:
             return nn.utils.clip_grad_norm_(self.parameters, clip)
-        # This takes the scale out of all gradients that the optimizer has.
+        # Unscales all gradients of the optimizer first.
         return self.accelerator.clip_grad_norm_(self.parameters, clip)  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""The student: made from a config or loaded, patched, in the types that training needs."""
+"""The student: created or loaded, patched, in the dtypes that training needs."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def make_student(
     seed: int,
     device: torch.device,
 ) -> PreTrainedModel:
-    """The student on the device, patched. What is trained has float32 master weights.
+    """The student on the device, patched. Trained parameters have float32 master weights.
 
-    One that is loaded as an adapter begins as its base with the adapter merged.
+    An adapter is loaded as its base with the adapter merged.
     """
     seed_all(seed)
     if options.model is not None:
@@ -51,14 +51,14 @@ def make_student(
 
 
 def seed_all(seed: int) -> None:
-    """Every global generator: what libraries and plugins draw from without being told a seed."""
+    """Seed every global generator: libraries and plugins may draw from these."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
 
 
 def patched(model: PreTrainedModel, patches: Iterable[Patch]) -> PreTrainedModel:
-    """The model with its patches, and float32 masters for what is trained."""
+    """The model with its patches, and float32 masters for trained parameters."""
     for patch in patches:
         model = call_checked(patch, "apply", model, of=torch.nn.Module)
     for parameter in model.parameters():
@@ -70,14 +70,14 @@ def patched(model: PreTrainedModel, patches: Iterable[Patch]) -> PreTrainedModel
 
 
 def finished(model: PreTrainedModel, patches: Iterable[Patch]) -> PreTrainedModel:
-    """The model as it is saved: patches have their last word."""
+    """The model to save, after `Patch.finish`."""
     for patch in patches:
         model = call_checked(patch, "finish", model, of=torch.nn.Module)
     return model
 
 
 def from_config(options: StudentOptions, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """A fresh model in float32 on the CPU: the same seed gives the same weights anywhere."""
+    """A fresh model in float32 on the CPU: the same seed gives the same weights everywhere."""
     from transformers import AutoModelForCausalLM
 
     config = config_of(options, tokenizer)
@@ -92,7 +92,7 @@ def from_config(options: StudentOptions, tokenizer: PreTrainedTokenizerBase) -> 
 def student_config(
     options: StudentOptions, tokenizer: PreTrainedTokenizerBase | None
 ) -> PretrainedConfig:
-    """Of the model that is loaded, or of the fresh one, whose ids are its tokenizer's."""
+    """The config of the model to load, or of the fresh one, with the tokenizer's ids."""
     if options.model is not None:
         return load_config(options.model, key="student.model")
     assert tokenizer is not None, "a fresh student has no other"
@@ -100,7 +100,7 @@ def student_config(
 
 
 def config_of(options: StudentOptions, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
-    """The fresh student's config: dropout 0 and the tokenizer's ids unless the recipe sets them."""
+    """The fresh student's config: dropout 0 and the tokenizer's ids, unless set in the recipe."""
     from transformers import AutoConfig
 
     typed = dict(options.config or {})
@@ -130,7 +130,7 @@ def config_of(options: StudentOptions, tokenizer: PreTrainedTokenizerBase) -> Pr
 
 @contextmanager
 def _explained(model_type: str) -> Iterator[None]:
-    """What transformers has against a config, in a sentence."""
+    """transformers' objection to a config, in one sentence."""
     from huggingface_hub.errors import StrictDataclassError
 
     try:
@@ -144,12 +144,12 @@ def _explained(model_type: str) -> Iterator[None]:
 
 
 def _refuse_unknown(typed: dict[str, Any], plain: PretrainedConfig, model_type: str) -> None:
-    """Configs swallow what they do not know; a typing error must not train another model."""
+    """transformers ignores unknown config keys; a typo must not train another model."""
     from difflib import get_close_matches
 
     known = {*plain.to_dict(), *plain.attribute_map}
     if hasattr(plain, "rope_parameters"):
-        known.add("rope_theta")  # which goes into rope_parameters
+        known.add("rope_theta")  # becomes a part of rope_parameters
     for key in typed.keys() - known:
         near = get_close_matches(key, known, 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -157,8 +157,8 @@ def _refuse_unknown(typed: dict[str, Any], plain: PretrainedConfig, model_type: 
 
 
 def check_length(model: PreTrainedModel, block: int) -> None:
-    """Refuse rows that are longer than the model's positions reach."""
-    # A model of texts and images has the positions of its texts in a config of their own.
+    """Raise RunError if rows are longer than the model's maximum sequence length."""
+    # Multimodal models have the positions of text in a nested config.
     reach = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if reach is not None and block > reach:
         raise RunError(
@@ -172,10 +172,10 @@ _ALWAYS = ("z_loss_coefficient",)
 
 
 def check_balance(model: PreTrainedModel, options: StudentOptions) -> None:
-    """Refuse a config that asks for losses beside those of the recipe, which nobody would train.
+    """Reject a config that requests auxiliary losses, which the recipe would not train.
 
-    transformers adds the balance loss of a mixture of experts to its own where the config has
-    output_router_logits; `[student] balance = "none"` trains without.
+    transformers adds the load-balancing loss of a mixture of experts to its own loss if the config
+    has output_router_logits; `[student] balance = "none"` trains without it.
     """
     asked = dict(_balance_losses(model.config))
     if asked and options.balance == "config":
@@ -188,7 +188,7 @@ def check_balance(model: PreTrainedModel, options: StudentOptions) -> None:
 
 
 def _balance_losses(config: PretrainedConfig) -> Iterator[tuple[str, float]]:
-    """The coefficients that are not 0, of the losses that transformers would add."""
+    """The nonzero coefficients of the auxiliary losses that transformers would add."""
     text = config.get_text_config()
     parts = [config, text, getattr(text, "ffn_config", None)]
     on = any(getattr(part, "output_router_logits", False) for part in parts)

@@ -1,4 +1,4 @@
-"""The loop: one optimizer step after another, with what is due between them."""
+"""The training loop: optimizer steps, with logging, evaluations and checkpoints when due."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("kdcore")
 
-_SHOWN = 3  # answers beside a record
+_SHOWN = 3  # completions logged with a record
 
 
 @dataclass(eq=False, kw_only=True)
@@ -48,15 +48,15 @@ class Trainer(TrainStep):
         self.refusals = NonFiniteHandler(self, self.save_if_missing)
         self.oom_retry = OomRetry(self, self._save_alone)
         self.told: set[str] = set()
-        self.evaluation_due = False  # it began and did not end
+        self.evaluation_due = False  # an evaluation was interrupted
 
     def train(self) -> None:
-        """From `run.step` to `run.steps`."""
+        """Train from `run.step` to `run.steps`."""
         run, options = self.run, self.run.recipe.train
         if run.step == 0 and (options.eval_first or run.steps == 0):
             self._evaluate()
             if options.keep_best is not None:
-                score_of(options, run.scores)  # a name that nobody measures is told of here
+                score_of(options, run.scores)  # raises if no eval measures the score
         elif self.evaluation_due:
             self._evaluate()
             self._note_best()
@@ -102,7 +102,7 @@ class Trainer(TrainStep):
 
     @contextmanager
     def _saved_if_unreachable(self, before: RandomState) -> Iterator[None]:
-        """What asks a server: where that is gone, the run ends with a checkpoint."""
+        """If a server becomes unreachable, end the run with a checkpoint."""
         try:
             yield
         except Unreachable:
@@ -111,7 +111,7 @@ class Trainer(TrainStep):
             raise
 
     def _due(self, every: int | Literal["epoch"]) -> bool:
-        """Whether something with this cadence is due after the step just done."""
+        """Whether something with this interval is due after the last step."""
         step, run = self.run.step, self.run
         if step == run.steps:
             return True
@@ -120,7 +120,7 @@ class Trainer(TrainStep):
         return self.rows.ends_epoch(step)
 
     def _check(self) -> None:
-        """Deal with steps that were not finite; what was written for the others is done with."""
+        """Handle non-finite steps; release the completions of the others."""
         self.refusals.check()
         if self.rollouts is not None:
             self.rollouts.forget(self.run.step - 1)
@@ -141,7 +141,7 @@ class Trainer(TrainStep):
             self._tell_known(record.teacher.get("aligned", 1.0))
 
     def _tell_known(self, share: float) -> None:
-        """Warn once where the teacher knows less than half of the tokens."""
+        """Warn once if the teacher covers less than half of the tokens."""
         if share < 0.5 and "aligned" not in self.told and self.run.main:
             _log.warning(
                 "the teacher knows %.0f %% of the trained tokens: at the others, losses that need "
@@ -167,7 +167,7 @@ class Trainer(TrainStep):
                 self.host.emit("kdcore_scores", run=self.run, step=self.run.step, scores=scores)
 
     def _keep_documents(self) -> None:
-        """What was measured of each held-out document; a full disk ends no run for it."""
+        """Keep the values of each held-out document; a full disk does not end the run."""
         run = self.run
         if not run.main or run.documents is None:
             return
@@ -182,7 +182,7 @@ class Trainer(TrainStep):
             )
 
     def _note_best(self) -> bool:
-        """Whether the evaluation just done is the best so far, on every process alike."""
+        """Whether the last evaluation is the best so far, the same on every process."""
         run, options = self.run, self.run.recipe.train
         if options.keep_best is None:
             return False
@@ -194,7 +194,7 @@ class Trainer(TrainStep):
         return True
 
     def put_back_best(self) -> None:
-        """After the last step: the weights and scores of the best one, where the recipe says so."""
+        """After the last step: restore the weights and scores of the best one, if configured."""
         run, best = self.run, self.run.best
         if best is None:
             return
@@ -220,12 +220,12 @@ class Trainer(TrainStep):
         )
 
     def save_if_missing(self) -> None:
-        """A checkpoint of the step that was done last, unless there is one."""
+        """A checkpoint of the last step, unless it exists."""
         if self.run.step and not self.checkpoints.has(self.run.step):
             self.save()
 
     def _save_before_ending(self) -> None:
-        """A checkpoint of the last step. Other processes may wait in the midst of the next one."""
+        """A checkpoint of the last step. Other processes may be waiting inside the next one."""
         if self.run.processes == 1:
             self.save_if_missing()
         else:
@@ -235,17 +235,17 @@ class Trainer(TrainStep):
         """The same where the other processes are gone, or wait for this one in vain."""
         run = self.run
         if run.step and self.refusals.is_clean():
-            sums = self.recorder.state_dict()  # counts the tokens that the run's state has
+            sums = self.recorder.state_dict()  # includes the tokens in the run's state
             self.checkpoints.save_alone(run.step, self.state_dict(), sums)
 
     def state_dict(self) -> dict[str, object]:
-        """What a checkpoint holds besides weights, optimizer and what each process has."""
+        """The part of a checkpoint other than weights, optimizer and per-process state."""
         rows = {"rows": self.rows.state_dict(self.run.step)}
         due = {"evaluation_due": True} if self.evaluation_due else {}
         return self.run.state_dict() | micro_batch_state(self.run) | rows | due
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
+        """Restore the result of `state_dict`."""
         run = self.run
         run.load_state_dict(state)
         self.evaluation_due = state.get("evaluation_due", False)
@@ -254,7 +254,7 @@ class Trainer(TrainStep):
         self.rows.load_state_dict(state.get("rows"))
 
     def resume(self) -> bool:
-        """Put back the newest complete checkpoint; whether there was one."""
+        """Restore the newest complete checkpoint; returns whether there was one."""
         newest = self.checkpoints.newest()
         if newest is None:
             self.run.micro_batch = kept_micro_batch(self.run, {})
@@ -264,7 +264,7 @@ class Trainer(TrainStep):
         return True
 
     def save(self) -> None:
-        """A checkpoint of the step that was done last."""
+        """A checkpoint of the last step."""
         self.refusals.check()
         run = self.run
         with self.recorder.paused():

@@ -1,7 +1,7 @@
 """Student's t: probabilities and quantiles, for any degrees of freedom.
 
-By the regularised incomplete beta function as a continued fraction (Lentz's method; Press et al.,
-Numerical Recipes, 6.4). Agrees with scipy to ten digits, and needs nothing.
+From the regularised incomplete beta function as a continued fraction (Lentz's method; Press et al.,
+Numerical Recipes, 6.4). Agrees with scipy to ten digits, without dependencies.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _ENOUGH = 1e-15
 
 
 def two_sided(t: float, freedom: float) -> float:
-    """The probability of a value at least as far from 0 as `t`."""
+    """The two-sided p-value: the probability of a value at least as far from 0 as `t`."""
     if math.isinf(t):
         return 0.0
     return _beta(freedom / (freedom + t * t), freedom / 2, 0.5)
@@ -23,7 +23,7 @@ def two_sided(t: float, freedom: float) -> float:
 
 @lru_cache(maxsize=1024)
 def quantile(level: float, freedom: float) -> float:
-    """The t that so large a share of values, such as 0.95, is nearer to 0 than."""
+    """The t within which this share of values lies around 0, such as 0.95."""
     low, high = 0.0, 1.0
     while two_sided(high, freedom) > 1 - level:
         low, high = high, 2 * high
@@ -37,7 +37,7 @@ def _beta(x: float, a: float, b: float) -> float:
     """The regularised incomplete beta function I_x(a, b)."""
     if x <= 0 or x >= 1:
         return float(x >= 1)
-    if x > (a + 1) / (a + b + 2):  # where the fraction of the other side converges
+    if x > (a + 1) / (a + b + 2):  # where the fraction of the complement converges
         return 1 - _beta(1 - x, b, a)
     logs = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b)
     front = math.exp(logs + a * math.log(x) + b * math.log1p(-x))
@@ -59,5 +59,5 @@ def _fraction(x: float, a: float, b: float) -> float:
 
 
 def _apart(value: float) -> float:
-    """The value, kept apart from 0."""
+    """The value, kept away from 0."""
     return value if abs(value) > _TINY else _TINY

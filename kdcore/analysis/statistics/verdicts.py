@@ -1,4 +1,4 @@
-"""What a difference lets one say: better, worse, no difference above the margin, or undecided."""
+"""Verdicts on a difference: better, worse, no difference above the margin, or undecided."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _WORDS = ("no seed", "one seed", "two seeds")
 
 @dataclass(frozen=True)
 class Judgement:
-    """A verdict with its reason; None where there are too few seeds for any."""
+    """A verdict with its reason; None with too few seeds for one."""
 
     verdict: Verdict | None
     reason: str
@@ -23,10 +23,10 @@ class Judgement:
 def judge(
     differences: Sequence[Difference], margins: Sequence[float], *, lower_is_better: bool
 ) -> list[Judgement]:
-    """Of several comparisons with one baseline, each with its margin in the metric's unit.
+    """Judge several comparisons with one baseline, each with its margin in the metric's unit.
 
-    A family of comparisons has one false verdict of a difference in twenty at most (Holm), and one
-    false "no difference above the margin" (Bonferroni: each interval at 1 - 0.05 / comparisons).
+    A family of comparisons has at most a 5 % chance of a false difference (Holm), and of a false
+    "no difference above the margin" (Bonferroni: each interval at 1 - 0.05 / comparisons).
     """
     able = [n for n, each in enumerate(differences) if each.seeds >= FEWEST_SEEDS]
     differing = {able[n] for n in holm([differences[n] for n in able])}
@@ -37,9 +37,9 @@ def judge(
 
 
 def holm(differences: Sequence[Difference]) -> list[int]:
-    """The indices of those that differ from 0, by Holm's step-down procedure (1979).
+    """The indices of significant differences, by Holm's step-down procedure (1979).
 
-    The clearest one is tested at 0.05 / m, the next at 0.05 / (m - 1), until one is not clear.
+    The clearest is tested at 0.05 / m, the next at 0.05 / (m - 1), until one is not significant.
     """
     order = sorted(range(len(differences)), key=lambda n: _clearness(differences[n]), reverse=True)
     found = list[int]()
@@ -86,7 +86,7 @@ def _judged(
 
 
 def _why_open(found: Difference, margin: float, comparisons: int) -> str:
-    """Why neither can be said."""
+    """Why the comparison is undecided."""
     after = f"but not after the correction for {comparisons} comparisons"
     if _leaves_out_zero(found, 1):
         return f"the interval leaves out 0, {after}"

@@ -1,1 +1,1 @@
-"""What a run wrote, read: metrics.jsonl, curves, settings, a summary. Internal."""
+"""Reading what a run wrote: metrics.jsonl, curves, settings, a summary. Internal."""

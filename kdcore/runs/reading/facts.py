@@ -1,4 +1,4 @@
-"""What is trained by what, and with which objective: one line each, from a recipe's tables."""
+"""Facts about a run, one line each: models, data and objective, from a recipe's tables."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ _LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 
 @dataclass(frozen=True)
 class Facts:
-    """The head of the panel. An empty text is left out."""
+    """The head of the panel. Empty texts are left out."""
 
     name: str
     student: str
     teacher: str
     objective: str
-    tokens: str  # which tokens are trained on
+    tokens: str  # the tokens that are trained on
     batch: str  # what a step draws
     folder: Path
-    in_epochs: bool = True  # whether the recipe gives its length in epochs
+    in_epochs: bool = True  # whether the recipe gives the length in epochs
 
     def rows(self) -> list[tuple[str, str]]:
-        """Label and text of each fact that there is."""
+        """Label and text of each non-empty fact."""
         labels = ("student", "teacher", "objective", "tokens", "batch")
         return [(label, getattr(self, label)) for label in labels if getattr(self, label)]
 
@@ -51,13 +51,13 @@ def facts_of_run(run: Run) -> Facts:
 
 
 def facts_of_folder(folder: Path) -> Facts:
-    """The facts of a run from its folder alone."""
+    """The facts of a run, from its folder alone."""
     table = read_settings(folder)
     return _facts(table, str(table.get("name") or folder.name.rpartition("-")[0]), folder)
 
 
 def read_settings(folder: Path) -> Table:
-    """resolved.toml as the tables of one stage; nothing where it is missing or torn."""
+    """The tables of one stage in resolved.toml; empty if it is missing or damaged."""
     try:
         return settings_in((folder / "resolved.toml").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -65,9 +65,9 @@ def read_settings(folder: Path) -> Table:
 
 
 def settings_in(resolved: str) -> Table:
-    """The text of a resolved.toml as the tables of one stage."""
+    """The tables of one stage in the text of a resolved.toml."""
     table = tomli.loads(resolved)
-    # Where the tokenizer has other data than the stage, the stage is a table of its own.
+    # If the tokenizer has other data than the stage, the stage is a table of its own.
     [(stage, own)] = table.pop("stage").items() if "stage" in table else [("", {})]
     if not stage:
         return {"tokenizer_data": table.get("data", {}), **table} if "tokenizer" in table else table
@@ -101,7 +101,7 @@ def _facts(table: Table, name: str, folder: Path) -> Facts:
 
 
 def _batch(table: Table, documents: float) -> str:
-    """What a step draws, and how many documents that holds on average."""
+    """What a step draws, and the mean number of documents in it."""
     train = table.get("train", {})
     if "batch_documents" in train:
         return f"{train['batch_documents']:,} documents a step"
@@ -119,7 +119,7 @@ def student(table: Table) -> str:
 
 
 def _model(name: str) -> str:
-    """A model's name; of another run's final weights that run's."""
+    """A model's name; for the final weights of another run, that run's."""
     path = Path(name)
     return path.parent.name if path.name == "final" and path.parent.name else name
 
@@ -132,7 +132,7 @@ def _shape(config: Table) -> str:
 
 
 def component(table: Table) -> str:
-    """A component and what it is made of: "Qwen/Qwen2.5-1.5B", "rho(keep 0.3, ...)"."""
+    """A component with nested ones: "Qwen/Qwen2.5-1.5B", "rho(keep 0.3, ...)"."""
     nested = [component(part) for value in table.values() for part in _tables(value)]
     if isinstance(table.get("model"), str) and not nested:
         return _model(table["model"])
@@ -151,7 +151,7 @@ def _is_number(value: object) -> bool:
 
 
 def objective(losses: Sequence[Table]) -> str:
-    """The sum of the terms, where nothing better is known than the recipe: "0.5 ce + 0.5 kl"."""
+    """The sum of the terms, if only the recipe is known: "0.5 ce + 0.5 kl"."""
     return " + ".join(_term(loss) for loss in losses)
 
 
@@ -163,7 +163,7 @@ def _term(loss: Table) -> str:
 
 
 def spelt(formula: str) -> str:
-    """The objective's formula without its left side, a term a line."""
+    """The right-hand side of the objective's formula, one term per line."""
     lines = [line.strip() for line in formula.removeprefix("loss = ").splitlines()]
     return "\n".join(lines)
 
@@ -171,5 +171,5 @@ def spelt(formula: str) -> str:
 def _parameters(run: Run) -> str:
     try:
         return f"{count(run.student.num_parameters())} parameters"
-    except AttributeError:  # a model that is not from transformers
+    except AttributeError:  # not a transformers model
         return ""

@@ -1,4 +1,4 @@
-"""What a run measured so far, as the panel needs it: bounded, whatever the run's length."""
+"""The measurements of a run, for the panel: bounded memory for any length of run."""
 
 from __future__ import annotations
 
@@ -10,37 +10,37 @@ from dataclasses import dataclass, field
 from kdcore.runs.reading.metrics import is_part
 from kdcore.terminal.formatting import plain
 
-POINTS = 256  # more than any terminal has columns
+POINTS = 256  # exceeds any terminal's width
 _FALLING = re.compile(r"(^|[/_.-])(loss|nll|ce|kl|perplexity|bits|error|divergence)($|[/_.-])")
 _BLOCKS = "▁▂▃▄▅▆▇█"
-_STEEP = 3.0  # highest by lowest value from which on a curve is drawn by its logarithm
+_STEEP = 3.0  # ratio of highest to lowest value above which a curve is drawn logarithmically
 
 
 def lower_is_better(name: str) -> bool:
-    """Whether a score of this name is best where it is lowest; a guess from its words."""
+    """Whether a score of this name is better when lower; guessed from its words."""
     return _FALLING.search(name) is not None or name.startswith("loss")
 
 
 @dataclass
 class Point:
-    """The mean of some values that follow one another."""
+    """The mean of some consecutive values."""
 
-    step: int  # of the last one
+    step: int  # of the last value
     sum: float
     count: int
 
     def take(self, step: int, value: float) -> None:
-        """Take one more value in."""
+        """Add one value."""
         self.step, self.sum, self.count = step, self.sum + value, self.count + 1
 
     def joined(self, later: Point) -> Point:
-        """One point for both."""
+        """The mean of two points."""
         return Point(later.step, self.sum + later.sum, self.count + later.count)
 
 
 @dataclass
 class Series:
-    """One curve: its first, best and last value exactly, the rest thinned to a few points."""
+    """One curve: exact first, best and last values; the others are thinned to a few points."""
 
     name: str
     first: float = math.nan
@@ -48,14 +48,14 @@ class Series:
     best: float = math.nan
     best_step: int = 0
     points: list[Point] = field(default_factory=list)
-    _stride: int = 1  # values in a point that is full
+    _stride: int = 1  # values in a full point
     falls: bool = field(init=False)  # whether lower is better
 
     def __post_init__(self) -> None:
         self.falls = lower_is_better(self.name)
 
     def add(self, step: int, value: float) -> None:
-        """Take in the value at a step."""
+        """Add the value at a step."""
         if not self.points:
             self.first = value
         self.now = value
@@ -74,9 +74,9 @@ class Series:
             self._stride *= 2
 
     def course(self, width: int, until: int) -> list[str]:
-        """The curve from the first step to `until`, a character for each of `width` equal spans.
+        """The curve from the first step to `until`, one character for each of `width` equal spans.
 
-        Spans without a value are empty texts.
+        Spans without a value are empty.
         """
         spans: list[list[float]] = [[] for _ in range(width)]
         means = self.means()
@@ -90,7 +90,7 @@ class Series:
         return [_block(shown(sum(v) / len(v)), low, high) if v else "" for v in spans]
 
     def means(self) -> list[tuple[int, float]]:
-        """Steps and values of the curve, thinned."""
+        """Steps and values of the thinned curve."""
         return [(point.step, point.sum / point.count) for point in list(self.points)]
 
 
@@ -100,7 +100,7 @@ def _halved(points: list[Point]) -> list[Point]:
 
 
 def _log(value: float) -> float:
-    """What follows a steep beginning still moves."""
+    """Logarithms, so that changes after a steep start remain visible."""
     return math.log(value) if value > 0 else math.nan
 
 
@@ -112,9 +112,9 @@ def _block(value: float, low: float, high: float) -> str:
 
 
 class History:
-    """Lines of metrics.jsonl, taken in one by one, as curves, latest numbers and texts.
+    """Lines of metrics.jsonl, added one by one, as curves, latest numbers and texts.
 
-    One thread may read while another adds: readers copy what they walk through.
+    One thread may read while another adds: readers iterate over copies.
     """
 
     def __init__(self, lines: Iterable[Mapping[str, object]] = ()) -> None:
@@ -128,7 +128,7 @@ class History:
             self.add(line)
 
     def add(self, line: Mapping[str, object]) -> None:
-        """Take in one line; null stands for a value that was not finite."""
+        """Add one line; null is a non-finite value."""
         step = line.get("step")
         self.step = max(self.step, step if isinstance(step, int) else 0)
         self.records += "loss" in line
@@ -136,7 +136,7 @@ class History:
         old = "loss" in line and "schema" not in line
         for key, value in line.items():
             if key == "loss" or "/" in key:
-                # What older runs call so has its weight in it: another curve.
+                # In older runs these values include the weight: a different curve.
                 self._take(f"weighted {key}" if old and key.startswith("loss/") else key, value)
             elif isinstance(value, int | float):
                 self.latest[key] = value
@@ -156,7 +156,7 @@ class History:
         return [curve for key, curve in list(self.series.items()) if key.startswith(prefix)]
 
     def scores(self, *, parts: bool) -> list[Series]:
-        """The curves of evaluations, with or without scores that are parts of another one."""
+        """The curves of evaluations, optionally without scores that are parts of another one."""
         curves = self.group("eval/")
         names = {curve.name for curve in curves}
         return [curve for curve in curves if parts or not is_part(curve.name, names)]

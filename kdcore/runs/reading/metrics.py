@@ -1,16 +1,15 @@
-"""A run's record, metrics.jsonl: one JSON object a line.
+"""A run's metrics.jsonl: one JSON object per line.
 
 Every line has `stage`, `step`, `tokens`, `time` (seconds since 1970) and `elapsed` (seconds of
-running, over all continuations). Training lines add `loss`, for each term `loss/<label>`, its mean
-in nats a token, and `weight/<label>` (`loss` is the sum of their products), `lr`, `kept`,
+running, over all attempts). Training lines add `loss`, for each term `loss/<label>`, its mean in
+nats per token, and `weight/<label>` (`loss` is the sum of their products), `lr`, `kept`,
 `tokens_per_second`, `selection/...`, now and then `gradient/<label>` (each term's share of the
-gradient), and `schema`, which is 2: lines without it are older, and have the weight in their
-`loss/<label>`. Where there is a [rollout] they have `rollout/length` (tokens of an answer),
+gradient), and `schema`, which is 2: lines without it are older, and include the weight in
+`loss/<label>`. With a [rollout] they have `rollout/length` (tokens per completion),
 `rollout/finished` (the share that ended by itself), `rollout/repeats` (the share of repeated
-4-grams) and `rollout/time_share` (of the time, spent on writing). Evaluation lines add
-`eval/<name>`. A value that is not finite is written as null, because JSON has no other word for it.
-Lines of `kdcore eval` have `again` (true) and stand at the end; what a run measured itself is not
-changed by them.
+4-grams) and `rollout/time_share` (share of time spent on generation). Evaluation lines add
+`eval/<name>`. Non-finite values are null, as JSON cannot represent them. Lines of `kdcore eval`
+have `again` (true) and are appended at the end; they never change what the run itself measured.
 """
 
 from __future__ import annotations
@@ -32,15 +31,15 @@ AGAIN = "again"
 """The key of lines that were measured after the run."""
 
 SCHEMA = 2
-"""What the keys of a training line mean: see above."""
+"""The version of a training line's keys: see above."""
 
 METRICS = "metrics.jsonl"
-_BLOCK = 1 << 16  # bytes that are read at once
-LOG = "log.txt"  # beside it: messages
+_BLOCK = 1 << 16  # bytes per read
+LOG = "log.txt"  # messages, next to it
 
 
 def training_line(record: Record) -> Line:
-    """A record under the keys of metrics.jsonl."""
+    """A record with the keys of metrics.jsonl."""
     return {
         "step": record.step,
         "tokens": record.tokens,
@@ -59,7 +58,7 @@ def training_line(record: Record) -> Line:
 
 
 def evaluation_line(step: int, scores: Mapping[str, float | str]) -> Line:
-    """Scores under the keys of metrics.jsonl; texts stay texts."""
+    """Scores with the keys of metrics.jsonl; texts stay texts."""
     said = {
         name: value if isinstance(value, str) else float(value) for name, value in scores.items()
     }
@@ -67,7 +66,7 @@ def evaluation_line(step: int, scores: Mapping[str, float | str]) -> Line:
 
 
 def to_json(line: Mapping[str, float | str | None]) -> str:
-    """The line as strict JSON: values that are not finite become null."""
+    """The line as strict JSON: non-finite values become null."""
     return json.dumps({key: _finite(value) for key, value in line.items()}, allow_nan=False)
 
 
@@ -76,20 +75,20 @@ def _finite(value: float | str | None) -> float | str | None:
 
 
 def is_part(name: str, names: Collection[str]) -> bool:
-    """Whether a score is a part of another one that is there: "blimp/agreement" of "blimp"."""
+    """Whether a score is a part of another one: "blimp/agreement" of "blimp"."""
     return name.rpartition("/")[0] in names
 
 
 def read_metrics(folder: Path) -> list[Line]:
-    """The whole lines of a run's metrics.jsonl; none where the file is missing.
+    """The complete lines of a run's metrics.jsonl; empty if it is missing.
 
-    What was measured again after the run is left out, unless the run had not measured it itself.
+    Without values measured after the run, unless the run did not measure them itself.
     """
     return list(iter_metrics(folder))
 
 
 def iter_metrics(folder: Path) -> Iterator[Line]:
-    """The same one by one: long runs have a hundred megabytes of them."""
+    """The same as an iterator: long runs have a hundred megabytes of them."""
     path = folder / METRICS
     own = _own_keys(path)
     for _, line in whole_lines(path):
@@ -100,7 +99,7 @@ def iter_metrics(folder: Path) -> Iterator[Line]:
 
 
 def _own_keys(path: Path) -> set[str] | None:
-    """What the run measured itself; None where nothing was measured again."""
+    """The keys that the run itself measured; None if nothing was measured later."""
     mark = f'"{AGAIN}"'.encode()
     if not path.is_file():
         return None
@@ -111,9 +110,9 @@ def _own_keys(path: Path) -> set[str] | None:
 
 
 def latest_values(folder: Path, wanted: Collection[str]) -> Line:
-    """The last value of each key, read from the end until all that is wanted was met.
+    """The last value of each key, read from the end until all wanted keys are found.
 
-    What was measured again after the run stands back behind the run's own.
+    Values measured after the run rank behind the run's own.
     """
     path, found, again = folder / METRICS, Line(), Line()
     for text in _from_the_end(path):
@@ -128,7 +127,7 @@ def latest_values(folder: Path, wanted: Collection[str]) -> Line:
 
 
 def _from_the_end(path: Path) -> Iterator[str]:
-    """The lines of a file, the last one first; it is read in blocks from its end."""
+    """The lines of a file in reverse, read in blocks from its end."""
     if not path.is_file():
         return
     with path.open("rb") as file:
@@ -143,13 +142,13 @@ def _from_the_end(path: Path) -> Iterator[str]:
 
 
 def append_again(folder: Path, step: int, scores: Mapping[str, float | str], sets: str) -> bool:
-    """Add what was measured after a run to its record; False where it keeps none.
+    """Append a measurement made after a run to its record; False if the run keeps none.
 
-    `sets` is what the command line changed, as typed. The file keeps its time of change: the run
-    was not busy.
+    `sets` is what the command line changed, as typed. Keeps the file's modification time, as the
+    run was not active.
     """
     path = folder / METRICS
-    if not path.is_file() or path.is_symlink():  # nothing is written through a stranger's link
+    if not path.is_file() or path.is_symlink():  # never write through an untrusted link
         return False
     before, last = path.stat(), latest_values(folder, ("stage", "tokens"))
     about: Line = {"stage": last.get("stage"), "step": step, "tokens": last.get("tokens")}
@@ -162,7 +161,7 @@ def append_again(folder: Path, step: int, scores: Mapping[str, float | str], set
 
 
 def whole_lines(path: Path) -> Iterator[tuple[str, Line]]:
-    """Text and content of each line, without those that a crash left torn."""
+    """Text and content of each line, without torn ones."""
     if not path.is_file():
         return
     with path.open(encoding="utf-8", errors="replace") as file:
@@ -173,7 +172,7 @@ def whole_lines(path: Path) -> Iterator[tuple[str, Line]]:
 
 
 def _parsed(text: str) -> Line:
-    """The line's content; nothing where it is torn."""
+    """The line's content; None if it is torn."""
     try:
         line = json.loads(text)
     except ValueError:

@@ -1,4 +1,4 @@
-"""What a run came to: first, best and last of each curve, its texts, and where things are."""
+"""The summary of a run: first, best and last values of each curve, texts, and paths."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kdcore.runs.reading.facts import Facts
 from kdcore.runs.reading.history import History, Series
 from kdcore.terminal import formatting
 
-_TEXT = 240  # letters of a text that an evaluation returned; `kdcore show` has all
+_TEXT = 240  # characters of an evaluation's text; `kdcore show` has all
 
 
 class Summary:
@@ -64,7 +64,7 @@ def _pairs(pairs: list[tuple[str, str]]) -> Table:
 
 
 def _curves(history: History, width: int, parts: bool) -> Iterator[RenderableType]:
-    """A line for each curve, with its note beside it, or below all where that is too wide."""
+    """One line per curve, with its note next to it, or below all if that is too wide."""
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
     table.add_column("", no_wrap=True, overflow="ellipsis")
     columns = ["first", "best", "at step", "last"] if width >= 60 else ["best", "last"]
@@ -90,14 +90,14 @@ def _curves(history: History, width: int, parts: bool) -> Iterator[RenderableTyp
         yield from (Text(f"{label.strip()}: {said}", "dim") for label, _, said in shown if said)
 
 
-_SAME = ["eval/perplexity", "eval/bits_per_byte"]  # other units of eval/nll
+_SAME = ["eval/perplexity", "eval/bits_per_byte"]  # eval/nll in other units
 
 
 def rows(history: History, *, parts: bool = False) -> list[tuple[str, Series]]:
-    """Loss, its terms where there are several, evaluations, then what the selection says.
+    """Loss, its terms if there are several, evaluations, then selection metrics.
 
-    `parts`: also scores that are parts of another one. What is the validation loss in another unit
-    is no row, but part of its `note`.
+    `parts` includes scores that are parts of another one. The validation loss in another unit is
+    part of its `note`, not a row.
     """
     terms = history.group("loss/")
     losses = _named([curve for curve in history.group("loss") if curve.name == "loss"], "")
@@ -115,9 +115,7 @@ def rows(history: History, *, parts: bool = False) -> list[tuple[str, Series]]:
 
 
 def note(history: History, series: Series) -> str:
-    """What stands beside a curve: the validation loss in other units, a term's share of the
-    gradient.
-    """
+    """The note of a curve: the validation loss in other units, a term's share of the gradient."""
     if series.name == "eval/nll":
         same = [history.series[name] for name in _SAME if name in history.series]
         units = [one.name.removeprefix("eval/").replace("_per_", "/") for one in same]
@@ -135,7 +133,7 @@ def _named(curves: Sequence[Series], prefix: str, indent: str = "") -> list[tupl
 
 
 def number(value: float, style: str = "") -> Text:
-    """A number; one that is not finite stands out, and one that never was is a dash."""
+    """A number; non-finite ones are marked, missing ones are a dash."""
     if style and math.isnan(value):
         return Text("-", "dim")
     return Text(formatting.value(value), style if math.isfinite(value) else "bold red")
