@@ -1,4 +1,4 @@
-"""How well the student would draft for its teacher in speculative decoding."""
+"""Acceptance rate of the student as a draft model for its teacher in speculative decoding."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from kdcore import (
 
 @component
 class Accepted(Loss):
-    """The probability that the teacher accepts the token itself: min(1, p(y) / q(y))."""
+    """The probability that the teacher accepts the drafted token: min(1, p(y) / q(y))."""
 
     name = "accepted"
 
     def per_token(self, student: Tensor, teacher: Tensor | None, labels: Tensor) -> Tensor:
-        """Between 0 and 1 [n]."""
+        """Values from 0 to 1 [n]."""
         assert teacher is not None
         q, p = student.log_softmax(-1), teacher.log_softmax(-1)
         return (p - q).gather(-1, labels[:, None])[:, 0].clamp(max=0).exp()
@@ -45,17 +45,17 @@ class Overlap(Loss):
     name = "overlap"
 
     def per_token(self, student: Tensor, teacher: Tensor | None, labels: Tensor) -> Tensor:
-        """Between 0 and 1 [n]: 1 - TV(p, q)."""
+        """Values from 0 to 1 [n]: 1 - TV(p, q)."""
         assert teacher is not None
         return torch.minimum(student.softmax(-1), teacher.softmax(-1)).sum(-1)
 
 
 class Expected(NamedTuple):
-    """What one call of the teacher is expected to do with one draft."""
+    """The expected outcome of one teacher call on one draft."""
 
-    tested: float  # draft tokens that it looks at: those before the first rejected one, and that
+    tested: float  # draft tokens verified: those up to and including the first rejected one
     accepted: float  # of these
-    tokens: float  # that the call yields: the accepted ones, and its own where the text goes on
+    tokens: float  # produced by the call: accepted ones, and one of its own unless the text ended
 
 
 @component
@@ -63,15 +63,15 @@ class Acceptance(Eval):
     """How many of the student's draft tokens the teacher accepts in speculative decoding.
 
     Leviathan et al. 2023 (arXiv:2211.17192), at temperature 1: the student drafts `draft_length`
-    tokens, the teacher looks at all of them in one call, accepts each with the probability
-    min(1, p / q) until it rejects one, and adds a token of its own. At `contexts` places of
-    held-out rows the student writes one draft each; of it the expectation over the teacher's
-    choices is taken exactly, with the sum of min(p, q) at the token that may be rejected.
+    tokens; the teacher verifies them in one call, accepts each with probability min(1, p / q) until
+    the first rejection, and adds one token of its own. The student writes one draft at each of
+    `contexts` positions of held-out rows. The expectation over the teacher's choices is exact: the
+    sum of min(p, q) replaces the drawn token where it may be rejected.
 
-    `acceptance` is the share of accepted tokens among those that are looked at, and
-    `tokens_per_call` the mean number that a call yields. No speed follows from these alone: with
-    `draft_cost`, the time of one step of the student over that of one call of the teacher as you
-    measured it, `speed_up` is tokens_per_call / (draft_length * draft_cost + 1).
+    `acceptance` is the share of accepted tokens among the verified ones, `tokens_per_call` the mean
+    number of tokens that a call produces. Neither is a speed: give `draft_cost`, the measured time
+    of one student step divided by that of one teacher call, to get `speed_up`, which is
+    tokens_per_call / (draft_length * draft_cost + 1).
     """
 
     name = "acceptance"
@@ -85,7 +85,7 @@ class Acceptance(Eval):
     seed: Annotated[int, Field(ge=0, description="the same places at every evaluation")] = 0
 
     def faults(self, recipe: Stage) -> Iterable[str]:
-        """A teacher that does not give the logits of all ids for what the student writes."""
+        """Reject a teacher without logits of all ids for the student's own tokens."""
         teacher = recipe.teacher
         if teacher is None:
             return
@@ -98,7 +98,7 @@ class Acceptance(Eval):
             yield f"{said} {recipe.data.block} tokens"
 
     def measure(self, run: Run) -> Mapping[str, float | str]:
-        """`acceptance`, `tokens_per_call`, and with `draft_cost` `speed_up`."""
+        """`acceptance`, `tokens_per_call`, and with `draft_cost` also `speed_up`."""
         contexts = self.places(run)
         mine = contexts[run.process :: run.processes]
         found = [expected(*each) for each in self.drafts(run, mine)]
@@ -114,9 +114,9 @@ class Acceptance(Eval):
         return scores
 
     def places(self, run: Run) -> list[Prompt]:
-        """Contexts that end where a held-out row has a token to predict; the same ones each time.
+        """Contexts that end before a predicted token of a held-out row; the same ones each time.
 
-        Rows in an order drawn from the seed, and again from the first where there are too few.
+        Rows come in a random order drawn from the seed, repeated if there are too few.
         """
         rows, rng = run.rows("validation"), np.random.default_rng(self.seed)
         longest, prompts = run.data.block - self.draft_length, list[Prompt]()
@@ -131,7 +131,7 @@ class Acceptance(Eval):
     def drafts(
         self, run: Run, prompts: Sequence[Prompt]
     ) -> Iterable[tuple[Sequence[float], Sequence[float], bool]]:
-        """Of each draft what `expected` is asked with."""
+        """Per draft, the arguments of `expected`."""
         eos = run.tokenizer.eos_token_id
         ends = frozenset([eos]) if isinstance(eos, int) else frozenset()
         sampling = Sampling(self.draft_length, ends=ends, vocabulary=run.vocabulary)
@@ -144,8 +144,10 @@ class Acceptance(Eval):
 
 
 def expected(accepted: Sequence[float], overlap: Sequence[float], finished: bool) -> Expected:
-    """Of a draft: for each of its tokens the probability that it is accepted, and that any token
-    drawn there is. `finished`: its last token ends the text.
+    """The expected outcome of a draft.
+
+    `accepted`: for each token, the probability that it is accepted. `overlap`: the probability that
+    any token drawn at its position is. `finished`: the last token ends the text.
     """
     reached, tested, kept = 1.0, 0.0, 0.0
     for itself, drawn in zip(accepted, overlap, strict=True):
@@ -156,7 +158,7 @@ def expected(accepted: Sequence[float], overlap: Sequence[float], finished: bool
 
 
 def _context(row: Row, rng: np.random.Generator, longest: int) -> list[int] | None:
-    """What lies before one of the row's predicted tokens in its document, at most so many ids."""
+    """At most `longest` ids of a document that precede one of the row's predicted tokens."""
     ids, position = np.asarray(row["input_ids"]), np.asarray(row["position"])
     given = row.get("labels")
     labels = ids if given is None else np.asarray(given)

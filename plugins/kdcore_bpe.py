@@ -1,4 +1,4 @@
-"""A byte-level BPE tokenizer that is trained on the training texts."""
+"""A byte-level BPE tokenizer, trained on the training texts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Bpe(Tokenizer):
     vocab_size: Annotated[int, Field(ge=_LEAST)] = 8192
 
     def load(self, run: Run, data: Data) -> PreTrainedTokenizerBase:
-        """The same texts give the same tokenizer."""
+        """Train it; the same texts give the same tokenizer."""
         from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
         from transformers import PreTrainedTokenizerFast
 
@@ -43,12 +43,12 @@ class Bpe(Tokenizer):
             tokenizer_object=backend,
             eos_token=_EOS,
             pad_token=_EOS,
-            padding_side="left",  # for generating; the engine pads training rows itself
+            padding_side="left",  # for generation; the engine pads training rows itself
             clean_up_tokenization_spaces=False,
         )
 
 
 @hookimpl
 def kdcore_tokenizers() -> Sequence[type[Tokenizer]]:
-    """The tokenizer that this plugin brings."""
+    """The tokenizer `bpe`."""
     return [Bpe]

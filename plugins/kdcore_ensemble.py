@@ -1,4 +1,4 @@
-"""A teacher made of several: the average of their logits or of their probabilities."""
+"""An ensemble of teachers: the average of their logits or probabilities."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 @component
 class Ensemble(Teacher):
-    """Several teachers over the student's vocabulary, as one.
+    """Several teachers over the student's vocabulary, combined into one.
 
-    "logits" averages their logits before any temperature, so a confident member counts for more;
-    "probs" mixes their probabilities at temperature 1; with "losses" each loss is the average of
-    its values over the members, and what else asks sees the mixture. Weights are divided by their
-    sum; without any, members count alike.
+    "logits" averages logits before any temperature, so confident members dominate; "probs" averages
+    probabilities at temperature 1; "losses" averages the values of each loss over members, and
+    everything else reads the averaged probabilities. Weights are normalised to sum to 1; without
+    weights, members count equally.
     """
 
     name = "ensemble"
@@ -64,7 +64,7 @@ class Ensemble(Teacher):
         return all(member.gives_logits() for member in self.members)
 
     def faults(self, recipe: Stage) -> Iterable[str]:
-        """Members that know some ids only: of the others there is nothing to average."""
+        """Reject members that know only some ids: the others cannot be averaged."""
         for member in self.members:
             if member.ids_known() is not None:
                 known = (
@@ -83,55 +83,55 @@ class Ensemble(Teacher):
                 )
 
     def load(self, run: Run) -> None:
-        """The engine loads the members; those that take turns leave the device again."""
+        """The engine loads the members; members that take turns are moved off the device again."""
         if self.takes_turns():
             for member in self.members:
                 member.to_host()
 
     def takes_turns(self) -> bool:
-        """As `keep_loaded` says."""
+        """Set by `keep_loaded`."""
         return self.keep_loaded == "one"
 
     def read(self, batch: Batch) -> LogitsFn:
-        """Every member reads the batch. At no time are the logits of all members in memory."""
+        """Every member reads the batch. The logits of all members are never in memory at once."""
         members = [self._read(member, batch) for member in self.members]
         average = _mean if self.average == "logits" else _mixture
         shares = self._shares()
         return lambda positions: average((member(positions) for member in members), shares)
 
     def writes(self) -> bool:
-        """Where every member tells its next tokens."""
+        """Whether every member gives next-token scores."""
         return self.tells_next_tokens()
 
     def tells_next_tokens(self) -> bool:
-        """Where every member does, and all of them stay on the device."""
+        """Whether every member does, and all of them stay on the device."""
         return not self.takes_turns() and all(each.tells_next_tokens() for each in self.members)
 
     def next_tokens(self, rows: Sequence[Sequence[int]], vocabulary: int) -> NextTokens:
-        """The average at each token, of members that go on with the same token."""
+        """The average of the members' scores, each of which continues with the same token."""
         members = [member.next_tokens(rows, vocabulary) for member in self.members]
         return _Together(members, _mean if self.average == "logits" else _mixture, self._shares())
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Sequence[Completion]:
-        """An answer to each, token by token from the average."""
+        """One answer per prompt, sampled from the average token by token."""
         assert sampling.vocabulary is not None, "the run says which ids are shared"
         rows = [prompt.ids for prompt in prompts]
         following = self.next_tokens(rows, sampling.vocabulary)
         return sample_from(following, prompts, sampling, source="teacher")
 
     def gives_parts(self) -> bool:
-        """Where losses are averaged."""
+        """Whether losses are averaged."""
         return self.average == "losses"
 
     def parts(self, batch: Batch) -> Sequence[tuple[float, TeacherOutputs]] | None:
-        """Every member by itself, with its share."""
+        """Each member separately, with its weight."""
         if self.average != "losses":
             return None
         each = [self._read(member, batch) for member in self.members]
         return list(zip(self._shares(), each, strict=True))
 
     def _read(self, member: Teacher, batch: Batch) -> LogitsFn:
-        """One member, on the device for as long as its trunk runs where they take turns."""
+        """Read with one member; those that take turns are on the device for their trunk only."""
         if not self.takes_turns():
             return read(member, batch)
         member.to_device()
@@ -147,12 +147,12 @@ class Ensemble(Teacher):
 
 @hookimpl
 def kdcore_teachers() -> Sequence[type[Teacher]]:
-    """The one above."""
+    """The teacher `ensemble`."""
     return [Ensemble]
 
 
 class _Together:
-    """Several models' scores of next tokens, as one."""
+    """The next-token scores of several models, combined into one."""
 
     def __init__(
         self,
@@ -168,7 +168,7 @@ class _Together:
         return self._average([first, *(each.to(first.device) for each in others)], self._shares)
 
     def advance(self, ids: Tensor, going: Sequence[int]) -> None:
-        """One more token for each of these rows."""
+        """Append one token to each of these rows."""
         for member in self._members:
             member.advance(ids, going)
 
@@ -178,7 +178,7 @@ def _mean(logits: Iterable[Tensor], shares: Iterable[float]) -> Tensor:
 
 
 def _mixture(logits: Iterable[Tensor], shares: Iterable[float]) -> Tensor:
-    """The log-probabilities of the mixture, which are logits of it."""
+    """Log-probabilities of the mixture, which serve as its logits."""
     weighted = (
         each.log_softmax(-1) + math.log(share) for each, share in zip(logits, shares, strict=True)
     )

@@ -1,4 +1,4 @@
-"""Measurements on held-out rows, and samples."""
+"""Evaluations on held-out rows, and samples."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _OF_TEACHER = "teacher_nll"
 class Perplexity(Eval):
     """The student's likelihood of held-out text: nats per token, perplexity, bits per byte.
 
-    Bits per byte can be compared across tokenizers, the other two cannot. `teacher_nll` is the
-    teacher's own, of the same rows: it is measured once a run, where the teacher gives the logits
-    of all ids. `by` a column of the documents, the student's are told for each of its values too.
+    Only bits per byte are comparable across tokenizers. `teacher_nll` is the teacher's likelihood
+    of the same rows, measured once per run if the teacher gives the logits of all ids. With `by`, a
+    column of the documents, the student's scores are also reported for each value of that column.
     """
 
     name = "perplexity"
@@ -32,11 +32,11 @@ class Perplexity(Eval):
     ] = None
 
     def reads_columns(self) -> Sequence[Mapping[str, list[str]]]:
-        """The one that it tells by, whatever values that has."""
+        """The column of `by`, with any values."""
         return [] if self.by is None else [{self.by: []}]
 
     def measure(self, run: Run) -> Mapping[str, float | str]:
-        """`nll`, `perplexity`, `bits_per_byte`, and where it is known `teacher_nll`."""
+        """`nll`, `perplexity`, `bits_per_byte`, and if available `teacher_nll`."""
         sums = _sums(run, self)
         _tokens(sums)
         scores: dict[str, float | str] = {**_scores(sums)}
@@ -54,7 +54,7 @@ class Perplexity(Eval):
 
 
 def _scores(sums: Mapping[str, float], of: str = "") -> dict[str, float]:
-    """The student's, over all tokens or those of a value of the column."""
+    """The student's scores, over all tokens or those of one value of the column."""
     nll = sums[f"nll{of}"] / sums[f"tokens{of}"]
     return {
         f"nll{of}": nll,
@@ -65,7 +65,7 @@ def _scores(sums: Mapping[str, float], of: str = "") -> dict[str, float]:
 
 @component
 class TeacherLikelihood(Loss):
-    """The teacher's own negative log-likelihood of the label."""
+    """The teacher's negative log-likelihood of the label."""
 
     name = _OF_TEACHER
 
@@ -92,7 +92,7 @@ class ForwardKL(Loss):
 class Agreement(Eval):
     """How close the student is to its teacher on held-out text.
 
-    `agreement` is the share of tokens where both rank the same id first, `kl` the mean of
+    `agreement` is the share of tokens where both have the same top id, `kl` the mean of
     KL(teacher || student) in nats.
     """
 
@@ -103,7 +103,7 @@ class Agreement(Eval):
         self._left: _Left | None = None
 
     def faults(self, recipe: Stage) -> Iterable[str]:
-        """A teacher that knows losses only has no distribution to compare with."""
+        """Reject a teacher that gives losses only: it has no distribution to compare with."""
         if recipe.teacher is not None and not recipe.teacher.gives_logits():
             said = f'the eval "agreement" needs logits, and the teacher {recipe.teacher.name!r}'
             yield f"{said} gives none"
@@ -119,9 +119,9 @@ class Agreement(Eval):
 
 @component
 class Samples(Eval):
-    """What the student writes after each prompt, the same random numbers each time.
+    """The student's continuation of each prompt, with the same random numbers each time.
 
-    Prompts begin a text as the training rows do.
+    Prompts begin a text like training rows do, with the same special tokens.
     """
 
     name = "samples"
@@ -153,7 +153,7 @@ class Samples(Eval):
 
 @dataclass(frozen=True)
 class _Left:
-    """What a pass over the held-out rows found, for the eval that has yet to ask for it."""
+    """Results of a pass over the held-out rows, kept for the second eval that needs them."""
 
     step: int
     eval: Eval
@@ -161,7 +161,7 @@ class _Left:
 
 
 def _sums(run: Run, one: Eval) -> Mapping[str, float]:
-    """Perplexity and agreement are measured by one pass, which the first of them makes."""
+    """Perplexity and agreement share one pass, made by whichever comes first."""
     rows, evals = run.rows("validation"), run.recipe.evals
     agreement = next((each for each in evals if isinstance(each, Agreement)), None)
     perplexity = next((each for each in evals if isinstance(each, Perplexity)), None)
@@ -182,12 +182,12 @@ def _sums(run: Run, one: Eval) -> Mapping[str, float]:
 
 
 def _by(one: Eval) -> str | None:
-    """The column that an eval tells by, if it does."""
+    """The column that an eval groups by, if any."""
     return one.by if isinstance(one, Perplexity) else None
 
 
 def _of_teacher(run: Run) -> list[Loss]:
-    """What tells the teacher's own likelihood, where it is to be measured."""
+    """The teacher's own likelihood as a loss, if it is to be measured."""
     teacher = run.teacher
     if teacher is None or not run.reads_teacher or _OF_TEACHER in run.scores:
         return []
@@ -202,7 +202,7 @@ def _tokens(sums: Mapping[str, float]) -> float:
 
 
 def _known(sums: Mapping[str, float]) -> float:
-    """The tokens that the teacher knows: of other tokens than the student's it may not know all."""
+    """The tokens that the teacher knows; with another tokenizer these may not be all."""
     return max(1.0, sums.get("known", _tokens(sums)))
 
 

@@ -34,9 +34,9 @@ ROLLOUTS = "rollouts.jsonl"
 
 
 def cut_after(path: Path, step: int) -> list[metrics.Line]:
-    """Drop torn lines and those of later steps, in one atomic replacement; what stays.
+    """Drop torn lines and those of later steps, in one atomic replacement; return what is kept.
 
-    Lines that an earlier start could only write beside the file come back into it.
+    Lines that an earlier start could write only to the fallback file are merged back.
     """
     if not path.is_file() and not _rest(path).is_file():
         return []
@@ -55,7 +55,7 @@ def cut_after(path: Path, step: int) -> list[metrics.Line]:
 
 
 def _rest(path: Path) -> Path:
-    """Where lines go that the file itself did not take."""
+    """The fallback file, for lines that could not be written to the file itself."""
     return path.with_name(f"{path.stem}.rest{path.suffix}")
 
 
@@ -66,20 +66,20 @@ def _step(line: metrics.Line) -> int:
 
 
 class Growing:
-    """A file that texts are added to. What cannot be written is held, and written with the next."""
+    """An append-only text file. Text that cannot be written is held and retried with the next."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.held = path, ""
         self._file: FileIO | None = None
-        self._whole = 0  # bytes before what is being written
+        self._whole = 0  # size before the current write
 
     def add(self, text: str) -> OSError | None:
-        """Write it behind the others; why it is held where the machine refuses."""
+        """Append a text; return why it is held if the write failed."""
         self.held += text
         return self.flush()
 
     def flush(self) -> OSError | None:
-        """Write what is held; the machine's refusal."""
+        """Write what is held; return the error if that fails."""
         try:
             self._write(self.held.encode("utf-8", "backslashreplace"))
         except OSError as error:
@@ -92,7 +92,7 @@ class Growing:
         if self._file is None:
             self._file = self.path.open("ab", buffering=0)
             if self.held and self._whole:
-                self._file.truncate(self._whole)  # what the refusal left of a text
+                self._file.truncate(self._whole)  # the partial write
         self._whole = os.fstat(self._file.fileno()).st_size
         rest = content
         while rest:
@@ -100,7 +100,7 @@ class Growing:
         self._whole += len(content)
 
     def close(self) -> None:
-        """Let go of the file; it is opened again where something is added."""
+        """Close the file; the next `add` reopens it."""
         if self._file is not None:
             with suppress(OSError):
                 self._file.close()
@@ -120,7 +120,7 @@ def _rollout_line(run: Run, step: int, answer: Completion) -> str:
 
 
 class _Log(logging.Handler):
-    """Messages into a growing file. Never a traceback: what cannot be written is held."""
+    """Log messages to a growing file. Never raises: messages that cannot be written are held."""
 
     def __init__(self, file: Growing) -> None:
         super().__init__()
@@ -141,8 +141,8 @@ class _Escaping(logging.Formatter):
 class Files(Logger):
     """Writes metrics.jsonl and log.txt into the run folder.
 
-    What the machine refuses to write is held and written with the next record. If a checkpoint
-    finds something held that cannot be written now either, the run ends: it could only be lost.
+    Records that cannot be written (disk full) are held and retried with the next record. If they
+    still cannot be written at a checkpoint, the run ends, because they would be lost.
     """
 
     name = "files"
@@ -151,12 +151,12 @@ class Files(Logger):
     def __post_init__(self) -> None:
         self._metrics: Growing | None = None
         self._log: _Log | None = None
-        self._rollouts: Growing | None = None  # once there is something to write
+        self._rollouts: Growing | None = None  # opened at the first answer
         self._resumed_at, self._known = -1, frozenset[str]()
 
     @hookimpl
     def kdcore_run_start(self, run: Run) -> None:
-        """Cut what a crash left beyond the checkpoint, and open the files."""
+        """Drop records later than the checkpoint, left by a crash, and open the files."""
         if not run.main:
             return
         before = cut_after(run.folder / metrics.METRICS, run.step)
@@ -180,7 +180,7 @@ class Files(Logger):
 
     @hookimpl
     def kdcore_written(self, run: Run, step: int, completions: Sequence[Completion]) -> None:
-        """A line for each of a few answers."""
+        """One line for each of a few answers."""
         if self._metrics is None or not completions:
             return
         self._rollouts = self._rollouts or Growing(run.folder / ROLLOUTS)
@@ -188,7 +188,7 @@ class Files(Logger):
 
     @hookimpl
     def kdcore_scores(self, run: Run, step: int, scores: Mapping[str, float | str]) -> None:
-        """One evaluation line; what the file has from before the continuation is not repeated."""
+        """One evaluation line, unless the file has it from before the run was resumed."""
         if step == self._resumed_at:
             scores = {name: v for name, v in scores.items() if f"eval/{name}" not in self._known}
         if scores:
@@ -207,7 +207,7 @@ class Files(Logger):
 
     @hookimpl
     def kdcore_checkpoint(self, run: Run, step: int, path: Path) -> None:
-        """End the run if something is held that still cannot be written."""
+        """End the run if a held record still cannot be written."""
         for file in self._files():
             if file.held and (error := file.flush()):
                 raise RunError(
@@ -222,14 +222,14 @@ class Files(Logger):
         return [*growing, *log]
 
     def _note(self, text: str) -> None:
-        """A line in log.txt alone."""
+        """A line in log.txt only."""
         if self._log is not None:
             about = {"msg": text, "levelno": logging.INFO, "levelname": "INFO"}
             self._log.handle(logging.makeLogRecord(about))
 
     @hookimpl
     def kdcore_run_end(self, run: Run, error: BaseException | None) -> None:
-        """Close the files; lines of metrics.jsonl that are held still go into a file beside it."""
+        """Close the files; held lines of metrics.jsonl go to the fallback file next to it."""
         why = f": {type(error).__name__}: {error}" if error else ""
         self._note(f"ends after step {run.step} of {run.steps}{why}")
         if self._metrics is not None and self._metrics.held and self._metrics.flush():
@@ -244,5 +244,5 @@ class Files(Logger):
 
 @hookimpl
 def kdcore_loggers() -> Sequence[type[Logger]]:
-    """The one logger of this file."""
+    """The logger `files`."""
     return [Files]

@@ -1,4 +1,4 @@
-"""Teachers and tokenizers that Hugging Face's `from_pretrained` loads."""
+"""Teachers and tokenizers loaded with Hugging Face's `from_pretrained`."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ if TYPE_CHECKING:
 
 
 class Trunk:
-    """The weights of a model but for its head, kept on the host while another's are in use."""
+    """A model's weights except its head, kept on the host while other models use the device."""
 
     def __init__(self) -> None:
         self._weights: list[tuple[torch.nn.Parameter, Tensor, Tensor]] = []
 
     def take(self, model: LanguageModel) -> None:
-        """Copy a model's to the host. What the head uses, shared embeddings too, is not moved."""
+        """Copy a model's weights to the host, except what the head uses (shared embeddings too)."""
         heads = {id(model.weight), id(model.bias)}
         for one in model.model.parameters():
             if id(one) not in heads:
@@ -59,22 +59,22 @@ class Trunk:
                 self._weights.append((one, kept, one.data.new_empty(0)))
 
     def leave(self) -> None:
-        """Let go of what is on the device."""
+        """Free the weights on the device."""
         for one, _, nothing in self._weights:
             one.data = nothing
 
     def come(self) -> None:
-        """Put the weights back where they were."""
+        """Copy the weights back to the device."""
         for one, kept, nothing in self._weights:
             one.data = kept.to(nothing.device, non_blocking=True)
 
 
 @component
 class ModelTeacher(Teacher):
-    """A causal language model in evaluation mode, none of it trained.
+    """A frozen causal language model in evaluation mode.
 
-    Where what is named is a PEFT adapter, its base is loaded and the adapter put onto it.
-    Subclasses say in `source` which model.
+    If the name refers to a PEFT adapter, its base model is loaded and the adapter added. Subclasses
+    name the model in `source`.
     """
 
     dtype: Annotated[
@@ -101,14 +101,14 @@ class ModelTeacher(Teacher):
         self._model: LanguageModel | None = None
         self._head: Callable[[Tensor], Tensor] | None = None
         self._tokenizer: PreTrainedTokenizerBase | None = None
-        self._trunk: Trunk | None = None  # None: it stays on the device
+        self._trunk: Trunk | None = None  # None: the trunk stays on the device
 
     def source(self) -> str:
-        """The folder or the name on the hub of the model, or of an adapter with its base."""
+        """A folder or a hub name, of a model or of an adapter with its base."""
         raise NotImplementedError
 
     def faults(self, recipe: Stage) -> Iterable[str]:
-        """Libraries that are not here. Whether there is a GPU is for the run to see."""
+        """Report missing libraries. A missing GPU is reported when the run starts."""
         folder = os.path.expanduser(self.source())
         own = os.path.isfile(os.path.join(folder, "adapter_config.json"))
         if (own or self.adapter is not None) and find_spec("peft") is None:
@@ -118,7 +118,7 @@ class ModelTeacher(Teacher):
             yield f'quantise = "{self.quantise}" needs bitsandbytes: pip install "kdcore[gpu]"'
 
     def load(self, run: Run) -> None:
-        """Put the weights, and an adapter's, onto the device."""
+        """Load the weights, and an adapter's, onto the device."""
         device = torch.device(self.device or run.device)
         dtype = dtype_of(self.dtype, device)
         model = load_model(
@@ -131,18 +131,18 @@ class ModelTeacher(Teacher):
         )
         model.eval().requires_grad_(False)  # type: ignore[no-untyped-call]
         self._model = LanguageModel(model)
-        # States are many times smaller than logits: these are made where they are needed.
+        # Hidden states are far smaller than logits; logits are computed where they are used.
         self._head = self._model.head(run.device) if device != run.device else None
         if self._trunk is not None:
             self._trunk.take(self._model)
             self._trunk.leave()
 
     def moves(self) -> bool:
-        """Where it is held as it is, and whole."""
+        """Whether it can move to the host: neither quantised nor offloaded."""
         return self.quantise is None and not self.offload
 
     def to_host(self) -> None:
-        """The trunk's weights leave the device; the head stays."""
+        """Move the trunk's weights off the device; the head stays."""
         if self._trunk is None:
             self._trunk = Trunk()
             if self._model is not None:
@@ -150,18 +150,18 @@ class ModelTeacher(Teacher):
         self._trunk.leave()
 
     def to_device(self) -> None:
-        """They come back, from pinned memory where there is a GPU."""
+        """Move them back, from pinned memory if there is a GPU."""
         assert self._trunk is not None, "it left before"
         self._trunk.come()
 
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
-        """The one that lies beside the weights."""
+        """The tokenizer saved with the weights."""
         if self._tokenizer is None:
             self._tokenizer = load_tokenizer(self.source())
         return self._tokenizer
 
     def architecture(self, device: torch.device) -> PretrainedConfig:
-        """The model's, with the way in which its weights are held."""
+        """The model's architecture, and the data type or quantisation of its weights."""
         config = load_config(self.source())
         place = torch.device(self.device or device)
         config.dtype = dtype_of(self.dtype, place)
@@ -171,21 +171,21 @@ class ModelTeacher(Teacher):
         return config
 
     def read(self, batch: Batch) -> LogitsFn:
-        """Run the trunk once; logits are made where they are asked for."""
+        """Run the trunk once; logits are computed on demand."""
         return self.read_states(batch, ())[0]
 
     def layer_sizes(self) -> Sequence[int]:
-        """The model's."""
+        """The model's layer widths."""
         model = self._loaded()
         model.watch_layers(())
         return model.layer_sizes
 
     def read_states(self, batch: Batch, layers: Sequence[int]) -> tuple[LogitsFn, StatesFn]:
-        """The same with the states of these layers, and no others."""
+        """Like `read`, and return the hidden states of these layers only."""
         model, home = self._loaded(), batch.input_ids.device
         head = self._head or model.logits
         moved = _moved(batch, model.device)
-        # The teacher stays in its own type, whatever the student trains in.
+        # The teacher computes in its own type, whatever the student trains in.
         with torch.autocast(model.device.type, enabled=False):
             states, kept = model.layer_states(moved, layers)
         return (
@@ -198,30 +198,30 @@ class ModelTeacher(Teacher):
         return self._model
 
     def writes(self) -> bool:
-        """It can."""
+        """Always."""
         return True
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Sequence[Completion]:
-        """An answer to each, all written together, in the teacher's own type."""
+        """One answer per prompt, generated as a batch in the teacher's own type."""
         assert self._model is not None, "a teacher writes after it was loaded"
         with torch.autocast(self._model.device.type, enabled=False):
             return sample(self._model, prompts, sampling, source="teacher")
 
     def next_tokens(self, rows: Sequence[Sequence[int]], vocabulary: int) -> NextTokens:
-        """The model's, in the teacher's own type."""
+        """The model's next-token scores, in the teacher's own type."""
         assert self._model is not None, "a teacher writes after it was loaded"
         return _InOwnType(self._model, rows, vocabulary)
 
     def fingerprint(self) -> str:
-        """What the weights are and how they are held; not where they lie."""
-        # The base that the adapter names is another one's business: `source` is what it is on.
+        """Identifies weights and their type; independent of where they are stored."""
+        # Not the base that the adapter's config names: `source` is what it is loaded onto.
         adapter = self.adapter and model_fingerprint(self.adapter, base=False)
         weights = model_fingerprint(self.source())
         return f"model({weights=}, {adapter=}, dtype={self.dtype!r}, quantise={self.quantise!r})"
 
 
 class _InOwnType:
-    """A model's scores of next tokens, whatever precision they are asked for in."""
+    """A model's next-token scores, computed in its own type whatever the caller's precision."""
 
     def __init__(
         self, model: LanguageModel, rows: Sequence[Sequence[int]], vocabulary: int
@@ -236,14 +236,14 @@ class _InOwnType:
             return self._tokens.logits()
 
     def advance(self, ids: Tensor, going: Sequence[int]) -> None:
-        """One more token for each of these rows."""
+        """Append one token to each of these rows."""
         with torch.autocast(self._device, enabled=False), torch.no_grad():
             self._tokens.advance(ids, going)
 
 
 @component
 class HfTeacher(ModelTeacher):
-    """A model from a folder, from the hub, or a stage's final weights ("@stage")."""
+    """A model from a folder, from the hub, or the final weights of a stage ("@stage")."""
 
     name = "hf"
     model: Annotated[str, Field(description='a folder, a name on the hub, or "@stage"')]
@@ -255,13 +255,13 @@ class HfTeacher(ModelTeacher):
 
 @component
 class HfTokenizer(Tokenizer):
-    """The tokenizer of a model: a folder or a name on the hub."""
+    """A model's tokenizer: a folder or a hub name."""
 
     name = "hf"
     model: Annotated[str, Field(description="a folder or a name on the hub")]
 
     def load(self, run: Run, data: Data) -> PreTrainedTokenizerBase:
-        """Load it. A tokenizer that cannot end a text is refused."""
+        """Load it. A tokenizer without an end-of-text token is an error."""
         tokenizer = load_tokenizer(self.model, key="tokenizer.model")
         if tokenizer.eos_token_id is None:
             raise RunError(f"the tokenizer of {self.model!r} has no token that ends a text (eos)")

@@ -1,4 +1,4 @@
-"""Initialisation: fresh values for every matrix of a student."""
+"""Initialisation: new random values for every matrix of a student."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ _STD = 0.02
 
 @component
 class Init(Patch):
-    """Draw every matrix anew, embeddings included. Norms and biases stay as they are.
+    """Redraw every matrix, embeddings included. Norms and biases are unchanged.
 
-    "normal" has a standard deviation of 0.02, as most language models; the others scale by the
-    matrix's inputs (Kaiming, for ReLU) or by its inputs and outputs (Xavier).
+    "normal" has a standard deviation of 0.02, the default of most language models. The other
+    schemes scale with a matrix's inputs (Kaiming, for ReLU) or with its inputs and outputs
+    (Xavier).
     """
 
     name = "init"
@@ -37,7 +38,7 @@ class Init(Patch):
 
 @hookimpl
 def kdcore_patches() -> Sequence[type[Patch]]:
-    """The one above."""
+    """The patch `init`."""
     return [Init]
 
 
@@ -54,11 +55,11 @@ def _draws() -> dict[str, Callable[[Tensor], Tensor]]:
 
 
 def _matrices(model: nn.Module) -> Iterator[Tensor]:
-    """Every matrix once, tied ones too, laid out as [outputs, inputs, ...]."""
+    """Every matrix once, tied ones included, in the layout [outputs, inputs, ...]."""
     from transformers.pytorch_utils import Conv1D
 
     transposed = {id(module.weight) for module in model.modules() if isinstance(module, Conv1D)}
     for parameter in model.parameters():
         if parameter.dim() >= 2:
-            # GPT-2 keeps its linear layers as [inputs, outputs].
+            # GPT-2 stores its linear layers as [inputs, outputs].
             yield parameter.data.t() if id(parameter) in transposed else parameter

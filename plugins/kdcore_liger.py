@@ -1,4 +1,4 @@
-"""Liger's kernels in the student: norms, rotary positions and gated layers, on an NVIDIA GPU."""
+"""Liger kernels for the student: norms, rotary positions and gated MLPs, on an NVIDIA GPU."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _PREFIX = "apply_liger_kernel_to_"
-_LOSSES = ("cross_entropy", "fused_linear_cross_entropy")  # the engine's, whatever Liger's default
+_LOSSES = ("cross_entropy", "fused_linear_cross_entropy")  # the engine's, so always off
 
 
 @component
 class Liger(Patch):
-    """Fused kernels of `liger-kernel` for the trunk, on an NVIDIA GPU. Head and losses stay as is.
+    """Fused kernels of `liger-kernel` for the trunk, on an NVIDIA GPU; head and losses keep theirs.
 
-    Liger changes the classes of the model's type, so a teacher of that type that is loaded later
-    has the kernels too, and cannot stay on the CPU.
+    Liger patches the classes of the model's type. A teacher of the same type that is loaded
+    afterwards has the kernels too, and cannot stay on the CPU.
     """
 
     name = "liger"
 
     def faults(self, recipe: Stage) -> Iterable[str]:
-        """The library. Whether there is a GPU is for the run to see."""
+        """Report a missing library. A missing GPU is reported when the run starts."""
         if find_spec("liger_kernel") is None:
             yield "the patch 'liger' needs liger-kernel: pip install \"kdcore[gpu]\""
 
     def apply(self, model: PreTrainedModel) -> PreTrainedModel:
-        """Give the model the kernels that there are for its type."""
+        """Apply the kernels that Liger has for the model's type."""
         import torch
 
         if not torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""LoRA: small matrices beside frozen ones are trained, with the library peft."""
+"""LoRA with the library peft: trains low-rank matrices next to frozen weights."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ _NEEDED = 'the patch "lora" needs peft: pip install "kdcore[lora]"'
 
 @component
 class Lora(Patch):
-    """Train low-rank additions to a model's matrices, and nothing else of it.
+    """Train low-rank adapters and freeze everything else.
 
-    Hu et al. 2021, arXiv:2106.09685. A matrix W becomes W + (alpha / rank) B A, where B begins at
-    zero. A and B have float32 masters; the model stays in its own type. Adapting the head makes
-    its full logits necessary, which takes more memory.
+    Hu et al. 2021, arXiv:2106.09685. A matrix W becomes W + (alpha / rank) B A, where B starts at
+    zero. A and B have float32 master weights; the model keeps its own type. Adapting the head
+    requires its full logits, which takes more memory.
 
-    With merge = true, `final/` is an ordinary model in the type that the base was held in. In a
-    half type the sums are rounded, once: what an adapter adds below 1/256 of a weight is partly
-    lost, so scores differ a little from those of the last evaluation. With student.dtype =
-    "fp32", or merge = false, nothing is. With merge = false, `final/` is the adapter alone; it
-    names the student's model as its base, by the whole path where that is a folder.
+    With merge = true, `final/` is an ordinary model in the base's type. In a half-precision type
+    the merged weights are rounded once: additions below 1/256 of a weight are partly lost, so
+    scores differ slightly from those of the last evaluation. student.dtype = "fp32" and merge =
+    false avoid this. With merge = false, `final/` is the adapter alone and names the student's
+    model as its base, by absolute path if that is a folder.
     """
 
     name = "lora"
@@ -50,7 +50,7 @@ class Lora(Patch):
     ] = True
 
     def faults(self, recipe: Stage) -> Iterable[str]:
-        """What keeps the adapter from being trained, or from being used without the run."""
+        """Report what prevents training the adapter, or using it outside of the run."""
         if find_spec("peft") is None:
             yield _NEEDED
         patches = [patch for patch in recipe.student.patches if isinstance(patch, Lora)]
@@ -66,7 +66,7 @@ class Lora(Patch):
             yield f'{said}; merge it, or put the patch "lora" first'
 
     def apply(self, model: PreTrainedModel) -> PreTrainedModel:
-        """Freeze the model and add the adapter, drawn from torch's global generator."""
+        """Freeze the model and add the adapter, initialised from torch's global generator."""
         try:
             from peft import LoraConfig, TaskType, get_peft_model
         except ImportError as error:
@@ -86,7 +86,7 @@ class Lora(Patch):
         )
         try:
             with warnings.catch_warnings():
-                # peft asks by an old name whether activations are checkpointed.
+                # peft looks for checkpointing of activations under an old name.
                 warnings.simplefilter("ignore", FutureWarning)
                 adapted = get_peft_model(model, config)
         except ValueError as error:
@@ -95,19 +95,19 @@ class Lora(Patch):
         return cast("PreTrainedModel", adapted)
 
     def finish(self, model: PreTrainedModel) -> PreTrainedModel:
-        """The model with the adapter in its weights, or the adapter that names its base."""
+        """The model with the adapter merged, or the adapter with the name of its base."""
         adapted: Any = model
         if self.merge:
             with warnings.catch_warnings():
-                # Among a plan's fake models peft looks whether two weights lie in one place.
+                # With the fake models of a plan, peft checks whether two weights share storage.
                 warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
                 return cast("PreTrainedModel", adapted.merge_and_unload())
         for config in adapted.peft_config.values():
             base = config.base_model_name_or_path
             if os.path.isdir(os.path.expanduser(base)):
                 config.base_model_name_or_path = os.path.realpath(os.path.expanduser(base))
-            config.target_modules = sorted(config.target_modules)  # a set has no lasting order
-        # Embeddings are never resized here, and looking whether they were asks the hub.
+            config.target_modules = sorted(config.target_modules)  # sets have no stable order
+        # Embeddings are never resized here, and checking for it would query the hub.
         adapted.save_pretrained = partial(adapted.save_pretrained, save_embedding_layers=False)
         return model
 
@@ -128,12 +128,12 @@ class Lora(Patch):
 
 @hookimpl
 def kdcore_patches() -> Sequence[type[Patch]]:
-    """The one above."""
+    """The patch `lora`."""
     return [Lora]
 
 
 def _is(target: str, name: str) -> bool:
-    """As peft reads it: a whole name, or its end."""
+    """Whether a module is named by `target`, as peft matches it: the full name, or its suffix."""
     return name == target or name.endswith(f".{target}")
 
 
@@ -144,7 +144,7 @@ def _is_transposed(module: nn.Module) -> bool:
 
 
 def _linear(model: PreTrainedModel) -> list[str]:
-    """Every linear layer but the head."""
+    """Every linear layer except the head."""
     head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     return [
         name
@@ -154,7 +154,7 @@ def _linear(model: PreTrainedModel) -> list[str]:
 
 
 def _all_linear(model: PreTrainedModel) -> list[str]:
-    """Their last names, as other programs expect them; whole ones where these are not unique."""
+    """Their last name components, as other programs expect; full names if these are ambiguous."""
     whole = _linear(model)
     last = sorted({name.rpartition(".")[2] for name in whole})
     meant = [name for name, _ in model.named_modules() if name.rpartition(".")[2] in last]
@@ -162,7 +162,7 @@ def _all_linear(model: PreTrainedModel) -> list[str]:
 
 
 def _refuse_tied(model: PreTrainedModel, targets: Sequence[str]) -> None:
-    """Merging into one of two modules that share a weight would change the other."""
+    """Reject targets with tied weights: merging would change the other module too."""
     head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     embeddings = model.get_input_embeddings()
     if getattr(head, "weight", None) is not embeddings.weight:

@@ -1,4 +1,4 @@
-"""Several data sets as one, in chosen shares."""
+"""A mixture of data sets in chosen proportions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MEMBER = "member"
 """The column that says which member a document is of."""
 
 _THEIRS = ("rows", "cut", "bos", "eos", "special_tokens")
-_AT_ONCE = 1024  # members that are drawn together
+_AT_ONCE = 1024  # members drawn per batch
 
 Share = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -27,14 +27,14 @@ Share = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 class Mix(Data):
     """Rows of several data sets; each document has its member's name in the column `member`.
 
-    `members` are data by name, `shares` how many rows of each hundred or of one are of each; they
-    are divided by their sum. Without, each member gives all of its rows. An epoch ends with
-    "first_exhausted" when the first member has no more rows, with "all_exhausted" when all have
-    been read to their end, the smaller ones again and again. Which rows of a member are read is
-    drawn from the seed and the epoch, and later epochs go on where earlier ones ended.
+    `members` are data sets by name, `shares` their proportions of the rows, normalised to sum to 1.
+    Without `shares`, each member gives all of its rows. An epoch ends when the first member is
+    exhausted ("first_exhausted"), or when all have been read, with smaller ones repeated
+    ("all_exhausted"). Which rows of a member are read is drawn from the seed and the epoch; later
+    epochs continue where earlier ones ended.
 
-    Members lay their own rows, of at most the `block` that is set here. For validation all rows of
-    all members are taken. If a member streams, the mix does, shuffled within `buffer` rows.
+    Members build their own rows, of at most the `block` set here. Validation uses all rows of all
+    members. If a member streams, the mixture does too, shuffled within `buffer` rows.
     """
 
     name = "mix"
@@ -56,11 +56,11 @@ class Mix(Data):
 
     @property
     def streams(self) -> bool:  # type: ignore[override]  # a constant of other data
-        """Whether a member does."""
+        """Whether any member does."""
         return any(member.streams for member in self.members.values())
 
     def faults(self, recipe: Stage) -> Iterator[str]:
-        """Options that only members read, and streams that nobody counts."""
+        """Reject options that only members read, and streams without a known size."""
         for option in _THEIRS:
             if getattr(self, option) != getattr(Data, option):
                 yield f"{option} belongs into the members of a mix, which lay their own rows"
@@ -70,7 +70,7 @@ class Mix(Data):
             yield "a mix with a stream needs shares: the number of rows of a stream is unknown"
 
     def column_names(self) -> Sequence[str] | None:
-        """Those of the members, and `member`."""
+        """The members' columns, and `member`."""
         each = [member.column_names() for member in self.members.values()]
         known = [names for names in each if names is not None]
         if len(known) < len(each):
@@ -78,7 +78,7 @@ class Mix(Data):
         return list(dict.fromkeys([*(name for names in known for name in names), MEMBER]))
 
     def documents(self, split: str) -> Iterator[str | Row]:
-        """The documents of all members, one member behind another."""
+        """The documents of all members, one member after another."""
         for name, member in self.members.items():
             for given in member.documents(split):
                 document: Row = {"text": given} if isinstance(given, str) else given
@@ -87,7 +87,7 @@ class Mix(Data):
     def make_rows(
         self, split: str, tokenizer: PreTrainedTokenizerBase, *, seed: int, epoch: int
     ) -> Rows:
-        """The members' rows, joined."""
+        """The members' rows, combined."""
         laid = {name: self._rows_of(name, split, tokenizer, seed, epoch) for name in self.members}
         if split != "train":
             return _all_of(split, laid)
@@ -106,7 +106,7 @@ class Mix(Data):
     def _rows_of(
         self, name: str, split: str, tokenizer: PreTrainedTokenizerBase, seed: int, epoch: int
     ) -> Rows:
-        """A member's, which are held unless they are others in each epoch."""
+        """A member's rows, cached unless they change with the epoch."""
         member = self.members[name]
         held = self._laid.get((name, split))
         if member.fresh_each_epoch or held is None or held[0] is not tokenizer:
@@ -115,13 +115,13 @@ class Mix(Data):
         return held[1]
 
     def _shares(self, laid: Mapping[str, Rows]) -> Sequence[float]:
-        """Of each member; they add up to 1."""
+        """The normalised share of each member."""
         given = self.shares or {name: len(rows) for name, rows in laid.items()}  # type: ignore[arg-type]
         total = sum(given.values())
         return [given[name] / total for name in laid]
 
     def _order(self, laid: Mapping[str, Rows], seed: int, epoch: int) -> np.ndarray:
-        """Which rows of which member are an epoch's [rows, 2], one member behind another."""
+        """The rows of an epoch as pairs (member, row) [rows, 2], one member after another."""
         sizes = [len(rows) for rows in laid.values()]  # type: ignore[arg-type]
         wanted = self.counts(sizes, self._shares(laid))
         each = [
@@ -131,15 +131,15 @@ class Mix(Data):
         return np.concatenate(each)
 
     def counts(self, sizes: Sequence[int], shares: Sequence[float]) -> list[int]:
-        """How many rows an epoch takes of members of these sizes, at least one of each."""
+        """The number of rows an epoch takes from each member of these sizes, at least one."""
         fill = min if self.stop == "first_exhausted" else max
         total = fill(size / share for size, share in zip(sizes, shares, strict=True))
-        # A share such as 0.1 times 30 is a hair below or above 3: that hair is rounding.
+        # The tolerance is for rounding: 0.1 * 30 may come out just below 3.
         return [max(1, int(total * share + 1e-6)) for share in shares]
 
 
 def _rows(seed: int, member: int, size: int, first: int, count: int) -> np.ndarray:
-    """`count` rows of a member from the `first` on, of passes in an order of their own each."""
+    """`count` rows of a member from row `first` on, over passes that are each shuffled anew."""
     places = np.arange(first, first + count)
     found = np.empty(count, np.int64)
     for once in np.unique(places // size):
@@ -150,14 +150,14 @@ def _rows(seed: int, member: int, size: int, first: int, count: int) -> np.ndarr
 
 
 def _drawn(seed: Sequence[int], shares: Sequence[float]) -> Iterator[int]:
-    """Members by their shares, without end."""
+    """Members drawn by their shares, endlessly."""
     generator = np.random.default_rng([*seed, 0x313])
     while True:
         yield from generator.choice(len(shares), _AT_ONCE, p=shares).tolist()
 
 
 def _all_of(split: str, laid: Mapping[str, Rows]) -> Rows:
-    """Every row of every member; where one streams, in turn."""
+    """Every row of every member; round-robin if any streams."""
     if all(hasattr(rows, "__getitem__") and len(rows) for rows in laid.values()):  # type: ignore[arg-type]
         sizes = [len(rows) for rows in laid.values()]  # type: ignore[arg-type]
         each = [
@@ -168,7 +168,7 @@ def _all_of(split: str, laid: Mapping[str, Rows]) -> Rows:
 
 
 def _in_turn(laid: Mapping[str, Rows]) -> Iterable[Row]:
-    """A row of each member after another, until none has any more."""
+    """Round-robin over the members until all are exhausted."""
     for rows in zip_longest(*map(iter, laid.values())):
         for n, (name, row) in enumerate(zip(laid, rows, strict=True)):
             if row is not None:
@@ -179,12 +179,12 @@ def _of_member(row: Row, name: str, n: int, members: int) -> Row:
     given, mine = row.get("columns") or {}, {MEMBER: name}
     alone = isinstance(given, Mapping)
     made = {**row, "columns": {**given, **mine} if alone else [{**each, **mine} for each in given]}
-    if row.get("document") is not None:  # numbers of their own
+    if row.get("document") is not None:  # numbers unique across members
         made["document"] = np.asarray(row["document"]) * members + n
     return made
 
 
 @hookimpl
 def kdcore_data() -> Sequence[type[Data]]:
-    """The data that this plugin brings."""
+    """The data `mix`."""
     return [Mix]

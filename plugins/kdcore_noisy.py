@@ -1,4 +1,4 @@
-"""Data of which a part is damaged: what selections of tokens are made for."""
+"""Data with a damaged part, as a test bed for token selection."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from pydantic import Field
 from kdcore import Data, Row, RunError, component, hookimpl
 
 _SHARED = ("block", "rows", "cut", "eos")
-_LETTERS = 0.35  # of a line's letters that are replaced
+_LETTERS = 0.35  # share of a line's letters that are replaced
 
 
 @component
 class Noisy(Data):
-    """Another data's documents, some lines of its train split damaged; validation stays clean.
+    """Another data set whose train split has damaged lines; validation stays clean.
 
-    Each line is damaged with the probability `share`: half of these have their words shuffled, the
-    others about a third of their letters replaced by random ones. How rows are laid is set here,
-    not in `source`.
+    Each line is damaged with probability `share`: half of the damaged lines have their words
+    shuffled, the other half about a third of their letters replaced by random ones. Set row options
+    here, not in `source`.
     """
 
     name = "noisy"
@@ -37,12 +37,12 @@ class Noisy(Data):
                 raise ValueError(f"{option} belongs next to source, not in it")
 
     def texts(self, split: str) -> Iterator[str]:
-        """The documents of the source, in its order."""
+        """The documents of the source, in order."""
         for index, text in enumerate(self.source.texts(split)):
             yield self._damaged(text, index) if split == "train" else text
 
     def documents(self, split: str) -> Iterator[str | Row]:
-        """The same with the columns of the source's."""
+        """The documents with the source's columns."""
         for index, given in enumerate(self.source.documents(split)):
             text = given if isinstance(given, str) else given.get("text")
             if text is None:
@@ -51,7 +51,7 @@ class Noisy(Data):
             yield said if isinstance(given, str) else {**given, "text": said}
 
     def column_names(self) -> Sequence[str] | None:
-        """The source's."""
+        """The source's columns."""
         return self.source.column_names()
 
     def _damaged(self, text: str, index: int) -> str:
@@ -79,5 +79,5 @@ def _mistyped(line: str, rng: random.Random) -> str:
 
 @hookimpl
 def kdcore_data() -> Sequence[type[Data]]:
-    """The data that this plugin brings."""
+    """The data `noisy`."""
     return [Noisy]

@@ -1,4 +1,4 @@
-"""Teachers made of the student itself: as it began, or the average of what it has been."""
+"""Teachers derived from the student: its initial weights, or a moving average of its weights."""
 
 from __future__ import annotations
 
@@ -14,9 +14,7 @@ from kdcore import Batch, LanguageModel, LogitsFn, Run, StatesFn, Teacher, compo
 
 
 class _Copy(Teacher):
-    """A copy of the student; frozen weights are shared with it, so that of LoRA only adapters are
-    copied.
-    """
+    """A copy of the student; frozen weights are shared, so with LoRA only adapters are copied."""
 
     def __post_init__(self) -> None:
         self._model: LanguageModel | None = None
@@ -36,13 +34,13 @@ class _Copy(Teacher):
         return self.read_states(batch, ())[0]
 
     def layer_sizes(self) -> Sequence[int]:
-        """The student's."""
+        """The student's layer widths."""
         assert self._model is not None, "asked after it was loaded"
         self._model.watch_layers(())
         return self._model.layer_sizes
 
     def read_states(self, batch: Batch, layers: Sequence[int]) -> tuple[LogitsFn, StatesFn]:
-        """The same with the states of these layers."""
+        """Like `read`, with the hidden states of these layers."""
         assert self._model is not None and self._run is not None, "read after it was loaded"
         model = self._model
         model.precision = self._run.language_model.precision
@@ -61,16 +59,16 @@ class _Copy(Teacher):
 
 @component
 class Itself(_Copy):
-    """The student as it was before the first step."""
+    """The student with its weights before the first step."""
 
     name = "self"
 
 
 @component
 class Average(_Copy):
-    """The exponential moving average of the student's weights (a mean teacher).
+    """An exponential moving average of the student's weights (mean teacher).
 
-    After each `every` steps: average = decay * average + (1 - decay) * student. Tarvainen and
+    After every `every` steps: average = decay * average + (1 - decay) * student. Tarvainen and
     Valpola 2017, arXiv:1703.01780.
     """
 
@@ -80,7 +78,7 @@ class Average(_Copy):
 
     @hookimpl
     def kdcore_step_start(self, run: Run, step: int) -> None:
-        """Take in the weights of the step before."""
+        """Add the weights of the previous step to the average."""
         done = step - 1
         if not done or done % self.every:
             return
@@ -94,7 +92,7 @@ class Average(_Copy):
         return self._weights()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take them back."""
+        """Restore the averaged weights."""
         with torch.no_grad():
             for name, average in self._weights().items():
                 average.copy_(state[name])

@@ -1,4 +1,4 @@
-"""A teacher that reads the student's tokens in another context, made of columns of the document."""
+"""A teacher that reads the student's tokens in another context, built from document columns."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ from kdcore import (
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_OWN = ("prompt", "answer")  # of a dialogue: what the student is asked, and what the data answers
+_OWN = ("prompt", "answer")  # of a dialogue: the student's prompt, and the data's answer
 
 
 class _Both(NamedTuple):
-    """The teacher's batch, and for each flat position of the student's the teacher's, or -1."""
+    """The teacher's batch, and for each flat student position the teacher's position or -1."""
 
     other: RetokenizedBatch
     on_host: np.ndarray
@@ -48,13 +48,13 @@ class _Both(NamedTuple):
 
 @component
 class Prompted(Teacher):
-    """A teacher with the student's tokenizer that reads something more than the student.
+    """A teacher with the student's tokenizer that reads additional context.
 
-    `template` is a text with columns of the document in braces, such as "{prompt}\\n\\nA solution:
-    {solution}". In a dialogue (data "sft") it takes the place of the turn before the first answer,
-    whose own text is {prompt}, and {answer} is what the data answers; the answer and what follows
-    are the student's tokens. Any other document it stands before. Where the prompt of a rollout was
-    cut the teacher knows nothing.
+    `template` is a text with column names in braces, such as "{prompt}\\n\\nA solution:
+    {solution}". In a dialogue (data "sft") it replaces the turn before the first answer, where
+    {prompt} is the text of that turn and {answer} the data's answer; the answer and everything
+    after it are the student's tokens. For other documents it is prepended. If a rollout's prompt
+    was truncated, the teacher knows none of its tokens.
     """
 
     name = "prompted"
@@ -81,7 +81,7 @@ class Prompted(Teacher):
         return template
 
     def faults(self, recipe: object) -> Iterable[str]:
-        """A teacher within that does not read what it is given."""
+        """Reject an inner teacher with its own tokens, or with stored outputs per student token."""
         if self.teacher.own_tokens:
             yield f"the teacher {self.teacher.name!r} within reads tokens of its own"
         if self.teacher.bytes_per_token():
@@ -91,7 +91,7 @@ class Prompted(Teacher):
             )
 
     def load(self, run: Run) -> None:
-        """Know how dialogues are rendered; the engine has loaded the teacher within."""
+        """Look up how dialogues are rendered; the engine has loaded the inner teacher."""
         self._tokenizer, self._bos = run.tokenizer, bos_of(run.data, run.tokenizer)
         data = run.data
         if isinstance(data, Dialogues):
@@ -101,7 +101,7 @@ class Prompted(Teacher):
             self._reteller = Reteller(run.tokenizer)
 
     def reads_columns(self) -> Sequence[Mapping[str, list[str]]]:
-        """Those of the template."""
+        """The template's columns."""
         named = {name for _, name, _, _ in string.Formatter().parse(self.template) if name}
         return [{name: []} for name in sorted(named - {*_OWN})]
 
@@ -110,43 +110,43 @@ class Prompted(Teacher):
         return [DIALOGUE]
 
     def ids_known(self) -> int | None:
-        """Those of the teacher within."""
+        """Those of the inner teacher."""
         return self.teacher.ids_known()
 
     def knows_others_at(self, temperature: float) -> bool | None:
-        """As the teacher within."""
+        """As the inner teacher."""
         return self.teacher.knows_others_at(temperature)
 
     def gives_logits(self) -> bool:
-        """As the teacher within."""
+        """As the inner teacher."""
         return self.teacher.gives_logits()
 
     def is_estimate(self) -> bool:
-        """As the teacher within."""
+        """As the inner teacher."""
         return self.teacher.is_estimate()
 
     def gives_losses(self) -> bool:
-        """As the teacher within."""
+        """As the inner teacher."""
         return self.teacher.gives_losses()
 
     def known(self, batch: Batch) -> Tensor:
-        """All tokens but those behind a prompt that was cut, bool [valid]. Known on the host."""
+        """All tokens except those after a truncated prompt, bool [valid]. Computed on the host."""
         return torch.from_numpy(self._of(batch).on_host[on_host(batch).valid] >= 0)
 
     def read(self, batch: Batch) -> TeacherOutputs:
-        """Let the teacher within read its own batch; the student's positions become its."""
+        """Let the inner teacher read its own batch, then map its positions to the student's."""
         both = self._of(batch)
         at = read_outputs(self.teacher, both.other.batch)
         return lambda positions: at(both.places[positions].clamp(min=0))
 
     def nll(self, batch: Batch) -> Callable[[Tensor, Tensor], Tensor]:
-        """Likelihoods of the student's tokens in the teacher's context."""
+        """Negative log-likelihoods of the student's tokens in the teacher's context."""
         both = self._of(batch)
         at = read_nll(self.teacher, both.other.batch)
         return lambda positions, labels: at(both.places[positions].clamp(min=0), labels)
 
     def fingerprint(self) -> str:
-        """The teacher within, and the template."""
+        """The inner teacher, and the template."""
         return f"prompted({self.teacher.fingerprint()}, template={self.template!r})"
 
     def _of(self, batch: Batch) -> _Both:
@@ -154,7 +154,7 @@ class Prompted(Teacher):
             pieces = [self._piece(batch, *each) for each in pieces_of(batch)]
             other = RetokenizedBatch.of(batch, pieces, batch.vocabulary)
             spans, places = other.spans, np.full(batch.labels.numel(), -1)
-            follows = on_host(batch).position[spans.first] > 0  # nothing predicts the first token
+            follows = on_host(batch).position[spans.first] > 0  # the first has no predictor
             places[spans.first[follows] - 1] = spans.other_first[follows] - 1
             sent = torch.from_numpy(places)
             if batch.labels.is_cuda:
@@ -163,7 +163,7 @@ class Prompted(Teacher):
         return self._made[batch]
 
     def _piece(self, batch: Batch, start: int, ids: np.ndarray) -> Piece:
-        """What the teacher reads in place of a piece: a context, then the same tokens."""
+        """The teacher's version of a piece: a context, then the same tokens."""
         columns = columns_of(batch).at(start)
         told = columns.get(DIALOGUE)
         if not isinstance(told, str) or self._reteller is None:
@@ -189,7 +189,7 @@ class Prompted(Teacher):
         return self._reteller.prompt(known._replace(messages=messages), answer)
 
     def _behind_text(self, columns: Mapping[str, object], ids: np.ndarray) -> Piece:
-        """A document that is no dialogue, behind what begins it and the text."""
+        """A document that is not a dialogue: its bos, the template's text, then its tokens."""
         assert self._tokenizer is not None, "a teacher is read after it was loaded"
         begins = len(self._bos) if ids[: len(self._bos)].tolist() == self._bos else 0
         text = self._filled({**dict.fromkeys(_OWN, ""), **columns})
@@ -207,22 +207,22 @@ class Prompted(Teacher):
 
 
 def _content(message: Mapping[str, Any]) -> str:
-    """The text of a turn; parts follow one another."""
+    """The text of a turn; parts are concatenated."""
     content = message.get("content") or ""
     return content if isinstance(content, str) else "".join(each["text"] for each in content)
 
 
 def _joined(context: np.ndarray, ids: np.ndarray, first: int) -> Piece:
-    """A context, and the student's ids from one on behind it: these are known."""
+    """A context, followed by the student's ids from an index on, which are known."""
     ours = np.arange(first, len(ids))
     theirs = ours - first + len(context)
-    if not len(context):  # nothing predicts the first one
+    if not len(context):  # no position predicts the first one
         ours, theirs = ours[1:], theirs[1:]
     return Piece(np.concatenate([context, ids[first:]]), Spans(ours, ours + 1, theirs, theirs + 1))
 
 
 def _prompt_of(batch: Batch, start: int, length: int) -> int:
-    """How many tokens of a written piece are its prompt."""
+    """The number of prompt tokens in a written piece."""
     valid = on_host(batch).valid
     inside = valid[(valid >= start) & (valid < start + length)]
     return int(inside[0]) + 1 - start if len(inside) else length
@@ -230,5 +230,5 @@ def _prompt_of(batch: Batch, start: int, length: int) -> int:
 
 @hookimpl
 def kdcore_teachers() -> Sequence[type[Teacher]]:
-    """The one above."""
+    """The teacher `prompted`."""
     return [Prompted]

@@ -13,7 +13,7 @@ from kdcore import Teacher, component, hookimpl
 
 @component
 class QwenTeacher(ModelTeacher):
-    """A Qwen2.5 model: by `size` and `variant` from the hub, or `model` as a folder or name."""
+    """A Qwen2.5 model: by `size` and `variant` from the hub, or any `model` by folder or name."""
 
     name = "qwen"
     model: Annotated[
@@ -35,7 +35,7 @@ class QwenTeacher(ModelTeacher):
             raise ValueError("variant goes with size; a model is named whole")
 
     def source(self) -> str:
-        """The option `model`, or the name on the hub that size and variant make."""
+        """The option `model`, or the hub name for this size and variant."""
         if self.model is not None:
             return self.model
         suffix = "-Instruct" if self.variant == "instruct" else ""

@@ -1,4 +1,4 @@
-"""ROUGE-L: how much of the reference answers a student's own answers have, in order."""
+"""ROUGE-L of the student's answers against reference answers."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
 _INSTALL = 'pip install "kdcore[rouge]"'
 _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f"
 _WORD = re.compile(rf"[{_CJK}]|[^\W_{_CJK}]+")
-_SHOWN = 400  # the last characters of a prompt are shown
+_SHOWN = 400  # characters of a prompt that are shown, from its end
 
 
 @component
 class Rouge(Eval):
-    """Answers to held-out questions, written greedily and compared with the references.
+    """ROUGE-L of greedily decoded answers to held-out questions.
 
-    A question is what lies in a document before a stretch that is learned, the stretch the
-    reference. `rows` of them are drawn, always the same ones. `rouge_l` is the mean of ROUGE-L's F1
-    over all, from 0 to 1, by the library rouge_score; words count in lower case, and each Chinese
-    or Japanese character counts as a word. `show` of them are kept as text.
+    A reference is a trained stretch of a document, its question everything before it. `rows` of
+    them are drawn, the same ones each time. `rouge_l` is the mean F1 of ROUGE-L, from 0 to 1,
+    computed with the library rouge_score on lower-case words; each Chinese or Japanese character
+    counts as a word. `show` answers are kept as text.
     """
 
     name = "rouge"
@@ -39,7 +39,7 @@ class Rouge(Eval):
     show: Annotated[int, Field(ge=0)] = 2
 
     def faults(self, recipe: object) -> Iterator[str]:
-        """The library may be missing."""
+        """Report a missing library."""
         if importlib.util.find_spec("rouge_score") is None:
             yield f'the eval "rouge" needs the library rouge_score: {_INSTALL}'
 
@@ -67,7 +67,7 @@ class Rouge(Eval):
         return [every[n] for n in sorted(random.Random(0).sample(range(len(every)), wanted))]
 
     def _answers(self, run: Run, asked: Sequence[_Question]) -> list[str]:
-        """In batches of prompts of like lengths; the order is as asked."""
+        """Generated in batches of prompts of similar length; returned in the given order."""
         ends = _ends(asked, run.tokenizer)
         answers = [""] * len(asked)
         by_length = sorted(range(len(asked)), key=lambda n: len(asked[n].prompt))
@@ -87,21 +87,21 @@ class Rouge(Eval):
         return answers
 
     def _room(self, run: Run, prompts: Sequence[Sequence[int]]) -> int:
-        """Models with learned positions have no more than those."""
+        """The tokens left for answers: models with learned positions have a fixed maximum."""
         most = getattr(run.student.config, "max_position_embeddings", None) or 1 << 30
         return max(1, min(self.max_new_tokens, most - max(map(len, prompts))))
 
 
 @dataclass(frozen=True)
 class _Question:
-    """What stands before an answer, and the answer, as ids."""
+    """The ids before an answer, and those of the answer."""
 
     prompt: Sequence[int]
     answer: Sequence[int]
 
 
 def questions(row: Row) -> Iterator[_Question]:
-    """Every stretch of a row that is learned, after what lies before it in its document."""
+    """Every trained stretch of a row, with everything before it in its document."""
     if row.get("labels") is None:
         return
     ids, documents, labels = (list(map(int, row[key])) for key in _KEYS)
@@ -121,13 +121,13 @@ def _text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
 
 
 def _ends(asked: Sequence[_Question], tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """The special tokens that answers end with: a model may have learned another end than eos."""
+    """The special tokens that end answers: a model may have learned another one than its eos."""
     special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
     return {each.answer[-1] for each in asked} & special
 
 
 def words(text: str) -> list[str]:
-    """Words in lower case; each Chinese or Japanese character is one."""
+    """Words in lower case; each Chinese or Japanese character is one word."""
     return _WORD.findall(text.lower())
 
 
@@ -137,7 +137,7 @@ class _Words:
 
 
 def rouge_l(answers: Sequence[str], references: Sequence[str]) -> float:
-    """The mean of ROUGE-L's F1, from 0 to 1."""
+    """The mean F1 of ROUGE-L, from 0 to 1."""
     try:
         from rouge_score.rouge_scorer import RougeScorer
     except ImportError:
@@ -150,5 +150,5 @@ def rouge_l(answers: Sequence[str], references: Sequence[str]) -> float:
 
 @hookimpl
 def kdcore_evals() -> Sequence[type[Eval]]:
-    """The eval that this plugin brings."""
+    """The eval `rouge`."""
     return [Rouge]

@@ -1,4 +1,4 @@
-"""A teacher for each part of the data: documents choose by their columns who answers."""
+"""Several teachers, chosen for each document by its columns."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ Where = dict[str, _Value | list[_Value]]
 
 @component
 class Routed(Teacher):
-    """Several teachers, each for the documents that its `where` names.
+    """Several teachers, each for the documents that match its `where`.
 
-    `members = [{use = "hf", model = "...", where = {domain = "math"}}, {use = "hf", ...}]`: a token
-    is answered for by the first member whose `where` matches its document, as in `[[loss]]`; a
-    member without one takes the rest. Each reads the rows that hold a token of its own. Documents
-    without a member are left out by the terms that need the teacher.
+    `members = [{use = "hf", model = "...", where = {domain = "math"}}, {use = "hf", ...}]`: the
+    first member whose `where` matches a token's document is its teacher, as in `[[loss]]`; a member
+    without `where` takes the rest. Each member reads only rows that hold its tokens. Loss terms
+    that need the teacher skip documents without a member.
     """
 
     name = "routed"
@@ -70,11 +70,11 @@ class Routed(Teacher):
         return [*self.where, *[None] * (len(self.members) - len(self.where))]
 
     def reads_columns(self) -> Sequence[Where]:
-        """Those of every `where`."""
+        """The columns of every `where`."""
         return [where for where in self._wheres() if where is not None]
 
     def faults(self, recipe: Stage) -> Iterable[str]:
-        """Members that know other numbers of ids cannot stand for one another."""
+        """Reject members that know different numbers of ids."""
         known = {member.ids_known() for member in self.members if member.gives_logits()}
         if len(known) > 1:
             told = ", ".join("all" if k is None else str(k) for k in sorted(known, key=str))
@@ -89,18 +89,18 @@ class Routed(Teacher):
                 )
 
     def load(self, run: Run) -> None:
-        """The engine loads the members; those that take turns leave the device again."""
+        """The engine loads the members; members that take turns are moved off the device again."""
         if self.takes_turns():
             for member in self.members:
                 member.to_host()
 
     def takes_turns(self) -> bool:
-        """As `keep_loaded` says."""
+        """Set by `keep_loaded`."""
         return self.keep_loaded == "one"
 
     @contextmanager
     def _present(self, member: Teacher) -> Iterator[None]:
-        """While a member's trunk runs."""
+        """A member on the device, for as long as its trunk runs."""
         if not self.takes_turns():
             yield
             return
@@ -127,20 +127,20 @@ class Routed(Teacher):
         return all(member.gives_losses() for member in self.members)
 
     def ids_known(self) -> int | None:
-        """As many as each member."""
+        """The number that all members share."""
         return self.members[0].ids_known()
 
     def knows_others_at(self, temperature: float) -> bool | None:
-        """What the member says that knows least."""
+        """Only temperatures that every member supports."""
         said = [member.knows_others_at(temperature) for member in self.members]
         return False if False in said else None if None in said else True
 
     def knows_all(self) -> bool:
-        """Whether some member takes the rest, and every member knows all."""
+        """Whether a member takes the rest, and every member knows all of its tokens."""
         return None in self._wheres() and all(member.knows_all() for member in self.members)
 
     def known(self, batch: Batch) -> Tensor | None:
-        """The tokens of documents that have a member, as far as it knows them itself."""
+        """The tokens of documents with a member, where that member knows them."""
         if self.knows_all():
             return None
         found = torch.zeros(batch.labels.numel(), dtype=torch.bool, device=batch.valid.device)
@@ -154,15 +154,15 @@ class Routed(Teacher):
         return found[batch.valid]
 
     def is_estimate(self) -> bool:
-        """Whether one of them is."""
+        """Whether any member's is."""
         return any(member.is_estimate() for member in self.members)
 
     def bytes_per_token(self) -> float:
-        """At most what one of them keeps of a token."""
+        """The maximum over members."""
         return max(member.bytes_per_token() for member in self.members)
 
     def read(self, batch: Batch) -> TeacherOutputs:
-        """Each member reads its rows once, and answers at the positions of its documents."""
+        """Each member reads its rows once and gives the outputs at its documents' positions."""
         parts = [
             (_placed(self._read(member, some), place), own)
             for member, some, place, own in self._parts(batch)
@@ -172,7 +172,7 @@ class Routed(Teacher):
         return lambda positions: _joined(parts, positions)
 
     def nll(self, batch: Batch) -> Callable[[Tensor, Tensor], Tensor]:
-        """The same with each member's own losses."""
+        """Like `read`, with each member's own losses."""
         parts = [
             (self._read_nll(member, some), place, own)
             for member, some, place, own in self._parts(batch)
@@ -188,8 +188,10 @@ class Routed(Teacher):
         return nll
 
     def _parts(self, batch: Batch) -> Iterator[tuple[Teacher, Batch, Tensor, Tensor]]:
-        """For each member that has a token here: its rows, where each position of the batch is
-        among theirs (0 where it is not), and which positions are its own.
+        """For each member with tokens here: its rows, and two maps of the batch's flat positions.
+
+        The first is a position's index in these rows (0 if not there), the second whether it is the
+        member's.
         """
         rows, time = batch.input_ids.shape
         device = batch.valid.device
@@ -205,7 +207,7 @@ class Routed(Teacher):
             yield member, some, _sent(place.reshape(-1), device), _sent(own, device)
 
     def _own(self, batch: Batch) -> list[np.ndarray]:
-        """Which flat positions each member answers for, bool; none for some, perhaps."""
+        """The flat positions of each member, bool; some may have none."""
         columns = columns_of(batch)
         free, found = columns.matches({}), list[np.ndarray]()
         for where in self._wheres():
@@ -222,7 +224,7 @@ class Routed(Teacher):
 
 
 def _sent(array: np.ndarray, device: torch.device) -> Tensor:
-    """A tensor of it on the device; the host does not wait until it is there."""
+    """A tensor of the values on the device, copied without waiting."""
     tensor = torch.from_numpy(np.ascontiguousarray(array))
     if device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
@@ -237,7 +239,7 @@ def _placed(at: TeacherOutputs, place: Tensor) -> Callable[[Tensor], Tensor | Sp
 
 
 def _joined(parts: Sequence[_Part], positions: Tensor) -> Tensor | SparseLogits:
-    """What each part says of its own positions, or where that must be, of all of them."""
+    """The parts' outputs, each at its own positions, or at all positions where that is required."""
     found = None
     for answer, own in parts:
         mine = own[positions]
@@ -250,12 +252,12 @@ def _joined(parts: Sequence[_Part], positions: Tensor) -> Tensor | SparseLogits:
 
 
 def _all_answer_everywhere(positions: Tensor) -> bool:
-    """On a GPU: which positions are whose only the device knows, and to ask it would be to wait."""
+    """On a GPU only the device knows whose a position is, and reading that would synchronise."""
     return positions.is_cuda
 
 
 def _spread(told: Tensor | SparseLogits, mine: Tensor) -> Tensor | SparseLogits:
-    """An answer at some positions, laid where they stand among all."""
+    """Outputs at some positions, scattered to their places among all."""
     if isinstance(told, SparseLogits):
         ids, logs, tempered = told
         more = tempered and {at: _spread_one(some, mine) for at, some in tempered.items()}
@@ -272,7 +274,7 @@ def _spread_one(some: Tensor, mine: Tensor) -> Tensor:
 def _where(
     mine: Tensor, told: Tensor | SparseLogits, other: Tensor | SparseLogits | None
 ) -> Tensor | SparseLogits:
-    """What is told where it is mine, else the other."""
+    """The output where a position is this member's, else the other output."""
     if other is None:
         return told
     if isinstance(told, SparseLogits) and isinstance(other, SparseLogits):
@@ -288,7 +290,7 @@ def _where(
 
 
 def _none_of(batch: Batch, known: int | None) -> TeacherOutputs:
-    """A batch that is padding throughout is asked for nothing."""
+    """A batch of padding only has no tokens to route."""
 
     def nothing(positions: Tensor) -> Tensor | SparseLogits:
         logits = batch.input_ids.new_zeros(len(positions), batch.vocabulary, dtype=torch.float32)
@@ -301,5 +303,5 @@ def _none_of(batch: Batch, known: int | None) -> TeacherOutputs:
 
 @hookimpl
 def kdcore_teachers() -> Sequence[type[Teacher]]:
-    """The one above."""
+    """The teacher `routed`."""
     return [Routed]

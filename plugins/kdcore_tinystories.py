@@ -1,4 +1,4 @@
-"""TinyStories: what a small child understands, written by large models."""
+"""TinyStories: short stories in a small child's vocabulary, written by large models."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _HUB = {1: "roneneldan/TinyStories", 2: "noanabeshima/TinyStoriesV2"}
 class TinyStories(Data):
     """TinyStories from the hub, or from files with `<|endoftext|>` lines between the stories.
 
-    `version` 2 was written by GPT-4 alone. `path` is read in place of the hub; then `validation`
-    is a path too, or `validation_share` the share of the stories that are kept for it. `fraction`
-    is the share of the stories to train on, `skip` the share to leave out before them.
+    `version` 2 was written by GPT-4 alone. `path` replaces the hub; then `validation` is a path
+    too, or `validation_share` the share of the stories held out for it. `fraction` is the share of
+    the stories to train on, `skip` the share to leave out before them.
     """
 
     name = "tinystories"
@@ -36,11 +36,11 @@ class TinyStories(Data):
             raise ValueError("validation and validation_share exclude each other")
 
     def faults(self, recipe: Stage) -> Iterator[str]:
-        """Files have no validation split of their own."""
+        """Require a validation split, which files do not have."""
         return self._text.faults(recipe)
 
     def missing(self) -> Iterator[str]:
-        """Paths that lead nowhere."""
+        """Paths that do not exist."""
         return self._text.missing()
 
     def texts(self, split: str) -> Iterable[str]:
@@ -48,11 +48,11 @@ class TinyStories(Data):
         return self._text.texts(split)
 
     def names_on_hub(self) -> Iterable[str]:
-        """The version's name, where no path stands in its place."""
+        """The version's name, unless a path replaces it."""
         return self._text.names_on_hub()
 
     def fingerprint(self) -> str:
-        """The options, and the content of files."""
+        """The options, and the content of the files."""
         return f"{super().fingerprint()} {self._text.fingerprint()}"
 
     @cached_property
@@ -69,5 +69,5 @@ class TinyStories(Data):
 
 @hookimpl
 def kdcore_data() -> Sequence[type[Data]]:
-    """The data that this plugin brings."""
+    """The data `tinystories`."""
     return [TinyStories]

@@ -1,7 +1,7 @@
-"""An example of every kind of component that most plugins bring: copy what you need.
+"""One component of each of the five common kinds, as an example to copy from.
 
-Everything comes from `kdcore` and torch. Nothing here shifts labels, masks padding, divides by the
-number of tokens or moves tensors between devices: the engine does.
+Everything is imported from `kdcore` and torch. Nothing here shifts labels, masks padding, averages
+over tokens or moves tensors between devices: the engine does.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Counting(Data):
     documents: int = 400
 
     def texts(self, split: str) -> Iterable[str]:
-        """Every tenth sentence is for validation, the others for training."""
+        """Every tenth sentence is for validation, the others are for training."""
         wanted = split == "validation"
         return (text for i, text in enumerate(self._sentences()) if (i % 10 == 0) == wanted)
 
@@ -49,16 +49,16 @@ class Counting(Data):
 
 @component
 class Bigram(Teacher):
-    """Which token follows which, counted in the training rows; it has no weights to load.
+    """A bigram model counted on the training rows; it has no weights to load.
 
-    pseudocount: what is added to every count, so that no token is impossible.
+    pseudocount: added to every count, so that no token has probability 0.
     """
 
     name = "bigram"
     pseudocount: float = 0.1
 
     def load(self, run: Run) -> None:
-        """Count the pairs, once."""
+        """Count the token pairs, once."""
         counts = torch.full((run.vocabulary, run.vocabulary), self.pseudocount)
         for row in run.rows("train"):
             ids = torch.as_tensor(row["input_ids"], dtype=torch.long)
@@ -66,7 +66,7 @@ class Bigram(Teacher):
         self._logits = counts.log().to(run.device)  # [V, V]
 
     def read(self, batch: Batch) -> LogitsFn:
-        """The row of the token at each position."""
+        """The logits after the token at each position."""
         ids = batch.input_ids.flatten()
         return lambda positions: self._logits[ids[positions]]
 
@@ -85,42 +85,42 @@ class Hellinger(Loss):
         return 1 - ((p + q) / 2).exp().sum(-1)
 
     def formula(self) -> str:
-        """As `kdcore plan` prints it."""
+        """The formula as `kdcore plan` prints it."""
         return f"hellinger(p({self.temperature:g}), q({self.temperature:g}))"
 
 
 @component
 class Teachable(Selection):
-    """The tokens that the run's teacher predicts best: what it knows is worth learning."""
+    """The tokens that the run's teacher predicts best: the ones it can teach."""
 
     name = "teachable"
-    share: float = 0.8  # of the valid tokens; not `keep`, which would hide the method
+    share: float = 0.8  # of the valid tokens; `keep` would hide the method
 
     def needs_teacher(self) -> bool:
-        """So that `kdcore check` asks for a `[teacher]`."""
+        """Makes `kdcore check` require a `[teacher]`."""
         return True
 
     def keep(self, tokens: Tokens) -> Tensor:
-        """Those of the lowest loss of the teacher."""
+        """The tokens with the lowest teacher loss."""
         return tokens.top(-tokens.nll(), self.share)
 
 
 @component
 class Curve(Logger):
-    """Writes step and loss into a file of the run folder, for a spreadsheet."""
+    """Writes step and loss to a spreadsheet file in the run folder."""
 
     name = "curve"
     separator: Literal["comma", "tab"] = "comma"
 
     @hookimpl
     def kdcore_run_start(self, run: Run) -> None:
-        """Begin the file. Only the first process writes."""
+        """Start the file. Only the first process writes."""
         if run.main and run.step == 0:
             self._append(run, ("step", "loss"))
 
     @hookimpl
     def kdcore_log(self, run: Run, record: Record) -> None:
-        """One line."""
+        """Append a line."""
         if run.main:
             self._append(run, (record.step, record.loss))
 

@@ -1,4 +1,4 @@
-"""An eval for kdcore that runs tasks of EleutherAI's lm-evaluation-harness on the student."""
+"""An eval that runs tasks of EleutherAI's lm-evaluation-harness on the student."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 class LmEval(Eval):
     """Scores of the tasks as `lm_eval` computes them: `lm-eval/TASK/METRIC`.
 
-    `tasks` are names of tasks, groups or tags, as `lm_eval ls tasks` prints them. `folder` holds
-    task files (YAML) of your own. `limit` takes the first so many documents of each task,
-    `fewshot` examples stand before each, `batch` requests run at a time, and `chat` puts each
-    request into the student's chat template. Every process evaluates all of it.
+    `tasks` are names of tasks, groups or tags, as `lm_eval ls tasks` prints them. `folder` contains
+    your own task files (YAML). `limit` takes the first so many documents of each task, `fewshot`
+    prepends so many examples, `batch` requests run at a time, and `chat` renders each request in
+    the student's chat template. Every process runs the whole evaluation.
     """
 
     name = "lm-eval"
@@ -38,22 +38,22 @@ class LmEval(Eval):
         self._manager: TaskManager | None = None
 
     def faults(self, recipe: object) -> Iterator[str]:
-        """A folder that is not there."""
+        """Report a missing folder."""
         if self.folder is not None and not Path(self.folder).is_dir():
             yield f"there is no folder {self.folder!r} with task files"
 
     @hookimpl
     def kdcore_run_start(self) -> None:
-        """Look up the tasks: a name that none has ends the run before it trains."""
+        """Look up the tasks, so that an unknown name ends the run before training."""
         self._found()
 
     def measure(self, run: Run) -> Mapping[str, float | str]:
-        """One score for each metric of each task, groups included, without standard errors."""
+        """One score per metric of each task, groups included, without standard errors."""
         from lm_eval import simple_evaluate
         from lm_eval.models.huggingface import HFLM
 
         model: Any = run.student
-        bars = StringIO()  # kdcore shows the progress
+        bars = StringIO()  # kdcore shows its own progress
         with run.autocast(), redirect_stdout(bars), redirect_stderr(bars):
             found = simple_evaluate(
                 model=HFLM(
@@ -69,14 +69,14 @@ class LmEval(Eval):
                 apply_chat_template=self.chat,
                 bootstrap_iters=0,
                 log_samples=False,
-                random_seed=None,  # training draws from these generators
+                random_seed=None,  # leave the generators that training uses alone
                 numpy_random_seed=None,
                 torch_random_seed=None,
             )
         return dict(sorted(_scores(found["results"])))
 
     def _found(self) -> TaskManager:
-        """Where the tasks are: the folder alone where it has them all, it is read at once."""
+        """Where the tasks are: the folder alone if it has them all, which is faster to read."""
         if self._manager is None:
             self._manager = self._search()
         return self._manager
@@ -97,7 +97,7 @@ class LmEval(Eval):
 
 
 def _scores(results: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, float]]:
-    """Each metric of each task; lm_eval names them "acc,none", by the filter of the answers."""
+    """Each metric of each task; names such as "acc,none" end with the filter of the answers."""
     for task, metrics in results.items():
         for key, value in metrics.items():
             metric, _, answers = key.partition(",")
@@ -108,5 +108,5 @@ def _scores(results: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, flo
 
 @hookimpl
 def kdcore_evals() -> Sequence[type[Eval]]:
-    """The eval."""
+    """The eval `lm-eval`."""
     return [LmEval]

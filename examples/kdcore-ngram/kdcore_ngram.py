@@ -1,7 +1,7 @@
-"""A teacher for kdcore that counts: an interpolated n-gram model of the training rows.
+"""An n-gram teacher: an interpolated n-gram model of the training rows.
 
-It shows a component with state: the counts are part of every checkpoint, so that a run that goes on
-has the teacher it began with.
+An example of a component with state: the counts are part of every checkpoint, so a resumed run
+keeps its teacher.
 """
 
 from __future__ import annotations
@@ -21,11 +21,13 @@ Context = tuple[int, ...]
 
 @component
 class Ngram(Teacher):
-    """P(w | context) = (count(context, w) + strength P(w | shorter context)) / (count(context) +
-    strength), down to a uniform distribution (MacKay and Peto 1995).
+    """An interpolated n-gram model (MacKay and Peto 1995), down to a uniform distribution.
 
-    order: how many tokens a gram has; its context is one less.
-    strength: how much the shorter context counts.
+    P(w | context) = (count(context, w) + strength P(w | shorter context)) / (count(context) +
+    strength)
+
+    order: the number of tokens in a gram; its context has one fewer.
+    strength: the weight of the shorter context, in counts.
     """
 
     name = "ngram"
@@ -33,7 +35,7 @@ class Ngram(Teacher):
     strength: Annotated[float, Field(gt=0, description="of the shorter context")] = 2.0
 
     def load(self, run: Run) -> None:
-        """Count every gram of the training rows, none across two documents."""
+        """Count the grams of the training rows; no gram crosses documents."""
         counts: dict[Context, Counter[int]] = defaultdict(Counter)
         for row in run.rows("train"):
             ids = [int(each) for each in row["input_ids"]]
@@ -46,7 +48,7 @@ class Ngram(Teacher):
         self._vocabulary = run.vocabulary
 
     def read(self, batch: Batch) -> LogitsFn:
-        """Log-probabilities after the longest context that was counted."""
+        """Log-probabilities after the longest context that occurred."""
         ids, documents = batch.input_ids.tolist(), batch.document.tolist()
         time = batch.input_ids.shape[1]
 
@@ -61,7 +63,7 @@ class Ngram(Teacher):
         return logits
 
     def state_dict(self) -> Mapping[str, Tensor | int | float | str | bytes]:
-        """The grams [m, order], filled up with -1 on the left, and their counts [m]."""
+        """The grams [m, order], padded with -1 on the left, and their counts [m]."""
         grams, counts = list[list[int]](), list[float]()
         for context, (ids, found) in self._counts.items():
             padding = [-1] * (self.order - 1 - len(context))
@@ -74,7 +76,7 @@ class Ngram(Teacher):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take the counts of the checkpoint in place of those that `load` made."""
+        """Replace the counts made by `load` with those of the checkpoint."""
         counts: dict[Context, Counter[int]] = defaultdict(Counter)
         for gram, count in zip(state["grams"].tolist(), state["counts"].tolist(), strict=True):
             context = tuple(each for each in gram[:-1] if each >= 0)
@@ -105,7 +107,7 @@ class Ngram(Teacher):
 
 
 def _as_tensors(found: Counter[int]) -> tuple[Tensor, Tensor]:
-    """Ids in order, and how often each was counted."""
+    """Sorted grams, and the count of each."""
     ids = sorted(found)
     return torch.tensor(ids), torch.tensor([float(found[each]) for each in ids])
 

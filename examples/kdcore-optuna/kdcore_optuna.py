@@ -1,4 +1,4 @@
-"""A verb for kdcore: `kdcore optuna RECIPE --search KEY=...` looks for the best options."""
+"""The verb `kdcore optuna RECIPE --search KEY=...`: hyperparameter search with Optuna."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Searched:
-    """One key of the recipe and what it may be: a range, or one of several values."""
+    """A key of the recipe and its search space: a range, or a list of values."""
 
     key: str
     low: float | int | None
@@ -28,7 +28,7 @@ class Searched:
 
     @classmethod
     def parse(cls, text: str) -> Searched:
-        """Read KEY=LOW..HIGH, KEY=LOW..HIGH:log or KEY=A,B,C."""
+        """Parse KEY=LOW..HIGH, KEY=LOW..HIGH:log or KEY=A,B,C."""
         key, given, values = text.partition("=")
         span, colon, scale = values.partition(":")
         low, dots, high = span.partition("..")
@@ -44,7 +44,7 @@ class Searched:
         return cls(key, *ends, bool(scale), ())
 
     def ask(self, trial: Trial) -> Any:
-        """The value of this trial."""
+        """The value for this trial."""
         if self.low is None or self.high is None:
             return trial.suggest_categorical(self.key, self.choices)
         if isinstance(self.low, int) and isinstance(self.high, int):
@@ -64,7 +64,7 @@ def optuna(
     sets: Annotated[list[str] | None, typer.Option("--set", metavar="K=V")] = None,
     out: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),
 ) -> None:
-    """Search for the options with which a recipe scores best. The same command resumes."""
+    """Search for the options with the best score. Rerun the same command to resume."""
     searched = [Searched.parse(each) for each in search]
     name = f"{Path(recipe).stem}.optuna.jsonl"
     study = _study(out / name, recipe, maximize, seed)
@@ -99,7 +99,7 @@ def _study(file: Path, recipe: str, maximize: bool, seed: int) -> Study:
 
 
 def _resume(study: Study, trials: int, run: Callable[[Trial], float]) -> None:
-    """Run what is missing; what an interrupted command had begun comes first."""
+    """Run the missing trials, starting with those that an interrupted command left unfinished."""
     from optuna.trial import TrialState
 
     for each in study.get_trials(states=[TrialState.RUNNING]):
@@ -126,7 +126,7 @@ def _run(trial: Any) -> str:
 
 
 def _value(text: str) -> Any:
-    """A number or true and false, else the word itself."""
+    """A number, true or false, else the word itself."""
     try:
         return json.loads(text)
     except ValueError:
@@ -134,7 +134,7 @@ def _value(text: str) -> Any:
 
 
 def _arguments(values: Mapping[str, Any]) -> list[str]:
-    """As `--set` takes them."""
+    """In the form of `--set`."""
     return [
         f"{key}={value if isinstance(value, str) else json.dumps(value)}"
         for key, value in values.items()

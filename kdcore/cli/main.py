@@ -142,7 +142,7 @@ def run(
         bool, typer.Option("--fresh", help="Start a new run next to the existing one.")
     ] = False,
     accept: Annotated[
-        str, typer.Option(metavar="WHAT", help="Go on although this changed: data,versions,...")
+        str, typer.Option(metavar="WHAT", help="Resume although this changed: data,versions,...")
     ] = "",
     logs: Logs = None,
     plugins: Plugins = None,
@@ -151,7 +151,7 @@ def run(
         bool, typer.Option("--json", help="The folders with their last scores, as JSON.")
     ] = False,
 ) -> None:
-    """Run a recipe, or resume a run. Standard output lists the folder of each stage, in order."""
+    """Run a recipe, or resume a run. Standard output has each stage's folder, in order."""
     _tell(quiet)
     _join(processes)
     from kdcore.runs.runner import RunRequest
@@ -203,7 +203,7 @@ def check(
     logs: Logs = None,
     plugins: Plugins = None,
 ) -> None:
-    """Find all errors of recipes. Loads no models and no data."""
+    """Find every error in recipes. Loads no model and no data."""
     _tell(quiet=False)
     from kdcore.recipe.recipe import read_recipe
     from kdcore.sweeps.points import SweepRequest, read_points

@@ -28,7 +28,7 @@ def push(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A finished run.")],
     repository: Annotated[str, typer.Argument(metavar="REPO", help="OWNER/NAME on the hub.")],
     private: Annotated[
-        bool, typer.Option("--private", help="Nobody else can see a repository made by this.")
+        bool, typer.Option("--private", help="Make a new repository private.")
     ] = False,
     out: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),
 ) -> None:

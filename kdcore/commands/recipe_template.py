@@ -137,11 +137,13 @@ def _teacher(choice: Choice) -> list[str]:
     if served is None:
         return ["[teacher]", 'use = "hf"', f"model = {_toml(choice.teacher)}"]
     api = [("api", served.api, "")] if served.api != "vllm" else []
+    same = ("template", "none", "its tokenizer has no chat template: it reads the student's")
     return [
         *_pairs("[teacher]", ("use", "cached", "asked once: later epochs and runs need no server")),
         *_pairs("", ("kind", "topk", ""), ("k", served.k, "")),
         "",
         *_pairs("[teacher.teacher]", ("use", "aligned", "reads the text in its own tokenizer")),
+        *([] if served.chats else _pairs("", same)),
         "",
         *_pairs("[teacher.teacher.teacher]", ("use", "served", ""), ("url", served.url, "")),
         *_pairs("", ("model", served.name, ""), *api),

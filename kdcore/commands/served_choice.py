@@ -25,6 +25,7 @@ class ServedModel:
     k: int
     length: int | None  # of the longest prompt with its completion
     tokenizer: str  # a folder, or a hub name
+    chats: bool = True  # whether that tokenizer has a chat template
 
 
 def is_address(teacher: str) -> bool:

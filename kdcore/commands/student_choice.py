@@ -98,6 +98,7 @@ def _with_server(served: ServedModel, student: str) -> Choice:
             f"{served.url} serves {served.name!r}, and its tokenizer is not to be had ({said}): "
             "type --tokenizer FOLDER, or its name on the hub"
         ) from None
+    served = replace(served, chats=theirs.chat_template is not None)
     reach = 2048 if served.length is None else served.length - 1  # one is for the completion
     if size := _SIZE.fullmatch(student):
         made = _fresh(served.tokenizer, size, theirs, reach)

@@ -103,13 +103,15 @@ def _pair_faults(loss: HiddenStatesLoss, ours: Shape | None, theirs: Shape | Non
 
 def _shape(config_of: Callable[[], PretrainedConfig | None]) -> Shape | None:
     """The shape of a model whose config is on this machine."""
+    from huggingface_hub.errors import StrictDataclassError
+
     from kdcore.models.loading import without_downloads
 
     try:
         with without_downloads():
             config = config_of()
-    except (KdcoreError, OSError, ValueError):
-        return None
+    except (KdcoreError, OSError, ValueError, KeyError, TypeError, StrictDataclassError):
+        return None  # what is wrong with it, the student itself will say
     text = config and config.get_text_config()
     found = [getattr(text, key, None) for key in ("num_hidden_layers", "hidden_size")]
     layers, width = found

@@ -1,4 +1,4 @@
-"""A teacher with another tokenizer, at the tokens that are one token to both."""
+"""A teacher with another tokenizer, at the tokens that both tokenizers share."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 
 class _Both(NamedTuple):
-    """The teacher's batch, and for each flat position of the student's the teacher's, or -1."""
+    """The teacher's batch, and for each flat student position the teacher's position or -1."""
 
     other: RetokenizedBatch
     places_on_host: np.ndarray
@@ -52,10 +52,10 @@ class _Both(NamedTuple):
 class Aligned(Teacher):
     """A teacher that reads the same bytes in its own tokenizer's ids.
 
-    Where a token of the student is exactly one token of the teacher, it gives the teacher's
-    distribution over the ids whose bytes both vocabularies have, and one bucket for all others.
-    Elsewhere it knows nothing, and losses that need a teacher do not see the token. A teacher that
-    has all of the student's ids gives plain logits.
+    Where a student token is exactly one teacher token, it gives the teacher's distribution over the
+    ids whose bytes both vocabularies have, with one bucket for all others. Elsewhere it knows
+    nothing, and losses that need a teacher skip the token. A teacher with all of the student's ids
+    gives plain logits.
     """
 
     name = "aligned"
@@ -74,7 +74,7 @@ class Aligned(Teacher):
         self._made: WeakKeyDictionary[Batch, _Both] = WeakKeyDictionary()
 
     def faults(self, recipe: Stage) -> Iterable[str]:
-        """A teacher within that does not give the logits of all its ids."""
+        """Reject an inner teacher without logits of all its ids."""
         if not self.teacher.gives_logits() or self.teacher.is_estimate():
             yield f"the teacher {self.teacher.name!r} within gives no distribution"
         if self.teacher.own_tokens:
@@ -92,7 +92,7 @@ class Aligned(Teacher):
             )
 
     def load(self, run: Run) -> None:
-        """Compare both vocabularies; the engine has loaded the teacher within."""
+        """Compare both vocabularies; the engine has loaded the inner teacher."""
         theirs = self._tokenizer()
         self._retokenizer = Retokenizer(run.tokenizer, theirs)
         self._others = self._width(len(theirs), run.device)
@@ -114,13 +114,13 @@ class Aligned(Teacher):
         self._temperatures = _temperatures(run.recipe)
 
     def optional_columns(self) -> Sequence[str]:
-        """The dialogues, unless it reads the student's template."""
+        """The dialogues, unless the teacher reads the student's template."""
         return () if self.template == "none" else (DIALOGUE,)
 
     def _read_dialogues(
         self, run: Run, theirs: PreTrainedTokenizerBase, shared: dict[int, int]
     ) -> None:
-        """Get ready to render them, if there are any; what ends their turns is the same."""
+        """Prepare to render dialogues, if any, and equate the tokens that end their turns."""
         found = None if self.template == "none" or run.data.streams else first_dialogue(run)
         if found is None:
             return
@@ -134,15 +134,15 @@ class Aligned(Teacher):
             shared[pair[0]] = pair[1]
 
     def ids_known(self) -> int | None:
-        """Those of the teacher within, or the ids that both vocabularies have; 0 before loading."""
+        """Those of the inner teacher, or the ids that both vocabularies share; 0 before loading."""
         return (self.teacher.ids_known() or 0) if self._retokenizer is None else self._known
 
     def knows_others_at(self, temperature: float) -> bool:
-        """At any, where the teacher within gives the logits of all its ids."""
+        """At any temperature, if the inner teacher gives the logits of all its ids."""
         return temperature == 1 or self.teacher.ids_known() is None
 
     def gives_losses(self) -> bool:
-        """Where the teacher within does: a known token is one of its own."""
+        """As the inner teacher: a known token is one of its own."""
         return self.teacher.gives_losses()
 
     def nll(self, batch: Batch) -> Callable[[Tensor, Tensor], Tensor]:
@@ -159,28 +159,28 @@ class Aligned(Teacher):
         return nll
 
     def known(self, batch: Batch) -> Tensor:
-        """Which valid tokens are one token on both sides, bool [valid]. Known on the host."""
+        """Which valid tokens are one token on both sides, bool [valid]. Computed on the host."""
         both = self._of(batch)
         return torch.from_numpy(both.places_on_host[on_host(batch).valid] >= 0)
 
     def read(self, batch: Batch) -> TeacherOutputs:
-        """Let the teacher read its own batch; the student's positions become its."""
+        """Let the teacher read its own batch, then map its positions to the student's."""
         both = self._of(batch)
         at = read_outputs(self.teacher, both.other.batch)
         return lambda positions: self._outputs(at(both.places[positions].clamp(min=0)))
 
     def own_vocabulary(self, batch: Batch) -> OwnVocabulary:
-        """The teacher's own logits where a span of one or more tokens begins."""
+        """The teacher's own logits at the first token of each span."""
         assert self._ids is not None, "a teacher is read after it was loaded"
         return own_vocabulary(self.teacher, batch, self._of(batch).other, self._ids)
 
     def fingerprint(self) -> str:
-        """The teacher within, which its tokenizer is part of, and another template."""
+        """The inner teacher, which includes its tokenizer, and a different chat template."""
         more = "" if self.template == "auto" else f", template={self.template!r}"
         return f"aligned({self.teacher.fingerprint()}{more})"
 
     def _outputs(self, said: Tensor | SparseLogits) -> Tensor | SparseLogits:
-        """What the teacher within says, of the student's ids."""
+        """The inner teacher's outputs, in the student's ids."""
         assert self._ids is not None, "a teacher is read after it was loaded"
         ours, theirs = self._ids
         if isinstance(said, SparseLogits):
@@ -196,7 +196,7 @@ class Aligned(Teacher):
         return SparseLogits(ours.expand(len(given), -1), given, tempered or None)
 
     def _of_few(self, said: SparseLogits) -> SparseLogits:
-        """Of its few ids those that the student has, the likeliest first; the rest are others."""
+        """Those of its few ids that the student has, the likeliest first; the rest are others."""
         ids = torch.where(said.ids < 0, -1, self._mine[said.ids.clamp(min=0)])
         logs = said.log_probabilities
         known = logs[:, :-1].masked_fill(ids < 0, -math.inf)
@@ -206,7 +206,7 @@ class Aligned(Teacher):
         return GappedLogits(ids.gather(1, order), given)
 
     def _of(self, batch: Batch) -> _Both:
-        """The teacher's batch, and where in it are the student's positions."""
+        """The teacher's batch, and the student positions in it."""
         if batch not in self._made:
             assert self._retokenizer is not None, "a teacher is read after it was loaded"
             rewrite = partial(self._dialogues.piece, batch) if self._dialogues else None
@@ -216,7 +216,7 @@ class Aligned(Teacher):
         return self._made[batch]
 
     def _places(self, batch: Batch, made: RetokenizedBatch) -> np.ndarray:
-        """For each flat position of the student's the teacher's, or -1."""
+        """The teacher's position for each flat student position, or -1."""
         single = predicted(batch, made).one_to_one()
         ours, theirs = on_host(batch), on_host(made.batch)
         wanted = self._table[ours.input_ids[single.first]]
@@ -235,24 +235,24 @@ class Aligned(Teacher):
         return found
 
     def _width(self, ids: int, device: torch.device) -> int:
-        """The ids that the teacher's tokenizer and its head both have."""
+        """The number of ids that both the teacher's tokenizer and its head have."""
         config = self.teacher.architecture(device)
         rows = getattr(config and config.get_text_config(), "vocab_size", None)
         return min(ids, rows) if rows is not None else ids
 
 
 def _mass(logs: Tensor) -> Tensor:
-    """The log of their sum [n]; finite where there are none."""
+    """The log of the summed probabilities [n]; finite for an empty sum."""
     return logs.logsumexp(-1).clamp(min=-100.0)
 
 
 def _temperatures(recipe: Stage) -> Sequence[float]:
-    """Those other than 1 that the recipe's losses ask for."""
+    """The temperatures other than 1 in the recipe's losses."""
     asked = {at for term in recipe.terms for at in term.loss.temperatures()}
     return sorted(asked - {1.0})
 
 
 @hookimpl
 def kdcore_teachers() -> Sequence[type[Teacher]]:
-    """The one above."""
+    """The teacher `aligned`."""
     return [Aligned]

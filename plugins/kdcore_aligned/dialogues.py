@@ -1,4 +1,4 @@
-"""Dialogues that each side reads by its own chat template."""
+"""Dialogues that student and teacher each read in their own chat template."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ _LOOKED_AT = 1024  # rows
 
 
 class OwnTemplate:
-    """What the teacher reads in place of a student's dialogue: the same, by its own template.
+    """The teacher's version of a student's dialogue, in its own template.
 
-    Spans lie in the answers, and the tokens that end them stand for each other; nothing else of a
-    template is compared.
+    Spans cover the answers, and the tokens that end answers are matched to each other; nothing else
+    of the templates is compared.
     """
 
     def __init__(self, reteller: Reteller, retokenizer: Retokenizer) -> None:
         self._reteller, self._retokenizer = reteller, retokenizer
 
     def piece(self, batch: Batch, start: int, ids: np.ndarray) -> Piece | None:
-        """In place of the piece that begins at a flat position; None: it is no dialogue."""
+        """The teacher's piece for the one at a flat position; None if it is not a dialogue."""
         text = columns_of(batch).at(start).get(DIALOGUE)
         if not isinstance(text, str):
             return None
@@ -41,16 +41,16 @@ class OwnTemplate:
 
     @staticmethod
     def _first_answer(batch: Batch, start: int, length: int) -> int:
-        """How many tokens of a written piece are its prompt."""
+        """The number of prompt tokens in a written piece."""
         valid = on_host(batch).valid
         inside = valid[(valid >= start) & (valid < start + length)]
         return int(inside[0]) + 1 - start if len(inside) else length
 
     def _answered_anew(self, known: Told, ids: Sequence[int], prompt: int) -> Told:
-        """The dialogue up to the turn that was written, with what was written there."""
+        """The dialogue up to the generated turn, with the generated answer."""
         asked = next((each for each in known.answers if each.first == prompt), None)
         written = list(ids[prompt:])
-        if asked is None or not written:  # its prompt was cut
+        if asked is None or not written:  # its prompt was truncated
             return known._replace(answers=[])
         ended = not self._retokenizer.our_bytes[written[-1]]
         said = written[: len(written) - ended]
@@ -63,9 +63,9 @@ class OwnTemplate:
     def _spans(
         self, ours: Sequence[int], theirs: Sequence[int], one: Answered, other: Answered
     ) -> Spans:
-        """Of one answer, and of what ends it."""
+        """The spans of one answer and its end token."""
         text, found = one.text, Spans.joined([])
-        if text != other.text:  # one of the templates strips it
+        if text != other.text:  # one of the templates strips the text
             text = text.strip()
         if text in (other.text, other.text.strip()):
             found = self._retokenizer.within(
@@ -78,7 +78,7 @@ class OwnTemplate:
 
 
 def whole_characters(spelled: bytes) -> str:
-    """The text up to the first bytes that are no characters."""
+    """The text up to the first bytes that are not valid characters."""
     try:
         return spelled.decode()
     except UnicodeDecodeError as error:
@@ -86,7 +86,7 @@ def whole_characters(spelled: bytes) -> str:
 
 
 def first_dialogue(run: Run) -> tuple[Told, np.ndarray] | None:
-    """The first one that begins a row, among the first rows, and that row's ids."""
+    """The first dialogue that begins a row, among the first rows, and that row's ids."""
     for row in islice(run.rows("train"), _LOOKED_AT):
         given = row.get("columns") or {}
         text = (given if isinstance(given, Mapping) else given[0]).get(DIALOGUE)
@@ -96,7 +96,7 @@ def first_dialogue(run: Run) -> tuple[Told, np.ndarray] | None:
 
 
 def end_of_turns(known: Told, ids: np.ndarray, reteller: Reteller) -> tuple[int, int] | None:
-    """The ids that end an answer on either side, as a document has them."""
+    """The ids that end an answer on both sides, read off a document."""
     theirs, found = reteller.whole(known)
     for one in known.answers:
         for other in found.answers:

@@ -1,4 +1,4 @@
-"""The spans of a batch that both sides predict, and what the teacher says in its own ids."""
+"""The spans of a batch that both sides predict, and the teacher's outputs in its own ids."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from kdcore import (
     read_outputs,
 )
 
-_AT_ONCE = 512  # positions whose logits are held
+_AT_ONCE = 512  # positions whose logits are in memory at once
 
 
 def sent(array: np.ndarray, device: torch.device) -> Tensor:
-    """A tensor of it on the device, which nothing waits for."""
+    """The values as a tensor on the device, copied without waiting."""
     made = torch.from_numpy(array)
     return made.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else made
 
 
 def predicted(batch: Batch, made: RetokenizedBatch) -> Spans:
-    """The spans whose first token is no piece's first on either side: nothing predicts that."""
+    """The spans whose first token is predicted on both sides; the first of a piece is not."""
     spans = made.spans
     ours, theirs = on_host(batch).position, on_host(made.batch).position
     return spans.where((ours[spans.first] > 0) & (theirs[spans.other_first] > 0))
@@ -37,7 +37,7 @@ def predicted(batch: Batch, made: RetokenizedBatch) -> Spans:
 def own_vocabulary(
     teacher: Teacher, batch: Batch, made: RetokenizedBatch, shared: tuple[Tensor, Tensor]
 ) -> OwnVocabulary:
-    """What the teacher says of the spans whose tokens are all trained."""
+    """The teacher's outputs for the spans whose tokens are all trained."""
     valid, device = on_host(batch).valid, batch.labels.device
     spans = _trained(predicted(batch, made), valid, batch.labels.numel())
     span = np.full(batch.labels.numel(), -1)
@@ -66,14 +66,14 @@ def own_vocabulary(
 
 
 def ranges(first: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """The numbers from each of `first` on, so many."""
+    """The concatenated ranges first[i], ..., first[i] + lengths[i] - 1."""
     before = np.cumsum(lengths) - lengths
     found: np.ndarray = np.repeat(first - before, lengths) + np.arange(lengths.sum())
     return found
 
 
 def _trained(spans: Spans, valid: np.ndarray, positions: int) -> Spans:
-    """Those all of whose tokens are predicted at valid positions."""
+    """The spans whose tokens are all predicted at valid positions."""
     is_valid = np.zeros(positions + 1, np.int64)
     is_valid[valid + 1] = 1
     count = np.cumsum(is_valid)

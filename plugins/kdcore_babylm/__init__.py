@@ -1,4 +1,4 @@
-"""The BabyLM corpora: ten million words, or a hundred, such as a child may hear and read."""
+"""The BabyLM corpora: 10M or 100M words of text that a child may hear or read."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ _HELD_OUT = ("dev", "test")
 
 @component
 class BabyLM(Data):
-    """A folder of the BabyLM challenge: a file for each source, such as childes.train.
+    """A folder of the BabyLM challenge, with one file per source, such as childes.train.
 
-    `path` may be a data set on the hub too, as OWNER/NAME or OWNER/NAME/FOLDER. `validation` is
-    another one, or the ending of other files in it, "dev" or "test" (without it, the .dev files in
-    `path`). `clean` has each source's own noise taken away. A document, with an eos behind it, is
-    an article, book or talk where the file says where they begin (a title = = = X = = =, or a
-    blank line in bnc_spoken and simple_wiki), else the file, in parts of a million characters.
-    `random_offset`, with rows = "chunk", cuts each epoch elsewhere: "epoch" (or true) moves all
-    cuts by one number, "chunk" moves the beginning of each row by its own.
+    `path` may also be a data set on the hub: OWNER/NAME or OWNER/NAME/FOLDER. `validation` is
+    another path, or the ending of other files in the same one, "dev" or "test" (default: the .dev
+    files in `path`). `clean` removes noise by rules for each source. A document, followed by an
+    eos, is an article, book or talk if the file marks their beginnings (a title = = = X = = =, or a
+    blank line in bnc_spoken and simple_wiki); otherwise it is the file, in parts of a million
+    characters. `random_offset`, with rows = "chunk", changes the cuts each epoch: "epoch" (or true)
+    shifts all cuts by one random offset, "chunk" draws an offset for each row.
     """
 
     name = "babylm"
@@ -52,11 +52,11 @@ class BabyLM(Data):
 
     @property
     def fresh_each_epoch(self) -> bool:  # type: ignore[override]  # a constant of other data
-        """Whether the rows of each epoch are others."""
+        """Whether rows change with the epoch."""
         return bool(self.random_offset)
 
     def texts(self, split: str) -> Iterator[str]:
-        """The documents of "train" or "validation", file after file in the order of their names."""
+        """The documents of "train" or "validation", file by file in alphabetical order."""
         sizes = dict[str, tuple[int, int]]()
         for file in self._files(split):
             name = source_of(file)
@@ -73,7 +73,7 @@ class BabyLM(Data):
     def make_rows(
         self, split: str, tokenizer: PreTrainedTokenizerBase, *, seed: int, epoch: int
     ) -> Rows:
-        """Rows that begin at tokens drawn from seed and epoch; those of validation never do."""
+        """Rows with start positions drawn from seed and epoch; validation rows are fixed."""
         if not self.random_offset or split != "train":
             return pack_texts(self, split, tokenizer)
         if self.random_offset == "chunk":
@@ -82,12 +82,12 @@ class BabyLM(Data):
         return pack_texts(self, split, tokenizer, start=start)
 
     def missing(self) -> Iterator[str]:
-        """Folders that are not here and cannot be on the hub."""
+        """Folders that do not exist and cannot be hub names."""
         folders = [self.path, *([self.validation] if self.validation not in _HELD_OUT else [])]
         yield from filter(None, (absent(folder) for folder in folders if folder is not None))
 
     def fingerprint(self) -> str:
-        """The options, and the content of the files that are here."""
+        """The options, and the content of local files."""
         files = [*files_here(self.path), *files_here(self.validation)]
         return f"{super().fingerprint()} {content([str(file) for file in files])}"
 
@@ -111,7 +111,7 @@ class BabyLM(Data):
         return self.validation, _HELD_OUT
 
     def _tell(self, split: str, sizes: dict[str, tuple[int, int]]) -> None:
-        """Once for each split: what cleaning took away, and which sources nobody knows."""
+        """Report once per split what cleaning removed, and which sources have no rules."""
         if not self.clean or split in self._told:
             return
         self._told.add(split)
@@ -126,5 +126,5 @@ class BabyLM(Data):
 
 @hookimpl
 def kdcore_data() -> Sequence[type[Data]]:
-    """The data that this plugin brings."""
+    """The data `babylm`."""
     return [BabyLM]

@@ -1,4 +1,4 @@
-"""Which files are a split of a corpus: in a folder here, or in one of a data set on the hub."""
+"""The files of a corpus that belong to a split, in a local folder or a data set on the hub."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _WHERE = (
 
 
 def files_of(path: str, wanted: Sequence[str]) -> list[Path]:
-    """The files of the first of the wanted endings (train, dev, test) that there is, by name.
+    """The files with the first wanted ending (train, dev, test) that exists, sorted by name.
 
-    Files without such an ending are of any split. `path` is a folder, a file, or OWNER/NAME of a
-    data set on the hub, with a folder in it as in OWNER/NAME/FOLDER.
+    Files without such an ending belong to every split. `path` is a folder, a file, or OWNER/NAME of
+    a data set on the hub, optionally with a folder: OWNER/NAME/FOLDER.
     """
     place = Path(os.path.expanduser(path))
     if not os.path.exists(place):
@@ -44,7 +44,7 @@ def files_of(path: str, wanted: Sequence[str]) -> list[Path]:
 
 
 def files_here(path: str | None) -> list[Path]:
-    """All files of a corpus on this machine, of whatever split; none where it is on the hub."""
+    """All files of a local corpus, of every split; none if it is on the hub."""
     place = Path(os.path.expanduser(path or ""))
     if path is None or not os.path.exists(place):
         return []
@@ -52,12 +52,12 @@ def files_here(path: str | None) -> list[Path]:
 
 
 def source_of(file: Path) -> str:
-    """The name of a file without its endings: of simple_wiki.train.txt, simple_wiki."""
+    """A file's name without its endings: simple_wiki for simple_wiki.train.txt."""
     return file.name.partition(".")[0].lower().replace("-", "_")
 
 
 def ending_of(file: Path) -> str | None:
-    """ "train", "dev" or "test" where the name says so."""
+    """The split in the name: "train", "dev" or "test"."""
     return next(
         (_ENDINGS[part] for part in file.name.lower().split(".")[1:] if part in _ENDINGS), None
     )
@@ -82,7 +82,7 @@ def _nothing_in(path: str, place: Path) -> str:
 
 
 def absent(path: str) -> str | None:
-    """What to say of a folder that is not here and cannot be on the hub."""
+    """The error message for a folder that does not exist and cannot be a hub name."""
     if os.path.exists(os.path.expanduser(path)) or _on_hub(path) is not None:
         return None
     return f"there is no folder {path!r}; {_WHERE}"
@@ -95,7 +95,7 @@ def _on_hub(path: str) -> re.Match[str] | None:
 
 
 def _from_hub(path: str) -> Path:
-    """Where the files of a data set lie after they were downloaded, once."""
+    """The local path of a data set's files, downloaded once."""
     parts = _on_hub(path)
     if parts is None:
         raise RunError(f"there is no folder {path!r}; {_WHERE}")

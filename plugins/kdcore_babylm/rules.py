@@ -1,7 +1,7 @@
-"""Rules that clean any text, marked-up pages and printed ones: each takes a text and gives a text.
+"""Cleaning rules for any text, for markup and for print: functions from text to text.
 
-A rule changes nothing that it has cleaned already, and no text grows. The rules for what was spoken
-are in `speech.py`, and which source needs which in `sources.py`.
+Every rule is idempotent and never lengthens a text. Rules for speech are in `speech.py`;
+`sources.py` assigns rules to sources.
 """
 
 from __future__ import annotations
@@ -72,16 +72,16 @@ _BLANKS = re.compile(r"\n(?:[ \t]*\n){2,}")
 
 
 def until_still(pattern: re.Pattern[str], text: str, by: str = "") -> str:
-    """Replace until nothing matches: what is left may match where it did not. `by` is shorter."""
+    """Replace until nothing matches, as a replacement can create new matches. `by` is shorter."""
     while (changed := pattern.sub(by, text)) != text:
         text = changed
     return text
 
 
 def spaces(text: str) -> str:
-    """Tabs, unbreakable and other odd spaces are spaces; one is enough, and none at line ends.
+    """Collapse tabs, non-breaking and other spaces to one space; none at the ends of lines.
 
-    Every line ends in a newline. What cannot be seen (soft hyphens, byte order marks) goes.
+    Every line ends in a newline. Invisible characters (soft hyphens, byte order marks) are removed.
     """
     text = _ODD_ENDS.sub("\n", _UNSEEN.sub("", text))
     text = re.sub(" {2,}", " ", _ODD_SPACES.sub(" ", text))
@@ -89,34 +89,34 @@ def spaces(text: str) -> str:
 
 
 def quotes(text: str) -> str:
-    """Curly quotes, backticks and two single quotes are ' and "."""
+    """Curly quotes, backticks and doubled single quotes become ' and "."""
     return _DOUBLE.sub('"', _SINGLE.sub("'", text))
 
 
 def blank_lines(text: str) -> str:
-    """Between lines at most one blank line, none around the text."""
+    """At most one blank line in a row, and none at either end of the text."""
     return _BLANKS.sub("\n\n", text).strip("\n")
 
 
 def tags(text: str) -> str:
-    """HTML tags and comments go; <br> ends a line. Other things in angles stay."""
+    """Remove HTML tags and comments; <br> becomes a line break. Other angle brackets stay."""
     return until_still(_TAG, until_still(_BREAK, text, "\n")) if "<" in text else text
 
 
 def entities(text: str) -> str:
-    """What &amp; and its like stand for, also where they were escaped twice."""
+    """Decode &amp; and other entities, doubly escaped ones too."""
     while "&" in text and (changed := _ENTITY.sub(_entity, text)) != text:
         text = changed
     return text
 
 
 def joined(text: str) -> str:
-    """Words and punctuation that a tokenizer took apart: "do n't stop !" is "don't stop!"."""
+    """Rejoin words and punctuation split by a tokenizer: "do n't stop !" becomes "don't stop!"."""
     return _APART.sub("", _BEFORE.sub("", text))
 
 
 def brackets(text: str) -> str:
-    """Brackets that a treebank wrote as -LRB- and -RRB-."""
+    """Treebank brackets -LRB- and -RRB- become parentheses."""
     for side, (round_, square, curly) in _BRACKETS.items():
         for letter, bracket in (("R", round_), ("S", square), ("C", curly)):
             text = text.replace(f"-{side}{letter}B-", bracket)
@@ -124,69 +124,69 @@ def brackets(text: str) -> str:
 
 
 def headings(text: str) -> str:
-    """Wiki headings, = = Title = =, are their titles."""
+    """Wiki headings, = = Title = =, become their titles."""
     return _HEADING.sub(r"\1", text)
 
 
 def file_titles(text: str) -> str:
-    """Headings that name a file, not a text, go: = = = PG1342 = = =."""
+    """Remove headings that name a file instead of a text: = = = PG1342 = = =."""
     return re.sub(r"^ ?= = = \S+ = = = ?(?:\n|\Z)", "", text, flags=_LINES)
 
 
 def links(text: str) -> str:
-    """Wiki links are what one reads of them; pictures and categories go."""
+    """Wiki links become their visible text; images and categories are removed."""
     while "[" in text and (changed := _LINK.sub(_label, text)) != text:
         text = changed
     return text
 
 
 def emphasis(text: str) -> str:
-    """The wiki's runs of quotes for bold and italics go; an apostrophe stays."""
+    """Remove the wiki's runs of quotes for bold and italics; apostrophes stay."""
     return re.sub("'{2,5}", "", text)
 
 
 def templates(text: str) -> str:
-    """Wiki templates and tables go."""
+    """Remove wiki templates and tables."""
     return until_still(_TEMPLATE, text)
 
 
 def references(text: str) -> str:
-    """Marks of footnotes and of missing references go, with what stands in <ref>."""
+    """Remove footnote marks and "citation needed" marks, with the content of <ref>."""
     return until_still(_REFERENCE, text)
 
 
 def bullets(text: str) -> str:
-    """Marks of list items at the start of a line go."""
+    """Remove list markers at the start of a line."""
     return _BULLET.sub("", text)
 
 
 def page_numbers(text: str) -> str:
-    """Page numbers go: alone on a line, or in brackets as [Pg 12]."""
+    """Remove page numbers: alone on a line, or in brackets as [Pg 12]."""
     return until_still(_PAGE, text)
 
 
 def illustrations(text: str) -> str:
-    """Notes of what cannot be printed go, with their captions: [Illustration: ...]."""
+    """Remove notes about illustrations, with their captions: [Illustration: ...]."""
     return until_still(_PICTURE, text)
 
 
 def italics(text: str) -> str:
-    """Underscores around words go; those in names stay."""
+    """Remove underscores around words; those within names stay."""
     return until_still(_ITALIC, text, r"\1")
 
 
 def running_heads(text: str) -> str:
-    """A page's title in capitals beside its number goes; CHAPTER 12 stays."""
+    """Remove running heads, a title in capitals next to a page number; CHAPTER 12 stays."""
     return until_still(_RUNNING, text)
 
 
 def ornaments(text: str) -> str:
-    """Lines of stars, dashes or the like go."""
+    """Remove lines of stars, dashes and the like."""
     return _ORNAMENT.sub("", text)
 
 
 def licence(text: str) -> str:
-    """Project Gutenberg's words before and after a book go."""
+    """Remove Project Gutenberg's text before and after a book."""
     for pattern in (_LICENCE_HEAD, _LICENCE_TAIL, _PRODUCED):
         text = until_still(pattern, text)
     return text

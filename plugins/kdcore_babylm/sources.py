@@ -1,4 +1,4 @@
-"""The sources of the BabyLM corpora: what each is cleaned of, and where its documents end."""
+"""The sources of the BabyLM corpora: their cleaning rules, and their document boundaries."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from kdcore_babylm import rules, speech
 
 Rule = Callable[[str], str]
 
-_LONGEST = 1 << 20  # characters of a document: what bounds the memory
+_LONGEST = 1 << 20  # characters of a document, to bound memory
 _TITLE = re.compile(r"^\s*= = = .* = = =\s*$")
 _MARKUP = (rules.tags, rules.entities)
 _CAPTIONS = (
@@ -33,27 +33,28 @@ _WIKI = (
     rules.emphasis,
     rules.headings,
     rules.bullets,
-    rules.quotes,  # the wiki's own runs of them are gone by then
+    rules.quotes,  # the wiki's own runs of quotes are removed by now
 )
 
 
 @dataclass(frozen=True)
 class Source:
-    """The rules of a source, in order. Those for spaces and blank lines are for every source."""
+    """A source's rules, in order. Rules for spaces and blank lines apply to every source."""
 
     rules: tuple[Rule, ...]
     blank_lines_end_documents: bool = False
 
     def cleaned(self, text: str) -> str:
-        """A document without what is no text of its author's or speaker's."""
+        """A document without anything its author or speaker did not write or say."""
         for rule in (rules.spaces, *self.rules, rules.spaces, rules.blank_lines):
             text = rule(text)
         return text
 
     def documents(self, lines: Iterable[str]) -> Iterator[str]:
-        """What lies between titles (= = = X = = =), and between blank lines where these say so.
+        """What lies between titles (= = = X = = =), or between blank lines if these are borders.
 
-        A title is the first line of its document. What is too long is cut at the end of a line.
+        A title is the first line of its document. Documents that are too long are cut at a line
+        end.
         """
         document, length = list[str](), 0
         for line in lines:

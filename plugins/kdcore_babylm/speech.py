@@ -1,4 +1,4 @@
-"""Rules for what was spoken: subtitles, and who speaks. Each takes a text and gives a text."""
+"""Cleaning rules for speech: subtitles and speaker labels. Functions from text to text."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _NAME = re.compile(
     rf"^(?:>>+ *)?(?:[A-Z][A-Z .'-]{{1,24}}|{_WHO})(?: ?#?\d{{1,2}})?: +(?=\S)|^>>+ *(?=\S)", _LINES
 )
 _SHOUTED = re.compile(r"^[^a-km-z\n]*l[^a-km-z\n]*$", _LINES)
-# Letters come first and what may not stand before them after that: so the search is fast.
+# The letters first, then what must not precede them: this order makes the search fast.
 _CAPITALS = re.compile(r"[A-Z](?<!\w.)(?:[A-Z]+l|l+[A-Z])[A-Zl]*\b")
 _ALONE = re.compile(r"l(?<![\w'.-].)(?<!\d .)(?![\w'-]|\.\w)")
 _SHORT = re.compile(
@@ -49,47 +49,47 @@ _CREDIT_WORDS = (" by", "www.", "http", "subtitle")
 
 
 def timing(text: str) -> str:
-    """When a subtitle is shown, and how, goes; a time of day within a line stays."""
+    """Remove times and formatting of subtitles; a time of day within a line stays."""
     return until_still(_TIMING, text)
 
 
 def credits(text: str) -> str:
-    """Lines that say who made the subtitles, or where they lie, go."""
+    """Remove lines of credits and download sites of subtitles."""
     return "\n".join(line for line in text.split("\n") if not _is_credit(line.lower()))
 
 
 def music(text: str) -> str:
-    """The marks of songs go, and what is sung stays."""
+    """Remove music symbols; lyrics stay."""
     return until_still(_SONG, _MUSIC.sub("", text), r"\1")
 
 
 def cues(text: str) -> str:
-    """What is heard and not said goes: [door slams], (LAUGHS). An abbreviation (NATO) stays."""
+    """Remove sound cues: [door slams], (LAUGHS). Abbreviations (NATO) stay."""
     return until_still(_CUE, text, r"\1")
 
 
 def dashes(text: str) -> str:
-    """The dash before what somebody says goes; one before a number stays."""
+    """Remove the dash before a spoken line; one before a number stays."""
     return _DASH.sub("", text)
 
 
 def chat_labels(text: str) -> str:
-    """CHILDES: speakers (*CHI:) go, and all lines that are notes (%act:, @Situation:)."""
+    """CHILDES: remove speakers (*CHI:), and all annotation lines (%act:, @Situation:)."""
     return until_still(_CHAT, text)
 
 
 def turn_labels(text: str) -> str:
-    """Switchboard: the letter of the caller goes, as in "A: Hello"."""
+    """Switchboard: remove the caller's letter, as in "A: Hello"."""
     return _TURN.sub("", text)
 
 
 def name_labels(text: str) -> str:
-    """The speaker's name in capitals or by role goes, as in "JOHN: Hello" and ">> Hello"."""
+    """Remove the speaker's name in capitals or role, as in "JOHN: Hello" and ">> Hello"."""
     return until_still(_NAME, text)
 
 
 def misread_i(text: str) -> str:
-    """The l that was an I: "lN THE", "l'm", "lt is". Names such as Al stay."""
+    """Correct l misread for I: "lN THE", "l'm", "lt is". Names such as Al stay."""
     before = ""
     while "l" in text and text != before:
         before = text
@@ -104,7 +104,7 @@ def _with_i(found: re.Match[str]) -> str:
 
 
 def _with_i_if_shouted(found: re.Match[str]) -> str:
-    """Three capitals are no name."""
+    """Three capitals are not a name."""
     shouted = sum("A" <= letter <= "Z" for letter in found[0]) >= 3
     return _with_i(found) if shouted else found[0]
 

@@ -1,4 +1,4 @@
-"""BLiMP: does the student find the grammatical sentence of a pair likelier than the other one?"""
+"""BLiMP: does the student prefer the grammatical sentence of a minimal pair?"""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ __all__ = ["Blimp"]
 class Blimp(Eval):
     """Minimal pairs: the share in which the grammatical sentence gets the higher log-probability.
 
-    `path` is a folder of JSONL files with `sentence_good` and `sentence_bad`, each file a paradigm,
-    or one such file, or a data set on the hub, each config a paradigm. `paradigms` chooses among
-    them, `pairs` takes the first so many of each. A sentence's log-probability is the sum over all
-    its tokens after what a document of the run begins with, else after a bos or an eos; a tie is
-    wrong. `prefix` is put before each
-    sentence and scored with it; lm-eval has a space there.
+    `path` is a folder of JSONL files with `sentence_good` and `sentence_bad`, one file per
+    paradigm, or one such file, or a data set on the hub with one config per paradigm. `paradigms`
+    selects among them; `pairs` takes the first so many of each. A sentence's log-probability is the
+    sum over all its tokens, after the token that begins a document of the run, else a bos or an
+    eos; a tie counts as wrong. `prefix` is prepended to each sentence and scored with it; lm-eval
+    uses a space.
     """
 
     name = "blimp"
@@ -40,7 +40,7 @@ class Blimp(Eval):
         self._held: Mapping[str, Sequence[Pair]] | None = None
 
     def faults(self, recipe: object) -> Iterator[str]:
-        """What can be told without reading: a path to nowhere, a paradigm without a file."""
+        """Report a missing path, or a paradigm without a file."""
         try:
             files_of(self.path, self.paradigms)
         except RunError as error:
@@ -48,11 +48,11 @@ class Blimp(Eval):
 
     @hookimpl
     def kdcore_run_start(self) -> None:
-        """Read the pairs: what is wrong with them is told before the training."""
+        """Read the pairs, so that errors in them show before training."""
         self._paradigms()
 
     def measure(self, run: Run) -> Mapping[str, float | str]:
-        """`blimp`, the mean over the paradigms whatever their sizes, and `blimp/PARADIGM`."""
+        """`blimp`, the unweighted mean over the paradigms, and `blimp/PARADIGM`."""
         paradigms = self._paradigms()
         pairs = [pair for some in paradigms.values() for pair in some]
         sums = run.log_likelihoods(self._rows(pairs, run))
@@ -64,7 +64,7 @@ class Blimp(Eval):
     def _rows(self, pairs: Sequence[Pair], run: Run) -> Sequence[Row]:
         begins: Sequence[int] = bos_of(run.data, run.tokenizer)
         eos = run.tokenizer.eos_token_id
-        if run.data.bos is False and eos is not None:  # a bos that was never seen
+        if run.data.bos is False and eos is not None:  # the model has never seen a bos
             begins = [eos]
         return rows_of(pairs, run.tokenizer, self.prefix, begins)
 
@@ -81,7 +81,7 @@ def rows_of(
     prefix: str = "",
     bos: Sequence[int] = (),
 ) -> Sequence[Row]:
-    """A row for each sentence, good and bad in turn: what it begins with, then what is scored."""
+    """A row per sentence, good and bad alternating: the opening token, then the scored tokens."""
     own = [tokenizer.bos_token_id, tokenizer.eos_token_id]
     start = [*bos] or [each for each in own if each is not None][:1]
     if not start:

@@ -1,4 +1,4 @@
-"""A data set on the hub: its configs and their rows, also from what was downloaded before."""
+"""A data set on the hub: its configs and their rows, offline too if already downloaded."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def configs_of(name: str) -> Sequence[str]:
 
 
 def rows_of(name: str, config: str) -> Iterable[Mapping[str, object]]:
-    """The rows of a config. What has pairs to test with has one split, "train"."""
+    """The rows of a config. Evaluation sets have one split, "train"."""
     from datasets import load_dataset
 
     table: Any = _loaded(lambda: load_dataset(name, config, split="train"), f"{name}, {config}")
@@ -27,7 +27,7 @@ def rows_of(name: str, config: str) -> Iterable[Mapping[str, object]]:
 
 
 def _in_card(name: str) -> Sequence[str]:
-    """What the card lists. `datasets` has the card on disk, and without the hub looks elsewhere."""
+    """The configs listed in the card, which is on disk; `datasets` ignores it when offline."""
     from huggingface_hub import DatasetCard
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
@@ -47,7 +47,7 @@ def _asked(name: str) -> Sequence[str]:
 
 
 def _loaded(load: Callable[[], _Loaded], place: str) -> _Loaded:
-    """What was loaded, or why not, in one sentence."""
+    """The loaded data set; errors become one sentence."""
     from datasets.exceptions import DatasetsError
 
     try:

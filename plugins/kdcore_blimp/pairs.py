@@ -26,7 +26,7 @@ _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 def read_pairs(
     path: str, wanted: Sequence[str] | None, most: int | None
 ) -> Mapping[str, Sequence[Pair]]:
-    """The first `most` pairs of each wanted paradigm; None is all."""
+    """The first `most` pairs of each selected paradigm; None is all."""
     files = files_of(path, wanted)
     if files is None:
         return _of_hub(path, wanted, most)
@@ -34,7 +34,7 @@ def read_pairs(
 
 
 def files_of(path: str, wanted: Sequence[str] | None) -> Mapping[str, Path] | None:
-    """The file of each wanted paradigm; None where the path can only be a name on the hub."""
+    """The file of each selected paradigm; None if the path can only be a hub name."""
     place = local(path)
     if os.path.isfile(place):
         there = [place]

@@ -1,4 +1,4 @@
-"""A teacher whose answers are stored as they are first needed, for later epochs and runs."""
+"""A teacher cache: outputs are stored at their first use, for later epochs and runs."""
 
 from __future__ import annotations
 

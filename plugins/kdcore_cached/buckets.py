@@ -1,4 +1,4 @@
-"""Some ids of each token with their masses, and that of all others: the likeliest, or draws."""
+"""Some ids of each token with their masses, plus the mass of all others: top-k or sampled."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from kdcore_cached.others import (
 )
 from kdcore_cached.places import places
 
-_LOGITS = 2**24  # made at a time to find out what is stored
+_LOGITS = 2**24  # logits computed at a time while filling a store
 _HERE = "known.u1"
-_LOOKED_AT = 256  # tokens, to find out how many ids would hold enough
+_LOOKED_AT = 256  # tokens used to estimate how many ids would hold enough mass
 
 
 class Buckets(Kind):
-    """Some ids of each token, and the masses of each and of all others together.
+    """Some ids of each token, with the mass of each and of all others together.
 
-    A byte of 1, written last, marks what is there.
+    The mark, a byte of 1 that is written last, says that a token is stored.
     """
 
     tolerance = 0.1
@@ -42,22 +42,22 @@ class Buckets(Kind):
 
     @abstractmethod
     def log_masses(self, stored: Tensor) -> Tensor:
-        """What is stored of each id, as log-probabilities with that of all others [n, k + 1]."""
+        """The stored masses as log-probabilities, the last that of all others [n, k + 1]."""
 
     def coarse(self, values: Sequence[np.ndarray]) -> SparseLogits:
-        """What the arrays hold of some tokens, as a teacher tells it."""
+        """The arrays of some tokens as a teacher's output."""
         return self.told([torch.from_numpy(some) for some in self.needed(values)])
 
     def needed(self, values: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
-        """Those that `told` asks for: all but the marks."""
+        """The arrays that `told` reads: all but the marks."""
         return [*values[:2], *values[len(self.arrays) :]]
 
     def told(self, values: Sequence[Tensor]) -> SparseLogits:
-        """What the arrays hold of some tokens, wherever it was moved to."""
+        """The arrays of some tokens, on any device, as a teacher's output."""
         return SparseLogits(values[0].long(), self.log_masses(values[1]), {})
 
     def broken(self, values: Sequence[np.ndarray], vocabulary: int) -> np.ndarray:
-        """Ids that are none, or twice there, or masses that are not 1 together."""
+        """Invalid or repeated ids, or masses that do not sum to 1."""
         ids, masses = (torch.from_numpy(some) for some in values[:2])
         logs = self.log_masses(masses)
         none = ((ids < -1) | (ids >= vocabulary)).any(-1)
@@ -68,7 +68,7 @@ class Buckets(Kind):
         return found
 
     def differs(self, stored: Sequence[np.ndarray], live: Sequence[np.ndarray]) -> np.ndarray:
-        """Half the sum of what masses differ by, over the ids that either knows."""
+        """Half the sum of the differences in mass, over the ids of either."""
         mine, theirs = self.coarse(stored), self.coarse(live)
         width = mine.ids.shape[1]
         p, q = mine.log_probabilities.exp(), theirs.log_probabilities.exp()
@@ -81,20 +81,20 @@ class Buckets(Kind):
 
 
 class TopK(Buckets):
-    """The k likeliest ids, the likeliest first, and log-probabilities at temperature 1 as float16.
+    """The k likeliest ids, in order, with log-probabilities at temperature 1 as float16.
 
-    Half precision rounds log p by at most 2^-11 of itself, so a probability p by 2^-11 p |log p|,
-    which is below 0.0002 for every p. The gradient of the forward KL, q - p, is wrong by no more.
-    Double the bytes would buy digits below what a half-precision teacher says itself.
+    Half precision rounds log p by a relative 2^-11, which changes a probability p by 2^-11 p |log
+    p|, less than 0.0002 for every p. The gradient of the forward KL, q - p, has the same error.
+    float32 would double the size for digits below the precision of a half-precision teacher.
     """
 
     name = "topk"
 
     def __init__(self, k: int, vocabulary: int, temperatures: Sequence[float] = ()) -> None:
         self.k = min(k, vocabulary - 1)
-        self.temperatures = temperatures  # at which the others' mass is stored too, none of them 1
-        self.gaps = False  # whether some ids are none, as of a teacher that knows some tokens only
-        self.wanted: dict[float, int] = {}  # temperature -> k that would hold enough, if k does not
+        self.temperatures = temperatures  # other than 1; the others' mass is stored at these too
+        self.gaps = False  # whether ids may be missing: a teacher may know some tokens only
+        self.wanted: dict[float, int] = {}  # temperature -> a sufficient k, if this one is not
         self.beside = [others_array(each) for each in temperatures]
         self.arrays = (
             Array("ids.i32", np.dtype(np.int32), self.k),
@@ -103,15 +103,15 @@ class TopK(Buckets):
         )
 
     def bound(self) -> dict[str, object]:
-        """How many ids."""
+        """The number of ids."""
         return {"k": self.k}
 
     def log_masses(self, stored: Tensor) -> Tensor:
-        """As they are."""
+        """Stored as they are."""
         return stored.float()
 
     def told(self, values: Sequence[Tensor]) -> SparseLogits:
-        """Also the others' logits at each temperature, beside which the ids' have theirs."""
+        """The output, including the others' logit at each temperature."""
         ids, logs, _ = super().told(values[:2])
         if self.gaps:
             return GappedLogits(ids, logs)
@@ -121,7 +121,7 @@ class TopK(Buckets):
         )
 
     def scored(self, teacher: Teacher, batch: Batch) -> Sequence[np.ndarray]:
-        """The k likeliest, and what is left of the others: summed, not subtracted from 1."""
+        """The k likeliest, and the others' mass, summed because 1 - the rest would lose digits."""
         if teacher.ids_known() is not None:
             return self._of_few(teacher, batch)
         pieces = []
@@ -135,7 +135,7 @@ class TopK(Buckets):
         return _joined(pieces)
 
     def _of_few(self, teacher: Teacher, batch: Batch) -> Sequence[np.ndarray]:
-        """The k likeliest of a teacher that knows some ids; where it knows nothing, no id."""
+        """The k likeliest of a teacher that knows only some ids; no ids where it knows none."""
         at, known = read_outputs(teacher, batch), teacher.known(batch)
         pieces = []
         size = max(1, _LOGITS // batch.vocabulary)
@@ -147,6 +147,7 @@ class TopK(Buckets):
             rest = torch.cat([logs[:, self.k :], said.log_probabilities[:, -1:]], -1)
             values = torch.cat([logs[:, : self.k], rest.logsumexp(-1, keepdim=True)], -1)
             if known is not None:
+                # Where the teacher knows no id, the bucket of all others has the whole mass.
                 nothing = torch.full_like(values, -100.0).index_fill(
                     1, torch.tensor([self.k], device=values.device), 0.0
                 )
@@ -156,7 +157,7 @@ class TopK(Buckets):
         return _joined(pieces)
 
     def differs(self, stored: Sequence[np.ndarray], live: Sequence[np.ndarray]) -> np.ndarray:
-        """Also what the others' shares at other temperatures differ by."""
+        """Includes the differences of the others' shares at other temperatures."""
         found = super().differs(stored, live)
         marks = len(self.arrays)
         for mine, theirs in zip(stored[marks:], live[marks:], strict=True):
@@ -165,17 +166,18 @@ class TopK(Buckets):
         return found
 
     def _look_for_more(self, logs: Tensor, tempered: Sequence[Tensor]) -> None:
-        """How many ids would hold enough at a temperature, where those that are stored do not."""
+        """Estimate how many ids would hold enough mass, at temperatures where the k ids do not."""
         for at, shares in zip(self.temperatures, tempered, strict=True):
             if at not in self.wanted and float((1 - shares.float().exp()).mean()) < ENOUGH:
                 self.wanted[at] = ids_that_hold(ENOUGH, (logs[:_LOOKED_AT] / at).softmax(-1))
 
 
 class Sampled(Buckets):
-    """Ids drawn from the teacher's distribution, and how often each was: an unbiased estimate.
+    """Ids sampled from the teacher's distribution, with counts: an unbiased estimate.
 
-    Anshumann et al. 2025 (Sparse Logit Sampling), arXiv:2503.16870, with proposals at temperature
-    1. Others would need weights that a loss's softmax would bring to a sum of 1, which is biased.
+    Anshumann et al. 2025 (Sparse Logit Sampling), arXiv:2503.16870, with the proposal distribution
+    at temperature 1. Another proposal would need importance weights, which a loss's softmax
+    normalises to a sum of 1; that would bias the estimate.
     """
 
     name = "sampled"
@@ -190,23 +192,23 @@ class Sampled(Buckets):
         )
 
     def bound(self) -> dict[str, object]:
-        """What decides what is drawn."""
+        """The options that determine the samples."""
         return {"draws": self.draws, "seed": self.seed}
 
     def log_masses(self, stored: Tensor) -> Tensor:
-        """Shares of the draws. Where the arrays hold all ids but one, that has the rest."""
+        """Counts divided by draws. If the arrays hold all ids but one, that id has the rest."""
         counts = stored.float()
         others = self.draws - counts.sum(-1, keepdim=True)
         return (torch.cat([counts, others], -1) / self.draws).log()
 
     def broken(self, values: Sequence[np.ndarray], vocabulary: int) -> np.ndarray:
-        """Also where draws are missing."""
+        """Includes missing draws."""
         missing = values[1].sum(-1, dtype=np.int64) != self.draws
         found = super().broken(values, vocabulary)
         return found if self.width == vocabulary - 1 else found | missing
 
     def scored(self, teacher: Teacher, batch: Batch) -> Sequence[np.ndarray]:
-        """The draws of each token hang on the seed and its place in the text only."""
+        """Draw ids for each token, depending only on the seed and its place in the text."""
         document, offset = places(batch)
         pieces, at = [], 0
         for logits in _logits(teacher, batch):
@@ -217,24 +219,24 @@ class Sampled(Buckets):
         return _joined(pieces)
 
     def _counted(self, ids: Tensor, vocabulary: int) -> tuple[Tensor, Tensor]:
-        """Each id once, the most frequent first; filled up with ids that were never drawn."""
+        """Each id once, the most frequent first, padded with ids that were never drawn."""
         ones = torch.ones_like(ids)
         counts = torch.zeros(len(ids), vocabulary, dtype=torch.int64, device=ids.device)
         counts.scatter_add_(1, ids, ones)
-        # Of equal counts the smaller id: what is stored must not hang on how a device sorts.
+        # Ties go to the smaller id: stored values must not depend on a device's sort order.
         ranks = counts * vocabulary - torch.arange(vocabulary, device=ids.device)
         chosen = ranks.topk(self.width).indices
         return chosen.int(), counts.gather(1, chosen).to(torch.uint8)
 
 
 def _logits(teacher: Teacher, batch: Batch) -> Iterator[Tensor]:
-    """The teacher's logits at the batch's valid positions, some at a time."""
+    """The teacher's logits at the batch's valid positions, in chunks."""
     at = read(teacher, batch)
     for some in torch.split(batch.valid, max(1, _LOGITS // batch.vocabulary)):
         yield at(some)
 
 
 def _joined(pieces: Sequence[tuple[Tensor, ...]]) -> Sequence[np.ndarray]:
-    """Ids, what is stored of them, the marks that they are there, and what lies beside."""
+    """The arrays in order: ids, values, marks, and any extra files."""
     ids, values, *more = (torch.cat(some).cpu().numpy() for some in zip(*pieces, strict=True))
     return ids, values, np.ones(len(ids), np.uint8), *more

@@ -1,4 +1,4 @@
-"""Filling the stores of a stage ahead of its run, and comparing them with the live teachers."""
+"""Fill the caches of a stage ahead of its run, and compare them with the live teachers."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from kdcore_cached.teacher import CachedTeacher
 
 @dataclass(frozen=True)
 class Difference:
-    """What is stored of a sample of tokens, beside what the teacher says of them."""
+    """The difference between stored and live outputs on a sample of tokens."""
 
-    tokens: int  # that were compared
-    missing: int  # of the sample, which nothing is stored of
+    tokens: int  # compared
+    missing: int  # sampled but not stored
     mean: float
     largest: float
     tolerance: float
 
     @property
     def is_small(self) -> bool:
-        """Whether it may be rounding."""
+        """Whether rounding can explain it."""
         return self.largest <= self.tolerance
 
 
 @dataclass(frozen=True)
 class Work:
-    """What one cached teacher stores of one split."""
+    """The cache of one teacher for one split."""
 
     run: Run
     teacher: CachedTeacher
@@ -40,12 +40,12 @@ class Work:
 
     @property
     def label(self) -> str:
-        """The teacher inside, as it was typed."""
+        """The wrapped teacher, as given in the recipe."""
         return describe(self.teacher.teacher)
 
     @property
     def tokens(self) -> int:
-        """Slots of the store: all tokens of the split, whatever its rows predict."""
+        """Slots of the store: all tokens of the split, whichever its rows predict."""
         return int(self.run.laid(self.split).split.lengths.sum())
 
     @property
@@ -55,11 +55,11 @@ class Work:
 
     @property
     def bytes_per_token(self) -> int:
-        """On disk."""
+        """Bytes on disk."""
         return self.teacher.kind_for(self.run.vocabulary).bytes_per_token
 
     def build(self, done: Callable[[int], None]) -> tuple[Kept, int]:
-        """Store what is missing, telling of rows as they are done; how many tokens were missing."""
+        """Store what is missing, reporting progress in rows; return the number of new tokens."""
         asked = new = 0
         for batch in iter_batches(self.run, self.rows):
             store = self.teacher.store(batch)
@@ -72,7 +72,7 @@ class Work:
         return kept, new
 
     def compare(self, tokens: int) -> Difference:
-        """Rows of so many tokens, drawn by the run's seed, beside what the live teacher says."""
+        """Compare stored and live outputs on rows of so many tokens, drawn with the run's seed."""
         order = np.random.default_rng(self.run.seed).permutation(len(self.rows))
         apart, missing = np.zeros(0), 0
         for index in order.tolist():
@@ -86,7 +86,7 @@ class Work:
         return Difference(len(apart), missing, mean, largest, tolerance)
 
     def _apart(self, batch: Batch) -> tuple[np.ndarray, int]:
-        """How far each token is off, and how many are missing; if all are, no teacher is loaded."""
+        """The difference of each token, and how many are missing; loads no teacher if all are."""
         store = self.teacher.store(batch)
         asked = store.missing(store.slots(batch))
         if asked.all():
@@ -101,12 +101,12 @@ class Work:
 
 
 def cached_in(stage: Stage) -> list[CachedTeacher]:
-    """The cached teachers of a stage, nested ones too."""
+    """The cached teachers of a stage, including nested ones."""
     return [one for one in stage.components() if isinstance(one, CachedTeacher)]
 
 
 def works(run: Run) -> Iterator[Work]:
-    """What a stage's cached teachers store: of training, and of validation if evals ask."""
+    """The caches of a stage: for training, and for validation if evals need it."""
     for teacher in cached_in(run.recipe):
         teacher.load(run)
         yield Work(run, teacher, run.rows("train"), "train")

@@ -1,4 +1,4 @@
-"""The stores that lie in a folder, by what is written in them: without teacher, data or recipe."""
+"""The stores in a folder, read from their own metadata, without teacher, data or recipe."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from kdcore_cached.kinds import Array, Kind, Losses
 from kdcore_cached.others import first_filled, mass_of_known, others_array, temperatures_in
 from kdcore_cached.store import ABOUT, META, key_of, mapped
 
-_SLOTS = 1 << 18  # looked at together
+_SLOTS = 1 << 18  # processed together
 
 
 def kind_of(meta: Mapping[str, Any], temperatures: Sequence[float] = ()) -> Kind:
-    """The kind that `meta.json` tells of, with files for these temperatures beside it."""
+    """The kind described by `meta.json`, with files for these temperatures."""
     if meta["kind"] == TopK.name:
         return TopK(meta["k"], meta["vocabulary"], temperatures)
     if meta["kind"] == Sampled.name:
@@ -36,64 +36,64 @@ def kind_of(meta: Mapping[str, Any], temperatures: Sequence[float] = ()) -> Kind
 
 @dataclass(frozen=True)
 class Kept:
-    """A store as it lies on disk."""
+    """A store on disk."""
 
     folder: Path
 
     @cached_property
     def meta(self) -> dict[str, Any]:
-        """What it is bound to."""
+        """What identifies it."""
         found: dict[str, Any] = json.loads((self.folder / META).read_text(encoding="utf-8"))
         return found
 
     @property
     def about(self) -> dict[str, Any]:
-        """What people are told; stores of earlier versions know less."""
+        """Information for the user; stores of earlier versions have less."""
         told: dict[str, Any] = {}
-        with suppress(OSError, ValueError):  # nothing hangs on it
+        with suppress(OSError, ValueError):  # optional information
             told = dict(json.loads((self.folder / ABOUT).read_text(encoding="utf-8")))
         return {"teacher": self.folder.name.split("-")[0], "data": self.meta["data"][:12]} | told
 
     def tell(self, **more: object) -> None:
-        """Add to what people are told."""
+        """Add information for the user."""
         told = json.dumps(self.about | more, indent=1)
         whole = self.folder / f".{ABOUT}-{uuid4().hex}"
         whole.write_text(told, encoding="utf-8")
         whole.replace(self.folder / ABOUT)
 
     def wanted(self) -> dict[float, int]:
-        """Temperature -> how many ids would hold a tenth of the mass, where those here do not."""
+        """Temperature -> the number of ids for a tenth of the mass, where these have less."""
         return {float(at): k for at, k in self.about.get("wanted", {}).items()}
 
     @cached_property
     def kind(self) -> Kind:
-        """What it holds of each token."""
+        """What it stores per token."""
         return kind_of(self.meta, temperatures_in(self.folder))
 
     @property
     def bytes(self) -> int:
-        """On disk."""
+        """Bytes on disk."""
         return sum(path.stat().st_size for path in self.folder.iterdir())
 
     @property
     def tokens(self) -> int:
-        """Its slots."""
+        """The number of slots."""
         mark = self.kind.arrays[-1]
         return (self.folder / mark.file).stat().st_size // mark.bytes_per_token
 
     def filled(self) -> int:
-        """The slots that hold something."""
+        """The number of filled slots."""
         return sum(int(there.sum()) for _, there in self._marks())
 
     def share(self) -> tuple[float, str]:
-        """How much is filled: of what was asked of it in all, where that is known, or of all."""
+        """The filled share: of the tokens needed so far, if known, else of all."""
         asked, filled = self.about.get("asked"), self.filled()
         if asked:
             return min(1.0, filled / asked), "of what the rows predict"
         return filled / max(1, self.tokens), "of all tokens"
 
     def fault(self) -> str | None:
-        """Why it cannot be read: a torn file, or a name that is not that of its content."""
+        """Why it cannot be read: a torn file, or a name that does not match its content."""
         meta = self.folder / META
         if not meta.is_file():
             return f"{META} is missing"
@@ -116,9 +116,9 @@ class Kept:
         return None
 
     def forget_broken(self, done: Callable[[int], None] = lambda slots: None) -> int:
-        """Mark as missing what cannot have been written whole; how many slots that are.
+        """Mark incompletely written slots as missing; return their number.
 
-        `done` is told how many slots were looked at.
+        `done` receives the number of slots checked so far.
         """
         arrays = [mapped(self.folder, one, self.tokens) for one in self.kind.arrays]
         hashed = (self.folder / CHECK.file).is_file()
@@ -137,7 +137,7 @@ class Kept:
         return found + sum(self._forget_beside(one) for one in self.kind.beside)
 
     def _forget_beside(self, array: Array) -> int:
-        """The same of a file beside, whose numbers are below 0 wherever they are there."""
+        """The same for an extra file, whose valid numbers are below 0."""
         values, found = mapped(self.folder, array, self.tokens), 0
         for start in range(0, self.tokens, _SLOTS):
             some = values[start : start + _SLOTS]
@@ -147,7 +147,7 @@ class Kept:
         return found
 
     def masses(self) -> dict[float, float]:
-        """The mass of the stored ids at each temperature that the store knows, on average."""
+        """The mean mass of the stored ids, at each temperature that the store has."""
         found = {}
         for at in temperatures_in(self.folder):
             shares = first_filled(mapped(self.folder, others_array(at), self.tokens, "r"))
@@ -156,7 +156,7 @@ class Kept:
         return found
 
     def _marks(self) -> Iterator[tuple[int, np.ndarray]]:
-        """Whether slots are filled, some at a time."""
+        """Whether slots are filled, in chunks."""
         marks = mapped(self.folder, self.kind.arrays[-1], self.tokens, "r")
         for start in range(0, self.tokens, _SLOTS):
             yield start, ~self.kind.missing(np.asarray(marks[start : start + _SLOTS]))
@@ -171,7 +171,7 @@ def stores_in(caches: Path) -> list[Kept]:
 
 
 def find_store(name: str, caches: Path) -> Kept:
-    """The store that a path, a name or the unique beginning or end of one means."""
+    """The store with this path, name, or unique beginning or end of a name."""
     known = stores_in(caches)
     if exact := [one for one in known if one.folder.name == Path(name).name]:
         return exact[0]

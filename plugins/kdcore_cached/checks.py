@@ -1,6 +1,7 @@
-"""A small hash of what a store holds of each token, written before the mark that says it is there.
+"""A small checksum per token, written before the mark that says the token is stored.
 
-A bit that flips on the disk, a page that never reached it: what does not fit its hash is missing.
+It detects flipped bits and pages that never reached the disk: values that do not match count as
+missing.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ CHECK = Array("check.u16", np.dtype(np.uint16))
 
 
 def check_beside(array: Array) -> Array:
-    """The hashes of a file that was laid beside a store; 0 where an earlier version wrote."""
+    """The checksums of an extra file; 0 where an earlier version wrote."""
     return Array(f"{array.file}.{CHECK.file}", CHECK.dtype)
 
 
@@ -24,7 +25,7 @@ _ODD, _STEP, _NOTHING = (np.uint64(each) for each in (0x9E3779B97F4A7C15, 0xBF58
 
 
 def checks_of(slots: np.ndarray, values: Iterable[np.ndarray]) -> np.ndarray:
-    """A hash of what the arrays hold of some slots, uint16 [n], never 0. Other slots, others."""
+    """A checksum of slot number and values of the arrays at some slots, uint16 [n], never 0."""
     total = slots.astype(np.uint64) * _STEP
     for array in values:
         flat = np.ascontiguousarray(array).reshape(len(slots), math.prod(array.shape[1:]))
@@ -37,7 +38,7 @@ def checks_of(slots: np.ndarray, values: Iterable[np.ndarray]) -> np.ndarray:
 
 
 def _words(rows: np.ndarray) -> Iterable[np.ndarray]:
-    """Bytes [n, width] in words of eight, filled up with zeros, uint64 [n] each."""
+    """Bytes [n, width] as 8-byte words, zero-padded, uint64 [n] each."""
     wide = -(-rows.shape[1] // 8) * 8
     padded = np.zeros((len(rows), wide), np.uint8)
     padded[:, : rows.shape[1]] = rows

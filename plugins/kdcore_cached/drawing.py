@@ -1,4 +1,4 @@
-"""Draws from distributions that hang on a seed and the token's place only, not on the batch."""
+"""Sampling that depends only on a seed and the token's place in the text, not on the batch."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ _MIXING = (
 def drawn(
     logits: Tensor, seed: int, document: np.ndarray, offset: np.ndarray, draws: int
 ) -> Tensor:
-    """Ids [n, draws], each drawn from softmax(logits) [n, V] by itself."""
-    # In float32 the sums of 150,000 probabilities would be off by more than rare ids have.
+    """Ids [n, draws], each row sampled from its softmax(logits) [n, V] by inverse transform."""
+    # float32 cumulative sums over 150,000 ids would have errors larger than a rare id's
+    # probability.
     sums = logits.double().softmax(-1).cumsum(-1)
     at = torch.from_numpy(uniform(seed, document, offset, draws)).to(logits.device)
     ids = torch.searchsorted(sums, at * sums[:, -1:], right=True)
@@ -25,17 +26,18 @@ def drawn(
 
 
 def uniform(seed: int, document: np.ndarray, offset: np.ndarray, draws: int) -> np.ndarray:
-    """Numbers in [0, 1) [n, draws]: SplitMix64, started anew at each place."""
+    """Numbers in [0, 1) [n, draws]: SplitMix64, seeded by seed, document and offset."""
     state: np.ndarray = np.full(len(document), seed, np.uint64)
     for key in (document, offset):
         state = _mixed(state + _STEP) ^ key.astype(np.uint64)
     steps = np.arange(1, draws + 1, dtype=np.uint64) * _STEP
     bits: np.ndarray = _mixed(_mixed(state + _STEP)[:, None] + steps)
+    # The upper 53 bits fill the mantissa of a float64.
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def _mixed(state: np.ndarray) -> np.ndarray:
-    """SplitMix64's output function: every bit of the state moves every bit."""
+    """SplitMix64's output function: every input bit affects every output bit."""
     for shift, factor in _MIXING:
         state = (state ^ (state >> shift)) * factor
     mixed: np.ndarray = state ^ (state >> np.uint64(31))

@@ -1,4 +1,4 @@
-"""What can be stored of a teacher at each token: a kind is a few arrays, and how they are made."""
+"""What a cache stores per token: a kind is a few arrays, and how to compute them."""
 
 from __future__ import annotations
 
@@ -13,58 +13,58 @@ from kdcore import Batch, Teacher, read_nll
 
 @dataclass(frozen=True)
 class Array:
-    """A flat file of a store: a number of a type for each token, or `width` numbers."""
+    """A flat file of a store: per token one number of a type, or `width` numbers."""
 
     file: str
     dtype: np.dtype
     width: int | None = None
-    fill: float = 0  # what stands where nothing was stored
+    fill: float = 0  # the value of empty slots
 
     @property
     def bytes_per_token(self) -> int:
-        """Of one token."""
+        """Bytes per token."""
         return self.dtype.itemsize * (self.width or 1)
 
 
 class Kind(ABC):
-    """What is stored of each token. The last of `arrays` is written last, and marks what is there.
+    """What is stored per token. The last of `arrays` is written last and marks filled slots.
 
-    Values come in the order of `arrays`, those of `beside` behind them.
+    Values come in the order of `arrays`, followed by those of `beside`.
     """
 
     name: str
     arrays: Sequence[Array]
-    beside: Sequence[Array] = ()  # more of each token, not in the store's key; 0: not there yet
-    tolerance: float  # by which `differs` may find what is stored off, in rounding of half types
+    beside: Sequence[Array] = ()  # extra files outside of the store's key; 0: empty
+    tolerance: float  # largest difference in `differs` that rounding of half types explains
 
     @property
     def bytes_per_token(self) -> int:
-        """On disk, with a hash of two bytes."""
+        """Bytes on disk, including a checksum of two bytes."""
         return 2 + sum(array.bytes_per_token for array in (*self.arrays, *self.beside))
 
     def bound(self) -> dict[str, object]:
-        """What else `meta.json` says of it."""
+        """The kind's own entries in `meta.json`."""
         return {}
 
     @abstractmethod
     def missing(self, marks: np.ndarray) -> np.ndarray:
-        """What the last array says of some tokens [n] -> whether nothing is stored there."""
+        """The last array at some tokens [n] -> whether the slot is empty."""
 
     def forgotten(self) -> float:
-        """What the last array is to hold where something is to be stored again."""
+        """The value of the last array that empties a slot."""
         return self.arrays[-1].fill
 
     @abstractmethod
     def scored(self, teacher: Teacher, batch: Batch) -> Sequence[np.ndarray]:
-        """What each array, also those beside, holds of what the batch's valid positions predict."""
+        """Each array's values, extra files too, for the tokens that valid positions predict."""
 
     @abstractmethod
     def broken(self, values: Sequence[np.ndarray], vocabulary: int) -> np.ndarray:
-        """Whether what the arrays hold of some tokens cannot be [n], as where writing was torn."""
+        """Whether values cannot be valid [n], for example after a torn write."""
 
     @abstractmethod
     def differs(self, stored: Sequence[np.ndarray], live: Sequence[np.ndarray]) -> np.ndarray:
-        """How far what is stored of some tokens is from what the teacher says of them [n]."""
+        """The difference between stored and live values of some tokens [n]."""
 
 
 class Losses(Kind):
@@ -85,11 +85,11 @@ class Losses(Kind):
         return (values.float().cpu().numpy(),)
 
     def broken(self, values: Sequence[np.ndarray], vocabulary: int) -> np.ndarray:
-        """No loss is negative, but by rounding."""
+        """Negative losses, beyond rounding."""
         found: np.ndarray = ~(values[0] > -1e-3)
         return found
 
     def differs(self, stored: Sequence[np.ndarray], live: Sequence[np.ndarray]) -> np.ndarray:
-        """In nats."""
+        """The absolute difference in nats."""
         found: np.ndarray = np.abs(stored[0] - live[0])
         return found

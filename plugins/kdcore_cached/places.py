@@ -1,4 +1,4 @@
-"""Where in the text the tokens of a batch stand."""
+"""Where the tokens of a batch are in the text."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def places(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
 
 
 def sent(array: np.ndarray, device: torch.device) -> torch.Tensor:
-    """A tensor of it on the device; the host does not wait until it is there."""
+    """The array as a tensor on the device, copied without waiting."""
     tensor = torch.from_numpy(array)
     if device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)

@@ -1,4 +1,4 @@
-"""A folder of flat, memory-mapped arrays, indexed by the token's document and its place there."""
+"""A folder of flat, memory-mapped arrays, indexed by a token's document and its offset there."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from kdcore_cached.checks import CHECK, check_beside, checks_of
 from kdcore_cached.kinds import Array, Kind
 from kdcore_cached.places import places
 
-META = "meta.json"  # what the values are bound to
-ABOUT = "about.json"  # the same for people
-_FILL = 1 << 20  # numbers written at a time when a file is made
+META = "meta.json"  # what identifies the values
+ABOUT = "about.json"  # the same for the user
+_FILL = 1 << 20  # numbers written at a time when a file is created
 
 
 class Store:
-    """A folder with `meta.json`, which says what the values are of, and the files of a kind.
+    """A folder with `meta.json`, which identifies the values, and the files of a kind.
 
-    A token's slot is its document's start and its index there. The folder's name is a hash of what
-    the values are bound to, so nothing else can be read from it. Several processes and runs may
-    write at once: all write the same, and what tells that a slot is filled comes last. Values that
-    do not fit their hash are missing; stores of earlier versions have no hashes.
+    A token's slot is its document's start plus its offset. The folder's name is a hash of the
+    metadata, so values of other settings are never read. Several processes and runs may write at
+    once: all write the same values, and a slot's mark is written last. Values that do not match
+    their checksum count as missing; stores of earlier versions have no checksums.
     """
 
     def __init__(
@@ -62,13 +62,13 @@ class Store:
         return int(self._starts[-1])
 
     def slots(self, batch: Batch) -> np.ndarray:
-        """Where the tokens that the batch's valid positions predict are stored [valid]."""
+        """The slots of the tokens that the batch's valid positions predict [valid]."""
         document, offset = places(batch)
         slots: np.ndarray = self._starts[document] + offset
         return slots
 
     def missing(self, slots: np.ndarray) -> np.ndarray:
-        """Whether something is to be stored there [n]."""
+        """Whether each slot has to be filled [n]."""
         broken = self._broken(slots)
         if broken.any():
             self._say(f"{self.folder}: {broken.sum():,} values are damaged and are made anew")
@@ -78,7 +78,7 @@ class Store:
         return found
 
     def _broken_beside(self, slots: np.ndarray, more: np.ndarray, checks: np.ndarray) -> np.ndarray:
-        """The same of a file that was laid beside [n]."""
+        """The same for an extra file [n]."""
         values, known = more[slots], checks[slots]
         broken: np.ndarray = (values != 0) & (known != 0) & (known != checks_of(slots, [values]))
         if broken.any():
@@ -86,7 +86,7 @@ class Store:
         return broken
 
     def _broken(self, slots: np.ndarray) -> np.ndarray:
-        """Whether something is stored there that does not fit its hash [n]."""
+        """Whether a filled slot does not match its checksum [n]."""
         if self._checks is None:
             return np.zeros(len(slots), bool)
         stored = [np.take(array, slots, axis=0) for array in self.arrays]
@@ -95,11 +95,11 @@ class Store:
         return off
 
     def take(self, slots: np.ndarray) -> list[np.ndarray]:
-        """What each array holds there [n] or [n, width]."""
+        """The values of each array at the slots, [n] or [n, width]."""
         return [np.take(array, slots, axis=0) for array in (*self.arrays, *self.beside)]
 
     def put(self, slots: np.ndarray, values: Sequence[np.ndarray]) -> None:
-        """Store what each array is to hold there. What is whole already stays, to the last bit."""
+        """Write the values of each array. Valid slots are left unchanged, to the last bit."""
         new = self.kind.missing(self.arrays[-1][slots]) | self._broken(slots)
         pairs = zip(self.arrays, values, strict=False)
         fresh = [np.asarray(some[new], array.dtype) for array, some in pairs]
@@ -114,7 +114,7 @@ class Store:
             array[slots] = some
 
     def _laid_beside(self, array: Array, say: Callable[[str], None]) -> np.memmap:
-        """A file that other runs had no need of, made where it is missing or damaged."""
+        """An extra file, which other runs did not need, created if it is missing or damaged."""
         path = self.folder / array.file
         if path.exists() and not _fits(self.folder, array, self.tokens):
             say(f"{path} is damaged: it is made anew")
@@ -134,13 +134,13 @@ class Store:
     def _is_whole(self) -> bool:
         meta, hashed = self.folder / META, self.folder / CHECK.file
         if any(path.is_symlink() for path in (self.folder, *self.folder.iterdir())):
-            return False  # nothing is written through a stranger's link
+            return False  # never write through a link that this store did not make
         arrays = [*self.kind.arrays, *([CHECK] if hashed.exists() else [])]
         sizes_fit = all(_fits(self.folder, each, self.tokens) for each in arrays)
         return sizes_fit and meta.is_file() and meta.read_bytes() == self._meta.encode()
 
     def _make(self) -> None:
-        """Everything missing, in one move: no process ever sees half a store."""
+        """Create all missing files, then rename: no process ever sees half a store."""
         beside = self.folder.with_name(f".{self.folder.name}-{uuid4().hex}")
         beside.mkdir(parents=True)
         (beside / META).write_text(self._meta, encoding="utf-8")
@@ -160,23 +160,23 @@ class Store:
 
 
 def as_text(meta: Mapping[str, object]) -> str:
-    """What `meta.json` holds."""
+    """The content of `meta.json`."""
     return json.dumps(dict(meta), sort_keys=True, indent=1)
 
 
 def key_of(meta: str) -> str:
-    """What the name of the folder of this `meta.json` ends with."""
+    """The suffix of the folder's name for this `meta.json`."""
     return blake2b(meta.encode(), digest_size=6).hexdigest()
 
 
 def mapped(folder: Path, array: Array, tokens: int, mode: str = "r+") -> np.memmap:
-    """A file of a store in memory, [tokens] or [tokens, width]."""
+    """A file of a store, memory-mapped, [tokens] or [tokens, width]."""
     shape: Sequence[int] = (tokens,) if array.width is None else (tokens, array.width)
     return np.memmap(folder / array.file, array.dtype, mode, shape=tuple(shape))  # type: ignore[call-overload, no-any-return]
 
 
 def remove(folder: Path) -> None:
-    """Out of the way at once, also where another process does the same."""
+    """Rename a folder out of the way, then delete it; safe if another process does the same."""
     aside = folder.with_name(f".{folder.name}-{uuid4().hex}")
     with suppress(FileNotFoundError):
         folder.rename(aside)
@@ -184,7 +184,7 @@ def remove(folder: Path) -> None:
 
 
 def _appear(made: Path, path: Path) -> None:
-    """Give a file its name, unless another process was faster, whose file is in use by then."""
+    """Rename a file into place, unless another process was faster; its file is then in use."""
     try:
         os.link(made, path)
     except FileExistsError:
@@ -200,8 +200,9 @@ def _fits(folder: Path, array: Array, tokens: int) -> bool:
 
 
 def _reserve(path: Path, array: Array, tokens: int) -> None:
-    """A file of what stands for nothing. Its disk space is taken now: a full disk would otherwise
-    end a process that writes to the map, without a word.
+    """A file of empty slots, with its disk space allocated.
+
+    Otherwise a full disk would kill a process that writes to the memory map, with no error message.
     """
     with path.open("wb") as file:
         if array.fill == 0 and hasattr(os, "posix_fallocate"):

@@ -42,18 +42,18 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("kdcore")
 
-_LAYOUT = ("block", "rows", "cut", "eos")  # of the data: what decides which context a token has
-_BELONGS = {"k": "topk", "draws": "sampled", "seed": "sampled"}  # options to kinds
+_LAYOUT = ("block", "rows", "cut", "eos")  # of the data: what decides a token's context
+_BELONGS = {"k": "topk", "draws": "sampled", "seed": "sampled"}  # options that belong to a kind
 _IDS, _DRAWS = 32, 32
 
 
 @component
 class CachedTeacher(Teacher):
-    """Another teacher, written down: what was asked once is read from disk from then on.
+    """Another teacher, cached: outputs are computed once, then read from disk.
 
-    The wrapped teacher is loaded only when something is missing. Runs share the stores, which lie
-    beside them in `caches/`. Of kind topk the mass of all other ids is stored at each temperature
-    that the recipe's losses have.
+    The wrapped teacher is loaded only if something is missing. Stores are shared between runs, in
+    `caches/` next to the run folders. With kind "topk", the mass of all other ids is stored at each
+    temperature that the recipe's losses use.
     """
 
     name = "cached"
@@ -92,7 +92,7 @@ class CachedTeacher(Teacher):
             )
 
     def faults(self, recipe: Stage) -> Iterable[str]:
-        """Rows that are laid anew each epoch, and teachers that know too little."""
+        """Reject rows that change each epoch, and teachers that know too little."""
         if self.context == "row" and recipe.data.fresh_each_epoch:
             yield (
                 f"data {recipe.data.name!r} lays other rows each epoch, so what is stored would be "
@@ -114,7 +114,7 @@ class CachedTeacher(Teacher):
         yield from self._too_little()
 
     def _too_little(self) -> Iterable[str]:
-        """What the wrapped teacher does not know that is to be stored."""
+        """What the wrapped teacher would have to give for this kind, and does not."""
         if self.teacher.gives_parts() and self.kind != "nll":
             yield (
                 f"the teacher {self.teacher.name!r} averages losses over its members, and a store "
@@ -134,15 +134,15 @@ class CachedTeacher(Teacher):
             yield f"k = {self.k} is more than the {few} ids that {wrapped.name!r} knows"
 
     def load(self, run: Run) -> None:
-        """Find out what the stores are bound to; the wrapped teacher stays where it is."""
+        """Compute what identifies the stores; the wrapped teacher is not loaded."""
         self._run, self._is_loaded = run, False
         self._stores: dict[str, Store] = {}
         self._temperatures = temperatures_of(run.recipe) if self._tempers() else []
-        self._shares: list[np.ndarray] = []  # of all others at these, of the first tokens
+        self._shares: list[np.ndarray] = []  # of all others at these, for the first tokens
         self._is_looked_at = not self._temperatures
         self._bound: dict[str, object] = {
             "teacher": self.teacher.fingerprint(),
-            "device": run.device.type,  # a teacher's "auto" types go by it
+            "device": run.device.type,  # the type of a teacher with dtype "auto" depends on it
             "tokenizer": tokenizer_hash(run.tokenizer),
             "context": self.context,
         }
@@ -161,16 +161,16 @@ class CachedTeacher(Teacher):
         return self.kind != "nll"
 
     def ids_known(self) -> int | None:
-        """Those that are stored."""
+        """The stored ones."""
         return {"nll": None, "topk": self._ids(), "sampled": self.draws or _DRAWS}[self.kind]
 
     def _ids(self) -> int:
-        """How many are stored of each token: of a teacher that knows fewer, these."""
+        """The number stored per token: k, or fewer if the teacher knows fewer."""
         few = self.teacher.ids_known()
         return self.k or (min(few, _IDS) if few else _IDS)
 
     def _tempers(self) -> bool:
-        """Whether the others' mass at other temperatures can be found out."""
+        """Whether the others' mass at other temperatures can be computed."""
         return self.kind == "topk" and self.teacher.ids_known() is None
 
     def knows_all(self) -> bool:
@@ -178,18 +178,18 @@ class CachedTeacher(Teacher):
         return self.teacher.knows_all()
 
     def known(self, batch: Batch) -> Tensor | None:
-        """Where an id is stored, scored and stored first where it is missing."""
+        """The tokens with stored ids; missing ones are computed and stored first."""
         if self.teacher.knows_all():
             return None
         ids = self.stored(batch)[0]
         return sent(ids[:, 0] >= 0, batch.valid.device)
 
     def knows_others_at(self, temperature: float) -> bool:
-        """Draws have no share at other temperatures."""
+        """Sampled ids have no share at other temperatures."""
         return temperature == 1 or self._tempers()
 
     def warnings(self, recipe: Stage, caches: Path) -> Iterable[str]:
-        """Temperatures at which the ids that are stored of the same teacher have little mass."""
+        """Temperatures at which the stored ids of this teacher have little mass."""
         asked = temperatures_of(recipe)
         k = self._ids()
         stores = [one for one in stores_in(caches) if self.kind == "topk" and not one.fault()]
@@ -202,15 +202,15 @@ class CachedTeacher(Teacher):
                 return
 
     def is_estimate(self) -> bool:
-        """What was drawn."""
+        """Whether ids are sampled."""
         return self.kind == "sampled"
 
     def bytes_per_token(self) -> float:
-        """As its kind has it."""
+        """As the kind."""
         return self.kind_for().bytes_per_token
 
     def nll(self, batch: Batch) -> Callable[[Tensor, Tensor], Tensor]:
-        """The stored losses of the batch, scored and stored first where they are missing."""
+        """The batch's stored losses; missing ones are computed and stored first."""
         if self.kind != "nll":
             return super().nll(batch)
         if batch.split.written:
@@ -221,7 +221,7 @@ class CachedTeacher(Teacher):
         return lambda positions, labels: values[positions]
 
     def read(self, batch: Batch) -> TeacherOutputs:
-        """What is stored of the batch's ids, scored and stored first where it is missing."""
+        """The batch's stored ids and masses; missing ones are computed and stored first."""
         device = batch.valid.device
         place = torch.empty(batch.labels.numel(), dtype=torch.int64, device=device)
         place[batch.valid] = torch.arange(len(batch.valid), device=device)
@@ -232,13 +232,13 @@ class CachedTeacher(Teacher):
         assert isinstance(kind, Buckets), "a teacher that gives no logits is not read"
         if device.type == "cpu":
             return lambda positions: kind.coarse(store.take(slots[place[positions].numpy()]))
-        # A GPU gets all of the batch at once: asking the host for each chunk would wait for it.
+        # On a GPU the whole batch is copied at once: a copy per chunk would synchronise.
         taken = kind.needed(store.take(slots))
         whole = [sent(each, device) for each in taken]
         return lambda positions: kind.told([each[place[positions]] for each in whole])
 
     def _read_live(self, batch: Batch, place: Tensor) -> TeacherOutputs:
-        """The wrapped teacher's answer in the form of this kind: rows that are seen once."""
+        """The wrapped teacher's output in the form of this kind, for rows that are seen once."""
         kind = self.kind_for(batch.vocabulary)
         assert isinstance(kind, Buckets), "a teacher that gives no logits is not read"
         live = kind.scored(self._wrapped("rows are written while training"), batch)
@@ -246,11 +246,11 @@ class CachedTeacher(Teacher):
         return lambda positions: kind.told([each[place[positions]] for each in whole])
 
     def stored(self, batch: Batch) -> list[np.ndarray]:
-        """What the arrays hold of the batch's valid positions, stored first where it is missing."""
+        """The arrays' values at valid positions; missing ones are computed and stored first."""
         return self.store(batch).take(self.complete(batch))
 
     def complete(self, batch: Batch) -> np.ndarray:
-        """The slots of what the batch's valid positions predict, all of them filled [valid]."""
+        """The slots that the batch's valid positions predict, all of them filled [valid]."""
         store = self.store(batch)
         slots = store.slots(batch)
         if self._run.data.fresh_each_epoch:
@@ -265,7 +265,7 @@ class CachedTeacher(Teacher):
         return slots
 
     def _look_at(self, store: Store, slots: np.ndarray) -> None:
-        """Warn once where the ids have little mass, as soon as enough tokens are stored."""
+        """Warn once about ids with little mass, as soon as enough tokens are stored."""
         self._shares.append(np.stack(store.take(slots)[len(store.kind.arrays) :]))
         if sum(some.shape[1] for some in self._shares) < min(TOKENS, store.tokens // 2):
             return
@@ -298,7 +298,7 @@ class CachedTeacher(Teacher):
         return self._stores[split.fingerprint]
 
     def folder(self, split: Split, vocabulary: int) -> Path:
-        """Where the store of a split is, or would be: its name is a hash of what it is bound to."""
+        """Where the store of a split is, or would be; its name is a hash of what identifies it."""
         key = key_of(as_text(self._meta(split, vocabulary)))
         return self._run.caches / f"{self.teacher.name}-{split.name}-{key}"
 
@@ -310,13 +310,13 @@ class CachedTeacher(Teacher):
         return bound | {"vocabulary": vocabulary} | self._bound | kind.bound()
 
     def _columns(self) -> set[str]:
-        """The columns that the wrapped teacher goes by."""
-        run: Run | None = getattr(self, "_run", None)  # none before it is known
+        """The columns that the wrapped teacher depends on."""
+        run: Run | None = getattr(self, "_run", None)  # not set before `load`
         there = (run and run.data.column_names()) or ()
         return {name for each in reads_columns(self.teacher, there) for name in each}
 
     def live(self, batch: Batch) -> list[tuple[Batch, Sequence[np.ndarray]]]:
-        """What the wrapped teacher says of what it is shown for the batch, whatever is stored."""
+        """The wrapped teacher's own output for the batch, ignoring what is stored."""
         store = self.store(batch)
         self._load_wrapped(store)
         slots = store.slots(batch)
@@ -324,9 +324,9 @@ class CachedTeacher(Teacher):
         return [(some, store.kind.scored(self.teacher, some)) for some, _ in shown]
 
     def kind_for(self, vocabulary: int = 1 << 31) -> Kind:
-        """What is stored of each token, where there are so many ids."""
+        """What is stored per token, for a vocabulary of this size."""
         known = {"k": self._ids(), "draws": self.draws or _DRAWS, "seed": self.seed or 0}
-        temperatures = getattr(self, "_temperatures", ())  # none before the run is known
+        temperatures = getattr(self, "_temperatures", ())  # not set before `load`
         made = kind_of({"kind": self.kind, "vocabulary": vocabulary, **known}, temperatures)
         if isinstance(made, TopK):
             made.gaps = self.teacher.ids_known() is not None
@@ -335,7 +335,7 @@ class CachedTeacher(Teacher):
     def _shown(
         self, batch: Batch, slots: np.ndarray, missing: np.ndarray
     ) -> Iterable[tuple[Batch, np.ndarray]]:
-        """What the teacher reads to tell of what is missing, and the slots of what it tells."""
+        """The teacher's input for the missing tokens, and the slots that its output fills."""
         if self.context == "row":
             chosen = sent(np.flatnonzero(missing), batch.valid.device)
             return [(replace(batch, valid=batch.valid[chosen]), slots[missing])]
@@ -350,7 +350,7 @@ class CachedTeacher(Teacher):
         return ((some, store.slots(some)) for some in made)
 
     def _check_texts(self, batch: Batch, slots: np.ndarray) -> None:
-        """Data may give other documents in another epoch, and labels that are no tokens."""
+        """Reject documents that differ between epochs, and labels that are not the next tokens."""
         labels = batch.labels[batch.valid].cpu().numpy()
         if not np.array_equal(self._run.ids(batch.split.name, slots), labels):
             raise RunError(
@@ -362,7 +362,7 @@ class CachedTeacher(Teacher):
         self._wrapped(f"{store.folder} is not complete")
 
     def _wrapped(self, why: str) -> Teacher:
-        """The teacher whose answers are stored, loaded at the first call."""
+        """The wrapped teacher, loaded at the first call."""
         if not self._is_loaded:
             self._run.say(f"{why}: loading {self.teacher.name!r}")
             load_teacher(self._run, self.teacher)

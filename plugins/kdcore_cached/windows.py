@@ -1,9 +1,9 @@
-"""What a teacher is shown of the text: the run's rows, or windows over whole documents.
+"""The teacher's input for a cache: the run's rows, or windows over whole documents.
 
-A window is as long as the teacher's own context, and begins with its text. Where the text is
-longer, windows overlap by half: every token but those of the first window is told with at least
-half a window before it. What is told of a token hangs on the text and on the window's length only,
-not on how rows are laid.
+A window is as long as the teacher's context and starts at the beginning of the text. Longer texts
+have windows that overlap by half: except in the first window, every token is predicted with at
+least half a window of context. A stored value depends only on the text and the window's length, not
+on the rows.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Ids = Callable[[np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class Window:
-    """Tokens `begin` to `end`; those from `first` on are told by this window and by no other."""
+    """Tokens `begin` to `end`; those from `first` on are predicted by this window only."""
 
     begin: int
     first: int
@@ -30,7 +30,7 @@ class Window:
 
 
 class Windows:
-    """The windows over a split. Isolated documents are texts of their own, else all are one."""
+    """The windows over a split: of each document if isolated, else of the split as one text."""
 
     def __init__(self, split: Split, length: int, *, isolated: bool) -> None:
         self.split, self.length = split, length
@@ -38,7 +38,7 @@ class Windows:
         self._texts = self._begins if isolated else self._begins[[0, -1]]
 
     def over(self, slots: np.ndarray) -> list[Window]:
-        """Those that tell of these tokens, in order. Nothing tells of the first of a text."""
+        """The windows that predict these tokens, in order. The first token of a text has none."""
         text = np.searchsorted(self._texts, slots, side="right") - 1
         offset = slots - self._texts[text]
         step = max(1, self.length // 2)
@@ -53,8 +53,9 @@ class Windows:
         return Window(begin, first, min(begin + self.length, stop))
 
     def batches(self, windows: list[Window], like: Batch, ids: Ids) -> Iterator[Batch]:
-        """Windows of like lengths together, padded at the right, at most as many tokens at a time
-        as the batch that asks has, or one window.
+        """Batches of windows of similar length, right-padded.
+
+        Each has at most as many tokens as `like`, or one window.
         """
         ordered = sorted(windows, key=lambda window: window.end - window.begin)
         some: list[Window] = []
@@ -96,7 +97,7 @@ class Windows:
 
 
 def length_of(teacher: Teacher, device: torch.device) -> int:
-    """How long its windows are, where nobody says it."""
+    """The length of a teacher's windows if the recipe does not set it."""
     found = own_length(teacher, device)
     if found is None:
         raise UsageError(
@@ -107,7 +108,7 @@ def length_of(teacher: Teacher, device: torch.device) -> int:
 
 
 def own_length(teacher: Teacher, device: torch.device) -> int | None:
-    """The longest text that a teacher and those nested in it were made for, as far as they say."""
+    """The maximum context of a teacher and those nested in it, as far as known."""
     config = teacher.architecture(device)
     found = [] if config is None else [getattr(config, "max_position_embeddings", None)]
     for option in options_of(type(teacher)):

@@ -1,4 +1,4 @@
-"""Where the runs of a sweep are started: processes here, one for each GPU here, SLURM's queue."""
+"""Where a sweep's runs execute: local processes, one per local GPU, or SLURM jobs."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ from kdcore_executors.slurm import Slurm
 
 @hookimpl
 def kdcore_executors() -> Sequence[type[Executor]]:
-    """Those of this package."""
+    """The executors of this package."""
     return [Local, Gpus, Slurm]

@@ -1,4 +1,4 @@
-"""Processes on this machine: some at a time, or one for each GPU."""
+"""Processes on this machine: a fixed number at a time, or one per GPU."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from pydantic import Field
 from kdcore import Executor, Job, JobState, UsageError, component
 
 _TO_SAVE = 600.0  # seconds that a run has to write its checkpoint
-# With the pipe to its standard input a run that finds these set ends, after a checkpoint, when the
-# process that started it is gone: it is the same as for the processes of `--processes`.
+# A run with these set watches the pipe on its standard input: when the starting process is gone,
+# it writes a checkpoint and ends. The processes of `--processes` work the same way.
 _LAUNCHED = {"KDCORE_LAUNCHED": "yet to begin"}
 
 
 class _Processes:
-    """Processes that end with this one, each with a checkpoint."""
+    """Processes that end with this one, each after writing a checkpoint."""
 
     def __init__(self) -> None:
         self._found: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self, job: Job, environment: Mapping[str, str]) -> str:
-        """Start it; its handle."""
+        """Start a run; return its handle."""
         job.log.parent.mkdir(parents=True, exist_ok=True)
         with job.log.open("ab") as log:
             made = subprocess.Popen(
@@ -35,17 +35,17 @@ class _Processes:
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
-                process_group=0 if os.name == "posix" else None,  # a terminal's ^C is not theirs
+                process_group=0 if os.name == "posix" else None,  # Ctrl-C does not reach it
             )
         self._found[str(made.pid)] = made
         return str(made.pid)
 
     def busy(self) -> list[str]:
-        """The handles of those that run."""
+        """The handles of running processes."""
         return [handle for handle, each in self._found.items() if each.poll() is None]
 
     def states(self, handles: Sequence[str]) -> dict[str, JobState]:
-        """What became of them."""
+        """The state of each."""
         return {handle: self._state(handle) for handle in handles if handle in self._found}
 
     def _state(self, handle: str) -> JobState:
@@ -58,7 +58,7 @@ class _Processes:
         return JobState("ended", code)
 
     def cancel(self, handles: Sequence[str]) -> None:
-        """End them, and wait until they are gone."""
+        """Stop them, and wait until they have ended."""
         mine = [self._found[handle] for handle in handles if handle in self._found]
         for each in mine:
             with suppress(ProcessLookupError):
@@ -85,7 +85,7 @@ class Local(Executor):
         self._processes = _Processes()
 
     def start(self, job: Job) -> str | None:
-        """Start it, with its share of the cores where nobody says how many threads it has."""
+        """Start a run with its share of the cores, unless the number of threads is set."""
         if len(self._processes.busy()) >= self.workers:
             return None
         threads = job.cpus or max(1, (os.cpu_count() or 1) // self.workers)
@@ -93,11 +93,11 @@ class Local(Executor):
         return self._processes.start(job, {"OMP_NUM_THREADS": given})
 
     def states(self, handles: Sequence[str]) -> Mapping[str, JobState]:
-        """What became of them."""
+        """The state of each."""
         return self._processes.states(handles)
 
     def cancel(self, handles: Sequence[str]) -> None:
-        """End them with checkpoints, and wait for that."""
+        """Stop them with checkpoints, and wait."""
         self._processes.cancel(handles)
 
 
@@ -112,7 +112,7 @@ def _devices() -> list[str]:
 
 @component
 class Gpus(Executor):
-    """The GPUs of this machine, one run on each; one that asks for more `gpus` gets as many."""
+    """This machine's GPUs, one per run, or as many as the run's `gpus` requests."""
 
     name = "gpus"
     seconds = 0.5
@@ -123,7 +123,7 @@ class Gpus(Executor):
         self._taken: dict[str, list[str]] = {}  # by handle
 
     def start(self, job: Job) -> str | None:
-        """Start it on the first GPUs that are free."""
+        """Start a run on the first free GPUs."""
         if self._devices is None:
             self._devices = _devices()
         wanted = job.gpus or 1
@@ -143,9 +143,9 @@ class Gpus(Executor):
         return handle
 
     def states(self, handles: Sequence[str]) -> Mapping[str, JobState]:
-        """What became of them."""
+        """The state of each."""
         return self._processes.states(handles)
 
     def cancel(self, handles: Sequence[str]) -> None:
-        """End them with checkpoints, and wait for that."""
+        """Stop them with checkpoints, and wait."""
         self._processes.cancel(handles)

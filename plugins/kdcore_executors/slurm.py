@@ -1,4 +1,4 @@
-"""SLURM's queue, through submitit: jobs wait for one another, and go on after a time limit."""
+"""SLURM jobs through submitit, with dependencies, and requeued after a time limit."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from submitit.helpers import DelayedSubmission
 
 _SAVE = 120  # seconds between SLURM's signal and its time limit
-_REQUEUES = 1000  # a run goes on as often as its time limit ends it
+_REQUEUES = 1000  # a run continues however often its time limit ends it
 _MINUTES = 60
 _QUEUED = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SUSPENDED", "RESV_DEL_HOLD"}
 _RUNNING = {"RUNNING", "COMPLETING", "STOPPED", "SIGNALING", "STAGE_OUT"}
@@ -37,14 +37,14 @@ _WORDS = {
 
 
 class Command:
-    """What runs on a node: the command, which a signal ends with a checkpoint, and again later."""
+    """The command on a node: a signal ends it with a checkpoint, and a requeued job resumes it."""
 
     def __init__(self, command: Sequence[str]) -> None:
         self.command = list(command)
         self._process = 0
 
     def __call__(self) -> int:
-        """Run it. SIGUSR2 is submitit's; SIGUSR1 and SIGTERM do the same, unless it is a cancel."""
+        """Run it. SIGUSR2 is submitit's; SIGUSR1 and SIGTERM act alike, except when cancelled."""
         requeue: Any = signal.getsignal(signal.SIGUSR2)
 
         def note(number: int, frame: Any) -> None:
@@ -57,7 +57,7 @@ class Command:
             signal.signal(number, note)
         self._process = os.posix_spawn(self.command[0], self.command, dict(os.environ))
         if code := self._wait():
-            os._exit(code)  # the job's own code, which SLURM tells
+            os._exit(code)  # the job's own exit code, which SLURM reports
         return 0
 
     def checkpoint(self) -> DelayedSubmission:
@@ -72,23 +72,23 @@ class Command:
         self._wait()
 
     def _wait(self) -> int:
-        # Without reaping it: a signal's handler may wait too.
+        # Does not reap the process: the signal handler may be waiting for it too.
         ended = os.waitid(os.P_PID, self._process, os.WEXITED | os.WNOWAIT)
         assert ended is not None
         return ended.si_status if ended.si_code == os.CLD_EXITED else 128 + ended.si_status
 
 
 def _is_ending() -> bool:
-    """Whether this job is cancelled, and not about to be preempted: then it is running still."""
+    """Whether this job is being cancelled; a job about to be preempted is still running."""
     said = _asked(["scontrol", "show", "job", os.environ.get("SLURM_JOB_ID", "")])
     return said is not None and "JobState=RUNNING" not in said
 
 
 @component
 class Slurm(Executor):
-    """SLURM's queue: a job for each run, with its dependencies. Needs kdcore[slurm] (submitit).
+    """SLURM: one job per run, with dependencies. Needs kdcore[slurm] (submitit).
 
-    What `[stage.NAME.resources]` says of a run goes before what is said here for all.
+    `[stage.NAME.resources]` of a run overrides the options given here for all runs.
     """
 
     name = "slurm"
@@ -115,27 +115,27 @@ class Slurm(Executor):
     max_jobs: Annotated[int, Field(ge=1, description="queued and running at a time")] = 50
 
     def __post_init__(self) -> None:
-        self._open: set[str] = set()  # handles that have not ended, as far as is known
+        self._open: set[str] = set()  # handles not known to have ended
 
     def start(self, job: Job) -> str | None:
-        """Submit it, behind those that it needs."""
+        """Submit a job that depends on the jobs it needs."""
         if len(self._open) >= self.max_jobs:
             return None
         made = _submitit(job.folder / "slurm", self._time(job))
         made.update_parameters(**self._parameters(job))
         try:
             handle = str(made.submit(Command(job.command)).job_id)
-        except Exception as error:  # submitit has its own for each way in which sbatch fails
+        except Exception as error:  # submitit raises various types for errors of sbatch
             said = _sentence(str(error))
             if "limit" in said.lower() and self._open:
-                return None  # the queue is full, and is asked again when a job has ended
+                return None  # the queue is full; retried when a job has ended
             raise RunError(f"SLURM refused {job.name}: {said}") from error
         self._open.add(handle)
         _link(job.log, job.folder / "slurm" / f"{handle}_0_log.err")
         return handle
 
     def states(self, handles: Sequence[str]) -> Mapping[str, JobState]:
-        """By squeue, and of those that are not in it any more by scontrol or sacct."""
+        """From squeue; for jobs no longer in it, from scontrol or sacct."""
         listed = _listed()
         if listed is None:
             return {each: JobState("queued", None, "SLURM does not answer now") for each in handles}
@@ -144,7 +144,7 @@ class Slurm(Executor):
         return found
 
     def cancel(self, handles: Sequence[str]) -> None:
-        """Let SLURM end them; a run that is running writes its checkpoint."""
+        """Cancel them with scancel; running ones write a checkpoint."""
         if handles:
             _asked(["scancel", *handles])
 
@@ -160,11 +160,11 @@ class Slurm(Executor):
         return _ended(handle, state)
 
     def _time(self, job: Job) -> str | None:
-        """The time limit of a job, as sbatch takes it."""
+        """A job's time limit in sbatch's format."""
         return str(max(1, round(job.hours * _MINUTES))) if job.hours else self.time
 
     def _parameters(self, job: Job) -> dict[str, Any]:
-        """As submitit calls them."""
+        """Under submitit's names."""
         own = ("partition", "account", "qos", "gres", "constraint", "exclude")
         given: dict[str, Any] = {name: getattr(self, name) for name in own}
         time = self._time(job)
@@ -189,7 +189,7 @@ class Slurm(Executor):
 
 
 def _submitit(folder: Path, time: str | None) -> Any:
-    """submitit's executor, which asks for five minutes where no time limit is given."""
+    """submitit's executor, whose default time limit is five minutes."""
     if shutil.which("sbatch") is None or shutil.which("srun") is None:
         raise UsageError(
             "there is no SLURM here (sbatch is not found): type --on local:N, or run this on a "
@@ -211,7 +211,7 @@ def _submitit(folder: Path, time: str | None) -> Any:
 
 
 def _listed() -> dict[str, tuple[str, str]] | None:
-    """State and reason of the user's jobs that are in the queue; None where SLURM does not say."""
+    """State and reason of the user's queued jobs; None if SLURM does not answer."""
     said = _asked(["squeue", "-h", "--me", "-o", "%i %T %r"])
     if said is None:
         return None
@@ -220,7 +220,7 @@ def _listed() -> dict[str, tuple[str, str]] | None:
 
 
 def _ended(handle: str, state: str) -> JobState:
-    """What became of a job that is not in the queue any more."""
+    """The final state of a job that has left the queue."""
     said = _asked(["scontrol", "show", "job", handle]) or ""
     found = re.search(r"JobState=(\w+)", said)
     code = re.search(r"ExitCode=(\d+):(\d+)", said)
@@ -233,7 +233,7 @@ def _ended(handle: str, state: str) -> JobState:
 
 
 def _asked(command: Sequence[str]) -> str | None:
-    """What a command of SLURM says; None where it fails or is not there."""
+    """The output of a SLURM command; None if it fails or is missing."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     except (OSError, subprocess.TimeoutExpired):
@@ -242,14 +242,14 @@ def _asked(command: Sequence[str]) -> str | None:
 
 
 def _sentence(said: str) -> str:
-    """sbatch's own sentence out of all that submitit says."""
+    """sbatch's own message out of submitit's error."""
     lines = [line.strip() for line in said.splitlines() if "error:" in line]
     cut = [line.partition("error:")[2].strip() for line in lines]
     return "; ".join(dict.fromkeys(cut)) or said.strip().partition("\n")[0]
 
 
 def _link(log: Path, target: Path) -> None:
-    """Let the task's log be what SLURM writes."""
+    """Link the task's log to SLURM's output file."""
     log.parent.mkdir(parents=True, exist_ok=True)
     log.unlink(missing_ok=True)
     log.symlink_to(os.path.relpath(target, log.parent))

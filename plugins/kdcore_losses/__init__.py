@@ -1,8 +1,8 @@
 """Losses: cross-entropy, and divergences between the teacher p and the student q.
 
-Every divergence is taken in log space between distributions at the loss's temperature T. An id that
-the teacher excludes (a logit of -inf) counts as one of log-probability -10,000, so that values and
-gradients stay finite where a divergence is infinite.
+Every divergence is computed in log space, between distributions at the loss's temperature T. An id
+that the teacher excludes (logit -inf) gets log-probability -10,000, so that values and gradients
+stay finite where the divergence is infinite.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from kdcore_losses.others import AlphaBeta, EntropyOPD, JensenShannon, TotalVari
 
 @hookimpl
 def kdcore_losses() -> Sequence[type[Loss]]:
-    """All of the above."""
+    """The losses of this plugin."""
     return [
         CrossEntropy,
         SmoothedCrossEntropy,

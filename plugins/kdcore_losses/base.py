@@ -1,4 +1,4 @@
-"""What the divergences share: options, temperature, and sums in log space."""
+"""Base of the divergences: options, temperature, and sums in log space."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ Share = Annotated[float, Field(ge=0, le=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 Inside = Annotated[float, Field(gt=0, lt=1)]
 
-EXCLUDED = -1e4  # finite, so that no 0 * inf arises; log-probabilities at T = 1 stay far above
+EXCLUDED = -1e4  # finite, so that 0 * inf never occurs; log-probabilities at T = 1 stay far above
 
 
 @component
 class Divergence(Loss):
-    """What the divergences share: both logits are divided by `temperature` first."""
+    """Base of the divergences: both logits are divided by `temperature` first."""
 
     temperature: Positive = 1.0
 
     def per_token(self, student: Tensor, teacher: Tensor | None, labels: Tensor) -> Tensor:
-        """The divergence of each token, times `factor`."""
+        """The divergence at each token, times `factor` [n]."""
         assert teacher is not None, "the engine hands a teacher to a loss that needs one"
         temperature = tensor_now(self.temperature)
         log_p = log_probabilities(teacher, temperature).clamp(min=EXCLUDED)
@@ -36,13 +36,13 @@ class Divergence(Loss):
         return self.factor(temperature) * self.between(log_p, log_q)
 
     def formula(self) -> str:
-        """The factor, then what `written` says of both distributions."""
+        """The factor times the expression of `written`."""
         temperature, factor = number(self.temperature), self.written_factor()
         written = self.written(f"p({temperature})", f"q({temperature})")
         return written if factor == "1" else f"{factor} * {written}"
 
     def factor(self, temperature: float | Tensor) -> float | Tensor:
-        """What the values are multiplied by at this temperature."""
+        """The factor of the values at this temperature."""
         return 1.0
 
     def written_factor(self) -> str:
@@ -60,7 +60,7 @@ class Divergence(Loss):
 
 @component
 class ScaledDivergence(Divergence):
-    """Multiplied by T^2, so that the gradient's size hardly depends on T (Hinton's convention)."""
+    """Multiplied by T^2, which makes the gradient's size nearly independent of T (Hinton)."""
 
     scale_by_t2: bool = True
 
@@ -69,7 +69,7 @@ class ScaledDivergence(Divergence):
         return temperature**2 if self.scale_by_t2 else 1.0
 
     def written_factor(self) -> str:
-        """T^2 as a number, or with a schedule as a power."""
+        """T^2 as a number, or as a power if the temperature is scheduled."""
         if not self.scale_by_t2:
             return "1"
         at = self.temperature
@@ -77,14 +77,17 @@ class ScaledDivergence(Divergence):
 
 
 def log_probabilities(logits: Tensor, temperature: float | Tensor) -> Tensor:
-    """Log-probabilities at a temperature."""
+    """Log-probabilities at a temperature, of logits [..., V]."""
     if not isinstance(temperature, Tensor) and temperature == 1:
         return F.log_softmax(logits, -1)
     return F.log_softmax(logits / temperature, -1)
 
 
 def log_mixture(log_a: Tensor, log_b: Tensor, share: float) -> Tensor:
-    """log(share a + (1 - share) b), where the mixture itself would underflow; share below 1."""
+    """log(share * a + (1 - share) * b) for share < 1.
+
+    logaddexp, because exponentiating first would underflow for unlikely ids.
+    """
     if share == 0:
         return log_b
     return torch.logaddexp(log_a + math.log(share), log_b + math.log1p(-share))
@@ -96,15 +99,15 @@ def kl(log_a: Tensor, log_b: Tensor) -> Tensor:
 
 
 def number(value: Scheduled) -> str:
-    """A number as formulas write it: without the rounding of 1 - 0.7; of a schedule both ends."""
+    """A number as formulas show it, without the rounding error of 1 - 0.7; a schedule as given."""
     return str(value) if isinstance(value, Schedule) else f"{value:.12g}"
 
 
 def weighted_sum(weight_a: float, a: str, weight_b: float, b: str) -> str:
-    """A formula's weighted sum, in parentheses."""
+    """A weighted sum for a formula, in parentheses."""
     return f"({number(weight_a)} * {a} + {number(weight_b)} * {b})"
 
 
 def mixture(a: str, b: str, share: float) -> str:
-    """A formula's share a + (1 - share) b."""
+    """share * a + (1 - share) * b for a formula."""
     return b if share == 0 else f"{number(share)} * {a} + {number(1 - share)} * {b}"

@@ -1,4 +1,4 @@
-"""Losses that treat what the teacher wrote and what the student wrote differently."""
+"""Losses that treat teacher-written and student-written answers differently."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from kdcore import PreparedLoss, Scheduled, Tokens, component, value_now
 from kdcore_losses.base import EXCLUDED, Inside, kl, log_probabilities, number
 
 _LEAST_SKEW = 0.01
-_APART = 1e-5  # added to g, so that no answer divides by zero
+_APART = 1e-5  # added to g, against division by zero
 
 
 @component
 class DistiLLM2(PreparedLoss):
-    """A skewed KL where the teacher wrote, and a skewed reverse KL where the student did.
+    """Skew KL on the teacher's answers, skew reverse KL on the student's.
 
-    Of answers that the student wrote (`source` "student") beta KL(q || (1 - a) p + a q), with the
-    mixture a constant to the gradient; of all others (2 - beta) KL(p || a p + (1 - a) q). Each part
-    is the mean over its answers of the mean over their tokens.
+    On answers of the student (`source` is "student"): beta KL(q || (1 - a) p + a q), where the
+    mixture is constant for the gradient. On all other answers: (2 - beta) KL(p || a p + (1 - a) q).
+    Each part is averaged over the tokens of an answer, then over answers.
 
-    a is `skew`, or where `adaptive` one of each answer: 1 - (1 - skew) m / g, between 0.01 and
-    `skew`. g is how much likelier a token of the answer is to who wrote it than to the other, the
-    difference of both geometric means, and m the mean of g in the first step that has such answers.
-    To the gradient a is a constant.
+    a is `skew`; with `adaptive` each answer has its own, 1 - (1 - skew) m / g, clamped between 0.01
+    and `skew`. g is the geometric-mean token probability of the answer under its writer minus that
+    under the other model; m is the mean of g over the first step with such answers. No gradient
+    flows through a.
 
     Ko et al. 2025 (DistiLLM-2), arXiv:2503.07067.
     """
@@ -43,7 +43,7 @@ class DistiLLM2(PreparedLoss):
         self._kept = _Kept()
 
     def prepare(self, tokens: Tokens) -> Tensor:
-        """Whether the student wrote it, its skew and its weight, of each token [n, 3]."""
+        """Per token: whether the student wrote it, its skew, and its weight [n, 3]."""
         log_q, log_p = -tokens.student_nll(), -tokens.nll()
         by_student, seen = _written_by_student(tokens), tokens.seen(self)
         beta, before = value_now(self.beta), self._kept.before(tokens.step).to(log_q.device)
@@ -57,7 +57,7 @@ class DistiLLM2(PreparedLoss):
     def _side(
         self, tokens: Tokens, mine: Tensor, logs: tuple[Tensor, Tensor], before: Tensor
     ) -> _Side:
-        """Of the answers of one writer, `logs` being its log-likelihoods and the other's [n]."""
+        """The answers of one writer; `logs` are its log-likelihoods and the other model's [n]."""
         length = tokens.by_document(mine).clamp(min=1)
         writer, other = (tokens.by_document(torch.where(mine, each, 0)) / length for each in logs)
         apart, share = writer.exp() - other.exp(), mine / length
@@ -72,33 +72,36 @@ class DistiLLM2(PreparedLoss):
     def per_token_prepared(
         self, student: Tensor, teacher: Tensor | None, labels: Tensor, prepared: Tensor
     ) -> Tensor:
-        """The weighted divergence to the mixture that belongs to who wrote the token."""
+        """The weighted divergence to the mixture that belongs to the token's writer [n]."""
         assert teacher is not None, "the engine hands a teacher to a loss that needs one"
         log_p, log_q = (log_probabilities(each, 1.0) for each in (teacher, student))
         log_p = log_p.clamp(min=EXCLUDED)
         by_student, skew, weight = prepared[:, :1] > 0, prepared[:, 1:2], prepared[:, 2]
         writer = torch.where(by_student, log_q, log_p)
+        # log((1 - a) * other + a * writer) with logaddexp, because the mixture itself may
+        # underflow. Detached where the student wrote: there the mixture is constant for the
+        # gradient.
         skewed = torch.where(by_student, log_q.detach(), log_p) + skew.log()
         mixed = torch.logaddexp(skewed, torch.where(by_student, log_p, log_q) + (-skew).log1p())
         return weight * kl(writer, mixed)
 
     def formula(self) -> str:
-        """As `kdcore plan` writes it."""
+        """The formula as `kdcore plan` prints it."""
         return f"DISTILLM2(p(1), q(1), {number(self.skew)}, {number(self.beta)})"
 
     def state_dict(self) -> Mapping[str, Tensor | int | float | str | bytes]:
-        """The gaps that skews are measured by."""
+        """The reference gaps m of both writers."""
         return {"gaps": self._kept.gaps}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take them back."""
+        """Restore the gaps."""
         self._kept.gaps = state["gaps"]
 
 
 class _Kept:
-    """m of the others' answers and of the student's, NaN while there were none.
+    """m for the other answers and for the student's; NaN until there are any.
 
-    In an object of its own: a loss whose attributes change is not compiled.
+    A separate object, because a loss whose attributes change is not compiled.
     """
 
     def __init__(self) -> None:
@@ -106,7 +109,7 @@ class _Kept:
         self._before, self._step = self.gaps, 0
 
     def before(self, step: int) -> Tensor:
-        """As the step began, which may be asked again."""
+        """The gaps as of the start of this step, however often the step reads them."""
         if step != self._step:
             self._before, self._step = self.gaps, step
         return self._before
@@ -114,9 +117,9 @@ class _Kept:
 
 @dataclass(frozen=True, eq=False)
 class _Side:
-    skew: Tensor  # [n], of each token's answer
-    weight: Tensor  # [n], 0 where the other wrote or the term does not see the token
-    gap: Tensor  # m, a scalar; NaN while there were no answers
+    skew: Tensor  # [n], that of the token's answer
+    weight: Tensor  # [n], 0 for the other writer's tokens and those outside the term
+    gap: Tensor  # m, a scalar; NaN until there are answers
 
 
 def _written_by_student(tokens: Tokens) -> Tensor:

@@ -13,26 +13,26 @@ from kdcore import HiddenStatesLoss, component
 
 @component
 class HiddenMse(HiddenStatesLoss):
-    """The mean squared difference of the states' numbers, averaged over the pairs of layers.
+    """Mean squared error between hidden states, averaged over the pairs of layers.
 
-    With a projection that of Jiao et al. 2019 (TinyBERT), arXiv:1909.10351. States of two models
-    may differ in size by orders of magnitude; `hidden-cosine` does not see that.
+    With a projection this is the loss of Jiao et al. 2019 (TinyBERT), arXiv:1909.10351. The scale
+    of hidden states may differ between models by orders of magnitude; `hidden-cosine` ignores it.
     """
 
     name = "hidden-mse"
 
     def per_token_states(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
-        """The mean over a state's numbers, then over pairs [n]."""
+        """The mean over dimensions, then over pairs [n]."""
         return _mean(student, teacher, lambda a, b: (a - b).square().mean(-1))
 
     def formula(self) -> str:
-        """MSE(a, b) of each pair."""
+        """MSE(a, b) for each pair."""
         return _written("MSE", self)
 
 
 @component
 class HiddenCosine(HiddenStatesLoss):
-    """1 - cos of the angle between the states, averaged over the pairs of layers.
+    """1 - cosine similarity of hidden states, averaged over the pairs of layers.
 
     As in Sanh et al. 2019 (DistilBERT), arXiv:1910.01108.
     """
@@ -40,11 +40,11 @@ class HiddenCosine(HiddenStatesLoss):
     name = "hidden-cosine"
 
     def per_token_states(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
-        """Between 0 and 2 [n]."""
+        """Values from 0 to 2 [n]."""
         return _mean(student, teacher, lambda a, b: 1 - F.cosine_similarity(a, b, dim=-1))
 
     def formula(self) -> str:
-        """1 - cos(a, b) of each pair."""
+        """1 - cos(a, b) for each pair."""
         return _written("1 - cos", self)
 
 

@@ -1,4 +1,4 @@
-"""Divergences for teachers that know some ids of each position and nothing of the others."""
+"""Divergences for teachers that know only some ids of each position."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from kdcore_losses.base import ScaledDivergence, kl
 
 @component
 class Renormalised(ScaledDivergence):
-    """KL(p' || q), where p' is the teacher's distribution over the ids it knows, without a tail.
+    """KL(p' || q), where p' is the teacher's distribution over its known ids, renormalised.
 
-    p' are the k probabilities divided by their sum; the mass of all other ids is dropped. With
-    `over` "all" q is over all ids, as in DistillKit's default `zero` and axolotl's top-k KL; with
-    "known" q too is divided by its mass on these ids, as in TRL without a tail, which lets all
-    other ids go free. It is a biased objective: it teaches the student that the other ids are
-    impossible. `kl` with a teacher that tells their mass has not that bias.
+    p' divides the k known probabilities by their sum and drops the mass of all other ids. With
+    `over` "all", q covers all ids, as in DistillKit's default `zero` and axolotl's top-k KL. With
+    "known", q is renormalised over the known ids too, as in TRL without a tail; the other ids are
+    then unconstrained. The objective is biased: with "all" the student learns that the other ids
+    are impossible. `kl` with a teacher that reports their total mass has no such bias.
     """
 
     name = "renormalised"
     over: Literal["all", "known"] = "all"
 
     def faults(self, recipe: Stage) -> Iterable[str]:
-        """A teacher of all ids has none to leave out."""
+        """Reject a teacher that knows all ids: there is no tail to drop."""
         teacher = recipe.teacher
         if teacher is not None and teacher.gives_logits() and teacher.ids_known() is None:
             yield (
@@ -35,7 +35,7 @@ class Renormalised(ScaledDivergence):
             )
 
     def between(self, log_p: Tensor, log_q: Tensor) -> Tensor:
-        """Over the known ids: the last bucket holds all others together."""
+        """Over the known ids only: the last column holds the mass of all others."""
         log_p, log_q = log_p[..., :-1], log_q[..., :-1]
         if self.over == "known":
             log_q = log_q.log_softmax(-1)

@@ -24,9 +24,9 @@ from kdcore_losses.base import (
 
 @component
 class ForwardKL(ScaledDivergence):
-    """KL(p || q): the student covers all that the teacher finds likely.
+    """KL(p || q): mode-covering, the student spreads over all that the teacher finds likely.
 
-    Hinton et al. 2015, arXiv:1503.02531. The teacher's entropy is kept in: 0 means equality.
+    Hinton et al. 2015, arXiv:1503.02531. Includes the teacher's entropy term, so 0 means equality.
     """
 
     name = "kl"
@@ -36,7 +36,7 @@ class ForwardKL(ScaledDivergence):
         return kl(log_p, log_q)
 
     def linear_in_teacher(self) -> bool:
-        """At temperature 1: the gradient is q - p."""
+        """At temperature 1, where the gradient with respect to the logits is q - p."""
         return self.temperature == 1
 
     def written(self, p: str, q: str) -> str:
@@ -46,9 +46,9 @@ class ForwardKL(ScaledDivergence):
 
 @component
 class ReverseKL(ScaledDivergence):
-    """KL(q || p): the student avoids all that the teacher finds unlikely.
+    """KL(q || p): mode-seeking, the student avoids what the teacher finds unlikely.
 
-    Gu et al. 2023 (MiniLLM), arXiv:2306.08543; here exact at each token, without sampling.
+    Gu et al. 2023 (MiniLLM), arXiv:2306.08543; computed exactly at each token, without sampling.
     """
 
     name = "reverse-kl"
@@ -66,7 +66,7 @@ class ReverseKL(ScaledDivergence):
 class SkewKL(ScaledDivergence):
     """KL(p || skew p + (1 - skew) q): `skew` is the teacher's weight in the mixture.
 
-    Ko et al. 2024 (DistiLLM), arXiv:2402.03898. At skew 0 it is `kl`.
+    Ko et al. 2024 (DistiLLM), arXiv:2402.03898. With skew 0 it equals `kl`.
     """
 
     name = "skew-kl"
@@ -85,7 +85,7 @@ class SkewKL(ScaledDivergence):
 class SkewReverseKL(ScaledDivergence):
     """KL(q || (1 - skew) p + skew q): `skew` is the student's weight in the mixture.
 
-    Ko et al. 2024 (DistiLLM), arXiv:2402.03898. At skew 0 it is `reverse-kl`.
+    Ko et al. 2024 (DistiLLM), arXiv:2402.03898. With skew 0 it equals `reverse-kl`.
     """
 
     name = "skew-reverse-kl"
@@ -102,13 +102,14 @@ class SkewReverseKL(ScaledDivergence):
 
 @component
 class SymmetricKL(ScaledDivergence):
-    """forward KL(p || q) + (1 - forward) KL(q || p): half of Jeffreys' divergence at 0.5."""
+    """forward KL(p || q) + (1 - forward) KL(q || p); at 0.5 half of Jeffreys' divergence."""
 
     name = "symmetric-kl"
     forward: Share = 0.5
 
     def between(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         """Both divergences in one sum."""
+        # f p (log p - log q) + (1 - f) q (log q - log p) = (f p - (1 - f) q) (log p - log q)
         weights = self.forward * log_p.exp() - (1 - self.forward) * log_q.exp()
         return (weights * (log_p - log_q)).sum(-1)
 
@@ -119,15 +120,15 @@ class SymmetricKL(ScaledDivergence):
 
 @component
 class AdaptiveKL(ScaledDivergence):
-    """w KL(p || q) + (1 - w) KL(q || p): w is the head's share of the distance between p and q.
+    """w KL(p || q) + (1 - w) KL(q || p), where w is the head's share of the distance |p - q|.
 
-    `form` "head": an id is in the tail where all ids no likelier than it hold at most 1 - `head` of
-    the teacher's mass. "authors": the likeliest id is in the head, and each other one where all ids
-    no less likely than it hold at most `head`. w is the sum of |p - q| over the head, divided by
-    that over all ids; no gradient goes through it. Finding the head sorts the vocabulary, which
+    `form` "head": the tail holds each id such that all ids at most as likely sum to at most 1 -
+    `head` of the teacher's mass. "authors": the head holds the likeliest id, and each id such that
+    all ids at least as likely sum to at most `head`. w is the sum of |p - q| over the head divided
+    by that over all ids; no gradient flows through it. Finding the head sorts the vocabulary, which
     costs more than the rest of the loss.
 
-    Wu et al. 2024, arXiv:2404.02657; their code and that of ABKD have the second form.
+    Wu et al. 2024, arXiv:2404.02657; their code and ABKD's use the second form.
     """
 
     name = "adaptive-kl"
@@ -135,7 +136,7 @@ class AdaptiveKL(ScaledDivergence):
     form: Literal["head", "authors"] = "head"
 
     def between(self, log_p: Tensor, log_q: Tensor) -> Tensor:
-        """Both divergences, weighted token by token."""
+        """Both divergences, weighted per token."""
         forward = self._share_of_head(log_p.exp(), log_q.detach().exp())
         return forward * kl(log_p, log_q) + (1 - forward) * kl(log_q, log_p)
 
@@ -147,7 +148,7 @@ class AdaptiveKL(ScaledDivergence):
     def _share_of_head(self, p: Tensor, q: Tensor) -> Tensor:
         apart = (p - q).abs()
         of_head = apart.masked_fill(p < self._least_of_head(p), 0).sum(-1)
-        # At equality this is 0 / 0, and then both divergences are 0 whatever their weights.
+        # At equality this is 0 / 0; both divergences are 0 there, so the weight does not matter.
         return of_head / apart.sum(-1).clamp(min=torch.finfo(p.dtype).tiny)
 
     def _least_of_head(self, p: Tensor) -> Tensor:

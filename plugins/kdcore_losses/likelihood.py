@@ -31,10 +31,11 @@ class CrossEntropy(Loss):
 
 @component
 class SmoothedCrossEntropy(Loss):
-    """Cross-entropy with label smoothing: `smoothing` of each label is spread over all ids alike.
+    """Cross-entropy with label smoothing: `smoothing` of the mass is spread evenly over all ids.
 
-    Szegedy et al. 2016, arXiv:1512.00567. Needs no teacher: with the smoothing of a teacher's mean
-    entropy it is what a teacher would be that knows how sure it is, and not of what.
+    Szegedy et al. 2016, arXiv:1512.00567. Needs no teacher. It is a control for distillation: with
+    the smoothing that has a teacher's mean entropy, the student gets the teacher's confidence but
+    not its ranking of ids.
     """
 
     name = "smoothed-ce"
@@ -43,7 +44,7 @@ class SmoothedCrossEntropy(Loss):
     smoothing: Annotated[float, Field(ge=0, le=1)] = 0.1
 
     def per_token(self, student: Tensor, teacher: Tensor | None, labels: Tensor) -> Tensor:
-        """(1 - s) * -log q(y), and s times the mean of -log q over all ids."""
+        """(1 - s) * -log q(y) + s * (the mean of -log q over all ids)."""
         return F.cross_entropy(student, labels, reduction="none", label_smoothing=self.smoothing)
 
     def formula(self) -> str:

@@ -1,4 +1,4 @@
-"""Training on the terminal: a calm frame with curves, or plain lines where nobody watches."""
+"""Training on the terminal: a live panel with curves, or plain lines without a terminal."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 @component
 class Panel(Logger):
-    """Shows what is trained, how the losses and scores move, and how long it will take.
+    """Shows what is trained, how losses and scores develop, and the remaining time.
 
-    On a terminal a live frame, otherwise a line for each record; nothing where messages are turned
-    down to warnings (`-q`).
+    A live panel on a terminal, otherwise a line per record; nothing if messages are limited to
+    warnings (`-q`).
     """
 
     name = "panel"
@@ -30,7 +30,7 @@ class Panel(Logger):
 
     @hookimpl
     def kdcore_run_start(self, run: Run) -> None:
-        """Choose how to tell the run."""
+        """Choose the view for this output."""
         if not run.main or not logging.getLogger("kdcore").isEnabledFor(logging.INFO):
             return
         from rich.console import Console
@@ -46,28 +46,28 @@ class Panel(Logger):
 
     @hookimpl
     def kdcore_step_start(self, step: int) -> None:
-        """Count."""
+        """Count the step."""
         if self._view:
             with self._closing(self._view):
                 self._view.step(step)
 
     @hookimpl
     def kdcore_log(self, record: Record) -> None:
-        """Take in training numbers."""
+        """Show training numbers."""
         if self._view:
             with self._closing(self._view):
                 self._view.record(record)
 
     @hookimpl
     def kdcore_scores(self, step: int, scores: Mapping[str, float | str]) -> None:
-        """Take in an evaluation."""
+        """Show an evaluation."""
         if self._view:
             with self._closing(self._view):
                 self._view.scores(step, scores)
 
     @hookimpl
     def kdcore_run_end(self, error: BaseException | None) -> None:
-        """Sum up."""
+        """Show the summary."""
         view, self._view = self._view, None
         if view:
             with self._closing(view):
@@ -75,7 +75,7 @@ class Panel(Logger):
 
     @contextmanager
     def _closing(self, view: View) -> Iterator[None]:
-        """Give the terminal back before the engine switches a failing panel off."""
+        """Restore the terminal before the engine disables a failing panel."""
         try:
             yield
         except BaseException:
@@ -86,5 +86,5 @@ class Panel(Logger):
 
 @hookimpl
 def kdcore_loggers() -> Sequence[type[Logger]]:
-    """The panel."""
+    """The logger `panel`."""
     return [Panel]

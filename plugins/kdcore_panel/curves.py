@@ -1,4 +1,4 @@
-"""The curves in numbers: a line each, with its course or what else is known of it beside them."""
+"""The curves as numbers: one line each, with a sparkline or a note."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from rich.text import Text
 
 from kdcore import History, Series, summary
 
-_NARROWEST = 8  # columns of a course that still tells something
+_NARROWEST = 8  # columns of the shortest useful sparkline
 
 
 def curves(history: History, width: int, room: int, *, with_course: bool = True) -> Table:
-    """Name, last and best value of each, in at most `room` lines; beside them course and note."""
+    """Name, last and best value of each curve, in at most `room` lines, with sparkline and note."""
     all_rows = summary.rows(history)
     has_head = bool(all_rows) and room > len(all_rows)
     room -= has_head
@@ -33,13 +33,13 @@ def curves(history: History, width: int, room: int, *, with_course: bool = True)
 
 
 def _best(series: Series) -> Text:
-    """The best value, where a curve has one that is better."""
+    """The best value, for curves that have a better direction."""
     has_best = not series.name.startswith("selection/")
     return summary.number(series.best, "dim") if has_best else Text()
 
 
 def _beside(history: History, series: Series, width: int, with_course: bool) -> Text:
-    """A curve's course, and its note if there is room for both; the note alone if not."""
+    """A curve's sparkline, and its note if there is room for both; else the note alone."""
     said = _fitting(summary.note(history, series), width)
     course = min(width - (len(said) + 2 if said else 0), max(history.records, 1))
     if not with_course or (said and course < _NARROWEST):
@@ -49,14 +49,14 @@ def _beside(history: History, series: Series, width: int, with_course: bool) -> 
 
 
 def _fitting(said: str, width: int) -> str:
-    """As much of a list as has room."""
+    """As much of a list as fits."""
     while len(said) > width:
         said = said.rpartition(", ")[0]
     return said
 
 
 def _course(series: Series, width: int, until: int) -> Text:
-    """The course of a series; where nothing was measured its last value goes on, dimmed."""
+    """The sparkline of a series; gaps repeat the last value, dimmed."""
     line, last = Text(), " "
     for block in series.course(width, until) if width > 0 else ():
         last = block or last

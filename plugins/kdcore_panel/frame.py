@@ -1,4 +1,4 @@
-"""The panel's picture of a run, drawn from plain values at any size of the terminal."""
+"""The panel, drawn from plain values at any terminal size."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from kdcore_panel.pace import Pace
 from kdcore_panel.plot import COLOURS, Plot
 
 _BORDER = 4  # two characters on each side
-_WITH_PLOT = 110 - _BORDER  # columns from which on the curves are drawn beside the numbers
-_NUMBERS = (56, 70)  # columns of the numbers beside a plot, at least and at most
-_FEW = 6  # curves that are worth more than what is trained by what
-_TALLEST = 16  # lines of a plot
+_WITH_PLOT = 110 - _BORDER  # columns from which on curves are plotted next to the numbers
+_NUMBERS = (56, 70)  # minimum and maximum columns of the numbers next to a plot
+_FEW = 6  # curves that take precedence over the description of the training
+_TALLEST = 16  # lines of the tallest plot
 
 
 @dataclass
 class Frame:
-    """Everything the panel shows; `now` is read from the caller's clock just before drawing."""
+    """The panel's content; `now` is read from the caller's clock just before drawing."""
 
     facts: Facts
     history: History
@@ -55,7 +55,7 @@ class Frame:
         )
 
     def _upper(self, console: Console, options: ConsoleOptions, rows: int) -> Segments:
-        """All but what moves with the clock, in at most `rows` lines; drawn anew with new lines."""
+        """All but what changes with the clock, in at most `rows` lines; redrawn for new records."""
         key = (self.history.version, options.max_width, rows)
         if self._drawn is None or self._drawn[0] != key:
             parts = Group(*self._parts(options.max_width, rows))
@@ -64,7 +64,7 @@ class Frame:
         return Segments([segment for line in self._drawn[1] for segment in line])
 
     def _parts(self, width: int, rows: int) -> list[RenderableType]:
-        """What there is room for: curves, what is trained by what, texts; blank lines between."""
+        """The parts that fit: curves, what is trained, texts; separated by blank lines."""
         facts, texts = self._head(width), self._texts(width)
         wanted = len(summary.rows(self.history)) + 1
         heads = sum(1 + text.count("\n") for _, text in self.facts.rows()) + 1
@@ -79,7 +79,7 @@ class Frame:
         return [*facts, *middle, *([Text(), *texts] if texts else []), *blank]
 
     def _curves(self, width: int, room: int) -> list[RenderableType]:
-        """The numbers, and from 110 columns on a plot beside them."""
+        """The numbers, with a plot next to them from 110 columns on."""
         if width < _WITH_PLOT:
             table = curves(self.history, width, room)
             return [table] if table.row_count else []
@@ -97,7 +97,7 @@ class Frame:
         return [both]
 
     def _plotted(self) -> Sequence[tuple[str, Series]]:
-        """The terms of the loss, or the loss, and the validation loss."""
+        """The loss terms, or the loss, and the validation loss."""
         rows = summary.rows(self.history)
         losses = [(name, curve) for name, curve in rows if curve.name.startswith("loss")]
         measured = [(name, curve) for name, curve in rows if curve.name == "eval/nll"]
@@ -116,7 +116,7 @@ class Frame:
         return [grid, Text()] if facts else []
 
     def _texts(self, width: int) -> list[RenderableType]:
-        """The latest texts that evaluations returned, at most three, a line each."""
+        """The latest texts from evaluations, at most three, one line each."""
         lines: list[RenderableType] = []
         for name, text in list(self.history.texts.items())[:3]:
             shown = formatting.shortened(text, max(width - len(name) - 2, 1))

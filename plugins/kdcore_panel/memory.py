@@ -1,4 +1,4 @@
-"""What the panel asks of the machine: memory in use."""
+"""Memory in use, for the panel."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Curves over steps with labelled axes, in dots of braille: two columns and four rows a letter."""
+"""Line plots with axes in braille characters, each of two by four dots."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from rich.text import Text
 from kdcore import Series, formatting
 
 COLOURS = ("cyan", "magenta", "yellow", "green")
-_DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))  # by row and column of a letter
-_STEEP = 5.0  # highest by lowest value from which on the axis is logarithmic
+_DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))  # by row and column of a character
+_STEEP = 5.0  # ratio of highest to lowest value from which on the axis is logarithmic
 _EMPTY = 0x2800
-_LEAST = 4  # lines of a plot that still tells something
+_LEAST = 4  # lines of the smallest useful plot
 
 
 @dataclass
 class Plot:
-    """At most four curves, each in a colour of its own; `lines` high, with legend and axis."""
+    """At most four curves, each in its own colour; `lines` high, with legend and axis."""
 
     curves: Sequence[tuple[str, Series]]
     until: int
@@ -65,7 +65,7 @@ class Plot:
 
 @dataclass(frozen=True)
 class _Axis:
-    """Values by their place between 0 (lowest) and 1."""
+    """Maps values to positions from 0 (lowest) to 1."""
 
     low: float
     high: float
@@ -73,7 +73,7 @@ class _Axis:
 
     @classmethod
     def of(cls, low: float, high: float) -> _Axis:
-        """Logarithmic where that shows more."""
+        """A linear axis, or a logarithmic one if the values span a large ratio."""
         if low > 0 and high > _STEEP * low:
             return cls(math.log(low), math.log(high), True)
         return cls(low, high, False)
@@ -88,7 +88,7 @@ class _Axis:
 
 
 class _Canvas:
-    """Letters of dots, each with the colour of the curve that was drawn there last."""
+    """Braille characters, each in the colour of the curve drawn there last."""
 
     def __init__(self, width: int, height: int) -> None:
         self.width, self.height = width, height
@@ -96,7 +96,7 @@ class _Canvas:
         self._colours = [[0] * width for _ in range(height)]
 
     def draw(self, places: Sequence[tuple[float, float]], number: int) -> None:
-        """A line through places whose x and y are between 0 and 1."""
+        """A line through points with x and y from 0 to 1."""
         across, up = self.width * 2 - 1, self.height * 4 - 1
         dots = [(round(min(x, 1.0) * across), round((1 - y) * up)) for x, y in places]
         for one, two in zip(dots, dots[1:] or dots, strict=False):
@@ -112,6 +112,6 @@ class _Canvas:
         self._colours[row][column] = number
 
     def row(self, row: int) -> list[tuple[str, str]]:
-        """A line's letters with their colours."""
+        """The characters of a row with their colours."""
         pairs = zip(self._letters[row], self._colours[row], strict=True)
         return [(chr(letter) if letter != _EMPTY else " ", COLOURS[n]) for letter, n in pairs]

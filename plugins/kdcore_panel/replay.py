@@ -1,4 +1,4 @@
-"""The frame of a run that is over, from its folder: for pictures of real runs."""
+"""The panel of a finished run, read from its folder: for screenshots of real runs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from kdcore_panel.pace import Pace
 
 
 def recorded(folder: Path, share: float = 1.0) -> Frame:
-    """The frame as it stood when `share` of the recorded steps were done."""
+    """The panel as it was when `share` of the recorded steps were done."""
     lines = metrics.read_metrics(folder)
     steps = max((int(line["step"] or 0) for line in lines), default=0)
     history = History(line for line in lines if int(line["step"] or 0) <= steps * share)

@@ -1,4 +1,4 @@
-"""How a run is told: a live frame on a terminal, plain lines elsewhere."""
+"""Views of a run: a live panel on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from kdcore_panel.pace import Pace
 if TYPE_CHECKING:
     from kdcore import Record, Run
 
-_MOST_LINES = 20  # for epochs or steps, in a whole run
+_MOST_LINES = 20  # for epochs or steps, per run
 _MOST_SCORES = 50  # for evaluations
-_LETTERS = 200  # of a text, where lines are written into a log
+_LETTERS = 200  # characters of a text in a line of the log
 Clock = Callable[[], float]
 
 
 class View:
-    """Keeps what the run said. Subclasses show it."""
+    """The numbers of a run so far. Subclasses display them."""
 
     def __init__(self, console: Console, run: Run, clock: Clock = time.monotonic) -> None:
         self.console, self.run, self.clock = console, run, clock
@@ -44,7 +44,7 @@ class View:
         self.frame.pace.begin(step, self.clock())
 
     def record(self, record: Record) -> None:
-        """Training numbers came."""
+        """Training numbers arrived."""
         self.frame.history.add(metrics.training_line(record))
         self.frame.pace.reach(record.step, self.clock())
 
@@ -59,7 +59,7 @@ class View:
         self.frame.history.latest["elapsed"] = self.frame.pace.elapsed(self.frame.now)
 
     def close(self) -> None:
-        """Leave the terminal as it was."""
+        """Restore the terminal."""
 
     def _say(self, text: str) -> None:
         self.console.print(Text(text), soft_wrap=True)
@@ -73,16 +73,16 @@ def _earlier(folder: Path, step: int) -> Iterator[metrics.Line]:
 
 
 class Lines(View):
-    """One plain line for each record and each evaluation."""
+    """One plain line per record and per evaluation."""
 
     def start(self) -> None:
-        """Say what is trained."""
+        """Print what is trained."""
         self._say(self.frame.facts.name)
         for label, text in self.frame.facts.rows():
             self._say(f"  {label:<9}  {' '.join(text.splitlines())}")
 
     def record(self, record: Record) -> None:
-        """A line of formatting."""
+        """Print one line."""
         super().record(record)
         pace, now = self.frame.pace, self.clock()
         said = [f"loss {formatting.value(record.loss)}"]
@@ -98,7 +98,7 @@ class Lines(View):
         self._say("  ".join([self._place(record.step), *said]))
 
     def scores(self, step: int, scores: Mapping[str, float | str]) -> None:
-        """A line of scores, and one for each text."""
+        """Print a line of scores, and one per text."""
         super().scores(step, scores)
         texts = {name: text for name, text in scores.items() if isinstance(text, str)}
         values = {
@@ -114,7 +114,7 @@ class Lines(View):
             self._say(f"{self._place(step)}  {name}: {shown}")
 
     def end(self, error: BaseException | None) -> None:
-        """One line: done or stopped, and where things are."""
+        """Print one line: done or stopped, and where the results are."""
         super().end(error)
         pace, folder = self.frame.pace, self.run.folder
         state = "stopped" if error else "done"
@@ -128,28 +128,28 @@ class Lines(View):
 
 
 class Frames(View):
-    """The live frame, log messages and now and then a line of numbers above it."""
+    """The live panel, with log messages and occasional lines of numbers above it."""
 
     def start(self) -> None:
-        """Draw, and let whatever writes to the terminal write above the frame."""
-        self._told = -1  # the step of the last line above the frame
-        self._losses: list[float] = []  # since then
+        """Draw, and redirect other output to above the panel."""
+        self._told = -1  # the step of the last line above the panel
+        self._losses: list[float] = []  # since that line
         self.frame.memory = memory_in_use(self.run.device)
         self._shown = show_live(self, self.console)
 
     def __rich__(self) -> Frame:
-        """The frame as it is now."""
+        """The panel at this moment."""
         self.frame.now = self.clock()
         return self.frame
 
     def step(self, step: int) -> None:
-        """Count; where there is something to tell of the steps before this one, tell it."""
+        """Count the step, and print a line about the previous ones if it is due."""
         super().step(step)
         if self._is_due():
             self._tell()
 
     def record(self, record: Record) -> None:
-        """Take the numbers in; the refresh shows them."""
+        """Store the numbers; the refresh shows them."""
         super().record(record)
         self._losses.append(record.loss)
         self.frame.memory = memory_in_use(self.run.device)
@@ -168,12 +168,12 @@ class Frames(View):
         return now > before
 
     def _in_epochs(self) -> bool:
-        """Whether lines are told by epochs: the recipe is, and there are several."""
+        """Whether lines are printed per epoch: the recipe counts epochs, and there are several."""
         pace = self.frame.pace
         return bool(pace.per_epoch) and self.frame.facts.in_epochs and pace.epochs() > 1
 
     def _fresh(self) -> list[tuple[str, float]]:
-        """What evaluations measured since the last line."""
+        """Scores of evaluations since the last line."""
         curves = self.frame.history.scores(parts=False)
         fresh = [curve for curve in curves if curve.points[-1].step > self._told]
         return [(curve.name.removeprefix("eval/"), curve.now) for curve in fresh]
@@ -187,7 +187,7 @@ class Frames(View):
         self._told, self._losses = pace.step, []
 
     def _place(self) -> str:
-        """The epoch that ended; elsewhere the step."""
+        """The epoch that ended, or else the step."""
         pace = self.frame.pace
         steps, epochs = f"{pace.steps:,}", f"{pace.epochs()}"
         place = f"step {pace.step:>{len(steps)},}/{steps}"
@@ -198,7 +198,7 @@ class Frames(View):
         return f"{by_epoch if pace.ends_epoch() else place:<{width}}"
 
     def end(self, error: BaseException | None) -> None:
-        """Replace the frame by the summary, or leave its last state where the run failed."""
+        """Replace the panel by the summary, or leave its last state if the run failed."""
         super().end(error)
         if self._losses or self._fresh():
             self._tell()
@@ -207,13 +207,13 @@ class Frames(View):
         self.console.print(frame if error else summary.Summary(frame.facts, frame.history))
 
     def close(self) -> None:
-        """Take the frame away."""
+        """Remove the panel."""
         self._shown.close()
 
 
 @dataclass(frozen=True)
 class Told:
-    """A line of numbers; what has no room in it goes on below, indented, at whatever width."""
+    """A line of numbers that wraps with an indentation, at any width."""
 
     head: str
     numbers: Sequence[str]

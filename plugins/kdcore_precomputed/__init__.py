@@ -1,4 +1,4 @@
-"""A teacher that is a file: the likeliest ids of each token, which others wrote."""
+"""A teacher read from files: the likeliest ids of each token, written by another program."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which record is of which document, and which of its entries is of which token: proved."""
+"""Match records to documents and their entries to tokens, and verify the match."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import numpy as np
 
 from kdcore import RunError
 
-_LOOKED_AT = 4000  # tokens, to see that records are of these documents
-_ENOUGH = 50  # of them that should be among their ids, for a conclusion
-_FEW = 0.25  # of what the masses promise
+_LOOKED_AT = 4000  # tokens sampled to verify that records belong to these documents
+_ENOUGH = 50  # of them expected among their ids, at least, for a conclusion
+_FEW = 0.25  # of the expected hits; fewer is an error
 
 Ids = Callable[[np.ndarray], np.ndarray]
 """Indices counted through all documents of a split -> the ids there."""
@@ -19,27 +19,27 @@ Ids = Callable[[np.ndarray], np.ndarray]
 
 @dataclass(frozen=True, eq=False)
 class Records:
-    """What was read of a file, one record after another."""
+    """The contents of a file, one record after another."""
 
     ids: np.ndarray  # int32 [entries, k]
     logs: np.ndarray  # float32 [entries, k + 1]
-    begins: np.ndarray  # int64 [records + 1]: where the entries of each begin
-    tokens: np.ndarray | None  # int32, of all records; None: the file does not tell them
+    begins: np.ndarray  # int64 [records + 1]: where the entries of each record begin
+    tokens: np.ndarray | None  # int32, of all records; None: the file has no tokens
     token_begins: np.ndarray  # int64 [records + 1]
-    where: Callable[[int], str]  # a record's place, for messages
+    where: Callable[[int], str]  # a record's location, for messages
 
 
 @dataclass(frozen=True, eq=False)
 class Match:
-    """For each document of a split: the first entry of its record, and the token it is of."""
+    """For each document of a split: the first entry of its record, and the token it describes."""
 
-    starts: np.ndarray  # int64 [documents]: the document's first token, counted through all
+    starts: np.ndarray  # int64 [documents]: the document's first token, counted over the split
     entry: np.ndarray  # int64 [documents]
-    first: np.ndarray  # int64 [documents]: the token in the document
-    count: np.ndarray  # int64 [documents]: entries
+    first: np.ndarray  # int64 [documents]: the index of that token in the document
+    count: np.ndarray  # int64 [documents]: number of entries
 
     def entries(self, document: np.ndarray, offset: np.ndarray) -> np.ndarray:
-        """The entry of each token, counted through all records, or -1 [n]."""
+        """The entry of each token, counted over all records, or -1 [n]."""
         at = offset - self.first[document]
         there = (at >= 0) & (at < self.count[document])
         found: np.ndarray = np.where(there, self.entry[document] + at, -1)
@@ -49,9 +49,10 @@ class Match:
 def match(
     records: Records, of: Sequence[int], lengths: np.ndarray, ids: Ids, *, follows: bool, part: bool
 ) -> Match:
-    """Record `of[d]` is of document d, whose tokens are `lengths[d]`.
+    """Match record `of[d]` to document d, whose tokens are `ids` and whose length is `lengths[d]`.
 
-    `follows`: an entry is of the token behind it. `part`: a record may tell of the last ones only.
+    `follows`: an entry describes the token after it. `part`: a record may cover only the last
+    tokens.
     """
     starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
     record = np.asarray(of, np.int64)
@@ -74,7 +75,7 @@ def _by_length(
     follows: bool,
     part: bool,
 ) -> np.ndarray:
-    """The token that a record's first entry is of, where its number of entries must say it."""
+    """The token that a record's first entry describes, derived from the number of entries."""
     fits = (count == lengths) | (count == lengths - 1) | (part & (count < lengths))
     if not fits.all():
         n = int(np.flatnonzero(~fits)[0])
@@ -97,7 +98,7 @@ def _by_tokens(
     *,
     follows: bool,
 ) -> np.ndarray:
-    """The same where each record's tokens are compared with the document's."""
+    """The same, by comparing each record's tokens with the document's."""
     assert records.tokens is not None
     first = np.zeros(len(record), np.int64)
     for n, one in enumerate(record.tolist()):
@@ -115,8 +116,9 @@ def _by_tokens(
 
 
 def _shift(ours: np.ndarray, theirs: np.ndarray) -> int | None:
-    """How many tokens the document has before the record's: 0, or 1 that begins a text. It may
-    have one more that ends it.
+    """The number of document tokens before the record's first: 0, or 1 (a bos).
+
+    The document may have one more token at its end.
     """
     for shift in (0, 1):
         end = shift + len(theirs)
@@ -141,7 +143,7 @@ def _otherwise(where: str, document: int, ours: np.ndarray, theirs: np.ndarray) 
 def _prove(
     records: Records, found: Match, record: np.ndarray, lengths: np.ndarray, ids: Ids
 ) -> None:
-    """That the text's own tokens are among the ids about as often as their masses promise."""
+    """Verify that the text's own tokens are among the ids about as often as the masses predict."""
     if not len(record):
         return
     few = np.flatnonzero(np.cumsum(lengths) <= max(_LOOKED_AT, lengths[0]))
@@ -154,7 +156,7 @@ def _prove(
         return
     near = next((by for by in (1, -1) if hits[by][1] >= _FEW * hits[by][0]), None)
     if near is None and records.tokens is not None:
-        return  # proved by the tokens: a model may be sure and wrong
+        return  # verified by the tokens: a model may be confident and wrong
     where = {1: "own", -1: "next"}
     way = (
         "the records are of other texts, in another order, or of another tokenizer; a column of "
@@ -176,7 +178,7 @@ def _hits(
     labels: np.ndarray,
     by: int,
 ) -> tuple[float, float]:
-    """How many tokens should be among the ids by their masses, and how many are."""
+    """The number of tokens expected among the ids, by their masses, and the actual number."""
     entries = found.entries(document, offset + by)
     there = entries >= 0
     some = np.take(records.ids, entries[there], axis=0)
@@ -186,7 +188,7 @@ def _hits(
 
 
 def by_key(named: Mapping[object, int], values: Sequence[object], key: str, path: str) -> list[int]:
-    """The record of each document by the value that both have in a column."""
+    """The record of each document, by the value of a column that both have."""
     missing = [each for each in values if each not in named]
     if missing:
         said = "no value" if missing[0] is None else repr(missing[0])

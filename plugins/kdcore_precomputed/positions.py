@@ -1,4 +1,4 @@
-"""What a record says of each position -> arrays of k ids and log-probabilities, checked."""
+"""Parse a record's positions into arrays of k ids and log-probabilities, with checks."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from kdcore_text.record import Record, shown_names
 
 from kdcore import RunError
 
-_ABOVE = 1e-3  # by which a log-probability may be above 0
-_MASS = 1e-2  # by which masses may be above 1 together, rounded to half precision
-_OTHERS = -100.0  # the log-mass of others that have none
+_ABOVE = 1e-3  # how far a log-probability may exceed 0
+_MASS = 1e-2  # how far masses may exceed 1 in sum, from rounding to half precision
+_OTHERS = -100.0  # the log-mass of the other ids if they have none
 
 
 @dataclass(frozen=True, eq=False)
 class Positions:
-    """The entries of one record, the likeliest first; -1 where there is no further id."""
+    """The entries of one record, the likeliest id first; -1 pads missing ids."""
 
     ids: np.ndarray  # int32 [n, k]
-    logs: np.ndarray  # float32 [n, k + 1], the last of all other ids together
+    logs: np.ndarray  # float32 [n, k + 1], the last for all other ids together
 
 
 @dataclass(frozen=True)
 class Columns:
-    """How a file's columns are called, and what its log-probabilities are."""
+    """The names of a file's columns, and the meaning of its log-probabilities."""
 
     log_probs: str
-    ids: str | None = None  # None: log_probs holds them too
+    ids: str | None = None  # None: log_probs holds both
     tail: bool = True
 
     def entries(self, record: Record) -> list[tuple[Sequence[Any], Sequence[Any]]]:
-        """The ids and log-probabilities at each position, none where a record says nothing."""
+        """The ids and log-probabilities at each position; empty where a record has none."""
         logs = _listed(record, self.log_probs)
         if self.ids is None:
             return [_pairs(each, n, record, self.log_probs) for n, each in enumerate(logs, 1)]
@@ -46,7 +46,7 @@ class Columns:
         return [(few or (), some or ()) for few, some in zip(ids, logs, strict=True)]
 
     def read(self, record: Record, k: int, vocabulary: int) -> Positions:
-        """A record's positions. Raises RunError with its place and what is wrong with it."""
+        """A record's positions. Raises RunError with the location and the cause."""
         entries = self.entries(record)
         ids = np.full((len(entries), k), -1, np.int32)
         logs = np.full((len(entries), k + 1), _OTHERS, np.float32)
@@ -59,7 +59,7 @@ class Columns:
         return Positions(ids, logs)
 
     def _filled(self, told: np.ndarray, k: int) -> np.ndarray:
-        """The k likeliest and, last, all others."""
+        """The k likeliest, and last the mass of all others."""
         found = np.full(k + 1, _OTHERS)
         found[: len(told[:k])] = told[:k]
         if self.tail:
@@ -71,7 +71,7 @@ class Columns:
 def _checked(
     some: Sequence[Any], values: Sequence[Any], vocabulary: int, where: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Ids and log-probabilities of a position, the likeliest first. -inf stands for no id."""
+    """The ids and log-probabilities of a position, the likeliest first. -inf marks a missing id."""
     if len(some) != len(values):
         raise RunError(f"{where}: {len(some)} ids with {len(values)} log-probabilities")
     if any(isinstance(each, bool) or not isinstance(each, int | np.integer) for each in some):
@@ -111,7 +111,7 @@ def _listed(record: Record, column: str) -> Sequence[Any]:
 
 
 def _compressed(record: Record) -> str:
-    """What to say of DistillKit's packed columns."""
+    """The error message for DistillKit's packed columns."""
     packed = {"bytepacked_indices", "packed_indices"} & record.values.keys()
     if not packed:
         return ""
@@ -122,7 +122,7 @@ def _compressed(record: Record) -> str:
 
 
 def _pairs(entry: Any, n: int, record: Record, column: str) -> tuple[list[Any], list[Any]]:
-    """The ids and log-probabilities of a position that has both in one."""
+    """The ids and log-probabilities of a position that stores both in one entry."""
     if not entry:
         return [], []
     if isinstance(entry, Mapping):  # vLLM: {id: {"logprob": ...}}

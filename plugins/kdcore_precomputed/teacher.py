@@ -34,18 +34,18 @@ from kdcore_precomputed.positions import Columns
 
 @component
 class Precomputed(Teacher):
-    """The likeliest ids of each token of the documents, as another program wrote them.
+    """The likeliest ids of each token of the documents, as written by another program.
 
-    Files of JSON lines or parquet, folders of these and data sets on the hub: a record for each
-    document, with a list of ids and one of log-probabilities (natural, at temperature 1) for each
-    of its tokens. Without `ids`, `log_probs` holds both, as axolotl's KD data sets
-    (`[{"token": "token_id:7", "logprob": -0.1}, ...]`) and vLLM's `prompt_logprobs` do. `null`, an
-    empty list and -inf stand for nothing known.
+    Reads JSON lines or parquet files, folders of these, and data sets on the hub. Each record
+    belongs to a document and has, for each of its tokens, a list of ids and one of
+    log-probabilities (natural logarithm, temperature 1). Without `ids`, `log_probs` holds both, as
+    in axolotl's KD data sets (`[{"token": "token_id:7", "logprob": -0.1}, ...]`) and vLLM's
+    `prompt_logprobs`. `null`, an empty list and -inf mean unknown.
 
-    Records are matched to the training documents by their order, or by the column `key`, which
-    [data] keeps too (`keep_columns`). Lengths must fit, and the records' own ids where `tokens`
-    names them. With `tail` what the ids' masses leave to 1 belongs to all other ids; without, the
-    masses are scaled to 1.
+    Records are matched to the training documents by order, or by the column `key`, which [data] has
+    to keep too (`keep_columns`). Lengths must match, and so must the records' own ids if `tokens`
+    names their column. With `tail`, the remaining mass belongs to all other ids; without, the
+    masses are normalised to 1.
     """
 
     name = "precomputed"
@@ -74,11 +74,11 @@ class Precomputed(Teacher):
         self._matched: dict[str, Match] = {}
 
     def missing(self) -> Iterator[str]:
-        """Paths that lead nowhere."""
+        """Paths that do not exist."""
         yield from filter(None, map(absent, self._paths))
 
     def faults(self, recipe: Stage) -> Iterable[str]:
-        """Texts that nobody wrote down distributions of."""
+        """Reject data for which no distributions can have been written."""
         if recipe.rollout is not None:
             yield (
                 "the teacher 'precomputed' knows the data's documents only, and with [rollout] it "
@@ -95,36 +95,36 @@ class Precomputed(Teacher):
             )
 
     def reads_columns(self) -> Sequence[dict[str, list[str]]]:
-        """The one that tells a document's record."""
+        """The column that identifies a document's record."""
         return [] if self.key is None else [{self.key: []}]
 
     def ids_known(self) -> int | None:
-        """As many as the first record that tells of anything."""
+        """As many as the first non-empty record has."""
         return self.k or self._first_k
 
     def knows_others_at(self, temperature: float) -> bool:
-        """At 1 only: nobody wrote down what mass the others have elsewhere."""
+        """At 1 only: files do not have the mass of the others at another temperature."""
         return temperature == 1
 
     def fingerprint(self) -> str:
-        """The options, and the content of the files that are here."""
+        """The options, and the content of local files."""
         return f"{super().fingerprint()} {content(self._paths)}"
 
     def load(self, run: Run) -> None:
-        """Read and check every record, and match them with the documents."""
+        """Read and check every record, and match records to documents."""
         self._run = run
         self._records, self._named = self._read(run)
         if (laid := run.laid("train")) is not None:
             self._match(laid.split)
 
     def known(self, batch: Batch) -> Tensor:
-        """Which valid tokens the records tell anything of, bool [valid]."""
+        """The valid tokens that the records cover, bool [valid]."""
         entries = self._entries(batch)
         there = (entries >= 0) & (self._records.ids[np.maximum(entries, 0), 0] >= 0)
         return torch.from_numpy(there).to(batch.valid.device)
 
     def read(self, batch: Batch) -> TeacherOutputs:
-        """What the records say of the tokens that valid positions predict."""
+        """The records' distributions for the tokens that valid positions predict."""
         entries, device = self._entries(batch), batch.valid.device
         some, k = np.maximum(entries, 0), self._records.ids.shape[1]
         ids = np.where((entries >= 0)[:, None], self._records.ids[some], -1)
@@ -136,14 +136,14 @@ class Precomputed(Teacher):
         return lambda positions: GappedLogits(told[place[positions]], masses[place[positions]])
 
     def _entries(self, batch: Batch) -> np.ndarray:
-        """The entry of what each valid position predicts, or -1."""
+        """The entry for the token that each valid position predicts, or -1."""
         predicted = batch.valid.cpu().numpy() + 1
         flat = (each.flatten().cpu().numpy() for each in (batch.document, batch.offset))
         document, offset = (each[predicted] for each in flat)
         return self._match(batch.split).entries(document, offset)
 
     def _match(self, split: Split) -> Match:
-        """Of a split of the data, found at its first use."""
+        """The match of a split of the data, computed at its first use."""
         if split.fingerprint not in self._matched:
             run = self._run
             self._matched[split.fingerprint] = match(
@@ -157,7 +157,7 @@ class Precomputed(Teacher):
         return self._matched[split.fingerprint]
 
     def _of_documents(self, split: Split) -> Sequence[int]:
-        """Each document's record."""
+        """The record of each document."""
         if (key := self.key) is not None:
             columns = self._run.laid(split.name).columns()
             values = [each.get(key) for each in columns]
@@ -173,7 +173,7 @@ class Precomputed(Teacher):
         return range(there)
 
     def _read(self, run: Run) -> tuple[Records, dict[object, int]]:
-        """All records, in files without a name that go with the process."""
+        """All records, in unnamed temporary files that the process's end removes."""
         k = self.ids_known()
         assert k is not None
         ids, logs, tokens = (_Flat(kind) for kind in (np.int32, np.float32, np.int32))
@@ -215,7 +215,7 @@ class Precomputed(Teacher):
 
     @cached_property
     def _first_k(self) -> int:
-        if not self._is_here:  # `missing` and `faults` say so
+        if not self._is_here:  # reported by `missing` and `faults`
             return 1
         for record in self._source.read():
             some = [len(ids) for ids, _ in self._columns.entries(record) if len(ids)]
@@ -244,17 +244,17 @@ def _tokens_of(record: Record, column: str) -> np.ndarray:
 
 
 class _Flat:
-    """Arrays one after another in a file without a name."""
+    """Arrays appended to an unnamed temporary file."""
 
     def __init__(self, dtype: type[np.generic]) -> None:
-        self._file: IO[bytes] = TemporaryFile()  # noqa: SIM115  # mapped as long as it is used
+        self._file: IO[bytes] = TemporaryFile()  # noqa: SIM115  # mapped while in use
         self._dtype = dtype
 
     def add(self, array: np.ndarray) -> None:
         self._file.write(np.ascontiguousarray(array, self._dtype).tobytes())
 
     def array(self, width: int | None) -> np.ndarray:
-        """All of them, [n] or [n, width]."""
+        """The whole content, [n] or [n, width]."""
         self._file.flush()
         shape = (-1,) if width is None else (-1, width)
         if not self._file.tell():

@@ -1,4 +1,4 @@
-"""Who writes rows to train on: the student, a teacher, either again, or several of these."""
+"""Writers of rollouts: the student, a teacher, a replay buffer, or several of these."""
 
 from __future__ import annotations
 

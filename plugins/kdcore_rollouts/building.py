@@ -1,4 +1,4 @@
-"""Writing answers ahead of a run, and handing them out."""
+"""Generate answers ahead of a run, and export them."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from typing import Any
 from kdcore import Prompt, Rollout, Run, Stage, UsageError, load_teacher
 from kdcore_rollouts.kept import Answers, KeepsAnswers
 
-_AT_ONCE = 64  # prompts between two looks at the progress
+_AT_ONCE = 64  # prompts between two progress reports
 
 
 def keeping_in(stage: Stage) -> list[Rollout]:
-    """The writers of a stage that keep their answers, nested ones too."""
+    """The writers of a stage that store their answers, including nested ones."""
     writers = [one for one in stage.components() if isinstance(one, Rollout)]
     return [one for one in writers if hasattr(one, "kept") and getattr(one, "keep", True)]
 
 
 @dataclass(frozen=True)
 class Writing:
-    """What one writer answers of the training data."""
+    """One writer's answers to the prompts of the training data."""
 
     run: Run
     writer: Rollout
@@ -30,16 +30,16 @@ class Writing:
 
     @property
     def label(self) -> str:
-        """Who answers."""
+        """The name of the answering model."""
         return str(self.kept.about["teacher"])
 
     @property
     def kept(self) -> Answers:
-        """The answers so far."""
+        """The answers stored so far."""
         return self._keeps.kept(self.run)
 
     def build(self, done: Callable[[int], None]) -> int:
-        """Have the missing ones written, telling of prompts as they are done; how many were new."""
+        """Generate the missing answers and report progress in prompts; return how many were new."""
         before = len(self.kept)
         missing = [one for one in self.prompts if self._is_missing(one)]
         done(len(self.prompts) - len(missing))
@@ -63,7 +63,7 @@ class Writing:
 
 
 def writings(run: Run) -> Iterator[Writing]:
-    """What the writers of a stage answer, of all of its training data."""
+    """The answers of a stage's writers to all of its training data."""
     keeping = keeping_in(run.recipe)
     if keeping and run.data.streams:
         raise UsageError(
@@ -75,9 +75,9 @@ def writings(run: Run) -> Iterator[Writing]:
 
 
 def export(answers: Answers, path: Path) -> int:
-    """Write the answers as dialogues that `sft` reads, a JSON line each; how many there were.
+    """Write the answers as dialogues that `sft` reads, one JSON line each; return their number.
 
-    Raises UsageError where the dialogues were not kept, or the file is there.
+    Raises UsageError if the dialogues were not kept, or the file exists.
     """
     written = 0
     if path.exists():
@@ -98,7 +98,7 @@ def export(answers: Answers, path: Path) -> int:
 
 
 def _dialogue(messages: Sequence[Mapping[str, Any]], text: str) -> dict[str, object]:
-    """Only the last answer is learned: those before it are the data's own."""
+    """Only the last answer is trained: earlier ones are the data's own."""
     before = [
         {**each, "train": False} if each["role"] == "assistant" else dict(each) for each in messages
     ]

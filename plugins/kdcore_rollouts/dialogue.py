@@ -1,4 +1,4 @@
-"""The dialogue that a prompt was cut from, where [data] keeps it."""
+"""The dialogue of a prompt, if [data] keeps it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MESSAGES = "messages"
 
 
 def asked_in(prompt: Prompt) -> Sequence[Mapping[str, Any]] | None:
-    """The messages before the answer that is asked for; None where they are not kept."""
+    """The messages before the requested answer; None if the data does not keep them."""
     from kdcore_sft.answers import answered
 
     text = prompt.columns.get(MESSAGES)

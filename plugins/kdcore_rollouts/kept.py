@@ -1,8 +1,8 @@
-"""Answers kept on disk, next to the teacher caches: what was written once is read from then on.
+"""Answers stored on disk, next to the teacher caches: generated once, then read.
 
-A folder holds the answers of one writer with one way to draw: `meta.json` says which, and
-`answers.jsonl` has a line for each answer, appended as it comes. A line that was torn by a crash is
-no answer. Several processes may append at once.
+A folder holds the answers of one writer with one set of sampling options: `meta.json` identifies
+both, and `answers.jsonl` has a line per answer, appended as it arrives. A line torn by a crash is
+ignored. Several processes may append at once.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ ANSWERS = "answers.jsonl"
 class KeptAnswer:
     """One answer, or why there is none."""
 
-    ids: Sequence[int] = ()  # with the end token where it is finished; a server's has text only
+    ids: Sequence[int] = ()  # with the end token if finished; a server's answer has text only
     finished: bool = True
     log_probs: Sequence[float] | None = None
-    messages: Sequence[Mapping[str, Any]] | None = None  # what was asked, if it was a dialogue
+    messages: Sequence[Mapping[str, Any]] | None = None  # the request, if it was a dialogue
     text: str = ""
     left_out: str = ""  # "refused", "empty" or "truncated"
 
 
 class Answers:
-    """The answers in a folder, by the key of what was asked and the number of the answer."""
+    """The answers in a folder, by the prompt's key and the number of the answer."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -51,9 +51,9 @@ class Answers:
 
     @classmethod
     def open(cls, caches: Path, writer: str, meta: Mapping[str, object], teacher: str) -> Answers:
-        """Those that are bound to `meta`, in a folder that is made where it is missing.
+        """The answers identified by `meta`, in a folder that is created if missing.
 
-        `teacher` says for people who answers.
+        `teacher` is the answering model's name for the user.
         """
         bound = {"kind": KIND, "writer": writer, **meta}
         folder = caches / f"{KIND}-{writer}-{key_of(as_text(bound))}"
@@ -72,19 +72,19 @@ class Answers:
 
     @cached_property
     def meta(self) -> dict[str, Any]:
-        """What the answers are bound to."""
+        """What identifies the answers."""
         found: dict[str, Any] = json.loads((self.folder / META).read_text(encoding="utf-8"))
         return found
 
     @cached_property
     def about(self) -> dict[str, Any]:
-        """The same for people."""
+        """The same for the user."""
         found: dict[str, Any] = json.loads((self.folder / ABOUT).read_text(encoding="utf-8"))
         return found
 
     @property
     def bytes(self) -> int:
-        """On disk."""
+        """Bytes on disk."""
         return sum(path.stat().st_size for path in self.folder.iterdir())
 
     def __len__(self) -> int:
@@ -110,14 +110,14 @@ class Answers:
         return (self[key] for key in list(self._places))
 
     def put(self, key: Key, answer: KeptAnswer) -> None:
-        """Append an answer. Once this returns, no crash of the process loses it."""
+        """Append an answer. After the return, a crash of the process does not lose it."""
         line = {"key": key[0], "n": key[1]} | {
             name: value for name, value in vars(answer).items() if value not in (None, "")
         }
         text = json.dumps(line, ensure_ascii=False)
         whole = f'{{"check": "{_check(text)}", "answer": {text}}}\n'
         with self._path.open("ab", buffering=0) as file:
-            # What a crash tore off stays a line of its own.
+            # A torn line stays a line of its own.
             file.write(whole.encode() if self._ends_whole() else f"\n{whole}".encode())
 
     def fault(self) -> str | None:
@@ -132,26 +132,26 @@ class Answers:
         return None
 
     def torn(self) -> int:
-        """Lines that hold no whole answer."""
+        """Lines without a whole answer."""
         with self._path.open("rb") as file:
             return sum(_parsed(line) is None for line in file if line.strip())
 
     def counts(self) -> dict[str, int]:
-        """How many answers there are, and how many were left out for each reason."""
+        """How many answers there are, and how many were skipped for each reason."""
         found = {"kept": 0, "refused": 0, "empty": 0, "truncated": 0}
         for each in self:
             found[each.left_out or "kept"] += 1
         return found
 
     def _look(self) -> None:
-        """At the lines that were appended since the last time."""
+        """Read the lines appended since the last call."""
         if not self._path.exists() or self._path.stat().st_size <= self._read_to:
             return
         with self._path.open("rb") as file:
             file.seek(self._read_to)
             for line in file:
                 if not line.endswith(b"\n"):
-                    break  # it may still be written
+                    break  # may still be being written
                 found = _parsed(line)
                 if found is not None:
                     self._places.setdefault((found["key"], found.get("n", 0)), self._read_to)
@@ -167,7 +167,7 @@ class Answers:
 
 
 def answers_in(caches: Path) -> list[Answers]:
-    """All of a folder, by name."""
+    """All answer folders in a folder, by name."""
     if not caches.is_dir():
         return []
     found = sorted(caches.glob(f"{KIND}-*"))
@@ -175,23 +175,23 @@ def answers_in(caches: Path) -> list[Answers]:
 
 
 def key_of_ids(ids: Sequence[int]) -> str:
-    """What a prompt of these ids is found by."""
+    """The lookup key of a prompt of these ids."""
     return blake2b(json.dumps(list(map(int, ids))).encode(), digest_size=8).hexdigest()
 
 
 def key_of_messages(messages: Sequence[Mapping[str, Any]]) -> str:
-    """What a dialogue so far is found by."""
+    """The lookup key of a dialogue so far."""
     text = json.dumps(list(messages), sort_keys=True, ensure_ascii=False)
     return blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def seed_of(key: str, number: int) -> int:
-    """The seed of an answer: it hangs on what is asked, not on who asks it when."""
+    """The seed of an answer: it depends on the prompt, not on when or by whom it is requested."""
     return (int(key, 16) ^ (number * 0x9E3779B97F4A7C15)) & ((1 << 63) - 1)
 
 
 def drawn_as(sampling: Sampling) -> dict[str, object]:
-    """How answers are drawn, as `meta.json` says it."""
+    """The sampling options in the form of `meta.json`."""
     return {**vars(sampling), "ends": sorted(sampling.ends)}
 
 
@@ -200,7 +200,7 @@ def _check(text: str) -> str:
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:
-    """What a line holds; None where it was torn."""
+    """The content of a line; None if it was torn."""
     try:
         found = json.loads(line)
         answer: dict[str, Any] = found["answer"]
@@ -216,12 +216,12 @@ def _answer(line: Mapping[str, Any]) -> KeptAnswer:
 
 
 class KeepsAnswers(Protocol):
-    """A writer that keeps what it writes."""
+    """A writer that stores its answers."""
 
     name: ClassVar[str]
 
     def kept(self, run: Run) -> Answers:
-        """The answers so far."""
+        """The answers stored so far."""
 
     def keys(self, prompt: Prompt) -> list[Key]:
-        """What a prompt's answers are found by."""
+        """The lookup keys of the prompts' answers."""

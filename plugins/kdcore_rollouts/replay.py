@@ -1,4 +1,4 @@
-"""Earlier answers handed out again."""
+"""A replay buffer of earlier answers."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _FRESH = 0xF2E5  # a stream of random numbers
 
 @component
 class Replay(Rollout):
-    """Keeps what another writer wrote, and hands it out again with the prompt that it answers.
+    """Store another writer's answers, and reuse them with the prompts they belong to.
 
-    Ko et al., "DistiLLM", ICML 2024 (adaptive off-policy use of the student's own text): writing
-    takes most of a step, and answers that are some steps old are good enough.
+    Ko et al., "DistiLLM", ICML 2024 (adaptive off-policy use of student-generated output):
+    generation takes most of a step, and answers that are a few steps old are good enough.
     """
 
     name = "replay"
@@ -44,13 +44,13 @@ class Replay(Rollout):
         self._kept: deque[Completion] = deque(maxlen=self.capacity)
 
     def needs_teacher(self) -> bool:
-        """As the writer does."""
+        """As the inner writer."""
         return self.of.needs_teacher()
 
     def generate(
         self, run: Run, prompts: Sequence[Prompt]
     ) -> Sequence[Completion | Sequence[Completion]]:
-        """The writer's answers to some prompts; for the others what is kept, if there is some."""
+        """New answers to some prompts; for the others a stored one if there is any."""
         drawn = [np.random.default_rng([prompt.seed, _FRESH]) for prompt in prompts]
         anew = [not self._kept or float(one.random()) < self.fresh for one in drawn]
         asked = [prompt for prompt, new in zip(prompts, anew, strict=True) if new]
@@ -61,20 +61,20 @@ class Replay(Rollout):
         ]
 
     def generated(self, run: Run, step: int, completions: Sequence[Completion]) -> None:
-        """Keep what is new."""
+        """Store the new answers."""
         self.of.generated(run, step, completions)
         known = {_key(one) for one in self._kept}
         self._kept.extend(one for one in completions if _key(one) not in known)
 
     def state_dict(self) -> Mapping[str, Tensor | int | float | str | bytes]:
-        """What is kept."""
+        """The buffer."""
         return dict(completions_state(list(self._kept)))
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take it back."""
+        """Restore the buffer."""
         self._kept = deque(completions_from(state), maxlen=self.capacity)
 
 
 def _key(one: Completion) -> tuple[int, tuple[int, ...]]:
-    """What tells an answer from others: its prompt's seed, and its ids."""
+    """Identifies an answer by its prompt's seed and its ids."""
     return (one.prompt.seed if one.prompt is not None else -1, tuple(one.ids))

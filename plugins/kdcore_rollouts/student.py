@@ -9,7 +9,7 @@ from kdcore import Completion, Prompt, Rollout, Run, component
 
 @component
 class StudentWrites(Rollout):
-    """The student as it is before the step.
+    """The student, with its weights before the step.
 
     Sources: Agarwal et al., "On-Policy Distillation of Language Models" (GKD), ICLR 2024, whose
     lambda is `share`; Lu et al., "On-Policy Distillation", Thinking Machines, 2025.
@@ -18,5 +18,5 @@ class StudentWrites(Rollout):
     name = "student"
 
     def generate(self, run: Run, prompts: Sequence[Prompt]) -> Sequence[Completion]:
-        """One answer each."""
+        """One answer per prompt."""
         return run.sample(prompts, sampling=run.sampling(self))

@@ -15,12 +15,12 @@ from kdcore_rollouts.kept import Answers, KeptAnswer, Key, drawn_as, key_of_ids,
 
 @component
 class TeacherWrites(Rollout):
-    """The run's teacher, or another one. Kim and Rush, "Sequence-Level Knowledge Distillation",
-    EMNLP 2016, sampled instead of searched for.
+    """The run's teacher, or another one, writes the answers.
 
-    Each prompt is answered once: answers are kept next to the teacher caches, for later epochs and
-    runs with the same teacher and the same way to draw. With `keep = false` a prompt that comes
-    again gets another answer, and nothing is kept.
+    Kim and Rush, "Sequence-Level Knowledge Distillation", EMNLP 2016, with sampling instead of beam
+    search. Each prompt is answered once: answers are stored next to the teacher caches, for later
+    epochs and for runs with the same teacher and sampling options. With `keep = false` nothing is
+    stored, and each use of a prompt gets a new answer.
     """
 
     name = "teacher"
@@ -33,17 +33,17 @@ class TeacherWrites(Rollout):
         self._answers: Answers | None = None
 
     def needs_teacher(self) -> bool:
-        """Where no other one is given."""
+        """Whether no other teacher is given."""
         return self.teacher is None
 
     def faults(self, recipe: Stage) -> Iterable[str]:
-        """A teacher that cannot write."""
+        """Reject a teacher that cannot generate text."""
         writer = self.teacher or recipe.teacher
         if writer is not None and not writer.writes():
             yield f"the teacher {writer.name!r} only reads what others wrote, and cannot write"
 
     def generate(self, run: Run, prompts: Sequence[Prompt]) -> Sequence[Completion]:
-        """One answer each."""
+        """One answer per prompt."""
         writer = self.teacher or run.teacher
         assert writer is not None, "assembly sees to it"
         if not self.keep:
@@ -58,7 +58,7 @@ class TeacherWrites(Rollout):
         return [_completion(kept, key) for key in keys]
 
     def kept(self, run: Run) -> Answers:
-        """The answers so far."""
+        """The answers stored so far."""
         if self._answers is None:
             writer = self.teacher or run.teacher
             assert writer is not None, "assembly sees to it"
@@ -68,7 +68,7 @@ class TeacherWrites(Rollout):
         return self._answers
 
     def keys(self, prompt: Prompt) -> list[Key]:
-        """What a prompt's answer is found by."""
+        """The lookup keys of the prompts' answers."""
         return [(key_of_ids(prompt.ids), 0)]
 
 

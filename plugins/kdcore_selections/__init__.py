@@ -14,7 +14,7 @@ from kdcore_selections.top import Band, Entropy, Hardest, Random, Rho, Score
 
 @hookimpl
 def kdcore_selections() -> Sequence[type[Selection]]:
-    """All of the above."""
+    """The selections of this plugin."""
     return [
         Rho,
         Random,

@@ -1,4 +1,4 @@
-"""Tokens on which teacher and student agree, or where the teacher is sure and the student not."""
+"""Tokens on which teacher and student agree, or where only the teacher is confident."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from kdcore import Loss, Selection, Tokens, component
 
 @component
 class Agreement(Selection):
-    """Tokens chosen by what teacher and student say of them.
+    """Tokens chosen by the predictions of teacher and student.
 
-    "acceptance": the id that the student likes best is among the teacher's `k` best, as the greedy
-    form of SelecTKD (arXiv:2510.24021); other tokens weigh `rejected`. "confidence": the teacher's
-    highest probability is at least `confidence` and the student's entropy at least `uncertainty`
-    nats, LLKD (arXiv:2411.08028) token by token, with fixed thresholds.
+    "acceptance": the student's top id is among the teacher's top `k`, the greedy form of SelecTKD
+    (arXiv:2510.24021); other tokens get the weight `rejected`. "confidence": the teacher's highest
+    probability is at least `confidence` and the student's entropy at least `uncertainty` nats, as
+    LLKD (arXiv:2411.08028) but per token and with fixed thresholds.
     """
 
     name = "agreement"
@@ -33,7 +33,7 @@ class Agreement(Selection):
         return True
 
     def keep(self, tokens: Tokens) -> Tensor:
-        """A bool for each token, or weights where rejected tokens have one."""
+        """A bool per token, or weights if rejected tokens have one [n]."""
         if self.by == "confidence":
             sure = tokens.score(_Confidence()) >= self.confidence
             return sure & (tokens.score(_Uncertainty()) >= self.uncertainty)

@@ -1,4 +1,4 @@
-"""Selections made of others; of weights the least, the greatest, and what is left of 1."""
+"""Combinations of selections: minimum, maximum and complement."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class _Combined(Selection):
     members: Members
 
     def needs_teacher(self) -> bool:
-        """Whether a member does."""
+        """Whether any member does."""
         return any(member.needs_teacher() for member in self.members)
 
     def _kept(self, tokens: Tokens) -> list[Tensor]:
-        """Each member's choice; all as weights where one of them weighs."""
+        """Each member's choice, as weights if any member returns weights."""
         found = [member.keep(tokens) for member in self.members]
         if all(keep.dtype == torch.bool for keep in found):
             return found
@@ -31,41 +31,41 @@ class _Combined(Selection):
 
 @component
 class And(_Combined):
-    """Tokens that every member keeps; of weights the least."""
+    """Tokens that every member keeps; for weights, the minimum."""
 
     name = "and"
     members: Members
 
     def keep(self, tokens: Tokens) -> Tensor:
-        """The least."""
+        """The minimum over members [n]."""
         return reduce(torch.minimum, self._kept(tokens))
 
 
 @component
 class Or(_Combined):
-    """Tokens that any member keeps; of weights the greatest."""
+    """Tokens that any member keeps; for weights, the maximum."""
 
     name = "or"
     members: Members
 
     def keep(self, tokens: Tokens) -> Tensor:
-        """The greatest."""
+        """The maximum over members [n]."""
         return reduce(torch.maximum, self._kept(tokens))
 
 
 @component
 class Not(Selection):
-    """Tokens that another selection drops; of weights in [0, 1] what is left of 1."""
+    """Tokens that another selection drops; for weights in [0, 1], 1 minus the weight."""
 
     name = "not"
     of: Selection
 
     def needs_teacher(self) -> bool:
-        """Whether the other does."""
+        """Whether the other selection does."""
         return self.of.needs_teacher()
 
     def keep(self, tokens: Tokens) -> Tensor:
-        """The complement."""
+        """The complement [n]. A weight above 1 is an error."""
         keep = self.of.keep(tokens)
         if keep.dtype == torch.bool:
             return ~keep

@@ -1,4 +1,4 @@
-"""A threshold that remembers: ranking over many steps where one step has few tokens."""
+"""A threshold over many steps, for steps with few tokens."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ from kdcore_selections.top import Share
 
 @component
 class GlobalSelection(Selection):
-    """Tokens above the (1 - keep) quantile of the last `memory` scores of the steps before.
+    """Tokens above the (1 - keep) quantile of the last `memory` scores of previous steps.
 
-    The share of each step is free; over many it is `keep`. While there are fewer scores than a
-    tenth of `memory`, the step's own highest are kept. Global-level selection: a first-in
-    first-out queue of scores.
+    The share kept in a single step varies; over many steps it is `keep`. While the queue holds
+    fewer scores than a tenth of `memory`, the step's own highest scores are kept. Known as
+    global-level selection.
     """
 
     name = "gls"
-    # `keep` in recipes; as an attribute it would hide the method.
+    # `keep` in recipes; an attribute of that name would hide the method.
     share: Share
     score: Loss
     memory: Annotated[int, Field(ge=1)] = 30_000
 
     def __post_init__(self) -> None:
         self._past = torch.empty(0)
-        self._latest = torch.empty(0)  # the scores of the step `_step`, which may be asked again
+        self._latest = torch.empty(0)  # scores of the step `_step`
         self._step = 0
 
     def needs_teacher(self) -> bool:
-        """Whether the loss needs the run's teacher."""
+        """Whether the scoring loss needs the run's teacher."""
         return self.score.needs_teacher
 
     def keep(self, tokens: Tokens) -> Tensor:
-        """Those above the threshold."""
+        """The tokens at or above the threshold [n]."""
         scores = tokens.score(self.score)
         if tokens.step != self._step:
             past = torch.cat([self._past.to(scores.device), self._latest.to(scores.device)])
@@ -52,9 +52,9 @@ class GlobalSelection(Selection):
         return scores >= threshold
 
     def state_dict(self) -> Mapping[str, Tensor | int | float | str | bytes]:
-        """The scores that it remembers."""
+        """The queue of scores."""
         return {"past": self._past, "latest": self._latest, "step": self._step}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take them back."""
+        """Restore the queue."""
         self._past, self._latest, self._step = state["past"], state["latest"], state["step"]

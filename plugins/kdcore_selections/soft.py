@@ -1,4 +1,4 @@
-"""A selection without an edge: each token weighs as far as it is above the threshold."""
+"""A soft selection: a token's weight grows with its distance from the threshold."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from kdcore_selections.top import Top
 
 @component
 class Soft(Selection):
-    """Weights sigmoid(sharpness * (score - threshold) / spread) in place of a top share.
+    """Weights sigmoid(sharpness * (score - threshold) / spread) instead of a hard top share.
 
     Score and threshold are those of `of`, a selection that keeps the highest scores; spread is the
-    standard deviation of the step's scores. Large `sharpness` is `of` itself.
+    standard deviation of the step's scores. As `sharpness` grows, it approaches `of`.
     """
 
     name = "soft"
@@ -26,20 +26,21 @@ class Soft(Selection):
     sharpness: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 4.0
 
     def faults(self, recipe: Stage) -> Iterable[str]:
-        """Another kind of selection has no scores."""
+        """Reject selections that do not rank tokens by a score."""
         if not isinstance(self.of, Top):
             yield f"{self.of.name!r} keeps no share of the highest scores, so nothing is soft in it"
 
     def needs_teacher(self) -> bool:
-        """Whether the other does."""
+        """Whether the other selection does."""
         return self.of.needs_teacher()
 
     def keep(self, tokens: Tokens) -> Tensor:
-        """The weights [n]."""
+        """The weights in [0, 1] [n]."""
         assert isinstance(self.of, Top)
         scores = self.of.scores(tokens)
         everyone = tokens.over_step(scores)
         kept = tokens.over_step(tokens.top(scores, self.of.share))
+        # The lowest score that `of` would keep, over all micro-batches of the step.
         known = everyone[~everyone.isnan()]
         threshold = torch.where(kept, everyone, torch.inf).amin() if len(everyone) else 0.0
         spread = known.std(correction=0).clamp(min=1e-12) if len(known) else 1.0

@@ -1,4 +1,4 @@
-"""Selections that keep a share of the tokens: those that score highest, or any."""
+"""Selections that keep a share of the tokens: the highest-scoring ones, or a random draw."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ Share = Annotated[Scheduled, Field(alias="keep", gt=0, le=1)]
 
 @component
 class Top(Selection):
-    """What the selections share: ceil(keep x N) of the step's N valid tokens are kept."""
+    """Base of the top-share selections: ceil(keep x N) of the step's N valid tokens are kept."""
 
-    # `keep` in recipes; as an attribute it would hide the method.
+    # `keep` in recipes; an attribute of that name would hide the method.
     share: Share
 
     def keep(self, tokens: Tokens) -> Tensor:
-        """The tokens with the highest scores."""
+        """The tokens with the highest scores [n]."""
         return tokens.top(self.scores(tokens), self.share)
 
     def scores(self, tokens: Tokens) -> Tensor:
-        """What ranks the tokens [n]."""
+        """The scores that rank the tokens [n]."""
         raise NotImplementedError
 
 
 @component
 class Rho(Top):
-    """Tokens where the student is furthest behind a reference: its loss minus the reference's.
+    """Tokens with the highest excess loss: the student's loss minus a reference model's.
 
     Lin et al. 2024 (RHO-1), arXiv:2404.07965. The reference is a teacher of the selection's own.
     """
@@ -41,96 +41,96 @@ class Rho(Top):
     reference: Teacher
 
     def faults(self, recipe: Stage) -> Iterable[str]:
-        """A reference that does not know the loss of every token."""
+        """Reject a reference that does not give the loss of every token."""
         if not self.reference.gives_losses():
             yield f"the reference {self.reference.name!r} does not know the loss of every token"
 
     def scores(self, tokens: Tokens) -> Tensor:
-        """The excess loss."""
+        """The excess loss [n]."""
         return tokens.student_nll() - tokens.nll(self.reference)
 
 
 @component
 class Random(Top):
-    """Tokens drawn at random, anew at each step: the control of every other selection."""
+    """Random tokens, drawn anew at each step: the control for every other selection."""
 
     name = "random"
     controls: ClassVar[Mapping[str, str]] = {"random-selection": "keep"}
 
     def scores(self, tokens: Tokens) -> Tensor:
-        """A random number for each token."""
+        """A random number per token [n]."""
         return tokens.random()
 
 
 @component
 class Hardest(Top):
-    """Tokens that the student predicts worst: those of the highest loss."""
+    """Tokens with the highest student loss."""
 
     name = "hardest"
 
     def scores(self, tokens: Tokens) -> Tensor:
-        """The student's loss."""
+        """The student's loss [n]."""
         return tokens.student_nll()
 
 
 @component
 class Entropy(Top):
-    """Tokens where the student, or the run's teacher, is least certain what follows."""
+    """Tokens where the student, or the run's teacher, has the highest entropy."""
 
     name = "entropy"
     of: Literal["student", "teacher"] = "student"
 
     def faults(self, recipe: Stage) -> Iterable[str]:
-        """A teacher that knows losses only has no entropy."""
+        """Reject a teacher that gives losses only: it has no entropy."""
         if self.needs_teacher() and recipe.teacher and not recipe.teacher.gives_logits():
             yield f"the teacher's entropy needs logits, and {recipe.teacher.name!r} gives none"
 
     def needs_teacher(self) -> bool:
-        """Whether the teacher's entropy is asked for."""
+        """Whether `of` is the teacher."""
         return self.of == "teacher"
 
     def scores(self, tokens: Tokens) -> Tensor:
-        """The entropy of the next token, in nats."""
+        """The entropy of the next-token distribution, in nats [n]."""
         return tokens.score(_TeacherEntropy() if self.of == "teacher" else _StudentEntropy())
 
 
 @component
 class Score(Top):
-    """Tokens where a loss, any loss, is highest."""
+    """Tokens with the highest value of any loss."""
 
     name = "score"
     score: Loss
 
     def needs_teacher(self) -> bool:
-        """Whether the loss needs the run's teacher."""
+        """Whether the scoring loss needs the run's teacher."""
         return self.score.needs_teacher
 
     def scores(self, tokens: Tokens) -> Tensor:
-        """The loss of each token."""
+        """The loss of each token [n]."""
         return tokens.score(self.score)
 
 
 @component
 class Band(Selection):
-    """Tokens whose loss lies between two percentiles of the step: neither known nor noise."""
+    """Tokens whose loss lies between two percentiles of the step: neither learned nor noise."""
 
     name = "band"
     score: Loss
-    # `from` in recipes; the word is Python's.
+    # `from` in recipes, a keyword in Python
     above: Annotated[float, Field(alias="from", ge=0, lt=1)] = 0.0
     below: Annotated[float, Field(alias="to", gt=0, le=1)] = 1.0
 
     def faults(self, recipe: Stage) -> Iterable[str]:
-        """A band that is empty."""
+        """Reject an empty band."""
         if self.above >= self.below:
             yield f"from = {self.above} is not below to = {self.below}: no token lies between"
 
     def needs_teacher(self) -> bool:
-        """Whether the loss needs the run's teacher."""
+        """Whether the scoring loss needs the run's teacher."""
         return self.score.needs_teacher
 
     def keep(self, tokens: Tokens) -> Tensor:
-        """Those above `from` that are not above `to`."""
+        """The tokens above the percentile `from` and not above `to` [n]."""
         scores = tokens.score(self.score)
         high = tokens.top(scores, 1 - self.below) if self.below < 1 else None
         kept = tokens.top(scores, 1 - self.above)
@@ -154,6 +154,6 @@ class _TeacherEntropy(Loss):
 
 
 def _entropy(logits: Tensor) -> Tensor:
-    # entr(0) is 0, also for ids that a model excludes.
+    # entr(0) is 0, also for excluded ids.
     each: Tensor = torch.special.entr(logits.softmax(-1))
     return each.sum(-1)

@@ -1,4 +1,4 @@
-"""Behind a server: a teacher (vLLM's completions, SGLang's /generate), and a writer of answers."""
+"""Served models: a teacher (vLLM's completions, SGLang's /generate), and a writer of answers."""
 
 from __future__ import annotations
 

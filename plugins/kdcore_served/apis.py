@@ -1,4 +1,4 @@
-"""How vLLM and SGLang are asked for the likeliest ids at each position of a prompt."""
+"""Requests to vLLM and SGLang for the likeliest ids at each position of a prompt."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kdcore_served.client import Client, Refused
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """Of each id of a prompt but the first: the k likeliest there, the likeliest first."""
+    """For each id of a prompt but the first: the k likeliest at its position, in order."""
 
     ids: np.ndarray  # int64 [n - 1, k]
     logs: np.ndarray  # float64 [n - 1, k], log-probabilities at temperature 1
@@ -23,21 +23,21 @@ class Answer:
 
 @dataclass(frozen=True)
 class Model:
-    """What a server says of a model that it serves."""
+    """A server's information about a model."""
 
     name: str
-    length: int | None  # of the longest prompt with its answer; None: not said
-    root: str | None = None  # what it was loaded from
+    length: int | None  # of the longest prompt with its answer; None: unknown
+    root: str | None = None  # the path it was loaded from
 
 
 class Api(ABC):
-    """One server's way."""
+    """The API of one kind of server."""
 
     def __init__(self, client: Client) -> None:
         self.client = client
 
     def models(self) -> Sequence[Model]:
-        """What is served."""
+        """The served models."""
         found = _within(self.client, self.client.get("/v1/models"), "data")
         return [
             Model(str(each["id"]), each.get("max_model_len"), each.get("root")) for each in found
@@ -75,7 +75,7 @@ class Api(ABC):
 
 
 class Vllm(Api):
-    """`prompt_logprobs` of vLLM's /v1/completions. The id that stands there comes along."""
+    """`prompt_logprobs` of vLLM's /v1/completions. The prompt's own id is always included."""
 
     def _asked(
         self, model: str, ids: Sequence[int], k: int
@@ -118,7 +118,7 @@ class SGLang(Api):
 
 
 def _within(client: Client, said: Any, key: str) -> Any:
-    """What an answer holds under a key."""
+    """The value under nested keys of a response."""
     found = said.get(key) if isinstance(said, Mapping) else None
     if found is None:
         raise RunError(

@@ -1,4 +1,4 @@
-"""A server asked over HTTP: again while it is out of reach, and refused in a sentence."""
+"""An HTTP client that retries while the server is unreachable; refusals are one sentence."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 ELSEWHERE = frozenset({"url", "concurrency", "timeout", "give_up_after", "key_env"})
 """Options of what asks a server that say nothing of what it answers."""
 
-_LONGEST_WAIT = 30.0  # seconds between two tries
+_LONGEST_WAIT = 30.0  # seconds between two attempts
 _AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
 class Client:
-    """Requests to one address. What may pass is tried again, for `give_up_after` seconds."""
+    """Requests to one address. Temporary errors are retried for `give_up_after` seconds."""
 
     def __init__(
         self,
@@ -32,11 +32,11 @@ class Client:
         transport: httpx2.BaseTransport | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        import httpx2  # takes as long as half of torch, and every command imports this plugin
+        import httpx2  # takes half as long as torch, and every command imports this plugin
 
         self.url, self._give_up_after, self._key_env = url, give_up_after, key_env
         self._sleep = sleep
-        self.lost = 0  # connections so far: after one, another server may answer
+        self.lost = 0  # lost connections so far: after one, another server may answer
         self._http = httpx2.Client(
             base_url=url.rstrip("/"),
             timeout=timeout,
@@ -46,11 +46,11 @@ class Client:
         )
 
     def get(self, path: str) -> Any:
-        """What the server answers, as JSON."""
+        """The server's response, as JSON."""
         return self._answer(lambda: self._http.get(path))
 
     def post(self, path: str, body: Mapping[str, object]) -> Any:
-        """The same of a request with a body."""
+        """The response to a request with a body."""
         return self._answer(lambda: self._http.post(path, json=body))
 
     def _answer(self, ask: Callable[[], httpx2.Response]) -> Any:
@@ -98,7 +98,7 @@ class Client:
 
 
 class Refused(RunError):
-    """The server understood a request and will not answer it."""
+    """The server understood a request and refused it."""
 
     def __init__(self, url: str, status: int, said: str) -> None:
         self.said, self.status = said, status

@@ -34,18 +34,18 @@ _PROBE = (
     "Write down what the numbers 1, 2 and 3.5 have in common, then say it again in one line:\n"
     "def same(a, b): return a == b  # naïve, 東京, and so on until nothing new is left to say."
 )
-_PROBED = 64  # ids of it
-_CLOSE = 0.02  # nats by which a server may answer otherwise another time
+_PROBED = 64  # ids in the fixed text
+_CLOSE = 0.02  # nats by which a server's answers may vary
 
 
 @component
 class Served(Teacher):
     """A model behind a vLLM or SGLang server: its k likeliest ids at each position.
 
-    The server must be started with as many log-probabilities: `vllm serve MODEL --max-logprobs 20`.
-    It is asked for exact ids, never for text. If it is out of reach for `give_up_after` seconds,
-    the run writes a checkpoint and ends. Its answers to a fixed text are part of each checkpoint:
-    a server that answers otherwise later is refused.
+    The server must allow as many log-probabilities: `vllm serve MODEL --max-logprobs 20`. Requests
+    contain exact ids, never text. If the server is unreachable for `give_up_after` seconds, the run
+    writes a checkpoint and ends. The answers to a fixed text are part of each checkpoint: a server
+    whose answers have changed is an error.
     """
 
     name = "served"
@@ -66,10 +66,10 @@ class Served(Teacher):
     def __post_init__(self) -> None:
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._api: Api | None = None
-        self._probed: Answer | None = None  # of the fixed text
+        self._probed: Answer | None = None  # to the fixed text
 
     def load(self, run: Run) -> None:
-        """Connect, see that the model is there, and ask it about the fixed text."""
+        """Connect, check that the model is served, and query it with the fixed text."""
         client = Client(
             self.url,
             timeout=self.timeout,
@@ -81,43 +81,43 @@ class Served(Teacher):
         tokenizer = self.tokenizer() or run.tokenizer
         self._text: list[int] = tokenizer.encode(_PROBE, add_special_tokens=False)[:_PROBED]
         now = self._ask(self._text)
-        if self._probed is not None:  # by a checkpoint
+        if self._probed is not None:  # from a checkpoint
             self._check_same(self._probed, now)
         self._probed = now
         self._lost = client.lost
         self._pool = ThreadPoolExecutor(self.concurrency, "kdcore-served")
 
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
-        """The one named, if any."""
+        """The tokenizer given in the recipe, if any."""
         if self._tokenizer is None and self.source is not None:
             self._tokenizer = load_tokenizer(self.source)
         return self._tokenizer
 
     def ids_known(self) -> int:
-        """The likeliest."""
+        """The k likeliest."""
         return self.k
 
     def knows_others_at(self, temperature: float) -> bool:
-        """At 1 only: of the others the server tells nothing."""
+        """At 1 only: the server does not give the mass of the others at another temperature."""
         return temperature == 1
 
     def fingerprint(self) -> str:
-        """Model, tokenizer and k; not where it is served, nor how it is asked."""
+        """Model, tokenizer and k; not the address or the request options."""
         tokenizer = self.tokenizer()
         told = tokenizer and tokenizer_hash(tokenizer)
         return f"served(model={self.model!r}, k={self.k}, tokenizer={told!r})"
 
     def state_dict(self) -> Mapping[str, Tensor | int | float | str | bytes]:
-        """What it says of the fixed text."""
+        """The answers to the fixed text."""
         if self._probed is None:
             return {}
         ids, logs = torch.from_numpy(self._probed.ids), torch.from_numpy(self._probed.logs)
         return {"ids": ids, "logs": logs}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Refuse a server that says something else than when the checkpoint was written.
+        """Reject a server whose answers differ from those of the checkpoint.
 
-        One that a store stands for is not there yet, and is compared when it is.
+        A teacher inside a cache may not be connected yet, and is then compared when it is.
         """
         if not state:
             return
@@ -127,7 +127,7 @@ class Served(Teacher):
             self._check_same(before, now)
 
     def read(self, batch: Batch) -> TeacherOutputs:
-        """Ask about every piece of the batch, several at a time."""
+        """Query every piece of the batch, several at a time."""
         assert self._api is not None, "a teacher is read after it was loaded"
         pieces = [(at, ids.tolist()) for at, ids in pieces_of(batch) if len(ids) > 1]
         answers = list(self._pool.map(self._ask, [ids for _, ids in pieces]))
@@ -143,9 +143,9 @@ class Served(Teacher):
         return lambda positions: SparseLogits(ids[places[positions]], logs[places[positions]])
 
     def _joined(self, answers: Sequence[Answer], vocabulary: int) -> tuple[Tensor, Tensor]:
-        """All positions' ids [1 + n, k] and log-probabilities with the others' [1 + n, k + 1].
+        """All positions' ids [1 + n, k] and log-probabilities including the others' [1 + n, k + 1].
 
-        The first stands for positions that predict nothing.
+        The first row is for positions that predict nothing.
         """
         ids = np.concatenate([np.arange(self.k)[None], *(each.ids for each in answers)])
         even = np.full((1, self.k), -np.log(self.k + 1))
@@ -182,7 +182,7 @@ class Served(Teacher):
             )
 
     def _check_after_loss(self) -> None:
-        """Who answers after a lost connection may be another model."""
+        """Query the fixed text again after a lost connection: another model may answer now."""
         assert self._api is not None and self._probed is not None, "read after it was loaded"
         if self._api.client.lost != self._lost:
             self._lost = self._api.client.lost

@@ -1,4 +1,4 @@
-"""The writer `served`: answers of a model behind any OpenAI-compatible server."""
+"""The writer `served`: answers from a model behind any OpenAI-compatible server."""
 
 from __future__ import annotations
 
@@ -19,13 +19,12 @@ _LEFT_OUT = {"content_filter": "refused", "length": "truncated"}
 
 @component
 class ServedWrites(Rollout):
-    """Answers of a server's `/v1/chat/completions`, which needs no log-probabilities.
+    """Answers from a server's `/v1/chat/completions`; log-probabilities are not needed.
 
-    The dialogue up to the answer is asked, so `sft` data has to keep it:
-    `keep_columns = ["messages"]`. Each prompt is answered once, `n` times over; answers are kept
-    next to the teacher caches as they come. What the server refuses, and answers that are empty or
-    longer than `max_new_tokens`, are counted and left out. `top_k` is sent where it is not 0, as
-    not every server knows it.
+    The request is the dialogue up to the answer, so `sft` data has to keep it: `keep_columns =
+    ["messages"]`. Each prompt gets `n` answers, once; answers are stored next to the teacher caches
+    as they arrive. Refused requests, and answers that are empty or longer than `max_new_tokens`,
+    are counted and skipped. `top_k` is sent only if it is not 0, as some servers do not accept it.
     """
 
     name = "served"
@@ -47,7 +46,7 @@ class ServedWrites(Rollout):
         return [{MESSAGES: []}]
 
     def generate(self, run: Run, prompts: Sequence[Prompt]) -> Sequence[Sequence[Completion]]:
-        """`n` answers to each, several asked for at a time."""
+        """`n` answers per prompt, requested concurrently."""
         kept, keys = self.kept(run), [self.keys(prompt) for prompt in prompts]
         new = {
             key: prompt
@@ -65,7 +64,7 @@ class ServedWrites(Rollout):
         ]
 
     def kept(self, run: Run) -> Answers:
-        """The answers so far."""
+        """The answers stored so far."""
         if self._answers is None:
             drawn = ("max_new_tokens", "temperature", "top_k", "top_p")
             meta = {"model": self.model, "sampling": {key: getattr(self, key) for key in drawn}}
@@ -73,7 +72,7 @@ class ServedWrites(Rollout):
         return self._answers
 
     def keys(self, prompt: Prompt) -> list[Key]:
-        """What a prompt's answers are found by."""
+        """The lookup keys of the prompts' answers."""
         key = key_of_messages(_messages(prompt))
         return [(key, number) for number in range(self.n)]
 
@@ -127,7 +126,7 @@ class ServedWrites(Rollout):
         return self._client
 
     def _completion(self, run: Run, one: KeptAnswer, prompt: Prompt) -> Completion | None:
-        """An answer in the student's ids; None where it is left out."""
+        """An answer in the student's ids; None if it is skipped."""
         ids = [] if one.left_out else _encoded(run, one.text, prompt)
         if not ids or len(ids) > self.max_new_tokens:
             return None
@@ -145,7 +144,7 @@ def _messages(prompt: Prompt) -> Sequence[Mapping[str, Any]]:
 
 
 def _encoded(run: Run, text: str, prompt: Prompt) -> list[int]:
-    """An answer's ids with the token that ends the data's own, else the tokenizer's."""
+    """An answer's ids, with the token that ends the data's answers, else the tokenizer's eos."""
     ids: list[int] = run.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
     last = prompt.reference[-1] if len(prompt.reference) else None
     end = last if last in run.tokenizer.all_special_ids else run.tokenizer.eos_token_id

@@ -1,4 +1,4 @@
-"""Instructions and dialogues: what is asked is read, what is answered is learned."""
+"""Instructions and dialogues: prompts are read, answers are trained on."""
 
 from __future__ import annotations
 
@@ -39,23 +39,22 @@ __all__ = [
 class Sft(Dialogues):
     """Records of instruction, input and output, of prompt and completion, or of chat messages.
 
-    They are read from JSON, JSONL and parquet files, folders, or a data set on the Hugging Face
-    hub; which kind they are is told by their names. `path`, `config`, `split`, `validation`,
-    `validation_share`, `fraction` and `skip` are as those of the data "text".
+    Reads JSON, JSONL and parquet files, folders, and data sets on the Hugging Face hub; the kind of
+    record is detected from its names. `path`, `config`, `split`, `validation`, `validation_share`,
+    `fraction` and `skip` are those of the data "text".
 
-    `template` is the tokenizer's own chat template, "plain", "chatml" or a Jinja text. `system` is
-    put before dialogues without a system turn. `train_on` "last" learns the last answer only. Each
-    answer is learned with the token that ends its turn; where the template writes none after the
-    last one, `eos` appends the tokenizer's. Dialogues longer than `block` lose text of the prompt
-    first, at its `cut` side ("right" or "left").
+    `template` is "plain", "chatml" or a Jinja text (default: the tokenizer's own chat template).
+    `system` is added to dialogues without a system turn. `train_on` "last" trains on the last
+    answer only. Each answer is trained with the token that ends its turn; if the template writes
+    none after the last one, `eos` appends the tokenizer's. Dialogues longer than `block` lose
+    prompt text first, at the `cut` side ("right" or "left").
 
-    `chat_template_kwargs` are variables that the template reads, as `{enable_thinking = false}`;
-    what a record has itself goes before them. A dialogue begins as its template writes it; with
-    `bos` true, or "auto" and a built-in template, with the tokenizer's bos, if it has none.
-    `fields` says what names mean in the files, as `{instruction = "question", output = "answer"}`:
-    ours on the left, the files' on the right, with dots for what lies in nested records.
-    `keep_columns` of the records, by the files' names, stay with their dialogues; "messages" is the
-    dialogue itself as JSON, whatever the files call it.
+    `chat_template_kwargs` are template variables, such as `{enable_thinking = false}`; a record's
+    own values override them. A dialogue begins as its template writes it; with `bos` true, or
+    "auto" and a built-in template, the tokenizer's bos is added if missing. `fields` maps names to
+    those in the files, as in `{instruction = "question", output = "answer"}`: ours on the left, the
+    files' on the right, with dots for nested records. `keep_columns`, by the files' names, are kept
+    with their dialogues; "messages" is the dialogue itself as JSON, whatever the files call it.
     """
 
     name = "sft"
@@ -94,15 +93,15 @@ class Sft(Dialogues):
             raise ValueError("validation and validation_share exclude each other")
 
     def faults(self, recipe: object) -> Iterator[str]:
-        """Files have no validation split of their own."""
+        """Require a validation split, which files do not have."""
         return self._splits.faults()
 
     def column_names(self) -> Sequence[str]:
-        """Those that are kept, and the dialogue itself where a teacher asks for it."""
+        """The kept ones, and the dialogue itself if a teacher needs it."""
         return [*self.keep_columns, *({DIALOGUE} & self.asked_columns)]
 
     def missing(self) -> Iterator[str]:
-        """Paths that lead nowhere, and folders without the files of a split."""
+        """Paths that do not exist, and folders without the files of a split."""
         return self._splits.missing()
 
     def dialogues(self, split: str) -> Iterator[Dialogue]:
@@ -122,9 +121,9 @@ class Sft(Dialogues):
             check_kept(keep, there, f"the {split!r} split")
 
     def fingerprint(self) -> str:
-        """The options, and the content of the files that are here."""
+        """The options, and the content of local files."""
         options = super().fingerprint()
-        for unused in (", fields={}", ", keep_columns=[]"):  # as it was without
+        for unused in (", fields={}", ", keep_columns=[]"):  # as before they existed
             options = options.replace(unused, "")
         return f"{options} {self._splits.content()}"
 
@@ -143,5 +142,5 @@ class Sft(Dialogues):
 
 @hookimpl
 def kdcore_data() -> Sequence[type[Data]]:
-    """The data that this plugin brings."""
+    """The data `sft`."""
     return [Sft]

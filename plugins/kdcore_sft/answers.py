@@ -1,8 +1,8 @@
-"""Where the turns of a dialogue lie in its rendered text.
+"""Locate the turns of a dialogue in its rendered text.
 
-Nothing is searched for: a turn lies between what the template writes before and after it, which is
-seen by rendering the dialogue again with a mark in its place. So it does not matter whether the
-same words stand elsewhere, whether the template strips them, or what tokens they become.
+No text search: the dialogue is rendered again with a mark in place of a turn, and the turn is what
+lies between the template's text before and after the mark. It therefore does not matter whether the
+same words occur elsewhere, whether the template strips them, or how they are tokenised.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from kdcore_sft.templates import Refused, Template
 
 @dataclass(frozen=True)
 class Answer:
-    """Characters `start` to `end` are the answer, and those up to `stop` what ends its turn."""
+    """Characters `start` to `end` are the answer; those up to `stop` end its turn."""
 
     start: int
     end: int
@@ -29,9 +29,9 @@ class Answer:
 
 @dataclass(frozen=True)
 class Rendered:
-    """A dialogue as text, with the answers that are to be learned.
+    """A dialogue as text, with the answers to train on.
 
-    `ended`: the template itself ends the last answer; else the tokenizer's eos must.
+    `ended`: the template ends the last answer; otherwise the tokenizer's eos has to.
     """
 
     text: str
@@ -40,13 +40,13 @@ class Rendered:
 
 
 def answered(messages: Sequence[Message]) -> list[int]:
-    """The turns of the assistant's that say something and are to be learned."""
+    """The non-empty assistant turns to train on."""
     said = (n for n, each in enumerate(messages) if each["role"] == "assistant")
     return [n for n in said if messages[n].get("train", True) and says_something(messages[n])]
 
 
 def rendered(dialogue: Dialogue, template: Template, train_on: str = "all") -> Rendered:
-    """A dialogue as text. Its last turn must be an answer that is learned."""
+    """A dialogue as text. Its last turn must be a trained answer."""
     template = template.of(dialogue)
     text = template.render(dialogue)
     turns = answered(dialogue.messages)[-1 if train_on == "last" else 0 :]
@@ -55,7 +55,7 @@ def rendered(dialogue: Dialogue, template: Template, train_on: str = "all") -> R
     last = answers[-1]
     ended = last.stop > last.end
     if not ended:
-        # Blanks that end the text are no part of the answer; words that do are learned with it.
+        # Trailing blanks are not part of the answer; trailing words are trained with it.
         text = text if text[last.end :].strip() else text[: last.end]
         answers[-1] = Answer(last.start, last.end, len(text))
     return Rendered(text, answers, ended)
@@ -79,7 +79,7 @@ def _answer(dialogue: Dialogue, turn: int, text: str, template: Template) -> Ans
 
 
 def _around(dialogue: Dialogue, turn: int, template: Template, *without: str) -> tuple[str, str]:
-    """What the template writes before and after the content of a turn."""
+    """The template's text before and after the content of a turn."""
     parts = _parts(dialogue, turn, template, *without)
     if len(parts) != 2:
         raise RunError(
@@ -97,9 +97,9 @@ def _parts(dialogue: Dialogue, turn: int, template: Template, *without: str) -> 
 
 
 def _start(dialogue: Dialogue, turn: int, text: str, template: Template) -> int | None:
-    """Where the model goes on by itself: after what it is given when it is asked.
+    """Where generation starts: after the template's prompt for the assistant's turn.
 
-    A template that cannot ask may still write a header; then the answer begins after that.
+    A template without such a prompt may still write a header; the answer then begins after it.
     """
     asked = _asked(dialogue, turn, template)
     if asked is not None and text.startswith(asked) and template.has_header:
@@ -113,7 +113,7 @@ def _start(dialogue: Dialogue, turn: int, text: str, template: Template) -> int 
 
 
 def _before(dialogue: Dialogue, turn: int, template: Template) -> str:
-    """What is written before anything of a turn. Thoughts lie before the content, and are its."""
+    """The text before a turn. Reasoning comes before the content, and belongs to the turn."""
     message = dialogue.messages[turn]
     calls = [key for key in _CALLS if key in message]
     try:
@@ -132,25 +132,25 @@ _CALLS = ("tool_calls", "function_call")
 def _asked(dialogue: Dialogue, turn: int, template: Template) -> str | None:
     try:
         return template.render(replace(dialogue, messages=dialogue.messages[:turn]), header=True)
-    except Refused:  # it may want a user's turn first
+    except Refused:  # some templates require a user turn first
         return None
 
 
 def _end(
     dialogue: Dialogue, turn: int, text: str, start: int, template: Template
 ) -> tuple[int, int] | None:
-    """Where the answer ends, and where the token does that ends the turn."""
+    """Where the answer ends, and where the token that ends the turn does."""
     calls = [key for key in _CALLS if key in dialogue.messages[turn]]
     try:
         _, after = _around(dialogue, turn, template, *calls)
-    except Refused:  # what follows may need the calls
+    except Refused:  # the following turns may need the calls
         return _end_by_mark(dialogue, turn, text, start, template)
     end = len(text) - len(after)
     if text.endswith(after):
         return end, _stop(text, end, template)
     if not calls:
         return None
-    # Calls may be ended by another token than words.
+    # Tool calls may end with another token than text.
     rest = after[_stop(after, 0, template) :]
     stop = len(text) - len(rest)
     mark = next((each for each in template.ends if text[:stop].endswith(each)), None)
@@ -162,7 +162,7 @@ def _end(
 def _end_by_mark(
     dialogue: Dialogue, turn: int, text: str, start: int, template: Template
 ) -> tuple[int, int] | None:
-    """By the last of the tokens that would end the turn if it had words and nothing came after."""
+    """By the last occurrence of the token that would end the turn if it were the last and text."""
     _, after = _around(_alone(dialogue, turn), turn, template, *_CALLS)
     blanks = len(after) - len(after.lstrip())
     mark = after[blanks : _stop(after, 0, template)]
@@ -175,12 +175,12 @@ def _end_by_mark(
 
 
 def _alone(dialogue: Dialogue, turn: int) -> Dialogue:
-    """Up to a turn."""
+    """The dialogue up to and including a turn."""
     return replace(dialogue, messages=dialogue.messages[: turn + 1])
 
 
 def _stop(text: str, end: int, template: Template) -> int:
-    """Where the token ends that ends the turn, if nothing but blanks lies before it."""
+    """Where the token that ends the turn does, if only blanks precede it."""
     blanks = len(text) - end - len(text[end:].lstrip())
     begin = end + blanks
     mark = next((each for each in template.ends if text.startswith(each, begin)), None)
@@ -188,7 +188,7 @@ def _stop(text: str, end: int, template: Template) -> int:
 
 
 def prompts(dialogue: Dialogue, template: Template) -> dict[int, tuple[int, int]]:
-    """The characters of each turn that is not the assistant's, where they can be told."""
+    """The character range of each turn that is not the assistant's, where it can be located."""
     template = template.of(dialogue)
     text = template.render(dialogue)
     found = dict[int, tuple[int, int]]()

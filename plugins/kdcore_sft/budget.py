@@ -1,8 +1,8 @@
-"""What one rendering of a chat template may cost, counted as it works.
+"""Limits on one rendering of a chat template, counted as it runs.
 
-Turns of loops, calls and operations are counted, and the size of every value that a template makes
-is measured before it grows further. So a template that runs away ends soon, in the thread that
-renders it, and nothing has to be stopped from outside.
+Loop iterations, calls and operations are counted, and the size of every value is checked before it
+grows further. A runaway template therefore stops soon, in the thread that renders it, and nothing
+has to be killed from outside.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from jinja2.sandbox import MAX_RANGE
 
 from kdcore import RunError
 
-_STEPS = 200_000  # turns of loops and operations, beside ten for each character given
+_STEPS = 200_000  # loop iterations and operations, plus ten per character of input
 _CALL = 5  # steps that a call counts for
-_SECONDS = 20  # of this thread's own processor time
-_LOOKED_AT = 64  # steps between two looks at the clock
-_SIZE = 10_000_000  # characters, beside ten times what the template is given
-_IN_ALL = 30  # times as much may be made on the way
-_ITEM = 64  # characters that an item counts for, beside its own
+_SECONDS = 20  # CPU time of this thread
+_LOOKED_AT = 64  # steps between two checks of the clock
+_SIZE = 10_000_000  # characters, plus ten times the size of the input
+_IN_ALL = 30  # intermediate values may be this many times larger in sum
+_ITEM = 64  # characters that an item counts for, plus its own
 _NUMBER = 1_000_000  # the largest argument of a function: widths, counts, indents
-_WIDTH = re.compile(r"\d{6}|%[^a-zA-Z%]*\*")  # of a format; a star takes it from the arguments
+_WIDTH = re.compile(r"\d{6}|%[^a-zA-Z%]*\*")  # of a format; a star reads it from the arguments
 
 
 class RunsAway(RunError):
-    """A template that writes or works without end. The message names no record yet."""
+    """A template that does not terminate, or writes too much. The message names no record yet."""
 
 
 class Budget:
-    """Steps, time and characters for one rendering of something of this size."""
+    """Steps, time and characters for one rendering of an input of this size."""
 
     def __init__(self, given: int = 0) -> None:
         self._steps, self._until = _STEPS + 10 * given, thread_time() + _SECONDS
@@ -40,21 +40,21 @@ class Budget:
         self._room, self._in_all = self._most, self._most * _IN_ALL
 
     def step(self) -> None:
-        """One turn of a loop, or one operation."""
+        """Count one loop iteration or operation."""
         self._steps -= 1
         late = not self._steps % _LOOKED_AT and thread_time() > self._until
         if self._steps < 0 or late:
             raise RunsAway("takes too many steps")
 
     def write(self, text: str) -> str:
-        """A piece of the output, which is counted."""
+        """Count a piece of the output, and return it."""
         self._room -= len(text)
         if self._room < 0:
             self._too_long()
         return text
 
     def sized(self, value: Any) -> Any:
-        """A value that a template made, unless it is too large."""
+        """A value that a template made; an error if it is too large."""
         length = size(value, self._most)
         self._in_all -= length
         if length > self._most or self._in_all < 0:
@@ -62,12 +62,12 @@ class Budget:
         return value
 
     def fits(self, length: int) -> None:
-        """Refuse to make something of this length."""
+        """Reject a value of this length before it is made."""
         if length > self._most:
             self._too_long()
 
     def call(self, name: str, value: Any, arguments: Sequence[Any]) -> None:
-        """One call of a function; refused if it would make something huge of small arguments."""
+        """Count a function call; reject it if small arguments would make a huge value."""
         for _ in range(_CALL):
             self.step()
         if any(isinstance(each, int) and abs(each) > _NUMBER for each in arguments):
@@ -82,7 +82,7 @@ class Budget:
             self.fits(size(value, self._most) * longest)
 
     def format(self, text: str) -> None:
-        """Refuse the text of a format that pads without measure."""
+        """Reject a format string with an excessive width."""
         if _WIDTH.search(text):
             raise RunsAway("formats with a width of six digits or more, or with one that is given")
 
@@ -94,7 +94,7 @@ _MULTIPLY = ("join", "indent", "wordwrap", "translate", "xmlattr")
 
 
 def size(value: Any, most: int) -> int:
-    """About how many characters a value has, with all that is in it; counted up to `most`."""
+    """The approximate number of characters in a value, nested included, counted up to `most`."""
     total, rest = 0, [value]
     while rest and total <= most:
         each = rest.pop()
@@ -110,5 +110,5 @@ def size(value: Any, most: int) -> int:
         elif isinstance(each, int):
             total += each.bit_length() >> 3
         elif isinstance(each, Iterator):
-            total += MAX_RANGE  # nothing goes on for longer than a range may
+            total += MAX_RANGE  # no range is longer than this
     return total

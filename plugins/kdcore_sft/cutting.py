@@ -1,7 +1,7 @@
-"""Dialogues that are longer than a row: what is cut, and what is kept.
+"""Truncation of dialogues that are longer than a row.
 
-The answer comes first. As long as it fits beside the template's own marks, only the texts of the
-prompt (system and user) are shortened, the longest first, and the dialogue is rendered again.
+The answer has priority. As long as it fits next to the template's own tokens, only the prompt's
+texts (system and user) are shortened, the longest first, and the dialogue is rendered again.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from kdcore_sft.masking import Document
 from kdcore_sft.messages import Message
 from kdcore_sft.templates import Template
 
-_LEAST = 8  # the share of a row that a text keeps while there are exchanges to leave out
+_LEAST = 8  # 1 / the share of a row that a text keeps while exchanges can be dropped instead
 _OPENING = ("system", "developer")
-_PROMPT = 4  # the share of a row that the prompt keeps where the answer does not fit
+_PROMPT = 4  # 1 / the share of a row that the prompt keeps if the answer does not fit
 
 
 @dataclass(frozen=True)
 class _Text:
-    """Where the text of a turn lies: its characters, and the tokens that are wholly its own."""
+    """The location of a turn's text: its characters, and the tokens entirely within it."""
 
     characters: tuple[int, int]
     tokens: tuple[int, int]
@@ -35,7 +35,7 @@ class _Text:
 
 @dataclass(frozen=True)
 class Cut:
-    """What a dialogue was cut to, and the share of its prompt's texts that is left."""
+    """A truncated dialogue, and the share of its prompt's texts that is left."""
 
     document: Document
     left: float
@@ -53,7 +53,7 @@ class Cutter:
     train_on: Literal["all", "last"]
 
     def cut(self, dialogue: Dialogue) -> Cut:
-        """The dialogue in at most `block` tokens. Something of its answer is always learned."""
+        """The dialogue in at most `block` tokens. Part of its answer is always trained."""
         *longer, single = self._shorter(dialogue)
         for some in longer:
             cut = self._shortened(some, self.block, self.block // _LEAST)
@@ -62,10 +62,10 @@ class Cutter:
         return self._shortened(single, self.block, 0) or self._squeezed(single)
 
     def _shorter(self, dialogue: Dialogue) -> Iterator[Dialogue]:
-        """The dialogue with ever fewer exchanges; the last one has one."""
+        """The dialogue with fewer and fewer exchanges, down to one."""
         turns = answered(dialogue.messages)
         opening = list(takewhile(lambda each: each["role"] in _OPENING, dialogue.messages))
-        # An exchange begins with the user's turn: a tool's stands for nothing without its call.
+        # An exchange begins with a user turn: a tool's answer makes no sense without its call.
         asked = [n for n, each in enumerate(dialogue.messages) if each["role"] == "user"]
         yield dialogue
         if self.train_on == "all":
@@ -76,7 +76,7 @@ class Cutter:
                 yield replace(dialogue, messages=[*opening, *dialogue.messages[begin:]])
 
     def _shortened(self, dialogue: Dialogue, room: int, least: int) -> Cut | None:
-        """With its prompt's texts cut so that it fits the room; None if they would be too short."""
+        """With the prompt's texts shortened to fit the room; None if they would be too short."""
         before: int | None = None
         while True:
             document = self.encode(dialogue).without_rest()
@@ -108,7 +108,7 @@ class Cutter:
         return found
 
     def _kept(self, document: Document, text: _Text, cap: int) -> tuple[int, int]:
-        """The characters of a text that `cap` of its tokens stand for, none of them in part."""
+        """The characters covered by `cap` whole tokens of a text."""
         if self.side == "right":
             at = text.tokens[0] + cap
             while at > text.tokens[0] and document.begin[at] < document.end[at - 1]:
@@ -122,7 +122,7 @@ class Cutter:
         return int(document.begin[at]) if at < text.tokens[1] else end, end
 
     def _squeezed(self, dialogue: Dialogue) -> Cut:
-        """Of one exchange that does not fit beside the template's marks."""
+        """A single exchange whose answer does not fit next to the template's tokens."""
         whole = self.encode(dialogue).without_rest()
         texts = self._texts(dialogue, whole)
         prompt = max(1, self.block // _PROMPT)
@@ -139,14 +139,14 @@ class Cutter:
     def _pushed_out(
         dialogue: Dialogue, whole: Document, texts: Collection[_Text], begin: int
     ) -> Cut:
-        """From a token on."""
+        """The tokens from `begin` on."""
         left = sum(max(0, each.tokens[1] - max(begin, each.tokens[0])) for each in texts)
         document = whole.part(begin, len(whole))
         return Cut(document, left / max(1, sum(map(len, texts))), dialogue)
 
 
 def _cap(lengths: Sequence[int], excess: int) -> int | None:
-    """The length to cut texts to, so that together they lose `excess` tokens or more."""
+    """The maximum length of a text, such that together the texts lose at least `excess` tokens."""
     if sum(lengths) < excess:
         return None
     caps = range(max(lengths, default=0), -1, -1)

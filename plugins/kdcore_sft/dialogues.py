@@ -1,4 +1,4 @@
-"""Data that is dialogues: how they become rows, and which of their tokens are learned."""
+"""Base of data made of dialogues: their rows, and which tokens are trained."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ if TYPE_CHECKING:
 
 @component
 class Dialogues(DialogueOptions):
-    """Dialogues of which the assistant's answers are learned. Subclasses say where they come from.
+    """Dialogues whose assistant answers are trained. Subclasses provide the dialogues.
 
-    `template` is the tokenizer's own chat template, "plain", "chatml" or a Jinja text. `system` is
-    put before dialogues without a system turn. `train_on` "last" learns the last answer only. Each
-    answer is learned with the token that ends its turn; where the template writes none after the
-    last one, `eos` appends the tokenizer's. Dialogues longer than `block` lose text of the prompt
-    first, at its `cut` side ("right" or "left").
+    `template` is "plain", "chatml" or a Jinja text (default: the tokenizer's own chat template).
+    `system` is added to dialogues without a system turn. `train_on` "last" trains on the last
+    answer only. Each answer is trained with the token that ends its turn; if the template writes
+    none after the last one, `eos` appends the tokenizer's. Dialogues longer than `block` lose
+    prompt text first, at the `cut` side ("right" or "left").
 
-    `chat_template_kwargs` are variables that the template reads, as `{enable_thinking = false}`;
-    what a record has itself goes before them. A dialogue begins as its template writes it; with
-    `bos` true, or "auto" and a built-in template, with the tokenizer's bos, if it has none.
+    `chat_template_kwargs` are template variables, such as `{enable_thinking = false}`; a record's
+    own values override them. A dialogue begins as its template writes it; with `bos` true, or
+    "auto" and a built-in template, the tokenizer's bos is added if missing.
     """
 
     def make_rows(
         self, split: str, tokenizer: PreTrainedTokenizerBase, *, seed: int, epoch: int
     ) -> Rows:
-        """Each dialogue in one row, its answers alone learned; several in a row are isolated."""
+        """A document per dialogue, answers alone trained; documents in one row are isolated."""
         check_tokenizer(tokenizer)
         template = template_of(
             self.template, tokenizer, eos=self.eos, options=self.chat_template_kwargs

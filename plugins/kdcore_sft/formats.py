@@ -1,4 +1,4 @@
-"""What a record may look like, and the dialogue that it stands for."""
+"""The forms of records, and the dialogues they contain."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ _TURNS = ("messages", "conversations")
 
 @dataclass(frozen=True)
 class Dialogue:
-    """Turns that end with the assistant's. `where` says where they come from, for messages.
+    """Turns that end with the assistant's. `where` is the origin, for messages.
 
-    A turn has `role`, `content` (text, parts or None) and whatever else the record gives it;
-    `train` is False on turns of the assistant's that are read and not learned. `given` is what the
-    record has beside its turns, for a chat template that asks for it. `format_path`: special tokens
-    that it spells out are hidden, to stay text.
+    A turn has `role`, `content` (text, parts or None) and any other keys of the record; `train` is
+    False for assistant turns that are read and not trained. `given` holds the record's values
+    outside of its turns, for chat templates that use them. `spelled`: special tokens in its texts
+    are masked, so that they stay text.
     """
 
     messages: Sequence[Message]
     where: str
     given: Mapping[str, Any] = field(default_factory=dict)
-    columns: Mapping[str, Any] = field(default_factory=dict)  # that are kept, for `where`
+    columns: Mapping[str, Any] = field(default_factory=dict)  # kept columns, for `where`
     spelled: bool = False
 
 
 def dialogue_of(record: Record, system: str | None = None) -> Dialogue:
-    """A record as a dialogue. `system` stands before those that have no system turn."""
-    # A table has a column for what any of its records has: what is None is not there.
+    """A record as a dialogue. `system` is added if it has no system turn."""
+    # A table has every column in every row: None means absent.
     values = {key: value for key, value in record.values.items() if value is not None}
     if any(key in values for key in _TURNS):
         key = next(key for key in _TURNS if key in values)
@@ -65,7 +65,7 @@ def _exchange(question: str, answer: str) -> list[Message]:
 
 
 def _prompted(values: Mapping[str, Any], record: Record) -> list[Message]:
-    """Texts, or turns of which those of the completion are learned."""
+    """Texts, or turns of which those in the completion are trained."""
     if isinstance(values.get("completion"), list | tuple):
         parts = {key: checked(values[key], key, record.where) for key in ("prompt", "completion")}
         read = [
@@ -91,7 +91,7 @@ def _text(values: Mapping[str, Any], key: str, record: Record) -> str:
 
 
 def _up_to_answer(messages: list[Message], where: str) -> list[Message]:
-    """The turns up to the last of the assistant's: what follows has no answer."""
+    """The turns up to the last assistant turn: later ones have no answer."""
     while messages and messages[-1]["role"] != "assistant":
         messages.pop()
     if not messages:
@@ -113,7 +113,7 @@ def _unknown(where: str, values: Mapping[str, Any]) -> str:
 
 
 def _given(values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """What stands beside the turns; tables of tools may be written as JSON."""
+    """The values outside of the turns; tool definitions may be JSON strings."""
     options = values.get("chat_template_kwargs", {})
     if not isinstance(options, Mapping):
         _refuse(where, f"has chat_template_kwargs of the type {type(options).__name__}, no table")

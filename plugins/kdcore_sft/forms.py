@@ -1,7 +1,7 @@
-"""Forms in which templates take turns: seen by what a template makes of examples.
+"""The form in which a template accepts turns, determined by rendering examples.
 
-Contents may be text or parts, or None beside calls; arguments of calls may be tables or JSON; not
-every template knows a developer or a tool. A turn is handed over as its template takes it.
+Contents may be text or parts, or None next to calls; call arguments may be tables or JSON; not
+every template knows the roles developer and tool. Turns are converted to what the template accepts.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from kdcore import RunError
 from kdcore_sft.messages import REASONING, Message, joined
 
-MARK = "\ue000kdcore\ue001"  # of the private use area, and no blanks that could be stripped
+MARK = "\ue000kdcore\ue001"  # private use area, and no blanks that a template could strip
 
 
 def _turn(role: str, content: Any) -> Message:
@@ -27,13 +27,13 @@ _CALL = {"id": "abcdefghi", "type": "function", "function": {"name": "f", "argum
 
 
 class Forms:
-    """Of one template. `try_it` renders turns, or gives nothing where the template refuses."""
+    """The forms that one template accepts. `try_it` renders turns, or returns "" if refused."""
 
     def __init__(self, try_it: Callable[[Sequence[Message]], str]) -> None:
         self._try = try_it
 
     def prepared(self, message: Message, where: str) -> Message:
-        """A turn as this template can read it: templates take contents and roles in two ways."""
+        """A turn in the form that this template accepts."""
         made = {key: value for key, value in message.items() if key != "train"}
         content = message.get("content")
         if isinstance(content, list) and not self._takes_parts:
@@ -52,7 +52,7 @@ class Forms:
         if "tool_calls" in message:
             made["tool_calls"] = [self._call(each) for each in message["tool_calls"]]
         thoughts = next((made[key] for key in REASONING if key in made), None)
-        if thoughts is not None:  # templates know one of these names
+        if thoughts is not None:  # a template reads one of these names
             made = {"thinking": thoughts, **made, "reasoning_content": thoughts}
         return made
 
@@ -67,7 +67,7 @@ class Forms:
 
     @cached_property
     def _takes_none(self) -> bool:
-        """Whether a turn of nothing but calls may have None, as OpenAI's have, or prints it."""
+        """Whether content may be None next to calls, as in OpenAI's format, and is not printed."""
         calls = [self._call(_CALL)]
         none, empty = (
             self._try([QUESTION, {**_turn("assistant", each), "tool_calls": calls}])
@@ -84,12 +84,12 @@ class Forms:
 
     @cached_property
     def _takes_tool(self) -> bool:
-        """Whether a tool's turn is told from the assistant's, as far as it can be seen."""
+        """Whether a tool's turn differs from the assistant's, as far as examples show."""
         tool, assistant = (self._try([QUESTION, _turn(r, MARK)]) for r in ("tool", "assistant"))
         return not tool or tool != assistant
 
     def _call(self, call: Any) -> Any:
-        """A call with arguments as a table or as JSON, as the template takes them."""
+        """A call with its arguments as a table or as JSON, as the template accepts."""
         if not isinstance(call, dict):
             return call
         if isinstance(call.get("function"), dict):
@@ -106,7 +106,7 @@ class Forms:
 
     @cached_property
     def _takes_json(self) -> bool:
-        """Whether arguments may be JSON, as OpenAI's are; else they would be quoted twice."""
+        """Whether arguments may be JSON, as in OpenAI's format, and are not quoted twice."""
         found = self._called_with(f'{{"k": "{MARK}"}}')
         return MARK in found and '\\"' not in found
 

@@ -1,4 +1,4 @@
-"""Documents made of dialogues, and what became of those: counted, kept and told."""
+"""Make documents from dialogues, and count and report what was cut or dropped."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from kdcore_sft.options import DialogueOptions
 
 _log = logging.getLogger("kdcore")
-_AT_ONCE = 256  # dialogues that are handed to a tokenizer at once
-_LITTLE = 1 / 8  # of the texts of a prompt
+_AT_ONCE = 256  # dialogues passed to the tokenizer at once
+_LITTLE = 1 / 8  # of the prompt's texts
 _MATTERS = {"tools", "documents", "tool_calls", *REASONING}
 
 
@@ -40,18 +40,18 @@ class _Counts:
     cut: int = 0
     in_answer: int = 0
     dropped: int = 0
-    little: int = 0  # of whose prompt next to nothing is left
-    spelled: int = 0  # that spell out special tokens
-    mark: str = ""  # one of these
-    thoughts: int = 0  # answers before which there were some
-    lost: int = 0  # of these, that the template leaves out
-    unread: dict[str, int] = field(default_factory=dict)  # keys, and how many records have each
-    complete: bool = False  # all of these are known
+    little: int = 0  # dialogues with almost no prompt left
+    spelled: int = 0  # dialogues with special tokens in their texts
+    mark: str = ""  # one of these tokens
+    thoughts: int = 0  # answers with reasoning
+    lost: int = 0  # of these, reasoning that the template drops
+    unread: dict[str, int] = field(default_factory=dict)  # records per unused key
+    complete: bool = False  # all of the above are final
 
 
 @dataclass
 class Maker:
-    """Makes documents of dialogues, and counts what becomes of them."""
+    """Makes documents of dialogues, and counts what was cut or dropped."""
 
     data: DialogueOptions
     split: str
@@ -105,7 +105,7 @@ class Maker:
         self._keep_counts()
 
     def tell(self) -> None:
-        """What became of the dialogues; the last line says it of all."""
+        """Report what became of the dialogues, and store the counts."""
         self.counts = self._kept_counts() or self.counts
         counts, split = self.counts, self.split
         self._tell_unread()
@@ -158,7 +158,7 @@ class Maker:
         beside.replace(self._counted)
 
     def _kept_counts(self) -> _Counts | None:
-        """Those of the rows that were made before; they may have been lost since."""
+        """The counts of rows made earlier; the file may have been deleted since."""
         try:
             return _Counts(**json.loads(self._counted.read_text()))
         except (OSError, ValueError, TypeError):
@@ -166,13 +166,13 @@ class Maker:
 
     @property
     def _counted(self) -> Path:
-        """Beside the rows that the counts are of: those are made once."""
+        """A file next to the rows it describes, which are made once."""
         import datasets
 
         return Path(datasets.config.HF_DATASETS_CACHE) / f"kdcore-dialogues-{self.key}.json"
 
     def _as_told(self, dialogue: Dialogue) -> Dialogue:
-        """With special tokens that it spells out hidden, where they are to stay text."""
+        """The dialogue with its special tokens masked, if they are to stay text."""
         found = self._marks.found(dialogue)
         if found:
             self.counts.spelled += 1
@@ -205,7 +205,7 @@ class Maker:
         return self._encoded([dialogue])[0]
 
     def _columns(self, made: Document, dialogue: Dialogue) -> Mapping[str, Any]:
-        """Those that are kept, and where it is asked for the dialogue itself."""
+        """The kept columns, and the dialogue itself if required."""
         if DIALOGUE not in self.data.asked_columns:
             return dialogue.columns
         known = told(dialogue, made, self.template, self._marks, self.data.train_on)
@@ -228,12 +228,12 @@ class Maker:
 
 
 def _up_to_answer(dialogue: Dialogue) -> Dialogue | None:
-    """Up to the last answer that is learned, if one is."""
+    """The dialogue up to its last trained answer, if it has one."""
     turns = answered(dialogue.messages)
     return replace(dialogue, messages=dialogue.messages[: turns[-1] + 1]) if turns else None
 
 
 def _keys(dialogue: Dialogue) -> set[str]:
-    """What a record has beside roles and contents."""
+    """The keys of a record other than roles and contents."""
     of_turns = {key for each in dialogue.messages for key in each}
     return {*dialogue.given, *of_turns} - {"role", "content", "train", *dialogue.columns}

@@ -1,9 +1,10 @@
-"""Special tokens that are spelled out in the texts of a dialogue: text, and no tokens.
+"""Keep special tokens that occur in the texts of a dialogue as text.
 
-While a dialogue is rendered, one character of the private use area stands for each that it spells
-out, so that those in the rendered text are the template's. For the tokenizer it is the other way
-round: in a copy of it each special token is called by that character, and its name is text like
-any other. So ids are those of the whole dialogue at once, with only the template's marks as marks.
+For rendering, each such occurrence is replaced by a private-use character, so that the special
+tokens in the rendered text are the template's. For tokenisation it is the other way round: in a
+copy of the tokenizer each special token is renamed to that character, and its original name is
+ordinary text. The ids are therefore those of the whole dialogue, and only the template's special
+tokens are special.
 """
 
 from __future__ import annotations
@@ -26,19 +27,19 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
-_FIRST = 0x100000  # of the last plane of the private use area
+_FIRST = 0x100000  # of the last private-use plane
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Ids, and the characters from `begin` to `end` that each stands for."""
+    """Ids, and for each the characters from `begin` to `end` it covers."""
 
     ids: Sequence[int]
     offsets: np.ndarray  # [tokens, 2]
 
 
 class Marks:
-    """The special tokens of a tokenizer, and what they are called while they are text."""
+    """A tokenizer's special tokens, and the characters that replace them while they are text."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, template: Template) -> None:
         self._tokenizer, self._template = tokenizer, template
@@ -49,21 +50,21 @@ class Marks:
         self._other = {name: chr(_FIRST + n) for n, name in enumerate(self.names)}
         self._other |= {other: name for name, other in self._other.items()}
         self._spelled = re.compile("|".join(map(re.escape, self.names)) or "(?!)")
-        # A template that looks for a mark in an answer, as for </think>, makes of it what it will,
-        # and of the one before it.
+        # A template that looks for a special token in answers, such as </think>, has to see it,
+        # and the opening one too.
         all_of_it = filter(None, [template, template.for_tools])
         known = {text for each in all_of_it for text in each.looks_for}
         known |= {each.replace("</", "<") for each in known}
         self._kept = {name for name in self.names if any(name in each for each in known)}
 
     def found(self, dialogue: Dialogue) -> list[str]:
-        """The special tokens that a dialogue spells out, but for those that its template wants."""
+        """The special tokens in a dialogue's texts, except those that its template looks for."""
         found = list[str]()
         self._hide(dialogue, found.append)
         return found
 
     def hidden(self, dialogue: Dialogue) -> Dialogue:
-        """The dialogue with a character in place of each special token that it spells out."""
+        """The dialogue with a character in place of each special token in its texts."""
         found = list[str]()
         hidden = self._hide(dialogue, found.append)
         if not found:
@@ -79,7 +80,7 @@ class Marks:
         return replace(hidden, spelled=True)
 
     def shown(self, value: Any) -> Any:
-        """Texts with what was hidden in them spelled out again."""
+        """Texts with the original special tokens restored."""
         others = {other: name for name, other in self._other.items() if name in self.names}
         if not others:
             return value
@@ -87,7 +88,7 @@ class Marks:
         return _each_text(value, lambda text: pattern.sub(lambda found: others[found[0]], text))
 
     def encode(self, text: str) -> Encoded:
-        """The ids of a rendered dialogue with hidden tokens; offsets are those of this text."""
+        """The ids of a rendered dialogue with masked tokens; offsets refer to this text."""
         swapped, begins, ends = list[str](), list[int](), list[int]()
         for match in self._pieces.finditer(text):
             piece = self._other.get(match[0], match[0])
@@ -125,10 +126,10 @@ class Marks:
         return replace(dialogue, messages=messages, given=given)
 
     def _is_word(self, name: str) -> bool:
-        """Whether a text that has it becomes this token anyhow, as any letter does."""
+        """Whether the text of a token becomes this token in any case, as a single letter does."""
         tokenizer = self._tokenizer
         ids = tokenizer(name, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        # Unigram would, and does not where the piece goes by another name.
+        # Unigram would merge it, but not if the piece has another name.
         unigram = type(tokenizer.backend_tokenizer.model).__name__ == "Unigram"
         return tokenizer.convert_tokens_to_ids(name) in ids and not (unigram and len(name) > 1)
 
@@ -139,7 +140,7 @@ class Marks:
 
     @cached_property
     def _renamed(self) -> Tokenizer:
-        """The tokenizer with its special tokens called otherwise, each with the id that it had."""
+        """The tokenizer with its special tokens renamed, each with its original id."""
         from tokenizers import Tokenizer
 
         backend = self._tokenizer.backend_tokenizer

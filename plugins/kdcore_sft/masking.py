@@ -1,7 +1,7 @@
-"""Dialogues as ids, with labels where answers are.
+"""Dialogues as ids, with labels on answers.
 
-A whole dialogue is tokenised at once, so the ids are those that the model sees elsewhere; which of
-them are learned is told by the characters that they stand for, never by what ids they are.
+A whole dialogue is tokenised at once, so ids are those that the model sees in use. Trained tokens
+are found by the characters they cover, never by their ids.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ NOT_TRAINED = -100
 
 @dataclass(frozen=True, eq=False)
 class Document:
-    """A tokenised dialogue. Token n stands for the characters `begin[n]` to `end[n]`."""
+    """A tokenised dialogue. Token n covers the characters `begin[n]` to `end[n]`."""
 
     ids: np.ndarray  # [tokens]
     begin: np.ndarray
@@ -37,20 +37,20 @@ class Document:
 
     @property
     def first(self) -> int:
-        """The first token that is learned."""
+        """The first trained token."""
         return int(np.argmax(self.trained))
 
     def part(self, begin: int, end: int) -> Document:
-        """Some of the tokens."""
+        """A range of tokens."""
         some = slice(begin, end)
         return Document(self.ids[some], self.begin[some], self.end[some], self.trained[some])
 
     def without_rest(self) -> Document:
-        """Up to the last token that is learned."""
+        """The tokens up to the last trained one."""
         return self.part(0, len(self) - int(self.trained[::-1].argmax()))
 
     def within(self, begin: int, end: int) -> np.ndarray:
-        """The tokens that stand for nothing but these characters."""
+        """The tokens entirely within these characters."""
         return np.flatnonzero((self.begin >= begin) & (self.end <= end) & (self.end > begin))
 
     def row(self) -> Row:
@@ -68,15 +68,15 @@ def documents(
     bos: Sequence[int],
     eos: bool,
 ) -> list[Document]:
-    """Each dialogue as ids; where its template does not end it, with the tokenizer's eos.
+    """Each dialogue as ids, with the tokenizer's eos if its template does not end it.
 
-    `bos` are ids that begin each, unless its template does so.
+    `bos` are ids prepended to each, unless its template writes them.
     """
     if not dialogues:
         return []
     encoded = tokenizer(
         [each.text for each in dialogues],
-        add_special_tokens=False,  # the template has written them
+        add_special_tokens=False,  # the template writes them
         return_offsets_mapping=True,
         return_attention_mask=False,
         return_token_type_ids=False,
@@ -97,14 +97,14 @@ def document(
     bos: Sequence[int],
     eos: bool,
 ) -> Document:
-    """A dialogue whose texts spell out special tokens as ids."""
+    """A dialogue whose texts contain special tokens, as ids."""
     encoded = marks.encode(dialogue.text)
     end = _eos(dialogue, tokenizer, eos)
     return _document(dialogue, encoded.ids, encoded.offsets, bos, end)
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse a tokenizer that cannot say which characters its tokens stand for."""
+    """Reject a tokenizer without character offsets."""
     if not tokenizer.is_fast:
         raise RunError(
             f"the tokenizer {tokenizer.name_or_path!r} cannot tell where its tokens begin and end "
@@ -132,8 +132,8 @@ def _document(
 ) -> Document:
     raw = np.array(offsets, np.int64).reshape(-1, 2)
     end = raw[:, 1]
-    # Some tokenizers leave blanks out of their offsets: a token begins where the last one ended.
-    # Those that share a character all begin with it.
+    # Some tokenizers exclude blanks from offsets: a token begins where the previous one ended.
+    # Tokens that share a character all begin with it.
     begin = np.minimum(raw[:, 0], np.concatenate([[0], end[:-1]]))
     trained = np.zeros(len(ids), bool)
     for answer in dialogue.answers:

@@ -1,4 +1,4 @@
-"""The turns of a dialogue: what they may hold, and what is refused."""
+"""The turns of a dialogue: allowed content, and errors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Message = Mapping[str, Any]
 
 
 def checked(given: Any, key: str, where: str) -> list[Message]:
-    """The turns of a record; ShareGPT's `from` and `value` become `role` and `content`."""
+    """A record's turns, checked; ShareGPT's `from` and `value` become `role` and `content`."""
     if not isinstance(given, Sequence) or isinstance(given, str):
         _refuse(where, f"has {key} of the type {type(given).__name__}, and must have a list")
     if not given and key != "prompt":
@@ -31,7 +31,7 @@ def checked(given: Any, key: str, where: str) -> list[Message]:
 
 
 def says_something(message: Message) -> bool:
-    """Whether a turn has words, thoughts or calls."""
+    """Whether a turn has text, reasoning or calls."""
     if message.get("tool_calls"):
         return True
     texts = [message.get("content"), *(message.get(key) for key in REASONING)]
@@ -43,14 +43,14 @@ REASONING = ("reasoning_content", "thinking", "reasoning")
 
 
 def joined(content: Any) -> str:
-    """The text of a content: parts follow one another without anything between."""
+    """The text of a content; parts are concatenated."""
     if isinstance(content, list):
         return "".join(each["text"] for each in content)
     return content if isinstance(content, str) else ""
 
 
 def thoughts_of(message: Message) -> str:
-    """What is thought before an answer, beside its content or within it."""
+    """The reasoning of an answer, next to its content or within it."""
     within, closed, _ = joined(message.get("content")).partition("</think>")
     thoughts = next((message[key] for key in REASONING if key in message), "")
     return (thoughts or (within.split("<think>")[-1] if closed else "")).strip()
@@ -64,12 +64,12 @@ def text_of(value: Any, which: str) -> str:
 
 
 def without_nothing(value: Any) -> dict[str, Any]:
-    """A table without what is None in it."""
+    """A table without its None values."""
     return {key: each for key, each in value.items() if each is not None}
 
 
 def plain(value: Any) -> Any:
-    """Values as JSON has them; what it does not know becomes text."""
+    """Values as JSON types; other types become text."""
     if isinstance(value, Mapping):
         return {str(key): plain(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
@@ -114,7 +114,7 @@ def _check_role(message: Mapping[str, Any], where: str) -> None:
 
 
 def _with_content(message: dict[str, Any], where: str) -> dict[str, Any]:
-    """With a content of text, parts of text, or None where there are calls or thoughts instead."""
+    """With a content of text, parts, or None next to calls or reasoning."""
     content = message.get("content")
     if isinstance(content, list):
         return {**message, "content": [_part(each, n, where) for n, each in enumerate(content, 1)]}
@@ -142,7 +142,7 @@ def _part(part: Any, number: int, where: str) -> dict[str, Any]:
 
 
 def _trained(message: Mapping[str, Any], where: str) -> bool:
-    """Whether a turn is learned, as far as it says: by `weight`, `train` or `training`."""
+    """Whether a turn is trained, if it says so: by `weight`, `train` or `training`."""
     said = {key: message[key] for key in _TRAINED if key in message}
     for key, value in said.items():
         number = key == "weight" and not isinstance(value, bool) and value in (0, 1)

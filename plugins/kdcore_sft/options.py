@@ -1,4 +1,4 @@
-"""Data that is dialogues: their options, and the dialogues as text."""
+"""Data made of dialogues: options, and the dialogues as text."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _Value = bool | int | float | str | list[str] | dict[str, str]
 
 @component
 class DialogueOptions(Data):
-    """What is said of dialogues; see `Dialogues`."""
+    """The options of dialogues; see `Dialogues`."""
 
     template: str | None = None
     chat_template_kwargs: dict[str, _Value] = Field(default_factory=dict)
@@ -66,15 +66,15 @@ class DialogueOptions(Data):
         return options
 
     def fingerprint(self) -> str:
-        """As it was before there were variables, where none is set."""
+        """Without template variables, the same as before they existed."""
         return super().fingerprint().replace(", chat_template_kwargs={}", "")
 
     def dialogues(self, split: str) -> Iterable[Dialogue]:
-        """The dialogues of "train" or "validation", in order, the same ones each time."""
+        """The dialogues of "train" or "validation", in a fixed order."""
         raise NotImplementedError
 
     def texts(self, split: str) -> Iterator[str]:
-        """The dialogues as text, without special tokens that only a tokenizer knows."""
+        """The dialogues as text, without the special tokens of a tokenizer."""
         template = bare(self.template, self.chat_template_kwargs)
         for each in self.dialogues(split):
             yield template.render(each)

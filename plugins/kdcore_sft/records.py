@@ -1,4 +1,4 @@
-"""Records of dialogues: without the empty cells of tables, and under the names of `sft`."""
+"""Records of dialogues: renamed to the names of `sft`, without empty table cells."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _MISSING = object()
 
 
 class Fields:
-    """Renames what records hold, and remembers which names it has found."""
+    """Renames the keys of records, and remembers which names occurred."""
 
     def __init__(self, names: Mapping[str, str]) -> None:
         self._names = names
@@ -32,14 +32,14 @@ class Fields:
         self._there = dict[str, None]()
 
     def of(self, record: Record) -> Record:
-        """The record under the names of `sft`. It has every name that a dialogue needs."""
+        """The record under the names of `sft`. All names that a dialogue needs must be present."""
         if not self._names:
             return record
         self._there.update(dict.fromkeys(_paths(record.values)))
         values = self._renamed(record.values, OF_RECORDS, record.where)
         named = self._names.keys()
         for form in _FORMATS:
-            if form & named:  # what is named is meant, whatever else a record has
+            if form & named:  # explicit `fields` take precedence over detected names
                 values = {k: v for k, v in values.items() if k in form or not _tells_format(k)}
         for key in ("messages", "conversations"):
             if isinstance(values.get(key), Sequence) and not isinstance(values[key], str):
@@ -52,7 +52,7 @@ class Fields:
         return Record(values, record.where)
 
     def check(self, split: str) -> None:
-        """Refuse names that no record of the split had."""
+        """Reject names that no record of the split had."""
         for ours, path in self._names.items():
             if self._there and ours not in self._found:
                 raise RunError(
@@ -84,7 +84,7 @@ def _tells_format(key: str) -> bool:
 
 
 def _at(values: Any, path: str) -> Any:
-    """What lies at a path; numbers count the items of a list from 0 on."""
+    """The value at a dotted path; numbers index lists from 0."""
     if isinstance(values, Mapping):
         if path in values:
             return values[path]
@@ -111,10 +111,10 @@ def _listed(names: Collection[str] | Iterator[str]) -> str:
 
 
 class ChatRecords(Records):
-    """Reads records; of tables without the empty cells, in whatever depth they are."""
+    """Reads records; empty cells of tables are removed at every depth."""
 
     def table(self, table: Table) -> Source[Record]:
-        """What `datasets` reads: each of its rows has every column."""
+        """A data set of the library `datasets`, whose rows all have every column."""
         return _Filled(super().table(table))
 
 
@@ -127,13 +127,13 @@ class _Filled:
 
     def read(self) -> Iterator[Record]:
         for record in self._source.read():
-            # What a record itself lacks stays, to be told of.
+            # None values of the record itself stay, to be reported.
             values = {key: _filled(value) for key, value in record.values.items()}
             yield Record(values, record.where)
 
 
 def _filled(value: Any) -> Any:
-    """Arguments of calls have a field for each that any call has: those of others are None."""
+    """In tables, call arguments have a field for each argument of any call; the rest are None."""
     if isinstance(value, Mapping):
         kept = {key: each for key, each in value.items() if each is not None or key == "content"}
         return {key: _filled(each) for key, each in kept.items()}

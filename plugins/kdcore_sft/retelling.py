@@ -1,7 +1,7 @@
-"""Dialogues as teachers get them: what was said, and which tokens of a document are its answers.
+"""Dialogues as teachers get them: the messages, and which tokens of a document are answers.
 
-The column `dialogue` holds this of each document, where a teacher asks for it: so it may read the
-same dialogue by another chat template, or with more in its prompt.
+The column `dialogue` of each document holds this if a teacher needs it. The teacher can then render
+the same dialogue in another chat template, or with a longer prompt.
 """
 
 from __future__ import annotations
@@ -29,35 +29,35 @@ DIALOGUE = "dialogue"
 
 
 class Answered(NamedTuple):
-    """An answer that is learned, in the tokens of a document."""
+    """A trained answer, in the tokens of a document."""
 
-    turn: int  # of the dialogue
-    first: int  # its tokens begin here,
-    end: int  # and end here, without the one that ends the turn
-    before: int  # characters of the first token that lie before the answer
+    turn: int  # index in the dialogue
+    first: int  # its first token,
+    end: int  # and the end of its tokens, without the one that ends the turn
+    before: int  # characters of the first token before the answer
     text: str
-    stop: int  # the token that ends the turn; -1: there is none
+    stop: int  # the token that ends the turn; -1: none
 
 
 class Told(NamedTuple):
     """A document's dialogue."""
 
     messages: Sequence[Message]
-    given: Mapping[str, Any]  # what else a chat template may ask for
+    given: Mapping[str, Any]  # other values that a chat template may use
     answers: Sequence[Answered]
 
     def to_text(self) -> str:
-        """As the column holds it."""
+        """The serialised form in the column."""
         return json.dumps(self._asdict(), ensure_ascii=False)
 
     @staticmethod
     def of(text: str) -> Told:
-        """What `to_text` made a text of."""
+        """The inverse of `to_text`."""
         given = json.loads(text)
         return Told(given["messages"], given["given"], [Answered(*a) for a in given["answers"]])
 
     def up_to(self, turn: int, answer: str) -> Told:
-        """The dialogue up to a turn, answered otherwise."""
+        """The dialogue up to a turn, with another answer."""
         messages = [*self.messages[:turn], {"role": "assistant", "content": answer}]
         return Told(messages, self.given, [])
 
@@ -65,7 +65,7 @@ class Told(NamedTuple):
 def told(
     dialogue: Dialogue, made: Document, template: Template, marks: Marks, train_on: str
 ) -> Told:
-    """What is kept of a dialogue and its document."""
+    """The information kept about a dialogue and its document."""
     text = rendered(dialogue, template, train_on)
     turns = answered(dialogue.messages)[-len(text.answers) :]
     answers = []
@@ -84,7 +84,7 @@ def told(
 
 
 class Reteller:
-    """Makes tokens of dialogues by a tokenizer and a chat template of its own.
+    """Renders and tokenises dialogues with its own tokenizer and chat template.
 
     `template`: "auto" for the tokenizer's own, or as `template` of the data "sft".
     """
@@ -101,7 +101,7 @@ class Reteller:
         self._marks = Marks(tokenizer, self._template)
 
     def whole(self, known: Told) -> tuple[np.ndarray, Told]:
-        """The ids of a dialogue whose last turn is an answer, and where in them answers are."""
+        """The ids of a dialogue whose last turn is an answer, and the positions of its answers."""
         try:
             dialogue = self._marks.hidden(_dialogue(known))
             text = rendered(dialogue, self._template)
@@ -114,7 +114,7 @@ class Reteller:
             raise _for_teachers(error) from None
 
     def prompt(self, known: Told, answer: Answered) -> np.ndarray:
-        """The ids of everything before an answer, as it is asked for."""
+        """The ids of everything before an answer, with the template's generation prompt."""
         try:
             template = self._template
             turns = replace(_dialogue(known), messages=known.messages[: answer.turn])

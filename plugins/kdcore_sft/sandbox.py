@@ -1,8 +1,8 @@
-"""The sandbox in which chat templates run: transformers' own, with limits.
+"""The sandbox for chat templates: that of transformers, with limits.
 
-It knows what transformers gives a template (`tojson`, `raise_exception`, `strftime_now`, loop
-controls, the block `generation`), and nothing that is drawn at random. Every loop, operation, call
-and piece of output of a template is counted by a `Budget`.
+It provides what transformers gives a template (`tojson`, `raise_exception`, `strftime_now`, loop
+controls, the block `generation`), and nothing random. A `Budget` counts every loop iteration,
+operation, call and piece of output.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from kdcore_sft.budget import Budget
 if TYPE_CHECKING:
     from _collections_abc import dict_items, dict_keys, dict_values
 
-# No template can name a filter with a space.
+# Templates cannot call a filter whose name contains a space.
 _TURNS, _SIZED, _WRITTEN = " turns", " sized", " written"
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
-    """Compiles templates. `now` writes the day in a form, or refuses."""
+    """Compiles templates. `now` formats the date, or raises."""
 
     intercepted_binops = frozenset(["+", "*", "**", "%"])
 
@@ -40,7 +40,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         super().__init__(
             trim_blocks=True,
             lstrip_blocks=True,
-            optimized=False,  # the optimizer would compute constants without a limit
+            optimized=False,  # the optimizer would evaluate constants without limits
             extensions=[loopcontrols, _Generation],
         )
         self.budget = Budget()
@@ -58,13 +58,13 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return self.from_string(_Counted().visit(self.parse(source)))
 
     def variables(self, source: str) -> frozenset[str]:
-        """What the template reads and does not make itself."""
+        """The variables that the template reads and does not set."""
         parsed = self.parse(source)
         day = {each.name for each in parsed.find_all(nodes.Name)} & {"strftime_now"}
         return frozenset(find_undeclared_variables(parsed) | day)
 
     def looked_for(self, source: str) -> frozenset[str]:
-        """The texts that it compares with, or hands to methods, filters and tests."""
+        """The texts that it compares with, or passes to methods, filters and tests."""
         texts = (
             each.value
             for node in self.parse(source).find_all(_SEARCHING)
@@ -74,23 +74,23 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return frozenset(each for each in texts if isinstance(each, str))
 
     def call(
-        __self,  # templates may name their arguments as they like
+        __self,  # templates may use any argument names
         __context: Context,
         __obj: Any,
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        """A call, counted; private names are no arguments."""
+        """Count a call; private names are not allowed as arguments."""
         if any(name.startswith("__") for name in kwargs):
             raise SecurityError("private names are no arguments")
         budget, given = __self.budget, [*args, *kwargs.values()]
-        function = getattr(__obj, "__wrapped__", __obj)  # the sandbox wraps methods of texts
+        function = getattr(__obj, "__wrapped__", __obj)  # the sandbox wraps string methods
         name, owner = (getattr(function, each, None) for each in ("__name__", "__self__"))
         budget.call(str(name), owner, given)
         return budget.sized(super().call(__context, __obj, *args, **kwargs))
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        """An operation, measured before it is done."""
+        """Check an operation before it is evaluated."""
         self.budget.step()
         if operator == "%" and isinstance(left, str):
             self.budget.format(left)
@@ -105,14 +105,14 @@ class Sandbox(ImmutableSandboxedEnvironment):
     def _limited(self, name: str, filtering: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(filtering)
         def limited(*args: Any, **kwargs: Any) -> Any:
-            # Some are handed the context first.
+            # Some receive the context first.
             value, *given = args[1:] if hasattr(filtering, "jinja_pass_arg") else args
             self.budget.call(name, value, [*given, *kwargs.values()])
             return self.budget.sized(filtering(*args, **kwargs))
 
         return limited
 
-    # With the context as an argument, none of these is computed when a template is compiled.
+    # Filters that take the context are not evaluated when a template is compiled.
 
     @property
     def _turns(self) -> Callable[..., Any]:
@@ -134,7 +134,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
 
 class _Counted(NodeTransformer):
-    """Puts the counting filters into a parsed template."""
+    """Inserts the counting filters into a parsed template."""
 
     def visit_For(self, node: nodes.For) -> nodes.For:
         self.generic_visit(node)
@@ -176,15 +176,15 @@ def _operands(node: nodes.Node) -> Iterable[nodes.Node]:
     if isinstance(node, nodes.Compare):
         return [node.expr, *(each.expr for each in node.ops)]
     if isinstance(node, nodes.Call) and not isinstance(node.node, nodes.Getattr):
-        return []  # a macro, which may write what it is given
+        return []  # a macro, which may print its arguments
     assert isinstance(node, nodes.Call | nodes.Filter | nodes.Test)
     return node.args
 
 
 class _Generation(Extension):
-    """`{% generation %}` marks answers for those who ask; what is in it is written."""
+    """`{% generation %}` marks answers for training; its content is rendered as is."""
 
-    tags = {"generation"}  # noqa: RUF012 # Jinja's own is so
+    tags = {"generation"}  # noqa: RUF012 # as in Jinja's base class
 
     def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno
@@ -208,7 +208,7 @@ def _refused(message: str) -> NoReturn:
 
 
 class ReadTurn(dict[str, Any]):
-    """A turn that takes down which of its keys a template asks for."""
+    """A turn that records which of its keys a template reads."""
 
     def __init__(self, turn: Mapping[str, Any], read: set[str]) -> None:
         super().__init__(turn)
@@ -219,7 +219,7 @@ class ReadTurn(dict[str, Any]):
         return super().__getitem__(key)
 
     def get(self, key: str, default: Any = None) -> Any:
-        """The value, taken down."""
+        """The value; the key is recorded."""
         self._seen.add(key)
         return super().get(key, default)
 
@@ -231,16 +231,16 @@ class ReadTurn(dict[str, Any]):
         return iter(self.keys())
 
     def keys(self) -> dict_keys[str, Any]:
-        """All of them, taken down."""
+        """All keys, recorded."""
         self._seen.update(super().keys())
         return super().keys()
 
     def values(self) -> dict_values[str, Any]:
-        """All of them, taken down."""
+        """All values, with all keys recorded."""
         self._seen.update(super().keys())
         return super().values()
 
     def items(self) -> dict_items[str, Any]:
-        """All of them, taken down."""
+        """All items, with all keys recorded."""
         self._seen.update(super().keys())
         return super().items()

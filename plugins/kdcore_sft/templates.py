@@ -1,4 +1,4 @@
-"""Chat templates: the tokenizer's own, those that are built in, and any other Jinja text."""
+"""Chat templates: the tokenizer's own, the built-in ones, and any Jinja text."""
 
 from __future__ import annotations
 
@@ -41,21 +41,21 @@ RESERVED = ("messages", "add_generation_prompt")
 NOW = "strftime_now"
 """The day that a template writes, as the recipe sets it."""
 
-_TOOL_USE = "tool_use"  # what transformers calls the template for records with tools
+_TOOL_USE = "tool_use"  # transformers' name of the template for records with tools
 _MARKS = ("<|im_start|>", "<|im_end|>")
 _TOKENS = {f"{name}_token": "" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")}
 
 
 class Refused(RunError):
-    """A template that says that it cannot render a dialogue, or fails over it."""
+    """A template that rejects a dialogue, or fails on it."""
 
 
 class Template:
-    """A chat template with the special tokens that it may write.
+    """A chat template with its special tokens.
 
-    `ends` are the texts that may end a turn; `end` is what the template "plain" ends one with;
-    `options` are what the recipe gives the template. `read` gathers the keys of messages that it
-    has asked for so far. `for_tools` stands in for it where a record has tools.
+    `ends` are the texts that may end a turn; `end` is the one that the template "plain" uses;
+    `options` are the recipe's template variables. `read` collects the message keys that it has read
+    so far. `for_tools` replaces it for records with tools.
     """
 
     for_tools: Template | None = None
@@ -75,18 +75,18 @@ class Template:
         self._runs_away = False
 
     def of(self, dialogue: Dialogue) -> Template:
-        """The one for a dialogue."""
+        """The template for a dialogue."""
         has_tools = "tools" in dialogue.given
         return self.for_tools if self.for_tools is not None and has_tools else self
 
     def render(self, dialogue: Dialogue, *, header: bool = False) -> str:
-        """The dialogue as text. `header`: with the beginning of the assistant's next turn."""
+        """The dialogue as text. `header`: with the generation prompt for the assistant's turn."""
         messages = [self._forms.prepared(each, dialogue.where) for each in dialogue.messages]
         return self._rendered(messages, dialogue.given, dialogue.where, header, self.read)
 
     @cached_property
     def reads(self) -> frozenset[str]:
-        """The variables that it reads, beside the turns and the tokens."""
+        """The variables that it reads, other than turns and special tokens."""
         try:
             return self._sandbox.variables(self.text) - {*RESERVED, *self.tokens}
         except _failures() as error:
@@ -94,7 +94,7 @@ class Template:
 
     @cached_property
     def looks_for(self) -> frozenset[str]:
-        """The texts that it looks for in what it is given, to take it apart."""
+        """The texts that it searches for in its input."""
         try:
             return self._sandbox.looked_for(self.text)
         except _failures() as error:
@@ -102,11 +102,11 @@ class Template:
 
     @cached_property
     def has_header(self) -> bool:
-        """Whether it knows how to begin the assistant's turn."""
+        """Whether it has a generation prompt."""
         return self._tried([QUESTION], header=True) != self._tried([QUESTION])
 
     def given(self, dialogue: Dialogue) -> dict[str, Any]:
-        """What of the things beside the turns of a dialogue reaches the template."""
+        """The dialogue's values outside of its turns that the template reads."""
         return {key: value for key, value in dialogue.given.items() if key in self.reads - {NOW}}
 
     def _rendered(
@@ -141,14 +141,14 @@ class Template:
         return Forms(self._tried)
 
     def _tried(self, messages: Sequence[Message], *, header: bool = False) -> str:
-        """What it makes of an example; nothing, if it refuses it."""
+        """The rendered example, or "" if the template refuses it."""
         from kdcore_sft.budget import RunsAway
 
         try:
             return "" if self._runs_away else self._rendered(messages, {}, "", header, set())
         except Refused:
             return ""
-        except RunsAway:  # it is told of the first record
+        except RunsAway:  # reported for the first record
             self._runs_away = True
             return ""
 
@@ -163,7 +163,7 @@ class Template:
         return self._sandbox.compiled(self.text)
 
     def _now(self, form: str) -> str:
-        """The day that the recipe sets: today's would make runs of one name differ."""
+        """The date set in the recipe: today's date would make runs of the same name differ."""
         if NOW in self.options:
             return datetime.fromisoformat(str(self.options[NOW])).strftime(form)
         today = datetime.now()
@@ -176,7 +176,7 @@ class Template:
 
 
 def _failures() -> tuple[type[BaseException], ...]:
-    """A template is a program of its author's, and may fail like any."""
+    """The errors of templates: they are programs, and may fail in any way."""
     from jinja2 import TemplateError
 
     mistakes = (TypeError, ValueError, AttributeError, AssertionError, SyntaxError)
@@ -194,7 +194,7 @@ def template_of(
     eos: bool = True,
     options: Mapping[str, Any] | None = None,
 ) -> Template:
-    """The template of a tokenizer, or the one given in its place."""
+    """The tokenizer's template, or the one given in its place."""
     if given is None and not tokenizer.chat_template:
         raise RunError(
             f"the tokenizer {tokenizer.name_or_path!r} has no chat template; set "
@@ -211,7 +211,7 @@ def template_of(
     made = [text, *([named[_TOOL_USE]] if given is None and _TOOL_USE in named else [])]
     tokens = {key: str(token) for key, token in tokenizer.special_tokens_map.items()}
     end = tokens.get("eos_token", "")
-    # A bos begins the next turn, unless it is the eos too.
+    # A bos begins the next turn, unless it is also the eos.
     ends = {*added, *tokens.values()} - {tokens.get("bos_token")} | {end}
     longest_first = sorted((each for each in ends if each.strip()), key=len, reverse=True)
     template, *more = (
@@ -226,7 +226,7 @@ def _own(tokenizer: PreTrainedTokenizerBase) -> str:
     try:
         text: str = tokenizer.get_chat_template()
         return text
-    except ValueError:  # it has several, and none is for all
+    except ValueError:  # it has several, and no default
         names = ", ".join(tokenizer.chat_template)
         raise RunError(
             f"the tokenizer {tokenizer.name_or_path!r} has the chat templates {names} and no "
@@ -247,5 +247,5 @@ def _check_options(template: Template) -> None:
 
 
 def bare(given: str | None, options: Mapping[str, Any]) -> Template:
-    """The template without a tokenizer: "plain" in place of a tokenizer's own."""
+    """The template without a tokenizer: "plain" replaces a tokenizer's own."""
     return Template(BUILT_IN.get(given or "plain", given or ""), {}, options=options)

@@ -1,7 +1,7 @@
-"""Children's stories from a grammar: endless, small, and of known truth.
+"""Children's stories from a grammar: unlimited, small, and checkable.
 
-Each story has a hero, a friend, a place, and a thing of some colour, and comes back to them later.
-So a model has to learn more than the order of words, and whether it did can be checked exactly.
+Each story has a hero, a friend, a place, and a thing of some colour, and refers back to them. A
+model therefore has to learn more than word order, and whether it has can be checked exactly.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["Facts", "Stories", "StoryTasks", "facts", "keeps_facts", "tell"]
 
 @component
 class Stories(Data):
-    """Stories of a grammar. Story n of a seed is the same however many are asked for."""
+    """Stories from a grammar. Story n of a seed does not depend on the number of stories."""
 
     name = "stories"
     stories: Annotated[int, Field(ge=1)] = 2400
@@ -29,7 +29,7 @@ class Stories(Data):
     seed: int = 0
 
     def texts(self, split: str) -> Iterator[str]:
-        """The stories of "train", or other ones of "validation"."""
+        """The stories of "train", or different ones for "validation"."""
         count = self.stories if split == "train" else self.validation
         for index in range(count):
             yield tell(random.Random(f"{self.seed} {split} {index}"))
@@ -37,9 +37,10 @@ class Stories(Data):
 
 @component
 class Facts(Eval):
-    """How many of the stories that the student ends keep their facts, from 0 to 1, and one story.
+    """The share of the student's stories that keep their facts, from 0 to 1, and one story as text.
 
-    It is given first sentences that are in no split, so that knowing stories by heart is no help.
+    The student continues first sentences that are in neither split, so memorised stories do not
+    help.
     """
 
     name = "facts"
@@ -49,7 +50,7 @@ class Facts(Eval):
     seed: int = 0
 
     def measure(self, run: Run) -> Mapping[str, float | str]:
-        """Let the student go on from first sentences, and check what came of them."""
+        """Let the student continue first sentences, and check the resulting stories."""
         rngs = (random.Random(f"{self.seed} facts {index}") for index in range(self.samples))
         prompts = [tell(rng).split("\n")[0] for rng in rngs]
         endings = generate(
@@ -67,11 +68,11 @@ class Facts(Eval):
 
 @hookimpl
 def kdcore_data() -> Sequence[type[Data]]:
-    """The data that this plugin brings."""
+    """The data `stories` and `story-tasks`."""
     return [Stories, StoryTasks]
 
 
 @hookimpl
 def kdcore_evals() -> Sequence[type[Eval]]:
-    """The evals that this plugin brings."""
+    """The eval `facts`."""
     return [Facts]

@@ -1,4 +1,4 @@
-"""The grammar: words, plots, and what must hold of every story."""
+"""The grammar: words, plots, and the facts that every story keeps."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ _FACTS: Mapping[str, Sequence[str]] = {
 
 
 def tell(rng: random.Random) -> str:
-    """A story in three paragraphs, about 150 tokens long."""
+    """A story of three paragraphs, about 150 tokens long."""
     girl = rng.random() < 0.5
     words = {
         "opening": rng.choice(_OPENINGS),
@@ -158,15 +158,16 @@ def tell(rng: random.Random) -> str:
 
 
 def facts(story: str) -> Mapping[str, Sequence[str]]:
-    """What a story says of its hero, friend, thing, colour and place, each time it does."""
+    """Every mention of hero, friend, thing, colour and place in a story."""
     words = re.findall(r"\w+", story)
     return {fact: [word for word in words if word in known] for fact, known in _FACTS.items()}
 
 
 def keeps_facts(story: str) -> bool:
-    """Whether a story has one hero, one friend, one thing and one colour, from first to last.
+    """Whether a story keeps one hero, one friend, one thing and one colour throughout.
 
-    Each is named at least twice, and no other of its kind ever. Every story of the grammar does so.
+    Each must be named at least twice, and no other of its kind at all. Every story of the grammar
+    passes.
     """
     found = facts(story)
     return all(

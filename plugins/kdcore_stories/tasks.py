@@ -1,4 +1,4 @@
-"""Tasks about the grammar's stories: what is asked, what it is asked of, and the answer."""
+"""Tasks about the grammar's stories: instruction, input and answer."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ Task = Mapping[str, str]
 class StoryTasks(Dialogues):
     """Small tasks about stories of the grammar: write one, end one, answer a question, change it.
 
-    They are records of instruction, input and output, and become rows as those of the data "sft"
-    do. Task n of a seed is the same however many are asked for.
+    They are records of instruction, input and output, and become rows like those of the data "sft".
+    Task n of a seed does not depend on the number of tasks.
     """
 
     name = "story-tasks"
@@ -33,7 +33,7 @@ class StoryTasks(Dialogues):
     template: str | None = "plain"
 
     def dialogues(self, split: str) -> Iterator[Dialogue]:
-        """The tasks of "train", or other ones of "validation"."""
+        """The tasks of "train", or different ones for "validation"."""
         count = self.tasks if split == "train" else self.validation
         for index in range(count):
             task = ask(random.Random(f"{self.seed} {split} tasks {index}"))
@@ -41,7 +41,7 @@ class StoryTasks(Dialogues):
 
 
 def ask(rng: random.Random) -> Task:
-    """A task of any kind about a story that is told for it."""
+    """A random task about a newly generated story."""
     story = tell(rng)
     return rng.choice(_KINDS)(rng, story)
 
@@ -88,7 +88,7 @@ def _change(rng: random.Random, story: str) -> Task:
 
 
 def _said(story: str) -> Mapping[str, str]:
-    """What the story says of each fact first."""
+    """The first mention of each fact in the story."""
     return {fact: said[0] for fact, said in facts(story).items()}
 
 

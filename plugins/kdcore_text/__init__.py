@@ -22,18 +22,18 @@ __all__ = ["Text"]
 
 @component
 class Text(Data):
-    """Documents of a file, a folder, several of them, or a data set on the Hugging Face hub.
+    """Documents from a file, a folder, several of them, or a data set on the Hugging Face hub.
 
-    `path` is what to read: plain text, JSON, JSON lines, CSV, TSV, parquet or Arrow files, also
-    compressed ones; `*` matches names. The ending tells the format, or else `format` does. Of a
-    data set, `config`, `split` and the `column` that holds the text are read.
-    `validation` is another path, or the name of a split (without it, the split "validation");
-    `validation_share` takes that share of the documents instead, always the same ones. `fraction`
-    is the share of the documents to train on, `skip` the share to leave out before them. In a
-    plain text file, blank lines lie between documents, or lines that are `separator`; "\\n" makes
-    each line a document. With `streaming` documents are read and tokenised while they are trained
-    on, shuffled within `buffer` rows, and kept nowhere; the recipe says `steps`.
-    `keep_columns` of the records stay with their documents.
+    `path` is what to read: plain text, JSON, JSON lines, CSV, TSV, parquet or Arrow files,
+    compressed or not; `*` matches names. The file ending determines the format, unless `format` is
+    given. `config`, `split` and the text `column` apply to data sets. `validation` is another path,
+    or the name of a split (default: the split "validation"); `validation_share` holds out that
+    share of the documents instead, always the same ones. `fraction` is the share of the documents
+    to train on, `skip` the share to leave out before them. In plain text, documents are separated
+    by blank lines, or by lines equal to `separator`; "\\n" makes each line a document. With
+    `streaming`, documents are read and tokenised during training, shuffled within `buffer` rows,
+    and not stored; the recipe then sets `steps`. `keep_columns` of the records are kept with their
+    documents.
     """
 
     name = "text"
@@ -69,7 +69,7 @@ class Text(Data):
         return self.streaming
 
     def faults(self, recipe: Stage) -> Iterator[str]:
-        """Files have no validation split of their own, and a stream has no known end."""
+        """Require a validation split for files, and `steps` for streams."""
         yield from self._splits.faults()
         if self.streaming and recipe.data is self and recipe.train.steps is None:
             yield "the length of a stream is unknown: set train.steps instead of epochs or tokens"
@@ -77,29 +77,29 @@ class Text(Data):
             yield "fraction and skip are shares of documents that a stream does not count"
 
     def column_names(self) -> Sequence[str]:
-        """Those that are kept."""
+        """The kept ones."""
         return self.keep_columns
 
     def missing(self) -> Iterator[str]:
-        """Paths that lead nowhere, and folders without the files of a split."""
+        """Paths that do not exist, and folders without the files of a split."""
         return self._splits.missing()
 
     def make_rows(
         self, split: str, tokenizer: PreTrainedTokenizerBase, *, seed: int, epoch: int
     ) -> Rows:
-        """As all data, or as a stream."""
+        """Stored rows, or a stream."""
         if self.streaming:
             return stream_texts(self, split, tokenizer, window=self.buffer)
         return super().make_rows(split, tokenizer, seed=seed, epoch=epoch)
 
     def texts(self, split: str) -> Iterable[str]:
-        """The documents of "train" or "validation" that are more than blanks, in order."""
+        """The non-blank documents of "train" or "validation", in order."""
         if self.keep_columns:
             return super().texts(split)
         return cast("Iterable[str]", self._filled(split))
 
     def documents(self, split: str) -> Iterable[str | Row]:
-        """The same with the columns that are kept, if there are any."""
+        """The documents with their kept columns, if any."""
         return self._filled(split) if self.keep_columns else self.texts(split)
 
     def _filled(self, split: str) -> Iterable[str | Row]:
@@ -112,8 +112,8 @@ class Text(Data):
         )
 
     def fingerprint(self) -> str:
-        """The options, and the content of the files that are here."""
-        options = super().fingerprint().replace(", keep_columns=[]", "")  # as it was without
+        """The options, and the content of local files."""
+        options = super().fingerprint().replace(", keep_columns=[]", "")  # as before it existed
         return f"{options} {self._splits.content()}"
 
     @cached_property
@@ -133,5 +133,5 @@ class Text(Data):
 
 @hookimpl
 def kdcore_data() -> Sequence[type[Data]]:
-    """The data that this plugin brings."""
+    """The data `text`."""
     return [Text]

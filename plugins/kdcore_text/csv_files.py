@@ -1,7 +1,7 @@
-"""CSV and TSV files: a line of names, then a record on each line or, in quotes, over several.
+"""CSV and TSV files: a header line, then one record per line, or over several lines in quotes.
 
-Cells are text and stay so. A reader that guesses types would make nothing of a text that is "NA",
-and would move cells without a word where a comma is not quoted.
+Cells stay text. A reader that guesses types would drop a text that is "NA", and would silently
+shift cells where a comma is not quoted.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from kdcore_text.formats import DELIMITERS, ending_of
 from kdcore_text.opening import whole_lines
 from kdcore_text.record import Record
 
-_PIECE = re.compile(r"[^\r]*\r\n?|[^\r]+")  # up to a carriage return, also alone
-_DECLARED = re.compile(r'"?sep=(.)"?\r?\n?')  # what Excel writes into the first line
+_PIECE = re.compile(r"[^\r]*\r\n?|[^\r]+")  # up to a carriage return, even a lone one
+_DECLARED = re.compile(r'"?sep=(.)"?\r?\n?')  # Excel's first line
 
 
 class CsvFile:
-    """The records of a file, read anew each time. `column` is one that it should have."""
+    """The records of a file, read anew each time. `column` must be among its columns."""
 
     def __init__(self, path: Path, column: str | None = None) -> None:
         if not path.stat().st_size:
@@ -34,11 +34,11 @@ class CsvFile:
         return str(self._path)
 
     def count(self) -> int:
-        """How many there are. It takes reading them."""
+        """The number of records, found by reading them all."""
         return sum(1 for _ in self.read())
 
     def read(self) -> Iterator[Record]:
-        """All of them, in order."""
+        """All records, in order."""
         delimiter = self._delimiter()
         rows = self._rows(delimiter)
         first = next(rows, None)
@@ -63,11 +63,11 @@ class CsvFile:
     def _rows(
         self, delimiter: str, *, strict: bool = True, spaced: bool = False
     ) -> Iterator[tuple[int, list[str]]]:
-        """Each row with the number of its first line; blank lines are none.
+        """Each row with the number of its first line; blank lines are skipped.
 
-        `spaced`: a space stands behind each delimiter.
+        `spaced`: a space follows each delimiter.
         """
-        csv.field_size_limit(sys.maxsize)  # of the whole process: texts are longer than its 128 kB
+        csv.field_size_limit(sys.maxsize)  # process-wide; documents exceed the default of 128 kB
         lines = _pieces(self._path)
         skip = 1 if _DECLARED.fullmatch(next(_pieces(self._path), "")) else 0
         for _ in range(skip):
@@ -86,7 +86,7 @@ class CsvFile:
             line = reader.line_num + 1
 
     def _delimiter(self) -> str:
-        """The one that a first line says, or that gives most columns, the wanted one among them."""
+        """The declared delimiter, or the one with the most columns, the wanted one included."""
         declared = _DECLARED.fullmatch(next(_pieces(self._path), ""))
         if declared:
             return str(declared[1])
@@ -101,7 +101,7 @@ class CsvFile:
 
 
 def _pieces(path: Path) -> Iterator[str]:
-    """Lines, also where a carriage return alone ends one."""
+    """Lines, also where they end in a lone carriage return."""
     for line in whole_lines(path):
         if "\r" in line.rstrip("\r\n"):
             yield from _PIECE.findall(line)

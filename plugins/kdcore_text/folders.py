@@ -1,4 +1,4 @@
-"""What is read of a folder: the files of one format that are a split's, by their names."""
+"""Select a folder's files for a split: files of one format, by their names."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from kdcore import RunError
 from kdcore_text.formats import ENDINGS, TABLES, Format, format_of
 
-# The words of `datasets`, so that a folder has the splits here that it has there.
+# The words that `datasets` uses, so that a folder has the same splits in both.
 _WORDS = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "val", "dev"),
@@ -24,28 +24,28 @@ _ABOUT = re.compile(
 _CARD = re.compile(r"---\r?\n(.*?)^---", re.DOTALL | re.MULTILINE)
 VALIDATE = "set validation = PATH or validation_share = 0.05"
 """The way out where there is nothing to validate on."""
-_SHOWN = 5  # files that a message names
+_SHOWN = 5  # files listed in a message
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """The files of a split, and those that are no part of any."""
+    """The files of a split, and the files of no split."""
 
     files: Sequence[Path]
     left_out: Sequence[Path] = field(default=())
 
     def told(self, folder: Path) -> str | None:
-        """One sentence on what is left out, if anything is."""
+        """One sentence on the files left out, if any."""
         names = named(self.left_out, folder)
         return f"{folder}: left out {names}" if names else None
 
 
 def files_in(folder: Path) -> list[Path]:
-    """All files at any depth, by name, without hidden ones and those about the data."""
+    """All files at any depth, by name, without hidden and metadata files."""
     found, seen = list[Path](), {os.path.realpath(folder)}
     for place, inner, names in os.walk(folder, followlinks=True):
         visible = [os.path.join(place, each) for each in inner if not _is_hidden(each)]
-        new = {os.path.realpath(each): each for each in visible}  # a link may lead back
+        new = {os.path.realpath(each): each for each in visible}  # a link may point to a parent
         inner[:] = [os.path.basename(each) for real, each in new.items() if real not in seen]
         seen |= new.keys()
         found += [Path(place, each) for each in names if not (_is_hidden(each) or _is_about(each))]
@@ -61,12 +61,12 @@ def _is_about(name: str) -> bool:
 
 
 def is_saved(folder: Path) -> bool:
-    """Whether `save_to_disk` of `datasets` made it."""
+    """Whether it was written by `save_to_disk` of `datasets`."""
     return any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
 
 
 def says_its_files(folder: Path) -> bool:
-    """Whether its card names files for splits, as cards on the hub do."""
+    """Whether its card assigns files to splits, as cards on the hub do."""
     card = folder / "README.md"
     front = _CARD.match(card.read_text("utf-8", "replace")) if card.is_file() else None
     return front is not None and re.search("^configs:", front[1], re.MULTILINE) is not None
@@ -75,10 +75,10 @@ def says_its_files(folder: Path) -> bool:
 def choose(
     folder: Path, split: str | None, forms: Collection[Format], format: Format | None = None
 ) -> Chosen:
-    """The files of a split; None is "validation", or all where no name tells a split.
+    """The files of a split; None is "validation", or all files if no name contains a split.
 
-    Files of records win over plain text, the format of more files over that of fewer. `forms` are
-    those that can be read, `format` is the only one that is wanted.
+    Files of records are preferred to plain text, and the most common format to others. `forms` are
+    the readable formats; `format` restricts to one.
     """
     there = files_in(folder)
     known = _readable(there, forms, format, folder)
@@ -93,7 +93,7 @@ def choose(
 
 
 def named(files: Sequence[Path], folder: Path) -> str:
-    """Some files by name, and how many more there are."""
+    """The names of some files, and the number of further ones."""
     names = [str(file.relative_to(folder)) for file in files[:_SHOWN]]
     more = [f"{len(files) - _SHOWN:,} more"] if len(files) > _SHOWN else []
     return ", ".join([*names, *more])
@@ -102,7 +102,7 @@ def named(files: Sequence[Path], folder: Path) -> str:
 def _readable(
     there: Sequence[Path], forms: Collection[Format], format: Format | None, folder: Path
 ) -> Sequence[Path]:
-    """The files that can be read: of records, or where there are none of text."""
+    """The readable files: files of records, or text files if there are none."""
     if not there:
         raise RunError(f"the folder {folder} is empty")
     if format is not None:
@@ -119,7 +119,7 @@ def _readable(
 
 
 def _splits(files: Iterable[Path], folder: Path) -> Mapping[Path, str]:
-    """The split of each file whose path below the folder tells one."""
+    """The split of each file whose path below the folder contains one."""
     words = {file: re.findall("[a-z]+", str(file.relative_to(folder)).lower()) for file in files}
     found = {
         file: next((s for word in some for s, known in _WORDS.items() if word in known), None)
@@ -164,7 +164,7 @@ def _of_split(
 
 
 def _has_word(file: Path, wanted: str, folder: Path) -> bool:
-    """Whether a split that is none of the usual ones stands in the path."""
+    """Whether the path contains a split with an uncommon name."""
     return wanted not in _WORDS and wanted in re.split(r"[-._ /\\]", str(file.relative_to(folder)))
 
 

@@ -1,4 +1,4 @@
-"""What format a file has: by its ending, or by how it begins where it says that it is text."""
+"""A file's format: by its ending; text files are checked against how they begin."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ BINARY: Sequence[Format] = ("parquet", "arrow")
 
 DELIMITERS = ",;\t|"
 _JSON = re.compile(r'\s*(?:\[\s*)?\{\s*"(?:[^"\\]|\\.)*"\s*:')
-_LONGEST_HEADER = 1000  # characters; a longer line is no header
+_LONGEST_HEADER = 1000  # characters; a longer line is not a header
 
 
 def ending_of(path: Path) -> str:
-    """The ending that says the format, in lower case: of a.JSONL.gz, .jsonl."""
+    """The ending that determines the format, in lower case: .jsonl for a.JSONL.gz."""
     name = Path(path.name.lower())
     return (name.with_suffix("") if name.suffix in PACKED else name).suffix
 
 
 def format_of(path: Path) -> Format | None:
-    """By the ending, whatever its case; compressed files have one more. None: it says nothing."""
+    """The format by ending, ignoring case and compression. None: unknown."""
     return ENDINGS.get(ending_of(path))
 
 
 def check_is_text(path: Path, column: str) -> None:
-    """Refuse a file that would be read as text and begins as JSON, or with a header of CSV."""
+    """Reject text files that begin like JSON, or with a CSV header."""
     head = beginning(path)
     found = "json" if _JSON.match(head) else "csv" if _has_header(head, column) else None
     if found is not None:

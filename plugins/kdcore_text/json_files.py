@@ -1,7 +1,6 @@
-"""JSON files of records: a list, one on each line, or one after another over several lines.
+"""JSON files of records: a list, one per line, or one after another over several lines.
 
-What Arrow would make of them is not asked: it guesses types, and over some files it ends the
-process.
+Arrow's reader is not used: it guesses types, and crashes the process on some files.
 """
 
 from __future__ import annotations
@@ -36,11 +35,11 @@ class JsonFile:
         return str(self._path)
 
     def count(self) -> int:
-        """How many there are. It takes reading them."""
+        """The number of records, found by reading them all."""
         return sum(1 for _ in self.read())
 
     def read(self) -> Iterator[Record]:
-        """All of them, in order."""
+        """All records, in order."""
         for value, where in self._values():
             if not isinstance(value, Mapping):
                 raise RunError(f"{where} has the type {type(value).__name__}; {_SHAPE}")
@@ -67,7 +66,7 @@ class JsonFile:
             yield _parsed(line, where), where
 
     def _over_lines(self) -> Iterator[tuple[Any, str]]:
-        """One after another, each over several lines, as `json.dump(..., indent=2)` writes them."""
+        """Records over several lines each, as `json.dump(..., indent=2)` writes them."""
         text, end, line = "\n".join(lines(self._path)), 0, 1
         for number in count(1):
             begin = _begin(text, end)
@@ -85,7 +84,7 @@ class JsonFile:
 
 
 def _begin(text: str, end: int) -> int:
-    """Where the next value begins."""
+    """The beginning of the next value."""
     found = _BLANK.match(text, end)
     assert found is not None
     return found.end()
@@ -109,17 +108,17 @@ def _parsed(text: str, where: str) -> Any:
 
 
 def _check_characters(value: Any, text: str) -> None:
-    if "\\ud" in text.lower():  # half a character, or with the next one a whole
+    if "\\ud" in text.lower():  # half of a surrogate pair, or with the next one a whole
         json.dumps(value, ensure_ascii=False).encode()
 
 
 def _explained(error: ValueError | RecursionError, where: str) -> RunError:
-    """What is wrong with JSON, in one sentence."""
+    """What is wrong with the JSON, in one sentence."""
     if isinstance(error, UnicodeEncodeError):
         half = error.object[error.start]
         return RunError(f"{where} has half a character, {half!r}: mend or remove it")
     if isinstance(error, json.JSONDecodeError):
         said = f"{error.msg} at column {error.colno}" if error.lineno == 1 else str(error)
         return RunError(f"{where} is no JSON: {said}; {_SHAPE}")
-    # A number of many digits, or nesting without end.
+    # A number with too many digits, or too deep nesting.
     return RunError(f"{where} cannot be read: {error}")

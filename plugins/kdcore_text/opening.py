@@ -1,4 +1,4 @@
-"""Text files as lines: unpacked, decoded, and refused where they hold no text."""
+"""Text files as lines: decompressed, decoded, and rejected if they are not text."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PACKED = tuple(_PACKED)
 """Endings of compressed files."""
 
 _HEAD = 4096
-# The marks of UTF-32 come first: one of them begins as that of UTF-16 does.
+# UTF-32 first, because one of its byte order marks begins like that of UTF-16.
 _MARKS = {
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
@@ -50,12 +50,12 @@ _NO_TEXT = {
 
 
 def lines(path: Path) -> Iterator[str]:
-    """The lines of a text file, without their ends."""
+    """The lines of a text file, without line ends."""
     return (line.rstrip("\r\n") for line in whole_lines(path))
 
 
 def whole_lines(path: Path) -> Iterator[str]:
-    """The lines of a text file with their ends, "\\n" or "\\r\\n"."""
+    """The lines of a text file with their line ends, "\\n" or "\\r\\n"."""
     with _unpacked(path) as opened:
         head = opened.peek(_HEAD)[:_HEAD]
         _refuse_other_contents(head, path)
@@ -64,7 +64,7 @@ def whole_lines(path: Path) -> Iterator[str]:
 
 
 def beginning(path: Path) -> str:
-    """The first characters of a text file, at most some thousands."""
+    """The first few thousand characters of a text file."""
     with _unpacked(path) as opened:
         head = opened.peek(_HEAD)[:_HEAD]
     return head.decode(_encoding(head) or "utf-8-sig", "ignore")
@@ -72,7 +72,7 @@ def beginning(path: Path) -> str:
 
 @contextmanager
 def _unpacked(path: Path) -> Iterator[io.BufferedReader]:
-    """The bytes of a file, unpacked as its ending says."""
+    """The bytes of a file, decompressed according to its ending."""
     known = _PACKED.get(path.suffix.lower())
     try:
         with path.open("rb") if known is None else known(path) as opened:
@@ -84,12 +84,12 @@ def _unpacked(path: Path) -> Iterator[io.BufferedReader]:
 
 
 def _encoding(head: bytes) -> str | None:
-    """What a mark at the beginning says."""
+    """The encoding given by a byte order mark."""
     return next((name for mark, name in _MARKS.items() if head.startswith(mark)), None)
 
 
 def refuse_pointer(head: bytes, path: Path) -> None:
-    """Refuse what a clone has in place of large files, if nothing fetched them."""
+    """Reject Git LFS pointers, which a clone has instead of large files."""
     if head.startswith(_POINTER):
         raise RunError(
             f"{path} is a pointer of Git LFS, without contents: type `git lfs pull` in its folder"

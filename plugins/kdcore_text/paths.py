@@ -1,4 +1,4 @@
-"""Paths as they are typed: `~`, patterns, and what to say where nothing is there."""
+"""Paths as typed by the user: `~`, patterns, and error messages for missing ones."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _ON_HUB = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
 def local(path: str) -> Path:
-    """A path of this machine, with `~` filled in."""
+    """A local path, with `~` expanded."""
     return Path(os.path.expanduser(path))
 
 
 def is_here(path: str) -> bool:
-    """Whether it leads to files or a folder on this machine."""
+    """Whether it refers to existing local files or a folder."""
     if not path.strip():
         return False
     place = local(path)
@@ -28,12 +28,12 @@ def is_here(path: str) -> bool:
 
 
 def is_pattern(path: str) -> bool:
-    """Whether it stands for all files that match: with `*`, `?` or `[...]`, and no such file."""
+    """Whether it is a pattern: it has `*`, `?` or `[...]`, and no file has that name."""
     return glob.has_magic(path) and not os.path.exists(local(path))
 
 
 def matches(path: str) -> list[Path]:
-    """The files that a pattern stands for, by name; `**` is folders at any depth."""
+    """The files that match a pattern, by name; `**` matches folders at any depth."""
     if not is_pattern(path):
         return []
     found = map(Path, glob.glob(str(local(path)), recursive=True))
@@ -41,7 +41,7 @@ def matches(path: str) -> list[Path]:
 
 
 def absent(path: str) -> str | None:
-    """What is wrong with a path that leads nowhere and cannot be a name on the hub."""
+    """The error message for a path that does not exist and cannot be a hub name."""
     if is_here(path) or not _is_no_name(path):
         return None
     if not path.strip():
@@ -62,13 +62,13 @@ def _is_no_name(path: str) -> bool:
 
 
 def _gone(place: Path) -> str:
-    """The folder that is missing above it, if one is."""
+    """The missing parent folder, if one is missing."""
     above = (each for each in reversed(place.parents) if not each.is_dir())
     return next((f": there is no folder {str(each)!r}" for each in above), "")
 
 
 def meant(path: str) -> str:
-    """A question after what lies beside it with nearly that name, if anything does."""
+    """A suggestion of a similar name in the same folder, if there is one."""
     place = local(path)
     there = os.listdir(place.parent) if place.parent.is_dir() else []
     near = [each for each in there if Path(each).stem == place.name]

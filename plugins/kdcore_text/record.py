@@ -1,4 +1,4 @@
-"""A record: names and values, and the text in one of its columns."""
+"""A record: names and values, with the text in one of its columns."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from typing import Any, Protocol
 
 from kdcore import RunError
 
-_MOST = 20  # columns that a message names
-_LONGEST = 40  # characters of a name in it: the first line of a file without a header is a text
+_MOST = 20  # columns listed in a message
+_LONGEST = 40  # characters of a name in it: without a header, the first line's "names" are texts
 
 
 @dataclass(frozen=True)
 class Record:
-    """One record. `where` names its file and its number, for messages."""
+    """One record. `where` is its file and number, for messages."""
 
     values: Mapping[str, Any]
     where: str
 
 
 class RecordFile(Protocol):
-    """A file of records; as text it is its path."""
+    """A file of records, printed as its path."""
 
     def read(self) -> Iterator[Record]:
-        """All of them, in order, from the file each time."""
+        """All records, in order, read from the file each time."""
 
 
 Document = str | Mapping[str, Any]
@@ -32,20 +32,20 @@ Document = str | Mapping[str, Any]
 
 
 class TextColumn:
-    """One column of a file's records, of text. A record without it has an empty text.
+    """The text in one column of a file's records. A missing value is an empty text.
 
-    With the columns that are to be kept, if there are any.
+    With the columns to keep, if any.
     """
 
     def __init__(self, file: RecordFile, column: str, keep: Sequence[str] = ()) -> None:
         self._file, self._column, self._keep = file, column, keep
 
     def count(self) -> int:
-        """How many records there are. It takes reading them."""
+        """The number of records, found by reading them all."""
         return sum(1 for _ in self._file.read())
 
     def read(self) -> Iterator[Document]:
-        """The text of every record. One of them must have it, if there are any."""
+        """The text of every record. At least one record must have the column, if there are any."""
         there, records = dict[str, None](), 0
         for record in self._file.read():
             records += 1
@@ -59,7 +59,7 @@ class TextColumn:
 
 
 def text_of(value: object, column: str, where: str) -> str:
-    """The text in a column; nothing is an empty one."""
+    """The text in a column; a missing value is an empty text."""
     if value is None or isinstance(value, str):
         return value or ""
     found = type(value).__name__
@@ -69,12 +69,12 @@ def text_of(value: object, column: str, where: str) -> str:
 
 
 def document_of(text: str, values: Mapping[str, Any], keep: Sequence[str], where: str) -> Document:
-    """A text with the columns to keep, or alone where there are none."""
+    """A text with the kept columns, or alone if there are none."""
     return {"text": text, "columns": kept_of(values, keep, where)} if keep else text
 
 
 def kept_of(values: Mapping[str, Any], keep: Sequence[str], where: str) -> dict[str, Any]:
-    """The columns to keep of a record, those left out that it does not have."""
+    """A record's columns to keep, as far as it has them."""
     found = {name: values[name] for name in keep if values.get(name) is not None}
     for name, value in found.items():
         if not isinstance(value, str | int | float):
@@ -87,7 +87,7 @@ def kept_of(values: Mapping[str, Any], keep: Sequence[str], where: str) -> dict[
 
 
 def check_kept(keep: Sequence[str], there: Iterable[str], place: str) -> None:
-    """Refuse columns that a file does not have."""
+    """Reject columns that a file does not have."""
     names = [str(name) for name in there]
     for name in keep:
         if name not in names:
@@ -98,7 +98,7 @@ def check_kept(keep: Sequence[str], there: Iterable[str], place: str) -> None:
 
 
 def refuse_own_columns(keep: Sequence[str]) -> None:
-    """A column that kdcore itself gives every document cannot be kept."""
+    """Reject columns that kdcore itself adds to every document."""
     if "source" in keep:
         raise ValueError(
             'source is kdcore\'s own column, which says who wrote a document ("data"): let the '
@@ -107,14 +107,14 @@ def refuse_own_columns(keep: Sequence[str]) -> None:
 
 
 def shown_names(names: Sequence[str]) -> str:
-    """Names of columns as a message lists them, neither too many nor too long."""
+    """Column names for a message, limited in number and length."""
     shown = [f"{n[:_LONGEST]}..." if len(n) > _LONGEST else n for n in names[:_MOST]]
     more = f" and {len(names) - _MOST} more" if len(names) > _MOST else ""
     return f"{', '.join(shown) or 'none'}{more}"
 
 
 def no_column(place: str, column: str, there: Iterable[str]) -> RunError:
-    """What to say where a table lacks the column."""
+    """The error message for a table without the column."""
     names = [str(name) for name in there]
     return RunError(
         f"{place} has no column {column!r}; set column in [data]: it has {shown_names(names)}"

@@ -1,4 +1,4 @@
-"""Records: mappings of names to values, with the place that each comes from."""
+"""Records: mappings of names to values, with the location of each for messages."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["Record", "Records"]
 
 @dataclass(frozen=True)
 class Records:
-    """Reads records from JSON, CSV and parquet files, data sets here and on the hub."""
+    """Reads records from JSON, CSV and parquet files, and from local or hub data sets."""
 
     config: str | None
     format: Format | None = None
@@ -27,11 +27,11 @@ class Records:
 
     @property
     def forms(self) -> Collection[Format]:
-        """All but plain text."""
+        """All except plain text."""
         return TABLES
 
     def file(self, path: Path, format: Format | None) -> Source[Record]:
-        """A file of JSON or CSV."""
+        """A JSON or CSV file."""
         if format == "json":
             return JsonFile(path)
         if format == "csv":

@@ -1,4 +1,4 @@
-"""What documents are read from, again and again."""
+"""A source of documents that can be read repeatedly."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ _Given = TypeVar("_Given", covariant=True)
 
 
 class Source(Protocol[_Given]):
-    """Documents that can be read again and again."""
+    """Documents that can be read repeatedly."""
 
     def count(self) -> int:
-        """How many there are."""
+        """The number of documents."""
 
     def read(self) -> Iterator[_Given]:
-        """All of them, in order."""
+        """All documents, in order."""

@@ -1,4 +1,4 @@
-"""Where a path leads: files, a folder, or the hub. A reader makes documents of what is there."""
+"""Resolve a path to a file, a folder or a hub data set, and read it with a `Reader`."""
 
 from __future__ import annotations
 
@@ -22,39 +22,39 @@ _Given = TypeVar("_Given", covariant=True)
 
 
 class Reader(Protocol[_Given]):
-    """Makes documents of what a path leads to."""
+    """Makes documents of what a path refers to."""
 
     @property
     def forms(self) -> Collection[Format]:
-        """The formats that it can read."""
+        """The readable formats."""
 
     @property
     def format(self) -> Format | None:
-        """The format of all files; None: as their endings say."""
+        """The format of all files; None: by their endings."""
 
     @property
     def config(self) -> str | None:
-        """Which config of a data set."""
+        """The config of a data set."""
 
     @property
     def streaming(self) -> bool:
-        """Whether data sets are read as they come."""
+        """Whether data sets are streamed."""
 
     def file(self, path: Path, format: Format | None) -> Source[_Given]:
-        """A file of text, JSON or CSV. None: its ending says nothing."""
+        """A file of text, JSON or CSV. None: unknown ending."""
 
     def table(self, table: tables.Table) -> Source[_Given]:
-        """What `datasets` reads."""
+        """A data set of the library `datasets`."""
 
 
 @dataclass(frozen=True)
 class Several(Generic[_Item]):
-    """Sources one after another."""
+    """Sources, one after another."""
 
     sources: Sequence[Source[_Item]]
 
     def count(self) -> int:
-        """Of all of them."""
+        """The sum over all of them."""
         return sum(source.count() for source in self.sources)
 
     def read(self) -> Iterator[_Item]:
@@ -66,9 +66,9 @@ class Several(Generic[_Item]):
 def source(
     paths: Sequence[str], split: str | None, reader: Reader[_Item], tell: Callable[[str], None]
 ) -> Several[_Item]:
-    """The documents of a split. None: of what was named for validation.
+    """The documents of a split. None: what `validation` names.
 
-    `tell` hears a sentence on each folder of which something is left out.
+    `tell` receives a sentence on each folder of which files are left out.
     """
     return Several([each for path in paths for each in _sources(path, split, reader, tell)])
 
@@ -93,7 +93,7 @@ def _sources(
 def _of_pattern(
     path: str, files: Sequence[Path], reader: Reader[_Item], tell: Callable[[str], None]
 ) -> Sequence[Path]:
-    """Files of known endings, where there are any; else all that match."""
+    """Matching files with known endings; if there are none, all that match."""
     known = [file for file in files if format_of(file) in reader.forms]
     if reader.format is not None or not known:
         return files
@@ -117,13 +117,13 @@ def _of_folder(
 
 
 def read_by_datasets(folder: Path, split: str | None, reader: Reader[_Item]) -> bool:
-    """Whether `datasets` finds a folder's files: as it saved it, a card says so, or by a slice."""
+    """Whether `datasets` has to read a folder: one it saved, one with a card, or a sliced split."""
     is_slice = split is not None and "[" in split
     return is_saved(folder) or says_its_files(folder) or reader.config is not None or is_slice
 
 
 def _of_files(files: Sequence[Path], reader: Reader[_Item]) -> Sequence[Source[_Item]]:
-    """A source for each file; those that Arrow reads are one together."""
+    """One source per file; the files that Arrow reads form one source."""
     found = list[Source[_Item]]()
     for format, some in groupby(files, lambda file: reader.format or format_of(file)):
         if format is not None and format in BINARY:
@@ -135,7 +135,7 @@ def _of_files(files: Sequence[Path], reader: Reader[_Item]) -> Sequence[Source[_
 
 
 def content(paths: Sequence[str]) -> str:
-    """A hash of all files there are, by name and content. What is on the hub adds nothing."""
+    """A hash of all local files, by name and content. Hub data is not included."""
     hashed = blake2b(digest_size=16)
     for path in paths:
         place = local(path)

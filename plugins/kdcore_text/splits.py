@@ -1,4 +1,4 @@
-"""Which documents are trained on, and which are held out."""
+"""Training and held-out documents."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _Item = TypeVar("_Item")
 
 @dataclass(frozen=True)
 class Splits(Generic[_Item]):
-    """The documents of "train" and of "validation" that the options of a Data ask for."""
+    """The documents of "train" and "validation" according to the options of a Data."""
 
     reader: Reader[_Item]
     path: str | list[str]
@@ -37,17 +37,17 @@ class Splits(Generic[_Item]):
     fraction: float = 1.0
     skip: float = 0.0
     streaming: bool = False  # documents are not counted
-    told: set[str] = field(default_factory=set)  # what was said of folders
+    told: set[str] = field(default_factory=set)  # messages about folders already shown
 
     def faults(self) -> Iterator[str]:
-        """Files have no validation split of their own."""
+        """Require a validation split, which files do not have."""
         if not self._paths:
             yield "path names nothing: name a file, a folder, or a data set on the hub"
         if self._files and self.validation is None and self.validation_share is None:
             yield _nothing_beside(self._files[0])
 
     def missing(self) -> Iterator[str]:
-        """Paths that lead nowhere, and folders without the files of a split."""
+        """Paths that do not exist, and folders without the files of a split."""
         yield from filter(None, map(absent, self._paths))
         if self.validation is not None and _is_path(self.validation):
             said = absent(self.validation)
@@ -59,7 +59,7 @@ class Splits(Generic[_Item]):
             yield from filter(None, (self._lacking(folder, split) for split in splits))
 
     def _lacking(self, folder: Path, split: str) -> str | None:
-        """Why nothing can be read of a folder for a split, by the names of its files."""
+        """Why a folder has nothing for a split, judged by the names of its files."""
         if read_by_datasets(folder, split, self.reader):
             return None
         try:
@@ -77,7 +77,7 @@ class Splits(Generic[_Item]):
         return self._validation.read()
 
     def stream(self: Splits[Document], split: str) -> StreamedTexts:
-        """The texts of "train" or "validation", from the beginning, each time anew."""
+        """The texts of "train" or "validation" from the beginning, read anew each time."""
         fresh = replace(self)
         held_out = fresh._held_out
         if split == "train":
@@ -87,7 +87,7 @@ class Splits(Generic[_Item]):
         return StreamedTexts(fresh._validation.sources, lambda n: True)
 
     def content(self) -> str:
-        """A hash of the files that are here."""
+        """A hash of the local files."""
         return content([*self._paths, *([self.validation] if self.validation else [])])
 
     def _training(self) -> Iterator[_Item]:
@@ -104,7 +104,7 @@ class Splits(Generic[_Item]):
 
     @property
     def _files(self) -> Sequence[str]:
-        """The paths that are files, or patterns."""
+        """The paths that are files or patterns."""
         return [each for each in self._paths if os.path.isfile(local(each)) or is_pattern(each)]
 
     def _tell(self, said: str) -> None:
@@ -129,7 +129,7 @@ class Splits(Generic[_Item]):
 
     @cached_property
     def _held_out(self) -> Container[int]:
-        """The documents for validation: drawn once and for all, so that no seed trains on them."""
+        """The documents held out for validation: the same for all seeds, so none trains on them."""
         if self.validation_share is None:
             return frozenset()
         if self.streaming:

@@ -1,4 +1,4 @@
-"""Texts as they come, of data sets that are nowhere whole, and where one has got to in them."""
+"""Streamed texts, and the position reached in them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class StreamedTexts:
-    """The texts of several sources that are more than blanks; `keep` says which by number."""
+    """The non-blank texts of several sources; `keep` selects them by number."""
 
     def __init__(self, sources: Sequence[Source[Document]], keep: Callable[[int], bool]) -> None:
         self._sources, self._keep = sources, keep
@@ -36,14 +36,14 @@ class StreamedTexts:
         return islice(source.read(), self._within, None)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where it is, in numbers and texts that JSON can hold."""
+        """The position, in numbers and texts that JSON can hold."""
         at = self._sources[self._source] if self._source < len(self._sources) else None
         inner = at.state_dict() if isinstance(at, StreamedColumn) else None
         numbers = {"source": self._source, "read": self._read, "within": self._within}
         return numbers | {"inner": inner}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from there."""
+        """Resume from a position."""
         self._source, self._read = state["source"], state["read"]
         self._within = state["within"]
         at = self._sources[self._source] if self._source < len(self._sources) else None
@@ -52,17 +52,17 @@ class StreamedTexts:
 
 
 class StreamedColumn:
-    """A column of text of a data set that `datasets` streams."""
+    """A text column of a data set streamed by `datasets`."""
 
     def __init__(self, dataset: Any, column: str, place: str, keep: Sequence[str] = ()) -> None:
         self._dataset, self._column, self._place, self._keep = dataset, column, place, keep
 
     def count(self) -> int:
-        """Nobody knows."""
+        """Unknown."""
         raise RunError(f"{self._place} is streamed, and its documents cannot be counted")
 
     def read(self) -> Iterator[Document]:
-        """The text of every row; nothing is an empty text."""
+        """The text of every row; a missing value is an empty text."""
         for row in self._dataset:
             if self._column not in row:
                 raise no_column(self._place, self._column, row)
@@ -71,17 +71,17 @@ class StreamedColumn:
             yield document_of(text, row, self._keep, self._place)
 
     def state_dict(self) -> dict[str, Any]:
-        """As `datasets` has it: the file, and the row in it."""
+        """The state of `datasets`: the file, and the row in it."""
         state: dict[str, Any] = self._dataset.state_dict()
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from there."""
+        """Resume from a position."""
         self._dataset.load_state_dict(dict(state))
 
 
 class Spaced:
-    """A share of all numbers from 0 on, evenly spaced: what is held out where nobody counts."""
+    """A share of the numbers from 0 on, evenly spaced: held out from data of unknown size."""
 
     def __init__(self, share: float) -> None:
         self._share = share

@@ -1,4 +1,4 @@
-"""Data sets of the `datasets` library: from files, folders and the Hugging Face hub."""
+"""Data sets of the `datasets` library, from files, folders and the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ _ADVICE = {
 
 
 class Table:
-    """Rows of named columns. `place` names the data set in messages."""
+    """Rows of named columns. `place` is the data set's name in messages."""
 
     def __init__(self, dataset: Any, place: str) -> None:
         self._dataset, self.place = dataset, place
 
     def count(self) -> int:
-        """How many rows there are."""
+        """The number of rows."""
         return len(self._dataset)
 
     def texts(self, column: str, keep: Sequence[str] = ()) -> Column | StreamedColumn:
-        """One column, of text, with those that are to be kept."""
+        """A text column, with the columns to keep."""
         if not hasattr(self._dataset, "__len__"):
             return StreamedColumn(self._dataset, column, self.place, keep)
         return Column(self._dataset, column, self.place, keep)
@@ -47,7 +47,7 @@ class Table:
 
 
 class Column:
-    """A column of text."""
+    """A text column."""
 
     def __init__(self, dataset: Any, column: str, place: str, keep: Sequence[str] = ()) -> None:
         self._dataset, self._column, self._place, self._keep = dataset, column, place, keep
@@ -56,11 +56,11 @@ class Column:
         check_kept(keep, dataset.column_names, place)
 
     def count(self) -> int:
-        """How many rows there are."""
+        """The number of rows."""
         return len(self._dataset)
 
     def read(self) -> Iterator[Document]:
-        """The text of every row; nothing is an empty text."""
+        """The text of every row; a missing value is an empty text."""
         names = list(dict.fromkeys([self._column, *self._keep]))
         for rows in self._dataset.select_columns(names).iter(1000):
             for n, text in enumerate(rows[self._column]):
@@ -70,7 +70,7 @@ class Column:
 
 
 def of_files(form: str, paths: Sequence[Path], *, streaming: bool = False) -> Table:
-    """Parquet or Arrow files of the same columns, one after another."""
+    """Parquet or Arrow files with the same columns, one after another."""
     from datasets import load_dataset
 
     for path in paths:
@@ -85,7 +85,7 @@ def of_files(form: str, paths: Sequence[Path], *, streaming: bool = False) -> Ta
     try:
         return Table(_loaded(lambda: load_dataset(form, **options), place), place)
     except RunError:
-        for path in paths if len(paths) > 1 else ():  # which of them is it?
+        for path in paths if len(paths) > 1 else ():  # find the broken one
             of_files(form, [path], streaming=streaming)
         raise
 
@@ -93,9 +93,9 @@ def of_files(form: str, paths: Sequence[Path], *, streaming: bool = False) -> Ta
 def of_folder(
     path: Path, config: str | None, split: str | None, *, streaming: bool = False
 ) -> Table:
-    """A folder that `datasets` saved, or that it understands: parquet and JSON files, a clone.
+    """A folder that `datasets` saved or can load: parquet and JSON files, a clone.
 
-    Split None is "validation", or the only one there is.
+    Split None is "validation", or the only split.
     """
     from datasets import load_dataset, load_from_disk
 
@@ -113,7 +113,7 @@ def of_folder(
 
 
 def of_hub(name: str, config: str | None, split: str, *, streaming: bool = False) -> Table:
-    """A data set on the hub, downloaded once, or read as it comes."""
+    """A data set on the hub, downloaded once or streamed."""
     from datasets import load_dataset
 
     place = f"the data set {name!r}"
@@ -123,7 +123,7 @@ def of_hub(name: str, config: str | None, split: str, *, streaming: bool = False
 
 
 def _check_head(path: Path) -> None:
-    """Refuse a pointer, and JSON that begins with null: Arrow would end the process over that."""
+    """Reject Git LFS pointers, and JSON that begins with null: Arrow crashes the process on it."""
     with path.open("rb") as file:
         head = file.read(4096)
     refuse_pointer(head, path)
@@ -132,7 +132,7 @@ def _check_head(path: Path) -> None:
 
 
 def _split(loaded: Any, split: str | None, place: str) -> Any:
-    """A split of what was loaded; what was saved without splits is "train"."""
+    """A split of a loaded data set; one saved without splits is "train"."""
     from datasets import Dataset
 
     splits = {"train": loaded} if isinstance(loaded, Dataset) else loaded
@@ -145,13 +145,13 @@ def _split(loaded: Any, split: str | None, place: str) -> Any:
 
 
 def _loaded(load: Callable[[], Any], place: str, meant: str = "") -> Any:
-    """What was loaded, or why not, in one sentence; `meant` is what may be meant in its place."""
+    """The loaded data set; errors become one sentence. `meant` is a suggestion for the name."""
     from datasets.exceptions import DatasetsError
 
     try:
         with progress(f"loading {place}"):
             return load()
-    # Its readers of JSON stumble over what is no record in ways of their own.
+    # Its JSON readers raise various types for values that are not records.
     except (
         OSError,
         ValueError,
@@ -183,13 +183,13 @@ def _fault(error: BaseException, meant: str) -> str:
 
 
 def _said(error: BaseException) -> str:
-    """What the library says, in one line, and what can be set about it."""
+    """The library's error in one line, with the option that may solve it."""
     wrapped = type(error).__name__ == "DatasetGenerationError"
     said = str((error.__cause__ if wrapped else None) or error).strip().split("\n")
     beginning = next((each for each in _ADVICE if said[0].startswith(each)), None)
     if beginning is None:
         return said[0] or type(error).__name__
-    # The second line may say what there is.
+    # The second line may list the available values.
     return f"{' '.join(said[:2]).rstrip('.')}; {_ADVICE[beginning]} in [data]"
 
 

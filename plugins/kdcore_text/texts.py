@@ -1,4 +1,4 @@
-"""Text of what a path leads to: plain files, and a column of tables."""
+"""Text of plain files, and of a column of tables."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from kdcore_text.record import Document, TextColumn
 from kdcore_text.source import Source
 from kdcore_text.tables import Table
 
-_MARK = "<|endoftext|>"  # what such files commonly have between documents
+_MARK = "<|endoftext|>"  # common separator of documents in such files
 
 
 @dataclass(frozen=True)
 class Texts:
-    """Reads text. With a `format`, files are of it whatever their endings say."""
+    """Reads text. A `format` overrides the files' endings."""
 
     config: str | None
     column: str
     separator: str | None
     format: Format | None = None
     streaming: bool = False
-    keep: Sequence[str] = ()  # columns that stay beside the text
+    keep: Sequence[str] = ()  # columns kept with the text
 
     @property
     def forms(self) -> Collection[Format]:
@@ -35,7 +35,7 @@ class Texts:
         return set(ENDINGS.values())
 
     def file(self, path: Path, format: Format | None) -> Source[Document]:
-        """What is no table is plain text."""
+        """Plain text, unless it is a table."""
         if format == "json":
             return TextColumn(JsonFile(path), self.column, self.keep)
         if format == "csv":
@@ -50,7 +50,7 @@ class Texts:
         return PlainFile(path, self.separator)
 
     def table(self, table: Table) -> Source[Document]:
-        """A column of it."""
+        """A column of a table."""
         return table.texts(self.column, self.keep)
 
 
@@ -63,11 +63,11 @@ class PlainFile:
         self._path, self._separator = path, separator
 
     def count(self) -> int:
-        """How many documents there are. It takes reading them."""
+        """The number of documents, found by reading them all."""
         return sum(1 for _ in self.read())
 
     def read(self) -> Iterator[str]:
-        """The documents that hold anything, without the newlines around them."""
+        """The non-empty documents, without newlines around them."""
         document = list[str]()
         for line in lines(self._path):
             if self._separates(line):

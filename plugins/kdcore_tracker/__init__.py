@@ -1,4 +1,4 @@
-"""Numbers to an experiment tracker, as the run goes: TensorBoard, trackio or Weights & Biases."""
+"""Live logging to an experiment tracker: TensorBoard, trackio or Weights & Biases."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _PIP = {
 
 @component
 class Tracker(Logger):
-    """Tells a tracker what metrics.jsonl is told, under the same names, and the recipe as config.
+    """Log what metrics.jsonl holds to a tracker, under the same names, with the recipe as config.
 
     TensorBoard's files are in the run folder: `tensorboard --logdir runs` shows all runs. trackio
-    and Weights & Biases (wandb) keep the run under `project`, by the name of its folder.
+    and Weights & Biases (wandb) log to `project`, with the run folder's name as the run's name.
     """
 
     name = "tracker"
@@ -40,15 +40,15 @@ class Tracker(Logger):
         self._tracker: GeneralTracker | None = None
 
     def faults(self, recipe: object) -> Iterator[str]:
-        """The tracker's library has to be there."""
+        """Report a missing library."""
         found = find_spec(self.to)
-        # A folder of that name is found too: wandb writes one where it runs.
+        # An empty namespace package counts as missing: wandb writes such a folder where it runs.
         if found is None or found.origin is None:
             yield f"the logger 'tracker' needs {self.to}: pip install {_PIP[self.to]}"
 
     @hookimpl
     def kdcore_run_start(self, run: Run) -> None:
-        """Begin, or go on where the run does."""
+        """Start a tracker run, or resume the run's own."""
         if not run.main:
             return
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS
@@ -57,16 +57,16 @@ class Tracker(Logger):
         tracker = LOGGER_TYPE_TO_CLASS[self.to](**self._arguments(run))
         with redirect_stdout(sys.stderr):
             tracker.start()
-            # TensorBoard makes a run of each config; trackio forgets it where it goes on.
+            # TensorBoard makes a run of each config; trackio forgets the config of a resumed run.
             if self.to != "tensorboard" or not self._told.begun:
                 tracker.store_init_configuration(settings_of(run.folder))
         self._told.begin()
         self._tracker = tracker
 
     def _arguments(self, run: Run) -> Mapping[str, Any]:
-        """What a tracker is made with. `run_name` is accelerate's word for trackers' projects."""
+        """The tracker's arguments. `run_name` is accelerate's name for a tracker's project."""
         if self.to == "tensorboard":
-            # What a crash left beyond the checkpoint is not shown.
+            # Steps after the checkpoint, left by a crash, are hidden.
             purge = {"purge_step": run.step + 1 if run.step else 0}
             return {"run_name": "tensorboard", "logging_dir": run.folder, **purge}
         about = {"run_name": self.project, "name": run.folder.name}
@@ -76,12 +76,12 @@ class Tracker(Logger):
 
     @hookimpl
     def kdcore_log(self, record: Record) -> None:
-        """The training numbers."""
+        """Log the training numbers."""
         self._tell("log", record.step, metrics.training_line(record))
 
     @hookimpl
     def kdcore_scores(self, step: int, scores: Mapping[str, float | str]) -> None:
-        """The scores, texts included."""
+        """Log the scores, texts included."""
         self._tell("scores", step, metrics.evaluation_line(step, scores))
 
     def _tell(self, kind: str, step: int, line: metrics.Line) -> None:
@@ -94,7 +94,7 @@ class Tracker(Logger):
 
     @contextmanager
     def _forgotten(self) -> Iterator[None]:
-        """A tracker that fails once is not asked again."""
+        """Disable the tracker after its first error."""
         try:
             yield
         except BaseException:
@@ -103,7 +103,7 @@ class Tracker(Logger):
 
     @hookimpl
     def kdcore_run_end(self) -> None:
-        """Finish."""
+        """Finish the tracker's run."""
         tracker, self._tracker = self._tracker, None
         if tracker is not None:
             with redirect_stdout(sys.stderr):

@@ -1,4 +1,4 @@
-"""A run's recipe as a tracker takes it: flat, plain values, and nothing that is secret."""
+"""A run's recipe as a tracker's config: flat, plain values, no secrets."""
 
 from __future__ import annotations
 
@@ -20,5 +20,5 @@ def settings_of(folder: Path) -> Mapping[str, Plain]:
 
 
 def _plain(value: object) -> Plain:
-    """Numbers and texts as they are, lists as JSON."""
+    """Numbers and texts unchanged, lists as JSON."""
     return value if isinstance(value, Plain) else json.dumps(value, default=str)

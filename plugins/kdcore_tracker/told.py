@@ -1,4 +1,4 @@
-"""How far a tracker was told of a run: trackers keep their steps when a run is continued."""
+"""The last step logged to each tracker: trackers keep their steps when a run is resumed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 class Told:
-    """One tracker's part of tracker.json in the run folder."""
+    """One tracker's entry in tracker.json of the run folder."""
 
     def __init__(self, folder: Path, tracker: str) -> None:
         self._path, self._tracker = folder / "tracker.json", tracker
@@ -18,20 +18,20 @@ class Told:
 
     @property
     def id(self) -> str:
-        """A name for the run that no other run has."""
+        """A unique name for the run."""
         return str(self._state.setdefault("id", secrets.token_hex(4)))
 
     def begin(self) -> None:
-        """The tracker has started."""
+        """Record that the tracker has started."""
         assert self.id
         self._keep()
 
     def knows(self, kind: str, step: int) -> bool:
-        """Whether it was told of this step, or a later one."""
+        """Whether this step, or a later one, has been logged."""
         return step <= int(self._state.get(kind, -1))
 
     def note(self, kind: str, step: int) -> None:
-        """It was told of this step."""
+        """Record that this step has been logged."""
         self._state[kind] = step
         self._keep()
 

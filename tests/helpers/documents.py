@@ -33,5 +33,10 @@ def snippets(name: str) -> list[Snippet]:
     return found
 
 
+def without_code(text: str) -> str:
+    """Markdown without fenced blocks, and with one word in place of each piece of inline code."""
+    return re.sub(r"`+[^`\n]+`+", "CODE", _without_snippets(text))
+
+
 def _without_snippets(text: str) -> str:
     return re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)

@@ -74,6 +74,12 @@ PATHS = {
 }
 
 
+class Server(ThreadingHTTPServer):
+    """A busy machine accepts late: no connection of a few at once may be refused for it."""
+
+    request_queue_size = 128
+
+
 @contextmanager
 def serving(stub, port=0):
     """The address at which it answers."""
@@ -125,7 +131,7 @@ def serving(stub, port=0):
             if length:
                 self.close_connection = True
 
-    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    server = Server(("127.0.0.1", port), Handler)
     Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
     try:
         yield f"http://127.0.0.1:{server.server_port}"

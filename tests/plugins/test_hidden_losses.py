@@ -1,5 +1,7 @@
 """`hidden-mse` and `hidden-cosine` against their formulas; the check of such losses."""
 
+from contextlib import suppress
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 from kdcore_losses import HiddenCosine, HiddenMse
 from pydantic import ValidationError
 
+import kdcore
 from kdcore import HiddenStatesLoss, component
 from kdcore.errors import RecipeError
 from kdcore.plugin.manager import PluginManager
@@ -158,3 +161,21 @@ def test_layers_and_widths_are_checked_where_configs_are_here(tmp_path):
     found = faults(tmp_path, f'use = "hf"\nmodel = "{tmp_path}/model"')
     assert "the teacher has 2 layers, and no hidden state 3" in found
     assert "the student's state 0 has 16 numbers and the teacher's state 1 has 32" in found
+
+
+@pytest.mark.parametrize(
+    "config", [{}, {"model_type": "none"}, {"model_type": "llama", "hidden_size": "a"}]
+)
+def test_a_student_that_is_wrong_is_the_students_error(config, tmp_path, monkeypatch):
+    """The rule about layers looks at a config that may be anything."""
+    monkeypatch.chdir(tmp_path)
+    recipe = {
+        "student": {"config": config},
+        "tokenizer": {"use": "bpe"},
+        "data": {"use": "stories"},
+        "teacher": {"use": "hf", "model": "nowhere"},
+        "loss": [{"use": "hidden-mse"}],
+        "train": {"lr": 1e-3, "steps": 1},
+    }
+    with suppress(kdcore.RecipeError):  # some are found when the model is made
+        kdcore.check(recipe)

@@ -63,6 +63,6 @@ def test_a_damaged_record_ends_no_run_at_its_end(run, name, content):
     refused = name == "fingerprints.json" and content not in (b"{}", b'{"step": "x"}\n')
     told(outcome, (2,) if refused else (0,))
     if refused:
-        assert "remove that file to go on" in outcome.err
+        assert "remove that file to resume" in outcome.err
         (damaged / name).unlink()
         told(kdcore("run", "plain.toml"), (0,))

@@ -1,4 +1,4 @@
-"""Losses and a selection that others have, for kdcore: each in a few lines of its public API."""
+"""Losses and a selection of other frameworks and papers, in kdcore's public API."""
 
 from __future__ import annotations
 

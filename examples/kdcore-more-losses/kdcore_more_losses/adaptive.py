@@ -1,4 +1,4 @@
-"""A temperature for each token, and a focus that follows how the loss falls."""
+"""A temperature per token, and a focus on hard tokens that follows the loss."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from torch import Tensor
 from kdcore import Loss, PreparedLoss, Tokens, component
 from kdcore_more_losses.divergences import kl, log_probabilities
 
-_RATIO = 2  # behind the average and the reference
+_RATIO = 2  # index of r in the state (average, reference, r)
 
 
 @component
 class AdaKD(PreparedLoss):
-    """T^2 KL(q || p) of the hardest tokens, each at a temperature of its own: low where it is hard.
+    """T^2 KL(q || p) of the hardest tokens, each at its own temperature: low for hard tokens.
 
-    A token is as hard as the Hellinger distance h of p and q. The share r of hardest tokens is
-    learned, at T = temperature exp(-scale tanh(log(h / median))), the median being that of these
-    tokens. r begins at 1. A moving average of the loss is compared with what it was at the last
-    change, once `warmup` steps are done: where it fell by more than `tolerance` of that, r shrinks
-    by `rate`, where it rose, r grows by it.
+    A token's hardness is the Hellinger distance h of p and q. The hardest share r of the tokens is
+    trained, at T = temperature exp(-scale tanh(log(h / median))) with the median over these tokens.
+    r starts at 1. After `warmup` steps, a moving average of the loss is compared with its value at
+    the last change of r: if it fell by more than a share of `tolerance`, r shrinks by `rate`; if it
+    rose by as much, r grows by `rate`.
 
-    Xie et al. 2026 (AdaKD, AAAI), arXiv:2510.11615. The loss that steers r is KL(q || p) of these
+    Xie et al. 2026 (AdaKD, AAAI), arXiv:2510.11615. The loss that controls r is KL(q || p) of these
     tokens at T = 1. In the authors' code the gradient also flows through the temperatures; here
     they are constants.
     """
@@ -44,11 +44,11 @@ class AdaKD(PreparedLoss):
         self._focus = _Focus()
 
     def temperatures(self) -> Sequence[float]:
-        """No single one: a teacher of k ids does not know its others' mass at all of them."""
+        """None: a teacher of k ids does not know the others' mass at every token's temperature."""
         return []
 
     def prepare(self, tokens: Tokens) -> Tensor:
-        """Temperature and weight of each token [n, 2]; no weight where it is not hard enough."""
+        """Temperature and weight of each token [n, 2]; the weight of easy tokens is 0."""
         before = self._focus.before(tokens.step)
         seen, scores = tokens.seen(self), tokens.score(Hellinger())
         hard = scores.double()
@@ -64,7 +64,7 @@ class AdaKD(PreparedLoss):
         return torch.stack([temperature, weight], 1).to(scores.dtype)
 
     def _hardest(self, tokens: Tokens, hard: Tensor, ratio: Tensor) -> Tensor:
-        """The first max(1, floor(ratio N)) of the N tokens that are seen, by hardness [n]."""
+        """The max(1, floor(ratio N)) hardest of the N tokens of the term [n]."""
         everyone = tokens.over_step(hard)
         wanted = (ratio * everyone.isfinite().sum()).floor().clamp(min=1)
         ranked = everyone.sort(descending=True).values
@@ -76,7 +76,7 @@ class AdaKD(PreparedLoss):
         return tokens.over_step(torch.where(chosen, values, 0.0)).sum() / of_all
 
     def _moved(self, before: Tensor, loss: Tensor, step: int) -> Tensor:
-        """Average, reference and r behind this step."""
+        """Average, reference and r after this step."""
         average, reference, ratio = before
         average = torch.where(average.isnan(), loss, self.decay * average + (1 - self.decay) * loss)
         if step <= self.warmup:
@@ -99,17 +99,18 @@ class AdaKD(PreparedLoss):
         return weight * temperature[:, 0] ** 2 * kl(log_q, log_p)
 
     def state_dict(self) -> Mapping[str, Tensor | int | float | str | bytes]:
-        """What steers r."""
+        """The state that controls r."""
         return {"now": self._focus.now}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take it back."""
+        """Restore the state."""
         self._focus.now = state["now"]
 
 
 class _Focus:
-    """Average, reference and r, in an object of its own: a loss whose attributes change is not
-    compiled.
+    """Average, reference and r.
+
+    A separate object, because a loss whose attributes change is not compiled.
     """
 
     def __init__(self) -> None:
@@ -117,7 +118,7 @@ class _Focus:
         self._before, self._step = self.now, 0
 
     def before(self, step: int) -> Tensor:
-        """As the step began, which may be asked again."""
+        """The state as of the start of this step, however often the step reads it."""
         if step != self._step:
             self._before, self._step = self.now, step
         return self._before
@@ -129,7 +130,7 @@ class Hellinger(Loss):
     name = "hellinger-distance"
 
     def per_token(self, student: Tensor, teacher: Tensor | None, labels: Tensor) -> Tensor:
-        """From the overlap, in log space."""
+        """sqrt(1 - sum of sqrt(p q)), in log space [n]."""
         assert teacher is not None
         overlap = ((log_probabilities(student) + log_probabilities(teacher)) / 2).exp().sum(-1)
         return (1 - overlap).clamp(min=0).sqrt()
@@ -141,6 +142,6 @@ class ReverseKL(Loss):
     name = "steering"
 
     def per_token(self, student: Tensor, teacher: Tensor | None, labels: Tensor) -> Tensor:
-        """Its value."""
+        """The divergence [n]."""
         assert teacher is not None
         return kl(log_probabilities(student), log_probabilities(teacher))

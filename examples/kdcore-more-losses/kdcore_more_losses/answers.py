@@ -1,4 +1,4 @@
-"""Answers: the tokens of one document in one row, which come one after the other."""
+"""Answers: the consecutive tokens of one document in one row."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def answer_of(tokens: Tokens) -> tuple[Tensor, Tensor]:
 
 
 def before(values: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor]:
-    """For each token the sum of what stands before it in its answer, and the answer's sum [n]."""
+    """For each token the sums over what precedes it in its answer, and over the answer [n]."""
     answer, starts = answer_of(tokens)
     values = values.double()
     upto = values.cumsum(0) - values

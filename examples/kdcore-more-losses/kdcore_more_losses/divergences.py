@@ -1,4 +1,4 @@
-"""Losses between the two distributions of a token."""
+"""Losses between the two next-token distributions."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import Tensor
 from kdcore import Loss, Scheduled, Stage, component, tensor_now
 from kdcore_more_losses.known import OfKnownIds
 
-_EXCLUDED = -1e4  # what counts as the log-probability of an id that a model excludes
+_EXCLUDED = -1e4  # the log-probability of an id that a model excludes
 
 
 def log_probabilities(logits: Tensor) -> Tensor:
-    """Finite ones: no 0 * inf arises where a model excludes an id."""
+    """Log-probabilities, clamped so that 0 * inf never occurs for an excluded id."""
     return logits.log_softmax(-1).clamp(min=_EXCLUDED)
 
 
@@ -27,7 +27,7 @@ def kl(log_a: Tensor, log_b: Tensor) -> Tensor:
 
 @component
 class Top1CrossEntropy(OfKnownIds):
-    """-p log q of the teacher's likeliest id: hard labels, weighted by how sure the teacher is.
+    """-p log q of the teacher's top id: hard labels, weighted by the teacher's confidence.
 
     KDFlow's `top1_ce`.
     """
@@ -46,18 +46,18 @@ class Top1CrossEntropy(OfKnownIds):
 
 @component
 class BDKD(Loss):
-    """KL(p || q) + KL(q || p), the first times `emphasis` where the teacher is less sure, else the
-    second.
+    """KL(p || q) + KL(q || p), one of them weighted by `emphasis`.
 
-    Less sure is who has the higher entropy. Amara et al. 2022 (BD-KD), arXiv:2212.12965, with the
-    weights of ABKD's code, whose value lacks the teacher's entropy in its first part.
+    It is the first where the teacher has the higher entropy, and the second where the student has.
+    Amara et al. 2022 (BD-KD), arXiv:2212.12965, with the weights of ABKD's code, whose value lacks
+    the teacher's entropy in its first part.
     """
 
     name = "bdkd"
     emphasis: Annotated[float, Field(gt=0)] = 3.0
 
     def per_token(self, student: Tensor, teacher: Tensor | None, labels: Tensor) -> Tensor:
-        """Both divergences [n]; their weights are constants to the gradient."""
+        """Both divergences [n]; no gradient flows through their weights."""
         assert teacher is not None, "the engine hands a teacher to a loss that needs one"
         log_p, log_q = log_probabilities(teacher), log_probabilities(student)
         entropy_p, entropy_q = (-(each.exp() * each).sum(-1).detach() for each in (log_p, log_q))
@@ -68,16 +68,16 @@ class BDKD(Loss):
 
 @component
 class Cosine(Loss):
-    """1 - the cosine of the angle between the logits of student and teacher: 0 to 2.
+    """1 - cosine similarity of the logits of student and teacher, from 0 to 2.
 
-    It hangs on where the logits' zero is, which no distribution tells. Liger's cosine similarity
-    loss, whose `beta` is a weight.
+    It depends on the additive constant of the logits, which a distribution does not determine.
+    Liger's cosine similarity loss, whose `beta` is a weight.
     """
 
     name = "cosine"
 
     def faults(self, recipe: Stage) -> Iterable[str]:
-        """Of k ids a teacher tells masses, and these are no logits."""
+        """Reject a teacher of k ids: it has masses, which are not logits."""
         if recipe.teacher is not None and recipe.teacher.ids_known() is not None:
             yield f"the loss 'cosine' needs logits, and {recipe.teacher.name!r} knows some ids only"
 

@@ -1,4 +1,4 @@
-"""On-policy distillation that listens less to the teacher where the student has gone astray."""
+"""On-policy distillation with less weight on the teacher after the student has diverged."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from kdcore_more_losses.answers import before
 
 @component
 class ImportanceWeightedOPD(PreparedLoss):
-    """`opd` with weights that fall along an answer as student and teacher drift apart.
+    """`opd` with weights that fall along an answer as student and teacher diverge.
 
-    A = log p(y) - log q_old(y) is the advantage of a token, and its weight 1 + gamma (1 - a / b),
-    where a is the sum of |A| before it in its answer and b that of all of the answer. q_old is the
-    student that drew the token, however many steps ago; without a record of it, the student as the
-    step begins. At gamma 0 and with fresh answers it is `opd`. Xie et al. 2026, arXiv:2606.22600;
-    TRL's IWOPDTrainer.
+    A = log p(y) - log q_old(y) is a token's advantage, and its weight is 1 + gamma (1 - a / b),
+    where a is the sum of |A| over the tokens before it in its answer and b the sum over the whole
+    answer. q_old is the student that sampled the token, possibly some steps ago; if that was not
+    recorded, the student before the step. With gamma 0 and fresh answers it equals `opd`. Xie et
+    al. 2026, arXiv:2606.22600; TRL's IWOPDTrainer.
     """
 
     name = "iw-opd"
@@ -39,7 +39,7 @@ class ImportanceWeightedOPD(PreparedLoss):
     def per_token_prepared(
         self, student: Tensor, teacher: Tensor | None, labels: Tensor, prepared: Tensor
     ) -> Tensor:
-        """The ratio q / q_old times the weighted advantage, to be made large [n]."""
+        """The ratio q / q_old times the weighted advantage, negated because it is maximised [n]."""
         old, advantage = prepared.unbind(1)
         log_q = student.log_softmax(-1).gather(1, labels[:, None])[:, 0]
         return -(log_q - old).exp() * advantage

@@ -1,4 +1,4 @@
-"""Losses that look at single ids, for teachers of all ids and of k ids alike."""
+"""Losses on individual ids, for teachers of all ids and of k ids."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from kdcore import Loss, Run, hookimpl
 
 
 class OfKnownIds(Loss):
-    """A loss for which all other ids together are no id.
+    """A loss that ignores the bucket of all other ids.
 
-    Where the teacher knows k ids, the engine hands over these and, last, all others as one.
+    For a teacher that knows k ids, the engine passes their logits and, last, one for all others.
     """
 
     _has_others = False
 
     @hookimpl
     def kdcore_run_start(self, run: Run) -> None:
-        """Whether the last logit stands for all other ids."""
+        """Look up whether the last logit is that of all other ids."""
         self._has_others = run.teacher is not None and run.teacher.ids_known() is not None
 
     def known(self, values: Tensor) -> Tensor:
-        """The single ids' part of something that each id has [n, V] -> [n, ids]."""
+        """The columns of individual ids [n, V] -> [n, ids]."""
         return values[:, :-1] if self._has_others else values

@@ -1,4 +1,4 @@
-"""Tokens by where they stand in their answer."""
+"""Selection of tokens by their position in the answer."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from kdcore_more_losses.answers import before
 
 @component
 class Position(Selection):
-    """Tokens of which at least the share `from` and less than `to` of their answer stands before.
+    """Tokens whose relative position in their answer is at least `from` and less than `to`.
 
-    The first ones, by default: they are worth most in on-policy distillation (Xie et al. 2026,
-    arXiv:2606.22600, which trains on the first 30 %). An answer is what is learned of one document
-    in one row; its first token stands behind a share of 0.
+    By default the first ones, which matter most in on-policy distillation (Xie et al. 2026,
+    arXiv:2606.22600, which trains on the first 30 %). An answer is the trained part of one document
+    in one row; its first token has position 0.
     """
 
     name = "position"
@@ -27,12 +27,12 @@ class Position(Selection):
     end: Annotated[float, Field(alias="to", gt=0, le=1)] = 0.3
 
     def faults(self, recipe: Stage) -> Iterable[str]:
-        """A range without a token."""
+        """Reject an empty range."""
         if self.start >= self.end:
             yield f"from = {self.start} is not below to = {self.end}: no token stands between"
 
     def keep(self, tokens: Tokens) -> Tensor:
-        """Those within the range."""
+        """The tokens within the range."""
         earlier, all_of_it = before(torch.ones_like(tokens.labels), tokens)
         share = earlier / all_of_it
         return (share >= self.start) & (share < self.end)

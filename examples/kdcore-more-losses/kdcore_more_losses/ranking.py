@@ -1,4 +1,4 @@
-"""Ranking losses: the student is to put ids in the teacher's order."""
+"""Ranking losses: the student learns the teacher's order of ids."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from torch import Tensor
 from kdcore import component
 from kdcore_more_losses.known import OfKnownIds
 
-_SUPPORTED = 1e-8  # ids that the teacher gives less are no part of any pair
+_SUPPORTED = 1e-8  # ids with less teacher probability are in no pair
 Ids = Annotated[int, Field(ge=2, description="the teacher's likeliest ids that are compared")]
 
 
 @component
 class Pairs(OfKnownIds):
-    """The mean of a penalty over the pairs that the teacher ranks among its likeliest ids."""
+    """The mean of a penalty over pairs of the teacher's likeliest ids."""
 
     k: Ids = 8
 
     def per_token(self, student: Tensor, teacher: Tensor | None, labels: Tensor) -> Tensor:
-        """The mean over pairs of ids of which the first is likelier to the teacher [n]."""
+        """The mean over pairs whose first id is likelier to the teacher than the second [n]."""
         assert teacher is not None, "the engine hands a teacher to a loss that needs one"
         every = self.known(teacher.softmax(-1))
         p, ids = every.topk(min(self.k, every.shape[1]))
@@ -32,27 +32,27 @@ class Pairs(OfKnownIds):
         return penalties.sum((1, 2)) / ranked.sum((1, 2)).clamp(min=1)
 
     def penalties(self, p: Tensor, student: Tensor, ids: Tensor) -> Tensor:
-        """Of each pair: the teacher's probabilities of ids [n, k] and student logits -> [n, k, k].
+        """Teacher probabilities [n, k] and student logits -> the penalty of each pair [n, k, k].
 
-        The first of the pair is the one that should come first.
+        Entry [i, j] is for a pair whose id i should rank before id j.
         """
         raise NotImplementedError
 
 
 @component
 class Hinge(Pairs):
-    """Pairs of ids whose probabilities are less apart in the student than `margin`.
+    """Hinge loss on the student's probabilities of pairs of ids.
 
     The mean of max(0, margin - (q_i - q_j)) over the pairs of the teacher's `k` likeliest ids with
-    p_i > p_j; without a margin it is p_i - p_j. DistillKit's `hinge`, which averages over the pairs
-    of a batch and not over those of each token.
+    p_i > p_j; without `margin` it is p_i - p_j. DistillKit's `hinge`, which averages over the pairs
+    of a batch instead of those of each token.
     """
 
     name = "hinge"
     margin: Annotated[float, Field(ge=0)] | None = None
 
     def penalties(self, p: Tensor, student: Tensor, ids: Tensor) -> Tensor:
-        """What is missing to the margin."""
+        """How far each pair is below the margin."""
         q = student.softmax(-1).gather(1, ids)
         wanted = p[:, :, None] - p[:, None, :] if self.margin is None else self.margin
         return torch.relu(wanted - (q[:, :, None] - q[:, None, :]))
@@ -60,7 +60,7 @@ class Hinge(Pairs):
 
 @component
 class Logistic(Pairs):
-    """The logistic loss of the student's ranking of pairs of ids.
+    """Logistic loss on the student's ranking of pairs of ids.
 
     The mean of log(1 + exp(s_j - s_i)) over the same pairs as `hinge`, with the student's logits s.
     DistillKit's `logistic_ranking`, with the same difference.
@@ -69,18 +69,18 @@ class Logistic(Pairs):
     name = "logistic"
 
     def penalties(self, p: Tensor, student: Tensor, ids: Tensor) -> Tensor:
-        """The softplus of how far the second is above the first."""
+        """The softplus of the second logit minus the first."""
         s = student.gather(1, ids)
         return F.softplus(s[:, None, :] - s[:, :, None])
 
 
 @component
 class HierarchicalRanking(OfKnownIds):
-    """The teacher's first id before the rest of its `k`, and these before the student's own.
+    """Hierarchical ranking: the teacher's top id first, then its top `k`, then the student's own.
 
-    With the teacher's likeliest ids t_1 ... t_k and the student's s_1 ... s_k: the sum of
-    max(0, q(t_i) - q(t_1)), and of max(0, q(s_j) - q(t_i)) where q(s_i) > p(s_j). KDFlow's `hrl`,
-    after Zhang et al. 2023, arXiv:2305.08096.
+    With the teacher's likeliest ids t_1 ... t_k and the student's s_1 ... s_k: the sum of max(0,
+    q(t_i) - q(t_1)), and of max(0, q(s_j) - q(t_i)) where q(s_i) > p(s_j). KDFlow's `hrl`, after
+    Zhang et al. 2023, arXiv:2305.08096.
     """
 
     name = "hrl"

@@ -92,4 +92,4 @@ def _why_open(found: Difference, margin: float, comparisons: int) -> str:
         return f"the interval leaves out 0, {after}"
     if _inside(found, margin, 1):
         return f"the interval lies inside the margin, {after}"
-    return "the interval has 0 in it and reaches beyond the margin"
+    return "the interval contains 0 and reaches beyond the margin; more seeds narrow it"

@@ -46,23 +46,57 @@ class Shaped(PreparedLoss):
         return F.cross_entropy(student, labels, reduction="none") * prepared.sum(-1)
 
 
-def by_hand(model):
-    """The gradient of the sum over answers of (sum of losses)^2, by autograd over whole rows."""
+class Preferred(PreparedLoss):
+    """DPO without a reference: of the documents two by two, the first shall be likelier."""
+
+    name = "preferred"
+    needs_teacher = False
+    beta = 0.3
+
+    def prepare(self, tokens):
+        likelihood = -tokens.by_document(tokens.student_nll())
+        documents = tokens.document.unique(return_inverse=True)[1]
+        sums = torch.zeros(int(documents.max()) + 1, dtype=likelihood.dtype)
+        sums[documents] = likelihood
+        sign, other = (1 - 2 * (documents % 2)).to(likelihood), documents ^ 1
+        paired = other < len(sums)
+        margin = self.beta * sign * (likelihood - sums[other.clamp(max=len(sums) - 1)])
+        # The derivative of -log sigmoid(margin) by a token's loss; the engine divides by count.
+        return self.beta * sign * torch.sigmoid(-margin) * paired * tokens.count(self)
+
+    def per_token_prepared(self, student, teacher, labels, prepared):
+        return F.cross_entropy(student, labels, reduction="none") * prepared
+
+
+def preferred(losses, documents):
+    """The same objective over whole sequences, for autograd."""
+    sums = [-losses[documents == one].sum() for one in documents.unique()]
+    pairs = zip(sums[::2], sums[1::2], strict=False)
+    return sum(-F.logsigmoid(Preferred.beta * (first - second)) for first, second in pairs)
+
+
+def squares(losses, documents):
+    """The sum over answers of (sum of losses)^2."""
+    return sum(losses[documents == one].sum() ** 2 for one in documents.unique())
+
+
+def by_hand(model, objective):
+    """The gradient of an objective of whole answers, by autograd over whole rows."""
     batch = engine.trainer(model, ROWS, [engine.term()]).collate(ROWS)
     logits = given.proved(model).logits(given.proved(model).states(batch))[batch.valid]
     losses = F.cross_entropy(
         logits[:, : batch.vocabulary], batch.labels[batch.valid], reduction="none"
     )
-    documents = batch.document.flatten()[batch.valid]
-    total = sum(losses[documents == one].sum() ** 2 for one in documents.unique())
+    total = objective(losses, batch.document.flatten()[batch.valid])
     return torch.autograd.grad(total, list(model.parameters()), allow_unused=True)
 
 
+@pytest.mark.parametrize(("loss", "objective"), [(ByDocument, squares), (Preferred, preferred)])
 @pytest.mark.parametrize("micro_batch", [1, 3, 8])
-def test_a_function_of_whole_answers_has_the_gradient_of_autograd(micro_batch):
+def test_a_function_of_whole_answers_has_the_gradient_of_autograd(loss, objective, micro_batch):
     model = student()
-    expected = by_hand(model)
-    found = engine.step(model, ROWS, [engine.term(ByDocument())], micro_batch=micro_batch)
+    expected = by_hand(model, objective)
+    found = engine.step(model, ROWS, [engine.term(loss())], micro_batch=micro_batch)
     for ours, exact in zip(found.gradients.values(), expected, strict=True):
         torch.testing.assert_close(ours, exact, rtol=1e-8, atol=1e-10)
 
