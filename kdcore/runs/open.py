@@ -284,7 +284,7 @@ def _load(run: RunState, request: OpenRequest) -> None:
 
 def iter_batches(run: Run, rows: Sequence[Row]) -> Iterator[Batch]:
     """Rows in order, one micro-batch at a time."""
-    laid: RowDataset = rows  # as the run has them
+    laid: RowDataset = rows  # type: ignore[assignment]  # as the run has them
     collate = Collate(laid.split, run.vocabulary, run.device)
     for start in range(0, len(laid), run.micro_batch):
         some = range(start, min(start + run.micro_batch, len(laid)))

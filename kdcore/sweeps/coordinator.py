@@ -60,7 +60,7 @@ class Coordinator:
     signal: int = 0
 
     def run(self) -> None:
-        """Run until all tasks are settled. Raises RunError with failures, or Interrupted."""
+        """Run until all tasks are settled. RunError: some failed. Interrupted: a signal came."""
         self.progress = {key: Progress(task) for key, task in self.tasks.items()}
         self._find()
         with self._noting_signals():
