@@ -1,4 +1,4 @@
-"""The contracts: base classes that plugins implement, and objects that the engine hands to them.
+"""The contracts: base classes that plugins implement, and objects that the engine gives them.
 
 Components never mask, reduce, chunk or move tensors between devices; the engine does all of that.
 """
@@ -796,11 +796,11 @@ class Tokens:
         raise NotImplementedError
 
     def by_document(self, values: Tensor) -> Tensor:
-        """The sum over each token's document, in the step and all processes, float64 [n]."""
+        """The sum of `values` over each token's document, over all processes, float64 [n]."""
         raise NotImplementedError
 
     def by_row(self, values: Tensor) -> Tensor:
-        """The sum over each token's row, float64 [n]."""
+        """The sum of `values` over each token's row in the step, float64 [n]."""
         raise NotImplementedError
 
     def student_nll(self) -> Tensor:

@@ -75,6 +75,7 @@ class HiddenStatesLoss(Loss):
             # The meta device skips default initialisation, which would advance the global RNG.
             matrix = nn.Linear(ours, theirs, bias=False, device="meta")
             matrix.weight = nn.Parameter(torch.empty(theirs, ours))
+            # nn.Linear's own distribution, U(-1/sqrt(in), 1/sqrt(in)), from this generator.
             nn.init.uniform_(matrix.weight, -(ours**-0.5), ours**-0.5, generator=generator)
             self._learned.append(matrix)
 

@@ -109,7 +109,7 @@ def kdcore(
     ctx: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
 ) -> None:
-    """Distillation and loss experiments on causal language models, as plugins and recipes."""
+    """Knowledge distillation of causal language models with plugins and recipes."""
     if version:
         from importlib.metadata import version as version_of
 

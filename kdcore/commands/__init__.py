@@ -1,1 +1,1 @@
-"""The verbs besides `run` and `check`, one file a verb with what belongs to it. Internal."""
+"""The commands other than `run` and `check`, one file each, and their helpers. Internal."""

@@ -1,4 +1,4 @@
-"""Runs as the arms of an experiment: those that differ in nothing but the seed are one arm."""
+"""Arms of an experiment: runs that differ only in the seed form one arm."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ _Entry = Mapping[str, object]
 
 @dataclass(frozen=True, eq=False)
 class Arm:
-    """Runs by their seeds."""
+    """Runs by seed."""
 
     label: str
     runs: Mapping[object, Course]
 
     @property
     def unfinished(self) -> list[str]:
-        """Each run that has not reached its end, and where it stands."""
+        """Each unfinished run, and its progress."""
         told = [course.told for course in self.runs.values()]
         at = [(run.folder.name, run.unfinished_at) for run in told]
         return [f"{name} is at step {step}" for name, step in at if step is not None]
 
 
 def arms_of(folders: Sequence[Path]) -> list[Arm]:
-    """The arms, in the order of their first runs. Raises UsageError where a seed is there twice."""
+    """The arms, in the order of their first runs. Raises UsageError for duplicate seeds."""
     courses = [Course(folder) for folder in dict.fromkeys(folders)]
     points = {folder: _points(folder) for folder in {course.folder.parent for course in courses}}
     groups: dict[str, list[Course]] = {}
@@ -56,7 +56,7 @@ def arms_of(folders: Sequence[Path]) -> list[Arm]:
 
 
 def _finished(course: Course) -> Told:
-    """An arm is called by what it is, not by where a run of it stands."""
+    """Labels arms by their content, whatever folder their runs are in."""
     return replace(course.told, unfinished_at=None)
 
 
@@ -72,7 +72,7 @@ def _arm(label: str, courses: Sequence[Course]) -> Arm:
 
 
 def _points(out: Path) -> dict[str, str]:
-    """What each run of the sweeps in a folder of runs is called; "" where nothing is varied."""
+    """The label of each run from sweeps in a folder of runs; "" if nothing is varied."""
     try:
         entries = json.loads((out / SWEEP).read_text("utf-8"))["points"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -84,7 +84,7 @@ def _points(out: Path) -> dict[str, str]:
     found: dict[str, str] = {}
     for entry in known:
         control = _control(entry)
-        # A control that several points share is told of once: what they vary is what it lacks.
+        # A control shared by several points is labelled once: it lacks what they vary.
         shared = control and len(values[control]) == 1
         said = ["" if shared else _values(entry), control]
         found[Path(str(entry.get("run"))).name] = " ".join(filter(None, said))
@@ -100,7 +100,7 @@ def _control(entry: _Entry) -> str:
 
 
 def _values(entry: _Entry) -> str:
-    """What a point varies but the seed, without the name of its own stage."""
+    """The varied values of a point except the seed, without the name of its own stage."""
     sets, own = entry.get("sets", {}), f"stage.{entry.get('stage')}."
     assert isinstance(sets, Mapping)
     varied = {key: each for key, each in sets.items() if not _SEED.fullmatch(key)}
@@ -108,9 +108,9 @@ def _values(entry: _Entry) -> str:
 
 
 def chosen(arms: Sequence[Arm], baseline: str | None) -> Arm:
-    """The arm that all others are compared with: by its label or a run of it; by default the first.
+    """The baseline arm: by its label or one of its runs; by default the first.
 
-    Raises UsageError where no arm or more than one is meant.
+    Raises UsageError unless exactly one arm matches.
     """
     if baseline is None:
         return arms[0]

@@ -52,9 +52,9 @@ def build(
     out: Out = Path("runs"),
     plugins: Plugins = None,
 ) -> None:
-    """Store what a recipe's cached teachers will be asked, and the answers that its writers keep.
+    """Fill a recipe's teacher caches ahead of its run, and store completions of its rollouts.
 
-    It resumes where it was interrupted.
+    Resumes where it was interrupted.
     """
     for works, answers in _opened(recipe, stage, sets, out, plugin_manager(plugins)):
         if works:
@@ -78,7 +78,7 @@ def export(
     path: Annotated[Path, typer.Argument(metavar="FILE", help="A new file, of JSON lines.")],
     out: Out = Path("runs"),
 ) -> None:
-    """Write kept answers as dialogues that the data `sft` reads."""
+    """Export stored completions as dialogues that the data `sft` reads."""
     from kdcore_rollouts.building import export as write
 
     found = _find(store, out / "caches")
@@ -103,7 +103,7 @@ def verify(
     out: Out = Path("runs"),
     plugins: Plugins = None,
 ) -> None:
-    """Look for damage; of a recipe's stores also compare a sample with the live teacher."""
+    """Check caches for damage; for a recipe, also compare a sample with the live teacher."""
     caches = out / "caches"
     everything = _all(caches)
     named = what is not None and any(one.folder.name == Path(what).name for one in everything)
@@ -120,7 +120,7 @@ def verify(
 
 @cache.command(epilog=as_epilog("kdcore cache ls"))
 def ls(out: Out = Path("runs"), as_json: AsJson = False) -> None:
-    """List what is stored: of which teacher and data, how many bytes, how much of it is there."""
+    """List caches: teacher and data, size on disk, and how much is stored."""
     rows = [line_of(one) for one in _all(out / "caches")]
     if as_json:
         print_json(rows)
@@ -136,7 +136,7 @@ def rm(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     out: Out = Path("runs"),
 ) -> None:
-    """Remove stores. What is asked for again is stored again."""
+    """Remove caches. They are filled again when needed."""
     from kdcore_cached.store import remove
 
     found = list({one.folder: one for one in (_find(n, out / "caches") for n in names)}.values())
@@ -151,12 +151,12 @@ def rm(
 
 
 def _all(caches: Path) -> list[Kept | Answers]:
-    """The stores of teachers, then those of answers."""
+    """Teacher caches, then stored completions."""
     return [*stores_in(caches), *answers_in(caches)]
 
 
 def _find(name: str, caches: Path) -> Kept | Answers:
-    """The one that a name, or the unique end of one, means."""
+    """The cache with this name or unique suffix."""
     ends = [one for one in answers_in(caches) if one.folder.name.endswith(Path(name).name)]
     return ends[0] if len(ends) == 1 else find_store(name, caches)
 
@@ -164,7 +164,7 @@ def _find(name: str, caches: Path) -> Kept | Answers:
 def _opened(
     name: str, stage: str | None, sets: Sequence[str] | None, out: Path, host: PluginManager
 ) -> Iterator[tuple[list[Work], list[Writing]]]:
-    """The work of each stage that stores something, while its run is open."""
+    """The caching work of each stage that has any, while its run is open."""
     from kdcore_cached.building import cached_in, works
     from kdcore_rollouts.building import keeping_in, writings
 
@@ -182,7 +182,7 @@ def _opened(
             "{...}}"
         )
     for each in found:
-        # How a teacher's answers end is for the student's weights to say.
+        # The end-of-text ids of a teacher's completions depend on the student's weights.
         loads = any(one.name != "served" for one in keeping_in(built[each]))
         with not_begun(recipe, each, out) as request:
             run = open_stage(request, upto="weights" if loads else "ids")
@@ -191,7 +191,7 @@ def _opened(
 
 @contextmanager
 def _progress(label: str, rows: int, unit: str = "rows") -> Iterator[Callable[[int], None]]:
-    """A bar on a terminal, a line for each tenth elsewhere; both to standard error."""
+    """A bar on a terminal, otherwise a line per tenth; on standard error."""
     with Signals() as signals, progress(f"storing {label}", rows, unit) as bar:
         seen = 0
 
@@ -199,7 +199,7 @@ def _progress(label: str, rows: int, unit: str = "rows") -> Iterator[Callable[[i
             nonlocal seen
             before, seen = seen, seen + some
             bar.advance(some)
-            if number := signals.take():  # what was asked is stored by now
+            if number := signals.take():  # everything read so far is stored by now
                 raise Interrupted(f"{label}: interrupted; the same command resumes", number)
             if not sys.stderr.isatty() and 10 * before // rows != 10 * seen // rows:
                 left = f", {duration(bar.remaining())} left" if seen < rows else ""
@@ -209,7 +209,7 @@ def _progress(label: str, rows: int, unit: str = "rows") -> Iterator[Callable[[i
 
 
 def _examined(store: Kept | Answers) -> str | None:
-    """Says that a store is whole, or returns what is wrong with it."""
+    """Report that a cache is complete, or return what is wrong with it."""
     if fault := store.fault():
         return f"{store.folder}: {fault}; kdcore cache rm {store.folder.name} removes it"
     if isinstance(store, Answers):
@@ -227,7 +227,7 @@ def _examined(store: Kept | Answers) -> str | None:
 
 
 def _compared(work: Work, sample: int) -> Iterator[str]:
-    """Says how a store compares with its teacher, or yields what is wrong with it."""
+    """Report how a cache compares with its teacher, or yield what is wrong with it."""
     if not work.folder.exists():
         yield f"{work.label}, {work.split}: nothing is stored; kdcore cache build stores it"
         return

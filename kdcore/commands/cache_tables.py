@@ -1,4 +1,4 @@
-"""What `kdcore cache` lists: what will be stored, and what is."""
+"""Tables of `kdcore cache`: planned and existing caches."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def planned(works: Sequence[Work]) -> Fitting:
 
 
 def counted(answers: Answers) -> str:
-    """How many answers there are, and what was left out."""
+    """The number of completions, and of omitted ones."""
     counts = answers.counts()
     left_out = [f"{n:,} {why}" for why, n in counts.items() if n and why != "kept"]
     said = f"{counts['kept']:,} answers"
@@ -40,7 +40,7 @@ def counted(answers: Answers) -> str:
 
 
 def line_of(store: Kept | Answers) -> dict[str, object]:
-    """A store in one line, or what is wrong with it."""
+    """A cache on one line, or what is wrong with it."""
     fault = store.fault()
     line: dict[str, object] = {"store": store.folder.name, "fault": fault, "bytes": store.bytes}
     if fault:
@@ -61,7 +61,7 @@ def line_of(store: Kept | Answers) -> dict[str, object]:
 
 
 def table_of(rows: Sequence[dict[str, object]]) -> Fitting:
-    """The lines side by side."""
+    """The lines, aligned."""
 
     def column(title: str, key: str, importance: int) -> Column:
         return Column(title, [str(row.get(key, "-")) for row in rows], importance, is_number=False)

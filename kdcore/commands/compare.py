@@ -1,4 +1,4 @@
-"""`kdcore compare`: is one better than the other, and how surely."""
+"""`kdcore compare`: whether one arm is better than another, and with what confidence."""
 
 from __future__ import annotations
 
@@ -59,8 +59,7 @@ def compare(
 ) -> None:
     """Compare runs with a baseline, paired by seed: difference, interval, verdict and its reason.
 
-    Runs that differ in nothing but the seed are one arm. Three seeds in common are the least for a
-    verdict.
+    Runs that differ only in the seed form one arm. A verdict needs at least three shared seeds.
     """
     if as_json_too and form:
         raise UsageError("--json and --format are two ways to write the same: give one of them")
@@ -74,7 +73,7 @@ def compare(
         print(write(found))
     else:
         tell(*shown(found))
-        for row in found[0].rows:  # not folded, so that it can be pasted
+        for row in found[0].rows:  # not folded, so that it can be copied
             print(sentence(found[0], row))
 
 
@@ -86,7 +85,7 @@ def comparisons(
     *,
     at: Sequence[Axis] = ("tokens", "time"),
 ) -> list[Comparison]:
-    """One for each axis. Where one of several is refused, its reason stands in its place."""
+    """One comparison per axis. If one of several is not possible, its reason takes its place."""
     arms = _arms(folders)
     base, whole = chosen(arms, baseline), known_metric(arms, metric)
     found = list[Comparison]()

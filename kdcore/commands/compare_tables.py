@@ -1,4 +1,4 @@
-"""A comparison in the terminal, as Markdown, LaTeX, CSV and JSON, and as a sentence."""
+"""Output of comparisons: terminal, Markdown, LaTeX, CSV, JSON, and a sentence."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _SAID = {"tokens": "at equal tokens", "time": "at equal time"}
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """All arms against the baseline where both sides had as much."""
+    """All arms against the baseline, where both sides had the same budget."""
 
     arms: Sequence[Arm]
     baseline: Arm
@@ -44,31 +44,31 @@ class Comparison:
 
     @property
     def words(self) -> str:
-        """The metric as a paper calls it."""
+        """The metric's name in papers."""
         return _WORDS.get(self.metric, self.metric.removeprefix("eval/"))
 
     @property
     def judged(self) -> int:
-        """How many comparisons have a verdict."""
+        """The number of comparisons with a verdict."""
         return sum(row.judgement.verdict is not None for row in self.rows)
 
     @property
     def correction(self) -> str:
-        """What was done about several comparisons."""
+        """The correction for multiple comparisons."""
         if self.judged < 2:
             return ""
         return f"Holm's correction over {self.judged} comparisons"
 
 
 def title(found: Comparison) -> str:
-    """What is compared, and which way is better."""
+    """What is compared, and which direction is better."""
     way = "lower" if lower_is_better(found.metric) else "higher"
     base = found.baseline.label
     return f"{found.words}, {way} is better: against {base}, {_SAID[found.axis]}"
 
 
 def cells(row: Compared) -> list[str]:
-    """Arm, pairs, its mean, the baseline's, difference, interval and verdict as texts."""
+    """Arm, pairs, its mean, the baseline's mean, difference, interval and verdict, as texts."""
     return [
         row.arm.label,
         str(len(row.pairs)),
@@ -81,7 +81,7 @@ def cells(row: Compared) -> list[str]:
 
 
 def titles(found: Comparison) -> list[str]:
-    """Of the columns."""
+    """Column titles."""
     base = f"mean of {found.baseline.label}"
     return ["arm", "n", "mean", base, "difference", "95 % interval", "verdict"]
 
@@ -106,7 +106,7 @@ def signed(number: float) -> str:
 
 
 def interval(row: Compared) -> str:
-    """From and to, with what it is of where that is not seeds."""
+    """The interval, and its source if that is not seeds."""
     low, high = row.found.interval()
     if math.isnan(low):
         return "-"
@@ -115,12 +115,12 @@ def interval(row: Compared) -> str:
 
 
 def verdict(row: Compared) -> str:
-    """In a word, or that there is none."""
+    """The verdict in one word, or that there is none."""
     return row.judgement.verdict or "no verdict"
 
 
 def shown(comparisons: Sequence[Comparison]) -> Iterator[RenderableType]:
-    """In the terminal, but for the sentences at the end."""
+    """For the terminal, without the final sentences."""
     for found in comparisons:
         yield Text(title(found), "bold")
         if found.refused:
@@ -146,7 +146,7 @@ def _table(found: Comparison) -> Fitting:
 
 
 def notes(found: Comparison) -> Iterator[str]:
-    """What has to be known to read the table."""
+    """Notes for reading the table."""
     for row in found.rows:
         yield f"{row.arm.label}: {verdict(row)}: {row.judgement.reason}"
         yield from (f"{row.arm.label}: {note}" for note in row.notes)
@@ -159,7 +159,7 @@ def notes(found: Comparison) -> Iterator[str]:
 
 
 def place(axis: Axis, row: Compared) -> str:
-    """Where both sides were compared."""
+    """The point of comparison on the axis."""
     tokens, one, other = row.at
     if axis == "tokens":
         took = f", which took {duration(one)} and {duration(other)}" if one == one else ""
@@ -168,7 +168,7 @@ def place(axis: Axis, row: Compared) -> str:
 
 
 def sentence(found: Comparison, row: Compared) -> str:
-    """What can be pasted into a paper."""
+    """A sentence for a paper."""
     arm, base, what = row.arm.label, found.baseline.label, found.words
     means = f"{value(row.mean(1))} against {value(row.mean(0))}"
     low, high = row.found.interval()
@@ -237,7 +237,7 @@ def as_row(found: Comparison, row: Compared) -> dict[str, Any]:
 
 
 def as_json(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
-    """Everything, with each pair's runs, a refusal in the place of what could not be compared."""
+    """Everything, with the runs of each pair; refused comparisons with their reason."""
     made = list[dict[str, Any]]()
     for found in comparisons:
         if found.refused:
@@ -259,7 +259,7 @@ def as_json(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
 
 
 def as_csv(comparisons: Sequence[Comparison]) -> str:
-    """A row for each arm and place; what could not be compared is left out."""
+    """One row per arm and point; refused comparisons are left out."""
     rows = [as_row(found, row) for found in comparisons for row in found.rows]
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
@@ -269,7 +269,7 @@ def as_csv(comparisons: Sequence[Comparison]) -> str:
 
 
 def as_markdown(comparisons: Sequence[Comparison]) -> str:
-    """A table for each place, with its notes."""
+    """One table per point, with its notes."""
     parts = list[str]()
     for found in comparisons:
         parts.append(f"**{title(found)}**\n")
@@ -287,7 +287,7 @@ def _in_markdown(text: str) -> str:
 
 
 def as_latex(comparisons: Sequence[Comparison]) -> str:
-    """A tabular with booktabs' rules for each place, its notes as comments."""
+    """One booktabs tabular per point, with its notes as comments."""
     parts = list[str]()
     for found in comparisons:
         parts.append(f"% {title(found)}")

@@ -1,4 +1,4 @@
-"""Runs side by side: grouped by everything but the seed, with mean, spread and what differs."""
+"""Runs grouped by everything except the seed, with mean, spread and differing settings."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ _NOT_COMPARED = ("seed", "extends", "train.eval_first")
 
 @dataclass(frozen=True)
 class Told:
-    """One run as its folder tells it."""
+    """One run, as its folder describes it."""
 
     folder: Path
     name: str  # without the identity: "quickstart.kd"
     seed: object
-    settings: Settings  # without the seed, and without what cannot change the result
+    settings: Settings  # without the seed and keys that cannot change the result
     scores: Mapping[str, float]  # the last value of each evaluation
-    unfinished_at: int | None  # the step, or None where it is finished
-    rows_drawn_by: object = None  # the seed of the held-out rows; None where all of them are
-    is_old: bool = False  # begun before these rows had a seed of their own
-    failure: str | None = None  # why its last start ended before its end
+    unfinished_at: int | None  # the step; None if finished
+    rows_drawn_by: object = None  # the seed of the held-out rows; None if all are used
+    is_old: bool = False  # started before these rows had a seed of their own
+    failure: str | None = None  # why its last attempt ended early
     history: History = field(default_factory=History, repr=False, compare=False)
 
     @property
     def curves(self) -> Mapping[str, Series]:
-        """Everything that it measured, by the keys of metrics.jsonl."""
+        """All its measurements, by the keys of metrics.jsonl."""
         return self.history.series
 
 
 def tell_run(folder: Path, lines: Iterable[Line] | None = None) -> Told:
-    """Read a run's folder; `lines` where its metrics.jsonl is read already."""
+    """Read a run's folder; `lines` if its metrics.jsonl was read already."""
     table = read_settings(folder)
     history = History(iter_metrics(folder) if lines is None else lines)
     scores = {curve.name.removeprefix("eval/"): curve.now for curve in history.group("eval/")}
@@ -67,13 +67,13 @@ def tell_run(folder: Path, lines: Iterable[Line] | None = None) -> Told:
 
 
 def settings_of(table: Mapping[str, Any]) -> Settings:
-    """What a result depends on, but for the seed, by dotted key."""
+    """Everything that a result depends on, except the seed, by dotted key."""
     counts = flat(identity_fields(table))
     return {key: _referred(value) for key, value in counts if key not in _NOT_COMPARED}
 
 
 def _referred(value: object) -> object:
-    """A value; another run's final weights stand for what that run was made with, but the seed."""
+    """A value; another run's final weights become that run's settings, without its seed."""
     if not isinstance(value, str) or Path(value).name != "final":
         return value
     table = read_settings(Path(value).parent)
@@ -85,13 +85,13 @@ def _referred(value: object) -> object:
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ in nothing but the seed."""
+    """Runs that differ only in the seed."""
 
     runs: Sequence[Told]
 
     @property
     def name(self) -> str:
-        """The run name, and where it stopped if it is not finished."""
+        """The run name, and the progress of an unfinished one."""
         first = self.runs[0]
         stopped = first.unfinished_at
         if stopped is None:
@@ -102,15 +102,15 @@ class Group:
 
     @property
     def settings(self) -> Settings:
-        """The settings that they share."""
+        """The shared settings."""
         return self.runs[0].settings
 
     def values(self, score: str) -> list[float]:
-        """A score of every run; NaN where a run does not have it."""
+        """A score of every run; NaN if missing."""
         return [run.scores.get(score, math.nan) for run in self.runs]
 
     def mean(self, score: str) -> float:
-        """The mean over the runs: NaN where one has none, so that no run is left out silently."""
+        """The mean over runs: NaN if one has no value, so that no run is left out silently."""
         return fmean(self.values(score))
 
     def spread(self, score: str) -> float | None:
@@ -140,7 +140,7 @@ def scores_of(groups: Sequence[Group]) -> list[str]:
 def differing(groups: Sequence[Group]) -> list[str]:
     """The keys in which the groups differ.
 
-    Options that some lack are left out where their table's `use` differs: that says why.
+    Options that some groups lack are left out if their table's `use` differs, as that implies them.
     """
     settings = [group.settings for group in groups]
     keys = [

@@ -1,4 +1,4 @@
-"""How a comparison of runs is shown: tables, CSV, JSON."""
+"""Output of grouped runs: tables, CSV, JSON."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from kdcore.runs.reading.metrics import is_part
 from kdcore.terminal.formatting import value
 
 _TITLES = {"nll": "validation loss", "bits_per_byte": "bits per byte"}
-# The exponential of the loss. CSV and JSON have it, and scores that are parts of another one.
+# The exponential of the loss. CSV and JSON have it, and scores that are parts of others.
 _REDUNDANT = ("perplexity",)
 
 
 def comparison(folders: Sequence[Path]) -> Fitting:
-    """The runs by group: mean and spread of the loss, of bits per byte and of every other score."""
+    """The groups of runs: mean and spread of the loss, bits per byte and all other scores."""
     return _table(grouped([tell_run(folder) for folder in folders]))
 
 
 def comparison_in_full(folders: Sequence[Path]) -> list[RenderableType]:
-    """The comparison, and beneath it the keys that differ, where their values are not in it."""
+    """The comparison, followed by the differing keys whose values are not in it."""
     groups = grouped([tell_run(folder) for folder in folders])
     keys = differing(groups)
     shown = {key for telling in _telling(groups) for key in telling}
@@ -41,14 +41,14 @@ def comparison_in_full(folders: Sequence[Path]) -> list[RenderableType]:
 
 
 def reasons(folders: Sequence[Path]) -> list[RenderableType]:
-    """A line for each run that was stopped or failed: why."""
+    """One line per run that was stopped or failed, with the reason."""
     found = [(folder.name, failure_of(folder)) for folder in folders]
     lines = [Text.assemble((f"{name}  ", "bold"), why) for name, why in found if why]
     return [Text(), *lines] if lines else []
 
 
 def _told_of_rows(groups: Sequence[Group]) -> list[RenderableType]:
-    """A line where runs were not measured on the same held-out rows."""
+    """A warning if runs were measured on different held-out rows."""
     runs = [run for group in groups for run in group.runs]
     drawn = [run for run in runs if run.rows_drawn_by is not None]
     if len({run.rows_drawn_by for run in drawn}) < 2:
@@ -76,12 +76,12 @@ def _with_spread(group: Group, score: str) -> str:
         return "-"
     spread = group.spread(score)
     mean = value(group.mean(score))
-    decimals = len(mean.partition(".")[2])  # the spread has as many, so that columns stay aligned
+    decimals = len(mean.partition(".")[2])  # the spread gets as many, for alignment
     return mean if spread is None else f"{mean} ± {spread:.{decimals}f}"
 
 
 def labels(groups: Sequence[Group]) -> list[str]:
-    """A name for each group, without what all names begin with, with what tells namesakes apart."""
+    """Group names, without their common prefix, and with whatever distinguishes duplicates."""
     start = _shared_start([group.name for group in groups])
     return [
         "  ".join([group.name[start:], *(f"{key}={shown}" for key, shown in telling.items())])
@@ -90,13 +90,13 @@ def labels(groups: Sequence[Group]) -> list[str]:
 
 
 def _shared_start(names: Sequence[str]) -> int:
-    """How many letters the recipe's name takes, where all are stages of one recipe."""
+    """The length of the recipe's name, if all are stages of one recipe."""
     recipes = {name.partition(".")[0] for name in names}
     return len(recipes.pop()) + 1 if len(recipes) == 1 and all("." in n for n in names) else 0
 
 
 def _telling(groups: Sequence[Group]) -> list[dict[str, object]]:
-    """For each group, as few settings as tell it from those of the same name."""
+    """For each group, the fewest settings that distinguish it from others with its name."""
     namesakes: dict[str, list[Group]] = {}
     for group in groups:
         namesakes.setdefault(group.name, []).append(group)
@@ -105,7 +105,7 @@ def _telling(groups: Sequence[Group]) -> list[dict[str, object]]:
 
 
 def _fewest(namesakes: Sequence[Group]) -> list[str]:
-    """As few keys as tell these groups apart."""
+    """The fewest keys that distinguish these groups."""
     keys, told = list[str](), 1
     for key in differing(namesakes):
         some = [*keys, key]
@@ -116,7 +116,7 @@ def _fewest(namesakes: Sequence[Group]) -> list[str]:
 
 
 def _differences(groups: Sequence[Group], keys: Sequence[str]) -> Table:
-    """A line for each key that differs, a column for each group."""
+    """One line per differing key, one column per group."""
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
     table.add_column("what differs", overflow="fold", style="dim")
     for label in labels(groups):
@@ -144,7 +144,7 @@ def _row(group: Group, keys: Sequence[str], scores: Sequence[str]) -> dict[str, 
 
 
 def _number(number: float | None) -> float | None:
-    """None for what JSON and CSV cannot say."""
+    """None for values that JSON and CSV cannot represent."""
     return number if number is not None and math.isfinite(number) else None
 
 

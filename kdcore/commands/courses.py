@@ -1,4 +1,4 @@
-"""What a run measured over its course, read at as many tokens or seconds as another had."""
+"""A run's measurements over time, read at the number of tokens or seconds of another run."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from kdcore.runs.reading.metrics import Line, iter_metrics
 
 Axis = Literal["tokens", "time"]
 _KEYS = {"tokens": "tokens", "time": "elapsed"}
-_SAME = 1e-3  # nearer to an evaluation than this share, it is that one
+_SAME = 1e-3  # relative distance within which an evaluation counts as exact
 
 
 @dataclass(frozen=True)
 class Reading:
-    """A metric at a place of a run's course: an evaluation's, or between two."""
+    """A metric at a point of a run: from an evaluation, or interpolated between two."""
 
     value: float
     tokens: float
     seconds: float
-    steps: tuple[int, ...]  # of the evaluations that it is from
-    share: float  # of the second one
+    steps: tuple[int, ...]  # of the evaluations used
+    share: float  # weight of the second one
 
 
 class Course:
-    """One run: what its folder tells, and its evaluations."""
+    """One run: its settings, and its evaluations."""
 
     def __init__(self, folder: Path) -> None:
         self.evaluations: list[Line] = []
@@ -53,12 +53,12 @@ class Course:
 
     @cached_property
     def tokenizer(self) -> object:
-        """A hash of the tokenizer; None where the folder does not say."""
+        """A hash of the tokenizer; None if the folder does not have it."""
         return (recorded(self.folder / "fingerprints.json") or {}).get("tokenizer")
 
     @cached_property
     def device(self) -> str | None:
-        """What it ran on, as far as speed is concerned; None where the folder does not say."""
+        """The hardware, as far as it affects speed; None if the folder does not have it."""
         found: dict[str, Any] | None = recorded(self.folder / "env.json")
         if found is None:
             return None
@@ -69,14 +69,14 @@ class Course:
 
     @property
     def begun_with(self) -> str | None:
-        """The name of the run whose final weights it began with; None where it is another model."""
+        """The name of the run whose final weights it started from; None if there is none."""
         model = read_settings(self.folder).get("student", {}).get("model")
         if not isinstance(model, str) or Path(model).name != FINAL:
             return None
         return Path(model).parent.name
 
     def metrics(self) -> list[str]:
-        """The names of all numbers that its evaluations measured, such as "eval/nll"."""
+        """The names of all numbers from its evaluations, such as "eval/nll"."""
         found = {k: None for e in self.evaluations for k, v in e.items() if _is_score(k, v)}
         return list(found)
 
@@ -89,12 +89,12 @@ class Course:
         return found
 
     def end(self, metric: str, axis: Axis) -> float | None:
-        """How many tokens or seconds it had at its last evaluation; None where there is none."""
+        """Tokens or seconds at its last evaluation; None if there is none."""
         points = self._points(metric, axis)
         return points[-1][0] if points else None
 
     def at(self, metric: str, axis: Axis, limit: float) -> Reading | None:
-        """The metric there, between two evaluations on a straight line; None before the first."""
+        """The metric there, linearly interpolated between evaluations; None before the first."""
         points = self._points(metric, axis)
         places = [at for at, _ in points]
         after = bisect_left(places, limit * (1 - _SAME))
@@ -110,7 +110,7 @@ class Course:
         return _between(points[after - 1][1], points[after][1], metric, share)
 
     def documents(self, reading: Reading) -> DocumentLosses | None:
-        """What was measured of each document there; None where an evaluation kept none."""
+        """The per-document results there; None if an evaluation kept none."""
         if fault := damage(self.folder / DOCUMENTS):
             raise UsageError(f"{fault}, so its documents are not what the run measured")
         found = [self._read(step) for step in reading.steps]
@@ -143,13 +143,13 @@ def _number(value: object) -> float:
 
 
 def shares_rows(courses: Sequence[Course]) -> bool | None:
-    """Whether the held-out rows were drawn by one seed; None where all of them are."""
+    """The seed of the held-out rows, if shared; None if all rows are used."""
     drawn = {course.told.rows_drawn_by for course in courses}
     return None if drawn == {None} else len(drawn) == 1
 
 
 def nats_and_sizes(losses: DocumentLosses, metric: str) -> tuple[np.ndarray, np.ndarray] | None:
-    """Of each document: what is summed for the metric, and what that is divided by."""
+    """For each document: the metric's sum, and its divisor."""
     if metric == "eval/nll":
         return losses.nll.astype(float), losses.tokens.astype(float)
     if metric == "eval/bits_per_byte":

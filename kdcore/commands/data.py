@@ -1,4 +1,4 @@
-"""`kdcore show --data`: rows as the student will see them, with what of them is trained."""
+"""`kdcore show --data`: rows as the student sees them, with the tokens that are trained on."""
 
 from __future__ import annotations
 

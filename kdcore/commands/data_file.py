@@ -1,4 +1,4 @@
-"""What a file of one's own holds: its format, its columns, and which data component reads it."""
+"""Inspection of a data file: its format, its columns, and the data component that reads it."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from kdcore.errors import RunError, UsageError
 
 Kind = Literal["sft", "text"]
 
-SAMPLE = 2000  # documents that are looked at closely
+SAMPLE = 2000  # documents inspected closely
 _MARK = "<|endoftext|>"
 
 _FORMS = (("messages",), ("conversations",), ("instruction", "output"), ("prompt", "completion"))
-"""What `sft` reads without being told; the first name of each tells a record's format."""
+"""Formats that `sft` detects; the first key of each identifies it."""
 _ASKED = ("question", "instruction", "prompt", "query", "problem", "input", "user", "human")
 _ANSWERED = ("answer", "output", "response", "completion", "solution", "target", "assistant")
 _CONTEXT = ("context", "passage", "input")
@@ -31,19 +31,19 @@ _TEXTS = ("text", "content", "document", "story", "body")
 
 @dataclass(frozen=True)
 class DataFile:
-    """A file that can be trained on, and the options that say how."""
+    """A file to train on, and the options for reading it."""
 
     path: str
     kind: Kind
-    documents: int  # that hold anything
-    sample: Sequence[Mapping[str, Any]]  # the first records; of text, under "text"
+    documents: int  # non-empty ones
+    sample: Sequence[Mapping[str, Any]]  # the first records; those of text have the key "text"
     options: Mapping[str, Any] = field(default_factory=dict)  # of the component `kind`
-    note: str = ""  # what the options are there for
-    columns: Sequence[str] = ()  # none: it is plain text
+    note: str = ""  # why the options are needed
+    columns: Sequence[str] = ()  # empty for plain text
 
 
 def look_at(path: str, kind: Kind | None) -> DataFile:
-    """Read a file to its end. What cannot be trained on is a UsageError of one sentence."""
+    """Read a file completely. Unusable content is a UsageError of one sentence."""
     place = Path(os.path.expanduser(path))
     if os.path.isdir(place):
         raise UsageError(f"{path} is a folder: --data takes one file")
@@ -73,7 +73,7 @@ def _plain(path: str, kind: Kind | None) -> DataFile:
 
 
 def _separator(place: Path) -> str | None:
-    """What lies between documents: a mark, the ends of lines, or else blank lines (None)."""
+    """What separates documents: a marker, line breaks, or else blank lines (None)."""
     blank = False
     for line in map(str.strip, lines(place)):
         if line == _MARK:
@@ -105,7 +105,7 @@ def _records(path: str, kind: Kind | None) -> DataFile:
 
 
 class _Form:
-    """The format of a file's records, by the names that tell it; two in one file are refused."""
+    """The format of a file's records, from their keys; a mixture is an error."""
 
     def __init__(self, path: str) -> None:
         self.path, self.count = path, 0
@@ -113,7 +113,7 @@ class _Form:
         self._first = ""
 
     def check(self, record: Record) -> None:
-        """Compare a record with those before it."""
+        """Compare a record with earlier ones."""
         names = [name for name, *_ in _FORMS if record.values.get(name) is not None]
         name = names[0] if names else next((n for n in _TEXTS[:1] if n in record.values), None)
         if name is None:
@@ -128,7 +128,7 @@ class _Form:
 
 
 def _as_dialogues(columns: Mapping[str, None], form: _Form) -> tuple[dict[str, str], str] | None:
-    """The names to map, and why; None where nothing is asked and answered."""
+    """The keys to map, and why; None if there are no questions and answers."""
     if any(set(needed) <= columns.keys() for needed in _FORMS):
         return {}, ""
     by_lower = {name.lower(): name for name in columns}
@@ -187,7 +187,7 @@ def _usable(found: DataFile) -> DataFile:
 
 
 def columns_of(found: DataFile) -> Iterator[str]:
-    """What the file has, in words, for the head of the recipe."""
+    """The file's columns in words, for the head of the recipe."""
     what = "dialogues" if found.kind == "sft" else "texts"
     yield f"{found.documents:,} {what}"
     if found.columns:

@@ -1,4 +1,4 @@
-"""`kdcore doctor`: one page on a recipe's models, tokenizer and data, before any hour is spent."""
+"""`kdcore doctor`: checks a recipe's models, tokenizer and data on one page before a run."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def doctor(
     ] = None,
     plugins: Plugins = None,
 ) -> None:
-    """Look at models, tokenizer, lengths and masks on one page. Loads no weights.
+    """Check models, tokenizer, lengths and masks on one page. Loads no weights.
 
-    A teacher behind a server is asked about a few rows: whether it answers, how fast, and what all
-    of the data would take.
+    Sends a few rows to a teacher behind a server: whether it answers, how fast, and what all of the
+    data would take.
 
-    Tokenises the data, as the run will. Ends with 2 where a run would stop at a fault.
+    Tokenises the data as the run will. Exits with 2 if a run would stop at an error.
     """
     found = read_recipe(recipe, plugin_manager(plugins), sets=sets or ())
     for note in found.notes:
@@ -118,7 +118,7 @@ def _data(found: Examined) -> Iterator[tuple[str, str]]:
 
 
 def _begin(found: Examined) -> str:
-    """The token that most documents begin with, where it is none of the text."""
+    """The token that most documents begin with, unless it is ordinary text."""
     assert found.tokenizer is not None
     (first, times), *_ = Counter(found.first).most_common(1) or [(-1, 0)]
     if first not in found.tokenizer.all_special_ids:

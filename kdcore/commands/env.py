@@ -17,9 +17,9 @@ from kdcore.terminal.formatting import size
 
 @examples("kdcore env", "kdcore env --json")
 def env(as_json: AsJson = False, plugins: Plugins = None) -> None:
-    """Versions, machine, devices and plugins, as they stand in a bug report.
+    """Versions, machine, devices and plugins, for a bug report.
 
-    No tokens or keys: of the environment only variables that say how fast or exact a run is.
+    No tokens or keys: of environment variables, only those that affect speed or precision.
     """
     said = environment_of(plugin_manager(plugins))
     if as_json:

@@ -1,4 +1,4 @@
-"""`kdcore eval`: what a run measures, on runs that are over and on any other model."""
+"""`kdcore eval`: the evaluations of a run, on finished runs and any other model."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def evaluate(
     plugins: Plugins = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure runs and models: the numbers that a run gives, kept with it."""
+    """Evaluate runs and models as a run would; results of runs are stored with them."""
     found = [named(name, out) for name in models]
     asked = _Asked(tuple(dict.fromkeys(uses or ())), tuple(sets or ()), recipe, stage, step, out)
     asked.refuse(found)
@@ -87,7 +87,7 @@ class _Asked:
     out: Path
 
     def refuse(self, found: Sequence[Named]) -> None:
-        """Options that do not go together."""
+        """Conflicting options."""
         models = [each.name for each in found if each.run is None]
         if self.recipe is None and self.stage is not None:
             raise UsageError("--stage is one of a recipe: --recipe says which")
@@ -102,7 +102,7 @@ class _Asked:
 
 
 class _Opened:
-    """Opens runs and models to be measured; a recipe is read once."""
+    """Opens runs and models for evaluation; reads a recipe once."""
 
     def __init__(self, asked: _Asked, host: PluginManager) -> None:
         self.asked, self.host = asked, host
@@ -123,7 +123,7 @@ class _Opened:
             raise UsageError(f"recipe {recipe!r} has no stage {self.stage!r}: {there}")
 
     def open(self, each: Named) -> RunState:
-        """A run by its own recipe, or a model in the place of a stage's student."""
+        """A run by its own recipe, or a model as a stage's student."""
         return open_stage(self._request(each))
 
     def _request(self, each: Named) -> OpenRequest:
@@ -137,7 +137,7 @@ class _Opened:
         return in_students_place(each.name, stage, asked.out / "eval")
 
     def _built(self) -> Stage:
-        """The recipe's stage, with the finished runs of the stages that it names."""
+        """The recipe's stage, with the finished runs of stages that it refers to."""
         finals = stage_outputs(self.recipe, self.stage, self.asked.out)
         stage = self.recipe.build(self.stage, finals)
         evals = [one for one in stage.evals if self.evals is None or one.name in self.evals]
@@ -156,11 +156,11 @@ class _Opened:
 class _Result:
     named: Named
     step: int | None
-    kept: bool  # in the run's metrics.jsonl
+    kept: bool  # stored in the run's metrics.jsonl
     scores: Mapping[str, float | str]
 
     def plain(self) -> dict[str, Any]:
-        """As JSON has it; null stands for what is not finite."""
+        """JSON values; null for non-finite ones."""
         return {
             "model": self.named.name,
             "run": None if self.named.run is None else str(self.named.run),
@@ -191,7 +191,7 @@ def _measured(each: Named, opened: _Opened) -> _Result:
 
 
 def _changed(run: Path, sets: Sequence[str]) -> bool:
-    """Whether something is set that the run has: all but options of evals that it lacks."""
+    """Whether a set option is part of the run: all but options of evals that it lacks."""
     own = {table.get("use") for table in read_settings(run).get("eval", [])}
     addresses = [text.partition("=")[0].strip().split(".") for text in sets]
     return any(
@@ -201,7 +201,7 @@ def _changed(run: Path, sets: Sequence[str]) -> bool:
 
 
 def _tell(results: Sequence[_Result]) -> None:
-    """Numbers as a table with a column for each model, then texts."""
+    """Numbers as a table with a column per model, then texts."""
     scores = [result.scores for result in results]
     names = dict.fromkeys(name for each in scores for name in each)
     numbers = [n for n in names if not any(isinstance(each.get(n), str) for each in scores)]

@@ -1,6 +1,6 @@
-"""What `kdcore doctor` finds out about a stage: facts, and what is wrong or odd with them.
+"""The checks of `kdcore doctor`: facts about a stage, and errors or oddities.
 
-Configs, tokenizers and rows are looked at as a run has them. No weights are loaded.
+Uses configs, tokenizers and rows as a run does. Loads no weights.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 Degree = Literal["fault", "warning", "note"]
 
-_ROWS = 64  # that are drawn to look at masks and ends
+_ROWS = 64  # sample for masks and ends
 _MANY_CUT = 0.05  # of the documents
 _FEW_TRAINED = 0.1  # of the tokens
 _MOST_END = 0.9  # of the documents
@@ -47,7 +47,7 @@ _MOST_END = 0.9  # of the documents
 
 @dataclass(frozen=True)
 class Finding:
-    """Something to know: a run would stop at a fault, or train otherwise than meant (a warning)."""
+    """An error that would stop a run, or a warning about unintended training."""
 
     degree: Degree
     text: str
@@ -55,7 +55,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Model:
-    """A student or a teacher by its config."""
+    """A student or teacher, by its config."""
 
     role: str
     name: str
@@ -69,27 +69,27 @@ class Model:
 
 @dataclass(eq=False)
 class Examined:
-    """One stage."""
+    """The results for one stage."""
 
     name: str
     models: list[Model] = field(default_factory=list)
     tokenizer: PreTrainedTokenizerBase | None = None
-    ids: int | None = None  # that all models share
+    ids: int | None = None  # shared by all models
     samples: list[RowSample] = field(default_factory=list)
-    told: list[str] = field(default_factory=list)  # what a run says of its rows
-    first: list[int] = field(default_factory=list)  # ids that documents begin with
-    ended: tuple[int, int] = (0, 0)  # documents that end with a learned eos, of so many
+    told: list[str] = field(default_factory=list)  # messages of a run about its rows
+    first: list[int] = field(default_factory=list)  # the ids that documents begin with
+    ended: tuple[int, int] = (0, 0)  # documents that end with a learned EOS, and their total
     findings: list[Finding] = field(default_factory=list)
-    trial: Trial | None = None  # of a teacher that lives elsewhere
+    trial: Trial | None = None  # for a teacher behind a server
 
     def add(self, degree: Degree, text: str) -> None:
-        """Note a finding, once."""
+        """Add a finding, once."""
         if all(each.text != text for each in self.findings):
             self.findings.append(Finding(degree, text))
 
 
 def examine(recipe: Recipe, only: str | None = None) -> Iterator[Examined]:
-    """Each stage in order, or one; the others are looked at as far as it needs them."""
+    """Examine each stage in order, or one; others only as far as it needs them."""
     with TemporaryDirectory(prefix="kdcore-doctor-") as folder:
         for run in opened_stages(recipe, Path(folder), only):
             set_trusted(run.recipe.trusted)
@@ -99,7 +99,7 @@ def examine(recipe: Recipe, only: str | None = None) -> Iterator[Examined]:
 @dataclass(eq=False)
 class _Examining:
     run: RunState
-    place: Path  # where other stages would lie
+    place: Path  # stands for the outputs of other stages
 
     def __post_init__(self) -> None:
         self.said = Examined(self.run.recipe.run_name, tokenizer=self.run.tokenizer)
@@ -149,7 +149,7 @@ class _Examining:
             self._try(lambda: check_positions(teachers, self.run.device, block))
 
     def _teacher_elsewhere(self) -> None:
-        """Ask it about a few rows, if it says where it is and everything else was found."""
+        """Send a few rows to a teacher behind a server, if everything else was found."""
         teacher, samples = self.run.teacher, self.said.samples
         if teacher is None or not is_elsewhere(teacher) or not samples or self.said.ids is None:
             return
@@ -209,7 +209,7 @@ class _Examining:
         )
 
     def _try(self, make: Callable[[], Any]) -> Any:
-        """What is made, or None and a fault with the run's own sentence."""
+        """The result, or None and an error with the run's own message."""
         try:
             return make()
         except (KdcoreError, OSError) as error:
@@ -217,12 +217,12 @@ class _Examining:
             return None
 
     def _named(self, text: str) -> str:
-        """Other stages by the names that the recipe has for them."""
+        """Shows other stages by their names in the recipe."""
         return text.replace(f"{self.place}/", "").replace(f"/{FINAL}", "")
 
     @contextmanager
     def _hearing(self) -> Iterator[None]:
-        """What the checks warn of while this lasts becomes a finding; the rest is kept too."""
+        """Turns warnings of checks into findings, and keeps other messages."""
         log, heard = logging.getLogger("kdcore"), _Heard()
         before = log.handlers, log.propagate, log.level
         log.handlers, log.propagate = [heard], False
@@ -241,14 +241,14 @@ class _Examining:
 
 
 class _Heard(logging.Handler):
-    """Keeps what is said."""
+    """Keeps log messages."""
 
     def __init__(self) -> None:
         super().__init__()
         self.records: list[logging.LogRecord] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep it."""
+        """Keep a message."""
         self.records.append(record)
 
 
@@ -273,7 +273,7 @@ def _parameters(config: PretrainedConfig) -> int | None:
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
-    except (ValueError, ImportError, RuntimeError):  # code of its own, or a quantised model
+    except (ValueError, ImportError, RuntimeError):  # remote code, or a quantised model
         return None
     return parameters_of(model)[0]
 
@@ -289,13 +289,13 @@ def _short(dtype: object) -> str:
 
 
 def trained_share(sample: RowSample) -> float:
-    """Of the tokens in the rows that were drawn."""
+    """The trained share of tokens in the sampled rows."""
     tokens = sum(len(row.valid) for row in sample.rows)
     return sum(int(row.valid.sum()) for row in sample.rows) / max(1, tokens)
 
 
 def _ended(sample: RowSample) -> tuple[int, int]:
-    """Documents of the drawn rows whose last learned token ends a text or a turn, and all."""
+    """Sampled documents whose last learned token ends a text or a turn, and all of them."""
     ends = _ends(sample.tokenizer)
     last: list[int] = []
     for row in sample.rows:

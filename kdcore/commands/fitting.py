@@ -1,4 +1,4 @@
-"""Tables that fit: of numbers, without the least important columns if need be, and of labels."""
+"""Tables that fit the terminal: columns of least importance are dropped first."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _GAP = 2
 
 @dataclass
 class Column:
-    """Cells under a title; the column of the lowest importance goes first."""
+    """Cells under a title, with the importance of the column."""
 
     title: str
     cells: list[str]
@@ -28,34 +28,34 @@ class Column:
 
     @property
     def width(self) -> int:
-        """Of its widest cell."""
+        """The width of its widest cell."""
         return max(cell_len(text) for text in (self.title, *self.cells))
 
     @property
     def longest_word(self) -> int:
-        """What its cells can be folded to."""
+        """The width to which cells can be folded."""
         return max(cell_len(word) for text in (self.title, *self.cells) for word in text.split())
 
 
 def _whole(columns: Sequence[Column], widths: Mapping[int, int]) -> int:
-    """Of a table, with the gaps."""
+    """The width of a table, gaps included."""
     return sum(widths[id(each)] + _GAP for each in columns) - _GAP
 
 
 @dataclass
 class Fitting:
-    """Columns as a table of the width there is."""
+    """Columns as a table of the available width."""
 
     columns: Sequence[Column]
     left_out: list[str] = field(default_factory=list)
-    whole: str = "--csv has all"  # where what is left out can be seen
+    whole: str = "--csv has all"  # where dropped columns can be seen
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         shown = list(self.columns)
         widths = {id(each): each.width for each in shown}
         texts = [each for each in shown if not each.is_number]
         if _whole(shown, widths) > options.max_width:
-            # Names over several lines before numbers are left out.
+            # Fold names before dropping numbers.
             for each in texts:
                 widths[id(each)] = min(each.width, max(each.longest_word, options.max_width // 2))
         while len(shown) > 1 and _whole(shown, widths) > options.max_width:
@@ -76,7 +76,7 @@ class Fitting:
         console: Console,
         style: str = "none",
     ) -> Iterator[Segment]:
-        """The lines of a row. Ten thousand rows of rich's own tables take four seconds."""
+        """The lines of a row. rich's own tables take four seconds for ten thousand rows."""
         folded = [_folded(cell, width, console) for cell, width in zip(cells, widths, strict=True)]
         for line in zip_longest(*folded, fillvalue=""):
             parts = [
@@ -101,7 +101,7 @@ def _padded(text: str, width: int, is_number: bool) -> str:
 
 
 def labelled(rows: Iterable[tuple[str, str]]) -> Padding:
-    """Texts below each other, each beside its label; long ones are folded."""
+    """Labelled texts, one per line; long ones are folded."""
     table = Table.grid(padding=(0, 2))
     table.add_column(style="cyan", no_wrap=True)
     table.add_column(overflow="fold")

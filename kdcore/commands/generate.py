@@ -1,4 +1,4 @@
-"""`kdcore generate`: text from a finished run, a model folder or a model on the hub."""
+"""`kdcore generate`: text from a finished run, a model folder or a hub model."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def generate(
     chat: Annotated[bool, typer.Option("--chat", help="As a user's turn of a dialogue.")] = False,
     out: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),
 ) -> None:
-    """Write text after a prompt, with one model or several to compare."""
+    """Generate text from a prompt, with one model or several to compare."""
     sampling = _Sampling(max_new_tokens, temperature, top_k, top_p, seed)
     found = [named(name, out) for name in models]
     places = [each.model() for each in found]
@@ -66,7 +66,7 @@ def _written(
     begins: Literal["auto"] | bool,
     sampling: _Sampling,
 ) -> list[str]:
-    """What a model makes of each prompt; in a dialogue its answer only."""
+    """A model's continuation of each prompt; for a dialogue, only the answer."""
     import torch
 
     from kdcore.models.generation import generate as write
@@ -76,7 +76,7 @@ def _written(
     tokenizer = load_tokenizer(place)
     given = [_as_turn(tokenizer, prompt, place) for prompt in prompts] if chat else prompts
     model = load_model(place, dtype=dtype_of("auto", device), device=device)
-    # A template brings its own.
+    # A chat template adds its own.
     bos = [] if chat else bos_of(Data(bos=begins), tokenizer)
     texts = write(model, tokenizer, given, bos=bos, **vars(sampling))
     if chat:
@@ -85,9 +85,9 @@ def _written(
 
 
 def _begins(run: Path | None) -> Literal["auto"] | bool:
-    """Whether texts begin with a bos: as the documents of a run, a model's as its tokenizer says.
+    """Whether texts begin with BOS: as a run's documents, or as a model's tokenizer adds it.
 
-    Runs that say nothing of it are older, and began without.
+    Runs without that setting are older, and had none.
     """
     begins: Literal["auto"] | bool = "auto"
     if run is not None:
@@ -100,6 +100,6 @@ def _as_turn(tokenizer: PreTrainedTokenizerBase, prompt: str, place: str) -> str
         raise UsageError(f"the tokenizer of {place} has no chat template; leave out --chat")
     from kdcore_sft import Dialogue, template_of
 
-    # Limited in time and output, as for data: the template is a stranger's program.
+    # Limited in time and output, as for data: the template is untrusted code.
     turn = Dialogue([{"role": "user", "content": prompt}], place)
     return template_of(None, tokenizer).render(turn, header=True)

@@ -1,4 +1,4 @@
-"""What `show --tokens` and `show --data` share: states, borders, and the output."""
+"""Shared by `show --tokens` and `show --data`: token states, borders, and output."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def states_of(row: Any, valid: Mapping[State, np.ndarray]) -> list[State]:
-    """The state of each token of a row; `valid` says of the valid ones which they are in."""
+    """The state of each token of a row; `valid` has the states of valid ones."""
     begins = borders(row)
     states: list[State] = ["first" if n in begins else "prompt" for n in range(len(row.input_ids))]
     for state, where in valid.items():
@@ -32,7 +32,7 @@ def states_of(row: Any, valid: Mapping[State, np.ndarray]) -> list[State]:
 
 
 def borders(row: Any) -> dict[int, str]:
-    """Where documents, or pieces of them, begin in a row, and which they are."""
+    """Where documents or their pieces begin in a row, and which they are."""
     document, offset = row.document, getattr(row, "offset", None)
     begins = np.diff(document) != 0
     if offset is not None:
@@ -68,7 +68,7 @@ def tokens_of(
 
 
 def never_valid(states: Iterable[State]) -> list[str]:
-    """Why tokens are not trained, and how many, as a sentence; nothing where all are."""
+    """Why tokens are not trained on, with counts, as a sentence; empty if all are."""
     found = list(states)
     prompt, first = found.count("prompt"), found.count("first")
     why = [f"{prompt:,} of prompts"] if prompt else []
@@ -77,7 +77,7 @@ def never_valid(states: Iterable[State]) -> list[str]:
 
 
 def tell_pages(pages: Sequence[Page], looking: Looking, objects: Iterable[Any]) -> None:
-    """On the terminal, or as JSON; into a file where one was named."""
+    """Show pages on the terminal or as JSON, or write them to a named file."""
     if looking.html is not None:
         try:
             looking.html.write_text(as_html(pages, scores=looking.scores), encoding="utf-8")
@@ -93,7 +93,7 @@ def tell_pages(pages: Sequence[Page], looking: Looking, objects: Iterable[Any]) 
 
 
 def json_row(tokens: Sequence[Token]) -> dict[str, list[Any]]:
-    """The tokens of a row as columns; None where a number is not known."""
+    """The tokens of a row as columns; None for unknown numbers."""
     return {
         "tokens": [token.id for token in tokens],
         "text": [token.text for token in tokens],

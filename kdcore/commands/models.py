@@ -1,4 +1,4 @@
-"""RUN|MODEL: a run by its name, a folder with a model in it, or a model on the hub."""
+"""RUN|MODEL: a run by its name, a folder with a model, or a hub model."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from kdcore.runs.folder import find_run
 
 @dataclass(frozen=True)
 class Named:
-    """What a name on the command line stands for: a run's folder, or else a model."""
+    """What a name on the command line refers to: a run's folder, or else a model."""
 
     name: str
     run: Path | None
 
     @property
     def finished(self) -> bool:
-        """Whether this is a run that has final weights."""
+        """Whether this is a run with final weights."""
         return self.run is not None and (self.run / "final").is_dir()
 
     def model(self) -> str:
-        """The folder or the name on the hub of its weights."""
+        """The folder or hub name of its weights."""
         if self.run is None:
             return self.name
         if not self.finished:
@@ -33,7 +33,7 @@ class Named:
 
 
 def named(name: str, out: Path) -> Named:
-    """What a name stands for. A folder with a model in it comes first, the hub last."""
+    """Resolve a name: a folder with a model comes first, the hub last."""
     place = Path(os.path.expanduser(name))
     if any(os.path.isfile(place / config) for config in ("config.json", "adapter_config.json")):
         return Named(name, None)

@@ -1,4 +1,4 @@
-"""Begin a recipe or a plugin of your own."""
+"""`kdcore new`: start a recipe or a plugin."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ new = typer.Typer(
 )
 
 _TRIAL = "--out trial --set train.steps=3 --set train.batch=2 --set train.eval_rows=4"
-"""What a run needs to show within minutes on a CPU that it works."""
+"""Options that let a run finish within minutes on a CPU."""
 
 
 @new.command(
@@ -75,7 +75,7 @@ def recipe(
         typer.Option(metavar="MODEL", help="Of a served teacher, if its name does not lead to it."),
     ] = None,
 ) -> None:
-    """Begin a recipe: a copy of FROM, or one for your own teacher, student and file."""
+    """Start a recipe: a copy of FROM, or one for your teacher, student and file."""
     if any((teacher, student, data, kind, tokenizer)):
         if target is not None:
             raise UsageError("--teacher, --student and --data begin a recipe without FROM")
@@ -90,7 +90,7 @@ def recipe(
 
 
 def _copy(source: str, target: Path | None) -> None:
-    """A recipe, comments and all, to change it."""
+    """A copy of a recipe, comments included, for editing."""
     path = find_recipe(source)
     target = (target or Path(path.name)).with_suffix(".toml")
     if os.path.exists(target):
@@ -108,7 +108,7 @@ def _from_models(
     to: str | None,
     tokenizer: str | None,
 ) -> None:
-    """A recipe for models and a file: what is wrong with these is told before anything is kept."""
+    """A recipe for models and a file; reports their errors before anything is written."""
     from kdcore.commands.data_file import look_at
     from kdcore.commands.recipe_template import measure, recipe_text
     from kdcore.commands.student_choice import choose
@@ -129,12 +129,12 @@ def _from_models(
 
 
 def _stem(data: str) -> str:
-    """A recipe's name after a file's."""
+    """A recipe name from a file name."""
     return re.sub(r"[^\w.-]+", "_", Path(data).name.split(".")[0]).strip("._-") or "mine"
 
 
 def _same_base(text: str, source: Path, target: Path) -> str:
-    """The text, with an `extends` that means the same file from the new place."""
+    """The text, with `extends` pointing to the same file from the new folder."""
     extends = tomli.loads(text).get("extends")
     if not isinstance(extends, str):
         return text
@@ -166,7 +166,7 @@ def plugin(
     name: Annotated[str, typer.Argument(help="Of the package, such as kdcore-mine.")],
     kind: Annotated[PluginKind, typer.Option(help="What it brings.")] = "loss",
 ) -> None:
-    """Make a package with a component of your own: module, tests, recipe, and what publishes it."""
+    """Create a package with your own component: module, tests, recipe and publishing files."""
     check_name(name, kind)
     folder = Path(name)
     if os.path.exists(folder):
@@ -187,7 +187,7 @@ def _write_recipe(target: Path, text: str) -> None:
 
 
 def _write_new(path: Path, text: str) -> None:
-    """Never over anything, and all of it or nothing."""
+    """Never overwrites; writes all files or none."""
     with path.open("x", encoding="utf-8") as file:
         try:
             file.write(text)

@@ -1,4 +1,4 @@
-"""Results: to standard output, as wide as its terminal, untruncated into a pipe."""
+"""Standard output: as wide as its terminal, untruncated into a pipe."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ Plugins = Annotated[
     typer.Option("-p", metavar="PLUGIN", help="no:NAME blocks a plugin, ./FILE.py adds one."),
 ]
 
-_PIPE = 160  # columns, where nobody says how wide the reader is
+_PIPE = 160  # columns, if the reader's width is unknown
 
 
 def tell(*parts: RenderableType) -> None:
-    """Print results. Into a pipe without colours, padding or truncation to a guessed width."""
+    """Print results. Into a pipe: no colours, padding or truncation."""
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = shutil.get_terminal_size((_PIPE, 24)).columns

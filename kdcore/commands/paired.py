@@ -1,4 +1,4 @@
-"""Arms compared with a baseline, pair by pair of one seed, at equal tokens or equal time."""
+"""Arms compared with a baseline in pairs of equal seeds, at equal tokens or time."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from kdcore.errors import UsageError, did_you_mean
 from kdcore.runs.reading.history import lower_is_better
 
 PER_TOKEN = ("nll", "perplexity", "kl", "teacher_nll", "agreement")  # means over tokens
-OF_ROWS = (*PER_TOKEN, "bits_per_byte")  # measured on the held-out rows
+OF_ROWS = (*PER_TOKEN, "bits_per_byte")  # measured on held-out rows
 
 
 @dataclass(frozen=True)
 class Margin:
-    """Below which a difference does not matter."""
+    """The difference below which two values count as equal."""
 
     value: float
-    relative: bool  # a share of the baseline's mean
+    relative: bool  # as a share of the baseline's mean
 
     def of(self, baseline: float) -> float:
         """In the metric's unit."""
@@ -44,7 +44,7 @@ class Margin:
 
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """Two runs of one seed where both had as much."""
+    """Two runs of one seed, where both had the same budget."""
 
     seed: object
     baseline: Course
@@ -53,7 +53,7 @@ class Pair:
 
     @property
     def difference(self) -> float:
-        """The other's value less the baseline's."""
+        """The other's value minus the baseline's."""
         return self.readings[1].value - self.readings[0].value
 
 
@@ -69,15 +69,15 @@ class Compared:
     notes: Sequence[str]
 
     def values(self, which: int) -> list[float]:
-        """The paired runs' values: 0 the baseline's, 1 the arm's."""
+        """The values of paired runs: 0 the baseline's, 1 the arm's."""
         return [pair.readings[which].value for pair in self.pairs]
 
     def mean(self, which: int) -> float:
-        """Of these."""
+        """Their mean."""
         return fmean(self.values(which)) if self.pairs else math.nan
 
     def spread(self, which: int) -> float:
-        """Their sample standard deviation over seeds; NaN where there is one pair."""
+        """Their sample standard deviation over seeds; NaN for one pair."""
         return stdev(self.values(which)) if len(self.pairs) > 1 else math.nan
 
     @property
@@ -93,7 +93,7 @@ class Compared:
 
 
 def known_metric(arms: Sequence[Arm], asked: str) -> str:
-    """The metric's whole name. Raises UsageError where not all runs measured it."""
+    """The metric's full name. Raises UsageError unless all runs measured it."""
     courses = [course for arm in arms for course in arm.runs.values()]
     names = list(dict.fromkeys(name for course in courses for name in course.metrics()))
     metric = asked if asked.startswith("eval/") else f"eval/{asked}"
@@ -111,7 +111,7 @@ def known_metric(arms: Sequence[Arm], asked: str) -> str:
 def compared(
     arms: Sequence[Arm], baseline: Arm, metric: str, axis: Axis, margin: Margin
 ) -> list[Compared]:
-    """Every other arm against the baseline. Raises UsageError for what cannot be compared."""
+    """All other arms against the baseline. Raises UsageError for incomparable ones."""
     others = [arm for arm in arms if arm is not baseline]
     every = [list(_pairs(baseline, arm, metric, axis)) for arm in others]
     for pairs in every:
@@ -161,7 +161,7 @@ def _pairs(baseline: Arm, arm: Arm, metric: str, axis: Axis) -> Iterator[Pair]:
 
 
 def _refuse(pair: Pair, metric: str, axis: Axis) -> None:
-    """What makes a pair no pair."""
+    """Raise UsageError for runs that are not comparable."""
     one, other = pair.baseline, pair.other
     names = f"{one.folder.name} and {other.folder.name}"
     tokenizers = {one.tokenizer, other.tokenizer} - {None}
@@ -196,7 +196,7 @@ def _kept(pair: Pair) -> list[DocumentLosses | None]:
 
 
 def _difference(pairs: Sequence[Pair], metric: str) -> tuple[Difference, list[str]]:
-    """The mean difference, with the documents' part where it is known; else why it is not."""
+    """The mean difference, with the documents' part if known; else why it is unknown."""
     differences = np.array([pair.difference for pair in pairs])
     made = [_of_documents(pair, metric) for pair in pairs]
     known = [each for each in made if each is not None]
@@ -223,7 +223,7 @@ def _of_documents(pair: Pair, metric: str) -> tuple[np.ndarray, np.ndarray] | No
 
 
 def _said_of(baseline: Arm, arm: Arm) -> Iterator[str]:
-    """Of seeds without a partner, and of arms that began with trained weights."""
+    """Notes on seeds without a partner, and on arms that started from trained weights."""
     for each in (baseline, arm):
         first = next(iter(each.runs.values()))
         if (begun_with := first.begun_with) is not None:

@@ -1,4 +1,4 @@
-"""A component as the table of a recipe, to paste."""
+"""A component as a recipe table, for copying."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _TABLES: Mapping[str, str] = {
     "eval": "[[eval]]",
     "logger": "[[log]]",
 }
-"""Where a component stands in a recipe; of the other kinds there is one, in `[KIND]`."""
+"""Tables of kinds with their own syntax; others use `[KIND]`."""
 
 
 def table_to_paste(kind: str, cls: type[Component]) -> str:
-    """The table with every option at its default; what has none is a comment."""
+    """The table with every option at its default; required ones as comments."""
     head = [_TABLES.get(kind, f"[{kind}]"), f'use = "{cls.name}"']
     return "\n".join([*head, *_lines(options_of(cls))])
 
@@ -44,5 +44,5 @@ def _inner(value: object) -> list[object]:
 
 
 def describe_all(value: object) -> str:
-    """A default that holds components, in words."""
+    """A default that contains components, in words."""
     return ", ".join(describe(each) for each in _inner(value) if isinstance(each, Component))

@@ -1,4 +1,4 @@
-"""`kdcore plan`: what a recipe will do and what it takes, before anything is loaded or trained."""
+"""`kdcore plan`: what a recipe will do and require, before anything is loaded or trained."""
 
 from __future__ import annotations
 
@@ -58,10 +58,10 @@ def plan(
     ] = None,
     plugins: Plugins = None,
 ) -> None:
-    """Tell what a recipe will do: objective, sizes, steps, memory, disk and time.
+    """Show what a recipe will do: objective, sizes, steps, memory, disk and time.
 
-    Time is predicted from operations and bytes at the speed of this machine, or with --measure
-    from a few real steps. Without --measure no weights are loaded.
+    Time is predicted from operations and bytes at this machine's speed; --measure takes a few real
+    steps. Without --measure no weights are loaded.
     """
     host = plugin_manager(plugins)
     found = read_recipe(recipe, host, sets=sets or (), logs=logs or ())
@@ -91,7 +91,7 @@ def _time(hours: Hours | None, price: float | None) -> str:
 
 
 def _hours(seconds: float, price: float | None) -> str:
-    """As a duration, in hours of one device, and in money."""
+    """As a duration, in device hours, and in money."""
     said = f"{duration(max(1.0, seconds))} ({seconds / 3600:.2g} device hours"
     return f"{said}, {price * seconds / 3600:,.2f} in money)" if price is not None else f"{said})"
 
@@ -103,7 +103,7 @@ def _in_all(every: Sequence[Hours | None], price: float | None) -> str:
 
 
 def _warnings(recipe: Recipe, stage: str, out: Path) -> list[str]:
-    """What its teachers say of it, as far as their own models are there."""
+    """Warnings of its teachers, as far as their models are available."""
     try:
         built = recipe.build(stage, stage_outputs(recipe, stage, out))
         teachers = teachers_in(built.components())
@@ -127,7 +127,7 @@ def _tell_stage(plan: StagePlan) -> None:
 
 
 def _by_cause(unknown: Sequence[str]) -> Facts:
-    """What is not known, and why: each cause once."""
+    """Unknown values by cause, each cause once."""
     causes: dict[str, list[str]] = {}
     for line in unknown:
         what, _, why = line.partition(": ")
@@ -137,7 +137,7 @@ def _by_cause(unknown: Sequence[str]) -> Facts:
 
 
 def _facts(plan: StagePlan) -> Facts:
-    """One line for each thing that the stage is made of, and for how long and how it trains."""
+    """One line per part of the stage, and for its length and options."""
     said, train = plan.components, plan.stage.train
     yield "student", said["student"]
     if "teacher" in said:
@@ -167,7 +167,7 @@ def _laid(plan: StagePlan) -> str:
 
 
 def _ranked(plan: StagePlan) -> str:
-    """What the selection says of itself, and among which tokens it chooses."""
+    """The selection's own description, and the tokens it chooses from."""
     doc = (type(plan.stage.selection).__doc__ or "").strip().split("\n")[0]
     scope = "the optimizer step" if plan.stage.scope == "step" else "each micro-batch alone"
     among = f"chosen among the tokens of {scope}"
@@ -177,7 +177,7 @@ def _ranked(plan: StagePlan) -> str:
 
 
 def _written(plan: StagePlan) -> str:
-    """Which rows, and how many tokens at most where each row has one prompt."""
+    """Which rows are generated, and at most how many tokens with one prompt per row."""
     options, rollout, train = plan.stage.writing, plan.stage.rollout, plan.stage.train
     assert rollout is not None
     share = options.share
@@ -261,7 +261,7 @@ def _parameters(estimate: Any) -> Padding:
 
 
 def _tensors(estimate: Any) -> Padding:
-    """A line for each parameter; folded and never cut."""
+    """One line per parameter; folded, never cut."""
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="cyan")
     for title in ("tensor", "shape", "type", "trained", "decayed"):
         table.add_column(title, overflow="fold")
@@ -320,7 +320,7 @@ def _of_tokens(plan: StagePlan, each: float) -> float | None:
 
 
 def _kept(plan: StagePlan) -> int:
-    """Checkpoints that lie there at once: those that are kept, and one that is being written."""
+    """Checkpoints on disk at once: kept ones, and one being written."""
     train: Train = plan.stage.train
     every = train.save_every
     if every == "epoch":

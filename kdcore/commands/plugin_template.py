@@ -1,4 +1,4 @@
-"""The package that `kdcore new plugin` makes: one component, its tests, and what publishes it."""
+"""The package of `kdcore new plugin`: one component, its tests, and publishing files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _PARTS: Mapping[str, str] = {
     "loss": '[[loss]]\nuse = "ce"',
     "train": "[train]\nlr = 1e-3\nsteps = 20\nbatch = 8",
 }
-"""The tables of a small recipe that runs anywhere in seconds."""
+"""Tables of a small recipe that runs anywhere in seconds."""
 
 _KL = '[[loss]]\nuse = "ce"\n\n[[loss]]\nuse = "kl"'
 _CHANGES: Mapping[str, Mapping[str, str]] = {
@@ -43,13 +43,13 @@ _CHANGES: Mapping[str, Mapping[str, str]] = {
     "executor": {"sweep": '[sweep]\nseed = [0, 1]\n\n[sweep."$name"]\nworkers = 2'},
     "verb": {},
 }
-"""What is another table for a kind, or one more."""
+"""Tables that differ for a kind."""
 
 KINDS = tuple(_CHANGES)
 
 
 def check_name(name: str, kind: str = "loss") -> None:
-    """Refuse what cannot be a package, or would hide one that is there."""
+    """Raise UsageError for an invalid package name, or one that would hide another package."""
     module, short = _module(name), _short(name)
     if not _NAME.fullmatch(name) or keyword.iskeyword(module):
         raise UsageError(
@@ -118,7 +118,7 @@ def _entry_point(kind: str) -> str:
 
 
 def _recipe(kind: str) -> str:
-    """A recipe that uses the component, as a template."""
+    """A recipe template that uses the component."""
     head = '# $run\n\nrequires = ["kdcore>=0.1", "$distribution>=0.1"]'
     parts = {**_PARTS, **_CHANGES[kind]}
     order = [*_PARTS, *(each for each in parts if each not in _PARTS)]
@@ -134,5 +134,5 @@ def _module(name: str) -> str:
 
 
 def _short(name: str) -> str:
-    """What the plugin and its component are called: "mine" of "kdcore-mine"."""
+    """The short name of plugin and component: "mine" of "kdcore-mine"."""
     return name.replace("_", "-").removeprefix("kdcore-")

@@ -1,4 +1,4 @@
-"""`kdcore plugins`: who brings what, what is broken or blocked, and every option."""
+"""`kdcore plugins`: installed plugins, their status, and every option."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from kdcore.errors import UsageError
 from kdcore.plugin.manager import PluginManager
 
 if TYPE_CHECKING:
-    Plugin = Any  # what PluginManager.plugins holds
+    Plugin = Any  # an item of PluginManager.plugins
 
 
 @examples(
@@ -47,7 +47,7 @@ def plugins(
     ] = False,
     plugins: Plugins = None,
 ) -> None:
-    """List plugins: where each is from, what it brings, and what is wrong with it."""
+    """List plugins: source, components, and problems."""
     host = plugin_manager(plugins)
     if verify:
         if name is None:
@@ -117,7 +117,7 @@ def _one(host: PluginManager, name: str, as_json: bool) -> None:
 
 
 def _plugin_of(host: PluginManager, name: str) -> Plugin:
-    """The plugin of this name, or the one that brings a component of this name."""
+    """The plugin of this name, or the one that provides a component of this name."""
     plugin = next((each for each in host.plugins if each.name == name), None)
     owners = (each.get(name) for each in map(host.provided, KINDS))
     found = plugin or next((each.plugin for each in owners if each is not None), None)
@@ -160,21 +160,21 @@ def _component(kind: str, cls: type[Component]) -> RenderableType:
 
 
 def _doc(cls: type[Component]) -> str:
-    """The class's own docstring, not one that it inherits."""
+    """The class's own docstring, not an inherited one."""
     return _flowing(cls.__doc__ or "") if "__doc__" in vars(cls) else ""
 
 
 def _flowing(text: str) -> str:
-    """A docstring with each paragraph on one line, for a terminal of any width."""
+    """A docstring with each paragraph on one line, for terminals of any width."""
     return _LINE_END.sub(" ", inspect.cleandoc(text))
 
 
-# The end of a line that goes on: the next one is no empty, indented, list or "option: ..." line.
+# A line break within a paragraph: no empty, indented, list or "option: ..." line follows.
 _LINE_END = re.compile(r"(?<=\S)\n(?=[^\s*-])(?!\w+: )")
 
 
 def _shown(default: object) -> str:
-    """A default as a recipe writes it."""
+    """A default in recipe syntax."""
     if isinstance(default, Component):
         return f'{{use = "{default.name}"}}'
     return "not set" if default is None else json.dumps(default, default=str)

@@ -1,4 +1,4 @@
-"""`kdcore push`: a finished run's model onto the Hugging Face hub."""
+"""`kdcore push`: uploads a finished run's model to the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def push(
 
 
 def _refuse_local_base(final: Path) -> None:
-    """An adapter is of no use to others where its base is a folder of this machine."""
+    """Raise UsageError for an adapter on a local base, which others could not load."""
     config = final / "adapter_config.json"
     named = json.loads(config.read_text()) if config.is_file() else {}
     base = str(named.get("base_model_name_or_path") or "")
@@ -66,7 +66,7 @@ def _refuse_local_base(final: Path) -> None:
 
 
 def _create(api: HfApi, repository: str, private: bool) -> None:
-    """The repository, as a new one or as it is; never a public one where --private was typed."""
+    """Create the repository, or use an existing one; never a public one with --private."""
     api.create_repo(repository, private=private or None, exist_ok=True)
     if private and not api.model_info(repository).private:
         raise UsageError(f"{repository} is there already and is public; leave out --private")
@@ -74,14 +74,14 @@ def _create(api: HfApi, repository: str, private: bool) -> None:
 
 @contextmanager
 def _explained(repository: str) -> Iterator[None]:
-    """What the hub has against it, in a sentence."""
+    """The hub's objection, in one sentence."""
     from huggingface_hub.errors import (
         HfHubHTTPError,
         LocalTokenNotFoundError,
         OfflineModeIsEnabled,
     )
 
-    # The HTTP library's own class: it is another library in other versions.
+    # The HTTP library's own class, as the library differs between versions.
     unreachable: tuple[Any, ...] = (*HfHubHTTPError.__bases__, OSError)
     try:
         yield
@@ -93,7 +93,7 @@ def _explained(repository: str) -> Iterator[None]:
         raise RunError(f"cannot push to {repository!r}: {_why(error)}") from error
     except unreachable as error:
         raise RunError(f"the hub cannot be reached: {_first_line(error)}") from error
-    except ValueError as error:  # what it finds wrong with the model card
+    except ValueError as error:  # an invalid model card
         raise RunError(f"cannot push to {repository!r}: {_first_line(error)}") from error
 
 

@@ -1,4 +1,4 @@
-"""The text of a new recipe: each value with the reason for it."""
+"""The text of a new recipe: each value with its reason."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ from kdcore.commands.student_choice import Choice
 from kdcore.errors import RunError, UsageError
 
 _BLOCKS = (64, 128, 256, 512, 1024, 2048)
-_FITTING = 0.98  # of the documents fit whole
-_COMMENTS = 38  # the column that they begin in
+_FITTING = 0.98  # share of documents that fit whole
+_COMMENTS = 38  # column of comments
 _BATCH, _LEAST_BATCH = 32, 4
-_STEPS = 50  # that an epoch should have
-_HELD_OUT = (0.05, 1000)  # the share, and the most documents of it: more say no more
+_STEPS = 50  # desired steps per epoch
+_HELD_OUT = (0.05, 1000)  # share of documents, and the maximum: more add no precision
 
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """What the tokenizer makes of the data."""
+    """The data in tokens."""
 
-    lengths: np.ndarray  # [documents looked at] in tokens
-    template: str | None  # of dialogues, where the tokenizer brings none
+    lengths: np.ndarray  # tokens of each inspected document
+    template: str | None  # of dialogues, if the tokenizer has none
     block: int
     share: float  # for validation
-    rows: int  # for training, about
+    rows: int  # for training, approximate
 
     @property
     def fitting(self) -> float:
-        """The share of the documents that fit a row."""
+        """The share of documents that fit a row."""
         return float((self.lengths <= self.block).mean())
 
 
 def measure(file: DataFile, choice: Choice) -> Measured:
-    """Tokenise the sample. Raises UsageError where nothing of it can be trained on."""
+    """Tokenise the sample. Raises UsageError if there is nothing to train on."""
     if file.documents < 2:
         raise UsageError(f"{file.path} holds one document, and one more is needed to validate on")
     template = _template(file, choice)
@@ -63,7 +63,7 @@ def _template(file: DataFile, choice: Choice) -> str | None:
 
 
 def _lengths(file: DataFile, choice: Choice, template: str | None) -> np.ndarray:
-    """Of the sample's documents, as the data component itself makes them."""
+    """Lengths of the sample's documents, by the data component itself."""
     from kdcore_sft import Sft
     from kdcore_text import Text
 
@@ -80,14 +80,14 @@ def _lengths(file: DataFile, choice: Choice, template: str | None) -> np.ndarray
 
 
 def _block(lengths: np.ndarray, reach: int) -> int:
-    """The smallest that nearly all documents fit, as far as both models look back."""
+    """The smallest that fits nearly all documents, within the reach of both models."""
     possible = [each for each in _BLOCKS if each <= reach] or [reach]
     fitting = (each for each in possible if (lengths <= each).mean() >= _FITTING)
     return next(fitting, possible[-1])
 
 
 def _rows(lengths: np.ndarray, block: int, documents: int) -> int:
-    """How many rows so many documents make, packed."""
+    """The number of rows for this many packed documents."""
     from kdcore.data.packing import pack
 
     rows = len(pack(lengths, block).row_lengths())
@@ -95,7 +95,7 @@ def _rows(lengths: np.ndarray, block: int, documents: int) -> int:
 
 
 def recipe_text(file: DataFile, choice: Choice, measured: Measured) -> str:
-    """The whole recipe."""
+    """The complete recipe."""
     parts = [
         _head(file, choice),
         _student(choice),
@@ -210,7 +210,7 @@ def _train(choice: Choice, measured: Measured) -> list[str]:
 
 
 def batch_of(rows: int) -> int:
-    """32, or where an epoch had too few steps then a lower power of two; at most all rows."""
+    """32, or a lower power of two if an epoch would have too few steps; at most all rows."""
     batch = _BATCH
     while batch > _LEAST_BATCH and rows // batch < _STEPS:
         batch //= 2
@@ -218,7 +218,7 @@ def batch_of(rows: int) -> int:
 
 
 def _pairs(title: str, *pairs: tuple[str, object, str]) -> Iterator[str]:
-    """Keys and values, each with the reason for it."""
+    """Keys and values, each with its reason."""
     if title:
         yield title
     for key, value, reason in pairs:

@@ -1,4 +1,4 @@
-"""`kdcore recipes`: what can be run as it is. Needs no torch."""
+"""`kdcore recipes`: the shipped recipes. Does not need torch."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _FIGURE = re.compile(r"(?:([^\s;]+) )?([^\s;]+) (-?[\d.]+) \+- ([\d.]+) \(n = (\
 
 @examples("kdcore recipes", "kdcore recipes --json")
 def recipes(as_json: AsJson = False) -> None:
-    """List the shipped recipes: what each shows, needs and gave, and how it fits 24 GB.
+    """List the shipped recipes: purpose, requirements, results, and settings for 24 GB.
 
-    What it gave is the mean over n seeds with the sample standard deviation, where it was measured.
+    Results are means over n seeds with the sample standard deviation, where measured.
     """
     found = [_described(path) for path in shipped_recipes()]
     if as_json:
@@ -47,7 +47,7 @@ def _gave(measured: Sequence[dict[str, Any]]) -> str:
 
 
 def _in_words(figure: dict[str, Any]) -> str:
-    """With as many decimals of the mean and the deviation."""
+    """Mean and deviation with the same number of decimals."""
     mean, deviation = figure["mean"], figure["deviation"]
     decimals = max(len(f"{each}".partition(".")[2]) for each in (mean, deviation))
     of = " ".join(filter(None, [figure["stage"], figure["score"]]))
@@ -62,9 +62,10 @@ def _needs(recipe: dict[str, Any]) -> tuple[str, str]:
 
 
 def _described(path: Path) -> dict[str, Any]:
-    """A recipe by the comment at its head: a sentence on what it shows, a line `# Needs: ...`, and
-    perhaps a line `# A 24 GB card: ...` with what to set, and lines `# Measured: STAGE SCORE MEAN
-    +- DEVIATION (n = SEEDS)`."""
+    """A recipe by its head comment: a sentence on its purpose, a line `# Needs: ...`, and
+    optionally a line `# A 24 GB card: ...` with settings, and lines `# Measured: STAGE SCORE MEAN
+    +- DEVIATION (n = SEEDS)`.
+    """
     lines = path.read_text(encoding="utf-8").splitlines()
     head = [line[1:].strip() for line in takewhile(lambda line: line.startswith("#"), lines)]
     return {
@@ -88,7 +89,7 @@ def _marked(mark: str, head: list[str]) -> str:
 
 
 def _first_sentence(head: list[str]) -> str:
-    """Lines up to the first that ends a sentence."""
+    """Lines up to the end of the first sentence."""
     sentence: list[str] = []
     for line in head:
         if line.startswith((_NEEDS, _SMALLER, _MEASURED)):

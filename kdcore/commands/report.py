@@ -1,4 +1,4 @@
-"""`kdcore report`: an experiment as one HTML file that needs nothing else."""
+"""`kdcore report`: an experiment as one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from kdcore.commands.show import found_runs
 from kdcore.errors import UsageError
 from kdcore.files import write_whole
 
-_TOKENS_OF = 4  # arms
+_TOKENS_OF = 4  # arms with coloured tokens
 
 
 @examples(
@@ -54,10 +54,10 @@ def report(
     out: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),
     plugins: Plugins = None,
 ) -> None:
-    """Write an HTML page of an experiment: verdicts, curves, objectives, selections, texts, cost.
+    """Write an HTML report of an experiment: verdicts, curves, objectives, selections, texts, cost.
 
-    It has no scripts and loads nothing. Of runs with a selection it opens the weights of the first
-    seed, to colour tokens.
+    The page has no scripts and loads nothing. For runs with a selection, loads the weights of the
+    first seed to colour tokens.
     """
     found = comparisons(found_runs(runs, out), baseline, metric, parsed_margin(margin))
     coloured = list(_coloured(found[0].arms, rows, plugins)) if rows else []
@@ -70,7 +70,7 @@ def report(
 
 
 def _coloured(arms: Sequence[Arm], rows: int, plugins: Sequence[str] | None) -> Iterator[Any]:
-    """Of the first run of each arm with a selection."""
+    """The first run of each arm with a selection."""
     selecting = [arm for arm in arms if _setting(arm, "selection.use")][:_TOKENS_OF]
     if not selecting:
         return
@@ -87,7 +87,7 @@ def _setting(arm: Arm, key: str) -> object:
 
 
 def page(found: Sequence[Comparison], coloured: Sequence[Any], price: float | None) -> str:
-    """The whole page. Every text from a run is escaped by the template."""
+    """The complete page. The template escapes all texts from runs."""
     from jinja2 import Environment
     from markupsafe import Markup
 
@@ -155,7 +155,7 @@ def _curves(metric: str, arms: Sequence[Arm]) -> Iterator[dict[str, Any]]:
 
 
 def _gradients(arms: Sequence[Arm]) -> Iterator[dict[str, Any]]:
-    """Each term's share of the gradient over the steps, of arms with several terms."""
+    """Each term's share of the gradient over steps, for arms with several terms."""
     for arm in arms:
         lines: list[Line] = []
         for n, name in enumerate(data.names_under(arm, "gradient/")):
@@ -166,7 +166,7 @@ def _gradients(arms: Sequence[Arm]) -> Iterator[dict[str, Any]]:
 
 
 def _selection_charts(arms: Sequence[Arm]) -> Iterator[dict[str, Any]]:
-    """The threshold over the steps, of the arms whose selection ranks."""
+    """The threshold over steps, for arms whose selection ranks."""
     key = "selection/threshold"
     lines = [data.series(arm, n, key) for n, arm in enumerate(arms)]
     lines = [line for line in lines if line.points]

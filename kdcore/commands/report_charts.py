@@ -1,7 +1,7 @@
-"""Charts as inline SVG: curves with bands, and intervals. Colours are classes of the page's style.
+"""Charts as inline SVG: curves with bands, and intervals. Colours are CSS classes of the page.
 
-Each line has a dash pattern of its own besides its colour, and each chart says in words what it
-shows, for those who see no colours or no picture.
+For readers who cannot see colours or pictures, each line also has its own dash pattern, and each
+chart a description in words.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from kdcore.terminal.formatting import count, duration, value
 
 WIDTH, HEIGHT = 380, 230
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 10, 10, 34
-_POINTS = 160  # of a line
+_POINTS = 160  # points per line
 COLOURS = 6
 _DASHES = ("", "7 3", "2 3", "9 3 2 3")
 
 
 @dataclass(frozen=True)
 class Point:
-    """Where seeds stand together: their mean, the lowest and the highest."""
+    """The mean over seeds at a position, with the lowest and the highest value."""
 
     x: float
     mean: float
@@ -32,20 +32,20 @@ class Point:
 
 @dataclass(frozen=True)
 class Line:
-    """A curve; arms keep their style from chart to chart."""
+    """A curve; arms keep their style across charts."""
 
     label: str
     style: int
     points: Sequence[Point] = field(repr=False)
 
     def thinned(self) -> Sequence[Point]:
-        """A few points of it, the last one among them."""
+        """A subset of points, including the last."""
         stride = math.ceil(len(self.points) / _POINTS)
         return [*self.points[:-1:stride], *self.points[-1:]] if stride > 1 else self.points
 
 
 def dash_of(style: int) -> str:
-    """The pattern of a line; neighbours in colour or number have another one."""
+    """The dash pattern of a line; neighbours in colour or number have another one."""
     return _DASHES[(style + style // COLOURS) % len(_DASHES)]
 
 
@@ -71,7 +71,7 @@ def _in_words(line: Line, axis: str) -> str:
 
 
 def at_axis(x: float, axis: str) -> str:
-    """A place on an axis in words."""
+    """A position on an axis in words."""
     return duration(x) if axis == "time" else f"{count(x)} {axis}"
 
 
@@ -92,9 +92,9 @@ def _drawn(plot: _Plot, line: Line) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class _Plot:
-    """Values to places in the picture."""
+    """Maps values to coordinates."""
 
-    across: Sequence[float]  # ticks
+    across: Sequence[float]  # ticks of the horizontal axis
     up: Sequence[float]
 
     def place(self, x: float, y: float) -> tuple[float, float]:
@@ -124,7 +124,7 @@ class _Plot:
 
 
 def ticks(low: float, high: float, wanted: int) -> list[float]:
-    """Round numbers around low and high, about so many."""
+    """About this many round numbers around low and high."""
     if not high > low:
         room = abs(low) * 0.1 or 1.0
         low, high = low - room, high + room
@@ -200,7 +200,7 @@ def _interval(each: Interval, across: Sequence[float], top: float) -> Iterator[s
 
 
 def swatch(style: int) -> str:
-    """A piece of an arm's line, for the legend."""
+    """A sample of an arm's line, for the legend."""
     dash = f' stroke-dasharray="{found}"' if (found := dash_of(style)) else ""
     line = f'<path class="line s{style % COLOURS}"{dash} d="M1 5H33"/>'
     return f'<svg class="swatch" viewBox="0 0 34 10" aria-hidden="true">{line}</svg>'

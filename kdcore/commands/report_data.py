@@ -1,4 +1,4 @@
-"""What a report shows of each arm, read from run folders."""
+"""The data of a report, read from run folders."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from kdcore.runs.reading.facts import facts_of_folder
 from kdcore.runs.reading.history import Series
 from kdcore.terminal.formatting import duration, percent, value
 
-_ANSWERS = 3  # of an arm
+_ANSWERS = 3  # per arm
 
 
 @dataclass(frozen=True)
 class ArmFacts:
-    """What an arm is made of, and where."""
+    """An arm's settings and runs."""
 
     label: str
     style: int
     facts: Sequence[tuple[str, str]]
-    runs: Sequence[Mapping[str, Any]]  # seed, folder, state, each metric's last value
+    runs: Sequence[Mapping[str, Any]]  # seed, folder, state, and the last value of each metric
 
 
 def facts_of(arm: Arm, style: int) -> ArmFacts:
@@ -48,7 +48,7 @@ def _state(course: Course) -> str:
 
 
 def last(course: Course) -> dict[str, float]:
-    """The last value of each score, as metrics.jsonl has it."""
+    """The last value of each score in metrics.jsonl."""
     return {f"eval/{name}": each for name, each in course.told.scores.items()}
 
 
@@ -77,7 +77,7 @@ def _is_number(value: object) -> bool:
 
 
 def series(arm: Arm, style: int, name: str, label: str = "") -> Line:
-    """A curve of training over steps, thinned, with the band of the seeds."""
+    """A thinned training curve over steps, with the range over seeds."""
     each = [course.told.curves.get(name) for course in arm.runs.values()]
     known = [one for one in each if one is not None]
     if len(known) < len(each):
@@ -103,7 +103,7 @@ def names_under(arm: Arm, prefix: str) -> list[str]:
 
 
 def cost(arms: Sequence[Arm], price: float | None) -> list[dict[str, str]]:
-    """For each arm: device, speed, seconds of a run, hours of all, and what they cost."""
+    """For each arm: device, speed, seconds per run, total hours, and their price."""
     return [_cost(arm, price) for arm in arms]
 
 
@@ -125,7 +125,7 @@ def _cost(arm: Arm, price: float | None) -> dict[str, str]:
 
 
 def _processes(folder: Path) -> int:
-    """How many devices trained: one for each process."""
+    """The number of devices: one per process."""
     variables = (recorded(folder / "env.json") or {}).get("variables", {})
     said = str(variables.get("WORLD_SIZE", "1"))
     return int(said) if said.isdigit() and int(said) else 1
@@ -135,7 +135,7 @@ def _processes(folder: Path) -> int:
 
 
 def answers(arm: Arm) -> list[dict[str, str]]:
-    """A few answers that the first run wrote last: prompt and text."""
+    """The latest completions of the first run: prompt and text."""
     first = next(iter(arm.runs.values()))
     lines = list(_lines(first.folder / "rollouts.jsonl"))
     newest = max((line["step"] for line in lines), default=0)
@@ -157,14 +157,14 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
         for text in file:
             try:
                 line = json.loads(text)
-            except ValueError:  # torn
+            except ValueError:  # a torn line
                 continue
             if isinstance(line, dict) and isinstance(line.get("step"), int):
                 yield line
 
 
 def samples(arms: Sequence[Arm]) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Each text that evaluations wrote, of the first run of each arm, with the arm's label."""
+    """Texts from evaluations, of the first run of each arm, with the arm's label."""
     told = [next(iter(arm.runs.values())).told.history.texts for arm in arms]
     names = dict.fromkeys(name for texts in told for name in texts)
     return [
@@ -174,13 +174,13 @@ def samples(arms: Sequence[Arm]) -> list[tuple[str, list[tuple[str, str]]]]:
 
 
 def differing_rows(arms: Sequence[Arm], keys: Sequence[str]) -> list[tuple[str, list[str]]]:
-    """What the recipes of the arms differ in."""
+    """Settings in which the arms' recipes differ."""
     settings = [next(iter(arm.runs.values())).told.settings for arm in arms]
     return [(key, [str(each.get(key, "-")) for each in settings]) for key in keys]
 
 
 def selection_rows(arms: Sequence[Arm]) -> list[tuple[str, list[str]]]:
-    """The last share kept and, where something ranks, the last threshold and mean scores."""
+    """The last share kept and, for rankings, the last threshold and mean scores."""
     shown: dict[str, tuple[str, Callable[[float], str]]] = {
         "kept": ("share kept", percent),
         "selection/threshold": ("threshold", value),

@@ -1,4 +1,4 @@
-"""Of a run with a selection: rows of a step in colours, and what became of its tokens' losses."""
+"""Coloured rows of a step for runs with a selection, and how the losses of its tokens changed."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from kdcore.runs.folder import CHECKPOINTS
 
 CHANGE = 0.2  # nats by which a loss must change to count as risen or fallen
 CLASSES = ("H→L", "L→L", "L→H", "H→H")
-_LETTERS = 120_000  # of a run's rows in the page
+_LETTERS = 120_000  # characters of a run's rows on the page
 
 
 @dataclass(frozen=True)
 class Coloured:
-    """What is shown of one run; a reason in place of what cannot be."""
+    """The coloured rows of one run, or a reason in place of them."""
 
     run: str
     facts: Sequence[tuple[str, str]] = ()
     rows: str = ""  # HTML
-    classes: Sequence[tuple[str, str, str]] = ()  # class, of all valid tokens, of the kept ones
-    between: tuple[int, int] | None = None  # the steps that the classes are between
+    classes: Sequence[tuple[str, str, str]] = ()  # class, count of valid, count of kept tokens
+    between: tuple[int, int] | None = None  # the steps that the classes compare
     missing: str = ""
 
 
 def coloured(folder: Path, host: PluginManager, count: int) -> Coloured:
-    """Rows of the step that the last weights would choose in; opens the run's weights."""
+    """Rows of the step that the last weights would choose in; loads the run's weights."""
     try:
         steps = _checkpoints(folder)
         seen, of_step = seen_by(folder, host)
@@ -59,7 +59,7 @@ def _checkpoints(folder: Path) -> list[int]:
 
 
 def _as_many_as_fit(rows: Sequence[ShownRow]) -> str:
-    """A page of many long rows would be too large to open."""
+    """A page with many long rows would be too large to open."""
     made = ""
     for row in rows:
         more = rows_html([row])
@@ -70,7 +70,7 @@ def _as_many_as_fit(rows: Sequence[ShownRow]) -> str:
 
 
 def classes_of(before: Seen, after: Seen) -> list[tuple[str, str, str]]:
-    """RHO-1's four classes of the valid tokens of a step, counted among all and the kept ones."""
+    """RHO-1's four classes of the valid tokens of a step, counted among all and kept ones."""
     valid = np.concatenate([row.valid for row in after.rows])
     first, last = (
         np.concatenate([row.nll for row in each.rows])[valid] for each in (before, after)
@@ -90,8 +90,8 @@ def classes_of(before: Seen, after: Seen) -> list[tuple[str, str, str]]:
 def four_classes(first: np.ndarray, last: np.ndarray) -> np.ndarray:
     """The index in CLASSES of each token, by its loss under earlier and later weights.
 
-    As in RHO-1 (Lin et al., 2024): fallen or risen by more than 0.2 nats, else persistent, low
-    where the later loss is at most the mean of all.
+    As in RHO-1 (Lin et al., 2024): fallen or risen by more than 0.2 nats, otherwise persistent; low
+    if the later loss is at most the mean over all tokens.
     """
     change = last - first
     persistent = np.where(last <= last.mean(), 1, 3)

@@ -35,7 +35,7 @@ def rm(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     out: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),
 ) -> None:
-    """Remove runs. Asks first, and leaves what other runs or stores of teachers need."""
+    """Remove runs. Asks first, and keeps runs that other runs or teacher caches need."""
     asked = list(dict.fromkeys(find_run(name, out) for name in runs or ()))
     if not asked and not failed:
         raise UsageError("name runs to remove, or type --failed (kdcore show lists them)")
@@ -73,9 +73,9 @@ def _unneeded_failures(out: Path, asked: Sequence[Path]) -> Iterator[Path]:
 
 
 def has_failed(folder: Path) -> bool:
-    """Whether a run that is not finished ended with an error, or has nothing to go on from.
+    """Whether an unfinished run ended with an error, or has no checkpoint to resume from.
 
-    One that was interrupted after a checkpoint has not.
+    Interrupted runs with a checkpoint do not count.
     """
     if finished(folder):
         return False
@@ -87,7 +87,7 @@ def has_failed(folder: Path) -> bool:
 
 
 def _refuse_needed(asked: Sequence[Path], leaving: Sequence[Path], out: Path) -> None:
-    """Nothing is removed where one of these is needed by what stays."""
+    """Raise UsageError, before anything is removed, if remaining runs need one of these."""
     needed = {folder: list(_users(folder, out, leaving)) for folder in asked}
     lines = [
         f"{folder} is needed by {', '.join(users)}" for folder, users in needed.items() if users
@@ -100,9 +100,9 @@ def _refuse_needed(asked: Sequence[Path], leaving: Sequence[Path], out: Path) ->
 
 
 def _users(folder: Path, out: Path, leaving: Sequence[Path]) -> Iterator[str]:
-    """The runs and stores that name a run's model, without those that leave with it.
+    """The runs and caches that refer to a run's model, except those being removed too.
 
-    A run's name has a hash in it: whatever path leads there has it as one of its parts.
+    A run's name contains a hash: any path to it has the name as one of its parts.
     """
     gone = {each.resolve() for each in leaving}
     for other in runs_in(out):
@@ -115,7 +115,7 @@ def _users(folder: Path, out: Path, leaving: Sequence[Path]) -> Iterator[str]:
 
 
 def _texts(folder: Path) -> Iterator[str]:
-    """Every text in a run's recipe; one that cannot be read is taken for the recipe as it is."""
+    """All texts in a run's recipe; an unreadable one counts as a single text."""
     path = folder / "resolved.toml"
     if not path.is_file():
         return
@@ -135,7 +135,7 @@ def _in(value: object) -> Iterator[str]:
 
 
 def _why_not(folder: Path) -> str | None:
-    """What keeps a run from being removed, if anything does: a process, or a link in it."""
+    """Why a run cannot be removed: an active process, or a link in it; None if it can."""
     try:
         with locked(folder):
             return None

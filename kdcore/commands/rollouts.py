@@ -1,4 +1,4 @@
-"""`kdcore show --data RECIPE --rollouts`: what a recipe's writer answers as things stand."""
+"""`kdcore show --data RECIPE --rollouts`: completions of a recipe's rollout before training."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MARGIN = (0, 0, 0, 2)
 
 
 def show_rollouts(looking: Looking) -> None:
-    """The answers to the prompts of some rows."""
+    """Completions of the prompts of some rows."""
     if len(looking.names) != 1:
         raise UsageError("show --data takes one recipe, such as: kdcore show --data quickstart")
     if looking.html is not None:

@@ -1,4 +1,4 @@
-"""The end of a command with several runs: one table to compare them, and what each one wrote."""
+"""The end of a command with several runs: a table to compare them, and their texts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kdcore.api.component import hookimpl
 
 @hookimpl
 def kdcore_runs_end(folders: Sequence[Path]) -> None:
-    """Compare the runs on standard error, where there are several."""
+    """Compare the runs on standard error, if there are several."""
     if len(folders) < 2:
         return
     from kdcore.commands.comparison import comparison_in_full
@@ -22,7 +22,7 @@ def kdcore_runs_end(folders: Sequence[Path]) -> None:
 
 
 def _texts(folders: Sequence[Path]) -> Iterator[Text]:
-    """The first text that each run's evaluations wrote, for a handful of runs."""
+    """The first text from each run's evaluations, for a few runs."""
     from kdcore.runs.reading.history import History
     from kdcore.runs.reading.metrics import iter_metrics
 

@@ -1,4 +1,4 @@
-"""`kdcore schema`: the recipe language of the installed plugins as JSON Schema, for editors."""
+"""`kdcore schema`: JSON Schema of the recipe language with installed plugins, for editors."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ _BOUNDS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "ex
 
 @examples("kdcore schema", "kdcore schema -p ./mine.py")
 def schema(plugins: Plugins = None) -> None:
-    """Print the JSON schema of recipes for the installed plugins, for an editor to check with."""
+    """Print the JSON Schema of recipes with the installed plugins, for editors."""
     print_json(schema_of(plugin_manager(plugins)))
 
 
 def schema_of(host: PluginManager) -> Schema:
-    """The schema. What extends, or has stages, may leave out what is inherited."""
+    """The schema. Recipes with `extends` or stages may omit inherited keys."""
     parts = {f"{kind}.part": _of_kind(host, kind, whole=False) for kind in KINDS}
     wholes = {kind: _of_kind(host, kind, whole=True) for kind in KINDS}
     of_stage = _tables(whole=False)
@@ -113,7 +113,7 @@ def _tables(*, whole: bool) -> Schema:
     }
     for key in (*TABLES, *LISTS):
         if key in KINDS_OF_TABLES:
-            # Lists take the place of what they inherit, and so do their items.
+            # Lists, and therefore their items, replace what they inherit.
             kind = KINDS_OF_TABLES[key]
             one = _reference(kind, whole=whole or key in LISTS)
             found[key] = {"type": "array", "items": one} if key in LISTS else one
@@ -145,7 +145,7 @@ def _of_kind(host: PluginManager, kind: str, *, whole: bool) -> Schema:
 
 
 def _beside(host: PluginManager, kind: str) -> Schema:
-    """Keys that components of a kind have where they are nested in others that ask for them."""
+    """Keys of nested tables that the enclosing component defines."""
     found: Schema = {}
     for other in KINDS:
         for provided in host.provided(other).values():
@@ -163,7 +163,7 @@ def _of_options(
     rivals: Sequence[Rivals] = (),
     more: Mapping[str, Schema] | None = None,
 ) -> Schema:
-    """A table of options; of each of the `rivals` one is given."""
+    """A table of options; of each group of `rivals` one is given."""
     found: Schema = {
         "type": "object",
         "properties": {**(more or {}), **_properties(cls, whole=whole)},
@@ -207,7 +207,7 @@ def _of_field(field: FieldInfo, *, whole: bool) -> Schema:
 
 
 def _of_type(annotation: Any, *, whole: bool) -> Schema:
-    """A type, with the bounds that stand beside it at any depth."""
+    """A type, with bounds at any depth."""
     if get_origin(annotation) is Annotated:
         inner, *bounds = get_args(annotation)
         found = _of_type(inner, whole=whole)
@@ -216,7 +216,7 @@ def _of_type(annotation: Any, *, whole: bool) -> Schema:
     origin = get_origin(annotation)
     if origin in (None, list, dict, Literal):
         return _of_one(annotation, whole=whole)
-    # A union; None stands for what is left out.
+    # A union; None stands for an omitted key.
     parts = [_of_type(each, whole=whole) for each in get_args(annotation) if members(each)]
     return parts[0] if len(parts) == 1 else {"anyOf": parts}
 
@@ -240,7 +240,7 @@ def _of_one(member: Any, *, whole: bool) -> Schema:
 
 
 def _bound(found: Schema, bounds: Iterable[Any]) -> None:
-    """Add the limits that pydantic checks and JSON Schema has a word for."""
+    """Add the limits that both pydantic and JSON Schema support."""
     for bound in bounds:
         if isinstance(bound, FieldInfo):
             _bound(found, bound.metadata)

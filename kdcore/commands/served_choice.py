@@ -1,4 +1,4 @@
-"""The model behind a server, for a new recipe: what it is called, and that it answers."""
+"""The model behind a server, for a new recipe: its name, and whether it answers."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ from kdcore_served.client import Client, Refused
 
 from kdcore.errors import UsageError
 
-_K = 20  # that vLLM gives by default
+_K = 20  # vLLM's default maximum
 _PATIENCE = 5.0  # seconds
-_TRIED = (1, 2, 3)  # ids that any model has
+_TRIED = (1, 2, 3)  # ids that every model has
 
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A model that a server has, which tells of k ids at each position."""
+    """A model on a server that returns k ids at each position."""
 
     url: str
     name: str
     api: str
     k: int
-    length: int | None  # of the longest prompt with its answer
-    tokenizer: str  # a folder, or a name on the hub
+    length: int | None  # of the longest prompt with its completion
+    tokenizer: str  # a folder, or a hub name
     chats: bool = True  # whether that tokenizer has a chat template
 
 
 def is_address(teacher: str) -> bool:
-    """Whether a teacher is named by the address of a server."""
+    """Whether a teacher is given as the address of a server."""
     return teacher.startswith(("http://", "https://"))
 
 
 def look_at_server(address: str, tokenizer: str | None) -> ServedModel:
-    """Ask a server what it serves, and try one short text. `address` may end with #MODEL.
+    """Query a server's models, and try one short text. `address` may end with #MODEL.
 
     Raises RunError or UsageError with what to type.
     """
@@ -64,11 +64,11 @@ def _chosen(url: str, models: Sequence[Model], wanted: str) -> Model:
 
 
 def _kind(client: Client, model: str) -> str:
-    """How the server is asked."""
+    """The server's API."""
     try:
         Vllm(client).likeliest(model, _TRIED, _K)
     except Refused as error:
-        if error.status not in (404, 405):  # it has no such path
+        if error.status not in (404, 405):  # the path does not exist
             raise
         SGLang(client).likeliest(model, _TRIED, _K)
         return "sglang"

@@ -1,4 +1,4 @@
-"""A teacher that lives elsewhere, asked about a few rows: whether it answers, and how fast."""
+"""A trial of a teacher behind a server with a few rows: whether it answers, and how fast."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ if TYPE_CHECKING:
     from kdcore.training.run_state import RunState
 
 _ROWS = 8
-_PATIENCE = "give_up_after"  # an option that says for how many seconds something is asked again
+_PATIENCE = "give_up_after"  # option with the seconds for which requests are retried
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What a teacher said of a few rows, and what all of the data would take."""
+    """Results for a few rows, and what all of the data would take."""
 
     who: str
-    tokens: int  # that it was asked about
+    tokens: int  # tokens sent
     seconds: float
-    known: float  # the share of them that it knows
+    known: float  # the share of them that it covers
     whole: int  # tokens of the training data
-    bytes_per_token: float  # kept of each
+    bytes_per_token: float  # stored per token
 
     def lines(self) -> Iterator[tuple[str, str]]:
-        """As `kdcore doctor` shows them."""
+        """For `kdcore doctor`."""
         rate = self.tokens / self.seconds
         yield "server", f"{self.who} answers"
         yield "speed", f"{rate:,.0f} tokens a second, of {self.tokens:,} in {_ROWS} rows at most"
@@ -47,17 +47,17 @@ class Trial:
 
 
 def is_elsewhere(teacher: Teacher) -> bool:
-    """Whether it, or one nested in it, says where it is."""
+    """Whether it, or a nested one, says where it is."""
     return any(each.elsewhere for each in iter_components(teacher))
 
 
 def try_out(run: RunState, teacher: Teacher, sample: RowSample) -> Trial:
-    """Ask it about the first rows. `run` knows the ids that are shared.
+    """Send it the first rows. `run` knows the shared ids.
 
-    Raises RunError where it is out of reach, after one try.
+    Raises RunError if it is unreachable, after one attempt.
     """
     asked = teacher
-    while asked.loads_members:  # a store stands before it
+    while asked.loads_members:  # unwrap caches
         nested = [one for one in iter_components(asked) if isinstance(one, Teacher)]
         asked = nested[1]
     remote = [one for one in iter_components(asked) if one.elsewhere]

@@ -1,4 +1,4 @@
-"""`kdcore show`: the runs there are, one of them, or several side by side."""
+"""`kdcore show`: lists runs, summarises one, or compares several."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def show(
     sets: asked.Sets = None,
     plugins: Plugins = None,
 ) -> None:
-    """Show the runs, newest first; of one run a summary; of several a comparison over seeds.
+    """Show all runs, newest first; a summary of one run; or a comparison of several over seeds.
 
     Over n seeds a score is mean ± sample standard deviation.
 
@@ -117,18 +117,18 @@ def _summarise(runs: Sequence[str], out: Path, as_csv: bool, as_json: bool) -> N
 
 
 def found_runs(names: Sequence[str], out: Path) -> list[Path]:
-    """The runs that are named, each once."""
+    """The named runs, each once."""
     return list(dict.fromkeys(folder for name in names for folder in _found(name, out)))
 
 
 def _found(name: str, out: Path) -> list[Path]:
-    """The runs that are meant: several only where the name is a pattern."""
+    """The runs that a name refers to: several only for a pattern."""
     if not any(letter in name for letter in "*?["):
         return [find_run(name, out)]
     found = [folder for folder in runs_in(out) if fnmatchcase(folder.name, name)]
     if not found:
         raise UsageError(f"no run in {out} is named like {name!r}; kdcore show lists them")
-    return found[::-1]  # the oldest first: stages in their order
+    return found[::-1]  # oldest first: stages in their order
 
 
 def _print(rows: Sequence[dict[str, Any]], as_table: bool) -> None:
@@ -149,7 +149,7 @@ def _list(folders: Sequence[Path], out: Path, csv: bool, json: bool) -> None:
 
 
 def _line(folder: Path) -> dict[str, Any]:
-    """A run in one line, from the end of its metrics."""
+    """A run on one line, from the end of its metrics."""
     last, why = latest_values(folder, ("loss", "eval/nll")), failure_of(folder)
     return {
         "run": folder.name,

@@ -1,4 +1,4 @@
-"""The options with which `kdcore show` looks at tokens, and what was asked with them."""
+"""The options of `kdcore show` for tokens and rows, and the resulting request."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ Sets = Annotated[
 
 @dataclass(frozen=True, kw_only=True)
 class Looking:
-    """What was asked for."""
+    """The request."""
 
     names: Sequence[str] = ()
     out: Path = Path("runs")
@@ -63,7 +63,7 @@ class Looking:
     plugins: Sequence[str] = ()
 
     def refuse(self, *names: str, without: str) -> None:
-        """Options that say nothing here."""
+        """Raise UsageError for options without effect."""
         for name in names:
             if getattr(self, name) not in (None, (), False, "train"):
                 option = {"steps": "step", "sets": "set", "plugins": "p"}.get(name, name)

@@ -1,4 +1,4 @@
-"""The models of a new recipe: a teacher that can teach, a student that it can, and a rate."""
+"""The models of a new recipe: a usable teacher, a student that fits it, and a learning rate."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RATES: Mapping[str, Sequence[tuple[float, float]]] = {
     "loaded": [(2e8, 1e-4), (1e9, 2e-5), (math.inf, 1e-5)],
     "fresh": [(5e7, 1e-3), (2e8, 6e-4), (1e9, 3e-4), (math.inf, 2e-4)],
 }
-"""Learning rates: (parameters up to which, rate), of students that are loaded and fresh ones."""
+"""Learning rates for loaded and fresh students: (maximum parameters, rate)."""
 
 
 @dataclass(frozen=True)
@@ -33,22 +33,22 @@ class Choice:
     config: Mapping[str, Any]  # of a fresh one
     parameters: int
     tokenizer: PreTrainedTokenizerBase  # the student's
-    reach: int  # tokens that both can look back
+    reach: int  # tokens within the reach of both
     trusted: Sequence[str] = ()
-    served: ServedModel | None = None  # the teacher, where it is behind a server
+    served: ServedModel | None = None  # the teacher, if it is behind a server
 
     @property
     def rate(self) -> float:
-        """The learning rate of a student of this size."""
+        """The learning rate for a student of this size."""
         table = RATES["loaded" if self.student else "fresh"]
         return next(rate for limit, rate in table if self.parameters <= limit)
 
 
 def choose(teacher: str, student: str, tokenizer: str | None = None) -> Choice:
-    """Look at configs and tokenizers; no weights are loaded. Raises UsageError with a sentence.
+    """Examine configs and tokenizers; loads no weights. Raises UsageError with one sentence.
 
-    A teacher that is an address is asked; `tokenizer` is then its own, where the server's name for
-    the model does not lead to it.
+    Queries a teacher given as an address; `tokenizer` is then the teacher's, if the server's name
+    for the model does not lead to it.
     """
     try:
         if is_address(teacher):
@@ -77,7 +77,7 @@ def _chosen(teacher: str, student: str) -> Choice:
 def _fresh(
     teacher: str, size: re.Match[str], tokenizer: PreTrainedTokenizerBase, reach: int
 ) -> Choice:
-    """A student of a size, with the teacher's tokenizer."""
+    """A student of a given size, with the teacher's tokenizer."""
     _refuse_endless(teacher, tokenizer)
     wanted = float(size[1]) * _UNITS[size[2].upper()]
     shape = shape_of(wanted, len(tokenizer), size[0])
@@ -87,7 +87,7 @@ def _fresh(
 
 
 def _with_server(served: ServedModel, student: str) -> Choice:
-    """The same with a teacher that is asked over HTTP, whatever its tokenizer."""
+    """The same with a teacher behind a server, whatever its tokenizer."""
     from kdcore.models.loading import load_config, load_tokenizer
 
     try:
@@ -99,7 +99,7 @@ def _with_server(served: ServedModel, student: str) -> Choice:
             "type --tokenizer FOLDER, or its name on the hub"
         ) from None
     served = replace(served, chats=theirs.chat_template is not None)
-    reach = 2048 if served.length is None else served.length - 1  # one is its answer
+    reach = 2048 if served.length is None else served.length - 1  # one is for the completion
     if size := _SIZE.fullmatch(student):
         made = _fresh(served.tokenizer, size, theirs, reach)
         return replace(made, served=served)
@@ -110,7 +110,7 @@ def _with_server(served: ServedModel, student: str) -> Choice:
 
 
 def _refuse_others(role: str, name: str, config: PretrainedConfig) -> None:
-    """A masked model has a class for causal use too, so that what was trained tells more."""
+    """Masked models have a causal class too, so the architecture in the config decides."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     causal = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -149,9 +149,9 @@ def _parameters(config: PretrainedConfig) -> int:
 
 
 def shape_of(wanted: float, ids: int, typed: str) -> dict[str, Any]:
-    """The config of a LLaMA with tied embeddings whose parameters come nearest to `wanted`.
+    """The config of a LLaMA with tied embeddings whose size is closest to `wanted` parameters.
 
-    Among those within a twentieth of it, the one whose width is nearest to 48 times its depth.
+    Among those within 5 % of it, the one whose width is closest to 48 times its depth.
     """
     shapes = [
         shape
@@ -193,7 +193,7 @@ def _shape(width: int, layers: int) -> dict[str, Any]:
 
 
 def parameters_of_shape(shape: Mapping[str, Any], ids: int) -> int:
-    """Embeddings, once; each layer's four attention matrices, three of the MLP and two norms."""
+    """Embeddings, once; per layer four attention matrices, three MLP matrices and two norms."""
     width, inner = shape["hidden_size"], shape["intermediate_size"]
     layer = 4 * width**2 + 3 * width * inner + 2 * width
     return int(ids * width + shape["num_hidden_layers"] * layer + width)

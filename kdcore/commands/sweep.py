@@ -1,4 +1,4 @@
-"""`kdcore sweep`: every run of a recipe's [sweep], over the machines that an executor has."""
+"""`kdcore sweep`: all runs of a recipe's [sweep], on the machines of an executor."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def sweep(
     logs: Logs = None,
     plugins: Plugins = None,
 ) -> None:
-    """Run every combination of a recipe's [sweep]. The same command again continues it."""
+    """Run every combination of a recipe's [sweep]. Rerun the same command to resume."""
     host = plugin_manager(plugins)
     asked = SweepRequest(recipe, tuple(sets or ()), tuple(each or ()), tuple(logs or ()), stage)
     points = read_points(asked, host)
@@ -108,7 +108,7 @@ def _run(coordinator: Coordinator, recipe: str) -> None:
 def _tell_plan(
     points: Points, tasks: Mapping[str, Task], out: Path, recipe: str, *, as_json: bool
 ) -> None:
-    """What would run, in an order in which it can."""
+    """What would run, in a possible order."""
     nodes = [node_of(task, out, recipe) for task in tasks.values()]
     if as_json:
         print_json({"recipe": recipe, "points": len(points.all), "nodes": nodes})
@@ -121,7 +121,7 @@ def _tell_plan(
 
 
 def _executor(on: str, points: Points, slurm: Sequence[str], host: PluginManager) -> Executor:
-    """The executor of `--on NAME[:VALUE]` with the options of the recipe and the command line."""
+    """The executor of `--on NAME[:VALUE]`, with options from the recipe and the command line."""
     name, _, argument = on.partition(":")
     provided = host.provided("executor")
     if name not in provided:
@@ -148,7 +148,7 @@ def _executor(on: str, points: Points, slurm: Sequence[str], host: PluginManager
 
 
 def _put(table: Node, key: str, text: str, source: Source, cls: type) -> None:
-    """An option from the command line; one that takes a text gets what was typed."""
+    """Set an option from the command line; text options take the input verbatim."""
     kinds = members(option_types(cls).get(key))
     try:
         value = text if str in kinds else parse_value(text)
@@ -158,7 +158,7 @@ def _put(table: Node, key: str, text: str, source: Source, cls: type) -> None:
 
 
 def _cancel(store: Store, executor: Executor) -> None:
-    """End the command that runs the sweep, where there is one, and what is submitted."""
+    """Terminate the command that runs the sweep, if any, and cancel submitted jobs."""
     handles, owner = store.jobs_of(executor.name), owner_of(store.folder)
     if owner is not None:
         owner.end()

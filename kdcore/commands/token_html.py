@@ -1,4 +1,4 @@
-"""Rows of tokens as one HTML file that needs nothing else, and no colours to be read."""
+"""Rows of tokens as one self-contained HTML file, readable without colours."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from itertools import chain
 from kdcore.commands.token_rows import Letters, Page, Shown, ShownRow, Side, Token, number
 from kdcore.commands.token_texts import visible
 
-# Underlined, upright and slanted: what is left of the states without colours and style sheet.
+# Underlined, upright and slanted: the states without colours and style sheet.
 _ELEMENTS: Mapping[Shown, str] = {
     "kept": "u",
     "dropped": "span",
@@ -46,7 +46,7 @@ b > * { outline: 2px solid #7a4fd0; }
 
 
 def as_html(pages: Sequence[Page], *, scores: bool = False) -> str:
-    """The pages one below another. With `scores` each token says its numbers under the pointer."""
+    """The pages, one below another. With `scores`, tokens show their numbers on hover."""
     title = ", ".join(page.title for page in pages)
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
     head += f"<title>{escape(title)}</title><style>{_STYLE}</style>"

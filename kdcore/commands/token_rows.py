@@ -1,4 +1,4 @@
-"""Rows of tokens to be looked at: what the terminal and the page show."""
+"""Rows of tokens, as the terminal and the HTML page show them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Literal
 
 State = Literal["kept", "dropped", "trained", "prompt", "first"]
 Shown = Literal["kept", "dropped", "trained", "never", "partly"]
-"""As states are drawn: never valid for whatever reason; partly is a letter of several states."""
+"""States as drawn: "never" is never valid; "partly" is a character of several states."""
 
 _NEVER = ("prompt", "first")
 
@@ -19,9 +19,9 @@ class Token:
     """One token of a row."""
 
     id: int
-    text: str  # "" where a later token ends the letter
+    text: str  # "" if a later token completes the character
     state: State
-    special: bool = False  # the end of a document, the marks of a dialogue
+    special: bool = False  # the end of a document, or marks of a dialogue
     nll: float = float("nan")
     score: float = float("nan")
 
@@ -40,7 +40,7 @@ class Letters:
 
     @property
     def text(self) -> str:
-        """What they stand for together."""
+        """Their joint text."""
         return "".join(token.text for token in self.tokens)
 
     @property
@@ -52,13 +52,13 @@ class Letters:
 
 @dataclass(frozen=True)
 class Side:
-    """A row as one set of weights sees it."""
+    """A row under one set of weights."""
 
-    label: str  # which weights; "" where no weights are asked
+    label: str  # which weights; "" if none are loaded
     tokens: Sequence[Token]
 
     def letters(self, start: int, end: int) -> Iterator[Letters]:
-        """The tokens from index `start` to `end`, those of a letter together."""
+        """The tokens from index `start` to `end`, grouped by character."""
         at = start
         for n in range(start, end):
             if self.tokens[n].text or n == end - 1:
@@ -68,7 +68,7 @@ class Side:
 
 @dataclass(frozen=True)
 class ShownRow:
-    """A row, seen by one set of weights or by several."""
+    """A row under one or several sets of weights."""
 
     title: str
     documents: Mapping[int, str]  # where each one begins -> which
@@ -76,7 +76,7 @@ class ShownRow:
 
     @cached_property
     def differing(self) -> frozenset[int]:
-        """The indices of the tokens that became of different states."""
+        """Indices of tokens whose states differ between the sides."""
         states = zip(*([token.state for token in side.tokens] for side in self.sides), strict=True)
         return frozenset(n for n, found in enumerate(states) if len(set(found)) > 1)
 
@@ -90,12 +90,12 @@ class ShownRow:
 
 @dataclass(frozen=True)
 class Page:
-    """Rows of one kind with what is to be known of them."""
+    """Rows of one kind with their legend."""
 
     title: str
     facts: Sequence[tuple[str, str]]
-    legend: Sequence[tuple[Shown | None, str]]  # the columns: a state in its colours, or a title
-    lines: Sequence[Sequence[str]]  # of the legend: the numbers
+    legend: Sequence[tuple[Shown | None, str]]  # columns: a state in its colours, or a title
+    lines: Sequence[Sequence[str]]  # rows of the legend: numbers
     rows: Sequence[ShownRow]
     notes: Sequence[str] = field(default=())
 

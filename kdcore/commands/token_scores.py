@@ -1,4 +1,4 @@
-"""Tokens above their numbers: what the selection ranked by, and the student's loss."""
+"""Tokens above their numbers: the selection's score, and the student's loss."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from rich.text import Text
 from kdcore.commands.token_rows import Shown, ShownRow, Token, drawn_as, number
 from kdcore.commands.token_texts import visible
 
-_LONGEST = 14  # columns of a token's text; the page and the view without scores have all of it
+_LONGEST = 14  # columns of a token's text; the page and the view without scores show it in full
 _GAP = 1
 
 
 @dataclass(frozen=True)
 class _Column:
-    """A token of the row: its text, and of each line below it the cell."""
+    """A token: its text, and a cell for each line below it."""
 
     text: str
     cells: Sequence[str]
-    states: Sequence[Shown]  # of each side
+    states: Sequence[Shown]  # on each side
     differs: bool
 
     @property
@@ -37,7 +37,7 @@ def has_scores(row: ShownRow) -> bool:
 def scores_of(
     row: ShownRow, start: int, end: int, width: int, styles: Mapping[Shown, str]
 ) -> Iterator[Text]:
-    """The tokens of a document, as many side by side as fit, with a line for each number below."""
+    """The tokens of a document, as many per line as fit, with a line for each number below."""
     labels = _labels(row)
     margin = max(map(len, labels)) + 2
     block: list[_Column] = []
@@ -72,7 +72,7 @@ def _column(row: ShownRow, n: int) -> _Column:
 
 
 def _short(token: Token) -> str:
-    """The token's text in few columns, its blanks shown; "⋯": a later token ends the letter."""
+    """The token's text in few columns, with visible spaces; "⋯": a later token completes it."""
     text = visible(token.text).replace("\n", "↵").replace(" ", "␣") or "⋯"
     return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
 
@@ -80,7 +80,7 @@ def _short(token: Token) -> str:
 def _lines(
     block: Sequence[_Column], labels: Sequence[str], margin: int, styles: Mapping[Shown, str]
 ) -> Iterator[Text]:
-    """The tokens in their colours; with several sides the scores, as the colours differ."""
+    """The tokens in their colours; with several sides, scores are coloured too."""
     several = len(block[0].states) > 1
     line = Text(" " * margin, no_wrap=True)
     for column in block:
@@ -89,7 +89,7 @@ def _lines(
             line, column.text, column.width, f"{style} bold underline" if column.differs else style
         )
     yield line
-    each = len(labels) // len(block[0].states)  # numbers of a side
+    each = len(labels) // len(block[0].states)  # numbers per side
     for n, label in enumerate(labels):
         line = Text(label.ljust(margin), no_wrap=True)
         for column in block:
@@ -100,6 +100,6 @@ def _lines(
 
 
 def _put(line: Text, text: str, width: int, style: str) -> None:
-    """A cell, at the right of its column."""
+    """Write a cell, right-aligned in its column."""
     line.append(" " * (width - cell_len(text)))
     line.append(text, style.strip())

@@ -32,12 +32,12 @@ _DIFFERING, _SPECIAL = "bold underline", "bold magenta"
 _DIFFERENT = ("▸", "◂")
 _SCORES = "Below a token: what it was ranked by, with * where it was kept, and its loss in nats."
 _LOSSES = "Below a token: its loss in nats, with * where it was kept."
-_LEAST = 48  # columns of a side; where there are fewer, sides stand one below another
+_LEAST = 48  # columns of a side; narrower sides are stacked
 _MARGIN = (0, 0, 0, 2)
 
 
 class OnTerminal:
-    """A page of rows, as wide as the terminal; with `scores` each token above its numbers."""
+    """A page of rows, as wide as the terminal; with `scores`, each token above its numbers."""
 
     def __init__(self, page: Page, *, scores: bool = False) -> None:
         self.page, self.scores = page, scores
@@ -56,7 +56,7 @@ class OnTerminal:
             yield from self._row(row, plain, options.max_width)
 
     def _notes(self, plain: bool) -> Iterator[str]:
-        """What marks and numbers mean that the legend does not have."""
+        """The meaning of marks and numbers that the legend lacks."""
         if plain and any(row.differing for row in self.page.rows):
             yield f"What differs stands between {' and '.join(_DIFFERENT)}."
         if self.scores:
@@ -89,7 +89,7 @@ def _sample(state: Shown, title: str, plain: bool) -> Text:
 
 
 def _beside(row: ShownRow, start: int, end: int, plain: bool, width: int) -> RenderableType:
-    """The sides of a document next to one another, or below where that is too narrow."""
+    """The sides of a document side by side, or stacked if that is too narrow."""
     texts = [_flowing(side, row, start, end, plain) for side in row.sides]
     if len(texts) == 1:
         return texts[0]
@@ -109,7 +109,7 @@ def _beside(row: ShownRow, start: int, end: int, plain: bool, width: int) -> Ren
 
 
 def _flowing(side: Side, row: ShownRow, start: int, end: int, plain: bool) -> Text:
-    """The text of a document with its states; line ends are shown and kept."""
+    """The text of a document with its states; line breaks are shown and kept."""
     text = Text(overflow="fold")
     marks = _Marks()
     for letters in side.letters(start, end):
@@ -124,14 +124,14 @@ def _flowing(side: Side, row: ShownRow, start: int, end: int, plain: bool) -> Te
 
 
 class _Marks:
-    """Begins and ends marks where states change."""
+    """Opening and closing marks where states change."""
 
     def __init__(self) -> None:
         self._state: Shown | None = None
         self._differs = False
 
     def before(self, state: Shown | None, differs: bool) -> str:
-        """What stands before letters of this state; None at the end."""
+        """The mark before tokens of this state; None at the end."""
         changes = state != self._state
         said = ""
         if self._differs and (changes or not differs):

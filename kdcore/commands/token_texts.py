@@ -1,4 +1,4 @@
-"""The exact text of each token, and how text is shown that may hold anything."""
+"""The exact text of each token, and safe display of arbitrary text."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_NO_LETTER = "\ufffd"  # what bytes are decoded to that make no letter, or not yet
+_NO_LETTER = "\ufffd"  # the decoding of bytes that form no character, or not yet
 
 
 def exact_texts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
-    """The text that each token adds; joined they are the decoded row, special tokens included.
+    """The text that each token adds; joined, they are the decoded row, special tokens included.
 
-    A letter that several tokens make up stands at the last of them, "" at the others.
+    A character of several tokens appears at the last of them, "" at the others.
     """
     texts = [""] * len(ids)
-    before = begin = 0  # tokens from `before` on are context, those from `begin` on not yet told
+    before = begin = 0  # tokens from `before` on are context, those from `begin` on are pending
     for end in range(1, len(ids) + 1):
         new = _decoded(tokenizer, ids[before:end])[len(_decoded(tokenizer, ids[before:begin])) :]
         if end == len(ids) or not new.endswith(_NO_LETTER):
@@ -34,9 +34,9 @@ def _decoded(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
 
 
 def visible(text: str) -> str:
-    """The text with a picture or a number in place of what no terminal and no page should get.
+    """The text with symbols or numbers in place of unprintable characters.
 
-    Line ends stay as they are.
+    Line breaks stay.
     """
     return "".join(map(_visible, text))
 

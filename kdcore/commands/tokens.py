@@ -1,4 +1,4 @@
-"""`kdcore show --tokens`: what became of each token of a training step, under some weights."""
+"""`kdcore show --tokens`: the state of each token of a training step, under some weights."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Seen:
     """The rows of a training step under one set of weights."""
 
     run: RunState
-    at: int  # the step after which the weights stood so
+    at: int  # the step of the weights
     rows: Sequence[SelectedRow]  # of the whole step
 
     @property
@@ -41,7 +41,7 @@ class Seen:
         return f"step {self.at}"
 
     def total(self, name: str) -> int:
-        """How many tokens are valid, or kept."""
+        """The number of valid or kept tokens."""
         return sum(int(getattr(row, name).sum()) for row in self.rows)
 
     def mean_nll(self) -> float:
@@ -49,12 +49,12 @@ class Seen:
         return float(np.mean(np.concatenate([row.nll[row.valid] for row in self.rows])))
 
     def threshold(self) -> float | None:
-        """The least score that was kept; None where nothing ranks."""
+        """The lowest score that was kept; None without a ranking."""
         kept = np.concatenate([row.score[row.kept] for row in self.rows])
         return None if np.isnan(kept).all() else float(np.nanmin(kept))
 
     def side(self, n: int) -> Side:
-        """A row as these weights see it."""
+        """A row under these weights."""
         row = self.rows[n]
         numbers = (row.nll.tolist(), row.score.tolist())
         kept = counted(int(row.kept.sum()), int(row.valid.sum()))
@@ -63,7 +63,7 @@ class Seen:
 
 
 def show_tokens(looking: Looking) -> None:
-    """Rows of a training step, with what was kept, dropped and never valid."""
+    """Rows of a training step, with kept, dropped and never valid tokens."""
     if len(looking.names) != 1:
         raise UsageError("show --tokens takes one run, such as: kdcore show --tokens last")
     folder = find_run(looking.names[0], looking.out)
@@ -80,9 +80,9 @@ def seen_by(
     of_step: int | None = None,
     sets: Sequence[str] = (),
 ) -> tuple[list[Seen], int]:
-    """The rows of a training step under the weights after each of `steps`, and which step it is.
+    """The rows of a training step under the weights after each of `steps`, and its number.
 
-    By default the finished weights, or the newest, and the step that they chose in.
+    By default the final weights, or the newest, and the step that they chose in.
     """
     seen: list[Seen] = []
     for step in _chosen(steps):
@@ -95,7 +95,7 @@ def seen_by(
 
 
 def _chosen(steps: Sequence[int]) -> list[int | None]:
-    """Each checkpoint once; None: the finished weights, or the newest."""
+    """Each checkpoint once; None: the final weights, or the newest."""
     return [*dict.fromkeys(steps)] or [None]
 
 
@@ -105,7 +105,7 @@ def _last_step(folder: Path) -> int:
 
 
 def _rows_of(folder: Path, asked: int | None, at: int, steps: int) -> int:
-    """The training step whose rows are shown: by default the one that the weights chose in."""
+    """The training step to show: by default the one that the weights chose in."""
     if asked is not None and asked > steps:
         raise UsageError(f"--of-step {asked}: {folder} has {steps} training steps")
     return min(at + 1, steps) if asked is None else asked
@@ -116,7 +116,7 @@ def _states(row: SelectedRow) -> list[State]:
 
 
 def page_of(folder: Path, seen: Sequence[Seen], of_step: int, count: int) -> Page:
-    """So many rows of the step, with what is to be known of them."""
+    """Some rows of the step, with their legend."""
     first = seen[0]
     return Page(
         title=folder.name,
@@ -194,7 +194,7 @@ def _row(seen: Sequence[Seen], n: int) -> ShownRow:
 
 
 def _objects(page: Page, seen: Sequence[Seen], of_step: int) -> Iterator[dict[str, Any]]:
-    """A row under one set of weights each."""
+    """A row under each set of weights."""
     for n, row in enumerate(page.rows):
         for each, side in zip(seen, row.sides, strict=True):
             about = {"run": page.title, "weights_after_step": each.at, "of_step": of_step}

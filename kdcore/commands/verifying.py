@@ -1,4 +1,4 @@
-"""`kdcore plugins NAME --verify`: the contract of every component of a plugin, checked."""
+"""`kdcore plugins NAME --verify`: checks the contract of every component of a plugin."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _STYLES = {"kept": "green", "not checked": "yellow", "broken": "bold red"}
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was found of one part of a plugin."""
+    """The result for one part of a plugin."""
 
     part: str  # a component with its kind, or "imports"
     found: Literal["kept", "not checked", "broken"]
@@ -37,7 +37,7 @@ class Verdict:
 
 
 def verify_plugin(host: PluginManager, plugin: Plugin) -> None:
-    """Tell what was found. Ends with 3 where something does not keep its contract."""
+    """Report the results. Exits with 3 if a component breaks its contract."""
     verdicts = [*verdicts_of(host, plugin)]
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=False)
     table.add_column(no_wrap=True)
@@ -51,7 +51,7 @@ def verify_plugin(host: PluginManager, plugin: Plugin) -> None:
 
 
 def verdicts_of(host: PluginManager, plugin: Plugin) -> Iterator[Verdict]:
-    """Of the plugin itself, its imports, and each of its components with its defaults."""
+    """The plugin itself, its imports, and each of its components with its defaults."""
     if plugin.blocked or plugin.broken:
         found: Literal["not checked", "broken"] = "broken" if plugin.broken else "not checked"
         yield Verdict("plugin", found, plugin.broken or "it is blocked")
@@ -90,7 +90,7 @@ def _of_component(part: str, cls: type[Component]) -> Verdict:
 
 
 def _private_imports(module_name: str) -> Iterator[str]:
-    """What a plugin imports of kdcore beside its public names; kdcore's own modules may."""
+    """Imports of private names from kdcore; modules of kdcore itself may have them."""
     module = sys.modules[module_name]
     if module.__name__.partition(".")[0] == "kdcore":
         return

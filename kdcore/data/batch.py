@@ -98,7 +98,7 @@ class SparseLogits(NamedTuple):
     """A teacher's probabilities of some ids at each position, and of all other ids together."""
 
     ids: Tensor  # int64 [n, k], distinct at each position, k below the vocabulary size
-    log_probabilities: Tensor  # [n, k + 1] at temperature 1; the last is the mass of all other ids
+    log_probabilities: Tensor  # [n, k + 1] at temperature 1; the last is that of all others
     tempered: Mapping[float, Tensor] | None = None  # the other ids' bucket at other temperatures
     """Temperature T -> [n]: T * log(sum of p^(1/T) over the other ids). None: unknown."""
 

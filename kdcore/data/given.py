@@ -199,7 +199,7 @@ class JoinedRows(RowDataset):
             for columns in member.columns():
                 count += 1
                 yield {**columns, **mine}
-            if not count:  # the document itself has none
+            if not count:  # the member has no columns
                 yield from [mine] * len(member.split.lengths)
 
 

@@ -210,7 +210,7 @@ def pack_texts(
     """Tokenise the texts of a split and arrange them in rows by the options of `data`.
 
     With `rows = "chunk"`, the first cut is at token `start`, after a short row with the tokens
-    before it; with `shifts`, a seed, each row begins later by its own random number below `block`.
+    before it. With `shifts`, row i begins at a random token between i * block and (i + 1) * block.
     Data that is fresh each epoch keeps its tokens in memory after the first call.
     """
     check_block(data)
@@ -255,7 +255,7 @@ def _rows_of(
     begins: str | None = None,
     shifts: np.random.Generator | None = None,
 ) -> RowDataset:
-    """`begins`: the ids at the start of each document, for the log; None: logged before."""
+    """`begins`: the text at the start of each document, for the log; None: logged before."""
     if shifts is None:
         pieces = pack_lengths(data, store.lengths, start)
     else:

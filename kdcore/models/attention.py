@@ -36,7 +36,7 @@ _KERNELS_APART = 2e-2  # largest relative difference of two kernels in half prec
 def install(model: PreTrainedModel, forward: Callable[[], object]) -> bool:
     """Use this attention where the model would use "sdpa". Returns whether it is in use.
 
-    Not used where masks hide something that attention calls are not told; runs `forward` to find
+    Not used where masks hide something that attention calls do not know; runs `forward` to find
     out.
     """
     if getattr(model.config, "_attn_implementation", None) not in (_TAKES_THE_PLACE_OF, NAME):

@@ -234,6 +234,8 @@ def allowed(scores: Tensor, sampling: Sampling) -> Tensor:
     if sampling.top_p < 1:
         ordered, places = scores.sort(descending=True, stable=True)
         each = ordered.softmax(-1)
+        # Nucleus sampling (Holtzman et al., 2020): an id is left out if the more likely ones before
+        # it already have the mass top_p. Nothing precedes the first one, so it always stays.
         left_out = each.cumsum(-1) - each >= sampling.top_p
         scores = scores.masked_fill(left_out.gather(1, places.argsort(-1)), -torch.inf)
     return scores

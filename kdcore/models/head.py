@@ -52,7 +52,7 @@ def logits_of(
 def _product(states: Tensor, weight: Tensor, out: Tensor | None) -> Tensor:
     if weight.dtype not in _HALF:
         return torch.mm(states.to(weight.dtype), weight.t(), out=out)
-    if weight.is_cuda:
+    if weight.is_cuda:  # half operands, but sums and results are float32
         return torch.mm(states.to(weight.dtype), weight.t(), out_dtype=torch.float32)
     states = states.float()
     logits = states.new_empty(states.shape[0], weight.shape[0]) if out is None else out

@@ -148,7 +148,7 @@ class _Gradients:
         if self._to_states is None:
             return
         into = self._to_states[:, : gradient.shape[1]]
-        if self._repeats:
+        if self._repeats:  # assignment would keep only one of several gradients of a position
             into.index_add_(0, rows, gradient)
         else:
             into[rows] = gradient

@@ -62,7 +62,10 @@ class GradientShares:
 
 
 def shares_of(squares: Mapping[str, float]) -> dict[str, float]:
-    """Each term's gradient norm over the sum of all norms; {} without a measurement."""
+    """Each term's gradient norm over the sum of all norms; {} without a measurement.
+
+    The sum of norms, not the norm of the sum: terms whose gradients cancel still have their shares.
+    """
     norms = {label: square**0.5 for label, square in squares.items()}
     total = sum(norms.values())
     return {label: norm / total for label, norm in norms.items()} if total else {}

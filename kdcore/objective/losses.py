@@ -138,7 +138,11 @@ def _over_parts(
     temperature: float | None,
     prepared: Tensor | None,
 ) -> Tensor:
-    """The weighted sum of a loss's values against each teacher."""
+    """The weighted sum of a loss's values against each teacher.
+
+    For KL(p || q) its gradient is that of the KL to the mixture of teachers: sum_i w_i KL(p_i || q)
+    = KL(sum_i w_i p_i || q) + a constant (their Jensen-Shannon divergence). Other losses differ.
+    """
     values = [
         weight * checked_values(loss, student, one, labels, temperature, prepared)
         for weight, one in zip(*parts, strict=True)

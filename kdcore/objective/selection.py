@@ -179,6 +179,8 @@ class _Making:
     def _ahead_within(
         self, tokens: StepTokens, readings: Sequence[MicroBatch]
     ) -> tuple[TokenMask, list[TokenMask]]:
+        # Each micro-batch ranks its own tokens; the mask of the step, which losses prepare with,
+        # joins theirs and sums their counts.
         parts = [tokens.alone(n) for n in range(len(readings))]
         found = [self._within(part) for part in parts]
         each = [

@@ -201,7 +201,7 @@ class Checkpoints:
         if scaler_state and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(scaler_state)
         state.pop("processes", None)
-        # None where unknown, or where more processes resume than wrote it.
+        # There is no file if it is unknown, or if more processes resume than wrote it.
         for random in _own_files(path, f"random-{self.accelerator.process_index}.safetensors"):
             RandomState.from_tensors(load_file(random)).restore()
         if self.accelerator.is_main_process:

@@ -228,7 +228,7 @@ class NonFiniteHandler:
         self._trainer, self._save = trainer, save
         self._skips = trainer.run.recipe.train.non_finite == "skip"
         self._skipped = 0
-        self._last = (0, 0)  # the last skipped step, and how many in a row ended there
+        self._last = (0, 0)  # the last skipped step, and how many in a row up to it
         self._finite: NonFiniteCheck | None = None
 
     @property
