@@ -105,7 +105,7 @@ def test_an_unfinished_run_has_its_newest_checkpoint(ran, host, tmp_path):
     shutil.rmtree(copy / "checkpoints" / "step-4")
     assert run_evals(open_stage(begun(copy, host))) == scores_at(ran, 2)
     shutil.rmtree(copy / "checkpoints")
-    with pytest.raises(UsageError, match=r"no checkpoint yet: kdcore run .*chosen\.student"):
+    with pytest.raises(UsageError, match=r"no checkpoint yet: type kdcore run .*chosen\.student"):
         open_stage(begun(copy, host))
 
 

@@ -9,7 +9,7 @@ from kdcore.training.metrics import MetricsAccumulator
 
 
 def recorder(*labels):
-    terms = [SimpleNamespace(label=label) for label in labels]
+    terms = [SimpleNamespace(label=label, loss=None) for label in labels]
     recipe = SimpleNamespace(terms=terms, selection=None)
     about = {"device": torch.device("cpu"), "step": 3, "tokens": 0, "process": 0, "processes": 1}
     run = SimpleNamespace(recipe=recipe, **about)
