@@ -11,14 +11,14 @@ from kdcore.cli.main import app
 from kdcore.plugin.manager import PluginManager
 
 TEXT = (DOCS / "on-policy.md").read_text(encoding="utf-8")
-RECIPE, COMMAND, KEPT = snippets("on-policy.md")
+RECIPE, COMMAND, KEPT, CHOSEN = snippets("on-policy.md")
 
 
 def test_the_recipes_have_no_faults(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert (RECIPE.language, COMMAND.language) == ("toml", "sh")
     Path("onpolicy.toml").write_text(RECIPE.text)
-    for command, recipes in ((COMMAND, 6), (KEPT, 2)):
+    for command, recipes in ((COMMAND, 6), (KEPT, 2), (CHOSEN, 1)):
         _, *words = shlex.split(command.text)
         done = CliRunner().invoke(app, words)
         assert done.exit_code == 0, done.output
@@ -26,7 +26,11 @@ def test_the_recipes_have_no_faults(tmp_path, monkeypatch):
 
 
 def test_the_losses_and_writers_of_the_table_are_there():
-    host, rows = PluginManager(), re.findall(r"^\| [^|]+ \| ([^|]+) \| ([^|]+) \|$", TEXT, re.M)[1:]
+    table = TEXT.partition("## Which method is what")[2].partition("\n## ")[0]
+    host, rows = (
+        PluginManager(),
+        re.findall(r"^\| [^|]+ \| ([^|]+) \| ([^|]+) \|$", table, re.M)[1:],
+    )
     known = {"rollout": host.provided("rollout"), "loss": host.provided("loss")}
     assert len(rows) == 7
     for writers, losses in rows:
