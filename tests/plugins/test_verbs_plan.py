@@ -206,7 +206,7 @@ def test_what_a_selection_keeps_in_words():
     rho = Rho.__new__(Rho)
     components = {"student": "x", "data": "y", "selection": "rho(keep=0.3)"}
     step = facts(plan_of(selection=rho, components=components))["keeps"]
-    assert step.startswith("rho(keep=0.3): Tokens where the student is furthest behind")
+    assert step.startswith("rho(keep=0.3): Tokens with the highest excess loss: the student")
     assert step.endswith(" Chosen among the tokens of the optimizer step, about 3,200")
     alone = facts(plan_of(selection=rho, scope="micro_batch", components=components))["keeps"]
     assert alone.endswith(" Chosen among the tokens of each micro-batch alone")
