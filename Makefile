@@ -1,6 +1,6 @@
 # make quickstart   set up, then distil a small model on embedded data: no GPU, no hub
 # make test         set up, then all tests
-# make quick        the unit tests, under a minute
+# make quick        the unit tests, in a minute or two
 # make lint         ruff, mypy and the layers of imports
 # make site         docs/ as a site in site/
 # make gpu          what a GPU is asked, in 25 minutes; again: what is missing. No network

@@ -129,6 +129,7 @@ def test_teachers_within_that_cannot_serve_are_refused():
     assert not [*Aligned(teacher=HfTeacher(model="x")).faults(stage)]
 
 
+@pytest.mark.slow
 def test_a_recipe_with_it_trains(folders, tmp_path, monkeypatch):
     import kdcore
 

@@ -105,6 +105,7 @@ def recipe(folders, keep, **more):
     } | more
 
 
+@pytest.mark.slow
 def test_a_run_is_the_same_run(folders, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     one = kdcore.run(recipe(folders, "all"), out="a")

@@ -106,6 +106,7 @@ def live(here, tmp_path):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("records", "options"),
     [

@@ -49,6 +49,7 @@ def taken(model, new, block=64):
     return meter.peak
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("new", [48, 8], ids=["long answers", "long prompts"])
 @pytest.mark.parametrize(("kind", "options"), SHAPES.values(), ids=SHAPES)
 def test_it_is_at_most_what_is_planned(kind, options, new):

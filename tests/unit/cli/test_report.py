@@ -119,6 +119,7 @@ def test_what_a_model_wrote_is_text():
     assert "".join(page.text).count(bad) == 3  # the sample of two arms, and the rollout
 
 
+@pytest.mark.slow
 def test_thirty_runs_with_long_courses_stay_small():
     arms(seeds=5, count=6, values=tuple(3 - n / 1000 for n in range(400)))
     text, page = reported("r.*")
