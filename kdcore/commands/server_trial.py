@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kdcore.analysis.rows import RowSample
-from kdcore.api.contracts import Teacher
 from kdcore.api.options import describe, iter_components
+from kdcore.api.teacher import Teacher
 from kdcore.objective.teachers import known_to, load_teacher, read_outputs
 from kdcore.runs.open import iter_batches
 from kdcore.terminal.formatting import duration, percent, size

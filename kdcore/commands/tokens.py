@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from kdcore.analysis.rows import SelectedRow, selected_rows
-from kdcore.api.contracts import Stage
+from kdcore.api.run import Stage
 from kdcore.cli.main import plugin_manager
 from kdcore.commands.looking import borders, json_row, never_valid, states_of, tell_pages, tokens_of
 from kdcore.commands.show_options import Looking

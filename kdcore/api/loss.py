@@ -1,23 +1,80 @@
-"""The contract of losses on hidden states."""
+"""Losses of one token at a time: on logits, and on hidden states."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import field
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-import torch
 from pydantic import Field
-from torch import nn
 
-from kdcore.api.component import component
-from kdcore.api.contracts import Loss
+from kdcore.api.component import Component, component
+from kdcore.api.options import as_call
+from kdcore.api.schedule import Schedule
 from kdcore.errors import UsageError
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
+
+    from kdcore.api.train_options import On
+    from kdcore.data.where import Where
 
 Pair = Annotated[list[int], Field(min_length=2, max_length=2)]
+
+
+class Loss(Component):
+    """A per-token divergence or negative log-likelihood."""
+
+    component_kind: ClassVar[str] = "loss"
+    needs_teacher: ClassVar[bool] = True
+    own_vocabulary: ClassVar[bool] = False  # True: it compares over the teacher's own ids
+
+    def per_token(self, student: Tensor, teacher: Tensor | None, labels: Tensor) -> Tensor:
+        """Student logits [n, V], teacher logits [n, V] (None if not needed) and labels [n] ->
+        values [n], in nats. With `own_vocabulary` the teacher's logits are [n, V_teacher], valid
+        where a span of `Tokens.spans` begins.
+
+        Float32 in and out. Must not modify its inputs. Gradients flow to the student's logits only.
+        V may differ between calls: with a teacher that covers k ids, both sides have the logits of
+        these ids followed by that of all other ids together, and labels index these k + 1.
+        """
+        raise NotImplementedError
+
+    def temperatures(self) -> Sequence[float]:
+        """The temperatures of both sides' softmax: the option `temperature`, or 1 without it.
+
+        Where a teacher covers only k ids, a loss with one temperature T gets buckets that are exact
+        at T. Empty: T varies during the run, as with a schedule, or by token; the loss then needs a
+        teacher that covers all ids.
+        """
+        found = getattr(self, "temperature", 1.0)
+        return [float(found)] if isinstance(found, (int, float)) else []
+
+    def linear_in_teacher(self) -> bool:
+        """Whether the gradient is linear in the teacher's probabilities. Unbiased estimates of
+        these then give an unbiased gradient.
+        """
+        return False
+
+    def formula(self) -> str:
+        """What `per_token` computes, for `kdcore plan`, written in p(T), q(T) and the label y."""
+        return as_call(self)
+
+
+@dataclass(frozen=True, eq=False)
+class Term:
+    """A loss with its weight. `label` identifies it in records: `kl`, `kl.2` for a second one."""
+
+    label: str
+    use: str
+    loss: Loss
+    weight: float | Schedule
+    on: On
+    where: Where | None = None  # columns of the documents it sees; None: all documents
+
+    def weight_at(self, done: float) -> float:
+        """The weight when the share `done` of the run is complete."""
+        return self.weight.at(done) if isinstance(self.weight, Schedule) else self.weight
 
 
 @component
@@ -64,6 +121,9 @@ class HiddenStatesLoss(Loss):
         The same seed gives the same values on every device. Raises UsageError where widths differ
         without a projection.
         """
+        import torch
+        from torch import nn
+
         if self.projection == "none":
             for pair, ours, theirs in zip(self.layers, student, teacher, strict=True):
                 if ours != theirs:
