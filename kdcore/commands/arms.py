@@ -10,7 +10,7 @@ from pathlib import Path
 
 from kdcore.commands.comparing import Group, Told
 from kdcore.commands.comparison import labels
-from kdcore.commands.courses import Course
+from kdcore.commands.courses import Course, Half
 from kdcore.errors import UsageError, did_you_mean
 
 SWEEP = "sweep.json"  # in the folder of runs: which run is which point of a sweep
@@ -33,9 +33,9 @@ class Arm:
         return [f"{name} is at step {step}" for name, step in at if step is not None]
 
 
-def arms_of(folders: Sequence[Path]) -> list[Arm]:
+def arms_of(folders: Sequence[Path], half: Half | None = None) -> list[Arm]:
     """The arms, in the order of their first runs. Raises UsageError for duplicate seeds."""
-    courses = [Course(folder) for folder in dict.fromkeys(folders)]
+    courses = [Course(folder, half) for folder in dict.fromkeys(folders)]
     points = {folder: _points(folder) for folder in {course.folder.parent for course in courses}}
     groups: dict[str, list[Course]] = {}
     swept: dict[str, str] = {}
