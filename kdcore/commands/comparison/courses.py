@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +22,12 @@ from kdcore.runs.reading.facts import read_settings
 from kdcore.runs.reading.metrics import Line, iter_metrics
 
 Axis = Literal["tokens", "time"]
+Half = Literal["first", "second"]
 _KEYS = {"tokens": "tokens", "time": "elapsed"}
+_HALVES: dict[Half, Callable[[int], slice]] = {
+    "first": lambda documents: slice(0, documents // 2),
+    "second": lambda documents: slice(documents // 2, None),
+}
 _SAME = 1e-3  # relative distance within which an evaluation counts as exact
 
 
@@ -38,9 +43,10 @@ class Reading:
 
 
 class Course:
-    """One run: its settings, and its evaluations."""
+    """One run: its settings, and its evaluations, of half the held-out documents if asked."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, half: Half | None = None) -> None:
+        self.half = half
         self.evaluations: list[Line] = []
         self.told: Told = tell_run(folder, self._reading(folder))
         self.folder = folder
@@ -94,7 +100,23 @@ class Course:
         return points[-1][0] if points else None
 
     def at(self, metric: str, axis: Axis, limit: float) -> Reading | None:
-        """The metric there, linearly interpolated between evaluations; None before the first."""
+        """The metric there, linearly interpolated between evaluations; None before the first.
+
+        Raises UsageError for a half if there are no results of documents.
+        """
+        found = self._at(metric, axis, limit)
+        if found is None or self.half is None:
+            return found
+        kept = self.documents(found)
+        sums = None if kept is None else nats_and_sizes(kept, metric)
+        if sums is None or not len(sums[1]):
+            raise UsageError(
+                f"{self.folder} has no {metric} of each document: --documents compares eval/nll "
+                "and eval/bits_per_byte"
+            )
+        return replace(found, value=float(sums[0].sum() / sums[1].sum()))
+
+    def _at(self, metric: str, axis: Axis, limit: float) -> Reading | None:
         points = self._points(metric, axis)
         places = [at for at, _ in points]
         after = bisect_left(places, limit * (1 - _SAME))
@@ -110,7 +132,7 @@ class Course:
         return _between(points[after - 1][1], points[after][1], metric, share)
 
     def documents(self, reading: Reading) -> DocumentLosses | None:
-        """The per-document results there; None if an evaluation kept none."""
+        """The per-document results there, of the half; None if an evaluation kept none."""
         if fault := damage(self.folder / DOCUMENTS):
             raise UsageError(f"{fault}, so its documents are not what the run measured")
         found = [self._read(step) for step in reading.steps]
@@ -118,7 +140,8 @@ class Course:
         if first is None or last is None or first.rows != last.rows:
             return None
         nll = first.nll * (1 - reading.share) + last.nll * reading.share
-        return DocumentLosses(first.document, nll, first.tokens, first.bytes, first.rows)
+        whole = DocumentLosses(first.document, nll, first.tokens, first.bytes, first.rows)
+        return whole if self.half is None else whole.part(_HALVES[self.half](len(whole)))
 
     def _read(self, step: int) -> DocumentLosses | None:
         return read_document_losses(self.folder, step)

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from kdcore.analysis.statistics.differences import FEWEST_SEEDS
 from kdcore.commands.comparison.arms import Arm
-from kdcore.commands.comparison.courses import Axis
+from kdcore.commands.comparison.courses import Axis, Half
 from kdcore.commands.comparison.paired import Compared, Margin
 from kdcore.commands.fitting import Column, Fitting
 from kdcore.runs.reading.history import lower_is_better
@@ -41,11 +41,13 @@ class Comparison:
     margin: Margin
     rows: Sequence[Compared]
     refused: str | None = None
+    half: Half | None = None  # of the held-out documents
 
     @property
     def words(self) -> str:
         """The metric's name in papers."""
-        return _WORDS.get(self.metric, self.metric.removeprefix("eval/"))
+        said = _WORDS.get(self.metric, self.metric.removeprefix("eval/"))
+        return f"{said} on the {self.half} half of the documents" if self.half else said
 
     @property
     def judged(self) -> int:

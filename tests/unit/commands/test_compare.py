@@ -5,13 +5,17 @@ import io
 import json
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
-from made_runs import made
+from made_runs import documents, made
 from typer.testing import CliRunner
 
+from kdcore.checksums import keep
 from kdcore.cli.main import app
+from kdcore.document_losses import DOCUMENTS
 
 BASE = [1.00, 1.02, 0.98, 1.01, 0.99]
 
@@ -296,3 +300,44 @@ def test_weights_that_an_arm_began_with_and_unfinished_runs_are_said():
     said = asked("r.*", "--baseline", "ce")
     assert "kd: kd began with the weights of r.first-12345678, whose cost is not counted" in said
     assert "unfinished: r.ce-" in said and "is at step 100" in said
+
+
+def halves():
+    """Three seeds of two arms: the arm is better on the first three documents, worse on others."""
+    for seed in range(3):
+        made("r.ce", seed, (3.0, BASE[seed]))
+        folder = made("r.kd", seed, (3.0, BASE[seed]), loss="kl")
+        kept = documents(BASE[seed])
+        shift = np.array([-0.1, -0.1, -0.1, 0.2, 0.2, 0.2], np.float32)
+        replace(kept, nll=kept.nll + shift * kept.tokens).save(folder, 50)
+        keep(folder, DOCUMENTS, folder / DOCUMENTS)
+
+
+def test_half_of_the_documents_can_be_compared():
+    halves()
+    first, second = (
+        rows("r.*", "--baseline", "ce", "--at", "tokens", "--documents", half)[0]
+        for half in ("first", "second")
+    )
+    assert first["difference"] == pytest.approx(-0.1, abs=1e-5)
+    assert second["difference"] == pytest.approx(0.2, abs=1e-5)
+    assert (first["documents"], second["documents"]) == (3, 3)
+    said = asked("r.*", "--baseline", "ce", "--documents", "first")
+    assert "validation loss (nats per token) on the first half of the documents" in said
+
+
+def test_a_half_is_interpolated_like_the_whole():
+    made("r.ce", 0, (3.0, 1.0), tokens=1000)
+    made("r.kd", 0, (3.0, 2.0, 1.0), loss="kl", tokens=2000)
+    made("r.x", 0, (3.0, 2.0), loss="x", tokens=500)
+    whole = rows("r.*", "--baseline", "ce")
+    half = rows("r.*", "--baseline", "ce", "--documents", "second")
+    assert [row["difference"] for row in half] == pytest.approx(
+        [row["difference"] for row in whole], abs=1e-5
+    )
+
+
+def test_a_half_needs_losses_of_documents():
+    arms(kept=False)
+    said = asked("r.*", "--baseline", "ce", "--documents", "first", code=2)
+    assert "has no eval/nll of each document: --documents compares eval/nll" in said
