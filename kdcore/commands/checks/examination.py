@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from kdcore.recipe.recipe import Recipe
     from kdcore.training.run_state import RunState
 
-Degree = Literal["fault", "warning", "note"]
+Degree = Literal["error", "warning", "note"]
 
 _ROWS = 64  # sample for masks and ends
 _MANY_CUT = 0.05  # of the documents
@@ -76,7 +76,7 @@ class Examined:
     tokenizer: PreTrainedTokenizerBase | None = None
     ids: int | None = None  # shared by all models
     samples: list[RowSample] = field(default_factory=list)
-    told: list[str] = field(default_factory=list)  # messages of a run about its rows
+    messages: list[str] = field(default_factory=list)  # what a run logs about its rows
     first: list[int] = field(default_factory=list)  # the ids that documents begin with
     ended: tuple[int, int] = (0, 0)  # documents that end with a learned EOS, and their total
     findings: list[Finding] = field(default_factory=list)
@@ -169,7 +169,7 @@ class _Examining:
             return
         ids = len(self.run.tokenizer)
         if student.width < ids:
-            self.said.add("fault", f"the student's head has {student.width:,} rows for {ids:,} ids")
+            self.said.add("error", f"the student's head has {student.width:,} rows for {ids:,} ids")
         for other in self.said.models:
             if (other.parameters or math.inf) < (student.parameters or 0):
                 self.said.add("note", f"the {other.role} is smaller than the student")
@@ -213,7 +213,7 @@ class _Examining:
         try:
             return make()
         except (KdcoreError, OSError) as error:
-            self.said.add("fault", self._named(str(error)))
+            self.said.add("error", self._named(str(error)))
             return None
 
     def _named(self, text: str) -> str:
@@ -237,7 +237,7 @@ class _Examining:
             if record.levelno >= logging.WARNING:
                 self.said.add("warning", text)
             else:
-                self.said.told.append(text)
+                self.said.messages.append(text)
 
 
 class _Heard(logging.Handler):

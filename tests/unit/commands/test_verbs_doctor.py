@@ -93,7 +93,7 @@ def found(host, degree, **options):
 
 
 def test_a_sound_recipe_has_neither_faults_nor_warnings(here, host):
-    assert found(host, "fault") == found(host, "warning") == []
+    assert found(host, "error") == found(host, "warning") == []
 
 
 def test_the_models_are_those_of_the_recipe(here, host):
@@ -124,12 +124,12 @@ def test_the_rows_are_those_that_the_run_trains_on(here, host):
     ],
 )
 def test_a_fault_is_what_the_run_would_say(here, host, sets, says):
-    assert any(says in text for text in found(host, "fault", sets=sets))
+    assert any(says in text for text in found(host, "error", sets=sets))
 
 
 def test_other_ids_are_a_fault(here, host):
     tiny.save(here / "other", tokenizer=tiny.llama_tokenizer(), max_position_embeddings=256)
-    (text, *_) = found(host, "fault", sets=["teacher.model=other"])
+    (text, *_) = found(host, "error", sets=["teacher.model=other"])
     assert "the tokenizers differ" in text
 
 
@@ -184,7 +184,7 @@ def test_a_teacher_that_is_another_stage_is_looked_at_without_its_weights(here, 
     big, small = examined(host, "staged.toml")
     assert [model.name for model in small.models] == ["fresh", "@big"]
     assert small.models[1].parameters == big.models[0].parameters > small.models[0].parameters
-    assert not [each for each in small.findings if each.degree == "fault"]
+    assert not [each for each in small.findings if each.degree == "error"]
     assert not (here / "runs").exists()
 
 
@@ -210,7 +210,7 @@ def test_one_page_on_80_columns(here, monkeypatch):
 def test_a_fault_gives_2(here):
     said = CliRunner().invoke(app, ["doctor", "mine.toml", "--set", "data.block=400"])
     assert said.exit_code == 2
-    assert "fault: data.block = 400" in said.output
+    assert "error: data.block = 400" in said.output
 
 
 def test_an_unknown_stage_is_told(here):
