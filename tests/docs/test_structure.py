@@ -57,12 +57,9 @@ def test_the_engine_names_no_plugin(path):
 # Verbs that look after what one plugin keeps, or write its recipes: they are what is left to move.
 OF_A_PLUGIN = {
     "cache.py": {"kdcore_cached", "kdcore_rollouts"},
-    "cache_tables.py": {"kdcore_cached", "kdcore_rollouts"},
     "served_choice.py": {"kdcore_served"},
     "data_file.py": {"kdcore_text"},
     "generate.py": {"kdcore_sft"},
-    "recipe_template.py": {"kdcore_sft", "kdcore_text"},
-    "rm.py": {"kdcore_cached"},
 }
 
 

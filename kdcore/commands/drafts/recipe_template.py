@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from kdcore.cli.main import plugin_manager
 from kdcore.commands.drafts.data_file import DataFile, columns_of
 from kdcore.commands.drafts.student_choice import Choice
 from kdcore.errors import RunError, UsageError
@@ -64,19 +65,26 @@ def _template(file: DataFile, choice: Choice) -> str | None:
 
 def _lengths(file: DataFile, choice: Choice, template: str | None) -> np.ndarray:
     """Lengths of the sample's documents, by the data component itself."""
-    from kdcore_sft import Sft
-    from kdcore_text import Text
-
+    component = _component(file.kind)
     with TemporaryDirectory(prefix="kdcore-new-") as folder:
         path = Path(folder) / "sample.jsonl"
         lines = (json.dumps(each, default=str) for each in file.sample)
         path.write_text("\n".join(lines), encoding="utf-8")
         at: dict[str, Any] = {"path": str(path), "block": 1 << 20, "rows": "one"}
         options = {k: v for k, v in file.options.items() if k not in ("column", "separator")}
-        data = Sft(**at, **options, template=template) if file.kind == "sft" else Text(**at)
+        of_dialogues = {**options, "template": template} if file.kind == "sft" else {}
+        data = component(**at, **of_dialogues)
         rows: Any = data.make_rows("train", choice.tokenizer, seed=0, epoch=0)
         lengths: np.ndarray = rows.split.lengths
     return lengths
+
+
+def _component(kind: str) -> Any:
+    host = plugin_manager(None)
+    found = host.provided("data").get(kind)
+    if found is None:
+        raise UsageError(host.why_missing("data", kind))
+    return found.cls
 
 
 def _block(lengths: np.ndarray, reach: int) -> int:

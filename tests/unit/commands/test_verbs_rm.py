@@ -95,9 +95,10 @@ def test_a_run_that_names_the_folder_from_elsewhere_needs_it_too(out):
         verb.rm(["r.teacher"], yes=True, out=out)
 
 
-def test_what_a_store_was_made_of_is_left(out):
+@pytest.mark.parametrize("name", ["hf-0123456789ab", "answers-teacher-0123456789ab"])
+def test_what_a_store_was_made_of_is_left(out, name):
     teacher = keep_run(out, "r.teacher-11111111")
-    store = out / "caches" / "hf-0123456789ab"
+    store = out / "caches" / name
     store.mkdir(parents=True)
     (store / "meta.json").write_text(json.dumps({"data": "0" * 16}))
     (store / "about.json").write_text(json.dumps({"teacher": f"hf(model='{teacher}/final')"}))
