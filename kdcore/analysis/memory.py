@@ -29,9 +29,9 @@ from kdcore.analysis.tensors import Listed, tensors_of
 from kdcore.analysis.work import Shape, Work, shape_of
 from kdcore.analysis.writing import Models, Writing, writing_bytes
 from kdcore.api.component import Component
-from kdcore.api.contracts import Loss, Teacher
-from kdcore.api.hidden_states import HiddenStatesLoss
+from kdcore.api.loss import HiddenStatesLoss, Loss
 from kdcore.api.options import iter_components
+from kdcore.api.teacher import Teacher
 from kdcore.errors import PluginError, RunError
 from kdcore.guard import call_checked
 from kdcore.models.head import chunk_size
@@ -45,7 +45,7 @@ from kdcore.training.student import finished, patched
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-    from kdcore.api.contracts import Stage
+    from kdcore.api.run import Stage
     from kdcore.api.train_options import TrainOptions
 
 

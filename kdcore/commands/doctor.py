@@ -16,7 +16,7 @@ from rich.text import Text
 from kdcore.analysis.rows import RowSample
 from kdcore.cli.examples import examples
 from kdcore.cli.main import plugin_manager
-from kdcore.commands.examination import Examined, Finding, Model, examine, trained_share
+from kdcore.commands.checks.examination import Examined, Finding, Model, examine, trained_share
 from kdcore.commands.fitting import labelled
 from kdcore.commands.output import Plugins, tell
 from kdcore.errors import UsageError

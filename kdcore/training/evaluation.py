@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdcore.api.contracts import Loss, Teacher
+from kdcore.api.loss import Loss
+from kdcore.api.teacher import Teacher
 from kdcore.data.batch import Batch, Row, SparseLogits, columns_of
 from kdcore.data.collate import Collate, sent
 from kdcore.data.columns import values_of_column
@@ -26,7 +27,7 @@ from kdcore.objective.teachers import known_to, may_not_know, read_outputs
 from kdcore.terminal.bars import progress
 
 if TYPE_CHECKING:
-    from kdcore.api.contracts import Run
+    from kdcore.api.run import Run
 
 
 def run_evals(run: Run) -> dict[str, float | str]:

@@ -22,7 +22,7 @@ from kdcore.objective.losses import compiled_values_of, values_of
 from kdcore.rng import RandomState
 
 if TYPE_CHECKING:
-    from kdcore.api.contracts import Term
+    from kdcore.api.loss import Term
     from kdcore.training.run_state import RunState
     from kdcore.training.step import TrainStep
 

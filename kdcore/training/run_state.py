@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from kdcore.api.contracts import Loss, Rollout, Run, Teacher
+from kdcore.api.data import Rollout
+from kdcore.api.loss import Loss
+from kdcore.api.run import Run
+from kdcore.api.teacher import Teacher
 from kdcore.data.batch import Row
 from kdcore.data.rows import Documents
 from kdcore.data.sampler import Drawable, Order, StreamedRows, TrainingRows
@@ -27,7 +30,7 @@ if TYPE_CHECKING:
     import numpy as np
     from transformers import PreTrainedTokenizerBase
 
-    from kdcore.api.contracts import Stage
+    from kdcore.api.run import Stage
     from kdcore.data.rows import RowDataset
     from kdcore.document_losses import DocumentLosses
     from kdcore.models.causal_lm import LanguageModel

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kdcore.api.contracts import Teacher
+from kdcore.api.teacher import Teacher
 from kdcore.distributed import main_first
 from kdcore.errors import RunError
 from kdcore.guard import call_checked
