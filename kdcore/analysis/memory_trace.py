@@ -97,12 +97,21 @@ def footprint(
     student.zero_grad()
     meter = _Meter()
     with meter:
-        if asked.repeats:
-            for parameter in student.parameters():
-                if parameter.requires_grad:
-                    parameter.grad = torch.empty_like(parameter)
+        earlier = _earlier_gradients(student) if asked.repeats else []
         kept, added = _run(student, teachers, references, asked, meter)
+    del earlier
     return Footprint(kept, added, meter.peak)
+
+
+def _earlier_gradients(student: PreTrainedModel) -> list[Tensor]:
+    """Float32 gradients of the micro-batches before; those of bf16 weights are apart from them."""
+    found = []
+    for parameter in student.parameters():
+        if parameter.requires_grad:
+            found.append(torch.empty_like(parameter, dtype=torch.float32).detach())
+            if parameter.dtype == torch.float32:
+                parameter.grad = found[-1]
+    return found
 
 
 def activations(student: PreTrainedModel, asked: Pass) -> int:

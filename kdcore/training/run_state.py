@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from kdcore.data.rows import RowDataset
     from kdcore.document_losses import DocumentLosses
     from kdcore.models.causal_lm import LanguageModel
+    from kdcore.objective.compiled_losses import PerToken
 
 
 _log = logging.getLogger("kdcore")
@@ -60,6 +61,7 @@ class RunState(Run):
     best: Best | None = None  # the best step, if the recipe keeps it
     reads_teacher: bool = True
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
+    compiled: Callable[[Sequence[Loss]], PerToken] | None = None  # in evaluations of training
     tokenizer: PreTrainedTokenizerBase = field(init=False)
     language_model: LanguageModel = field(init=False)
     _rows: dict[tuple[str, int], RowDataset] = field(default_factory=dict)
