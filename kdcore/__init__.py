@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from kdcore.api.schedule import tensor_now as tensor_now
     from kdcore.api.schedule import value_now as value_now
     from kdcore.api.student import Patch as Patch
+    from kdcore.api.teacher import CombinedTeacher as CombinedTeacher
     from kdcore.api.teacher import Teacher as Teacher
     from kdcore.api.tokens import PreparedLoss as PreparedLoss
     from kdcore.api.tokens import Selection as Selection
@@ -132,7 +133,7 @@ _EXPORTS = {
     "api.run": "Run Stage",
     "api.schedule": "Schedule Scheduled tensor_now value_now",
     "api.student": "Patch",
-    "api.teacher": "Teacher",
+    "api.teacher": "CombinedTeacher Teacher",
     "api.tokens": "PreparedLoss Selection Tokens",
     "data.batch": "TeacherOutputs Batch GappedLogits OwnVocabulary SparseLogits LogitsFn Row Rows "
     "Split StatesFn columns_of",

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, ClassVar, cast
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, cast
 
-from kdcore.api.component import AnyRun, AnyStage, Component
+from pydantic import Field
+
+from kdcore.api.component import AnyRun, AnyStage, Component, component
 from kdcore.errors import UsageError
 
 if TYPE_CHECKING:
@@ -189,3 +192,54 @@ class Teacher(Component):
                 "likelihoods of all labels"
             )
         return nll_from_logits(cast("LogitsFn", self.read(batch)), batch)
+
+
+@component
+class CombinedTeacher(Teacher):
+    """A teacher made of several, its `members`, whose trunks can take turns on the device.
+
+    A subclass reads a member inside `with self.present(member):`. Heads stay on the device, so what
+    was read remains valid.
+    """
+
+    members: Annotated[list[Teacher], Field(min_length=1)]
+    keep_loaded: Annotated[
+        Literal["all", "one"],
+        Field(description="members on the device: all, or one after another; heads stay"),
+    ] = "all"
+    elsewhere = frozenset({"keep_loaded"})
+
+    def faults(self, recipe: AnyStage) -> Iterable[str]:
+        """Reject members that cannot take turns where they should."""
+        for member in self.members:
+            if self.takes_turns() and not member.moves():
+                yield (
+                    f"the member {member.name!r} cannot leave the device (it is quantised, "
+                    'offloaded, or holds no model itself): leave keep_loaded = "one" out'
+                )
+
+    def load(self, run: AnyRun) -> None:
+        """The engine loads the members; members that take turns are moved off the device again."""
+        if self.takes_turns():
+            for member in self.members:
+                member.to_host()
+
+    def takes_turns(self) -> bool:
+        """Set by `keep_loaded`."""
+        return self.keep_loaded == "one"
+
+    @contextmanager
+    def present(self, member: Teacher) -> Iterator[None]:
+        """A member on the device, for as long as its trunk runs."""
+        if not self.takes_turns():
+            yield
+            return
+        member.to_device()
+        try:
+            yield
+        finally:
+            member.to_host()
+
+    def gives_logits(self) -> bool:
+        """Whether every member does."""
+        return all(member.gives_logits() for member in self.members)

@@ -9,6 +9,7 @@ import tiny
 import typer
 from told import expect
 from typer.testing import CliRunner
+from whole_runs import recipe_text
 
 from kdcore import UsageError
 from kdcore.analysis.rows import RowSample, SampledRow
@@ -16,30 +17,20 @@ from kdcore.commands.rows import data as verb
 from kdcore.commands.show import show
 
 TOKENIZER = tiny.byte_tokenizer(tiny.TEXTS * 3, 400)
-RECIPE = """
-[tokenizer]
-use = "bpe"
-vocab_size = 300
-[data]
-use = "stories"
-stories = 30
-validation = 5
-block = 64
-[student.config]
-model_type = "llama"
-hidden_size = 16
-intermediate_size = 24
-num_hidden_layers = 1
-num_attention_heads = 2
-[[loss]]
-use = "ce"
-[train]
-steps = 2
-lr = 1e-3
+RECIPE = recipe_text(
+    {
+        "tokenizer.vocab_size": 300,
+        "data.stories": 30,
+        "data.validation": 5,
+        "data.block": 64,
+        "train.steps": 2,
+    },
+    """\
 [stage.small]
 [stage.large.data]
 block = 96
-"""
+""",
+)
 
 
 def piece(document, prompt, answer, offset=0):

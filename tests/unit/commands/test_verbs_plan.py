@@ -7,6 +7,7 @@ import typer
 from kdcore_selections import Rho
 from told import FORMULA, expect
 from typer.testing import CliRunner
+from whole_runs import recipe_text
 
 from kdcore import Teacher, UsageError
 from kdcore.analysis.hours import Hours
@@ -227,27 +228,16 @@ def test_checkpoints_that_lie_there_at_once(train, steps, rows, kept):
     assert verb._kept(plan_of(train=train, steps=steps, rows=rows)) == kept
 
 
-RECIPE = """
-[tokenizer]
-use = "bpe"
-vocab_size = 300
-[data]
-use = "stories"
-stories = 12
-block = 64
-[student.config]
-model_type = "llama"
-hidden_size = 16
-intermediate_size = 24
-num_hidden_layers = 1
-num_attention_heads = 2
-[[loss]]
-use = "ce"
-weight = 0.5
-[train]
-steps = 2
-lr = 1e-3
-"""
+RECIPE = recipe_text(
+    {
+        "tokenizer.vocab_size": 300,
+        "data.stories": 12,
+        "data.validation": None,
+        "data.block": 64,
+        "train.steps": 2,
+        "loss.weight": 0.5,
+    }
+)
 
 
 def test_the_verb_on_a_recipe(tmp_path):

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 from told import keep_run
 from typer.testing import CliRunner
+from whole_runs import recipe_text
 
 from kdcore import UsageError
 from kdcore.cli.main import app
@@ -157,35 +158,17 @@ def test_a_link_that_leads_elsewhere_leaves_its_run_alone_and_no_other(out, tmp_
     assert linked.exists() and not other.exists()
 
 
-STAGED = """
-[tokenizer]
-use = "bpe"
-vocab_size = 300
-[data]
-use = "stories"
-stories = 20
-validation = 4
-block = 64
-[student.config]
-model_type = "llama"
-hidden_size = 16
-intermediate_size = 24
-num_hidden_layers = 1
-num_attention_heads = 2
-[train]
-steps = 1
-lr = 1e-3
-batch = 2
-eval_rows = 2
-[[loss]]
-use = "ce"
+STAGED = recipe_text(
+    {"train.steps": 1, "train.batch": 2, "train.eval_rows": 2},
+    """\
 [stage.big]
 [stage.small.teacher]
 use = "hf"
 model = "@big"
 [[stage.small.loss]]
 use = "kl"
-"""
+""",
+)
 
 
 def test_stages_of_a_real_run(out):

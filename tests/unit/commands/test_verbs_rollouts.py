@@ -4,6 +4,7 @@ import json
 
 import pytest
 from typer.testing import CliRunner
+from whole_runs import recipe_text
 
 from kdcore.analysis.writing import cache_bytes
 from kdcore.cli.main import app
@@ -11,33 +12,14 @@ from kdcore.errors import UsageError
 
 pytestmark = pytest.mark.slow
 
-RECIPE = """
-[tokenizer]
-use = "bpe"
-vocab_size = 270
-
-[data]
-use = "stories"
-stories = 20
-validation = 4
-block = 32
-
-[student.config]
-model_type = "llama"
-hidden_size = 16
-intermediate_size = 24
-num_hidden_layers = 3
-num_attention_heads = 4
-num_key_value_heads = 2
-
-[train]
-steps = 10
-batch = 4
-lr = 1e-2
-
-[[loss]]
-use = "ce"
-"""
+RECIPE = recipe_text(
+    {
+        "student.config.num_hidden_layers": 3,
+        "student.config.num_attention_heads": 4,
+        "student.config.num_key_value_heads": 2,
+        "train.steps": 10,
+    }
+)
 ROLLOUT = """
 [rollout]
 use = "student"

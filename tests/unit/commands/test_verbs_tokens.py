@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from told import drawn, expect, keep_run
 from typer.testing import CliRunner
+from whole_runs import recipe_text
 
 from kdcore import UsageError
 from kdcore.analysis.rows import SelectedRow
@@ -326,35 +327,22 @@ def test_what_cannot_be_shown(tmp_path, monkeypatch, options, fault):
 
 # ---- a run that ran ----------------------------------------------------------------
 
-RECIPE = """
-name = "ran"
-[tokenizer]
-use = "bpe"
-vocab_size = 300
-[data]
-use = "stories"
-stories = 30
-validation = 5
-block = 32
-[student.config]
-model_type = "llama"
-hidden_size = 16
-intermediate_size = 32
-num_hidden_layers = 1
-num_attention_heads = 2
+RECIPE = recipe_text(
+    {
+        "name": "ran",
+        "tokenizer.vocab_size": 300,
+        "data.stories": 30,
+        "data.validation": 5,
+        "student.config.intermediate_size": 32,
+        "train.eval_every": 4,
+        "train.eval_rows": 8,
+    },
+    """\
 [selection]
 use = "hardest"
 keep = 0.25
-[train]
-steps = 4
-batch = 4
-lr = 1e-2
-eval_every = 4
-save_every = 2
-eval_rows = 8
-[[loss]]
-use = "ce"
-"""
+""",
+)
 
 
 @pytest.mark.slow
