@@ -152,11 +152,12 @@ class RunState(Run):
         """See `Run.evaluate`."""
         from kdcore.training.evaluation import DocumentSums, evaluate
 
+        compiled = self.compiled(losses) if self.compiled and losses else None
         if not keep_documents:
-            return evaluate(self, rows, losses, teacher, by)
+            return evaluate(self, rows, losses, teacher, by, compiled=compiled)
         count = len(rows.split.lengths)  # type: ignore[attr-defined]
         documents = DocumentSums(count, self.device)
-        sums = evaluate(self, rows, losses, teacher, by, documents)
+        sums = evaluate(self, rows, losses, teacher, by, documents, compiled)
         self.documents = documents.found()
         return sums
 
