@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kdcore.api.contracts import Teacher
-from kdcore.distributed import main_first
+from kdcore.data.token_cache import caches
+from kdcore.distributed.disks import disk_of, leaders_first
 from kdcore.errors import RunError
 from kdcore.guard import call_checked
 from kdcore.models.causal_lm import LanguageModel
@@ -71,7 +72,7 @@ def prepare(
 ) -> Trainer:
     """Load and verify everything; the run already has its tokenizer."""
     stage, options = run.recipe, run.recipe.train
-    with main_first(accelerator):
+    with leaders_first(accelerator, disk_of(accelerator, caches())):
         laid = run.laid("train")
     run.steps = steps_of(options, run.drawn_in_epoch(), laid.lengths)
     hidden = HiddenTerms(stage.terms)
@@ -102,6 +103,7 @@ def prepare(
             student,
             optimizer,
             keep=options.save_keep,
+            disk=run.disk,
             components={**run.recipe.by_place(), **_written(rows)},
         ),
         signals=signals,
