@@ -7,6 +7,7 @@ files, such as tokenised data, can be evicted and do not count.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, cast
@@ -31,6 +32,7 @@ from kdcore.analysis.models import (
     half_copies,
     head_of,
     in_turn,
+    optimizer_numbers,
     saved_bytes,
     takes_turns,
     teacher_model,
@@ -56,23 +58,23 @@ from kdcore.analysis.tensors import Listed, tensors_of
 from kdcore.analysis.work import Shape, Work, shape_of
 from kdcore.analysis.writing import Models, Writing, writing_bytes
 from kdcore.api.component import Component
-from kdcore.api.contracts import Loss, Teacher
-from kdcore.api.hidden_states import HiddenStatesLoss
+from kdcore.api.loss import HiddenStatesLoss, Loss
 from kdcore.api.options import iter_components
+from kdcore.api.teacher import Teacher
 from kdcore.errors import PluginError, RunError
 from kdcore.guard import call_checked
 from kdcore.models.head import chunk_size
 from kdcore.models.loading import HALF, dtype_of, precision_of
 from kdcore.objective.hidden_states import compares_states
+from kdcore.training.gpu.working_weights import WorkingWeights
 from kdcore.training.micro_batch import MARGIN, cpu_default, probe
-from kdcore.training.setup import enable_checkpointing, optimizer_of
+from kdcore.training.setup import enable_checkpointing
 from kdcore.training.student import finished, patched
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-    from kdcore.api.contracts import Stage
-    from kdcore.api.train_options import TrainOptions
+    from kdcore.api.run import Stage
 
 
 # Measured: a process before it makes its student; a CUDA context with its kernels.
@@ -112,7 +114,7 @@ def estimate(
 
     `rows` is the number per step, if known.
     """
-    state = _state_of(stage.train)
+    state = optimizer_numbers(stage.train)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     losses = of_single_tokens([term.loss for term in stage.terms if not compares_states(term)])
     with FakeModels():
@@ -132,7 +134,7 @@ def estimate_processes(
 
     Needs no GPU. Cards are taken to have bf16. With `micro_batch = "auto"` one row is read at once.
     """
-    state = _state_of(stage.train)
+    state = optimizer_numbers(stage.train)
     losses = of_single_tokens([term.loss for term in stage.terms if not compares_states(term)])
     device = torch.device("cuda")
     with FakeModels():
@@ -214,6 +216,8 @@ class _Estimating:
             ("student: optimizer", round(state * trained)),
             *((one.name, one.size) for one in self._all_teachers()),
         ]
+        if self.options.bf16_weights:
+            fixed.insert(2, ("student: bf16 weights", trained // 2))
         if learned:
             fixed.append(("what losses learn, with its optimizer", round((2 + state) * learned)))
         held = sum(size for _, size in fixed)
@@ -249,7 +253,7 @@ class _Estimating:
         head = cast(nn.Module, self.student.get_output_embeddings())  # type: ignore[no-untyped-call]
         layer, half = largest_layer(self.student), self._precision
         student = StudentSize(
-            weights=bytes_of(self.student),
+            weights=bytes_of(self.student) + (trained // 2 if self.options.bf16_weights else 0),
             gradients=trained,
             optimizer=round(state * trained),
             head=bytes_of(head),
@@ -336,7 +340,9 @@ class _Estimating:
 
     def _peak(self, held: int, taken: Footprint) -> int:
         # Rows are generated between steps: without activations, but next to everything that stays.
-        gradients = 4 * parameters_of(self.student)[1]
+        # bf16 gradients are still there while they are cast to float32.
+        size = 6 if self.options.bf16_weights else 4
+        gradients = size * parameters_of(self.student)[1]
         return held + round(max(taken.peak, gradients, self._writing.peak) * ALLOCATOR)
 
     def _footprint(self, rows: int, *, repeats: bool | None = None) -> Footprint:
@@ -349,21 +355,28 @@ class _Estimating:
         if self.options.checkpointing:
             enable_checkpointing(self.student)
         try:
-            return footprint(
-                self.student,
-                [one.model for one in self.teachers],
-                [one.model for one in self.references],
-                self._pass(rows, repeats=repeats),
-            )
+            with self._working_weights():
+                return footprint(
+                    self.student,
+                    [one.model for one in self.teachers],
+                    [one.model for one in self.references],
+                    self._pass(rows, repeats=repeats),
+                )
         except (UnsupportedFakeTensorException, PluginError) as error:
             # A loss or model may read values, and fake tensors have none.
             self.unknown.append(f"activations and logits: {error}")
             return Footprint(0, 0, 0)
 
+    def _working_weights(self) -> AbstractContextManager[None]:
+        if not self.options.bf16_weights:
+            return nullcontext()
+        return WorkingWeights([*self.student.parameters()]).in_use()
+
     def _checkpointed(self, rows: int) -> int | None:
         try:
             enable_checkpointing(self.student)
-            return activations(self.student, self._pass(rows))
+            with self._working_weights():
+                return activations(self.student, self._pass(rows))
         except (ValueError, UnsupportedFakeTensorException):
             return None  # the model does not support it
 
@@ -384,13 +397,3 @@ class _Estimating:
 
     def _prepares(self) -> bool:
         return any(isinstance(loss, BlankPrepared) for loss in self.losses)
-
-
-def _state_of(options: TrainOptions) -> float:
-    """The optimizer's state in numbers per trained parameter, from a step on a small matrix."""
-    small = nn.Linear(256, 256, bias=False)
-    optimizer = optimizer_of(options, small)
-    small(torch.zeros(1, 256)).sum().backward()
-    optimizer.step()
-    held = (x for state in optimizer.state.values() for x in state.values())
-    return sum(x.numel() for x in held if isinstance(x, torch.Tensor)) / small.weight.numel()

@@ -11,11 +11,14 @@ from torch import nn
 
 from kdcore.analysis.parameters import parameters_of
 from kdcore.api.component import Component
-from kdcore.api.contracts import Teacher
+from kdcore.api.teacher import Teacher
 from kdcore.models.offload import bytes_on_device
+from kdcore.training.setup import optimizer_of
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
+
+    from kdcore.api.train_options import TrainOptions
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,3 +100,13 @@ def half_copies(layers: Sequence[nn.Module], half: torch.dtype | None) -> int:
         return 0
     weights = (p for layer in layers for p in layer.parameters())
     return sum(half.itemsize * p.numel() for p in weights if p.dtype == torch.float32)
+
+
+def optimizer_numbers(options: TrainOptions) -> float:
+    """The optimizer's state in numbers per trained parameter, from a step on a small matrix."""
+    small = nn.Linear(256, 256, bias=False)
+    optimizer = optimizer_of(options, small)
+    small(torch.zeros(1, 256)).sum().backward()
+    optimizer.step()
+    held = (x for state in optimizer.state.values() for x in state.values())
+    return sum(x.numel() for x in held if isinstance(x, torch.Tensor)) / small.weight.numel()
