@@ -102,15 +102,7 @@ def prepare(
         rate=rate_of(options, run.steps),
         rows=rows,
         working=WorkingWeights([*student.parameters()]) if options.bf16_weights else None,
-        checkpoints=Checkpoints(
-            run.folder / checkpoints_at,
-            accelerator,
-            student,
-            optimizer,
-            keep=options.save_keep,
-            disk=run.disk,
-            components={**run.recipe.by_place(), **_written(rows)},
-        ),
+        checkpoints=_checkpoints(run, checkpoints_at, accelerator, student, optimizer, rows),
         signals=signals,
     )
     run.micro_batch = micro_batch_of(trainer)
@@ -125,6 +117,25 @@ def rows_of(run: RunState) -> TrainingRows | StreamedRows | RolloutRows:
     if run.recipe.rollout is None:
         return training_rows(run)
     return RolloutRows(run, training_rows(run, whole=True))
+
+
+def _checkpoints(
+    run: RunState,
+    place: str,
+    accelerator: Accelerator,
+    student: PreTrainedModel,
+    optimizer: torch.optim.Optimizer,
+    rows: object,
+) -> Checkpoints:
+    return Checkpoints(
+        run.folder / place,
+        accelerator,
+        student,
+        optimizer,
+        keep=run.recipe.train.save_keep,
+        disk=run.disk,
+        components={**run.recipe.by_place(), **_written(rows)},
+    )
 
 
 def _written(rows: object) -> dict[str, WrittenAhead]:

@@ -33,7 +33,8 @@ def process(rank, processes=3):
 def together(work, processes=3):
     """What each process returns, by rank."""
     with ThreadPoolExecutor(processes) as pool:
-        return [*pool.map(work, range(processes))]
+        found = [pool.submit(work, rank) for rank in range(processes)]
+    return [each.result() for each in found]
 
 
 def test_processes_that_see_the_same_files_share_a_disk(tmp_path):
