@@ -33,8 +33,9 @@ def stage(folder, name):
 def records(folder):
     lines = map(json.loads, (stage(folder, "big") / "metrics.jsonl").read_text().splitlines())
     times = ("time", "elapsed", "tokens_per_second")
+    numbers = (int, float)
     return [
-        {key: value for key, value in line.items() if key not in times and type(value) is not dict}
+        {k: value for k, value in line.items() if k not in times and isinstance(value, numbers)}
         for line in lines
     ]
 
