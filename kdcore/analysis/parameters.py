@@ -48,6 +48,17 @@ def parts_of(model: PreTrainedModel) -> list[Part]:
     return parts
 
 
+def layers_of(model: nn.Module) -> list[nn.Module]:
+    """The layers of a model's trunk; the model itself if it has none."""
+    lists = (each for each in model.modules() if isinstance(each, nn.ModuleList))
+    return list(next(lists, [model]))  # the outermost list comes first
+
+
+def largest_layer(model: nn.Module) -> nn.Module:
+    """The layer with most parameters."""
+    return max(layers_of(model), key=lambda layer: sum(p.numel() for p in layer.parameters()))
+
+
 def learned_parts(losses: Iterable[HiddenStatesLoss]) -> list[Part]:
     """Parameters that losses learn, which are not part of the finished model."""
     parts = []

@@ -48,12 +48,16 @@ def verified(opened: Callable[[], _Opened], key: str) -> _Opened:
     return store
 
 
-def _folder(key: str) -> Path:
-    """The folder in which datasets caches a generator with this fingerprint."""
+def caches() -> Path:
+    """Where datasets caches what it made."""
     import datasets.config
 
-    caches = Path(datasets.config.HF_DATASETS_CACHE)
-    return caches / "generator" / f"default-fingerprint=kdcore-{key}"
+    return Path(datasets.config.HF_DATASETS_CACHE)
+
+
+def _folder(key: str) -> Path:
+    """The folder in which datasets caches a generator with this fingerprint."""
+    return caches() / "generator" / f"default-fingerprint=kdcore-{key}"
 
 
 def _fault(store: _Store, folder: Path) -> str | None:

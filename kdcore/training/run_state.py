@@ -21,6 +21,7 @@ from kdcore.data.batch import Row
 from kdcore.data.rows import Documents
 from kdcore.data.sampler import Drawable, Order, StreamedRows, TrainingRows
 from kdcore.data.streaming import Stream
+from kdcore.distributed.disks import SHARED, Disk
 from kdcore.errors import RunError, UsageError
 from kdcore.guard import plugin_errors, wrong_return
 from kdcore.models.completions import Completion, Prompt, Sampling
@@ -47,6 +48,7 @@ class RunState(Run):
     recipe: Stage
     folder: Path
     device: torch.device
+    disk: Disk = SHARED  # of the folder
     process: int = 0
     processes: int = 1
     step: int = 0  # optimizer steps done

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kdcore.api.teacher import Teacher
-from kdcore.distributed import main_first
+from kdcore.data.token_cache import caches
+from kdcore.distributed.disks import disk_of, leaders_first
 from kdcore.errors import RunError
 from kdcore.guard import call_checked
 from kdcore.models.causal_lm import LanguageModel
@@ -75,7 +76,7 @@ def prepare(
     stage, options = run.recipe, run.recipe.train
     check_working_weights(options, accelerator)
     check_graphs(options, accelerator)
-    with main_first(accelerator):
+    with leaders_first(accelerator, disk_of(accelerator, caches())):
         laid = run.laid("train")
     run.steps = steps_of(options, run.drawn_in_epoch(), laid.lengths)
     hidden = HiddenTerms(stage.terms)
@@ -101,14 +102,7 @@ def prepare(
         rate=rate_of(options, run.steps),
         rows=rows,
         working=WorkingWeights([*student.parameters()]) if options.bf16_weights else None,
-        checkpoints=Checkpoints(
-            run.folder / checkpoints_at,
-            accelerator,
-            student,
-            optimizer,
-            keep=options.save_keep,
-            components={**run.recipe.by_place(), **_written(rows)},
-        ),
+        checkpoints=_checkpoints(run, checkpoints_at, accelerator, student, optimizer, rows),
         signals=signals,
     )
     run.micro_batch = micro_batch_of(trainer)
@@ -123,6 +117,25 @@ def rows_of(run: RunState) -> TrainingRows | StreamedRows | RolloutRows:
     if run.recipe.rollout is None:
         return training_rows(run)
     return RolloutRows(run, training_rows(run, whole=True))
+
+
+def _checkpoints(
+    run: RunState,
+    place: str,
+    accelerator: Accelerator,
+    student: PreTrainedModel,
+    optimizer: torch.optim.Optimizer,
+    rows: object,
+) -> Checkpoints:
+    return Checkpoints(
+        run.folder / place,
+        accelerator,
+        student,
+        optimizer,
+        keep=run.recipe.train.save_keep,
+        disk=run.disk,
+        components={**run.recipe.by_place(), **_written(rows)},
+    )
 
 
 def _written(rows: object) -> dict[str, WrittenAhead]:

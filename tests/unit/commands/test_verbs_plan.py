@@ -14,6 +14,7 @@ from kdcore.analysis.hours import Hours
 from kdcore.analysis.memory import Estimate
 from kdcore.analysis.parameters import Part
 from kdcore.analysis.plan import StagePlan
+from kdcore.analysis.processes import ProcessMemory
 from kdcore.api.train_options import TrainOptions
 from kdcore.commands import plan as verb
 
@@ -84,7 +85,7 @@ def say(monkeypatch, capsys):
 
     def said(*plans, columns="80", teachers=(), price=None):
         monkeypatch.setenv("COLUMNS", columns)
-        monkeypatch.setattr(verb, "plans_of", lambda recipe: iter(plans))
+        monkeypatch.setattr(verb, "plans_of", lambda recipe, gpus: iter(plans))
         monkeypatch.setattr(verb, "predicted", lambda plan: HOURS if plan.steps else None)
         stage = SimpleNamespace(components=lambda: teachers)
         read = SimpleNamespace(notes=["a note"], build=lambda name, finals: stage)
@@ -120,6 +121,34 @@ def test_hours_are_told_with_their_price(say):
     assert "  time  about 50:00 (0.83 device hours, 2.08 in money), predicted: from" in said
     assert "time of all stages\n    about 1:40:00 (1.7 device hours, 4.17 in money)\n" in said
     assert "of all stages" not in say(nothing_known(), nothing_known())
+
+
+def test_the_memory_of_several_gpus(say):
+    gb = 10**9
+    found = [
+        ProcessMemory(1, 2, 200 * gb, None, None),
+        ProcessMemory(8, 1, 250 * gb, 71 * gb, 30 * gb),
+    ]
+    lines = say(plan_of(processes=found)).splitlines()
+    at = next(n for n, line in enumerate(lines) if "each of several GPUs" in line)
+    assert [" ".join(line.split()) for line in lines[at : at + 4]] == [
+        "each of several GPUs (predicted, 2 rows at once), and the smallest card",
+        "GPUs each has all card student sharded card and teachers card",
+        "1 200.0 GB none",
+        "8 250.0 GB none 71.0 GB 80 GB 30.0 GB 40 GB",
+    ]
+
+
+def test_a_layout_that_nothing_has_is_left_out(say):
+    said = say(plan_of(processes=[ProcessMemory(2, 1, 10**9, 10**9, None)]))
+    assert "student sharded" in said and "and teachers" not in said
+
+
+@pytest.mark.parametrize(
+    ("gpus", "counts"), [(0, []), (1, [1]), (2, [1, 2]), (6, [1, 2, 4, 6]), (16, [1, 2, 4, 8, 16])]
+)
+def test_gpus_in_powers_of_two(gpus, counts):
+    assert verb._counts(gpus) == counts
 
 
 def test_nothing_is_cut_off_where_it_is_narrow(say):
