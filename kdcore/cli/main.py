@@ -305,12 +305,20 @@ def exit_code_of(error: Exception) -> int:
         return _said(error, _code_of(error))
     if hasattr(error, "format_message") and hasattr(error, "exit_code"):
         error.show()  # type: ignore[attr-defined]
-        return int(error.exit_code)
+        return _mistyped(error)
     if type(error).__name__ == "Abort":
         return _interrupted()
     if refused := _refused(error):
         return _said(refused, RunError.exit_code)
     return _said(_as_bug(error), PluginError.exit_code)
+
+
+def _mistyped(error: Any) -> int:
+    from kdcore.cli.mistyped import meant
+
+    if hint := meant(error):
+        print(hint, file=sys.stderr)
+    return int(error.exit_code)
 
 
 def _code_of(error: KdcoreError) -> int:
