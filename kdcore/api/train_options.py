@@ -82,6 +82,8 @@ class TrainOptions:
     checkpointing: bool = False
     compile: Literal["auto"] | bool = "auto"
     compile_trunk: bool = False
+    bf16_weights: bool = False
+    cuda_graphs: bool = False
     non_finite: Literal["stop", "skip"] = "stop"
     log_every: Count = 10
     eval_every: Literal["epoch"] | Count = "epoch"

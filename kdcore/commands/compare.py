@@ -9,8 +9,10 @@ from typing import Annotated, Literal
 import typer
 
 from kdcore.cli.examples import examples
-from kdcore.commands.arms import Arm, arms_of, chosen
-from kdcore.commands.compare_tables import (
+from kdcore.commands.comparison.arms import Arm, arms_of, chosen
+from kdcore.commands.comparison.courses import Axis, Half
+from kdcore.commands.comparison.paired import Compared, Margin, compared, known_metric
+from kdcore.commands.comparison.tables import (
     Comparison,
     as_csv,
     as_json,
@@ -19,9 +21,7 @@ from kdcore.commands.compare_tables import (
     sentence,
     shown,
 )
-from kdcore.commands.courses import Axis, Half
 from kdcore.commands.output import AsJson, print_json, tell
-from kdcore.commands.paired import Compared, Margin, compared, known_metric
 from kdcore.commands.show import found_runs
 from kdcore.errors import UsageError
 

@@ -7,20 +7,14 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from kdcore.api.component import Component
-from kdcore.api.contracts import (
-    Data,
-    Eval,
-    Logger,
-    Loss,
-    Rollout,
-    Selection,
-    Stage,
-    StudentOptions,
-    Teacher,
-    Term,
-    Tokenizer,
-)
+from kdcore.api.data import Data, Rollout, Tokenizer
+from kdcore.api.loss import Loss, Term
+from kdcore.api.observers import Eval, Logger
 from kdcore.api.options import ask_for_columns
+from kdcore.api.run import Stage
+from kdcore.api.student import StudentOptions
+from kdcore.api.teacher import Teacher
+from kdcore.api.tokens import Selection
 from kdcore.api.train_options import (
     RIVALS,
     ResourceOptions,

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from transformers import PreTrainedTokenizerBase
 
-    from kdcore.api.contracts import Stage
+    from kdcore.api.run import Stage
     from kdcore.training.run_state import RunState
 
 
