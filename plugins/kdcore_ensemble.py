@@ -79,11 +79,12 @@ class Ensemble(Teacher):
             if self.keep_loaded == "one" and not member.moves():
                 yield (
                     f"the member {member.name!r} cannot leave the device (it is quantised, "
-                    'offloaded, or holds no model itself): leave keep_loaded = "one" out'
+                    'offloaded, sharded, or holds no model itself): leave keep_loaded = "one" out'
                 )
 
     def load(self, run: Run) -> None:
         """The engine loads the members; members that take turns are moved off the device again."""
+        self._run = run
         if self.takes_turns():
             for member in self.members:
                 member.to_host()
@@ -115,9 +116,12 @@ class Ensemble(Teacher):
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Sequence[Completion]:
         """One answer per prompt, sampled from the average token by token."""
         assert sampling.vocabulary is not None, "the run says which ids are shared"
-        rows = [prompt.ids for prompt in prompts]
+        together = self.is_sharded() and self._run.shares_calls
+        if not prompts and not together:
+            return []
+        rows = [prompt.ids for prompt in prompts] or [[0]]
         following = self.next_tokens(rows, sampling.vocabulary)
-        return sample_from(following, prompts, sampling, source="teacher")
+        return sample_from(following, prompts, sampling, source="teacher", together=together)
 
     def gives_parts(self) -> bool:
         """Whether losses are averaged."""

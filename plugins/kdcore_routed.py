@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Annotated, Literal
 
 import numpy as np
@@ -85,7 +86,7 @@ class Routed(Teacher):
             if self.keep_loaded == "one" and not member.moves():
                 yield (
                     f"the member {member.name!r} cannot leave the device (it is quantised, "
-                    'offloaded, or holds no model itself): leave keep_loaded = "one" out'
+                    'offloaded, sharded, or holds no model itself): leave keep_loaded = "one" out'
                 )
 
     def load(self, run: Run) -> None:
@@ -144,7 +145,7 @@ class Routed(Teacher):
         if self.knows_all():
             return None
         found = torch.zeros(batch.labels.numel(), dtype=torch.bool, device=batch.valid.device)
-        for member, some, place, own in self._parts(batch):
+        for member, some, place, own in self._parts(batch, lambda one, some: one.known(some)):
             told = member.known(some)
             if told is not None:
                 theirs = torch.zeros_like(some.labels, dtype=torch.bool)
@@ -165,7 +166,7 @@ class Routed(Teacher):
         """Each member reads its rows once and gives the outputs at its documents' positions."""
         parts = [
             (_placed(self._read(member, some), place), own)
-            for member, some, place, own in self._parts(batch)
+            for member, some, place, own in self._parts(batch, self._read)
         ]
         if not parts:
             return _none_of(batch, self.ids_known())
@@ -175,7 +176,7 @@ class Routed(Teacher):
         """Like `read`, with each member's own losses."""
         parts = [
             (self._read_nll(member, some), place, own)
-            for member, some, place, own in self._parts(batch)
+            for member, some, place, own in self._parts(batch, self._read_nll)
         ]
 
         def nll(positions: Tensor, labels: Tensor) -> Tensor:
@@ -187,17 +188,22 @@ class Routed(Teacher):
 
         return nll
 
-    def _parts(self, batch: Batch) -> Iterator[tuple[Teacher, Batch, Tensor, Tensor]]:
+    def _parts(
+        self, batch: Batch, ask: Callable[[Teacher, Batch], object]
+    ) -> Iterator[tuple[Teacher, Batch, Tensor, Tensor]]:
         """For each member with tokens here: its rows, and two maps of the batch's flat positions.
 
         The first is a position's index in these rows (0 if not there), the second whether it is the
-        member's.
+        member's. A sharded member without tokens here is asked all the same, as other processes
+        wait for it.
         """
         rows, time = batch.input_ids.shape
         device = batch.valid.device
         for member, own in zip(self.members, self._own(batch), strict=True):
             held = np.flatnonzero(own.reshape(rows, time).any(1))
             if not len(held):
+                if member.is_sharded():
+                    ask(member, replace(batch, valid=batch.valid[:0]))
                 continue
             some = select_rows(batch, held.tolist())
             width = some.input_ids.shape[1]

@@ -147,6 +147,15 @@ class Teacher(Component):
         """Whether `to_host` and `to_device` work, so that several teachers can share the device."""
         return False
 
+    def is_sharded(self) -> bool:
+        """Whether several processes divide its weights between them, and run it together.
+
+        Every process must then read the same number of batches, in the same order; see `Run.most`.
+        A teacher with nested ones is, if any of them is.
+        """
+        nested = (each for each in iter_components(self) if each is not self)
+        return any(each.is_sharded() for each in nested if isinstance(each, Teacher))
+
     def to_host(self) -> None:
         """Move the trunk's weights off the device. Results of earlier `read` calls stay valid.
 
@@ -615,6 +624,19 @@ class Run:
     def teacher(self) -> Teacher | None:
         """The teacher component, if the recipe has one."""
         return self.recipe.teacher
+
+    @property
+    def shares_calls(self) -> bool:
+        """Whether a model is sharded, so that all processes must run it equally often."""
+        return False
+
+    def most(self, count: int) -> int:
+        """The largest `count` of all processes where a model is sharded; else `count` itself.
+
+        Every process calls it. Who has fewer calls of a sharded model to make fills up with batches
+        without valid tokens.
+        """
+        return count
 
     @property
     def batch(self) -> int:

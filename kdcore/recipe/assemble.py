@@ -33,6 +33,7 @@ from kdcore.api.train_options import (
 from kdcore.data.where import unknown_columns
 from kdcore.errors import Fault, did_you_mean
 from kdcore.guard import call_checked, call_checked_list, needs_teacher
+from kdcore.optim import sharding_error
 from kdcore.recipe.build import Builder, shown
 from kdcore.recipe.node import (
     AT_TOP,
@@ -260,6 +261,7 @@ def rules_between(stage: Assembly) -> Iterator[Fault]:
     yield from _documents_in_chunks(stage)
     yield from _mode_of_nothing(stage)
     yield from _tokenizer_of_fresh_student(stage)
+    yield from _optimizer_of_shards(stage)
     yield from _tokens_without_selection(stage)
     yield from _teacher_and_its_users(stage)
     yield from state_faults(stage)
@@ -299,6 +301,14 @@ def _documents_in_chunks(stage: Assembly) -> Iterator[Fault]:
     if train and "batch_documents" in train.table and data is not None and data.rows == "chunk":
         said = 'batch_documents counts documents, and [data] rows = "chunk" cuts across them'
         yield train.table["batch_documents"].fault(said, 'say batch, or rows = "pack" or "one"')
+
+
+def _optimizer_of_shards(stage: Assembly) -> Iterator[Fault]:
+    if stage.train is None or stage.train.shard == "none":
+        return
+    if fault := sharding_error(stage.train.optimizer):
+        said = f'shard = "full" divides every weight between processes, and {fault}'
+        yield stage.tables["train"].fault(said, 'say optimizer = "adamw"')
 
 
 def _tokenizer_of_fresh_student(stage: Assembly) -> Iterator[Fault]:

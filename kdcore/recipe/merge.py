@@ -155,6 +155,7 @@ _OF_TRAIN = (
     "compile",
     "compile_trunk",
     "checkpointing",
+    "shard",
     "workers",
     "non_finite",
     "log_every",

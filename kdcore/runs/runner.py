@@ -213,10 +213,11 @@ def _train(trainer: Trainer) -> None:
         host.emit("kdcore_run_start", run=run)
         trainer.train()
         trainer.put_back_best()
-        finish_student(run)
+        student = finish_student(run, trainer.layout)
         with main_first(trainer.accelerator):
             if run.main:
-                save_final(run)
+                assert student is not None, "the main process keeps it"
+                save_final(run, student)
     except BaseException as error:
         _end(trainer, error)
         raise

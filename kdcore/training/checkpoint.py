@@ -23,6 +23,16 @@ from torch import Tensor, nn
 from kdcore.checksums import checksum
 from kdcore.files import move_into_place
 from kdcore.rng import RandomState
+from kdcore.sharding.layout import Layout
+from kdcore.sharding.storage import (
+    divided,
+    has_parts,
+    read_into,
+    read_like,
+    undivided,
+    write_parts,
+)
+from kdcore.sharding.wrapping import local
 from kdcore.training.component_state import component_states, restore_components
 
 if TYPE_CHECKING:
@@ -44,7 +54,7 @@ def flat(state: Mapping[int, Mapping[str, Any]]) -> tuple[dict[str, Tensor], dic
     for index, entries in state.items():
         for name, value in _leaves(entries, f"{index}."):
             if isinstance(value, Tensor):
-                place = value.untyped_storage().data_ptr()
+                place = local(value).untyped_storage().data_ptr()
                 tensors[name] = value.clone() if place in held else value
                 held.add(place)
             else:
@@ -73,6 +83,10 @@ def _leaves(table: Mapping[str, Any], before: str) -> Iterator[tuple[str, Any]]:
             yield before + name, value
 
 
+def _is_moment(name: str) -> bool:
+    return name.partition(".")[0].isdigit()
+
+
 _MANIFEST = "manifest.json"
 
 
@@ -87,10 +101,12 @@ class Checkpoints:
         optimizer: torch.optim.Optimizer,
         *,
         keep: int,
+        layout: Layout | None = None,
         components: Mapping[str, Stateful] | None = None,
     ) -> None:
         self.folder, self.accelerator, self.keep = folder, accelerator, keep
         self.components = components or {}
+        self.layout = layout or Layout(accelerator)
         self.model, self.optimizer = model, optimizer
 
     def has(self, step: int) -> bool:
@@ -123,6 +139,8 @@ class Checkpoints:
             beside.mkdir(parents=True)
         together()
         self._write_own(beside, sums)
+        if self.layout.sharded:
+            write_parts(beside, self._divided())
         together()
         if main:
             self._write(beside, {**state, "step": step})
@@ -140,8 +158,10 @@ class Checkpoints:
         """Like `save`, where processes leave independently and cannot wait for each other.
 
         All have the same weights. The first one writes the checkpoint; each of the others writes
-        its own state next to it.
+        its own state next to it. Of a sharded student nothing is written.
         """
+        if self.layout.sharded:
+            return  # no process has all of the student: the run resumes from the last checkpoint
         rank, target = self.accelerator.process_index, self.folder / f"step-{step}"
         beside, ours = target.with_name(f".step-{step}.{rank}.partial"), _beside(target, rank)
         if (target / f"random-{rank}.safetensors").exists():
@@ -168,12 +188,19 @@ class Checkpoints:
         save_file(RandomState.capture().tensors(), folder / f"random-{rank}.safetensors")
         _save(sums, folder / f"sums-{rank}.safetensors")
 
+    def _divided(self) -> dict[str, Tensor]:
+        """All sharded tensors of a checkpoint. Names of different kinds cannot be equal."""
+        self.layout.rest()
+        moments, _ = flat(self.optimizer.state_dict()["state"])
+        kept, _ = component_states(self.components)
+        return divided({**trained(self.model), **moments, **kept})
+
     def _write(self, folder: Path, state: dict[str, Any]) -> None:
         tensors, scalars = flat(self.optimizer.state_dict()["state"])
-        _save(trained(self.model), folder / "student.safetensors")
-        _save(tensors, folder / "optimizer.safetensors")
+        _save(undivided(trained(self.model)), folder / "student.safetensors")
+        _save(undivided(tensors), folder / "optimizer.safetensors")
         kept, state["components"] = component_states(self.components)
-        if kept:
+        if kept := undivided(kept):
             _save(kept, folder / "components.safetensors")
         scaler = self.accelerator.scaler
         state["optimizer"] = scalars
@@ -189,14 +216,10 @@ class Checkpoints:
     def load(self, path: Path) -> dict[str, Any]:
         """Restore everything; returns the state that was given to `save`."""
         state: dict[str, Any] = json.loads((path / "state.json").read_text())
+        self.layout.rest()
         load_weights(path, self.model)
         self._load_optimizer(path, state.pop("optimizer"))
-        kept = path / "components.safetensors"
-        restore_components(
-            self.components,
-            load_file(kept) if kept.exists() else {},
-            state.pop("components", {}),
-        )
+        self._load_components(path, state.pop("components", {}))
         scaler_state = state.pop("scaler")
         if scaler_state and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(scaler_state)
@@ -211,8 +234,21 @@ class Checkpoints:
 
     def _load_optimizer(self, path: Path, scalars: dict[str, Any]) -> None:
         whole = self.optimizer.state_dict()
-        whole["state"] = nested(load_file(path / "optimizer.safetensors") | scalars)
+        tensors = load_file(path / "optimizer.safetensors")
+        if self.layout.sharded or has_parts(path):
+            each = [p for group in self.optimizer.param_groups for p in group["params"]]
+            tensors = read_like(path, _is_moment, lambda name: each[int(name.partition(".")[0])])
+        whole["state"] = nested(tensors | scalars)
         self.optimizer.load_state_dict(whole)
+
+    def _load_components(self, path: Path, values: Mapping[str, Mapping[str, Any]]) -> None:
+        kept = path / "components.safetensors"
+        tensors = load_file(kept) if kept.exists() else {}
+        if self.layout.sharded or has_parts(path):
+            now, _ = component_states(self.components)
+            places = tuple(f"{place}/" for place in values)
+            tensors = read_like(path, lambda name: name.startswith(places), now.get)
+        restore_components(self.components, tensors, values)
 
     def _drop_old(self, step: int, best: int | None) -> None:
         """Delete checkpoints beyond `keep` except the best one, and incomplete ones."""
@@ -291,9 +327,13 @@ def _seal(folder: Path) -> None:
 
 def load_weights(path: Path, model: nn.Module) -> None:
     """Load a checkpoint's weights into the model."""
+    tensors = trained(model)
+    if divided(tensors) or has_parts(path):
+        read_into(path, tensors)
+        return
     saved = load_file(path / "student.safetensors", device="cpu")
     with torch.no_grad():
-        for name, tensor in trained(model).items():
+        for name, tensor in tensors.items():
             tensor.copy_(saved[name])
 
 

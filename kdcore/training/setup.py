@@ -27,6 +27,7 @@ from kdcore.objective.teachers import (
     reading_our_ids,
 )
 from kdcore.optim import learning_rate, make_optimizer
+from kdcore.sharding.layout import Layout, layout_of
 from kdcore.training.checkpoint import Checkpoints
 from kdcore.training.micro_batch import chunk_of, micro_batch_of, values_for
 from kdcore.training.rollout_rows import RolloutRows, WrittenAhead
@@ -75,22 +76,27 @@ def prepare(
         laid = run.laid("train")
     run.steps = steps_of(options, run.drawn_in_epoch(), laid.lengths)
     hidden = HiddenTerms(stage.terms)
-    student = _prepare_student(run, HALF.get(accelerator.mixed_precision), hidden)
+    layout = layout_of(accelerator, options.shard)
+    if options.shard == "full" and not layout.sharded:
+        run.say('train.shard = "full" divides nothing in one process; --processes N starts N')
+    student = _prepare_student(run, HALF.get(accelerator.mixed_precision), hidden, layout)
     check_columns(run)
     load_teachers(run, stage.components())
     tell_untempered(stage.teacher, [term.loss for term in stage.terms])
     run.chunk = chunk_of(run)
     hidden.prepare(run)
     objective = Objective(run.language_model, run.chunk, hidden)
-    optimizer = optimizer_of(options, student, objective.learned)
+    layout.rest()
+    optimizer = optimizer_of(options, student, objective.learned, sharded=layout.sharded)
     run.autocast = accelerator.autocast
-    wrapped, optimizer = accelerator.prepare(objective, optimizer)
+    wrapped, optimizer = layout.prepare(objective, optimizer)
     rows = rows_of(run)
     trainer = Trainer(
         run=run,
         host=host,
         accelerator=accelerator,
         objective=objective,
+        layout=layout,
         wrapped=wrapped,
         values=values_for(run),
         optimizer=optimizer,
@@ -102,6 +108,7 @@ def prepare(
             student,
             optimizer,
             keep=options.save_keep,
+            layout=layout,
             components={**run.recipe.by_place(), **_written(rows)},
         ),
         signals=signals,
@@ -122,7 +129,7 @@ def _written(rows: object) -> dict[str, WrittenAhead]:
 
 
 def _prepare_student(
-    run: RunState, precision: torch.dtype | None, hidden: HiddenTerms
+    run: RunState, precision: torch.dtype | None, hidden: HiddenTerms, layout: Layout
 ) -> PreTrainedModel:
     """Make the student; verify it, and the ids that it shares with its teachers."""
     stage = run.recipe
@@ -133,12 +140,13 @@ def _prepare_student(
         run.tokenizer,
         stage.student.patches,
         seed=run.seed,
-        device=run.device,
+        device=layout.place(),
     )
     check_length(student, stage.data.block)
     check_balance(student, stage.student)
     if stage.train.checkpointing:
         enable_checkpointing(student)
+    layout.lay(student, precision)
     run.language_model = LanguageModel(student, precision)
     run.language_model.check_length(stage.data.block)
     run.vocabulary = prove_vocabulary(run, teachers)
@@ -201,7 +209,11 @@ def shared_ids(run: RunState, teachers: Sequence[Teacher], width: int) -> int:
 
 
 def optimizer_of(
-    options: TrainOptions, model: nn.Module, learned: nn.Module | None = None
+    options: TrainOptions,
+    model: nn.Module,
+    learned: nn.Module | None = None,
+    *,
+    sharded: bool = False,
 ) -> torch.optim.Optimizer:
     """The optimizer of `[train]` over the trained parameters; no weight decay for `learned`."""
     made = make_optimizer(
@@ -211,6 +223,7 @@ def optimizer_of(
         weight_decay=options.weight_decay,
         betas=options.betas,
         eps=options.eps,
+        sharded=sharded,
     )
     if more := list(learned.parameters()) if learned is not None else []:
         made.add_param_group({"params": more, "weight_decay": 0.0})

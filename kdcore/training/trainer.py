@@ -62,6 +62,7 @@ class Trainer(TrainStep):
             self._note_best()
             self.save()
         while run.step < run.steps:
+            self.layout.rest()
             self.host.emit("kdcore_step_start", run=run, step=run.step + 1)
             self.step(run.step + 1)
             run.step += 1
@@ -204,6 +205,7 @@ class Trainer(TrainStep):
                 f"the checkpoint {path} scored best and was to become the final weights, and it is "
                 f"damaged ({fault}); --fresh makes the run anew"
             )
+        self.layout.rest()
         load_weights(path, self.checkpoints.model)
         run.scores = json.loads((path / "state.json").read_text())["scores"]
         words = best_in_words(run.recipe.train, best)
