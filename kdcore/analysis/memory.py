@@ -7,6 +7,7 @@ files, such as tokenised data, can be evicted and do not count.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, cast
@@ -29,15 +30,16 @@ from kdcore.analysis.tensors import Listed, tensors_of
 from kdcore.analysis.work import Shape, Work, shape_of
 from kdcore.analysis.writing import Models, Writing, writing_bytes
 from kdcore.api.component import Component
-from kdcore.api.contracts import Loss, Teacher
-from kdcore.api.hidden_states import HiddenStatesLoss
+from kdcore.api.loss import HiddenStatesLoss, Loss
 from kdcore.api.options import iter_components
+from kdcore.api.teacher import Teacher
 from kdcore.errors import PluginError, RunError
 from kdcore.guard import call_checked
 from kdcore.models.head import chunk_size
 from kdcore.models.loading import HALF, dtype_of, precision_of
 from kdcore.models.offload import bytes_on_device
 from kdcore.objective.hidden_states import compares_states
+from kdcore.training.gpu.working_weights import WorkingWeights
 from kdcore.training.micro_batch import MARGIN, cpu_default, probe
 from kdcore.training.setup import enable_checkpointing, optimizer_of
 from kdcore.training.student import finished, patched
@@ -45,7 +47,7 @@ from kdcore.training.student import finished, patched
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-    from kdcore.api.contracts import Stage
+    from kdcore.api.run import Stage
     from kdcore.api.train_options import TrainOptions
 
 
@@ -201,6 +203,8 @@ class _Estimating:
             ("student: optimizer", round(state * trained)),
             *((one.name, one.size) for one in self._all_teachers()),
         ]
+        if self.options.bf16_weights:
+            fixed.insert(2, ("student: bf16 weights", trained // 2))
         if learned:
             fixed.append(("what losses learn, with its optimizer", round((2 + state) * learned)))
         held = sum(size for _, size in fixed)
@@ -285,28 +289,37 @@ class _Estimating:
 
     def _peak(self, held: int, taken: Footprint) -> int:
         # Rows are generated between steps: without activations, but next to everything that stays.
-        gradients = 4 * parameters_of(self.student)[1]
+        # bf16 gradients are still there while they are cast to float32.
+        size = 6 if self.options.bf16_weights else 4
+        gradients = size * parameters_of(self.student)[1]
         return held + round(max(taken.peak, gradients, self._writing.peak) * _ALLOCATOR)
 
     def _footprint(self, rows: int) -> Footprint:
         if self.options.checkpointing:
             enable_checkpointing(self.student)
         try:
-            return footprint(
-                self.student,
-                [one.model for one in self.teachers],
-                [one.model for one in self.references],
-                self._pass(rows),
-            )
+            with self._working_weights():
+                return footprint(
+                    self.student,
+                    [one.model for one in self.teachers],
+                    [one.model for one in self.references],
+                    self._pass(rows),
+                )
         except (UnsupportedFakeTensorException, PluginError) as error:
             # A loss or model may read values, and fake tensors have none.
             self.unknown.append(f"activations and logits: {error}")
             return Footprint(0, 0, 0)
 
+    def _working_weights(self) -> AbstractContextManager[None]:
+        if not self.options.bf16_weights:
+            return nullcontext()
+        return WorkingWeights([*self.student.parameters()]).in_use()
+
     def _checkpointed(self, rows: int) -> int | None:
         try:
             enable_checkpointing(self.student)
-            return activations(self.student, self._pass(rows))
+            with self._working_weights():
+                return activations(self.student, self._pass(rows))
         except (ValueError, UnsupportedFakeTensorException):
             return None  # the model does not support it
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from kdcore.api.hidden_states import HiddenStatesLoss
+    from kdcore.api.loss import HiddenStatesLoss
 
 
 @dataclass(frozen=True)

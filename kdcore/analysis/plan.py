@@ -16,8 +16,9 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from kdcore.analysis.memory import Estimate, estimate
-from kdcore.api.contracts import Data, Teacher
+from kdcore.api.data import Data
 from kdcore.api.options import describe
+from kdcore.api.teacher import Teacher
 from kdcore.data.batch import Rows
 from kdcore.data.encoding import bos_of
 from kdcore.errors import KdcoreError
@@ -32,7 +33,7 @@ from kdcore.training.student import student_config
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-    from kdcore.api.contracts import Stage
+    from kdcore.api.run import Stage
     from kdcore.api.train_options import TrainOptions
     from kdcore.data.rows import RowDataset
     from kdcore.recipe.recipe import Recipe, StageTable

@@ -83,6 +83,8 @@ class TrainOptions:
     shard: Literal["none", "full"] = "none"
     compile: Literal["auto"] | bool = "auto"
     compile_trunk: bool = False
+    bf16_weights: bool = False
+    cuda_graphs: bool = False
     non_finite: Literal["stop", "skip"] = "stop"
     log_every: Count = 10
     eval_every: Literal["epoch"] | Count = "epoch"

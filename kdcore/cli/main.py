@@ -171,7 +171,8 @@ def run(
 
 def _join(processes: int) -> None:
     """If several processes are requested, launch them and exit with them."""
-    from kdcore.cli.launch import end_with_launcher, join, launch
+    from kdcore.cli.launch import end_with_launcher, launch
+    from kdcore.cli.launchers import join
 
     end_with_launcher()
     join(os.environ, processes)

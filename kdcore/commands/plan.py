@@ -29,7 +29,7 @@ from kdcore.terminal.formatting import count, duration, percent, size
 Train = Any  # the recipe's [train]
 Facts = Iterator[tuple[str, str]]
 
-_DEVICES = {"cpu": "memory of the process", "cuda": "memory of the GPU"}
+_DEVICES = {"cpu": "memory of the process", "cuda": "memory of the GPU (predicted)"}
 _UNKNOWN = "not known (plan downloads no data and loads no weights)"
 _TOKEN = 4  # bytes of a token on disk
 _MARGIN = (0, 0, 0, 2)

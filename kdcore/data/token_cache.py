@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Protocol, TypeVar
-from uuid import uuid4
 
 from kdcore.errors import KdcoreError
-from kdcore.files import machine_fault, write_whole
+from kdcore.files import machine_fault, remove_folder, write_whole
 
 _log = logging.getLogger("kdcore")
 _SUM = "kdcore-fingerprint.txt"  # of the tokens, next to them; absent in earlier versions
@@ -44,9 +42,7 @@ def verified(opened: Callable[[], _Opened], key: str) -> _Opened:
     if fault is None:
         return store
     _log.warning("the token cache %s is damaged (%s): it is made anew", folder, fault)
-    aside = folder.with_name(f".{folder.name}-{uuid4().hex}")
-    folder.rename(aside)
-    shutil.rmtree(aside)
+    remove_folder(folder)
     store = opened()
     _fault(store, folder)
     return store

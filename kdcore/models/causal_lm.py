@@ -65,6 +65,8 @@ class LanguageModel:
 
     bend: LogitTransform | None = None  # applied to the head's logits
     precision: torch.dtype | None  # autocast dtype; None: that of the weight
+    replayed: Callable[[Batch, Callable[[Batch], Tensor]], Tensor | None] | None = None
+    """A batch and the trunk -> its states by a CUDA graph, or None."""
 
     def __init__(self, model: PreTrainedModel, precision: torch.dtype | None = None) -> None:
         self.model, self.precision = model, precision
@@ -158,6 +160,10 @@ class LanguageModel:
 
     def states(self, batch: Batch) -> Tensor:
         """The trunk's last hidden states [rows * time, H]; gradient by the caller's grad mode."""
+        found = None if self.replayed is None else self.replayed(batch, self._last)
+        return self._last(batch) if found is None else found
+
+    def _last(self, batch: Batch) -> Tensor:
         return self._states(batch)[0]
 
     def _states(self, batch: Batch) -> list[Tensor]:

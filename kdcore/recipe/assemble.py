@@ -7,20 +7,14 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from kdcore.api.component import Component
-from kdcore.api.contracts import (
-    Data,
-    Eval,
-    Logger,
-    Loss,
-    Rollout,
-    Selection,
-    Stage,
-    StudentOptions,
-    Teacher,
-    Term,
-    Tokenizer,
-)
+from kdcore.api.data import Data, Rollout, Tokenizer
+from kdcore.api.loss import Loss, Term
+from kdcore.api.observers import Eval, Logger
 from kdcore.api.options import ask_for_columns
+from kdcore.api.run import Stage
+from kdcore.api.student import StudentOptions
+from kdcore.api.teacher import Teacher
+from kdcore.api.tokens import Selection
 from kdcore.api.train_options import (
     RIVALS,
     ResourceOptions,
@@ -261,7 +255,7 @@ def rules_between(stage: Assembly) -> Iterator[Fault]:
     yield from _documents_in_chunks(stage)
     yield from _mode_of_nothing(stage)
     yield from _tokenizer_of_fresh_student(stage)
-    yield from _optimizer_of_shards(stage)
+    yield from _whole_weights_of_shards(stage)
     yield from _tokens_without_selection(stage)
     yield from _teacher_and_its_users(stage)
     yield from state_faults(stage)
@@ -303,12 +297,16 @@ def _documents_in_chunks(stage: Assembly) -> Iterator[Fault]:
         yield train.table["batch_documents"].fault(said, 'say batch, or rows = "pack" or "one"')
 
 
-def _optimizer_of_shards(stage: Assembly) -> Iterator[Fault]:
-    if stage.train is None or stage.train.shard == "none":
+def _whole_weights_of_shards(stage: Assembly) -> Iterator[Fault]:
+    options = stage.train
+    if options is None or options.shard == "none":
         return
-    if fault := sharding_error(stage.train.optimizer):
-        said = f'shard = "full" divides every weight between processes, and {fault}'
-        yield stage.tables["train"].fault(said, 'say optimizer = "adamw"')
+    said, table = 'shard = "full" divides every weight between processes', stage.tables["train"]
+    if fault := sharding_error(options.optimizer):
+        yield table.fault(f"{said}, and the optimizer {fault}", 'say optimizer = "adamw"')
+    for key in ("bf16_weights", "cuda_graphs", "compile_trunk"):
+        if getattr(options, key):
+            yield table.fault(f"{said}, and {key} needs them whole", f"leave {key} out")
 
 
 def _tokenizer_of_fresh_student(stage: Assembly) -> Iterator[Fault]:

@@ -14,6 +14,7 @@ from kdcore.recipe.merge import merge_recipes
 from kdcore.recipe.node import Node, Source
 
 _EMPTY = "a recipe needs [student], [data], [[loss]] and [train]"
+_NEW = "kdcore new recipe {} --teacher MODEL --student MODEL --data FILE"
 
 
 @dataclass(frozen=True)
@@ -132,11 +133,14 @@ def find_recipe(name: str, among: Path | None = None) -> Path:
         return shipped[asked]
     if os.path.isdir(path):
         raise UsageError(f"{name} is a folder; a recipe is a TOML file")
-    beside = {each.stem: str(each) for each in path.parent.glob("*.toml")}
-    near = [beside[stem] for stem in difflib.get_close_matches(path.stem, beside, 2)]
-    near += difflib.get_close_matches(asked, shipped, 3, 0.5)
-    hint = f"; the nearest are {', '.join(near)}" if near else "; type kdcore recipes for a list"
-    raise UsageError(f"there is no recipe {name!r}{hint}")
+    is_file = name.endswith(".toml")
+    neighbours = {each.stem: str(each) for each in path.parent.glob("*.toml")}
+    near = [neighbours[stem] for stem in difflib.get_close_matches(path.stem, neighbours, 2)]
+    near += difflib.get_close_matches(asked, shipped, 3, 0.75 if is_file else 0.5)
+    hint = f"{_NEW.format(name)} writes one" if is_file else "kdcore recipes lists them"
+    if near:
+        hint = f"the nearest are {', '.join(near)}"
+    raise UsageError(f"there is no recipe {name!r}; {hint}")
 
 
 def shipped_recipes() -> list[Path]:

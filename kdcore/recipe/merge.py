@@ -154,6 +154,7 @@ _OF_TRAIN = (
     "chunk",
     "compile",
     "compile_trunk",
+    "cuda_graphs",
     "checkpointing",
     "shard",
     "workers",

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from kdcore.api.contracts import Stage
+    from kdcore.api.run import Stage
     from kdcore.sharding.layout import Layout
     from kdcore.training.run_state import RunState
 

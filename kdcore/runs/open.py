@@ -12,8 +12,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from kdcore.api.contracts import Data, Eval, Run, Stage, StudentOptions, Teacher
+from kdcore.api.data import Data
+from kdcore.api.observers import Eval
 from kdcore.api.options import iter_components, schedules_in
+from kdcore.api.run import Run, Stage
+from kdcore.api.student import StudentOptions
+from kdcore.api.teacher import Teacher
 from kdcore.api.train_options import TrainOptions
 from kdcore.data.collate import Collate
 from kdcore.errors import Fault, RecipeError, UsageError

@@ -55,7 +55,7 @@ from kdcore.training.signals import Signals
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from kdcore.api.contracts import Stage
+    from kdcore.api.run import Stage
     from kdcore.plugin.manager import PluginManager
     from kdcore.recipe.recipe import Recipe
     from kdcore.training.trainer import Trainer

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdcore.api.contracts import Loss, Teacher
+from kdcore.api.loss import Loss
+from kdcore.api.teacher import Teacher
 from kdcore.data.batch import Batch, Row, SparseLogits, columns_of
 from kdcore.data.collate import Collate, sent
 from kdcore.data.columns import values_of_column
@@ -26,7 +27,8 @@ from kdcore.objective.teachers import known_to, may_not_know, read_outputs
 from kdcore.terminal.bars import progress
 
 if TYPE_CHECKING:
-    from kdcore.api.contracts import Run
+    from kdcore.api.run import Run
+    from kdcore.training.run_state import RunState
 
 
 def run_evals(run: Run) -> dict[str, float | str]:
@@ -42,7 +44,7 @@ def run_evals(run: Run) -> dict[str, float | str]:
 
 
 def evaluate(
-    run: Run,
+    run: RunState,
     rows: Sequence[Row],
     losses: Sequence[Loss],
     teacher: Teacher | None,
@@ -88,7 +90,7 @@ def log_likelihoods(run: Run, rows: Sequence[Row], batch: int) -> list[float]:
     return found
 
 
-def _chunks(run: Run, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
+def _chunks(run: Run, batch: Batch, size: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
     """A batch's valid positions in chunks, with the student's logits there [n, V]."""
     model = run.language_model
     with run.autocast():
@@ -96,7 +98,7 @@ def _chunks(run: Run, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
     if not len(batch.valid):
         return
     head = model.head()
-    for at in torch.split(batch.valid, chunk_size(batch.vocabulary, run.device)):
+    for at in torch.split(batch.valid, size or chunk_size(batch.vocabulary, run.device)):
         yield at, head(states[at])[:, : batch.vocabulary]
 
 
@@ -141,7 +143,7 @@ class _Sums:
 
     def __init__(
         self,
-        run: Run,
+        run: RunState,
         losses: Sequence[Loss],
         teacher: Teacher | None,
         by: str | None = None,
@@ -152,6 +154,7 @@ class _Sums:
         self.by, self.groups, self.documents = by, groups, documents
         self.bytes = torch.from_numpy(run.bytes_per_id).to(run.device)
         self.partial = teacher if teacher and may_not_know(teacher) else None
+        self._compiled = run.compiled(losses) if run.compiled and losses else None
         compared = [*["agreement"] * bool(teacher), *["known"] * bool(self.partial)]
         self.names = ["tokens", "bytes", "nll", *_keys(losses), *compared]
         self.total = torch.zeros(len(self.names), dtype=torch.float64, device=run.device)
@@ -165,7 +168,7 @@ class _Sums:
         if self.partial:
             known[batch.valid] = known_to(self.partial, batch)
         group = self._groups_of(batch)
-        for at, student in _chunks(self.run, batch):
+        for at, student in _chunks(self.run, batch, self.run.chunk if self._compiled else None):
             values = self._chunk(student, other and other(at), batch.labels[at], known[at])
             self.total += torch.stack([value.sum() for value in values])
             if group is not None:
@@ -193,7 +196,7 @@ class _Sums:
             torch.ones_like(labels),
             self.bytes[labels],
             nll_of(student, labels),
-            *(self._loss(loss, student, teacher, labels, known) for loss in self.losses),
+            *self._values(student, teacher, labels, known),
         ]
         if teacher is not None:
             values.append((student.argmax(-1) == argmax_ids(teacher)) & known)
@@ -201,17 +204,22 @@ class _Sums:
             values.append(known)
         return [value.double() for value in values]
 
-    @staticmethod
-    def _loss(
-        loss: Loss,
+    def _values(
+        self,
         student: Tensor,
         teacher: Tensor | SparseLogits | None,
         labels: Tensor,
         known: Tensor,
-    ) -> Tensor:
-        """Values [n]; 0 where the loss needs a teacher that does not cover the token."""
-        values = per_token(loss, student, teacher, labels)
-        return torch.where(known, values, 0) if loss.needs_teacher else values
+    ) -> list[Tensor]:
+        """Each loss's values [n]; 0 where it needs a teacher that does not cover the token."""
+        if self._compiled is not None:
+            each = self._compiled(student, teacher, labels)
+        else:
+            each = [per_token(loss, student, teacher, labels) for loss in self.losses]
+        return [
+            torch.where(known, values, 0) if loss.needs_teacher else values
+            for loss, values in zip(self.losses, each, strict=True)
+        ]
 
     def everywhere(self) -> Mapping[str, float]:
         """The sums over all processes."""

@@ -18,11 +18,16 @@ from kdcore.errors import KdcoreError, RunError, StartAgain, is_out_of_memory
 from kdcore.files import write_whole
 from kdcore.models.head import chunk_size
 from kdcore.objective.chunked_loss import Values
-from kdcore.objective.losses import compiled_values_of, values_of
+from kdcore.objective.compiled_losses import (
+    PerToken,
+    compiled_per_token_of,
+    compiled_values_of,
+)
+from kdcore.objective.losses import values_of
 from kdcore.rng import RandomState
 
 if TYPE_CHECKING:
-    from kdcore.api.contracts import Term
+    from kdcore.api.loss import Loss, Term
     from kdcore.training.run_state import RunState
     from kdcore.training.step import TrainStep
 
@@ -55,6 +60,18 @@ def values_for(run: RunState) -> Callable[[Sequence[Term]], Values]:
         return made(tuple(t.label for t in terms), tuple(t.loss for t in terms))
 
     return values
+
+
+def per_token_for(run: RunState) -> Callable[[Sequence[Loss]], PerToken] | None:
+    """Builds the compiled values of evaluations, once per set of losses; None: not compiled."""
+    if not _compiles(run):
+        return None
+
+    @lru_cache
+    def made(losses: tuple[Loss, ...]) -> PerToken:
+        return compiled_per_token_of(losses, run.chunk)
+
+    return lambda losses: made(tuple(losses))
 
 
 def _compiles(run: RunState) -> bool:

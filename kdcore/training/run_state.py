@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from kdcore.api.contracts import Loss, Rollout, Run, Teacher
+from kdcore.api.data import Rollout
+from kdcore.api.loss import Loss
+from kdcore.api.run import Run
+from kdcore.api.teacher import Teacher
 from kdcore.data.batch import Row
 from kdcore.data.rows import Documents
 from kdcore.data.sampler import Drawable, Order, StreamedRows, TrainingRows
@@ -29,10 +32,11 @@ if TYPE_CHECKING:
     import numpy as np
     from transformers import PreTrainedTokenizerBase
 
-    from kdcore.api.contracts import Stage
+    from kdcore.api.run import Stage
     from kdcore.data.rows import RowDataset
     from kdcore.document_losses import DocumentLosses
     from kdcore.models.causal_lm import LanguageModel
+    from kdcore.objective.compiled_losses import PerToken
 
 
 _log = logging.getLogger("kdcore")
@@ -59,6 +63,7 @@ class RunState(Run):
     best: Best | None = None  # the best step, if the recipe keeps it
     reads_teacher: bool = True
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
+    compiled: Callable[[Sequence[Loss]], PerToken] | None = None  # in evaluations of training
     tokenizer: PreTrainedTokenizerBase = field(init=False)
     language_model: LanguageModel = field(init=False)
     _rows: dict[tuple[str, int], RowDataset] = field(default_factory=dict)

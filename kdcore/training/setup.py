@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kdcore.api.contracts import Teacher
+from kdcore.api.teacher import Teacher
 from kdcore.distributed import main_first
 from kdcore.errors import RunError
 from kdcore.guard import call_checked
@@ -29,7 +29,9 @@ from kdcore.objective.teachers import (
 from kdcore.optim import learning_rate, make_optimizer
 from kdcore.sharding.layout import Layout, layout_of
 from kdcore.training.checkpoint import Checkpoints
-from kdcore.training.micro_batch import chunk_of, micro_batch_of, values_for
+from kdcore.training.gpu.graphs import TrunkGraphs, check_graphs
+from kdcore.training.gpu.working_weights import WorkingWeights, check_working_weights
+from kdcore.training.micro_batch import chunk_of, micro_batch_of, per_token_for, values_for
 from kdcore.training.rollout_rows import RolloutRows, WrittenAhead
 from kdcore.training.run_state import training_rows
 from kdcore.training.student import check_balance, check_length, make_student
@@ -72,6 +74,8 @@ def prepare(
 ) -> Trainer:
     """Load and verify everything; the run already has its tokenizer."""
     stage, options = run.recipe, run.recipe.train
+    check_working_weights(options, accelerator)
+    check_graphs(options, accelerator)
     with main_first(accelerator):
         laid = run.laid("train")
     run.steps = steps_of(options, run.drawn_in_epoch(), laid.lengths)
@@ -102,6 +106,7 @@ def prepare(
         optimizer=optimizer,
         rate=rate_of(options, run.steps),
         rows=rows,
+        working=WorkingWeights([*student.parameters()]) if options.bf16_weights else None,
         checkpoints=Checkpoints(
             run.folder / checkpoints_at,
             accelerator,
@@ -114,6 +119,9 @@ def prepare(
         signals=signals,
     )
     run.micro_batch = micro_batch_of(trainer)
+    run.compiled = per_token_for(run)
+    if options.cuda_graphs:  # after all memory was tried out
+        run.language_model.replayed = TrunkGraphs([*student.parameters()]).states
     return trainer
 
 

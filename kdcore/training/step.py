@@ -9,6 +9,7 @@ scope = "micro_batch".
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -29,13 +30,14 @@ from kdcore.objective.readings import MicroBatch
 from kdcore.objective.selection import SelectionResult, select
 from kdcore.sharding.layout import Layout
 from kdcore.sharding.wrapping import total_norm, whole
+from kdcore.training.gpu.working_weights import WorkingWeights, average_gradients
 from kdcore.training.rollout_rows import RolloutRows
 from kdcore.training.run_state import workers_of
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from kdcore.api.contracts import Term
+    from kdcore.api.loss import Term
     from kdcore.training.run_state import RunState
 
 
@@ -56,6 +58,7 @@ class TrainStep:
     values: Callable[[Sequence[Term]], Values]
     optimizer: torch.optim.Optimizer
     rows: TrainingRows | StreamedRows | RolloutRows
+    working: WorkingWeights | None = None  # bf16 copies of the student's weights
 
     def __post_init__(self) -> None:
         self.gather, self.total = over(self.accelerator), total_of(self.accelerator)
@@ -87,13 +90,22 @@ class TrainStep:
             self.run, readings, step, self.gather, self.total, [term for term, _ in terms]
         )
         shares: list[Tensor] = []
-        for n, reading in enumerate(readings):
-            # Accumulate locally; DDP all-reduces once, in the last backward.
-            with self.layout.accumulating(self.wrapped, last=n == len(readings) - 1):
-                shares.append(self.backward(reading, terms, choices.each[n]))
-            reading.forget()
+        with self._working_weights():
+            for n, reading in enumerate(readings):
+                # Accumulate locally; DDP all-reduces once, in the last backward.
+                last = n == len(readings) - 1 and self.working is None
+                with self.layout.accumulating(self.wrapped, last=last):
+                    shares.append(self.backward(reading, terms, choices.each[n]))
+                if self.working is not None:
+                    self.working.collect()
+                reading.forget()
+        if self.working is not None and self.run.processes > 1:
+            average_gradients(self.parameters + self.learned, self.run.processes)
         self.layout.reduce(self.learned)
         return shares, choices
+
+    def _working_weights(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.working is None else self.working.in_use()
 
     def move_schedules(self, done: int) -> None:
         """Set scheduled options to their values after `done` steps."""
@@ -165,7 +177,7 @@ class TrainStep:
         """Forward and backward of one micro-batch as in a step, discarding the gradients."""
         reading = self.reading(self.collate(rows), range(len(rows)))
         valid = torch.full((), float(len(reading.batch.valid)), device=self.run.device)
-        with self.layout.accumulating(self.wrapped, last=False):
+        with self.layout.accumulating(self.wrapped, last=False), self._working_weights():
             seen = TokenMask(None, valid, valid, valid)
             self.backward(reading, self.terms_of(1), lambda states: seen)
         self.optimizer.zero_grad(set_to_none=True)

@@ -62,6 +62,8 @@ def _answers(loaded: ctypes.CDLL) -> dict[str, Any]:
     """torch.cuda's functions that would ask the driver, by name."""
     import torch
 
+    from fake_cuda import graphs
+
     def exchange(device: int) -> int:
         return int(loaded.fake_cuda_exchange(device) if device >= 0 else -1)
 
@@ -74,6 +76,9 @@ def _answers(loaded: ctypes.CDLL) -> dict[str, Any]:
     return quiet | {
         "is_available": lambda: True,
         "Stream": _Stream,
+        "CUDAGraph": graphs.Graph,
+        "graph": graphs.Capture,
+        "graph_pool_handle": lambda: (0, 0),
         "current_stream": lambda device=None: _Stream(device),
         "stream": _in_stream,
         "_is_compiled": lambda: True,
