@@ -77,22 +77,16 @@ def prepare(
     check_working_weights(options, accelerator)
     check_graphs(options, accelerator)
     with main_first(accelerator):
-        laid = run.laid("train")
-    run.steps = steps_of(options, run.drawn_in_epoch(), laid.lengths)
+        lengths = run.laid("train").lengths
+    run.steps = steps_of(options, run.drawn_in_epoch(), lengths)
     hidden = HiddenTerms(stage.terms)
-    layout = layout_of(accelerator, options.shard)
-    if options.shard == "full" and not layout.sharded:
-        run.say('train.shard = "full" divides nothing in one process; --processes N starts N')
+    layout = _layout(run, accelerator)
     student = _prepare_student(run, HALF.get(accelerator.mixed_precision), hidden, layout)
-    check_columns(run)
-    load_teachers(run, stage.components())
-    tell_untempered(stage.teacher, [term.loss for term in stage.terms])
-    run.chunk = chunk_of(run)
-    hidden.prepare(run)
+    _prepare_losses(run, hidden)
     objective = Objective(run.language_model, run.chunk, hidden)
+    run.autocast = accelerator.autocast
     layout.rest()
     optimizer = optimizer_of(options, student, objective.learned, sharded=layout.sharded)
-    run.autocast = accelerator.autocast
     wrapped, optimizer = layout.prepare(objective, optimizer)
     rows = rows_of(run)
     trainer = Trainer(
@@ -109,12 +103,10 @@ def prepare(
         working=WorkingWeights([*student.parameters()]) if options.bf16_weights else None,
         checkpoints=Checkpoints(
             run.folder / checkpoints_at,
-            accelerator,
-            student,
-            optimizer,
+            *(accelerator, student, optimizer),
             keep=options.save_keep,
             layout=layout,
-            components={**run.recipe.by_place(), **_written(rows)},
+            components={**stage.by_place(), **_written(rows)},
         ),
         signals=signals,
     )
@@ -123,6 +115,23 @@ def prepare(
     if options.cuda_graphs:  # after all memory was tried out
         run.language_model.replayed = TrunkGraphs([*student.parameters()]).states
     return trainer
+
+
+def _prepare_losses(run: RunState, hidden: HiddenTerms) -> None:
+    """Load the teachers, and verify what losses need of them and of the data."""
+    stage = run.recipe
+    check_columns(run)
+    load_teachers(run, stage.components())
+    tell_untempered(stage.teacher, [term.loss for term in stage.terms])
+    run.chunk = chunk_of(run)
+    hidden.prepare(run)
+
+
+def _layout(run: RunState, accelerator: Accelerator) -> Layout:
+    layout = layout_of(accelerator, run.recipe.train.shard)
+    if run.recipe.train.shard == "full" and not layout.sharded:
+        run.say('train.shard = "full" divides nothing in one process; --processes N starts N')
+    return layout
 
 
 def rows_of(run: RunState) -> TrainingRows | StreamedRows | RolloutRows:
