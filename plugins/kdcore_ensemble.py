@@ -18,6 +18,7 @@ from kdcore import (
     LogitsFn,
     NextTokens,
     Prompt,
+    Run,
     Sampling,
     Stage,
     Teacher,
@@ -68,6 +69,11 @@ class Ensemble(CombinedTeacher):
                 )
         yield from super().faults(recipe)
 
+    def load(self, run: Run) -> None:
+        """As all combined teachers; writing asks the run."""
+        super().load(run)
+        self._run = run
+
     def read(self, batch: Batch) -> LogitsFn:
         """Every member reads the batch. The logits of all members are never in memory at once."""
         members = [self._read(member, batch) for member in self.members]
@@ -91,9 +97,12 @@ class Ensemble(CombinedTeacher):
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Sequence[Completion]:
         """One answer per prompt, sampled from the average token by token."""
         assert sampling.vocabulary is not None, "the run says which ids are shared"
-        rows = [prompt.ids for prompt in prompts]
+        together = self.is_sharded() and self._run.shares_calls
+        if not prompts and not together:
+            return []
+        rows = [prompt.ids for prompt in prompts] or [[0]]
         following = self.next_tokens(rows, sampling.vocabulary)
-        return sample_from(following, prompts, sampling, source="teacher")
+        return sample_from(following, prompts, sampling, source="teacher", together=together)
 
     def gives_parts(self) -> bool:
         """Whether losses are averaged."""

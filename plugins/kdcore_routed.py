@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Annotated
 
 import numpy as np
@@ -107,7 +108,7 @@ class Routed(CombinedTeacher):
         if self.knows_all():
             return None
         found = torch.zeros(batch.labels.numel(), dtype=torch.bool, device=batch.valid.device)
-        for member, some, place, own in self._parts(batch):
+        for member, some, place, own in self._parts(batch, lambda one, some: one.known(some)):
             told = member.known(some)
             if told is not None:
                 theirs = torch.zeros_like(some.labels, dtype=torch.bool)
@@ -128,7 +129,7 @@ class Routed(CombinedTeacher):
         """Each member reads its rows once and gives the outputs at its documents' positions."""
         parts = [
             (_placed(self._read(member, some), place), own)
-            for member, some, place, own in self._parts(batch)
+            for member, some, place, own in self._parts(batch, self._read)
         ]
         if not parts:
             return _none_of(batch, self.ids_known())
@@ -138,7 +139,7 @@ class Routed(CombinedTeacher):
         """Like `read`, with each member's own losses."""
         parts = [
             (self._read_nll(member, some), place, own)
-            for member, some, place, own in self._parts(batch)
+            for member, some, place, own in self._parts(batch, self._read_nll)
         ]
 
         def nll(positions: Tensor, labels: Tensor) -> Tensor:
@@ -150,17 +151,22 @@ class Routed(CombinedTeacher):
 
         return nll
 
-    def _parts(self, batch: Batch) -> Iterator[tuple[Teacher, Batch, Tensor, Tensor]]:
+    def _parts(
+        self, batch: Batch, ask: Callable[[Teacher, Batch], object]
+    ) -> Iterator[tuple[Teacher, Batch, Tensor, Tensor]]:
         """For each member with tokens here: its rows, and two maps of the batch's flat positions.
 
         The first is a position's index in these rows (0 if not there), the second whether it is the
-        member's.
+        member's. A sharded member without tokens here is asked all the same, as other processes
+        wait for it.
         """
         rows, time = batch.input_ids.shape
         device = batch.valid.device
         for member, own in zip(self.members, self._own(batch), strict=True):
             held = np.flatnonzero(own.reshape(rows, time).any(1))
             if not len(held):
+                if member.is_sharded():
+                    ask(member, replace(batch, valid=batch.valid[:0]))
                 continue
             some = select_rows(batch, held.tolist())
             width = some.input_ids.shape[1]

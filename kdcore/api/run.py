@@ -142,6 +142,19 @@ class Run:
         return self.recipe.teacher
 
     @property
+    def shares_calls(self) -> bool:
+        """Whether a model is sharded, so that all processes must run it equally often."""
+        return False
+
+    def most(self, count: int) -> int:
+        """The largest `count` of all processes where a model is sharded; else `count` itself.
+
+        Every process calls it. Who has fewer calls of a sharded model to make fills up with batches
+        without valid tokens.
+        """
+        return count
+
+    @property
     def batch(self) -> int:
         """Rows per optimizer step over all processes; documents with `batch_documents`."""
         return self.recipe.train.drawn

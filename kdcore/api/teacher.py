@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, cast
 from pydantic import Field
 
 from kdcore.api.component import AnyRun, AnyStage, Component, component
+from kdcore.api.options import iter_components
 from kdcore.errors import UsageError
 
 if TYPE_CHECKING:
@@ -36,6 +37,15 @@ class Teacher(Component):
     def moves(self) -> bool:
         """Whether `to_host` and `to_device` work, so that several teachers can share the device."""
         return False
+
+    def is_sharded(self) -> bool:
+        """Whether several processes divide its weights between them, and run it together.
+
+        Every process must then read the same number of batches, in the same order; see `Run.most`.
+        A teacher with nested ones is, if any of them is.
+        """
+        nested = (each for each in iter_components(self) if each is not self)
+        return any(each.is_sharded() for each in nested if isinstance(each, Teacher))
 
     def to_host(self) -> None:
         """Move the trunk's weights off the device. Results of earlier `read` calls stay valid.
@@ -215,7 +225,7 @@ class CombinedTeacher(Teacher):
             if self.takes_turns() and not member.moves():
                 yield (
                     f"the member {member.name!r} cannot leave the device (it is quantised, "
-                    'offloaded, or holds no model itself): leave keep_loaded = "one" out'
+                    'offloaded, sharded, or holds no model itself): leave keep_loaded = "one" out'
                 )
 
     def load(self, run: AnyRun) -> None:

@@ -17,6 +17,7 @@ import torch
 from kdcore.checksums import refuse_changed
 from kdcore.errors import RunError
 from kdcore.models.locations import is_path, is_trusted, loading_error, location_of, refuse_pickle
+from kdcore.sharding.wrapping import shard
 from kdcore.terminal.bars import progress
 from kdcore.terminal.libraries import DownloadBar, without_bars
 
@@ -36,12 +37,14 @@ def load_model(
     quantise: Literal["8bit", "4bit"] | None = None,
     adapter: str | None = None,
     offload: bool = False,
+    sharded: bool = False,
     key: str | None = None,
 ) -> PreTrainedModel:
     """A causal language model from a folder or the hub, on the device.
 
     `adapter` is a PEFT adapter to apply; if `name` is an adapter itself, it is applied to the base
     that it names. Adapters stay unmerged. `offload` leaves the layers on the CPU until they run.
+    With `sharded`, all processes of the run together load a frozen model and divide its weights.
     `attention` is transformers' `attn_implementation`. `key` is the recipe key that names the
     model, for advice in errors.
     """
@@ -55,7 +58,7 @@ def load_model(
     base, own = _parts(name)
     if own is not None and adapter is not None:
         raise RunError(f"{name!r} is an adapter; leave {adapter!r} out, or name the base as model")
-    place = torch.device("cpu") if offload else device
+    place = torch.device("cpu") if offload or sharded else device
     known = key if own is None else None
     model = _load(base, dtype, place, attention, quantise, key=known)
     if adapter is not None or own is not None:
@@ -66,6 +69,8 @@ def load_model(
         from kdcore.models.offload import offload_layers
 
         offload_layers(model, device)
+    if sharded:
+        shard(model.eval().requires_grad_(False), device)  # type: ignore[no-untyped-call]
     return model
 
 

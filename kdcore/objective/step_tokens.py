@@ -321,6 +321,8 @@ class StepTokens(Tokens):
 
     def _logits(self, part: ScoredBatch) -> LogitsFn:
         vocabulary = part.reading.batch.vocabulary
+        if self._student.sharded:
+            _ = part.states  # gathers the head
         head = self._head = self._head or self._student.head()
         return lambda positions: head(part.states[positions])[:, :vocabulary]
 

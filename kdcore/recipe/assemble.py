@@ -27,6 +27,7 @@ from kdcore.api.train_options import (
 from kdcore.data.where import unknown_columns
 from kdcore.errors import Fault, did_you_mean
 from kdcore.guard import call_checked, call_checked_list, needs_teacher
+from kdcore.optim import sharding_error
 from kdcore.recipe.build import Builder, shown
 from kdcore.recipe.node import (
     AT_TOP,
@@ -266,6 +267,7 @@ def rules_between(stage: Assembly) -> Iterator[Fault]:
     yield from _documents_in_chunks(stage)
     yield from _mode_of_nothing(stage)
     yield from _tokenizer_of_fresh_student(stage)
+    yield from _whole_weights_of_shards(stage)
     yield from _tokens_without_selection(stage)
     yield from _teacher_and_its_users(stage)
     yield from state_faults(stage)
@@ -308,6 +310,18 @@ def _documents_in_chunks(stage: Assembly) -> Iterator[Fault]:
     if train and "batch_documents" in train.table and data is not None and data.rows == "chunk":
         said = 'batch_documents counts documents, and [data] rows = "chunk" cuts across them'
         yield train.table["batch_documents"].fault(said, 'say batch, or rows = "pack" or "one"')
+
+
+def _whole_weights_of_shards(stage: Assembly) -> Iterator[Fault]:
+    options = stage.train
+    if options is None or options.shard == "none":
+        return
+    said, table = 'shard = "full" divides every weight between processes', stage.tables["train"]
+    if fault := sharding_error(options.optimizer):
+        yield table.fault(f"{said}, and the optimizer {fault}", 'say optimizer = "adamw"')
+    for key in ("bf16_weights", "cuda_graphs", "compile_trunk"):
+        if getattr(options, key):
+            yield table.fault(f"{said}, and {key} needs them whole", f"leave {key} out")
 
 
 def _tokenizer_of_fresh_student(stage: Assembly) -> Iterator[Fault]:

@@ -160,6 +160,7 @@ _OF_TRAIN = (
     "compile_trunk",
     "cuda_graphs",
     "checkpointing",
+    "shard",
     "workers",
     "non_finite",
     "log_every",

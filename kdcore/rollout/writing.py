@@ -26,7 +26,8 @@ def write(run: Run, rollout: Rollout, prompts: Sequence[Prompt], group: int) -> 
     """
     groups = grouped(prompts, group)
     mine: dict[int, list[Completion]] = {}
-    for some in groups[run.process :: run.processes]:
+    turns = groups[run.process :: run.processes]
+    for some in [*turns, *[[]] * (run.most(len(turns)) - len(turns))]:
         asked = [prompts[n] for n in some]
         try:
             with eval_mode(run.student), run.autocast():

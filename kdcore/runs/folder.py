@@ -133,7 +133,7 @@ def _fingerprints(path: Path) -> dict[str, str]:
 
 def refused_by_machine(fault: BaseException, folder: Path) -> RunError:
     """What the user can do about an OS error; `folder` is the run's."""
-    from kdcore.training.checkpoint import in_order
+    from kdcore.training.checkpoints.folders import in_order
 
     said, way = refusal(fault)
     there = in_order(folder / CHECKPOINTS)

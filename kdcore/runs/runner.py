@@ -49,7 +49,7 @@ from kdcore.runs.folder import (
     write_texts,
 )
 from kdcore.runs.open import OpenRequest, open_stage
-from kdcore.training.checkpoint import last_step
+from kdcore.training.checkpoints.folders import last_step
 from kdcore.training.run_state import RunState
 from kdcore.training.setup import make_accelerator, prepare
 from kdcore.training.signals import Signals
@@ -249,10 +249,11 @@ def _train(trainer: Trainer) -> None:
         host.emit("kdcore_run_start", run=run)
         trainer.train()
         trainer.put_back_best()
-        finish_student(run)
+        student = finish_student(run, trainer.layout)
         with main_first(trainer.accelerator):
             if run.main:
-                save_final(run)
+                assert student is not None, "the main process keeps it"
+                save_final(run, student)
     except BaseException as error:
         _end(trainer, error)
         raise

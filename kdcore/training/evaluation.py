@@ -56,25 +56,31 @@ def evaluate(
     groups = [] if by is None else values_of_column(rows.columns(), by)  # type: ignore[attr-defined]
     sums = _Sums(run, losses, teacher, by, groups, documents, compiled)
     collate = Collate(rows.split, run.vocabulary, run.device)  # type: ignore[attr-defined]
-    longest_first = np.argsort(-rows.lengths, kind="stable")  # type: ignore[attr-defined]
-    stride = run.micro_batch * run.processes
     with eval_mode(run.student):
-        for start in range(run.process * run.micro_batch, len(rows), stride):
-            some = longest_first[start : start + run.micro_batch]
-            sums.add(collate(rows.some(some.tolist())))  # type: ignore[attr-defined]
+        for some in _turns(run, rows.lengths, run.micro_batch):  # type: ignore[attr-defined]
+            sums.add(collate(rows.some(some.tolist()) if len(some) else []))  # type: ignore[attr-defined]
     return sums.everywhere()
+
+
+def _turns(run: Run, lengths: np.ndarray, size: int) -> list[np.ndarray]:
+    """This process's rows, `size` at a time, the longest first over all processes.
+
+    With a sharded model every process has the same number of turns, some of them without rows.
+    """
+    longest_first = np.argsort(-lengths, kind="stable")
+    groups = [longest_first[at : at + size] for at in range(0, len(lengths), size)]
+    mine = groups[run.process :: run.processes]
+    return [*mine, *[longest_first[:0]] * (run.most(len(mine)) - len(mine))]
 
 
 def log_likelihoods(run: Run, rows: Sequence[Row], batch: int) -> list[float]:
     """See `Run.log_likelihoods`."""
     laid = as_rows(rows, "given")
-    longest_first = np.argsort(-laid.lengths, kind="stable")
-    groups = [longest_first[at : at + batch] for at in range(0, len(laid), batch)]
     collate = Collate(laid.split, run.vocabulary, run.device)
     totals = torch.zeros(len(laid), dtype=torch.float64, device=run.device)
     with eval_mode(run.student):
-        for group in groups[run.process :: run.processes]:
-            made = collate(laid.some(group.tolist()))
+        for group in _turns(run, laid.lengths, batch):
+            made = collate(laid.some(group.tolist()) if len(group) else [])
             whose = torch.from_numpy(group).to(run.device)
             for at, student in _chunks(run, made):
                 nll = nll_of(student, made.labels[at])
@@ -90,6 +96,8 @@ def _chunks(run: Run, batch: Batch, size: int | None = None) -> Iterator[tuple[T
     model = run.language_model
     with run.autocast():
         states = model.states(batch)
+    if not len(batch.valid):
+        return
     head = model.head()
     for at in torch.split(batch.valid, size or chunk_size(batch.vocabulary, run.device)):
         yield at, head(states[at])[:, : batch.vocabulary]

@@ -244,7 +244,8 @@ def micro_batch_of(step: TrainStep) -> int:
     largest = max(1, math.ceil(options.drawn / run.processes))
     if options.micro_batch != "auto":
         return min(largest, options.micro_batch)
-    if run.device.type != "cuda":
+    # Sharded models run on all processes together: one of them cannot try what fits.
+    if run.device.type != "cuda" or run.shares_calls:
         return cpu_default(largest, run.recipe.data.block)
     found = probe(largest, lambda rows: _attempt(step, rows))
     return -int(step.gather(torch.tensor([-found], device=run.device))[0].max())

@@ -25,6 +25,8 @@ from kdcore.distributed.disks import SHARED, Disk
 from kdcore.errors import RunError, UsageError
 from kdcore.guard import plugin_errors, wrong_return
 from kdcore.models.completions import Completion, Prompt, Sampling
+from kdcore.objective.teachers import teachers_in
+from kdcore.sharding.turns import largest
 from kdcore.training.best import Best
 
 if TYPE_CHECKING:
@@ -250,6 +252,19 @@ class RunState(Run):
         self.scores = state.get("scores", {})
         self.best = Best(**state["best"]) if state.get("best") else None
         self.chunk = state.get("chunk", self.chunk)
+
+    @cached_property
+    def shares_calls(self) -> bool:
+        """Whether some model is sharded, so that processes run it together."""
+        if self.processes == 1:
+            return False
+        if self.recipe.train.shard == "full":
+            return True
+        return any(each.is_sharded() for each in teachers_in(self.recipe.components()))
+
+    def most(self, count: int) -> int:
+        """See `Run.most`."""
+        return largest(count) if self.shares_calls else count
 
     def say(self, message: str) -> None:
         """Print a message once, on the terminal and in log.txt."""

@@ -28,6 +28,8 @@ from kdcore.objective.losses import asks_teacher
 from kdcore.objective.objective import Objective, SelectFn, TokenMask
 from kdcore.objective.readings import MicroBatch
 from kdcore.objective.selection import SelectionResult, select
+from kdcore.sharding.layout import Layout
+from kdcore.sharding.wrapping import total_norm, whole
 from kdcore.training.gpu.working_weights import WorkingWeights, average_gradients
 from kdcore.training.rollout_rows import RolloutRows
 from kdcore.training.run_state import workers_of
@@ -41,9 +43,7 @@ if TYPE_CHECKING:
 
 def gradient_norm(module: torch.nn.Module) -> Tensor:
     """The global gradient norm, as a tensor, without a device sync."""
-    return torch.nn.utils.get_total_norm(
-        [p.grad for p in module.parameters() if p.grad is not None]
-    )
+    return total_norm([p.grad for p in module.parameters() if p.grad is not None])
 
 
 @dataclass(eq=False, kw_only=True)
@@ -53,6 +53,7 @@ class TrainStep:
     run: RunState
     accelerator: Accelerator
     objective: Objective
+    layout: Layout
     wrapped: nn.Module  # the objective inside DDP
     values: Callable[[Sequence[Term]], Values]
     optimizer: torch.optim.Optimizer
@@ -84,7 +85,7 @@ class TrainStep:
                 [term.label for term in self.run.recipe.terms], self.run.device
             )
         self.move_schedules(step - 1)
-        readings = self.prefetcher.get(step)
+        readings = self._filled(self.prefetcher.get(step))
         choices = select(
             self.run, readings, step, self.gather, self.total, [term for term, _ in terms]
         )
@@ -92,14 +93,15 @@ class TrainStep:
         with self._working_weights():
             for n, reading in enumerate(readings):
                 # Accumulate locally; DDP all-reduces once, in the last backward.
-                synced = n == len(readings) - 1 and self.working is None
-                with nullcontext() if synced else self.accelerator.no_sync(self.wrapped):
+                last = n == len(readings) - 1 and self.working is None
+                with self.layout.accumulating(self.wrapped, last=last):
                     shares.append(self.backward(reading, terms, choices.each[n]))
                 if self.working is not None:
                     self.working.collect()
                 reading.forget()
         if self.working is not None and self.run.processes > 1:
             average_gradients(self.parameters + self.learned, self.run.processes)
+        self.layout.reduce(self.learned)
         return shares, choices
 
     def _working_weights(self) -> AbstractContextManager[None]:
@@ -120,6 +122,11 @@ class TrainStep:
             for part in [part for part in parts if part.rows] or parts[:1]
             for some in micro_batches(part.rows, self.run.micro_batch, by_length=not mixed)
         ]
+
+    def _filled(self, readings: list[MicroBatch]) -> list[MicroBatch]:
+        """With empty micro-batches, where every process must make the same number of calls."""
+        missing = self.run.most(len(readings)) - len(readings)
+        return [*readings, *(self.reading(self.collate([]), []) for _ in range(missing))]
 
     def reading(self, batch: Batch, rows: Sequence[int]) -> MicroBatch:
         """A micro-batch of the rows at these indices of the step; no teacher has read it yet."""
@@ -170,7 +177,7 @@ class TrainStep:
         """Forward and backward of one micro-batch as in a step, discarding the gradients."""
         reading = self.reading(self.collate(rows), range(len(rows)))
         valid = torch.full((), float(len(reading.batch.valid)), device=self.run.device)
-        with self.accelerator.no_sync(self.wrapped), self._working_weights():
+        with self.layout.accumulating(self.wrapped, last=False), self._working_weights():
             seen = TokenMask(None, valid, valid, valid)
             self.backward(reading, self.terms_of(1), lambda states: seen)
         self.optimizer.zero_grad(set_to_none=True)
@@ -193,7 +200,7 @@ class TrainStep:
         clip = self.run.recipe.train.clip
         if not clip:
             return gradient_norm(self.objective)
-        norm = self._clip_student(clip)
+        norm = whole(self._clip_student(clip))
         if not self.learned:
             return norm
         # The two sets are disjoint: the joint norm is sqrt(student^2 + learned^2).

@@ -16,7 +16,8 @@ from kdcore.objective.gradient_shares import negligible_terms
 from kdcore.rng import RandomState
 from kdcore.terminal.bars import progress
 from kdcore.training.best import Best, best_in_words, is_better, score_of
-from kdcore.training.checkpoint import Checkpoints, damage, load_weights
+from kdcore.training.checkpoint import Checkpoints, load_weights
+from kdcore.training.checkpoints.folders import damage
 from kdcore.training.evaluation import run_evals
 from kdcore.training.metrics import MetricsAccumulator
 from kdcore.training.micro_batch import OomRetry, kept_micro_batch, micro_batch_state
@@ -62,6 +63,7 @@ class Trainer(TrainStep):
             self._note_best()
             self.save()
         while run.step < run.steps:
+            self.layout.rest()
             self.host.emit("kdcore_step_start", run=run, step=run.step + 1)
             self.step(run.step + 1)
             run.step += 1
@@ -205,6 +207,7 @@ class Trainer(TrainStep):
                     f"the checkpoint {path} scored best and was to become the final weights, and "
                     f"it is damaged ({fault}); --fresh makes the run anew"
                 )
+            self.layout.rest()
             load_weights(path, self.checkpoints.model)
             run.scores = json.loads((path / "state.json").read_text())["scores"]
         words = best_in_words(run.recipe.train, best)

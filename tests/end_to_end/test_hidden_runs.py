@@ -10,7 +10,7 @@ from test_stages import KILLER, assert_same_weights, command, metrics, run
 from whole_runs import recipe_text
 
 from kdcore.plugin.manager import PluginManager
-from kdcore.training.checkpoint import newest
+from kdcore.training.checkpoints.folders import newest
 
 pytestmark = pytest.mark.slow
 
