@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 RECIPE = """
 name = "memory"
@@ -61,14 +62,14 @@ def child(folder: str) -> None:
     seen: dict[str, int] = {}
     make, save = setup.make_student, trainer.Trainer.save
 
-    def made(*arguments, **named):
+    def made(*arguments: Any, **named: Any) -> Any:
         seen["before"] = peak()
         student = make(*arguments, **named)
         seen["parameters"] = sum(each.numel() for each in student.parameters())
         seen["head"] = 2 * 4 * student.get_output_embeddings().weight.numel()
         return student
 
-    def saved(running):
+    def saved(running: Any) -> None:
         seen["trained"] = peak()
         save(running)
         seen["saved"] = peak()
