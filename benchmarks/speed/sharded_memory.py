@@ -73,10 +73,11 @@ def child(folder: str) -> None:
         seen["trained"] = peak()
         save(running)
         seen["saved"] = peak()
+        Path(f"memory-{os.environ['RANK']}.json").write_text(json.dumps(seen))
+        os._exit(0)
 
     setup.make_student, trainer.Trainer.save = made, saved
     runner.run_all(runner.RunRequest("memory.toml"), PluginManager(off=["panel"]))
-    Path(f"memory-{os.environ['RANK']}.json").write_text(json.dumps(seen))
 
 
 def measured(shard: str, port: int) -> list[dict[str, int]]:
