@@ -2,8 +2,9 @@
 
     python benchmarks/robustness/sharded_kills.py 30
 
-One process of the run is killed (SIGKILL) after a random time, so that the others notice; the next
-start has 1, 2 or 4 processes. Then the run may end, and its weights are compared.
+One process of the run is killed (SIGKILL) at a random moment after a checkpoint; the others notice,
+or are killed 10 seconds later. Each start has 2 or 4 processes. Then the run may end in one
+process, and its weights are compared.
 """
 
 from __future__ import annotations
@@ -11,13 +12,18 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
+import socket
 import sys
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file
+
+from kdcore.plugin.manager import PluginManager
+from kdcore.runs.runner import RunRequest, run_all
 
 RECIPE = """
 name = "kills"
@@ -50,23 +56,45 @@ use = "ce"
 """
 
 
-def start(folder: Path, processes: int) -> subprocess.Popen[bytes]:
-    """`kdcore run` of the recipe, in a group of its own."""
-    own = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    command = ["kdcore", "run", "kills.toml", "--processes", str(processes)]
-    return subprocess.Popen(
-        [sys.executable, "-m", *command],
-        cwd=folder,
-        env=os.environ | own,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+def start(folder: Path, processes: int) -> list[int]:
+    """Fork the processes of a run of the recipe: all is imported already."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
+    shared |= {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+    return [_fork(folder, shared | {"RANK": n, "LOCAL_RANK": n}) for n in range(processes)]
 
 
-def workers(parent: int) -> list[int]:
-    """The processes that a launcher started."""
-    found = subprocess.run(["pgrep", "-P", str(parent)], capture_output=True, text=True)
-    return [int(each) for each in found.stdout.split()]
+def _fork(folder: Path, names: Mapping[str, object]) -> int:
+    if child := os.fork():
+        return child
+    os.chdir(folder)
+    os.environ |= {name: str(value) for name, value in names.items()}
+    log = os.open("log.txt", os.O_CREAT | os.O_APPEND | os.O_WRONLY)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    code = 1
+    try:
+        torch.set_num_threads(1)
+        run_all(RunRequest("kills.toml"), PluginManager(off=["panel"]))
+        code = 0
+    finally:
+        os._exit(code)
+
+
+def waited(children: Sequence[int], seconds: float) -> list[int]:
+    """The exit codes. Who does not end in this time is killed too, as by a launcher."""
+    until, codes = time.monotonic() + seconds, dict[int, int]()
+    while len(codes) < len(children):
+        for child in {*children} - {*codes}:
+            found, status = os.waitpid(child, os.WNOHANG)
+            if found:
+                codes[child] = os.waitstatus_to_exitcode(status)
+            elif time.monotonic() > until:
+                os.kill(child, signal.SIGKILL)
+        time.sleep(0.02)
+    return [codes[child] for child in children]
 
 
 def newest(folder: Path) -> int:
@@ -77,22 +105,20 @@ def newest(folder: Path) -> int:
 
 def kill_one(folder: Path, rng: random.Random) -> str:
     """Start, wait, kill a process; how far the run was."""
-    processes, began = rng.choice([2, 2, 4]), newest(folder)
-    started = start(folder, processes)
-    while newest(folder) == began and started.poll() is None:
-        time.sleep(0.05)
+    processes, began = rng.choice([2, 4]), newest(folder)
+    children = start(folder, processes)
+    while newest(folder) == began:
+        time.sleep(0.02)
     time.sleep(rng.uniform(0, 0.6))
-    children = workers(started.pid)
-    if children:
-        os.kill(rng.choice(children), signal.SIGKILL)
-    code = started.wait()
-    return f"{processes} processes, from step {began}, killed after {newest(folder)}: code {code}"
+    os.kill(rng.choice(children), signal.SIGKILL)
+    codes = waited(children, 10)
+    return f"{processes} processes, from step {began}, killed after {newest(folder)}: {codes}"
 
 
-def ended(folder: Path, processes: int) -> dict:
+def ended(folder: Path, processes: int) -> dict[str, torch.Tensor]:
     """The final weights."""
     (folder / "kills.toml").write_text(RECIPE)
-    assert start(folder, processes).wait() == 0
+    assert waited(start(folder, processes), 600) == [0] * processes
     (final,) = folder.glob("runs/*/final/model.safetensors")
     return load_file(final)
 

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 RECIPE = """
 name = "memory"
@@ -61,21 +62,22 @@ def child(folder: str) -> None:
     seen: dict[str, int] = {}
     make, save = setup.make_student, trainer.Trainer.save
 
-    def made(*arguments, **named):
+    def made(*arguments: Any, **named: Any) -> Any:
         seen["before"] = peak()
         student = make(*arguments, **named)
         seen["parameters"] = sum(each.numel() for each in student.parameters())
         seen["head"] = 2 * 4 * student.get_output_embeddings().weight.numel()
         return student
 
-    def saved(running):
+    def saved(running: Any) -> None:
         seen["trained"] = peak()
         save(running)
         seen["saved"] = peak()
+        Path(f"memory-{os.environ['RANK']}.json").write_text(json.dumps(seen))
+        os._exit(0)
 
     setup.make_student, trainer.Trainer.save = made, saved
     runner.run_all(runner.RunRequest("memory.toml"), PluginManager(off=["panel"]))
-    Path(f"memory-{os.environ['RANK']}.json").write_text(json.dumps(seen))
 
 
 def measured(shard: str, port: int) -> list[dict[str, int]]:
