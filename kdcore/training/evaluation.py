@@ -27,7 +27,7 @@ from kdcore.terminal.bars import progress
 
 if TYPE_CHECKING:
     from kdcore.api.contracts import Run
-    from kdcore.training.run_state import RunState
+    from kdcore.objective.compiled_losses import PerToken
 
 
 def run_evals(run: Run) -> dict[str, float | str]:
@@ -43,16 +43,17 @@ def run_evals(run: Run) -> dict[str, float | str]:
 
 
 def evaluate(
-    run: RunState,
+    run: Run,
     rows: Sequence[Row],
     losses: Sequence[Loss],
     teacher: Teacher | None,
     by: str | None = None,
     documents: DocumentSums | None = None,
+    compiled: PerToken | None = None,
 ) -> Mapping[str, float]:
-    """See `Run.evaluate`."""
+    """See `Run.evaluate`. `compiled` gives the values of all losses, in chunks of `run.chunk`."""
     groups = [] if by is None else values_of_column(rows.columns(), by)  # type: ignore[attr-defined]
-    sums = _Sums(run, losses, teacher, by, groups, documents)
+    sums = _Sums(run, losses, teacher, by, groups, documents, compiled)
     collate = Collate(rows.split, run.vocabulary, run.device)  # type: ignore[attr-defined]
     longest_first = np.argsort(-rows.lengths, kind="stable")  # type: ignore[attr-defined]
     stride = run.micro_batch * run.processes
@@ -134,18 +135,19 @@ class _Sums:
 
     def __init__(
         self,
-        run: RunState,
+        run: Run,
         losses: Sequence[Loss],
         teacher: Teacher | None,
         by: str | None = None,
         groups: Sequence[Value] = (),
         documents: DocumentSums | None = None,
+        compiled: PerToken | None = None,
     ) -> None:
         self.run, self.losses, self.teacher = run, losses, teacher
         self.by, self.groups, self.documents = by, groups, documents
         self.bytes = torch.from_numpy(run.bytes_per_id).to(run.device)
         self.partial = teacher if teacher and may_not_know(teacher) else None
-        self._compiled = run.compiled(losses) if run.compiled and losses else None
+        self._compiled = compiled
         compared = [*["agreement"] * bool(teacher), *["known"] * bool(self.partial)]
         self.names = ["tokens", "bytes", "nll", *_keys(losses), *compared]
         self.total = torch.zeros(len(self.names), dtype=torch.float64, device=run.device)

@@ -149,11 +149,12 @@ class RunState(Run):
         """See `Run.evaluate`."""
         from kdcore.training.evaluation import DocumentSums, evaluate
 
+        fast = self.compiled(losses) if self.compiled is not None and losses else None
         if not keep_documents:
-            return evaluate(self, rows, losses, teacher, by)
+            return evaluate(self, rows, losses, teacher, by, compiled=fast)
         count = len(rows.split.lengths)  # type: ignore[attr-defined]
         documents = DocumentSums(count, self.device)
-        sums = evaluate(self, rows, losses, teacher, by, documents)
+        sums = evaluate(self, rows, losses, teacher, by, documents, fast)
         self.documents = documents.found()
         return sums
 

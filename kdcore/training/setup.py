@@ -13,7 +13,7 @@ from kdcore.distributed import main_first
 from kdcore.errors import RunError
 from kdcore.guard import call_checked
 from kdcore.models.causal_lm import LanguageModel
-from kdcore.models.loading import HALF, precision_of
+from kdcore.models.loading import HALF, precision_of, refuse_old_torch
 from kdcore.models.vocabulary import cut_to, verify_same_ids, warn_tokenizer_mismatch
 from kdcore.objective.columns import check_columns
 from kdcore.objective.hidden_states import HiddenTerms
@@ -56,6 +56,8 @@ def make_accelerator(options: TrainOptions) -> Accelerator:
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
+    refuse_old_torch()
+
     def fresh(precision: str) -> Accelerator:
         AcceleratorState._reset_state(reset_partial_state=False)
         return Accelerator(mixed_precision=precision)
@@ -73,8 +75,7 @@ def prepare(
 ) -> Trainer:
     """Load and verify everything; the run already has its tokenizer."""
     stage, options = run.recipe, run.recipe.train
-    check_working_weights(options, accelerator)
-    check_graphs(options, accelerator)
+    _check_speed(options, accelerator)
     with main_first(accelerator):
         laid = run.laid("train")
     run.steps = steps_of(options, run.drawn_in_epoch(), laid.lengths)
@@ -112,10 +113,20 @@ def prepare(
         signals=signals,
     )
     run.micro_batch = micro_batch_of(trainer)
-    run.compiled = per_token_for(run)
-    if options.cuda_graphs:  # after all memory was tried out
-        run.language_model.replayed = TrunkGraphs([*student.parameters()]).states
+    _speed_up(run, student)
     return trainer
+
+
+def _check_speed(options: TrainOptions, accelerator: Accelerator) -> None:
+    check_working_weights(options, accelerator)
+    check_graphs(options, accelerator)
+
+
+def _speed_up(run: RunState, student: PreTrainedModel) -> None:
+    """Compiled evaluation and CUDA graphs: after memory for rows at once was tried out."""
+    run.compiled = per_token_for(run)
+    if run.recipe.train.cuda_graphs:
+        run.language_model.replayed = TrunkGraphs([*student.parameters()]).states
 
 
 def rows_of(run: RunState) -> TrainingRows | StreamedRows | RolloutRows:
