@@ -13,11 +13,11 @@ from torch import Tensor
 
 from kdcore import (
     Batch,
+    CombinedTeacher,
     Completion,
     LogitsFn,
     NextTokens,
     Prompt,
-    Run,
     Sampling,
     Stage,
     Teacher,
@@ -33,7 +33,7 @@ Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 @component
-class Ensemble(Teacher):
+class Ensemble(CombinedTeacher):
     """Several teachers over the student's vocabulary, combined into one.
 
     "logits" averages logits before any temperature, so confident members dominate; "probs" averages
@@ -43,14 +43,8 @@ class Ensemble(Teacher):
     """
 
     name = "ensemble"
-    members: Annotated[list[Teacher], Field(min_length=1)]
     weights: list[Weight] | None = None
     average: Literal["logits", "probs", "losses"] = "logits"
-    keep_loaded: Annotated[
-        Literal["all", "one"],
-        Field(description="members on the device: all, or one after another; heads stay"),
-    ] = "all"
-    elsewhere = frozenset({"keep_loaded"})
 
     def __post_init__(self) -> None:
         if self.weights is not None and len(self.weights) != len(self.members):
@@ -58,10 +52,6 @@ class Ensemble(Teacher):
                 f"the ensemble has {len(self.weights)} weights for {len(self.members)} members; "
                 "give one for each, or none"
             )
-
-    def gives_logits(self) -> bool:
-        """Whether every member does."""
-        return all(member.gives_logits() for member in self.members)
 
     def faults(self, recipe: Stage) -> Iterable[str]:
         """Reject members that know only some ids: the others cannot be averaged."""
@@ -76,21 +66,7 @@ class Ensemble(Teacher):
                     f"the member {member.name!r} averages losses, which nothing else can average: "
                     "name its members here instead"
                 )
-            if self.keep_loaded == "one" and not member.moves():
-                yield (
-                    f"the member {member.name!r} cannot leave the device (it is quantised, "
-                    'offloaded, or holds no model itself): leave keep_loaded = "one" out'
-                )
-
-    def load(self, run: Run) -> None:
-        """The engine loads the members; members that take turns are moved off the device again."""
-        if self.takes_turns():
-            for member in self.members:
-                member.to_host()
-
-    def takes_turns(self) -> bool:
-        """Set by `keep_loaded`."""
-        return self.keep_loaded == "one"
+        yield from super().faults(recipe)
 
     def read(self, batch: Batch) -> LogitsFn:
         """Every member reads the batch. The logits of all members are never in memory at once."""
@@ -131,14 +107,8 @@ class Ensemble(Teacher):
         return list(zip(self._shares(), each, strict=True))
 
     def _read(self, member: Teacher, batch: Batch) -> LogitsFn:
-        """Read with one member; those that take turns are on the device for their trunk only."""
-        if not self.takes_turns():
+        with self.present(member):
             return read(member, batch)
-        member.to_device()
-        try:
-            return read(member, batch)
-        finally:
-            member.to_host()
 
     def _shares(self) -> list[float]:
         weights = self.weights or [1.0] * len(self.members)

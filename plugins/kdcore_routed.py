@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Annotated, Literal
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -14,8 +13,8 @@ from torch import Tensor
 
 from kdcore import (
     Batch,
+    CombinedTeacher,
     GappedLogits,
-    Run,
     SparseLogits,
     Stage,
     Teacher,
@@ -35,7 +34,7 @@ Where = dict[str, _Value | list[_Value]]
 
 
 @component
-class Routed(Teacher):
+class Routed(CombinedTeacher):
     """Several teachers, each for the documents that match its `where`.
 
     `members = [{use = "hf", model = "...", where = {domain = "math"}}, {use = "hf", ...}]`: the
@@ -45,16 +44,10 @@ class Routed(Teacher):
     """
 
     name = "routed"
-    members: Annotated[list[Teacher], Field(min_length=1)]
     where: Annotated[
         list[Where | None],
         Field(description="of each member: its documents", json_schema_extra={"beside": "members"}),
     ] = Field(default_factory=list)
-    keep_loaded: Annotated[
-        Literal["all", "one"],
-        Field(description="members on the device: all, or one after another; heads stay"),
-    ] = "all"
-    elsewhere = frozenset({"keep_loaded"})
 
     def __post_init__(self) -> None:
         self._told = False
@@ -82,45 +75,15 @@ class Routed(Teacher):
         for member in self.members:
             if member.gives_parts():
                 yield f"the member {member.name!r} averages losses, and a route needs its logits"
-            if self.keep_loaded == "one" and not member.moves():
-                yield (
-                    f"the member {member.name!r} cannot leave the device (it is quantised, "
-                    'offloaded, or holds no model itself): leave keep_loaded = "one" out'
-                )
-
-    def load(self, run: Run) -> None:
-        """The engine loads the members; members that take turns are moved off the device again."""
-        if self.takes_turns():
-            for member in self.members:
-                member.to_host()
-
-    def takes_turns(self) -> bool:
-        """Set by `keep_loaded`."""
-        return self.keep_loaded == "one"
-
-    @contextmanager
-    def _present(self, member: Teacher) -> Iterator[None]:
-        """A member on the device, for as long as its trunk runs."""
-        if not self.takes_turns():
-            yield
-            return
-        member.to_device()
-        try:
-            yield
-        finally:
-            member.to_host()
+        yield from super().faults(recipe)
 
     def _read(self, member: Teacher, batch: Batch) -> TeacherOutputs:
-        with self._present(member):
+        with self.present(member):
             return read_outputs(member, batch)
 
     def _read_nll(self, member: Teacher, batch: Batch) -> Callable[[Tensor, Tensor], Tensor]:
-        with self._present(member):
+        with self.present(member):
             return read_nll(member, batch)
-
-    def gives_logits(self) -> bool:
-        """Whether every member does."""
-        return all(member.gives_logits() for member in self.members)
 
     def gives_losses(self) -> bool:
         """Whether every member does."""

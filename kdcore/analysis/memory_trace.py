@@ -22,7 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from kdcore.api.contracts import Loss
+from kdcore.api.loss import Loss
 from kdcore.data.batch import Batch, LogitsFn, Split
 from kdcore.models.head import logits_of, nll_from_logits, upcast
 from kdcore.objective.chunked_loss import ChunkedLoss, ChunkedLossInputs
@@ -32,7 +32,7 @@ from kdcore.objective.losses import values_of
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from kdcore.api.hidden_states import HiddenStatesLoss
+    from kdcore.api.loss import HiddenStatesLoss
 
 
 @dataclass(frozen=True)

@@ -124,7 +124,10 @@ def _load(
     model, told = loaded
     if told["missing_keys"]:
         first = min(told["missing_keys"])
-        raise RunError(f"cannot use {name!r}: its files lack {first!r}, which would stay random")
+        raise RunError(
+            f"cannot use {name!r}: its files lack {first!r}, which would stay random; name a "
+            "causal language model with all of its weights"
+        )
     return model
 
 
@@ -221,7 +224,10 @@ def _quantisation(
     from importlib.util import find_spec
 
     if device.type != "cuda":
-        raise RunError(f'quantise = "{quantise}" needs a CUDA device, and this is {device.type!r}')
+        raise RunError(
+            f'quantise = "{quantise}" needs a CUDA device, and this is {device.type!r}; leave '
+            "`quantise` out"
+        )
     if find_spec("bitsandbytes") is None:
         raise RunError(f'quantise = "{quantise}" needs bitsandbytes: pip install "kdcore[gpu]"')
     from transformers import BitsAndBytesConfig

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdcore.api.contracts import Loss
+from kdcore.api.loss import Loss
 from kdcore.data.batch import Parts, SparseLogits, TwoVocabularies
 from kdcore.objective.chunked_loss import Answer, Prepared, Values
 from kdcore.objective.losses import checked_values, per_token, temperature_of, values_of

@@ -8,7 +8,9 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from kdcore.api.contracts import Loss, PreparedLoss, Teacher
+from kdcore.api.loss import Loss
+from kdcore.api.teacher import Teacher
+from kdcore.api.tokens import PreparedLoss
 from kdcore.data.batch import Parts, SparseLogits, TwoVocabularies
 from kdcore.errors import PluginError
 from kdcore.guard import call_checked, describe_component, inputs_unchanged, plugin_errors

@@ -7,20 +7,14 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from kdcore.api.component import Component
-from kdcore.api.contracts import (
-    Data,
-    Eval,
-    Logger,
-    Loss,
-    Rollout,
-    Selection,
-    Stage,
-    StudentOptions,
-    Teacher,
-    Term,
-    Tokenizer,
-)
-from kdcore.api.options import ask_for_columns
+from kdcore.api.data import Data, Rollout, Tokenizer
+from kdcore.api.loss import Loss, Term
+from kdcore.api.observers import Eval, Logger
+from kdcore.api.options import ask_for_columns, option_types
+from kdcore.api.run import Stage
+from kdcore.api.student import StudentOptions
+from kdcore.api.teacher import Teacher
+from kdcore.api.tokens import Selection
 from kdcore.api.train_options import (
     RIVALS,
     ResourceOptions,
@@ -234,7 +228,7 @@ def shape_faults(table: Node, title: str) -> Iterator[Fault]:
         if key in AT_TOP:
             yield value.fault(f"{key} stands at the top level of the recipe, not in a stage")
         elif key not in IN_STAGE:
-            near = did_you_mean(key, (*AT_TOP, *IN_STAGE))
+            near = did_you_mean(key, (*AT_TOP, *IN_STAGE)) or _inside(key, table)
             hint = "" if near else f"it has: {', '.join((*AT_TOP, *IN_STAGE))}"
             yield value.fault(f"a recipe has no {key!r}{near}", hint)
         elif key in TABLES and not value.is_table:
@@ -248,6 +242,18 @@ def shape_faults(table: Node, title: str) -> Iterator[Fault]:
             place = table if missing else table.table[key]
             brackets = f"[[{key}]]" if key in LISTS else f"[{key}]"
             yield place.fault(f"{title} has no {brackets}", f"add {way}")
+
+
+def _inside(key: str, table: Node) -> str:
+    """The option that an unknown key at the top level seems to mean: `; did you mean train.lr?`."""
+    if (found := ours(key)) or key in option_types(TrainOptions):
+        return f"; did you mean train.{found[0] if found else key}?"
+    ways = []
+    for name, value in table.table.items():
+        items = {item.use or at: item for at, item in enumerate(value.items, 1)}
+        ways += [f"{name}.{at}.{key}" for at, item in items.items() if key in item.table]
+        ways += [f"{name}.{key}"] if key in value.table else []
+    return f"; did you mean {' or '.join(ways)}?" if ways else ""
 
 
 def _what(value: Node) -> str:
@@ -275,12 +281,15 @@ def _one_of_rivals(stage: Assembly) -> Iterator[Fault]:
                 yield from _one_of(table, key, rivals)
 
 
+_AMOUNTS = "add epochs = 3, steps = 1000 or tokens = 100_000_000"
+
+
 def _one_of(table: Node, key: str, rivals: Rivals) -> Iterator[Fault]:
     given = [rival for rival in table.table if rival in rivals.names]
     names = f"{', '.join(rivals.names[:-1])} and {rivals.names[-1]}"
     meant = {found[0] for word in table.table if (found := ours(word))}
     if rivals.needed and not given and not meant & {*rivals.names}:
-        yield table.fault(f"[{key}] needs one of {names}")
+        yield table.fault(f"[{key}] needs one of {names}", _AMOUNTS if key == "train" else "")
     for rival in given[1:]:
         said = f"[{key}] takes one of {names}, and {given[0]} is given as well"
         yield table.table[rival].fault(said, f"leave out {given[0]} or {rival}")

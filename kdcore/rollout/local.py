@@ -19,7 +19,9 @@ from kdcore.objective.teachers import read_nll, read_outputs
 from kdcore.rollout.layout import WRITTEN, written_rows
 
 if TYPE_CHECKING:
-    from kdcore.api.contracts import Loss, Run, Teacher
+    from kdcore.api.loss import Loss
+    from kdcore.api.run import Run
+    from kdcore.api.teacher import Teacher
     from kdcore.data.batch import Batch, LogitsFn
 
 

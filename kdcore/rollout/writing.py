@@ -12,7 +12,8 @@ from kdcore.models.causal_lm import eval_mode
 from kdcore.models.completions import Completion, Prompt
 
 if TYPE_CHECKING:
-    from kdcore.api.contracts import Rollout, Run
+    from kdcore.api.data import Rollout
+    from kdcore.api.run import Run
 
 Answers = list[list[Completion]]
 """The completions of each prompt."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from kdcore.checksums import damage, keep
 from kdcore.distributed import main_first
+from kdcore.distributed.disks import bring
 from kdcore.document_losses import DOCUMENTS
 from kdcore.files import move_into_place
 from kdcore.guard import call_checked
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from transformers import PreTrainedTokenizerBase
 
-    from kdcore.api.contracts import Stage
+    from kdcore.api.run import Stage
     from kdcore.training.run_state import RunState
 
 
@@ -46,6 +47,8 @@ def load_tokenizer_of(
     with nullcontext() if accelerator is None else main_first(accelerator):
         if run.main:
             _keep_tokenizer(run, others)
+    if accelerator is not None:
+        bring(accelerator, run.disk, run.folder / TOKENIZER)
     return load_tokenizer(str(run.folder / TOKENIZER))
 
 

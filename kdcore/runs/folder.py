@@ -174,15 +174,15 @@ def find_run(name: str, out: Path) -> Path:
         return found[0]
     if found:
         names = _some(run.name for run in found)
-        raise UsageError(f"several runs in {out} begin with {name!r}: {names}")
+        raise UsageError(f"several runs in {out} begin with {name!r}: {names}; name one of them")
     raise UsageError(_no_run(name, out, [run.name for run in runs]))
 
 
 def _no_run(name: str, out: Path, names: list[str]) -> str:
-    if not names:
-        return f"there is no run {name!r}: {out} holds no runs"
     if name and os.path.isdir(name):
         return f"{name} is no run: it has no {RECIPE}"
+    if not names:
+        return f"there is no run {name!r}: {out} holds no runs; kdcore run RECIPE makes one"
     near = difflib.get_close_matches(name, names, 3, 0.3) or names
     return f"there is no run {name!r} in {out}; the nearest are {_some(near)}"
 

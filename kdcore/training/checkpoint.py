@@ -13,7 +13,9 @@ import json
 import logging
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from kdcore.checksums import checksum
+from kdcore.distributed.disks import SHARED, Disk, bring, of_all, of_first
 from kdcore.files import move_into_place
 from kdcore.rng import RandomState
 from kdcore.training.component_state import component_states, restore_components
@@ -87,15 +90,18 @@ class Checkpoints:
         optimizer: torch.optim.Optimizer,
         *,
         keep: int,
+        disk: Disk = SHARED,
         components: Mapping[str, Stateful] | None = None,
     ) -> None:
         self.folder, self.accelerator, self.keep = folder, accelerator, keep
         self.components = components or {}
         self.model, self.optimizer = model, optimizer
+        self.disk = disk
+        self._last: int | None = None
 
     def has(self, step: int) -> bool:
-        """Whether a checkpoint of this step exists."""
-        return (self.folder / f"step-{step}").exists()
+        """Whether this is the checkpoint that was last saved or loaded, alike on every process."""
+        return step == self._last
 
     def save(
         self, step: int, state: Mapping[str, Any], sums: Mapping[str, Tensor] | None = None
@@ -122,7 +128,7 @@ class Checkpoints:
             shutil.rmtree(beside, ignore_errors=True)
             beside.mkdir(parents=True)
         together()
-        self._write_own(beside, sums)
+        self._write_all(beside, sums)
         together()
         if main:
             self._write(beside, {**state, "step": step})
@@ -132,7 +138,20 @@ class Checkpoints:
                     shutil.rmtree(path)
             self._drop_old(step, _best(state))
         together()
+        self._last = step
         return target
+
+    def _write_all(self, folder: Path, sums: Mapping[str, Tensor]) -> None:
+        """The state that each process has of its own, to the first process's disk."""
+        if self.disk.is_shared:
+            self._write_own(folder, sums)
+            return
+        with TemporaryDirectory(prefix="kdcore-own-") as place:
+            self._write_own(Path(place), sums)
+            own = {path.name: path.read_bytes() for path in Path(place).iterdir()}
+        for files in of_all(self.accelerator, own):
+            for name, content in files.items() if self.accelerator.is_main_process else ():
+                (folder / name).write_bytes(content)
 
     def save_alone(
         self, step: int, state: Mapping[str, Any], sums: Mapping[str, Tensor] | None = None
@@ -140,7 +159,7 @@ class Checkpoints:
         """Like `save`, where processes leave independently and cannot wait for each other.
 
         All have the same weights. The first one writes the checkpoint; each of the others writes
-        its own state next to it.
+        its own state next to it, on its own disk.
         """
         rank, target = self.accelerator.process_index, self.folder / f"step-{step}"
         beside, ours = target.with_name(f".step-{step}.{rank}.partial"), _beside(target, rank)
@@ -150,7 +169,7 @@ class Checkpoints:
             shutil.rmtree(beside, ignore_errors=True)
             beside.mkdir(parents=True)
             self._write_own(beside, sums or {})
-            whole = not self.has(step)
+            whole = self.disk.is_first and not target.exists()
             if whole:
                 self._write(beside, {**state, "step": step})
             else:
@@ -183,8 +202,38 @@ class Checkpoints:
         _seal(folder)
 
     def newest(self) -> Path | None:
-        """The newest complete checkpoint. Skips damaged ones with a message."""
-        return newest(self.folder)
+        """The newest complete checkpoint of the first process. Skips damaged ones with a message.
+
+        `here` brings it to this process's disk.
+        """
+        if self.disk.is_shared:
+            return newest(self.folder)
+        mine = newest(self.folder) if self.accelerator.is_main_process else None
+        found: Path | None = of_first(self.accelerator, mine)
+        return found
+
+    @contextmanager
+    def here(self, path: Path) -> Iterator[Path]:
+        """A checkpoint on this process's disk, as long as the block runs."""
+        bring(self.accelerator, self.disk, path)
+        yield path
+        if self.disk.is_shared:
+            return
+        self.accelerator.wait_for_everyone()
+        if not self.disk.is_first and self.disk.leader == self.accelerator.process_index:
+            shutil.rmtree(path)
+            for own in path.parent.glob(".step-*.process-*"):
+                if not own.name.startswith(f".{path.name}."):
+                    shutil.rmtree(own)
+
+    def sums(self, path: Path) -> list[dict[str, Tensor]]:
+        """See `sums_of`; from all disks."""
+        if self.disk.is_shared:
+            return sums_of(path)
+        found: dict[str, dict[str, Tensor]] = {}
+        for some in of_all(self.accelerator, _sums_in(path)):
+            found |= some
+        return _whole_sums(path, found)
 
     def load(self, path: Path) -> dict[str, Any]:
         """Restore everything; returns the state that was given to `save`."""
@@ -204,6 +253,7 @@ class Checkpoints:
         # There is no file if it is unknown, or if more processes resume than wrote it.
         for random in _own_files(path, f"random-{self.accelerator.process_index}.safetensors"):
             RandomState.from_tensors(load_file(random)).restore()
+        self._last = state["step"]
         if self.accelerator.is_main_process:
             # As in a run that was never interrupted.
             self._drop_old(state["step"], _best(state))
@@ -255,10 +305,18 @@ def sums_of(path: Path) -> list[dict[str, Tensor]]:
 
     Empty if one is missing, because that process ended abruptly.
     """
-    found = sorted(_own_files(path, "sums-*.safetensors"), key=lambda each: int(each.stem[5:]))
+    return _whole_sums(path, _sums_in(path))
+
+
+def _sums_in(path: Path) -> dict[str, dict[str, Tensor]]:
+    """By the name of their file."""
+    return {each.name: load_file(each) for each in _own_files(path, "sums-*.safetensors")}
+
+
+def _whole_sums(path: Path, found: Mapping[str, dict[str, Tensor]]) -> list[dict[str, Tensor]]:
     if found and len(found) < json.loads((path / "state.json").read_text()).get("processes", 0):
         return []
-    return [load_file(each) for each in found]
+    return [found[name] for name in sorted(found, key=lambda each: int(Path(each).stem[5:]))]
 
 
 def _beside(path: Path, rank: int) -> Path:
@@ -313,6 +371,12 @@ def in_order(folder: Path) -> list[Path]:
     """The checkpoints in a folder, by step."""
     found = [path for path in folder.glob("step-*") if path.name[5:].isdigit()]
     return sorted(found, key=_step)
+
+
+def last_step(folder: Path) -> int:
+    """The step of the newest checkpoint in a folder, complete or not; 0 if there is none."""
+    found = in_order(folder)
+    return _step(found[-1]) if found else 0
 
 
 def _step(path: Path) -> int:

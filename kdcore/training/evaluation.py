@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdcore.api.contracts import Loss, Teacher
+from kdcore.api.loss import Loss
+from kdcore.api.teacher import Teacher
 from kdcore.data.batch import Batch, Row, SparseLogits, columns_of
 from kdcore.data.collate import Collate, sent
 from kdcore.data.columns import values_of_column
@@ -26,7 +27,7 @@ from kdcore.objective.teachers import known_to, may_not_know, read_outputs
 from kdcore.terminal.bars import progress
 
 if TYPE_CHECKING:
-    from kdcore.api.contracts import Run
+    from kdcore.api.run import Run
     from kdcore.objective.compiled_losses import PerToken
 
 
@@ -51,7 +52,7 @@ def evaluate(
     documents: DocumentSums | None = None,
     compiled: PerToken | None = None,
 ) -> Mapping[str, float]:
-    """See `Run.evaluate`. `compiled` gives the values of all losses, in chunks of `run.chunk`."""
+    """See `Run.evaluate`; `compiled` computes the losses, if it is given."""
     groups = [] if by is None else values_of_column(rows.columns(), by)  # type: ignore[attr-defined]
     sums = _Sums(run, losses, teacher, by, groups, documents, compiled)
     collate = Collate(rows.split, run.vocabulary, run.device)  # type: ignore[attr-defined]

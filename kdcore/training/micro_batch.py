@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
+from kdcore.distributed import announce, was_announced
 from kdcore.errors import KdcoreError, RunError, StartAgain, is_out_of_memory
 from kdcore.files import write_whole
 from kdcore.models.head import chunk_size
@@ -27,7 +28,7 @@ from kdcore.objective.losses import values_of
 from kdcore.rng import RandomState
 
 if TYPE_CHECKING:
-    from kdcore.api.contracts import Loss, Term
+    from kdcore.api.loss import Loss, Term
     from kdcore.training.run_state import RunState
     from kdcore.training.step import TrainStep
 
@@ -202,7 +203,12 @@ class OomRetry:
     def _is_told(self) -> bool:
         """Whether another process ran out of memory and reported it before it exited."""
         run = self._run
-        return run.processes > 1 and kept_micro_batch(run, {}) < run.micro_batch
+        if run.processes == 1:
+            return False
+        return kept_micro_batch(run, {}) < run.micro_batch or was_announced(self._sign())
+
+    def _sign(self) -> str:
+        return f"{self._run.recipe.run_name} is out of memory after {self._run.step}"
 
     def _make_room(self, said: str) -> None:
         run = self._run
@@ -224,6 +230,7 @@ class OomRetry:
     def _end(self, smaller: int) -> None:
         run = self._run
         keep_micro_batch(run, smaller)
+        announce(self._sign())  # to processes that do not see this disk
         self._save_alone()
         raise StartAgain(
             f"a process ran out of memory after step {run.step}; with the same command all of them "

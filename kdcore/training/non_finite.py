@@ -24,7 +24,7 @@ from kdcore.training.step import gradient_norm
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from kdcore.api.contracts import Term
+    from kdcore.api.loss import Term
     from kdcore.training.step import TrainStep
 
 _log = logging.getLogger("kdcore")

@@ -13,11 +13,15 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from kdcore.api.contracts import Loss, Rollout, Run, Teacher
+from kdcore.api.data import Rollout
+from kdcore.api.loss import Loss
+from kdcore.api.run import Run
+from kdcore.api.teacher import Teacher
 from kdcore.data.batch import Row
 from kdcore.data.rows import Documents
 from kdcore.data.sampler import Drawable, Order, StreamedRows, TrainingRows
 from kdcore.data.streaming import Stream
+from kdcore.distributed.disks import SHARED, Disk
 from kdcore.errors import RunError, UsageError
 from kdcore.guard import plugin_errors, wrong_return
 from kdcore.models.completions import Completion, Prompt, Sampling
@@ -27,7 +31,7 @@ if TYPE_CHECKING:
     import numpy as np
     from transformers import PreTrainedTokenizerBase
 
-    from kdcore.api.contracts import Stage
+    from kdcore.api.run import Stage
     from kdcore.data.rows import RowDataset
     from kdcore.document_losses import DocumentLosses
     from kdcore.models.causal_lm import LanguageModel
@@ -44,6 +48,7 @@ class RunState(Run):
     recipe: Stage
     folder: Path
     device: torch.device
+    disk: Disk = SHARED  # of the folder
     process: int = 0
     processes: int = 1
     step: int = 0  # optimizer steps done
@@ -149,12 +154,12 @@ class RunState(Run):
         """See `Run.evaluate`."""
         from kdcore.training.evaluation import DocumentSums, evaluate
 
-        fast = self.compiled(losses) if self.compiled is not None and losses else None
+        compiled = self.compiled(losses) if self.compiled and losses else None
         if not keep_documents:
-            return evaluate(self, rows, losses, teacher, by, compiled=fast)
+            return evaluate(self, rows, losses, teacher, by, compiled=compiled)
         count = len(rows.split.lengths)  # type: ignore[attr-defined]
         documents = DocumentSums(count, self.device)
-        sums = evaluate(self, rows, losses, teacher, by, documents, fast)
+        sums = evaluate(self, rows, losses, teacher, by, documents, compiled)
         self.documents = documents.found()
         return sums
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kdcore.api.contracts import Teacher
-from kdcore.distributed import main_first
+from kdcore.api.teacher import Teacher
+from kdcore.data.token_cache import caches
+from kdcore.distributed.disks import disk_of, leaders_first
 from kdcore.errors import RunError
 from kdcore.guard import call_checked
 from kdcore.models.causal_lm import LanguageModel
@@ -75,8 +76,9 @@ def prepare(
 ) -> Trainer:
     """Load and verify everything; the run already has its tokenizer."""
     stage, options = run.recipe, run.recipe.train
-    _check_speed(options, accelerator)
-    with main_first(accelerator):
+    check_working_weights(options, accelerator)
+    check_graphs(options, accelerator)
+    with leaders_first(accelerator, disk_of(accelerator, caches())):
         laid = run.laid("train")
     run.steps = steps_of(options, run.drawn_in_epoch(), laid.lengths)
     hidden = HiddenTerms(stage.terms)
@@ -102,31 +104,14 @@ def prepare(
         rate=rate_of(options, run.steps),
         rows=rows,
         working=WorkingWeights([*student.parameters()]) if options.bf16_weights else None,
-        checkpoints=Checkpoints(
-            run.folder / checkpoints_at,
-            accelerator,
-            student,
-            optimizer,
-            keep=options.save_keep,
-            components={**run.recipe.by_place(), **_written(rows)},
-        ),
+        checkpoints=_checkpoints(run, checkpoints_at, accelerator, student, optimizer, rows),
         signals=signals,
     )
     run.micro_batch = micro_batch_of(trainer)
-    _speed_up(run, student)
-    return trainer
-
-
-def _check_speed(options: TrainOptions, accelerator: Accelerator) -> None:
-    check_working_weights(options, accelerator)
-    check_graphs(options, accelerator)
-
-
-def _speed_up(run: RunState, student: PreTrainedModel) -> None:
-    """Compiled evaluation and CUDA graphs: after memory for rows at once was tried out."""
     run.compiled = per_token_for(run)
-    if run.recipe.train.cuda_graphs:
+    if options.cuda_graphs:  # after all memory was tried out
         run.language_model.replayed = TrunkGraphs([*student.parameters()]).states
+    return trainer
 
 
 def rows_of(run: RunState) -> TrainingRows | StreamedRows | RolloutRows:
@@ -134,6 +119,25 @@ def rows_of(run: RunState) -> TrainingRows | StreamedRows | RolloutRows:
     if run.recipe.rollout is None:
         return training_rows(run)
     return RolloutRows(run, training_rows(run, whole=True))
+
+
+def _checkpoints(
+    run: RunState,
+    place: str,
+    accelerator: Accelerator,
+    student: PreTrainedModel,
+    optimizer: torch.optim.Optimizer,
+    rows: object,
+) -> Checkpoints:
+    return Checkpoints(
+        run.folder / place,
+        accelerator,
+        student,
+        optimizer,
+        keep=run.recipe.train.save_keep,
+        disk=run.disk,
+        components={**run.recipe.by_place(), **_written(rows)},
+    )
 
 
 def _written(rows: object) -> dict[str, WrittenAhead]:

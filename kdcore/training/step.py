@@ -35,7 +35,7 @@ from kdcore.training.run_state import workers_of
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from kdcore.api.contracts import Term
+    from kdcore.api.loss import Term
     from kdcore.training.run_state import RunState
 
 

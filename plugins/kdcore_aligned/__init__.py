@@ -16,12 +16,15 @@ from torch import Tensor
 
 from kdcore import (
     Batch,
+    Completion,
     GappedLogits,
     OwnVocabulary,
+    Prompt,
     RetokenizedBatch,
     Retokenizer,
     Run,
     RunError,
+    Sampling,
     SparseLogits,
     Stage,
     Teacher,
@@ -35,6 +38,7 @@ from kdcore import (
 )
 from kdcore_aligned.dialogues import OwnTemplate, end_of_turns, first_dialogue
 from kdcore_aligned.spans import own_vocabulary, predicted, sent
+from kdcore_aligned.writing import Translator
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -70,6 +74,7 @@ class Aligned(Teacher):
         self._ids: tuple[Tensor, Tensor] | None = None  # [k]: the student's, the teacher's
         self._known: int | None = None
         self._dialogues: OwnTemplate | None = None
+        self._translator: Translator | None = None
         self._temperatures: Sequence[float] = ()
         self._made: WeakKeyDictionary[Batch, _Both] = WeakKeyDictionary()
 
@@ -97,7 +102,8 @@ class Aligned(Teacher):
         self._retokenizer = Retokenizer(run.tokenizer, theirs)
         self._others = self._width(len(theirs), run.device)
         shared = dict(ids_of_same_bytes(self._retokenizer, run.vocabulary, self._others))
-        self._read_dialogues(run, theirs, shared)
+        ends = self._read_dialogues(run, theirs, shared)
+        self._translator = Translator(self._retokenizer, self._dialogues, ends)
         if not shared:
             raise RunError("student and teacher share no id that stands for the same bytes")
         self._ids = (
@@ -119,11 +125,14 @@ class Aligned(Teacher):
 
     def _read_dialogues(
         self, run: Run, theirs: PreTrainedTokenizerBase, shared: dict[int, int]
-    ) -> None:
-        """Prepare to render dialogues, if any, and equate the tokens that end their turns."""
+    ) -> tuple[int, int] | None:
+        """Prepare to render dialogues, if any, and equate the tokens that end their turns.
+
+        Returns these tokens, where they are known.
+        """
         found = None if self.template == "none" or run.data.streams else first_dialogue(run)
         if found is None:
-            return
+            return None
         assert self._retokenizer is not None
         reteller = Reteller(theirs, self.template)
         self._dialogues = OwnTemplate(reteller, self._retokenizer)
@@ -132,6 +141,7 @@ class Aligned(Teacher):
             for ours in [ours for ours, other in shared.items() if other == pair[1]]:
                 del shared[ours]
             shared[pair[0]] = pair[1]
+        return pair
 
     def ids_known(self) -> int | None:
         """Those of the inner teacher, or the ids that both vocabularies share; 0 before loading."""
@@ -173,6 +183,18 @@ class Aligned(Teacher):
         """The teacher's own logits at the first token of each span."""
         assert self._ids is not None, "a teacher is read after it was loaded"
         return own_vocabulary(self.teacher, batch, self._of(batch).other, self._ids)
+
+    def writes(self) -> bool:
+        """Whether the inner teacher does."""
+        return self.teacher.writes()
+
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Sequence[Completion]:
+        """What the inner teacher generates from the same text, in the student's ids.
+
+        Dialogues are prompted in its own chat template.
+        """
+        assert self._translator is not None, "a teacher writes after it was loaded"
+        return self._translator.generate(self.teacher, prompts, sampling, self._others)
 
     def fingerprint(self) -> str:
         """The inner teacher, which includes its tokenizer, and a different chat template."""

@@ -8,7 +8,7 @@ from itertools import islice
 import numpy as np
 from kdcore_sft import DIALOGUE, Answered, Reteller, Told
 
-from kdcore import Batch, Piece, Retokenizer, Run, Spans, columns_of, on_host
+from kdcore import Batch, Piece, Prompt, Retokenizer, Run, Spans, columns_of, on_host
 
 _LOOKED_AT = 1024  # rows
 
@@ -38,6 +38,15 @@ class OwnTemplate:
         pairs = [(one, by_turn[one.turn]) for one in known.answers if one.turn in by_turn]
         spans = [self._spans(ours, theirs.tolist(), *pair) for pair in pairs]
         return Piece(theirs.tolist(), Spans.joined(spans))
+
+    def prompt(self, prompt: Prompt) -> Sequence[int] | None:
+        """The teacher's prompt for an answer; None if it is not a dialogue, () if truncated."""
+        text = prompt.columns.get(DIALOGUE)
+        if not isinstance(text, str):
+            return None
+        known = Told.of(text)
+        asked = next((each for each in known.answers if each.first == len(prompt.ids)), None)
+        return () if asked is None else self._reteller.prompt(known, asked).tolist()
 
     @staticmethod
     def _first_answer(batch: Batch, start: int, length: int) -> int:

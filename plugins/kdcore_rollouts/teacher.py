@@ -8,7 +8,17 @@ from typing import Annotated
 
 from pydantic import Field
 
-from kdcore import Completion, Prompt, Rollout, Run, Stage, Teacher, component, describe
+from kdcore import (
+    Completion,
+    Prompt,
+    Rollout,
+    Run,
+    Stage,
+    Teacher,
+    component,
+    describe,
+    tokenizer_hash,
+)
 from kdcore_rollouts.dialogue import asked_in
 from kdcore_rollouts.kept import Answers, KeptAnswer, Key, drawn_as, key_of_ids, seed_of
 
@@ -64,6 +74,8 @@ class TeacherWrites(Rollout):
             assert writer is not None, "assembly sees to it"
             sampling = drawn_as(run.sampling(self))
             meta = {"teacher": writer.fingerprint(), "sampling": sampling}
+            if writer.own_tokens:  # the answers' ids are the student's, not the teacher's
+                meta["tokenizer"] = tokenizer_hash(run.tokenizer)
             self._answers = Answers.open(run.caches, self.name, meta, describe(writer))
         return self._answers
 

@@ -11,7 +11,7 @@ from kdcore_losses import CrossEntropy
 
 from kdcore import PreparedLoss as PreparedLoss
 from kdcore import Selection, Teacher
-from kdcore.api.contracts import Term
+from kdcore.api.loss import Term
 from kdcore.api.train_options import TrainOptions
 from kdcore.data.given import as_rows
 from kdcore.data.sampler import Order, TrainingRows
