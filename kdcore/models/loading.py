@@ -7,6 +7,7 @@ runs only where the recipe trusts that model by name.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from kdcore.checksums import refuse_changed
-from kdcore.errors import RunError
+from kdcore.errors import RunError, UsageError
 from kdcore.models.locations import is_path, is_trusted, loading_error, location_of, refuse_pickle
 from kdcore.sharding.wrapping import shard
 from kdcore.terminal.bars import progress
@@ -244,14 +245,35 @@ def _quantisation(
     return BitsAndBytesConfig(**options)  # type: ignore[no-untyped-call]
 
 
+OLDEST_TORCH = (2, 8)
+"""The first with products of halves in float32 that are added up."""
+
+
+def refuse_old_torch() -> None:
+    """Raise UsageError for a torch that was installed against the requirements."""
+    found = tuple(int(n) for n in re.findall(r"\d+", torch.__version__)[:2])
+    if found < OLDEST_TORCH:
+        oldest = ".".join(map(str, OLDEST_TORCH))
+        raise UsageError(
+            f"torch {torch.__version__} is too old: kdcore needs {oldest} or later; type "
+            f'pip install --upgrade "torch>={oldest}"'
+        )
+
+
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def precision_of(name: str, device: torch.device) -> str:
     """accelerate's name of the recipe's precision on this device."""
+    on_gpu = device.type == "cuda"
+    has_units = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+    if name == "bf16" and on_gpu and not has_units:
+        raise RunError(
+            'train.precision = "bf16": this device has no units for it; leave precision out, which '
+            'is "fp16" here'
+        )
     if name != "auto":
         return {"fp32": "no"}.get(name, name)
-    if device.type != "cuda":
+    if not on_gpu:
         return "no"  # bf16 on a CPU without hardware support is ten times slower
-    has_units = torch.cuda.is_bf16_supported(including_emulation=False)
     return "bf16" if has_units else "fp16"

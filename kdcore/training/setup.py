@@ -14,7 +14,7 @@ from kdcore.distributed.disks import disk_of, leaders_first
 from kdcore.errors import RunError, UsageError
 from kdcore.guard import call_checked
 from kdcore.models.causal_lm import LanguageModel
-from kdcore.models.loading import HALF, precision_of
+from kdcore.models.loading import HALF, precision_of, refuse_old_torch
 from kdcore.models.vocabulary import cut_to, verify_same_ids, warn_tokenizer_mismatch
 from kdcore.objective.columns import check_columns
 from kdcore.objective.hidden_states import HiddenTerms
@@ -58,6 +58,8 @@ def make_accelerator(options: TrainOptions) -> Accelerator:
     """A fresh accelerator in the recipe's precision, unaffected by earlier runs in the process."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
+
+    refuse_old_torch()
 
     def fresh(precision: str) -> Accelerator:
         AcceleratorState._reset_state(reset_partial_state=False)
