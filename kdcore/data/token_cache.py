@@ -43,7 +43,7 @@ def verified(opened: Callable[[], _Opened], key: str) -> _Opened:
         fault = str(error).split("\n")[0]
     if fault is None:
         return store
-    _log.warning("the token cache %s is damaged (%s): it is made anew", folder, fault)
+    _log.warning("the token cache %s is damaged (%s) and is rebuilt", folder, fault)
     aside = folder.with_name(f".{folder.name}-{uuid4().hex}")
     folder.rename(aside)
     shutil.rmtree(aside)

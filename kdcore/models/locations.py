@@ -26,8 +26,8 @@ def refuse_pickle(name: str) -> None:
     if pickled and not any(each.endswith(".safetensors") for each in files):
         raise RunError(
             f"cannot load {name!r}: its weights are a pickle ({pickled[0]}), which may run code; "
-            "convert them first: from_pretrained and save_pretrained of transformers, in a place "
-            "where that may happen, make model.safetensors"
+            "convert them to model.safetensors first, in a sandbox, with from_pretrained and "
+            "save_pretrained of transformers"
         )
 
 
@@ -58,12 +58,10 @@ def loading_error(name: str, key: str | None) -> Iterator[None]:
 
 _FAULTS = {
     "instantiate the backend tokenizer": (
-        "it has no tokenizer that can be read (tokenizer.json); lay the model's own into it"
+        "it has no tokenizer that can be read (tokenizer.json); copy the model's own there"
     ),
     "Unrecognized model": "it has no config.json with a model_type, as save_pretrained writes it",
-    "Unrecognized configuration class": (
-        "its config.json says that it is no causal language model; name one that writes text"
-    ),
+    "Unrecognized configuration class": "its config.json is not of a causal language model",
     "not compiled with CUDA": "this machine has no CUDA device; leave `device` out",
     "No CUDA GPUs": "this machine has no CUDA device; leave `device` out",
     "invalid device ordinal": "this machine has no such CUDA device; leave `device` out",

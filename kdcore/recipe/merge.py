@@ -144,7 +144,7 @@ def _circle(start: str, needs: Mapping[str, Mapping[str, Node]], done: Collectio
     value = needs[circle[-2]][circle[-1]]
     if len(circle) == 2:
         return value.fault(f"the stage {circle[0]!r} names itself")
-    return value.fault(f"stages wait for one another: {' needs '.join(circle)}")
+    return value.fault(f"stages depend on each other: {' needs '.join(circle)}")
 
 
 _OF_RECIPE = ("name", "requires", "trust_remote_code", "log", "eval", "resources")

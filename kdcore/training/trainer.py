@@ -175,8 +175,8 @@ class Trainer(TrainStep):
             run.documents.save(run.folder, run.step)
         except OSError as error:
             _log.warning(
-                "the losses of documents after step %d are not kept (%s): kdcore compare will "
-                "count seeds alone there",
+                "the losses of documents after step %d are not kept (%s): kdcore compare will use "
+                "seeds only there",
                 run.step,
                 error,
             )
@@ -201,8 +201,8 @@ class Trainer(TrainStep):
         path = self.checkpoints.folder / f"step-{best.step}"
         if fault := damage(path):
             raise RunError(
-                f"the checkpoint {path} scored best and was to become the final weights, and it is "
-                f"damaged ({fault}); --fresh makes the run anew"
+                f"the checkpoint {path} scored best and should become the final weights, but it "
+                f"is damaged ({fault}); --fresh starts the run again"
             )
         load_weights(path, self.checkpoints.model)
         run.scores = json.loads((path / "state.json").read_text())["scores"]
