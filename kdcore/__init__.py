@@ -174,6 +174,10 @@ sys.meta_path.append(MovedModules())
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return import_module(f"kdcore.{_MODULES[name]}")
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("kdcore")
     if name not in _MODULE_OF:
         return old_name(name)
     return getattr(import_module(f"kdcore.{_MODULE_OF[name]}"), name)

@@ -64,7 +64,7 @@ class Ensemble(CombinedTeacher):
                 yield f"{known}, and an average needs all; wrap the whole ensemble instead"
             if member.gives_parts():
                 yield (
-                    f"the member {member.name!r} averages losses, which nothing else can average: "
+                    f"the member {member.name!r} averages losses, so it cannot be averaged again: "
                     "name its members here instead"
                 )
         yield from super().faults(recipe)

@@ -42,7 +42,7 @@ class Perplexity(Eval):
         scores: dict[str, float | str] = {**_scores(sums)}
         found = [key.partition("/")[2] for key in sums if key.startswith("tokens/")]
         if self.by is not None and not found:
-            raise RunError(f"no validation document has the column {self.by!r} to tell by")
+            raise RunError(f"no validation document has the column {self.by!r} to group by")
         for value in found:
             if sums[f"tokens/{value}"]:
                 scores |= _scores(sums, f"/{value}")

@@ -203,7 +203,7 @@ class Files(Logger):
         first = not self._metrics.held
         if (error := self._metrics.add(metrics.to_json({**about, **line}) + "\n")) and first:
             held = f"{self._metrics.path} cannot be written ({error.strerror})"
-            _kdcore.warning("%s: its lines are held, and written with the next one", held)
+            _kdcore.warning("%s: its lines are buffered, and written with the next one", held)
 
     @hookimpl
     def kdcore_checkpoint(self, run: Run, step: int, path: Path) -> None:
@@ -212,8 +212,8 @@ class Files(Logger):
             if file.held and (error := file.flush()):
                 raise RunError(
                     f"{file.path} cannot be written ({error.strerror}), so the run ends after its "
-                    f"checkpoint of step {step}: see whether that disk is well and may be written "
-                    "on, and the same command continues"
+                    f"checkpoint of step {step}: check that the disk works and is writable; the "
+                    "same command resumes"
                 )
 
     def _files(self) -> list[Growing]:

@@ -277,7 +277,7 @@ class HfTokenizer(Tokenizer):
         """Load it. A tokenizer without an end-of-text token is an error."""
         tokenizer = load_tokenizer(self.model, key="tokenizer.model")
         if tokenizer.eos_token_id is None:
-            raise RunError(f"the tokenizer of {self.model!r} has no token that ends a text (eos)")
+            raise RunError(f"the tokenizer of {self.model!r} has no end-of-text token (eos)")
         return tokenizer
 
 

@@ -59,7 +59,10 @@ class Lora(Patch):
         if self.merge:
             return
         if recipe.student.config is not None:
-            yield "merge = false leaves an adapter to a fresh model, which exists nowhere; merge it"
+            yield (
+                "merge = false saves only the adapter, and a fresh student has no saved base "
+                "model; set merge = true"
+            )
         before = recipe.student.patches[0]
         if not isinstance(before, Lora):
             said = f"merge = false leaves an adapter to a model without the patch {before.name!r}"
@@ -73,8 +76,8 @@ class Lora(Patch):
             raise RunError(_NEEDED) from error
         if not self.merge and not model.name_or_path:
             raise UsageError(
-                "merge = false leaves the adapter alone, and this student has no model that it "
-                "could name as its base: it is fresh, or was an adapter itself; set merge = true"
+                "merge = false saves only the adapter, and this student has no base model to "
+                "name: it is fresh, or was an adapter itself; set merge = true"
             )
         config = LoraConfig(
             task_type=TaskType.CAUSAL_LM,

@@ -63,7 +63,7 @@ class Mix(Data):
         """Reject options that only members read, and streams without a known size."""
         for option in _THEIRS:
             if getattr(self, option) != getattr(Data, option):
-                yield f"{option} belongs into the members of a mix, which lay their own rows"
+                yield f"{option} belongs in the members of a mix, which make their own rows"
         if self.streams and recipe.data is self and recipe.train.steps is None:
             yield "the length of a stream is unknown: set train.steps instead of epochs or tokens"
         if self.streams and self.shares is None:

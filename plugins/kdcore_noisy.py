@@ -46,7 +46,7 @@ class Noisy(Data):
         for index, given in enumerate(self.source.documents(split)):
             text = given if isinstance(given, str) else given.get("text")
             if text is None:
-                raise RunError("noisy damages texts, and its source gives ids")
+                raise RunError("noisy corrupts texts, but its source gives token ids")
             said = self._damaged(text, index) if split == "train" else text
             yield said if isinstance(given, str) else {**given, "text": said}
 

@@ -32,7 +32,7 @@ class QwenTeacher(ModelTeacher):
         if (self.model is None) == (self.size is None):
             raise ValueError("give either model or size")
         if self.model is not None and self.variant is not None:
-            raise ValueError("variant goes with size; a model is named whole")
+            raise ValueError("variant goes with size; model takes a full name")
 
     def source(self) -> str:
         """The option `model`, or the hub name for this size and variant."""

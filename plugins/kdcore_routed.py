@@ -72,10 +72,10 @@ class Routed(CombinedTeacher):
         known = {member.ids_known() for member in self.members if member.gives_logits()}
         if len(known) > 1:
             told = ", ".join("all" if k is None else str(k) for k in sorted(known, key=str))
-            yield f"the members know {told} ids of each position, and must know as many as another"
+            yield f"the members know {told} ids at each position, but all must know the same number"
         for member in self.members:
             if member.gives_parts():
-                yield f"the member {member.name!r} averages losses, and a route needs its logits"
+                yield f"the member {member.name!r} averages losses, but a route needs its logits"
         yield from super().faults(recipe)
 
     def _read(self, member: Teacher, batch: Batch) -> TeacherOutputs:

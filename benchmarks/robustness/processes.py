@@ -57,7 +57,7 @@ class Case:
 
 CASES = (
     Case("killed", 2, 137, "process {rank} ended with -9"),
-    Case("out of memory, two rows", 2, 0, "train.micro_batch is 1 from here on", halves=True),
+    Case("out of memory, two rows", 2, 0, "train.micro_batch is now 1", halves=True),
     Case("out of memory, one row", 1, 1, "the device is out of memory"),
 )
 

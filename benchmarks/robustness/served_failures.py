@@ -39,12 +39,12 @@ from kdcore.objective.teachers import read_outputs  # noqa: E402
 PASSING: Sequence[Any] = ("reset", "half", "slow", "down", 408, 425, 429, 500, 502, 503, 504)
 ODD = '{"choices": [{"prompt_logprobs": [null, %s]}]}'
 ENDING: dict[str, tuple[Any, str]] = {
-    "gone": ("gone", r"nothing answers at \S+ .*the same command continues"),
-    "another model": ("other", r"answers otherwise than before: .* now says id"),
-    "401": (401, r"asks for a key \(401\): name the variable"),
-    "403": (403, r"asks for a key \(403\): name the variable"),
+    "gone": ("gone", r"there is no answer from \S+ .*the same command resumes"),
+    "another model": ("other", r"answers differently than before: .* now gives id"),
+    "401": (401, r"asks for a key \(401\): name its environment variable"),
+    "403": (403, r"asks for a key \(403\): name its environment variable"),
     "404": (404, r"refused a request \(404\)"),
-    "text": ("<html>busy</html>", r"text that is no JSON"),
+    "text": ("<html>busy</html>", r"text that is not JSON"),
     "another kind": ("{}", r"answered without 'choices'"),
     "too few positions": (ODD % "{}", r"expected|gave"),
     "null": (ODD % '{"1": {"logprob": null}}', r"expected|gave"),

@@ -157,8 +157,8 @@ class HiddenStatesLoss(Loss):
     def per_token(self, student: Tensor, teacher: Tensor | None, labels: Tensor) -> Tensor:
         """Raises UsageError: the loss compares hidden states, not logits."""
         raise UsageError(
-            f"loss {self.name!r} compares hidden states: it can be a [[loss]], and neither a score "
-            "of a selection nor an eval"
+            f"loss {self.name!r} compares hidden states, so it can only be a [[loss]], not the "
+            "score of a selection or an eval"
         )
 
 

@@ -149,7 +149,9 @@ class Teacher(Component):
 
         Only ids below `sampling.vocabulary`. The same prompts give the same completions.
         """
-        raise UsageError(f"the teacher {self.name!r} cannot write: it only reads what others wrote")
+        raise UsageError(
+            f"the teacher {self.name!r} cannot generate text: it only reads what others wrote"
+        )
 
     def next_tokens(self, rows: Sequence[Sequence[int]], vocabulary: int) -> NextTokens:
         """Scores of the token after each of these rows of ids, which grow by one token at a time.
@@ -157,7 +159,10 @@ class Teacher(Component):
         Logits of the ids below `vocabulary`, without gradient, in the teacher's precision. For
         generation by several models together.
         """
-        raise UsageError(f"the teacher {self.name!r} does not tell its next token: it cannot write")
+        raise UsageError(
+            f"the teacher {self.name!r} gives no next-token distribution, so it "
+            "cannot generate text"
+        )
 
     def tells_next_tokens(self) -> bool:
         """Whether `next_tokens` works. Defaults to whether it is overridden."""
@@ -189,7 +194,7 @@ class Teacher(Component):
         Layers are indexed as in transformers' `hidden_states`: 0 is the embeddings, -1 the output
         of the final norm.
         """
-        raise UsageError(f"the teacher {self.name!r} does not show its hidden states")
+        raise UsageError(f"the teacher {self.name!r} provides no hidden states")
 
     def nll(self, batch: Batch) -> Callable[[Tensor, Tensor], Tensor]:
         """Flat positions, labels [n] -> negative log-likelihoods [n]. Defaults to using `read`."""
@@ -198,8 +203,8 @@ class Teacher(Component):
         known = self.ids_known()
         if known is not None:
             raise UsageError(
-                f"teacher {self.name!r} knows {known} ids of each position only, and gives no "
-                "likelihoods of all labels"
+                f"teacher {self.name!r} knows {known} ids at each position, so it cannot give the "
+                "likelihood of every label"
             )
         return nll_from_logits(cast("LogitsFn", self.read(batch)), batch)
 

@@ -186,6 +186,6 @@ class PreparedLoss(Loss):
     def per_token(self, student: Tensor, teacher: Tensor | None, labels: Tensor) -> Tensor:
         """Raises UsageError: the value depends on `prepare`, which needs a whole step."""
         raise UsageError(
-            f"loss {self.name!r} is prepared over a whole optimizer step: it can be a [[loss]], "
-            "and neither a score of a selection nor an eval"
+            f"loss {self.name!r} is prepared over a whole optimizer step, so it can only be a "
+            "[[loss]], not the score of a selection or an eval"
         )

@@ -214,13 +214,13 @@ def _examined(store: Kept | Answers) -> str | None:
         return f"{store.folder}: {fault}; kdcore cache rm {store.folder.name} removes it"
     if isinstance(store, Answers):
         if torn := store.torn():
-            return f"{store.folder}: {torn:,} torn lines, which are written anew when asked for"
+            return f"{store.folder}: {torn:,} torn lines will be requested again when needed"
         tell(Text(f"{store.folder}: whole; {_counted(store)}"))
         return None
     with progress(f"verifying {store.folder.name}", store.tokens, "tokens") as bar:
         torn = store.forget_broken(bar.advance)
     if torn:
-        return f"{store.folder}: {torn:,} torn slots, which are marked as missing now"
+        return f"{store.folder}: {torn:,} torn slots are now marked as missing"
     there, of = store.share()
     tell(Text(f"{store.folder}: whole; it holds {percent(there)} {of}"))
     return None

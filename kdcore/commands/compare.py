@@ -66,7 +66,7 @@ def compare(
     Runs that differ only in the seed form one arm. A verdict needs at least three shared seeds.
     """
     if as_json_too and form:
-        raise UsageError("--json and --format are two ways to write the same: give one of them")
+        raise UsageError("--json and --format exclude each other: give one of them")
     folders, wide = found_runs(runs, out), parsed_margin(margin)
     found = comparisons(folders, baseline, metric, wide, at=_AXES[at], half=half)
     if as_json_too:
@@ -107,11 +107,11 @@ def comparisons(
 
 def _arms(folders: Sequence[Path], half: Half | None) -> list[Arm]:
     if len(folders) < 2:
-        raise UsageError("a comparison needs two runs or more: kdcore show lists those there are")
+        raise UsageError("a comparison needs at least two runs: kdcore show lists them")
     arms = arms_of(folders, half)
     if len(arms) == 1:
         raise UsageError(
-            f"these {len(folders)} runs differ in nothing but the seed, so there is nothing to "
+            f"these {len(folders)} runs differ only in the seed, so there is nothing to "
             "compare: name runs of another recipe too"
         )
     return arms
@@ -125,5 +125,5 @@ def parsed_margin(text: str) -> Margin:
     except ValueError:
         value = -1.0
     if rest or not 0 <= value < float("inf"):
-        raise UsageError(f"--margin {text!r} is no margin: type such as 0.5% or 0.01")
+        raise UsageError(f"--margin {text!r} is not a margin: type a value such as 0.5% or 0.01")
     return Margin(value / 100 if percent else value, bool(percent))

@@ -90,14 +90,14 @@ class _Asked:
         """Conflicting options."""
         models = [each.name for each in found if each.run is None]
         if self.recipe is None and self.stage is not None:
-            raise UsageError("--stage is one of a recipe: --recipe says which")
+            raise UsageError("--stage needs --recipe, the recipe that has the stage")
         if self.step is not None and (models or self.recipe is not None):
-            other = "--recipe takes finished models" if self.recipe else f"{models[0]} is no run"
+            other = "--recipe takes finished models" if self.recipe else f"{models[0]} is not a run"
             raise UsageError(f"--step is a checkpoint of a run that is measured as it ran; {other}")
         if models and self.recipe is None and not self.uses:
             raise UsageError(
-                f"{models[0]} is no run, so what to measure is not known: --recipe R takes the "
-                "data, teacher and evals of a recipe, --use NAME an eval that needs neither"
+                f"{models[0]} is not a run: --recipe R measures with the data, teacher and evals "
+                "of a recipe, --use NAME with an eval that needs neither data nor teacher"
             )
 
 

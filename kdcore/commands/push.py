@@ -37,7 +37,7 @@ def push(
     if not (folder / "final").is_dir():
         raise UsageError(f"{folder} is not finished and has no final model to push")
     if not _REPOSITORY.fullmatch(repository) or "--" in repository or ".." in repository:
-        raise UsageError(f"{repository!r} is no repository on the hub; those are OWNER/NAME")
+        raise UsageError(f"{repository!r} is not the name of a repository; those are OWNER/NAME")
     refuse_changed(folder / "final")
     _refuse_local_base(folder / "final")
     from huggingface_hub import HfApi
@@ -88,7 +88,7 @@ def _explained(repository: str) -> Iterator[None]:
     except LocalTokenNotFoundError as error:
         raise RunError(f"the hub needs a login; {_LOGIN}") from error
     except OfflineModeIsEnabled as error:
-        raise RunError("the hub is switched off by HF_HUB_OFFLINE; unset it to push") from error
+        raise RunError("the hub is disabled by HF_HUB_OFFLINE; unset it to push") from error
     except HfHubHTTPError as error:
         raise RunError(f"cannot push to {repository!r}: {_why(error)}") from error
     except unreachable as error:
@@ -104,9 +104,9 @@ def _why(error: Exception) -> str:
     response = getattr(error, "response", None)
     status = getattr(response, "status_code", None)
     if status == 401:
-        return f"the hub does not know you; {_LOGIN}"
+        return f"the hub rejects your token; {_LOGIN}"
     if status == 403:
-        return f"you have no right to write there; name another owner, or {_LOGIN}"
+        return f"you have no write access there; name another owner, or {_LOGIN}"
     return _first_line(error)
 
 

@@ -131,7 +131,7 @@ def _executor(on: str, points: Points, slurm: Sequence[str], host: PluginManager
     if argument:
         option = getattr(cls, "argument", "")
         if not option:
-            raise UsageError(f"--on {on}: {name!r} takes nothing behind a colon")
+            raise UsageError(f"--on {on}: {name!r} takes no argument after a colon")
         _put(table, option, argument, Source(f"--on {on}"), cls)
     for each in slurm:
         key, equals, value = each.partition("=")

@@ -107,7 +107,7 @@ def utf8(text: object, data: TextSource, split: str) -> bytes:
     except UnicodeEncodeError as error:
         half, before = text[error.start], text[max(0, error.start - 20) : error.start]
         raise PluginError(
-            f"data {data.name!r}: texts({split!r}) gave half a character, {half!r}, behind "
+            f"data {data.name!r}: texts({split!r}) gave an unpaired surrogate, {half!r}, behind "
             f"{before!r}"
         ) from error
 

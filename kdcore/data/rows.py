@@ -51,15 +51,14 @@ class RowDataset(Sequence[Row]):
         Rows made by the data itself have no underlying documents.
         """
         raise RunError(
-            f"the {self.split.name} data hands over rows, and what was asked for needs whole "
-            "documents"
+            f"the {self.split.name} data provides rows, but whole documents are needed here"
         )
 
     def pieces(self) -> Pieces:
         """The pieces of documents that the rows consist of, if these are isolated."""
         raise RunError(
-            f"the {self.split.name} data hands over rows, and train.batch_documents needs whole "
-            "documents: say train.batch in its place"
+            f"the {self.split.name} data provides rows, but train.batch_documents needs whole "
+            "documents: set train.batch instead"
         )
 
     def laid_anew(self, pieces: Pieces) -> RowDataset:

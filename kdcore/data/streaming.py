@@ -73,7 +73,9 @@ class Stream(RowDataset):
 
     def row(self, index: int) -> Row:
         """Not available: rows of a stream have no index."""
-        raise RunError(f"the {self.split.name} data is streamed: its rows come in order only")
+        raise RunError(
+            f"the {self.split.name} data is streamed, so its rows can only be read in order"
+        )
 
 
 class _Texts(Stream):

@@ -41,7 +41,7 @@ def verified(opened: Callable[[], _Opened], key: str) -> _Opened:
         fault = str(error).split("\n")[0]
     if fault is None:
         return store
-    _log.warning("the token cache %s is damaged (%s): it is made anew", folder, fault)
+    _log.warning("the token cache %s is damaged (%s) and is rebuilt", folder, fault)
     remove_folder(folder)
     store = opened()
     _fault(store, folder)

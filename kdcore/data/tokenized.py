@@ -148,8 +148,8 @@ def tokenise(data: TextSource, split: str, tokenizer: PreTrainedTokenizerBase) -
             yield from map_in_order(work, _watched(portions, size, bar), processes)
         if again.key() != key:
             raise PluginError(
-                f"data {data.name!r} gave other texts when it was asked for its {split!r} split "
-                "again; texts() must give the same ones each time"
+                f"data {data.name!r} gave different texts when it was asked again for its "
+                f"{split!r} split; texts() must give the same ones each time"
             )
 
     def opened() -> TokenStore:

@@ -61,12 +61,14 @@ def with_adapter(model: PreTrainedModel, adapter: str, base: str) -> PreTrainedM
         config = PeftConfig.from_pretrained(path)
         if not os.path.isdir(path) and file_on_hub(adapter, _WEIGHTS) is None:
             raise RunError(
-                f"cannot load the adapter {adapter!r}: it has no {_WEIGHTS}, and weights that are "
-                "a pickle are not read, as that may run code"
+                f"cannot load the adapter {adapter!r}: it has no {_WEIGHTS}, and pickled weights "
+                "are not loaded, as they may run code"
             )
         weights = load_peft_weights(path, device="cpu")
     if config.is_prompt_learning:
-        raise RunError(f"the adapter {adapter!r} is a prompt; kdcore takes those of weights")
+        raise RunError(
+            f"the adapter {adapter!r} is a prompt adapter; kdcore supports only adapters of weights"
+        )
     named = config.base_model_name_or_path
     try:
         with warnings.catch_warnings():
@@ -82,7 +84,7 @@ def with_adapter(model: PreTrainedModel, adapter: str, base: str) -> PreTrainedM
         of = f"; it was made for {named!r}" if named else ""
         raise RunError(f"the adapter {adapter!r} does not fit {base!r}: {unfit}{of}")
     if named and Path(named).name != Path(base).name:
-        _log.warning("the adapter %r was made for %r and is put onto %r", adapter, named, base)
+        _log.warning("the adapter %r was made for %r and is applied to %r", adapter, named, base)
     return cast("PreTrainedModel", adapted)
 
 
@@ -160,7 +162,7 @@ def _tell_untied(model: PreTrainedModel) -> None:
     if shares or not getattr(config.get_text_config(), "tie_word_embeddings", False):
         return
     config.get_text_config().tie_word_embeddings = config.tie_word_embeddings = False
-    _log.info("the adapter makes two matrices of head and embeddings, which its base ties")
+    _log.info("the adapter unties the head from the embeddings, which its base ties")
 
 
 def _plain(module: Any) -> Any:
@@ -181,6 +183,6 @@ def _said(model: PreTrainedModel) -> Tensor:
 def _refuse_another(adapted: Tensor, merged: Tensor) -> None:
     if not allclose(merged, adapted, times=10):
         raise RunError(
-            "the adapter cannot be merged: the merged model computes something else; merge it with "
+            "the adapter cannot be merged: the merged model gives other outputs; merge it with "
             "peft's merge_and_unload, and name the result as student.model"
         )

@@ -302,8 +302,8 @@ class LanguageModel:
         seen = [self._run(either, positions, None)[:, :half] for either in (ids, other)]
         if not allclose(*seen, times=10):
             raise RunError(
-                f"{type(self.model).__name__} is not causal: what it says of a token changes with "
-                "those that follow, so it would see what it should predict. An encoder is causal "
+                f"{type(self.model).__name__} is not causal: its output at a token changes with "
+                "the tokens after it, so it would see what it has to predict. An encoder is causal "
                 "with is_decoder = true in its config"
             )
 
@@ -380,7 +380,7 @@ class LanguageModel:
         positions, real = batch.position_ids, batch.document[:, 1:] >= 0
         if bool(((positions[:, 1:] <= positions[:, :-1]) & real).any()):
             raise RunError(
-                f"{type(self.model).__name__} lets packed documents see each other; "
+                f"{type(self.model).__name__} attends across packed documents; "
                 'use rows = "one" or "chunk" in [data]'
             )
 

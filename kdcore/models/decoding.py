@@ -106,8 +106,8 @@ def is_exact_with_cache(model: LanguageModel) -> bool:
             _proved[model] = _is_exact(model)
         if not _proved[model]:
             _log.info(
-                "%s writes without a key-value cache, which is slower: with one, it gives other "
-                "numbers",
+                "%s generates without a key-value cache, which is slower: with one, its outputs "
+                "differ",
                 type(model.model).__name__,
             )
     return _proved[model]

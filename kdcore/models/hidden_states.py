@@ -79,7 +79,8 @@ class HiddenStates:
         for number in new:
             if number not in kept or not torch.equal(kept[number], found[number]):
                 raise RunError(
-                    f"the {self._title} gives other hidden states of layer {number} than go into it"
+                    f"the {self._title} returns hidden states for layer {number} that differ from "
+                    "those that enter it"
                 )
         return [int(each.shape[-1]) for each in found]
 

@@ -80,8 +80,8 @@ def _parts(name: str) -> tuple[str, str | None]:
     base = _base_of(name)
     if base == "":
         raise RunError(
-            f"the adapter {name!r} does not say which model it is for; name that one as the model "
-            "and the adapter as `adapter`"
+            f"the adapter {name!r} does not name its base model; name that as `model` and the "
+            "adapter as `adapter`"
         )
     return (name, None) if base is None else (base, name)
 

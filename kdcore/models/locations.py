@@ -26,8 +26,8 @@ def refuse_pickle(name: str) -> None:
     if pickled and not any(each.endswith(".safetensors") for each in files):
         raise RunError(
             f"cannot load {name!r}: its weights are a pickle ({pickled[0]}), which may run code; "
-            "convert them first: from_pretrained and save_pretrained of transformers, in a place "
-            "where that may happen, make model.safetensors"
+            "convert them to model.safetensors first, in a sandbox, with from_pretrained and "
+            "save_pretrained of transformers"
         )
 
 
@@ -58,14 +58,14 @@ def loading_error(name: str, key: str | None) -> Iterator[None]:
 
 _FAULTS = {
     "instantiate the backend tokenizer": (
-        "it has no tokenizer that can be read (tokenizer.json); lay the model's own into it"
+        "it has no tokenizer that can be read (tokenizer.json); copy the model's own there"
     ),
     "Unrecognized model": (
         "it has no config.json with a model_type, as save_pretrained writes it; copy the model's "
-        "own into it"
+        "own there"
     ),
     "Unrecognized configuration class": (
-        "its config.json says that it is no causal language model; name one that writes text"
+        "its config.json is not of a causal language model; name one that writes text"
     ),
     "not compiled with CUDA": "this machine has no CUDA device; leave `device` out",
     "No CUDA GPUs": "this machine has no CUDA device; leave `device` out",

@@ -34,8 +34,8 @@ def verify_same_ids(
         shared = min(shared, _size(other))
         if _encoded(student, shared) != _encoded(other, shared):
             _log.warning(
-                "the tokenizer of %s has the student's ids but cuts text otherwise: this teacher "
-                "reads the student's pieces, which it was not trained on",
+                "the tokenizer of %s has the student's ids but splits text differently: this "
+                "teacher reads the student's tokens, which it was not trained on",
                 name,
             )
     _keep_eos(student, shared)
@@ -123,7 +123,7 @@ def _keep_eos(student: PreTrainedTokenizerBase, shared: int) -> None:
     eos = student.eos_token_id
     if isinstance(eos, int) and eos >= shared:
         raise RunError(
-            f"the student ends texts with id {eos} ({student.eos_token!r}), and a teacher's ids "
+            f"the student ends texts with id {eos} ({student.eos_token!r}), but a teacher's ids "
             f"end at {shared - 1}; give [tokenizer] the teacher's model"
         )
 
@@ -167,8 +167,8 @@ def warn_tokenizer_mismatch(
     for name, other in others.items():
         if differing := list(_mismatches(student, other)):
             _log.warning(
-                "the %s is out of step with the student: %s. What it says at these places is about "
-                "its own habit; a [tokenizer] of the teacher's model would agree",
+                "the %s uses other special tokens than the student: %s. Its predictions there "
+                "follow its own convention; a [tokenizer] of the teacher's model would agree",
                 name,
                 "; ".join(differing),
             )

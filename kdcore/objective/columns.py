@@ -53,7 +53,7 @@ def check_columns(run: Run) -> None:
     for fault in _faults(wanted, known, stage):
         if not streamed:
             raise RunError(fault)
-        _log.warning("%s, as far as the first %s rows tell", fault, f"{len(first):,}")
+        _log.warning("%s, in the first %s rows", fault, f"{len(first):,}")
 
 
 def _values(columns: Iterable[Columns], names: set[str]) -> Mapping[str, set[Value]]:
@@ -77,8 +77,8 @@ def _faults(
                 continue
             if not there:
                 yield (
-                    f"{who} asks for the column {name!r}, and no document of data "
-                    f"{stage.data.name!r} has it; of files, keep_columns in [data] keeps them"
+                    f"{who} needs the column {name!r}, and no document of data "
+                    f"{stage.data.name!r} has it; keep_columns in [data] keeps columns of files"
                 )
             for value in values_in(given) if there else ():
                 if value not in there:

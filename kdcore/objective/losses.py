@@ -54,8 +54,8 @@ def _refuse_learnable(loss: Loss) -> None:
         parameters = held.parameters() if isinstance(held, nn.Module) else [held]
         if any(isinstance(p, Tensor) and p.requires_grad for p in parameters):
             raise PluginError(
-                f"loss {loss.name!r} has something to learn in {name!r}, and gradients reach the "
-                "student only; freeze it with requires_grad_(False)"
+                f"loss {loss.name!r} has trainable parameters in {name!r}, but only the student "
+                "is trained; freeze them with requires_grad_(False)"
             )
 
 
@@ -154,9 +154,8 @@ def tell_untempered(teacher: Teacher | None, losses: Iterable[Loss]) -> None:
         for at in call_checked(loss, "temperatures", of=Sequence) if loss.needs_teacher else ():
             if call_checked(teacher, "knows_others_at", at, of=(bool, type(None))) is None:
                 _log.warning(
-                    "the teacher %r does not tell the mass of the ids that it does not know at "
-                    "temperature %g: the loss %r tempers its masses at temperature 1, which is "
-                    "another objective; `knows_others_at` and `SparseLogits.tempered` would "
-                    "tell it",
+                    "the teacher %r does not give the mass of its unknown ids at temperature %g: "
+                    "the loss %r tempers the masses of temperature 1, which is another objective; "
+                    "`knows_others_at` and `SparseLogits.tempered` would provide it",
                     *(teacher.name, at, loss.name),
                 )

@@ -75,9 +75,9 @@ def _others_at(tempered: Mapping[float, Tensor], temperature: float | None) -> t
     told = ", ".join(f"{each:g}" for each in (1.0, *sorted(tempered)))
     wanted = "one that changes" if temperature is None else f"{temperature:g}"
     raise RunError(
-        f"a loss is at temperature {wanted}, and the teacher gives the mass of the ids that it "
-        f"does not know at {told} only; a teacher of all ids, such as the one that is cached, "
-        "serves every temperature"
+        f"a loss is at temperature {wanted}, but the teacher gives the mass of its unknown ids at "
+        f"{told} only; a teacher of all ids, such as the one that is cached, "
+        "supports every temperature"
     )
 
 

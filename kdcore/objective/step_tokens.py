@@ -188,7 +188,7 @@ class StepTokens(Tokens):
         found = [term for term in chosen.terms if term.loss is loss] if chosen else []
         if chosen is None or not found:
             raise UsageError(
-                f"{describe_component(loss)} is no term of this step: seen and count are for "
+                f"{describe_component(loss)} is not a term of this step: seen and count are for "
                 "`prepare`"
             )
         return found[0], chosen

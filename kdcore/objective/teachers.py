@@ -45,8 +45,8 @@ def read(teacher: Teacher, batch: Batch) -> LogitsFn:
     known = _ids_known(teacher)
     if known is not None:
         raise UsageError(
-            f"teacher {teacher.name!r} knows {known} ids of each position and not the others: "
-            "losses can learn from it where it is the recipe's [teacher], and nothing else"
+            f"teacher {teacher.name!r} knows {known} ids at each position and not the others, so "
+            "it can only be the recipe's [teacher]"
         )
     return cast(LogitsFn, read_outputs(teacher, batch))
 
@@ -55,7 +55,7 @@ def read_outputs(teacher: Teacher, batch: Batch) -> TeacherOutputs:
     """As `read`, but accepts teachers that cover only some ids."""
     if not call_checked(teacher, "gives_logits", of=bool):
         raise UsageError(
-            f"teacher {teacher.name!r} knows losses only and gives no logits: it can be the "
+            f"teacher {teacher.name!r} gives losses but no logits: it can be the "
             "reference of a selection, but no loss can learn from its distribution"
         )
     _set_eval_mode(teacher)

@@ -95,7 +95,8 @@ class Events:
         # A full disk is not the logger's error, and the record would be lost.
         if isinstance(plugin, Logger) and not isinstance(error, RunError) and not is_full(error):
             self.remove(plugin)
-            log.warning("%s raised in %s and is off now: %s", self._describe(plugin), hook, said)
+            who = self._describe(plugin)
+            log.warning("%s raised in %s and is now disabled: %s", who, hook, said)
             return []
         if isinstance(error, KdcoreError):
             return [error]

@@ -50,7 +50,7 @@ def hook_errors(plugin: object, allowed: Iterable[str]) -> Iterator[str]:
     for name, implementation in _implementations(plugin):
         if name not in allowed:
             if not implementation.optionalhook:
-                yield f"{_call(plugin, name)} is no {what}{did_you_mean(name, allowed)}"
+                yield f"{_call(plugin, name)} is not a {what}{did_you_mean(name, allowed)}"
         elif implementation.wrapper or implementation.hookwrapper:
             yield f"{_call(plugin, name)}: kdcore has no hook wrappers"
         else:
@@ -65,7 +65,7 @@ def forgotten_hooks(plugin: object) -> Iterator[str]:
     allowed = EVENTS if inspect.isclass(plugin) else frozenset(_ARGUMENTS)
     for name, _ in inspect.getmembers_static(plugin, lambda value: _is_own(value, plugin)):
         if name.startswith("kdcore_") and name not in marked:
-            near = "" if name in allowed else f" and is no hook{did_you_mean(name, allowed)}"
+            near = "" if name in allowed else f" and is not a hook{did_you_mean(name, allowed)}"
             yield f"{_call(plugin, name)} lacks @hookimpl{near or ' and is never called'}"
 
 
@@ -86,7 +86,7 @@ def component_errors(kind: str, component: object) -> Iterator[str]:
         yield from _option_faults(kind, component)
         options = {field.alias or each for each, field in _fields(component).items()}
         for each in sorted(component.elsewhere - options):
-            yield f"{component.__name__}.elsewhere names {each!r}, which is no option of it"
+            yield f"{component.__name__}.elsewhere names {each!r}, which is not one of its options"
     yield from hook_errors(component, EVENTS)
 
 

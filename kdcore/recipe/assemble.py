@@ -227,7 +227,7 @@ def shape_faults(table: Node, title: str) -> Iterator[Fault]:
     """Unknown keys, missing tables, and lists in place of tables."""
     for key, value in table.table.items():
         if key in AT_TOP:
-            yield value.fault(f"{key} stands at the top level of the recipe, not in a stage")
+            yield value.fault(f"{key} belongs at the top level of the recipe, not in a stage")
         elif key not in IN_STAGE:
             near = did_you_mean(key, (*AT_TOP, *IN_STAGE)) or _inside(key, table)
             hint = "" if near else f"it has: {', '.join((*AT_TOP, *IN_STAGE))}"

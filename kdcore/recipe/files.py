@@ -62,8 +62,7 @@ def _requires(layer: Node) -> list[Node]:
 
 def _circle(extends: Node, layers: list[Node], name: str) -> Fault:
     chain = " extends ".join([*(layer.source.name for layer in layers), name])
-    said = f"extends goes round in a circle: {chain}"
-    return extends.fault(said, "leave extends out of one of them")
+    return extends.fault(f"extends is circular: {chain}", "leave extends out of one of them")
 
 
 def _extended(extends: Node, path: Path, name: str) -> tuple[Path, str]:
@@ -75,7 +74,7 @@ def _extended(extends: Node, path: Path, name: str) -> tuple[Path, str]:
     except UsageError as error:
         raise RecipeError([extends.fault(str(error))]) from None
     if not found.is_file():  # reading a device would never end
-        raise RecipeError([extends.fault(f"{extends.value!r} is no file")])
+        raise RecipeError([extends.fault(f"{extends.value!r} is not a file")])
     beside = os.path.normpath(Path(name).parent / extends.value)
     return found, beside if os.path.exists(beside) else str(found)
 
@@ -90,7 +89,7 @@ def _read(path: Path, name: str) -> str:
     except UnicodeDecodeError as error:
         before = data[: error.start]
         line, column = before.count(b"\n") + 1, error.start - before.rfind(b"\n")
-        said = "this is no text in UTF-8, so no recipe"
+        said = "this is not UTF-8 text, so not a recipe"
         raise RecipeError([Fault(said, name, line, column, hint="save it as UTF-8")]) from None
 
 

@@ -145,7 +145,7 @@ def _circle(start: str, needs: Mapping[str, Mapping[str, Node]], done: Collectio
     value = needs[circle[-2]][circle[-1]]
     if len(circle) == 2:
         return value.fault(f"the stage {circle[0]!r} names itself", _ELSEWHERE)
-    return value.fault(f"stages wait for one another: {' needs '.join(circle)}", _ELSEWHERE)
+    return value.fault(f"stages depend on each other: {' needs '.join(circle)}", _ELSEWHERE)
 
 
 _ELSEWHERE = "name a stage that comes before it, a folder or a model of the hub"

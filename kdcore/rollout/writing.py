@@ -65,8 +65,8 @@ def _too_little(run: Run, group: int, said: str) -> RunError:
         )
     return RunError(
         f"the device has too little memory to write {group} answers together ({first}); type "
-        f"--set rollout.write_batch={(group + 1) // 2}. It is a part of the experiment: another "
-        "one is another run"
+        f"--set rollout.write_batch={(group + 1) // 2}. The value is part of the experiment: "
+        "another value is another run"
     )
 
 

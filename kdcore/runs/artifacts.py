@@ -58,7 +58,7 @@ def _keep_tokenizer(run: RunState, others: Sequence[Path]) -> None:
     kept = run.folder / TOKENIZER
     fault = damage(kept)
     if fault is not None:  # a damaged one is compared with what the run started with
-        _log.warning("%s: the tokenizer is made anew", fault)
+        _log.warning("%s: the tokenizer is rebuilt", fault)
     if fault is not None or not kept.exists():
         _lay_tokenizer(run, others, kept)
 

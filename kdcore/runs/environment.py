@@ -155,7 +155,8 @@ def describe_differences(folder: Path, host: PluginManager) -> str | None:
         return None
     more = f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
     return (
-        f"{folder} ran elsewhere, so the last digits may differ: {'; '.join(found[:_SHOWN])}{more}"
+        f"{folder} was run in another environment, so the last digits may differ: "
+        f"{'; '.join(found[:_SHOWN])}{more}"
     )
 
 

@@ -28,8 +28,8 @@ def refuse_links(folder: Path) -> None:
             if path.is_symlink() and not path.resolve().is_relative_to(home):
                 shown = folder / path.relative_to(home)
                 raise UsageError(
-                    f"{shown} is a link to {os.readlink(path)}, and a run writes nothing outside "
-                    "its folder: put what it leads to in its place, or remove it"
+                    f"{shown} is a link to {os.readlink(path)}, but a run writes only inside its "
+                    "folder: replace the link by its target, or remove it"
                 )
 
 
@@ -180,7 +180,7 @@ def find_run(name: str, out: Path) -> Path:
 
 def _no_run(name: str, out: Path, names: list[str]) -> str:
     if name and os.path.isdir(name):
-        return f"{name} is no run: it has no {RECIPE}"
+        return f"{name} is not a run: it has no {RECIPE}"
     if not names:
         return f"there is no run {name!r}: {out} holds no runs; kdcore run RECIPE makes one"
     near = difflib.get_close_matches(name, names, 3, 0.3) or names

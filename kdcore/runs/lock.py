@@ -53,7 +53,7 @@ class Owner:
     def end(self) -> None:
         """Ask it to exit with a checkpoint."""
         if self.host != socket.gethostname():
-            raise UsageError(f"{self} runs there: type the same on {self.host}")
+            raise UsageError(f"{self} runs there: type the same command on {self.host}")
         os.kill(self.process, signal.SIGTERM)
 
 

@@ -306,13 +306,13 @@ class NoData(Data):
 
     def texts(self, split: str) -> Iterable[str]:
         """No texts."""
-        raise UsageError("no recipe says on which text to measure; give one with --recipe")
+        raise UsageError("no recipe names a text to measure on; give one with --recipe")
 
     def make_rows(
         self, split: str, tokenizer: PreTrainedTokenizerBase, *, seed: int, epoch: int
     ) -> Rows:
         """No rows."""
-        raise UsageError("no recipe says on which text to measure; give one with --recipe")
+        raise UsageError("no recipe names a text to measure on; give one with --recipe")
 
 
 def eval_stage(

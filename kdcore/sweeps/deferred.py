@@ -85,7 +85,7 @@ def kept_share(folder: Path) -> float:
     """The share of tokens that a run's selection kept, from its metrics."""
     shares = [float(line["kept"] or 0) for line in iter_metrics(folder) if "kept" in line]
     if not shares:
-        raise RunError(f"{folder} says nowhere how many tokens it kept")
+        raise RunError(f"{folder} has no record of how many tokens it kept")
     return round(sum(shares) / len(shares), 6)
 
 
@@ -97,7 +97,7 @@ def training_seconds(folder: Path) -> float:
             tokens = float(line["tokens"] or 0)
             seconds, before = seconds + (tokens - before) / float(rate), tokens
     if not seconds:
-        raise RunError(f"{folder} says nowhere how long it trained")
+        raise RunError(f"{folder} has no record of how long it trained")
     return seconds
 
 

@@ -142,7 +142,7 @@ class _Reader:
                 if control in self.failed:
                     return
                 self.failed.add(control)
-                said = f"the control {control!r} of {twin.label} is no recipe: "
+                said = f"the control {control!r} of {twin.label} is not a recipe: "
                 self.faults.append(asked.fault(said + error.faults[0].message))
                 return
         made[control] = found

@@ -57,7 +57,7 @@ class Store:
         kept = read_recipe(str(path), self.host).identity(task.stage)
         if kept != task.point.recipe.identity(task.stage):
             raise UsageError(
-                f"{task.point.label}: a value that takes the place of a whole table cannot be "
+                f"{task.point.label}: a value that replaces a whole table cannot be "
                 "swept; vary its keys one by one"
             )
 

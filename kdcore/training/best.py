@@ -30,7 +30,7 @@ def score_of(options: TrainOptions, scores: Mapping[str, float | str]) -> float:
     scores = {f"{PREFIX}{key}": each for key, each in scores.items()}
     found = scores.get(name, scores.get(PREFIX + name))
     if isinstance(found, str):
-        raise RunError(f"[train] keep_best = {name!r}: that is a text, and no number to go by")
+        raise RunError(f"[train] keep_best = {name!r}: that is text, not a number")
     if found is None:
         there = ", ".join(key for key, each in scores.items() if not isinstance(each, str))
         raise RunError(

@@ -58,7 +58,8 @@ def restore_components(
     for place, kept in values.items():
         component = components.get(place)
         if component is None or component.name != kept["name"]:
-            _log.warning("the checkpoint's state of %s %r has no owner now", place, kept["name"])
+            said = "the checkpoint has state of %s %r, which the recipe does not have"
+            _log.warning(said, place, kept["name"])
             continue
         begin = f"{place}/"
         own = {key[len(begin) :]: each for key, each in tensors.items() if key.startswith(begin)}
@@ -74,7 +75,7 @@ def _as_json(component: Stateful, key: str, value: object) -> Any:
         return value
     raise PluginError(
         f"{describe_component(component)} has a {type(value).__name__} as {key!r} in its "
-        "state_dict: tensors, numbers, texts and bytes can be kept"
+        "state_dict: tensors, numbers, strings and bytes can be saved"
     )
 
 

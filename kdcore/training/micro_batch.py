@@ -138,8 +138,9 @@ def halve(run: RunState) -> int:
     if run.recipe.selection is not None and run.recipe.scope == "micro_batch":
         raise RunError(
             f"the device has too little memory for train.micro_batch = {run.micro_batch}, and "
-            '[selection] scope = "micro_batch" makes that a part of the experiment: another one is '
-            "another run. train.checkpointing = true or a smaller train.chunk needs less"
+            '[selection] scope = "micro_batch" makes its size part of the experiment, so it is '
+            "not reduced automatically. train.checkpointing = true or a smaller train.chunk needs "
+            "less"
         )
     return 0 if run.micro_batch == 1 else (run.micro_batch + 1) // 2
 
@@ -216,7 +217,7 @@ class OomRetry:
         if not smaller:
             raise torch.OutOfMemoryError(said)
         _log.warning(
-            "out of memory after step %d: train.micro_batch is %d from here on, not %d (%s)",
+            "out of memory after step %d: train.micro_batch is now %d instead of %d (%s)",
             *(run.step, smaller, run.micro_batch, said),
         )
         if run.processes > 1:

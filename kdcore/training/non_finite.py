@@ -117,7 +117,7 @@ def describe_bad_rows(trainer: TrainStep, step: int) -> str:
         return f"its {rows} rows are not tried one by one, as models are sharded"
     found = _bad_rows(trainer, step)
     if not found:
-        return f"no row of its {rows} is so by itself, but their sum is"
+        return f"each of its {rows} rows is finite; only their sum is not"
     labels = dict.fromkeys(label for row in found for label in row.terms)
     shown = "".join(f"\n    {row}" for row in found[:_SHOWN])
     more = f"\n    and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
@@ -290,7 +290,7 @@ class NonFiniteHandler:
         if self._last[1] == _IN_A_ROW:
             raise RunError(
                 f"{_IN_A_ROW} steps in a row, the last of them {step}, are not finite: "
-                f"{self._why(step, before)}\nNothing is learned any more; the last checkpoint is "
+                f"{self._why(step, before)}\nThe student no longer learns; the last checkpoint is "
                 "from before"
             )
         if self._skipped <= _LOOKED_AT:

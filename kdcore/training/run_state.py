@@ -187,7 +187,10 @@ class RunState(Run):
         found = {*(own if isinstance(own, list) else [own]), self.tokenizer.eos_token_id} - {None}
         found |= learned_stop_tokens(first, self.tokenizer)
         if not any(each < self.vocabulary for each in found):
-            raise RunError("no token ends a text (eos), so the student would never end its answers")
+            raise RunError(
+                "the tokenizer has no end-of-text token (eos), so the student would "
+                "never end its answers"
+            )
         return frozenset(found)
 
     def sampling(self, rollout: Rollout) -> Sampling:

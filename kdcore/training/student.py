@@ -65,7 +65,7 @@ def patched(model: PreTrainedModel, patches: Iterable[Patch]) -> PreTrainedModel
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise UsageError("nothing of the student is trained: every parameter is frozen")
+        raise UsageError("the student has no trainable parameters: all of them are frozen")
     return model
 
 
@@ -153,7 +153,7 @@ def _refuse_unknown(typed: dict[str, Any], plain: PretrainedConfig, model_type: 
     for key in typed.keys() - known:
         near = get_close_matches(key, known, 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise UsageError(f"[student.config] {key!r} is no option of {model_type!r}{hint}")
+        raise UsageError(f"[student.config] {key!r} is not an option of {model_type!r}{hint}")
 
 
 def check_length(model: PreTrainedModel, block: int) -> None:
@@ -181,8 +181,8 @@ def check_balance(model: PreTrainedModel, options: StudentOptions) -> None:
     if asked and options.balance == "config":
         said = ", ".join(f"{key} = {value:g}" for key, value in asked.items())
         raise RunError(
-            f"the student's config asks for a loss of its routers or logits ({said}), and the "
-            "recipe's losses are all that is trained; type --set student.balance=none to train "
+            f"the student's config adds a loss of its routers or logits ({said}), but only the "
+            "recipe's losses are trained; type --set student.balance=none to train "
             "without it"
         )
 

@@ -177,8 +177,8 @@ class Trainer(TrainStep):
             run.documents.save(run.folder, run.step)
         except OSError as error:
             _log.warning(
-                "the losses of documents after step %d are not kept (%s): kdcore compare will "
-                "count seeds alone there",
+                "the losses of documents after step %d are not kept (%s): kdcore compare will use "
+                "seeds only there",
                 run.step,
                 error,
             )
@@ -204,8 +204,8 @@ class Trainer(TrainStep):
         with self.checkpoints.here(path):
             if fault := damage(path):
                 raise RunError(
-                    f"the checkpoint {path} scored best and was to become the final weights, and "
-                    f"it is damaged ({fault}); --fresh makes the run anew"
+                    f"the checkpoint {path} scored best and should become the final weights, but "
+                    f"it is damaged ({fault}); --fresh starts the run again"
                 )
             self.layout.rest()
             load_weights(path, self.checkpoints.model)

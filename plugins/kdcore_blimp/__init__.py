@@ -90,7 +90,7 @@ def rows_of(
     rows = []
     for index, ids in enumerate(tokenizer(sentences, add_special_tokens=False)["input_ids"]):
         if not ids:
-            raise RunError(f"the tokenizer makes no token of {sentences[index]!r}: no likelihood")
+            raise RunError(f"the tokenizer has no token for {sentences[index]!r}: no likelihood")
         labels = [*[-100] * len(start), *ids]
         rows.append({"input_ids": [*start, *ids], "labels": labels})
     return rows

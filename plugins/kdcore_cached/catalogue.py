@@ -102,7 +102,7 @@ class Kept:
         except (ValueError, KeyError, TypeError, UsageError) as error:
             return f"{META} cannot be read ({error})"
         if not self.folder.name.endswith(f"-{key_of(text)}"):
-            return f"{META} was changed: the folder's name is of another one"
+            return f"{META} was changed: it does not match the folder's name"
         files = (*kind.arrays, *kind.beside)
         if missing := [one.file for one in kind.arrays if not (self.folder / one.file).is_file()]:
             return f"{missing[0]} is missing"
@@ -112,7 +112,7 @@ class Kept:
             for one in (*files, *hashed)
         }
         if len(sizes) > 1 or not all(size.is_integer() for size in sizes):
-            return "its files are of different lengths: one is torn"
+            return "its files have different lengths: one is truncated"
         return None
 
     def forget_broken(self, done: Callable[[int], None] = lambda slots: None) -> int:
@@ -181,6 +181,6 @@ def find_store(name: str, caches: Path) -> Kept:
         return found[0]
     if found:
         names = ", ".join(one.folder.name for one in found)
-        raise UsageError(f"{name!r} may be several stores: {names}")
+        raise UsageError(f"{name!r} matches several stores: {names}")
     there = ", ".join(one.folder.name for one in known) or "none"
     raise UsageError(f"no store in {caches} is named {name!r}; there are: {there}")

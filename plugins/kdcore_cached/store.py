@@ -154,8 +154,8 @@ class Store:
             if not self.folder.exists():  # else another process was faster
                 size = self.kind.bytes_per_token * self.tokens
                 raise RunError(
-                    f"cannot make {self.folder} ({size:,} bytes): {error}; once that is mended, "
-                    "the same command continues"
+                    f"cannot make {self.folder} ({size:,} bytes): {error}; once that is fixed, "
+                    "the same command resumes"
                 ) from error
 
 

@@ -87,21 +87,19 @@ class CachedTeacher(Teacher):
             if getattr(self, key) is not None and self.kind != kind:
                 raise UsageError(f'{key} is an option of kind = "{kind}", not of "{self.kind}"')
         if self.window is not None and self.context != "document":
-            raise UsageError(
-                'window is an option of context = "document", and rows are as they are'
-            )
+            raise UsageError('window requires context = "document"')
 
     def faults(self, recipe: Stage) -> Iterable[str]:
         """Reject rows that change each epoch, and teachers that know too little."""
         if self.context == "row" and recipe.data.fresh_each_epoch:
             yield (
-                f"data {recipe.data.name!r} lays other rows each epoch, so what is stored would be "
-                'of another row; with context = "document" the teacher sees whole documents'
+                f"data {recipe.data.name!r} makes new rows each epoch, which stored answers do "
+                'not fit; with context = "document" the teacher sees whole documents'
             )
         if recipe.rollout is not None and self.kind == "sampled":
             yield (
-                'kind = "sampled" is what was drawn for the data\'s rows, and with [rollout] the '
-                f'teacher reads new ones: take kind = "topk", or {self.teacher.name!r} itself'
+                'kind = "sampled" stores draws for the data\'s rows, but with [rollout] the '
+                f'teacher reads new ones: use kind = "topk", or {self.teacher.name!r} itself'
             )
         if recipe.rollout is not None and self.teacher.is_sharded():
             yield (
@@ -109,11 +107,11 @@ class CachedTeacher(Teacher):
                 'each would ask it at another time: leave cached out, or shard = "full"'
             )
         if recipe.data.streams:
-            yield f"data {recipe.data.name!r} is streamed, and what is stored needs all of it"
+            yield f"data {recipe.data.name!r} is streamed, so it cannot be cached"
         if self.context == "document" and self._columns():
             names = ", ".join(sorted(self._columns()))
             yield (
-                f"the teacher {self.teacher.name!r} goes by columns ({names}), which windows over "
+                f"the teacher {self.teacher.name!r} uses columns ({names}), which windows over "
                 'whole documents do not have: take context = "row", or wrap its members instead'
             )
         yield from self._too_little()
@@ -122,8 +120,8 @@ class CachedTeacher(Teacher):
         """What the wrapped teacher would have to give for this kind, and does not."""
         if self.teacher.gives_parts() and self.kind != "nll":
             yield (
-                f"the teacher {self.teacher.name!r} averages losses over its members, and a store "
-                "holds one distribution: let each of its members be cached instead"
+                f"the teacher {self.teacher.name!r} averages losses over its members, but a store "
+                "holds one distribution: cache each of its members instead"
             )
         wrapped, few = self.teacher, self.teacher.ids_known()
         some_ids = wrapped.gives_logits() and not wrapped.is_estimate()
@@ -305,7 +303,7 @@ class CachedTeacher(Teacher):
         split = batch.split
         if split.fingerprint not in self._stores:
             if not len(split.lengths):
-                raise RunError(f"the {split.name} data is streamed, and has no place to store at")
+                raise RunError(f"the {split.name} data is streamed, so it cannot be cached")
             self._stores[split.fingerprint] = Store(
                 self.folder(split, batch.vocabulary),
                 self._meta(split, batch.vocabulary),
@@ -373,8 +371,8 @@ class CachedTeacher(Teacher):
         labels = batch.labels[batch.valid].cpu().numpy()
         if not np.array_equal(self._run.ids(batch.split.name, slots), labels):
             raise RunError(
-                f"data {self._run.data.name!r} trains other tokens than its documents have, so "
-                "nothing can be stored of them; name the wrapped teacher instead of the cached one"
+                f"data {self._run.data.name!r} trains on tokens that its documents do not have, "
+                "so they cannot be cached; name the wrapped teacher instead of the cached one"
             )
 
     def _load_wrapped(self, store: Store) -> None:

@@ -101,8 +101,8 @@ def length_of(teacher: Teacher, device: torch.device) -> int:
     found = own_length(teacher, device)
     if found is None:
         raise UsageError(
-            f"how long a text the teacher {teacher.name!r} can read is not known; say it in "
-            "tokens: window = 1024"
+            f"the context length of the teacher {teacher.name!r} is not known; set it in tokens: "
+            "window = 1024"
         )
     return found
 

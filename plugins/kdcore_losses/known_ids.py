@@ -31,7 +31,7 @@ class Renormalised(ScaledDivergence):
         if teacher is not None and teacher.gives_logits() and teacher.ids_known() is None:
             yield (
                 f"the loss 'renormalised' leaves out the ids that a teacher does not know, and "
-                f'{teacher.name!r} knows all of them: wrap it in `cached` with kind = "topk"'
+                f'{teacher.name!r} knows all: wrap it in `cached` with kind = "topk"'
             )
 
     def between(self, log_p: Tensor, log_q: Tensor) -> Tensor:

@@ -83,7 +83,7 @@ def _checked(
     ids, logs = ids[there], logs[there]
     if not (logs <= _ABOVE).all():
         wrong = logs[~(logs <= _ABOVE)][0]
-        raise RunError(f"{where}: a log-probability of {wrong:g}, and none is above 0")
+        raise RunError(f"{where}: a log-probability of {wrong:g}; at most 0 is possible")
     if len(ids) and not 0 <= ids.min() <= ids.max() < vocabulary:
         wrong = ids[(ids < 0) | (ids >= vocabulary)][0]
         raise RunError(
@@ -92,7 +92,7 @@ def _checked(
         )
     if len(np.unique(ids)) < len(ids):
         wrong = next(each for each in ids if (ids == each).sum() > 1)
-        raise RunError(f"{where}: the id {wrong} stands there twice")
+        raise RunError(f"{where}: the id {wrong} occurs twice")
     if np.exp(logs).sum() > 1 + _MASS:
         raise RunError(f"{where}: the masses are {np.exp(logs).sum():.4g} together, and 1 at most")
     order = np.lexsort((ids, -logs))

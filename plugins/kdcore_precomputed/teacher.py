@@ -81,17 +81,20 @@ class Precomputed(Teacher):
         """Reject data for which no distributions can have been written."""
         if recipe.rollout is not None:
             yield (
-                "the teacher 'precomputed' knows the data's documents only, and with [rollout] it "
-                "has to read what was just written: take a teacher that runs"
+                "the teacher 'precomputed' knows only the data's documents, but with [rollout] it "
+                "has to read new text: use a teacher that runs"
             )
         if recipe.data.streams:
-            yield f"data {recipe.data.name!r} is streamed, and records are matched with all of it"
+            yield (
+                f"data {recipe.data.name!r} is streamed, but records are matched with the whole "
+                "data"
+            )
         if self.k is None and not self._is_here and not any(self.missing()):
-            yield f"how many ids {self._place} has is not known before it is there: set k"
+            yield f"the number of ids in {self._place} is unknown until the file exists: set k"
         if self.key is None and any(each.needs_teacher for each in recipe.evals):
             yield (
-                "by their order, records are of training documents, and an eval asks the teacher "
-                "about others: match them by `key`, or leave the eval out"
+                "matched by order, records are of training documents, but an eval needs the "
+                "teacher on others: match them by `key`, or leave the eval out"
             )
 
     def reads_columns(self) -> Sequence[dict[str, list[str]]]:

@@ -67,7 +67,7 @@ def writings(run: Run) -> Iterator[Writing]:
     keeping = keeping_in(run.recipe)
     if keeping and run.data.streams:
         raise UsageError(
-            f"data {run.data.name!r} is streamed, so its prompts are not known ahead: the run "
+            f"data {run.data.name!r} is streamed, so its prompts are not known in advance: the run "
             "itself keeps answers as they are written"
         )
     for writer in keeping:

@@ -128,7 +128,7 @@ class Answers:
         except (OSError, ValueError) as error:
             return f"{META} cannot be read ({error})"
         if not self.folder.name.endswith(f"-{key_of(text)}"):
-            return f"{META} was changed: the folder's name is of another one"
+            return f"{META} was changed: it does not match the folder's name"
         return None
 
     def torn(self) -> int:

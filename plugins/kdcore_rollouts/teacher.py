@@ -50,7 +50,9 @@ class TeacherWrites(Rollout):
         """Reject a teacher that cannot generate text."""
         writer = self.teacher or recipe.teacher
         if writer is not None and not writer.writes():
-            yield f"the teacher {writer.name!r} only reads what others wrote, and cannot write"
+            yield (
+                f"the teacher {writer.name!r} only reads what others wrote: it cannot generate text"
+            )
 
     def generate(self, run: Run, prompts: Sequence[Prompt]) -> Sequence[Completion]:
         """One answer per prompt."""

@@ -28,7 +28,7 @@ class Soft(Selection):
     def faults(self, recipe: Stage) -> Iterable[str]:
         """Reject selections that do not rank tokens by a score."""
         if not isinstance(self.of, Top):
-            yield f"{self.of.name!r} keeps no share of the highest scores, so nothing is soft in it"
+            yield f"{self.of.name!r} does not keep a share by score, so there is nothing to soften"
 
     def needs_teacher(self) -> bool:
         """Whether the other selection does."""

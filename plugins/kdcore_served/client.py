@@ -81,19 +81,19 @@ class Client:
         except ValueError:
             said = redact_secrets(response.text[:80])
             raise RunError(
-                f"{self.url} answered with text that is no JSON ({said!r}): is it the server's "
+                f"{self.url} answered with text that is not JSON ({said!r}): is it the server's "
                 "address, with http:// and its port?"
             ) from None
 
     def _locked(self, status: int) -> str:
         if self._key_env is None:
-            return f"{self.url} asks for a key ({status}): name the variable that has it in key_env"
+            return f"{self.url} asks for a key ({status}): name its environment variable in key_env"
         return f"{self.url} refused the key in {self._key_env} ({status})"
 
     def _gone(self, why: str, waited: float) -> str:
         return (
-            f"nothing answers at {self.url} ({redact_secrets(why)}), tried for {waited:.0f} s: "
-            "start the server, or give its address as url; the same command continues"
+            f"there is no answer from {self.url} ({redact_secrets(why)}), tried for "
+            f"{waited:.0f} s: start the server, or set url to its address; the same command resumes"
         )
 
 

@@ -193,9 +193,9 @@ class Served(Teacher):
         if same and np.abs(before.logs - now.logs).max(initial=0) <= _CLOSE:
             return
         raise RunError(
-            f"{self.url} answers otherwise than before: of the fixed text it said "
-            f"{_shown(before)} and now says {_shown(now)}. Serve the same model, in the same "
-            "precision; with --fresh a new run begins"
+            f"{self.url} answers differently than before: for the fixed text it gave "
+            f"{_shown(before)} and now gives {_shown(now)}. Serve the same model in the same "
+            "precision, or start a new run with --fresh"
         )
 
 

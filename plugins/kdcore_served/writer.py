@@ -137,8 +137,8 @@ def _messages(prompt: Prompt) -> Sequence[Mapping[str, Any]]:
     found = asked_in(prompt)
     if found is None:
         raise RunError(
-            "the writer 'served' asks with the dialogue up to each answer, and the data does not "
-            'keep it: use = "sft" in [data] with keep_columns = ["messages"] does'
+            "the writer 'served' sends the dialogue up to each answer, but the data does not keep "
+            'it: use = "sft" in [data] with keep_columns = ["messages"] does'
         )
     return found
 

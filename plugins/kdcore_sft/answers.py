@@ -66,13 +66,13 @@ def _answer(dialogue: Dialogue, turn: int, text: str, template: Template) -> Ans
     ends = None if start is None else _end(dialogue, turn, text, start, template)
     if start is None or ends is None or start > ends[0]:
         raise RunError(
-            f"{dialogue.where}: the chat template makes something else of message {turn + 1}, "
+            f"{dialogue.where}: the chat template alters message {turn + 1}, "
             "so its tokens cannot be located; set another template in [data]"
         )
     if not text[start : ends[0]].strip():
         keys = ", ".join(sorted(dialogue.messages[turn].keys() - {"role"}))
         raise RunError(
-            f"{dialogue.where}: the chat template writes nothing of message {turn + 1}, which has "
+            f"{dialogue.where}: the chat template omits message {turn + 1}, which has "
             f"{keys}; set another template in [data]"
         )
     return Answer(start, *ends)

@@ -80,7 +80,7 @@ def _prompted(values: Mapping[str, Any], record: Record) -> list[Message]:
 def _needed(values: Mapping[str, Any], key: str, record: Record) -> str:
     if key not in values:
         raise RunError(
-            f"{record.where} has {', '.join(map(str, values))}, and lacks {key}; if it goes by "
+            f"{record.where} has {', '.join(map(str, values))}, but lacks {key}; if it has "
             f'another name, set fields = {{{key} = "NAME"}} in [data]'
         )
     return _text(values, key, record)
@@ -95,7 +95,7 @@ def _up_to_answer(messages: list[Message], where: str) -> list[Message]:
     while messages and messages[-1]["role"] != "assistant":
         messages.pop()
     if not messages:
-        raise RunError(f"{where} has no turn of the assistant's among its messages")
+        raise RunError(f"{where} has no assistant turn among its messages")
     return messages
 
 
@@ -142,7 +142,7 @@ def _parsed(value: Any, key: str, where: str) -> Any:
     try:
         return json.loads(value)
     except ValueError as error:
-        raise RunError(f"{where} has {key} that are text and no JSON: {error}") from None
+        raise RunError(f"{where} has {key} that are text but not JSON: {error}") from None
 
 
 def _refuse(where: str, fault: str) -> NoReturn:

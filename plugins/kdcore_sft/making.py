@@ -113,8 +113,9 @@ class Maker:
         if counts.lost:
             _log.warning(
                 f"{split}: the chat template leaves out the thoughts before {counts.lost:,} of "
-                f"{counts.thoughts:,} answers, so that these are learned without; if it keeps "
-                'those before the last answer, train_on = "last" in [data] learns that one alone'
+                f"{counts.thoughts:,} answers, so these are learned without them; if it keeps "
+                'those before the last answer, train_on = "last" in [data] trains on that answer '
+                "only"
             )
         if counts.spelled:
             self._tell_spelled()

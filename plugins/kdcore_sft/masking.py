@@ -108,7 +108,7 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
     if not tokenizer.is_fast:
         raise RunError(
             f"the tokenizer {tokenizer.name_or_path!r} cannot tell where its tokens begin and end "
-            "in the text, and prompts cannot be masked; use one with a tokenizer.json"
+            "in the text, so prompts cannot be masked; use one with a tokenizer.json"
         )
 
 

@@ -39,7 +39,8 @@ class DialogueOptions(Data):
     def _not_split(cls, cut: str) -> str:
         if cut == "split":
             raise ValueError(
-                '"split" would part an answer from its question; possible are "left" and "right", '
+                '"split" would separate an answer from its question; possible are "left" '
+                'and "right", '
                 "the side at which the text of a prompt is cut"
             )
         return cut
@@ -49,7 +50,7 @@ class DialogueOptions(Data):
     def _is_template(cls, template: str | None) -> str | None:
         if template is not None and template not in BUILT_IN and not re.search("{[{%]", template):
             built_in = ", ".join(map(repr, BUILT_IN))
-            raise ValueError(f"{template!r} is no Jinja text, nor one of {built_in}")
+            raise ValueError(f"{template!r} is neither a Jinja text nor one of {built_in}")
         return template
 
     @field_validator("chat_template_kwargs")

@@ -170,7 +170,8 @@ class Template:
         named = "date_string" in self.reads
         said = f'date_string = "{today.strftime(form)}"' if named else f'{NOW} = "{today.date()}"'
         raise RunError(
-            "the chat template writes today's date, so that runs of one name would differ; pin it: "
+            "the chat template writes today's date, so runs of the same recipe would differ; "
+            "pin it: "
             f"set chat_template_kwargs = {{{said}}} in [data]"
         )
 

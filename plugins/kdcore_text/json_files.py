@@ -116,9 +116,9 @@ def _explained(error: ValueError | RecursionError, where: str) -> RunError:
     """What is wrong with the JSON, in one sentence."""
     if isinstance(error, UnicodeEncodeError):
         half = error.object[error.start]
-        return RunError(f"{where} has half a character, {half!r}: mend or remove it")
+        return RunError(f"{where} has an unpaired surrogate, {half!r}: fix or remove it")
     if isinstance(error, json.JSONDecodeError):
         said = f"{error.msg} at column {error.colno}" if error.lineno == 1 else str(error)
-        return RunError(f"{where} is no JSON: {said}; {_SHAPE}")
+        return RunError(f"{where} is not JSON: {said}; {_SHAPE}")
     # A number with too many digits, or too deep nesting.
     return RunError(f"{where} cannot be read: {error}")

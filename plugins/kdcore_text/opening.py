@@ -104,7 +104,7 @@ def _refuse_other_contents(head: bytes, path: Path) -> None:
     marked = head.startswith(tuple(_MARKS))
     if not marked and len(head) >= 16 and head.count(0) * 4 > len(head):
         raise RunError(
-            f"{path} is no UTF-8 text: many of its bytes are zero, as in archives and in UTF-16 "
+            f"{path} is not UTF-8 text: many of its bytes are zero, as in archives and in UTF-16 "
             "without a mark; save it as UTF-8"
         )
 

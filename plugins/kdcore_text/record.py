@@ -65,7 +65,7 @@ def text_of(value: object, column: str, where: str) -> str:
     found = type(value).__name__
     turns = isinstance(value, list) and value and isinstance(value[0], Mapping)
     hint = '; use = "sft" reads dialogues' if turns else ""
-    raise RunError(f"{where}: the column {column!r} holds {found}, and must hold text{hint}")
+    raise RunError(f"{where}: the column {column!r} holds {found}; it must hold text{hint}")
 
 
 def document_of(text: str, values: Mapping[str, Any], keep: Sequence[str], where: str) -> Document:
@@ -101,8 +101,8 @@ def refuse_own_columns(keep: Sequence[str]) -> None:
     """Reject columns that kdcore itself adds to every document."""
     if "source" in keep:
         raise ValueError(
-            'source is kdcore\'s own column, which says who wrote a document ("data"): let the '
-            "file's go by another name"
+            'source is kdcore\'s own column, which says who wrote a document ("data"): rename the '
+            "column of the file"
         )
 
 

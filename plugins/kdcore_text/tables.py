@@ -77,7 +77,7 @@ def of_files(form: str, paths: Sequence[Path], *, streaming: bool = False) -> Ta
         if not path.stat().st_size:
             raise RunError(f"{path} is empty")
         if ending_of(path) != path.suffix.lower():
-            raise RunError(f"cannot read {path}: unpack it, {form} is compressed in itself")
+            raise RunError(f"cannot read {path}: unpack it, as {form} has its own compression")
         _check_head(path)
     place = str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
     files = [glob.escape(str(path)) for path in paths]

@@ -14,6 +14,7 @@ import typer
 from documents import DOCS, snippets
 from typer.testing import CliRunner
 
+import kdcore
 from kdcore import KdcoreError
 from kdcore.cli.completion import complete_arguments
 from kdcore.cli.main import app
@@ -94,6 +95,7 @@ def test_the_version(tmp_path):
 
     said = CliRunner().invoke(app, ["--version"])
     assert (said.exit_code, said.output) == (0, f"kdcore {version('kdcore')}\n")
+    assert kdcore.__version__ == version("kdcore")
 
 
 def completed(typed, folder):

@@ -72,7 +72,7 @@ def test_a_damaged_tokenizer_of_a_run_is_made_anew(host, caplog):
     flip(folder / "tokenizer" / "tokenizer.json")
     assert run(host) == [folder]
     assert (folder / "tokenizer" / "tokenizer.json").read_bytes() == before
-    assert "the tokenizer is made anew" in caplog.text
+    assert "the tokenizer is rebuilt" in caplog.text
 
 
 def test_the_caches_of_a_teacher(host, caplog):

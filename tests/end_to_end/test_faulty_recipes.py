@@ -43,7 +43,7 @@ FAULTS = {
     "list and table": (SIMPLE + '[loss]\nuse = "kl"\n', AFTER, 6, "[[name]] adds an item"),
     "empty": ("", 1, 1, "needs [student], [data], [[loss]] and [train]"),
     "only a comment": ("# nothing\n", 1, 1, "kdcore new recipe"),
-    "binary": (b'[student]\nmodel = "\xff\xfe"\n', 2, 10, "no text in UTF-8"),
+    "binary": (b'[student]\nmodel = "\xff\xfe"\n', 2, 10, "not UTF-8 text"),
     "zero bytes": (b"\x00\x01\x02", 1, 1, "not TOML"),
     "too many digits": (f"a = {'9' * 5000}", 1, 1, "more than 4,300 digits"),
     "deeply nested": (f"a = {'[' * 5000}", 1, 1, "nested too deeply"),

@@ -174,7 +174,7 @@ def test_a_listener_that_raises_ends_the_run_and_is_named(tmp_path, event, how):
 def test_a_logger_that_raises_is_switched_off_and_named(tmp_path, event, how):
     outcome = run(tmp_path, "log.1", event, how)
     told(outcome, (0,))
-    assert outcome.err.count(f"raised in {event} and is off now") == 1
+    assert outcome.err.count(f"raised in {event} and is now disabled") == 1
     assert "the logger 'bad' of the plugin 'misbehaving'" in outcome.err
 
 
@@ -184,14 +184,14 @@ def test_what_a_listener_returns_or_prints_matters_to_nobody(tmp_path, event, ho
     outcome = run(tmp_path, "log.1", event, how)
     told(outcome, (0,))
     assert_is_the_folder(outcome.out, tmp_path)
-    assert "is off now" not in outcome.err
+    assert "is now disabled" not in outcome.err
 
 
 @pytest.mark.parametrize("event", ["kdcore_log", "kdcore_scores"])
 def test_a_logger_cannot_change_what_others_hear(tmp_path, event):
     outcome = run(tmp_path, "log.1", event, "writes")
     told(outcome, (0,))
-    assert f"raised in {event} and is off now" in outcome.err
+    assert f"raised in {event} and is now disabled" in outcome.err
     metrics = next(tmp_path.glob("bad-*/metrics.jsonl")).read_text()
     assert metrics.count('"loss/bad"') == 2 and metrics.count('"eval/bad"') == 2
 

@@ -40,7 +40,7 @@ def test_a_folder_without_a_config(model):
 def test_a_model_that_writes_no_text(model):
     path = model / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"model_type": "vit"}))
-    with pytest.raises(RunError, match="no causal language model"):
+    with pytest.raises(RunError, match="not of a causal language model"):
         loaded(model)
 
 

@@ -154,7 +154,7 @@ def test_stores_are_not_written_through_links(tmp_path):
 def test_manifests_name_their_own_files_only(name, tmp_path):
     (tmp_path / "world" / "step-1").mkdir()
     (tmp_path / "world" / "step-1" / "manifest.json").write_text(json.dumps({name: "0" * 64}))
-    assert "no file of its own" in damage(tmp_path / "world" / "step-1")
+    assert "not its own file" in damage(tmp_path / "world" / "step-1")
 
 
 @pytest.mark.parametrize("content", ["[]", "7", '{"a": 1}', "", "null", '{"": "x"}'])

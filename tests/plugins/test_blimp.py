@@ -208,7 +208,7 @@ def test_a_sentence_without_a_token_is_not_the_likeliest():
         def __call__(self, sentences, add_special_tokens):
             return {"input_ids": [[] for _ in sentences]}
 
-    with pytest.raises(RunError, match="makes no token of 'The owl asked the fox"):
+    with pytest.raises(RunError, match="has no token for 'The owl asked the fox"):
         rows_of(PAIRS, Deaf())
 
 

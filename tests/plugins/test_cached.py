@@ -241,7 +241,7 @@ def test_streamed_data_is_refused(tmp_path, model):
         ({"k": 3}, 'k is an option of kind = "topk", not of "nll"'),
         ({"kind": "topk", "draws": 3}, 'draws is an option of kind = "sampled", not of "topk"'),
         ({"kind": "topk", "seed": 3}, 'seed is an option of kind = "sampled"'),
-        ({"window": 64}, 'window is an option of context = "document"'),
+        ({"window": 64}, 'window requires context = "document"'),
     ],
 )
 def test_options_of_other_kinds_are_refused(options, said, model):

@@ -197,7 +197,9 @@ def test_rows_of_another_epoch(tmp_path, model):
     values(teacher, second)
     other = some_documents(seed=1)
     changed = tiny.batch(other, ROWS[:2], split=first.split)
-    with pytest.raises(RunError, match="data 'fresh' trains other tokens than its documents have"):
+    with pytest.raises(
+        RunError, match="data 'fresh' trains on tokens that its documents do not have"
+    ):
         values(teacher, changed)
 
 
@@ -213,5 +215,5 @@ def test_the_length_is_the_teachers_own(tmp_path, model):
     both = Ensemble(members=[teacher, Short()])
     assert own_length(both, tiny.CPU) == 12
     unknown = CachedTeacher(teacher=TableTeacher(), context="document")
-    with pytest.raises(UsageError, match="how long a text the teacher 'table' can read"):
+    with pytest.raises(UsageError, match="the context length of the teacher 'table'"):
         unknown.load(run_in(tmp_path))

@@ -216,7 +216,7 @@ def test_rows_that_are_fresh_each_epoch(tmp_path, host):
         'teacher.kind="topk"',
     )
     (found,) = faults(tmp_path, host, RECIPE, *fresh)
-    assert found.startswith("data 'babylm' lays other rows each epoch, so what is stored would be")
+    assert found.startswith("data 'babylm' makes new rows each epoch, which stored answers do")
     assert 'context = "document"' in found
     assert faults(tmp_path, host, RECIPE, *fresh, 'teacher.context="document"') == []
 

@@ -280,7 +280,7 @@ class Foreign(Teacher):
 def test_a_teacher_that_does_not_say_is_warned_of(caplog):
     tell_untempered(Foreign(), [WARM, ForwardKL(), CrossEntropy()])
     (said,) = [one.getMessage() for one in caplog.records]
-    assert "'foreign' does not tell the mass" in said and "temperature 2" in said
+    assert "'foreign' does not give the mass" in said and "temperature 2" in said
     caplog.clear()
     tell_untempered(None, [WARM])
     assert not caplog.records

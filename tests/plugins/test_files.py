@@ -195,7 +195,7 @@ def test_what_cannot_be_written_is_held_and_written_later(tmp_path, files, monke
     disk.broken = True
     files.kdcore_log(run, a_record(20))
     files.kdcore_log(run, a_record(30))
-    assert caplog.text.count("its lines are held") == 1
+    assert caplog.text.count("its lines are buffered") == 1
     disk.broken = False
     files.kdcore_log(run, a_record(40))
     files.kdcore_checkpoint(run, 40, tmp_path)

@@ -227,7 +227,7 @@ def test_a_tokenizer_must_be_able_to_end_a_text(tmp_path):
     made = tiny.byte_tokenizer()
     made.eos_token = None
     made.save_pretrained(tmp_path)
-    with pytest.raises(RunError, match=r"has no token that ends a text \(eos\)"):
+    with pytest.raises(RunError, match=r"has no end\-of\-text token \(eos\)"):
         HfTokenizer(model=str(tmp_path)).load(RUN, None)
 
 

@@ -247,7 +247,7 @@ def test_faults():
     recipe = SimpleNamespace(data=None, train=SimpleNamespace(steps=None))
     assert not list(mix(a=counted("a", 1)).faults(recipe))
     (said,) = Mix(members={"a": counted("a", 1)}, rows="chunk").faults(recipe)
-    assert said.startswith("rows belongs into the members")
+    assert said.startswith("rows belongs in the members")
     streamed = mix(a=counted("a", 1, Streamed))
     recipe.data = streamed
     one, other = streamed.faults(recipe)

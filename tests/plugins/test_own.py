@@ -160,7 +160,7 @@ def test_state_without_an_owner_is_named(caplog):
     tensors, values = component_states({"selection": Kept({"b": 1})})
     with caplog.at_level(logging.WARNING, "kdcore"):
         restore_components({}, tensors, values)
-    assert "state of selection 'kept' has no owner now" in caplog.text
+    assert "state of selection 'kept', which the recipe does not have" in caplog.text
 
 
 def test_what_cannot_be_kept_is_named():

@@ -138,7 +138,7 @@ def test_members_that_know_some_ids(everywhere, monkeypatch):
 
 def test_members_must_know_as_many_ids():
     (said,) = routed(Sparse(0, 2), Sparse(1, 3)).faults(None)
-    assert said == "the members know 2, 3 ids of each position, and must know as many as another"
+    assert said == "the members know 2, 3 ids at each position, but all must know the same number"
     assert not list(routed(Sparse(0, 2), Sparse(1, 2)).faults(None))
 
 
@@ -203,5 +203,5 @@ def test_a_store_over_whole_documents_has_no_columns():
     inner = Ensemble(members=[routed(TableTeacher(), TableTeacher(), TableTeacher())])
     cached = CachedTeacher(teacher=inner, context="document")
     (said,) = cached.faults(SimpleNamespace(data=data, rollout=None))
-    assert "goes by columns (domain, level)" in said
+    assert "uses columns (domain, level)" in said
     assert not list(CachedTeacher(teacher=inner).faults(SimpleNamespace(data=data, rollout=None)))

@@ -135,7 +135,7 @@ def test_soft_weighs_by_distance_over_spread(tokens):
 
 def test_soft_needs_scores():
     (said,) = Soft(of=Agreement()).faults(None)
-    assert "'agreement' keeps no share of the highest scores" in said
+    assert "'agreement' does not keep a share by score" in said
     assert list(Soft(of=Random(keep=0.5)).faults(None)) == []
 
 

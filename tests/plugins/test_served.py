@@ -82,7 +82,7 @@ def test_another_model_after_a_lost_connection_is_refused():
     with serving(stub) as url:
         teacher = loaded(url)
         stub.model, stub.failures = tiny.model(vocabulary=len(TOKENIZER), seed=1).eval(), ["reset"]
-        with pytest.raises(RunError, match="answers otherwise than before"):
+        with pytest.raises(RunError, match="answers differently than before"):
             teacher.read(BATCH)
 
 
@@ -93,14 +93,14 @@ def test_a_checkpoint_knows_what_the_server_said():
         state = teacher.state_dict()
         teacher.load_state_dict(state)
         stub.model = tiny.model(vocabulary=len(TOKENIZER), seed=1).eval()
-        with pytest.raises(RunError, match=r"it said id \d+: -\d.* and now says id"):
+        with pytest.raises(RunError, match=r"it gave id \d+: -\d.* and now gives id"):
             loaded(url).load_state_dict(state)
 
 
 def test_nothing_there_is_given_up():
     with serving(Stub(MODEL)) as url:
         pass
-    with pytest.raises(Unreachable, match=rf"nothing answers at {url} .* tried for \d+ s"):
+    with pytest.raises(Unreachable, match=rf"there is no answer from {url} .* tried for \d+ s"):
         loaded(url, give_up_after=5.0)
 
 
@@ -111,7 +111,7 @@ def test_nothing_there_is_given_up():
         ({"k": 21}, "--max-logprobs 21, or set a smaller k"),
         ({"block": 64}, "--set data.block=63, or start it with --max-model-len 65"),
         ({"api": "sglang", "failure": "{}"}, "answered without 'meta_info'"),
-        ({"failure": "<html>"}, "text that is no JSON"),
+        ({"failure": "<html>"}, "text that is not JSON"),
         ({"failure": '{"choices": [{"prompt_logprobs": [null, null]}]}'}, "NoneType at a pos"),
         ({"failure": 404}, "refused a request"),
         ({"key": "secret"}, "asks for a key"),

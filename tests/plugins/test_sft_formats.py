@@ -66,11 +66,11 @@ def test_what_is_no_format_is_told_with_the_names_there_are():
     assert refused({}).startswith(" has nothing, and needs instruction")
     assert (
         refused({"instruction": "a", "response": "b"})
-        == " has instruction, response, and lacks output; if it goes by another name, set "
+        == " has instruction, response, but lacks output; if it has another name, set "
         'fields = {output = "NAME"} in [data]'
     )
     assert refused({"prompt": "a", "completion": None}).startswith(
-        " has prompt, and lacks completion; if it goes by another name"
+        " has prompt, but lacks completion; if it has another name"
     )
 
 
@@ -98,7 +98,7 @@ def test_what_is_no_format_is_told_with_the_names_there_are():
         ),
         (
             {"messages": [{"role": "user", "content": "Hi"}]},
-            " has no turn of the assistant's among its messages",
+            " has no assistant turn among its messages",
         ),
     ],
 )
@@ -146,17 +146,22 @@ def test_files_that_cannot_be_read_are_told_with_the_record(tmp_path):
         (
             "a.jsonl",
             '{"prompt": "a", "completion": "b"}\n\n{"prompt": \n',
-            r"record 2 \(line 3\) is no JSON: Expecting value at column 12",
+            r"record 2 \(line 3\) is not JSON: Expecting value at column 12",
         ),
         (
             "b.jsonl",
             '"a"\n',
             r"record 1 \(line 1\) has the type str; a file of records is a",
         ),
-        ("c.json", '[{"prompt": "a"},\n 5', r"c\.json is no JSON: Expecting ',' delimiter: line 2"),
+        (
+            "c.json",
+            '[{"prompt": "a"},\n 5',
+            r"c\.json is not JSON: Expecting ',' delimiter: line "
+            "2",
+        ),
         ("d.json", "[[]]", r"record 1 has the type list; a file of records"),
         ("e.json", '{\n "rows": []}', r"e\.json: record 1 \(line 1\) has rows, and needs"),
-        ("j.json", '{\n "rows": [}', r"record 1 \(line 1\) is no JSON: .* is a list of them, or"),
+        ("j.json", '{\n "rows": [}', r"record 1 \(line 1\) is not JSON: .* is a list of them, or"),
         ("f.json", "", r"f\.json is empty"),
         ("g.txt", "a", r"cannot read records from .*g\.txt: files of records end in \.json, \.j"),
         ("h.json", "[]", None),
@@ -177,7 +182,7 @@ def test_files_that_cannot_be_read_are_told_with_the_record(tmp_path):
 
 def test_a_record_of_a_table_is_told_by_its_number(tmp_path):
     datasets.Dataset.from_list([ask("a", "b"), ask("a", None)]).to_parquet(tmp_path / "a.parquet")
-    with pytest.raises(RunError, match=r"a\.parquet: record 2 has instruction, and lacks output"):
+    with pytest.raises(RunError, match=r"a\.parquet: record 2 has instruction, but lacks output"):
         dialogues(str(tmp_path / "a.parquet"))
 
 
@@ -185,8 +190,8 @@ def test_a_record_of_a_table_is_told_by_its_number(tmp_path):
     ("options", "said"),
     [
         ({"rows": "chunk"}, '"chunk" would cut between a question and its answer; possible are'),
-        ({"cut": "split"}, '"split" would part an answer from its question'),
-        ({"template": "chatlm"}, "'chatlm' is no Jinja text, nor one of 'plain', 'chatml'"),
+        ({"cut": "split"}, '"split" would separate an answer from its question'),
+        ({"template": "chatlm"}, "'chatlm' is neither a Jinja text nor one of 'plain', 'chatml'"),
         ({"validation": "a", "validation_share": 0.1}, "exclude each other"),
     ],
 )

@@ -344,9 +344,7 @@ def test_what_no_template_reads_is_counted_and_named(tmp_path, caplog):
 
 def test_an_answer_of_which_nothing_is_written_is_refused(tmp_path):
     record = turns(user("2+3?"), answer("", tool_calls=[CALL]))
-    with pytest.raises(
-        RunError, match=r"record 1: .* writes nothing of message 2, which has content"
-    ):
+    with pytest.raises(RunError, match=r"record 1: .* omits message 2, which has content"):
         one(tmp_path, record, template=CHATML)
 
 
@@ -431,7 +429,7 @@ def test_names_that_no_record_has_are_refused_with_those_that_there_are(tmp_path
         (turns(user([{"type": "image"}]), B), "has a part 1 of the type 'image', and only text"),
         (turns(user([{"type": "text"}]), B), "message 1 has a part 1 without text"),
         (turns(user([5]), B), "message 1 has a part 1 of the type int, no text"),
-        (turns(A, B, tools="add"), "record 1 has tools that are text and no JSON: Expecting"),
+        (turns(A, B, tools="add"), "record 1 has tools that are text but not JSON: Expecting"),
         (turns(A, B, tools={"a": 1}), "record 1 has tools of the type dict, and must have a list"),
         (turns(A, B, tools=[5]), "record 1 has int among its tools, and must have tables"),
         (turns(A, B, system=5), "record 1 has system of the type int, and must have text"),

@@ -87,7 +87,7 @@ def test_a_missing_column_names_those_there_are(tmp_path):
 
 
 def test_a_column_must_hold_text(tmp_path):
-    with pytest.raises(RunError, match="the column 'n' holds int, and must hold text"):
+    with pytest.raises(RunError, match="the column 'n' holds int; it must hold text"):
         train(rows(tmp_path / "a.jsonl", ["one"]), column="n")
 
 
@@ -106,14 +106,14 @@ def test_an_empty_file_of_rows_is_told(tmp_path):
 
 def test_broken_json_is_told_in_one_line(tmp_path):
     path = write(tmp_path / "a.jsonl", '{"text": "one"}\n{"text": \n')
-    with pytest.raises(RunError, match=r"a\.jsonl: record 2 \(line 2\) is no JSON") as refused:
+    with pytest.raises(RunError, match=r"a\.jsonl: record 2 \(line 2\) is not JSON") as refused:
         train(path)
     assert "\n" not in str(refused.value)
 
 
 def test_half_a_character_is_told_and_two_halves_are_one(tmp_path):
     path = write(tmp_path / "a.jsonl", '{"text": "\\ud83d\\ude00"}\n{"text": "b\\uD800"}\n')
-    with pytest.raises(RunError, match=r"record 2 \(line 2\) has half a character, '\\ud800'"):
+    with pytest.raises(RunError, match=r"record 2 \(line 2\) has an unpaired surrogate, '\\ud800'"):
         train(path)
     assert train(write(tmp_path / "a.jsonl", '{"text": "\\ud83d\\ude00"}\n')) == ["\U0001f600"]
 

@@ -167,15 +167,15 @@ def test_records_come_back_however_they_are_laid_out(tmp_path_factory, records):
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("a.jsonl", '{"text": \n{"text": "a"}\n', "record 1 (line 1) is no JSON: Expecting value"),
+        ("a.jsonl", '{"text": \n{"text": "a"}\n', "record 1 (line 1) is not JSON: Expecting value"),
         (
             "a.json",
             '{"text": "a",\n "n": }',
-            "record 1 (line 1) is no JSON: Expecting value: line 2",
+            "record 1 (line 1) is not JSON: Expecting value: line 2",
         ),
-        ("a.json", '{\n"text": "a"}\n\n{\n"n"', "record 2 (line 4) is no JSON: Expecting ':'"),
-        ("a.json", '{\n"text": "\\ud800"}', "record 1 (line 1) has half a character"),
-        ("a.json", '[{"text": "a"},', "a.json is no JSON: Expecting value at column 16"),
+        ("a.json", '{\n"text": "a"}\n\n{\n"n"', "record 2 (line 4) is not JSON: Expecting ':'"),
+        ("a.json", '{\n"text": "\\ud800"}', "record 1 (line 1) has an unpaired surrogate"),
+        ("a.json", '[{"text": "a"},', "a.json is not JSON: Expecting value at column 16"),
         ("a.json", '["a", "b"]', "record 1 has the type str; a file of records is a list of them"),
         (
             "a.json",
@@ -183,7 +183,7 @@ def test_records_come_back_however_they_are_laid_out(tmp_path_factory, records):
             "no column 'text'; set column in [data]: it has rows",
         ),
         ("a.jsonl", "{}\n", "no column 'text'; set column in [data]: it has none"),
-        ("a.jsonl", '{"text": ["a"]}\n', "the column 'text' holds list, and must hold text"),
+        ("a.jsonl", '{"text": ["a"]}\n', "the column 'text' holds list; it must hold text"),
         ("a.jsonl", '{"text": [{"role": "user"}]}\n', 'text; use = "sft" reads dialogues'),
     ],
 )
@@ -238,7 +238,7 @@ def test_marks_of_other_encodings_are_understood(texts, encoding):
         (
             "a.txt",
             "one and two\n".encode("utf-16-le"),
-            "is no UTF-8 text: many of its bytes are zero",
+            "is not UTF-8 text: many of its bytes are zero",
         ),
         ("a.txt", b"\xff\xfea\0b", "begins as UTF-16 and is none"),
         ("a.txt", gzip.compress(b"one", mtime=0), "is compressed: let its name end in .gz"),
@@ -322,7 +322,7 @@ def test_damaged_tables_are_told_with_their_file(tmp_path, table, refused):
     with pytest.raises(RunError, match=r"cannot load [^ ]*b\.parquet: Parquet magic bytes not"):
         list(Text(path=str(tmp_path)).texts("train"))
     refused("a.arrow", b"no arrow at all")
-    assert "unpack it, parquet is compressed in itself" in refused("a.parquet.gz", b"x")
+    assert "unpack it, as parquet has its own compression" in refused("a.parquet.gz", b"x")
     assert "is empty" in refused("a.parquet", b"")
     table.save_to_disk(tmp_path / "saved")
     (arrow,) = (tmp_path / "saved").glob("*.arrow")

@@ -159,9 +159,12 @@ class _Examining:
     def _of_tokenizer(self) -> None:
         tokenizer, said = self.run.tokenizer, self.said
         if tokenizer.eos_token_id is None:
-            said.add("warning", "no token ends a text (eos): the student will never stop")
+            said.add(
+                "warning",
+                "the tokenizer has no end-of-text token (eos): the student will never stop",
+            )
         elif tokenizer.pad_token_id == tokenizer.eos_token_id:
-            said.add("note", "pad is eos: harmless here, as padding is masked by its place")
+            said.add("note", "pad is eos: harmless here, as padding is masked by position")
 
     def _of_sizes(self) -> None:
         student = next((each for each in self.said.models if each.role == "student"), None)
@@ -195,7 +198,7 @@ class _Examining:
             said.add(
                 "warning",
                 f"no document begins with {self.run.tokenizer.decode(own)!r}, which the tokenizer "
-                "puts before a text: a model that was trained with it reads these less well",
+                "adds to a text: a model that was trained with it predicts these worse",
             )
         said.ended = _ended(sample)
         ends, documents = said.ended

@@ -66,7 +66,7 @@ def _arm(label: str, courses: Sequence[Course]) -> Arm:
         seed = course.told.seed
         if seed in runs:
             both = f"{runs[seed].folder} and {course.folder}"
-            raise UsageError(f"{both} are one run twice: both have seed {seed}; leave one out")
+            raise UsageError(f"{both} are the same run: both have seed {seed}; leave one out")
         runs[seed] = course
     return Arm(label, runs)
 
@@ -119,7 +119,7 @@ def chosen(arms: Sequence[Arm], baseline: str | None) -> Arm:
     if len(found) == 1:
         return found[0]
     there = ", ".join(repr(arm.label) for arm in found or arms)
-    which = "fits several arms" if found else "is no arm"
+    which = "fits several arms" if found else "is not an arm"
     near = "" if found else did_you_mean(baseline, [arm.label for arm in arms])
     raise UsageError(f"--baseline {baseline!r} {which}{near}: there are {there}")
 

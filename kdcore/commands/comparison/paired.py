@@ -141,14 +141,14 @@ def _pairs(baseline: Arm, arm: Arm, metric: str, axis: Axis) -> Iterator[Pair]:
         known = [end for end in ends if end is not None]
         if len(known) < 2:
             lacking = one if ends[0] is None else other
-            raise UsageError(f"{lacking.folder} has no {metric} from its own course of training")
+            raise UsageError(f"{lacking.folder} has no {metric} measured during its own training")
         readings = tuple(course.at(metric, axis, min(known)) for course in (one, other))
         first, last = readings
         if first is None or last is None:
             slow = one if first is None else other
             raise UsageError(
-                f"{slow.folder} has no {metric} from before the other one's end: set "
-                "train.eval_every lower"
+                f"{slow.folder} has no {metric} measured before the other run ended: lower "
+                "train.eval_every"
             )
         for course, reading in ((one, first), (other, last)):
             if not math.isfinite(reading.value):
@@ -168,8 +168,8 @@ def _refuse(pair: Pair, metric: str, axis: Axis) -> None:
     what = metric.removeprefix("eval/").partition("/")[0]
     if len(tokenizers) > 1 and what in PER_TOKEN:
         raise UsageError(
-            f"{names} have different tokenizers, so their {metric} is not of the same tokens: "
-            "--metric eval/bits_per_byte can be compared"
+            f"{names} have different tokenizers, so their {metric} counts different tokens: "
+            "compare --metric eval/bits_per_byte instead"
         )
     if what in OF_ROWS and _other_rows(pair, same_tokens=len(tokenizers) < 2):
         raise UsageError(

@@ -48,7 +48,7 @@ def look_at(path: str, kind: Kind | None) -> DataFile:
     if os.path.isdir(place):
         raise UsageError(f"{path} is a folder: --data takes one file")
     if not os.path.isfile(place):
-        raise UsageError(f"there is no file {path!r}: --data takes a file that is here")
+        raise UsageError(f"there is no file {path!r}: --data takes a local file")
     if not place.stat().st_size:
         raise UsageError(f"{path} is empty: there is nothing to train on")
     try:
@@ -175,7 +175,7 @@ def _refuse(
     if kind == "sft":
         raise UsageError(f"{path} has the columns {there}: --kind sft needs {wanted}")
     raise UsageError(
-        f"{path} has the columns {there}, and which of them is learned is not plain: name them "
+        f"{path} has the columns {there}; it is not clear which of them to train on: name them "
         f"{wanted}, or type --kind text for the longest"
     )
 

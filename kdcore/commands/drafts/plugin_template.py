@@ -6,7 +6,7 @@ import keyword
 import re
 import sys
 from collections.abc import Mapping
-from importlib.metadata import entry_points
+from importlib.metadata import entry_points, version
 from importlib.resources import files
 from importlib.util import find_spec
 from string import Template
@@ -53,17 +53,17 @@ def check_name(name: str, kind: str = "loss") -> None:
     module, short = _module(name), _short(name)
     if not _NAME.fullmatch(name) or keyword.iskeyword(module):
         raise UsageError(
-            f"{name!r} is no name for a plugin: small letters, digits and single hyphens, "
-            "beginning with a letter, such as kdcore-mine"
+            f"{name!r} is not a valid plugin name: use lowercase letters, digits and single "
+            "hyphens, starting with a letter, such as kdcore-mine"
         )
     own = {point.name for point in entry_points(group="kdcore") if _is_own(point.value)}
     if module in reserved_modules() or short in own:
         raise UsageError(f"{name!r} is a plugin of kdcore's own: choose another name")
     if module in sys.stdlib_module_names or find_spec(module) is not None:
-        raise UsageError(f"there is a module {module!r} already, which yours would hide")
+        raise UsageError(f"a module {module!r} exists already, and yours would shadow it")
     taken = commands() if kind == "verb" else plugin_manager(None).provided(kind)
     if short in taken or (kind == "verb" and short in ("run", "check")):
-        raise UsageError(f"there is a {kind} {short!r} already: choose another name")
+        raise UsageError(f"a {kind} {short!r} exists already: choose another name")
 
 
 def _is_own(module: str) -> bool:
@@ -93,6 +93,7 @@ def _words(name: str, kind: str) -> dict[str, str]:
     words = {
         "distribution": name.replace("_", "-"),
         "module": _module(name),
+        "release": ".".join(version("kdcore").split(".")[:2]),  # whose API the templates use
         "name": short,
         "cls": "".join(map(str.capitalize, short.removesuffix(f"-{kind}").split("-")))
         + kind.capitalize(),
@@ -119,7 +120,7 @@ def _entry_point(kind: str) -> str:
 
 def _recipe(kind: str) -> str:
     """A recipe template that uses the component."""
-    head = '# $run\n\nrequires = ["kdcore>=0.1", "$distribution>=0.1"]'
+    head = '# $run\n\nrequires = ["kdcore>=$release", "$distribution>=0.1"]'
     parts = {**_PARTS, **_CHANGES[kind]}
     order = [*_PARTS, *(each for each in parts if each not in _PARTS)]
     return "\n\n".join([head, *(parts[each] for each in order)]) + "\n"

@@ -44,7 +44,7 @@ class Measured:
 def measure(file: DataFile, choice: Choice) -> Measured:
     """Tokenise the sample. Raises UsageError if there is nothing to train on."""
     if file.documents < 2:
-        raise UsageError(f"{file.path} holds one document, and one more is needed to validate on")
+        raise UsageError(f"{file.path} holds one document; validation needs another one")
     template = _template(file, choice)
     try:
         lengths = _lengths(file, choice, template)

@@ -95,7 +95,7 @@ def _with_server(served: ServedModel, student: str) -> Choice:
     except RunError as error:
         said = str(error).splitlines()[0]
         raise UsageError(
-            f"{served.url} serves {served.name!r}, and its tokenizer is not to be had ({said}): "
+            f"{served.url} serves {served.name!r}, but its tokenizer cannot be loaded ({said}): "
             "type --tokenizer FOLDER, or its name on the hub"
         ) from None
     served = replace(served, chats=theirs.chat_template is not None)
@@ -120,16 +120,16 @@ def _refuse_others(role: str, name: str, config: PretrainedConfig) -> None:
     if config.is_encoder_decoder or not mapped or others:
         is_what = trained[0] if trained else config.model_type
         raise UsageError(
-            f"the {role} {name!r} is no causal language model ({is_what}): it does not predict the "
-            "next token from those before"
+            f"the {role} {name!r} is not a causal language model ({is_what}): it does not predict "
+            "each token from those before it"
         )
 
 
 def _refuse_endless(teacher: str, tokenizer: PreTrainedTokenizerBase) -> None:
     if tokenizer.eos_token_id is None:
         raise UsageError(
-            f"the tokenizer of {teacher!r} has no token that ends a text (eos), so that a fresh "
-            "student would never stop: name a student model that has one"
+            f"the tokenizer of {teacher!r} has no end-of-text token (eos), so a fresh student "
+            "would never stop: name a student model that has one"
         )
 
 

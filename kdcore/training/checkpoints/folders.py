@@ -58,7 +58,7 @@ def damage(path: Path) -> str | None:
     try:
         sums = json.loads((path / _MANIFEST).read_text())
         if elsewhere := [name for name in sums if Path(name).name != name]:
-            return f"its manifest names {elsewhere[0]!r}, which is no file of its own"
+            return f"its manifest names {elsewhere[0]!r}, which is not its own file"
         broken = [name for name, known in sums.items() if checksum(path / name) != known]
     except (OSError, ValueError, TypeError, AttributeError) as error:
         return str(error)

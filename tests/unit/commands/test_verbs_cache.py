@@ -177,7 +177,7 @@ def test_torn_slots_are_stored_again(call, recipe, store):
     ids, known = array(store, "ids.i32"), array(store, "known.u1")
     there = np.flatnonzero(known)[3:6]
     ids[there] = 0
-    with pytest.raises(RunError, match="3 torn slots, which are marked as missing now"):
+    with pytest.raises(RunError, match="3 torn slots are now marked as missing"):
         call("verify", store.folder.name)
     assert not known[there].any()
     assert "3 tokens stored; it holds 100 %" in call("build", recipe).stdout
@@ -216,8 +216,8 @@ def without_meta(store):
     "spoil, said",
     [
         (without_file, "ids.i32 is missing"),
-        (shortened, "its files are of different lengths: one is torn"),
-        (torn, "its files are of different lengths: one is torn"),
+        (shortened, "its files have different lengths: one is truncated"),
+        (torn, "its files have different lengths: one is truncated"),
         (changed_meta, "meta.json was changed"),
         (torn_meta, "meta.json cannot be read"),
         (without_meta, "meta.json is missing"),
@@ -269,7 +269,7 @@ def test_what_a_name_may_mean(store):
     caches = store.folder.parent
     assert find_store(str(store.folder), caches) == find_store("hf-t", caches) == store
     shutil.copytree(store.folder, caches / "hf-train-0123")
-    with pytest.raises(UsageError, match="'hf' may be several stores: hf-train-0123, hf-train-"):
+    with pytest.raises(UsageError, match="'hf' matches several stores: hf-train-0123, hf-train-"):
         find_store("hf", caches)
     with pytest.raises(
         UsageError, match=r"no store in .* is named 'zzz'; there are: hf-train-0123"

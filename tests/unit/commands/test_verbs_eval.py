@@ -297,8 +297,8 @@ def test_a_model_by_itself(here):
 @pytest.mark.parametrize(
     "arguments, said",
     [
-        (["another"], "another is no run, so what to measure is not known: --recipe R"),
-        (["another", "--use", "perplexity"], "no recipe says on which text to measure; give one"),
+        (["another"], "another is not a run: --recipe R measures"),
+        (["another", "--use", "perplexity"], "no recipe names a text to measure on; give one"),
         (
             ["another", "--use", "agreement"],
             "'agreement' needs a teacher, and no recipe says which",
@@ -306,7 +306,7 @@ def test_a_model_by_itself(here):
         (["another", "--use", "widht"], "did you mean 'width'"),
         (["another", "--use", "width", "--set", "eval.width.factr=1"], "has no option 'factr'"),
         (["another", "--use", "width", "--set", "data.block=1"], "no data to set"),
-        (["another", "--use", "width", "--step", "2"], "another is no run"),
+        (["another", "--use", "width", "--step", "2"], "another is not a run"),
         (["two.student", "--stage", "student"], "--recipe says which"),
         (["two.student", "--recipe", "two.toml", "--step", "2"], "takes finished models"),
         (["another", "--recipe", "two.toml", "--stage", "pupil"], "no stage 'pupil': teacher, stu"),

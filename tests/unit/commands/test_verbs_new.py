@@ -74,7 +74,7 @@ def test_names_of_kdcores_own_are_refused(name):
 
 @pytest.mark.parametrize("name", ["Mine", "my plugin", "../mine", "1st", "class", "a--b", ""])
 def test_names_that_are_none_are_refused(name):
-    with pytest.raises(UsageError, match="no name for a plugin"):
+    with pytest.raises(UsageError, match="not a valid plugin name"):
         check_name(name)
 
 

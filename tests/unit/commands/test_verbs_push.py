@@ -79,16 +79,16 @@ def test_a_private_repository(hub):
         (
             "owner/fox",
             {"HF_TOKEN": ""},
-            "cannot push to 'owner/fox': the hub does not know you; type hf auth login, "
+            "cannot push to 'owner/fox': the hub rejects your token; type hf auth login, "
             "with a token that may write",
         ),
         (
             "locked/fox",
             {},
-            "cannot push to 'locked/fox': you have no right to write there; name another owner, "
+            "cannot push to 'locked/fox': you have no write access there; name another owner, "
             "or type hf auth login, with a token that may write",
         ),
-        ("owner/fox", {"HF_HUB_OFFLINE": "1"}, "is switched off by HF_HUB_OFFLINE"),
+        ("owner/fox", {"HF_HUB_OFFLINE": "1"}, "is disabled by HF_HUB_OFFLINE"),
         ("owner/fox", {"HF_ENDPOINT": "http://127.0.0.1:9"}, "the hub cannot be reached"),
     ],
     ids=["nobody", "another's", "offline", "unreachable"],
@@ -120,7 +120,7 @@ def typed(*arguments):
 )
 def test_what_is_no_repository(tmp_path, repository):
     lay_run(tmp_path, "fox-12345678")
-    with pytest.raises(UsageError, match="is no repository on the hub; those are OWNER/NAME"):
+    with pytest.raises(UsageError, match="is not the name of a repository; those are OWNER/NAME"):
         typed("fox", "--out", tmp_path, "--", repository)
 
 

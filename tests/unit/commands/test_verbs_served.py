@@ -64,7 +64,7 @@ def test_a_server_that_is_gone_is_a_sentence_of_the_page(stub):
     with serving(stub) as url:
         begin(url)
     page = call("doctor", "mine.toml", code=2)
-    assert f"nothing answers at {url}" in page.replace("\n", " ").replace("  ", " ")
+    assert f"there is no answer from {url}" in page.replace("\n", " ").replace("  ", " ")
 
 
 def test_a_fresh_student_has_the_served_tokenizer(stub):
@@ -103,4 +103,4 @@ def test_what_cannot_be_begun_is_a_sentence(stub, monkeypatch):
         assert "type --tokenizer FOLDER" in refused("--teacher", url, *models)
         begin(url, "--tokenizer", "theirs")
     Path("mine.toml").unlink()
-    assert f"nothing answers at {url}" in refused("--teacher", url, *models)
+    assert f"there is no answer from {url}" in refused("--teacher", url, *models)

@@ -110,5 +110,5 @@ def test_documents_of_a_stream_are_drawn_in_its_windows():
 
 def test_rows_that_are_cut_across_documents_and_given_ones_are_refused():
     for rows in (laid("chunk"), as_rows([{"input_ids": [1, 2, 3]}], "train")):
-        with pytest.raises(RunError, match=r"say train\.batch in its place"):
+        with pytest.raises(RunError, match=r"set train\.batch instead"):
             Documents(rows)

@@ -140,12 +140,13 @@ def test_texts_that_change_are_refused(byte_tokenizer):
             self.asked.append("again")
             yield " ".join(self.asked)
 
-    with pytest.raises(PluginError, match="'moody' gave other texts"):
+    with pytest.raises(PluginError, match="'moody' gave different texts"):
         pack_texts(Moody(asked=[]), "train", byte_tokenizer)
 
 
 @pytest.mark.parametrize(
-    ("given", "said"), [(b"bytes", "a bytes"), ("two\ud800", r"half a character, .*, behind 'two'")]
+    ("given", "said"),
+    [(b"bytes", "a bytes"), ("two\ud800", r"an unpaired surrogate, .*, behind 'two'")],
 )
 def test_texts_that_are_no_texts_are_refused(byte_tokenizer, given, said):
     @component
@@ -269,5 +270,5 @@ def test_ids_of_documents_however_rows_lie(byte_tokenizer, cache, layout):
     everything = np.arange(len(flat))
     assert rows.ids(everything).tolist() == rows.subset([0]).ids(everything).tolist() == flat
     made = as_rows([{"input_ids": [1, 2, 3]}], "train")
-    with pytest.raises(RunError, match=r"the train data hands over rows, and .* whole documents"):
+    with pytest.raises(RunError, match=r"the train data provides rows, but .*whole documents"):
         made.ids(everything)

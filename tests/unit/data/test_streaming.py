@@ -236,5 +236,5 @@ def test_shares_and_caches_of_a_stream_are_faults(tmp_path):
     with pytest.raises(UsageError, match="shares of documents that a stream does not count"):
         read_recipe(str(recipe), PluginManager(), sets=sets)
     sets = ['teacher={use="cached", teacher={use="hf", model="m"}, kind="topk"}', "loss.1.use=kl"]
-    with pytest.raises(UsageError, match="data 'text' is streamed, and what is stored needs all"):
+    with pytest.raises(UsageError, match="data 'text' is streamed, so it cannot be cached"):
         read_recipe(str(recipe), PluginManager(), sets=sets)

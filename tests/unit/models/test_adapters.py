@@ -148,7 +148,7 @@ def test_a_merge_that_makes_another_model_is_refused(adapter):
         return made
 
     model.merge_and_unload = half
-    with pytest.raises(RunError, match="the merged model computes something else"):
+    with pytest.raises(RunError, match="the merged model gives other outputs"):
         merged(model)
 
 
@@ -215,7 +215,7 @@ def test_a_base_that_is_gone(adapter, base):
 def test_an_adapter_that_names_no_base(base, adapter):
     folder, expected = adapter
     _rename(folder, None)
-    with pytest.raises(RunError, match="does not say which model it is for"):
+    with pytest.raises(RunError, match="does not name its base model"):
         load(folder)
     assert torch.equal(logits(load(base, adapter=str(folder))), expected)
 
@@ -231,7 +231,7 @@ def test_a_base_of_another_name_is_told(adapter, base, caplog):
     _rename(folder, "Qwen/Qwen2.5-7B")
     with caplog.at_level(logging.WARNING):
         load(base, adapter=str(folder))
-    assert "was made for 'Qwen/Qwen2.5-7B' and is put onto" in caplog.text
+    assert "was made for 'Qwen/Qwen2.5-7B' and is applied to" in caplog.text
     caplog.clear()
     _rename(folder, "somebody/base")  # downloaded, likely
     load(base, adapter=str(folder))

@@ -223,7 +223,7 @@ def test_adapters(target):
 def test_models_without_isolation_refuse_packed_rows():
     bloom = tiny.model("bloom", hidden_size=32, n_head=4, n_layer=2)
     language_model = LanguageModel(bloom.eval())
-    with pytest.raises(RunError, match="BloomForCausalLM lets packed documents see each other"):
+    with pytest.raises(RunError, match="BloomForCausalLM attends across packed documents"):
         language_model.states(packed())
     some = tiny.documents((6, 3))
     language_model.states(tiny.batch(some, [[(0, 0, 6)], [(1, 0, 3)]]))

@@ -67,7 +67,7 @@ def test_other_pieces_of_the_same_ids_are_told(caplog):
     )
     with caplog.at_level(logging.WARNING, logger="kdcore"):
         assert verify_same_ids(student, {"T": other}) == len(student)
-    assert "cuts text otherwise" in caplog.text
+    assert "splits text differently" in caplog.text
 
 
 def test_cut_to_says_what_is_cut(caplog):

@@ -233,7 +233,7 @@ def test_what_a_loss_gives_is_checked(how, said):
 
 def test_neither_a_score_nor_an_eval():
     score = engine.Keeps(lambda tokens: tokens.score(HiddenMse()) > 0)
-    with pytest.raises(UsageError, match="compares hidden states: it can be a"):
+    with pytest.raises(UsageError, match="compares hidden states, so it can only be a"):
         engine.step(model(), ROWS["packed"], [term()], teacher=Held(model(seed=1)), selection=score)
 
 

@@ -164,7 +164,7 @@ def test_a_loss_that_breaks_its_contract_is_named(values, said):
     "held", [nn.Linear(2, 2), nn.Parameter(torch.ones(1)), torch.ones(1, requires_grad=True)]
 )
 def test_a_loss_that_wants_to_learn_is_refused(held):
-    with pytest.raises(PluginError, match="'broken' has something to learn in 'values'"):
+    with pytest.raises(PluginError, match="'broken' has trainable parameters in 'values'"):
         values_of([Broken(held)])
     values_of([Broken(held.requires_grad_(False))])
 

@@ -105,7 +105,7 @@ def test_a_teacher_of_losses_only_cannot_be_read():
         def gives_logits(self):
             return False
 
-    with pytest.raises(UsageError, match="teacher 'made' knows losses only"):
+    with pytest.raises(UsageError, match="teacher 'made' gives losses but no logits"):
         read(LossesOnly(), BATCH)
     nll = read_nll(LossesOnly(nll=lambda positions, labels: positions.half()), BATCH)
     assert nll(BATCH.valid, BATCH.labels[BATCH.valid]).dtype == torch.float32

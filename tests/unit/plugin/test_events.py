@@ -108,7 +108,7 @@ def test_a_raising_logger_is_switched_off_with_one_warning(host, caplog):
     assert failing.calls == 1 and heard.steps == [("run", 0), ("run", 1), ("run", 2)]
     (warning,) = caplog.messages
     assert warning == (
-        "the logger 'failing' of the module test_events raised in kdcore_log and is off now: "
+        "the logger 'failing' of the module test_events raised in kdcore_log and is now disabled: "
         "OSError: disk full"
     )
 

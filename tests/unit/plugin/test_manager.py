@@ -67,7 +67,7 @@ BREAKAGES = {
     "exit": ("import sys; sys.exit(4)", "SystemExit: 4"),
     "unknown hook": (
         "@hookimpl\ndef kdcore_loses(): ...",
-        "kdcore_loses is no hook; did you mean 'kdcore_losses'?",
+        "kdcore_loses is not a hook; did you mean 'kdcore_losses'?",
     ),
     "unknown argument": (
         "@hookimpl\ndef kdcore_log(recrod): ...",
@@ -116,7 +116,7 @@ BREAKAGES = {
     ),
     "elsewhere": (
         loss("x").replace('name = "x"', 'name = "x"; elsewhere = frozenset({"url"})'),
-        "Made.elsewhere names 'url', which is no option of it",
+        "Made.elsewhere names 'url', which is not an option of it",
     ),
     "twice": (loss("x").replace("[Made]", "[Made, Made]"), "two of the kind loss named 'x'"),
 }
@@ -177,7 +177,7 @@ def test_an_optional_unknown_hook_is_fine(installed):
     "text, note",
     [
         ("def kdcore_losses(): return []", "kdcore_losses lacks @hookimpl and is never called"),
-        ("def kdcore_loses(): ...", "is no hook; did you mean 'kdcore_losses'?"),
+        ("def kdcore_loses(): ...", "is not a hook; did you mean 'kdcore_losses'?"),
         (
             loss("x").replace("\n@hookimpl", "\n    def kdcore_log(self): ...\n\n@hookimpl"),
             "Made.kdcore_log lacks @hookimpl and is never called",
@@ -304,7 +304,7 @@ def test_a_file_named_twice_is_loaded_once(tmp_path, monkeypatch):
         (".", "-p .: this is a folder; give the Python file of the plugin"),
         ("broken.py", "-p broken.py: ZeroDivisionError: division by zero (broken.py, line 1)"),
         ("text.txt", "-p text.txt: ImportError: text.txt is not a Python file"),
-        ("loses.py", "-p loses.py: kdcore_loses is no hook; did you mean 'kdcore_losses'?"),
+        ("loses.py", "-p loses.py: kdcore_loses is not a hook; did you mean 'kdcore_losses'?"),
     ],
 )
 def test_an_absent_or_broken_file_is_a_usage_error(tmp_path, monkeypatch, typed, said):

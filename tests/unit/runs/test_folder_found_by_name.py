@@ -119,7 +119,7 @@ def test_a_run_is_a_path_a_name_a_prefix_or_the_last(out, typed, name):
         ("b", "several runs in .* begin with 'b': b.teacher-22222222, b.student-33333333"),
         ("c", "there is no run 'c' in"),
         ("b.techer", "the nearest are b.teacher-22222222"),
-        ("runs", "runs is no run: it has no recipe.toml"),
+        ("runs", "runs is not a run: it has no recipe.toml"),
         ("", "there is no run ''"),
     ],
 )

@@ -107,7 +107,7 @@ def test_a_key_that_is_set_and_varied(host):
         (
             "no-teacher",
             STAGES + SELECTION.replace('"hardest"', '"score"\nscore = {use = "kl"}'),
-            "is no recipe: 'score' needs a teacher",
+            "is not a recipe: 'score' needs a teacher",
         ),
     ],
 )

@@ -38,7 +38,7 @@ def test_the_step_is_done_again_with_half(tmp_path, caplog, selection):
         made.train()
     assert made.given[:3] == [4, 2, 1] and set(made.given[3:]) == {1}
     assert made.run.micro_batch == 1
-    assert "after step 0: train.micro_batch is 2 from here on, not 4 (4 rows do not" in caplog.text
+    assert "after step 0: train.micro_batch is now 2 instead of 4 (4 rows do not" in caplog.text
     plain = trainer(tmp_path / "plain", micro_batch=1, **options)
     plain.train()
     assert_equal(weights(made), weights(plain))

@@ -386,7 +386,7 @@ def test_without_a_token_that_ends_a_text_nothing_is_written(tmp_path):
         eos_token_id=None, all_special_ids=[], added_tokens_decoder={}
     )
     made.run.student.generation_config.eos_token_id = None
-    with pytest.raises(RunError, match="no token ends a text"):
+    with pytest.raises(RunError, match="no end-of-text token"):
         made.rows.write(1)
 
 
