@@ -1,11 +1,12 @@
-"""What a step of each founding recipe should take on named cards, predicted: nothing was measured.
+"""What a step of each GPU recipe should take on named cards, predicted: nothing was measured.
 
     python benchmarks/roofline.py                  all cards
     python benchmarks/roofline.py H100 T4          some of them
 
 From the operations of the matrix products, the bytes that optimizer, casts, activations and logits
 move, and the kernels that the host launches. A step takes what is longest of the host's time and
-the GPU's; memory decides how many rows run at once. The assumptions are the constants below; a
+the GPU's; memory decides how many rows run at once. Answers are generated before it, a token of
+all prompts at a time. The assumptions are the constants below; a
 GPU's measurement (`make gpu`) replaces them.
 """
 
@@ -14,6 +15,10 @@ from __future__ import annotations
 import argparse
 import math
 from dataclasses import dataclass
+
+from recipe_shapes import MODELS, OTHERS, STAGES, Model, Stage
+
+__all__ = ["CARDS", "MODELS", "OTHERS", "STAGES", "Card", "Model", "Stage", "card_of", "predict"]
 
 LAUNCH = 5e-6  # seconds of host time a kernel
 OF_PEAK = 0.55  # what large products reach
@@ -25,6 +30,8 @@ LOGIT_PASSES = {"ce": 6, "kl": 14, "scores": 3}  # over float32 logits: compiled
 KEPT = 34, 6  # bytes of activations a token and layer: so many times width and inner width
 KERNELS = {"llama": (143, 39), "qwen2": (152, 39), "gpt2": (143, 39)}  # trained; half, forward
 OUTSIDE = 65  # kernels of a micro-batch beside the layers
+DRAWING = 20  # kernels that draw a token of each answer
+WEIGHTS = {"student": 8, "teacher": 2}  # bytes a parameter that writing a token reads, and casts
 LIBRARIES = 0.6e9  # bytes of CUDA and its kernels
 CHUNK = 2**29 * 4  # bytes: copies of a chunk's logits
 
@@ -55,99 +62,6 @@ def card_of(name: str) -> Card | None:
     return found[0] if found else None
 
 
-@dataclass(frozen=True)
-class Model:
-    """The shape of a causal language model."""
-
-    kind: str  # as transformers names it
-    hidden: int
-    inner: int
-    layers: int
-    heads: int
-    groups: int  # heads of keys and values
-    vocabulary: int  # rows of the head
-    tied: bool
-    positions: int = 2048
-
-    @property
-    def trunk(self) -> int:
-        """Parameters of all layers' matrices."""
-        grouped = self.hidden * self.hidden * self.groups // self.heads
-        gates = 2 if self.kind == "gpt2" else 3
-        return self.layers * (2 * self.hidden**2 + 2 * grouped + gates * self.hidden * self.inner)
-
-    @property
-    def head(self) -> int:
-        """Parameters of the head."""
-        return self.hidden * self.vocabulary
-
-    @property
-    def parameters(self) -> int:
-        """All but norms, biases and learned positions."""
-        return self.trunk + self.head * (1 if self.tied else 2)
-
-    def config(self) -> dict[str, object]:
-        """As transformers' configs have it."""
-        shared = {"vocab_size": self.vocabulary, "tie_word_embeddings": self.tied}
-        if self.kind == "gpt2":
-            sizes = {"n_embd": self.hidden, "n_layer": self.layers, "n_head": self.heads}
-            return {**shared, **sizes, "n_inner": self.inner, "n_positions": self.positions}
-        return {
-            **shared,
-            "hidden_size": self.hidden,
-            "intermediate_size": self.inner,
-            "num_hidden_layers": self.layers,
-            "num_attention_heads": self.heads,
-            "num_key_value_heads": self.groups,
-            "max_position_embeddings": self.positions,
-        }
-
-
-MODELS = {
-    "qwen-0.5b": Model("qwen2", 896, 4864, 24, 14, 2, 151_936, True),
-    "qwen-1.5b": Model("qwen2", 1536, 8960, 28, 12, 2, 151_936, True),
-    "qwen-3b": Model("qwen2", 2048, 11_008, 36, 16, 2, 151_936, True),
-    "qwen-7b": Model("qwen2", 3584, 18_944, 28, 28, 4, 152_064, False),
-    "tinystories": Model("llama", 256, 768, 4, 16, 8, 32_000, False),
-    "gpt2": Model("gpt2", 1536, 6144, 24, 16, 16, 16_000, True, 1024),
-    "llama": Model("llama", 1024, 3072, 24, 8, 8, 16_000, False),
-    "babyllama": Model("llama", 512, 1024, 16, 8, 8, 16_000, False),
-}
-
-
-@dataclass(frozen=True)
-class Stage:
-    """What an optimizer step of a founding recipe does."""
-
-    name: str
-    student: str
-    rows: int
-    tokens: int  # of a row
-    context: int  # tokens of a document, which attention reaches
-    teachers: tuple[str, ...] = ()
-    trained: float = 1.0  # the share of tokens that the losses see
-    scored: bool = False  # all tokens' likelihoods are asked for first
-    lora: bool = False
-    clips: bool = True
-
-    @property
-    def models(self) -> tuple[Model, list[Model]]:
-        """The student and its teachers."""
-        return MODELS[self.student], [MODELS[name] for name in self.teachers]
-
-
-STAGES = [
-    Stage("rho_qwen", "qwen-0.5b", 4, 128, 128, trained=0.3, scored=True, clips=False),
-    # 32 dialogues, packed.
-    Stage("qwen_kl_sft.teacher", "qwen-7b", 7, 512, 110, trained=0.6, lora=True),
-    Stage("qwen_kl_sft.student", "qwen-0.5b", 7, 512, 110, ("qwen-7b",), trained=0.6),
-    Stage("tinystories_llama", "tinystories", 4, 210, 210),
-    Stage("babyllama.gpt2", "gpt2", 128, 128, 128),
-    Stage("babyllama.llama", "llama", 128, 128, 128),
-    Stage("babyllama.student", "babyllama", 32, 128, 128, ("gpt2", "llama")),
-]
-
-
 def operations(stage: Stage, tokens: float, trained: float) -> float:
     """Floating-point operations of a step over so many tokens, of which the losses see `trained`.
 
@@ -156,11 +70,14 @@ def operations(stage: Stage, tokens: float, trained: float) -> float:
     student, teachers = stage.models
     passes = 4 if stage.lora else 6  # frozen weights have no gradient
     found = passes * (student.trunk * tokens + student.head * trained)
+    found += 2 * student.trunk * tokens * stage.checkpointing
+    found += 6 * stage.projections * trained
     found += 6 * student.layers * student.hidden * tokens * stage.context
     found += 2 * student.head * tokens if stage.scored else 0
     for teacher in teachers:
-        found += 2 * (teacher.trunk * tokens + teacher.head * trained)
-        found += 2 * teacher.layers * teacher.hidden * tokens * stage.context
+        read, seen = tokens * stage.read, trained * stage.read
+        found += 2 * (teacher.trunk * read + teacher.head * seen)
+        found += 2 * teacher.layers * teacher.hidden * read * stage.context
     return found
 
 
@@ -168,7 +85,10 @@ def weights(stage: Stage) -> float:
     """Bytes that weights, gradients and the optimizer take whatever the batch."""
     student, teachers = stage.models
     own = student.parameters * (2 if stage.lora else 16)
-    return LIBRARIES + own + 2 * sum(teacher.parameters for teacher in teachers)
+    here = [] if stage.adapter_off else teachers
+    # A teacher that writes without being compared with.
+    here += [MODELS[name] for name in stage.writers if name not in (stage.student, *stage.teachers)]
+    return LIBRARIES + own + 2 * sum(teacher.parameters for teacher in here)
 
 
 def rows_at_once(stage: Stage, card: Card) -> int:
@@ -177,7 +97,8 @@ def rows_at_once(stage: Stage, card: Card) -> int:
     width, inner = (
         times * n for times, n in zip(KEPT, (student.hidden, student.inner), strict=True)
     )
-    of_row = stage.tokens * student.layers * (width + inner)
+    kept = 2 * student.hidden * student.layers if stage.checkpointing else 0
+    of_row = stage.tokens * (kept or student.layers * (width + inner))
     room, rows = card.memory - weights(stage) - CHUNK, stage.rows
     while rows * of_row > room:
         if rows == 1:
@@ -195,7 +116,8 @@ def moved(stage: Stage, micro_batches: int) -> float:
     found += 3 * tokens * student.layers * (KEPT[0] * student.hidden + KEPT[1] * student.inner)
     for teacher in teachers:
         found += 2 * teacher.parameters * micro_batches
-        found += tokens * teacher.layers * (KEPT[0] * teacher.hidden + KEPT[1] * teacher.inner)
+        read = tokens * stage.read
+        found += read * teacher.layers * (KEPT[0] * teacher.hidden + KEPT[1] * teacher.inner)
     found += 4 * student.vocabulary * tokens * LOGIT_PASSES["scores"] * stage.scored
     passes = LOGIT_PASSES["kl" if teachers else "ce"]
     return found + 4 * student.vocabulary * tokens * stage.trained * passes
@@ -204,9 +126,24 @@ def moved(stage: Stage, micro_batches: int) -> float:
 def launches(stage: Stage, micro_batches: int) -> int:
     """Kernels of a step."""
     student, teachers = stage.models
-    found = OUTSIDE + student.layers * KERNELS[student.kind][0]
+    trained, forward = KERNELS[student.kind]
+    found = OUTSIDE + student.layers * (trained + forward * stage.checkpointing)
     found += sum(teacher.layers * KERNELS[teacher.kind][1] for teacher in teachers)
     return found * micro_batches
+
+
+def writing(stage: Stage, card: Card) -> float:
+    """Seconds in which the answers of a step are generated, a token of all prompts at a time."""
+    found = 0.0
+    for name in stage.writers:
+        writer = MODELS[name]
+        each = WEIGHTS["student" if name == stage.student and not stage.lora else "teacher"]
+        work = 2 * stage.prompts * (writer.trunk + writer.head)
+        passing = each * writer.parameters + 8 * writer.vocabulary * stage.prompts
+        busy = work / (OF_PEAK * card.flops) + passing / (OF_BANDWIDTH * card.bandwidth)
+        kernels = writer.layers * KERNELS[writer.kind][1] + DRAWING
+        found += stage.new * max(busy, LAUNCH * kernels)
+    return found
 
 
 @dataclass(frozen=True)
@@ -216,12 +153,13 @@ class Predicted:
     rows: int  # at once; 0: a row does not fit
     busy: float  # seconds of the GPU
     host: float  # seconds of the host
-    used: float  # MFU
+    used: float  # MFU, without writing
+    writing: float = 0.0  # seconds
 
     @property
     def seconds(self) -> float:
         """Of a step."""
-        return max(self.busy, self.host)
+        return max(self.busy, self.host) + self.writing
 
 
 def predict(stage: Stage, card: Card) -> Predicted:
@@ -234,20 +172,22 @@ def predict(stage: Stage, card: Card) -> Predicted:
     busy = work / (OF_PEAK * card.flops)
     busy += moved(stage, micro_batches) / (OF_BANDWIDTH * card.bandwidth)
     host = LAUNCH * launches(stage, micro_batches)
-    return Predicted(rows, busy, host, work / (max(busy, host) * card.flops))
+    used = work / (max(busy, host) * card.flops)
+    return Predicted(rows, busy, host, used, writing(stage, card))
 
 
 def table(cards: list[Card]) -> str:
     """All stages on these cards, in Markdown."""
-    lines = ["| recipe | card | rows at once | GPU, ms | host, ms | step, ms | bound by | MFU |"]
-    lines.append("|---|---|---|---|---|---|---|---|")
-    for stage in STAGES:
+    columns = ("recipe", "card", "rows at once", "GPU, ms", "host, ms", "writing, ms", "step, ms")
+    lines = [f"| {' | '.join((*columns, 'bound by', 'MFU'))} |", "|---" * 9 + "|"]
+    for stage in (*STAGES, *OTHERS):
         for card in cards:
             found = predict(stage, card)
             if not found.rows:
-                lines.append(f"| {stage.name} | {card.name} | does not fit | | | | | |")
+                lines.append(f"| {stage.name} | {card.name} | does not fit | | | | | | |")
                 continue
-            times = [f"{1e3 * t:,.1f}" for t in (found.busy, found.host, found.seconds)]
+            each = (found.busy, found.host, found.writing, found.seconds)
+            times = [f"{1e3 * t:,.1f}" for t in each]
             bound = "GPU" if found.busy >= found.host else "host"
             cells = [stage.name, card.name, str(found.rows), *times, bound, f"{found.used:.0%}"]
             lines.append(f"| {' | '.join(cells)} |")

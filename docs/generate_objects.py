@@ -10,12 +10,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 TARGET = ROOT / "docs" / "objects.md"
 OBJECTS = {
-    "Run": "kdcore/api/contracts.py",
-    "Tokens": "kdcore/api/contracts.py",
+    "Run": "kdcore/api/run.py",
+    "Tokens": "kdcore/api/tokens.py",
     "Batch": "kdcore/data/batch.py",
     "SparseLogits": "kdcore/data/batch.py",
     "Record": "kdcore/api/hookspecs.py",
-    "Stage": "kdcore/api/contracts.py",
+    "Stage": "kdcore/api/run.py",
 }
 HEAD = """\
 # What the engine hands to plugins

@@ -16,31 +16,32 @@ if TYPE_CHECKING:
     from kdcore.api.component import Component as Component
     from kdcore.api.component import component as component
     from kdcore.api.component import hookimpl as hookimpl
-    from kdcore.api.contracts import Data as Data
-    from kdcore.api.contracts import Eval as Eval
-    from kdcore.api.contracts import Logger as Logger
-    from kdcore.api.contracts import Loss as Loss
-    from kdcore.api.contracts import Patch as Patch
-    from kdcore.api.contracts import PreparedLoss as PreparedLoss
-    from kdcore.api.contracts import Rollout as Rollout
-    from kdcore.api.contracts import Run as Run
-    from kdcore.api.contracts import Selection as Selection
-    from kdcore.api.contracts import Stage as Stage
-    from kdcore.api.contracts import Teacher as Teacher
-    from kdcore.api.contracts import Tokenizer as Tokenizer
-    from kdcore.api.contracts import Tokens as Tokens
-    from kdcore.api.hidden_states import HiddenStatesLoss as HiddenStatesLoss
+    from kdcore.api.data import Data as Data
+    from kdcore.api.data import Rollout as Rollout
+    from kdcore.api.data import Tokenizer as Tokenizer
     from kdcore.api.hookspecs import Record as Record
     from kdcore.api.jobs import Executor as Executor
     from kdcore.api.jobs import Job as Job
     from kdcore.api.jobs import JobState as JobState
+    from kdcore.api.loss import HiddenStatesLoss as HiddenStatesLoss
+    from kdcore.api.loss import Loss as Loss
+    from kdcore.api.observers import Eval as Eval
+    from kdcore.api.observers import Logger as Logger
     from kdcore.api.options import describe as describe
     from kdcore.api.options import options_of as options_of
     from kdcore.api.options import reads_columns as reads_columns
+    from kdcore.api.run import Run as Run
+    from kdcore.api.run import Stage as Stage
     from kdcore.api.schedule import Schedule as Schedule
     from kdcore.api.schedule import Scheduled as Scheduled
     from kdcore.api.schedule import tensor_now as tensor_now
     from kdcore.api.schedule import value_now as value_now
+    from kdcore.api.student import Patch as Patch
+    from kdcore.api.teacher import CombinedTeacher as CombinedTeacher
+    from kdcore.api.teacher import Teacher as Teacher
+    from kdcore.api.tokens import PreparedLoss as PreparedLoss
+    from kdcore.api.tokens import Selection as Selection
+    from kdcore.api.tokens import Tokens as Tokens
     from kdcore.data.batch import Batch as Batch
     from kdcore.data.batch import GappedLogits as GappedLogits
     from kdcore.data.batch import LogitsFn as LogitsFn
@@ -123,13 +124,17 @@ _MODULES = {
 
 _EXPORTS = {
     "api.component": "Component component hookimpl",
-    "api.contracts": "Data Eval Logger Loss Patch PreparedLoss Rollout Run "
-    "Selection Stage Teacher Tokenizer Tokens",
-    "api.hidden_states": "HiddenStatesLoss",
+    "api.data": "Data Rollout Tokenizer",
     "api.hookspecs": "Record",
     "api.jobs": "Executor Job JobState",
+    "api.loss": "HiddenStatesLoss Loss",
+    "api.observers": "Eval Logger",
     "api.options": "describe options_of reads_columns",
+    "api.run": "Run Stage",
     "api.schedule": "Schedule Scheduled tensor_now value_now",
+    "api.student": "Patch",
+    "api.teacher": "CombinedTeacher Teacher",
+    "api.tokens": "PreparedLoss Selection Tokens",
     "data.batch": "TeacherOutputs Batch GappedLogits OwnVocabulary SparseLogits LogitsFn Row Rows "
     "Split StatesFn columns_of",
     "data.collate": "on_host pieces_of select_rows",

@@ -53,14 +53,16 @@ INTERNAL = {
 """Names that only kdcore's own commands used: no longer public -> their module."""
 
 _HELD = {
+    "api": "api.contracts",
     "analysis.memory": "estimate",
     "analysis.memory_trace": "footprint",
     "analysis.parameters": "sizes",
     "analysis.plan": "planning",
     "analysis.rows": "choosing sampling",
-    "api.contracts": "stage",
     "api.hookspecs": "hookspecs record",
+    "api.loss": "api.hidden_states",
     "api.options": "annotations option_types",
+    "api.run": "stage",
     "api.train_options": "options",
     "cli.launch": "launch",
     "cli.main": "verb_help",
@@ -124,18 +126,26 @@ _HELD = {
     "training.student": "student",
     "training.trainer": "train",
 }
-"""Modules -> the private modules of 0.1 that most of their content was in."""
+"""Modules -> the earlier private modules that most of their content was in."""
 
 MOVED = {old: module for module, names in _HELD.items() for old in names.split()}
-"""Private modules of 0.1 -> the module that holds most of their content."""
+"""Earlier private modules -> the module, or package, that holds most of their content."""
 
 MOVED_NAMES = {
-    "api": ("contracts", "Component Data Eval Logger Loss Patch Selection Teacher Tokenizer"),
-    "cli": ("main", "app host_of"),
-    "objective": ("objective", "Choose Objective Seen"),
-    "recipe": ("recipe", "Recipe StageTable read_recipe"),
+    "api": {
+        "component": "Component",
+        "data": "Data Tokenizer",
+        "loss": "Loss",
+        "observers": "Eval Logger",
+        "student": "Patch",
+        "teacher": "Teacher",
+        "tokens": "Selection",
+    },
+    "cli": {"main": "app host_of"},
+    "objective": {"objective": "Choose Objective Seen"},
+    "recipe": {"recipe": "Recipe StageTable read_recipe"},
 }
-"""Private modules that are packages now -> the module in it, and the names it had."""
+"""Private modules of 0.1 that are packages now -> by module in them, the names they had."""
 
 _ADVICE = "plugins import from kdcore what kdcore.__all__ lists"
 
@@ -161,7 +171,7 @@ def old_name(name: str) -> Any:
 
 
 class MovedModules(MetaPathFinder):
-    """An import finder that says where a private module of 0.1 went; consulted last."""
+    """An import finder that says where a private module went; consulted last."""
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> None:
         """Raise ModuleNotFoundError for a module that moved."""
@@ -174,12 +184,14 @@ class MovedModules(MetaPathFinder):
 
 def moved_names(package: str) -> Callable[[str], Any]:
     """The `__getattr__` of a package that was a module: says where its names went."""
-    module, names = MOVED_NAMES[package]
+    modules = {
+        name: module for module, names in MOVED_NAMES[package].items() for name in names.split()
+    }
 
     def look_up(name: str) -> Any:
-        if name in names.split():
+        if name in modules:
             raise ImportError(
-                f"kdcore.{package}.{name} is now in kdcore.{package}.{module}, and private: "
+                f"kdcore.{package}.{name} is now in kdcore.{package}.{modules[name]}, and private: "
                 f"{_ADVICE}"
             )
         raise AttributeError(f"module 'kdcore.{package}' has no attribute {name!r}")

@@ -35,6 +35,11 @@ class DocumentLosses:
     def __len__(self) -> int:
         return len(self.document)
 
+    def part(self, which: slice) -> DocumentLosses:
+        """Some of the documents."""
+        arrays = {name: getattr(self, name)[which] for name in _ARRAYS}
+        return DocumentLosses(**arrays, rows=self.rows)
+
     def same_text(self, other: DocumentLosses) -> bool:
         """Whether the documents are the same, though possibly in other tokens."""
         return all(

@@ -92,7 +92,9 @@ class RecipeError(UsageError):
 
 def did_you_mean(name: str, among: Iterable[str]) -> str:
     """`; did you mean 'kl'?`, or nothing."""
-    near = difflib.get_close_matches(name, list(among), n=1)
+    names = list(among)
+    same = [each for each in names if each.lower() == name.lower()]
+    near = same or difflib.get_close_matches(name, names, n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 

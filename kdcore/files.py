@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from uuid import uuid4
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -33,6 +34,14 @@ def move_into_place(beside: Path, target: Path) -> None:
         shutil.rmtree(target)
     beside.rename(target)
     sync(target.parent)
+
+
+def remove_folder(folder: Path) -> None:
+    """Rename a folder out of the way, then delete it; safe if another process does the same."""
+    aside = folder.with_name(f".{folder.name}-{uuid4().hex}")
+    with suppress(FileNotFoundError):
+        folder.rename(aside)
+        aside.unlink() if aside.is_symlink() else shutil.rmtree(aside)
 
 
 def sync(path: Path) -> None:

@@ -41,6 +41,8 @@ _KNOWN = {
 }
 """Names as in torch and transformers -> module and class."""
 
+_FUSED_IN_PARTS = ("Adam", "AdamW")
+
 _USUAL = {"betas": (0.9, 0.999), "eps": 1e-8}
 
 
@@ -52,10 +54,16 @@ def make_optimizer(
     weight_decay: float = 0.0,
     betas: Sequence[float] = (0.9, 0.999),
     eps: float = 1e-8,
+    sharded: bool = False,
 ) -> torch.optim.Optimizer:
-    """An optimizer over the trained parameters. No weight decay where `is_spared`."""
+    """An optimizer over the trained parameters. No weight decay where `is_spared`.
+
+    `sharded`: the parameters are. Then torch has fused kernels of Adam and AdamW only.
+    """
     made = _class(name)
     options = {"lr": lr, **_accepted(made, tuple(betas), eps)}
+    if sharded and "fused" in options and made.__name__ not in _FUSED_IN_PARTS:
+        options["fused"] = False
     try:
         return made(_groups(model, weight_decay), **options)
     except RuntimeError:
@@ -122,6 +130,14 @@ def optimizer_error(name: str) -> str | None:
     if find_spec(library) is None:
         return f'the optimizer {name!r} needs {library}: pip install "kdcore[gpu]"'
     return None
+
+
+def sharding_error(name: str) -> str | None:
+    """Why an optimizer cannot train a sharded student; None if it can."""
+    home, made = _KNOWN.get(name.lower(), ("", ""))
+    if home.startswith("bitsandbytes"):
+        return f"{name!r} of bitsandbytes works on whole weights"
+    return f"{name!r} needs whole rows and columns" if made == "Adafactor" else None
 
 
 def _class(name: str) -> type[torch.optim.Optimizer]:

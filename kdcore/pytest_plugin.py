@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from kdcore.api.component import Component
-    from kdcore.api.contracts import Run
+    from kdcore.api.run import Run
     from kdcore.data.batch import Batch
 
 

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from kdcore.analysis.plan import StagePlan
-    from kdcore.api.contracts import Run
     from kdcore.api.hookspecs import Record
+    from kdcore.api.run import Run
     from kdcore.plugin.manager import PluginManager
 
 RecipeLike = str | Path | Mapping[str, Any]

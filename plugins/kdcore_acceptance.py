@@ -100,10 +100,12 @@ class Acceptance(Eval):
     def measure(self, run: Run) -> Mapping[str, float | str]:
         """`acceptance`, `tokens_per_call`, and with `draft_cost` also `speed_up`."""
         contexts = self.places(run)
-        mine = contexts[run.process :: run.processes]
+        # With a sharded model all processes draft everything, as they must do so together.
+        apart = run.processes > 1 and not run.shares_calls
+        mine = contexts[run.process :: run.processes] if apart else contexts
         found = [expected(*each) for each in self.drafts(run, mine)]
         sums = torch.tensor(found, dtype=torch.float64).reshape(-1, 3).sum(0).to(run.device)
-        if run.processes > 1:
+        if apart:
             torch.distributed.all_reduce(sums)
         tested, accepted, tokens = sums.tolist()
         per_call = tokens / len(contexts)

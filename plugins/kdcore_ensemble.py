@@ -13,6 +13,7 @@ from torch import Tensor
 
 from kdcore import (
     Batch,
+    CombinedTeacher,
     Completion,
     LogitsFn,
     NextTokens,
@@ -33,7 +34,7 @@ Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 @component
-class Ensemble(Teacher):
+class Ensemble(CombinedTeacher):
     """Several teachers over the student's vocabulary, combined into one.
 
     "logits" averages logits before any temperature, so confident members dominate; "probs" averages
@@ -43,14 +44,8 @@ class Ensemble(Teacher):
     """
 
     name = "ensemble"
-    members: Annotated[list[Teacher], Field(min_length=1)]
     weights: list[Weight] | None = None
     average: Literal["logits", "probs", "losses"] = "logits"
-    keep_loaded: Annotated[
-        Literal["all", "one"],
-        Field(description="members on the device: all, or one after another; heads stay"),
-    ] = "all"
-    elsewhere = frozenset({"keep_loaded"})
 
     def __post_init__(self) -> None:
         if self.weights is not None and len(self.weights) != len(self.members):
@@ -58,10 +53,6 @@ class Ensemble(Teacher):
                 f"the ensemble has {len(self.weights)} weights for {len(self.members)} members; "
                 "give one for each, or none"
             )
-
-    def gives_logits(self) -> bool:
-        """Whether every member does."""
-        return all(member.gives_logits() for member in self.members)
 
     def faults(self, recipe: Stage) -> Iterable[str]:
         """Reject members that know only some ids: the others cannot be averaged."""
@@ -76,21 +67,12 @@ class Ensemble(Teacher):
                     f"the member {member.name!r} averages losses, which nothing else can average: "
                     "name its members here instead"
                 )
-            if self.keep_loaded == "one" and not member.moves():
-                yield (
-                    f"the member {member.name!r} cannot leave the device (it is quantised, "
-                    'offloaded, or holds no model itself): leave keep_loaded = "one" out'
-                )
+        yield from super().faults(recipe)
 
     def load(self, run: Run) -> None:
-        """The engine loads the members; members that take turns are moved off the device again."""
-        if self.takes_turns():
-            for member in self.members:
-                member.to_host()
-
-    def takes_turns(self) -> bool:
-        """Set by `keep_loaded`."""
-        return self.keep_loaded == "one"
+        """As all combined teachers; writing asks the run."""
+        super().load(run)
+        self._run = run
 
     def read(self, batch: Batch) -> LogitsFn:
         """Every member reads the batch. The logits of all members are never in memory at once."""
@@ -115,9 +97,12 @@ class Ensemble(Teacher):
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Sequence[Completion]:
         """One answer per prompt, sampled from the average token by token."""
         assert sampling.vocabulary is not None, "the run says which ids are shared"
-        rows = [prompt.ids for prompt in prompts]
+        together = self.is_sharded() and self._run.shares_calls
+        if not prompts and not together:
+            return []
+        rows = [prompt.ids for prompt in prompts] or [[0]]
         following = self.next_tokens(rows, sampling.vocabulary)
-        return sample_from(following, prompts, sampling, source="teacher")
+        return sample_from(following, prompts, sampling, source="teacher", together=together)
 
     def gives_parts(self) -> bool:
         """Whether losses are averaged."""
@@ -131,14 +116,8 @@ class Ensemble(Teacher):
         return list(zip(self._shares(), each, strict=True))
 
     def _read(self, member: Teacher, batch: Batch) -> LogitsFn:
-        """Read with one member; those that take turns are on the device for their trunk only."""
-        if not self.takes_turns():
+        with self.present(member):
             return read(member, batch)
-        member.to_device()
-        try:
-            return read(member, batch)
-        finally:
-            member.to_host()
 
     def _shares(self) -> list[float]:
         weights = self.weights or [1.0] * len(self.members)

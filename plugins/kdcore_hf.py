@@ -91,6 +91,11 @@ class ModelTeacher(Teacher):
     offload: Annotated[
         bool, Field(description="layers stay on the CPU and move to the GPU as they run")
     ] = False
+    shard: Annotated[
+        Literal["none", "full"],
+        Field(description="full: the processes of a run divide the weights between them"),
+    ] = "none"
+    elsewhere = frozenset({"shard"})
 
     def __post_init__(self) -> None:
         if self.offload and self.quantise is not None:
@@ -98,6 +103,9 @@ class ModelTeacher(Teacher):
         if self.device == "cpu" and (self.offload or self.quantise is not None):
             key = "offload" if self.offload else "quantise"
             raise ValueError(f'{key} is for a GPU, and device is "cpu"; leave out one of them')
+        for key in ("quantise", "offload", "device"):
+            if self.shard == "full" and getattr(self, key):
+                raise ValueError(f'shard = "full" and {key} exclude each other; leave out one')
         self._model: LanguageModel | None = None
         self._head: Callable[[Tensor], Tensor] | None = None
         self._tokenizer: PreTrainedTokenizerBase | None = None
@@ -128,6 +136,7 @@ class ModelTeacher(Teacher):
             quantise=self.quantise,
             adapter=self.adapter,
             offload=self.offload,
+            sharded=self.is_sharded() and run.processes > 1,
         )
         model.eval().requires_grad_(False)  # type: ignore[no-untyped-call]
         self._model = LanguageModel(model)
@@ -138,8 +147,12 @@ class ModelTeacher(Teacher):
             self._trunk.leave()
 
     def moves(self) -> bool:
-        """Whether it can move to the host: neither quantised nor offloaded."""
-        return self.quantise is None and not self.offload
+        """Whether it can move to the host: not quantised, offloaded or sharded."""
+        return self.quantise is None and not self.offload and not self.is_sharded()
+
+    def is_sharded(self) -> bool:
+        """Set by `shard`; a run of one process holds all of it anyway."""
+        return self.shard == "full"
 
     def to_host(self) -> None:
         """Move the trunk's weights off the device; the head stays."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
@@ -22,12 +21,13 @@ class _Copy(Teacher):
 
     def load(self, run: Run) -> None:
         """Copy the student before its first step."""
-        student = run.student
-        shared = {id(p): p for p in student.parameters() if not p.requires_grad}
-        model = copy.deepcopy(student, shared)
-        self._averaged = [name for name, p in student.named_parameters() if p.requires_grad]
-        model.eval().requires_grad_(False)  # type: ignore[no-untyped-call]
-        self._model, self._run = LanguageModel(model), run
+        self._model, self._run = run.language_model.copy(), run
+        named = run.student.named_parameters()
+        self._averaged = [name for name, p in named if p.requires_grad]
+
+    def is_sharded(self) -> bool:
+        """As the student."""
+        return self._model is not None and self._model.sharded
 
     def read(self, batch: Batch) -> LogitsFn:
         """Run the trunk once, in the student's precision."""
@@ -53,6 +53,7 @@ class _Copy(Teacher):
 
     def _weights(self) -> dict[str, Tensor]:
         assert self._model is not None, "a teacher has weights once it was loaded"
+        self._model.rest()
         held = dict(self._model.model.named_parameters())
         return {name: held[name] for name in self._averaged}
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Annotated, Literal
+from dataclasses import replace
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -14,8 +14,8 @@ from torch import Tensor
 
 from kdcore import (
     Batch,
+    CombinedTeacher,
     GappedLogits,
-    Run,
     SparseLogits,
     Stage,
     Teacher,
@@ -35,7 +35,7 @@ Where = dict[str, _Value | list[_Value]]
 
 
 @component
-class Routed(Teacher):
+class Routed(CombinedTeacher):
     """Several teachers, each for the documents that match its `where`.
 
     `members = [{use = "hf", model = "...", where = {domain = "math"}}, {use = "hf", ...}]`: the
@@ -45,16 +45,10 @@ class Routed(Teacher):
     """
 
     name = "routed"
-    members: Annotated[list[Teacher], Field(min_length=1)]
     where: Annotated[
         list[Where | None],
         Field(description="of each member: its documents", json_schema_extra={"beside": "members"}),
     ] = Field(default_factory=list)
-    keep_loaded: Annotated[
-        Literal["all", "one"],
-        Field(description="members on the device: all, or one after another; heads stay"),
-    ] = "all"
-    elsewhere = frozenset({"keep_loaded"})
 
     def __post_init__(self) -> None:
         self._told = False
@@ -82,45 +76,15 @@ class Routed(Teacher):
         for member in self.members:
             if member.gives_parts():
                 yield f"the member {member.name!r} averages losses, and a route needs its logits"
-            if self.keep_loaded == "one" and not member.moves():
-                yield (
-                    f"the member {member.name!r} cannot leave the device (it is quantised, "
-                    'offloaded, or holds no model itself): leave keep_loaded = "one" out'
-                )
-
-    def load(self, run: Run) -> None:
-        """The engine loads the members; members that take turns are moved off the device again."""
-        if self.takes_turns():
-            for member in self.members:
-                member.to_host()
-
-    def takes_turns(self) -> bool:
-        """Set by `keep_loaded`."""
-        return self.keep_loaded == "one"
-
-    @contextmanager
-    def _present(self, member: Teacher) -> Iterator[None]:
-        """A member on the device, for as long as its trunk runs."""
-        if not self.takes_turns():
-            yield
-            return
-        member.to_device()
-        try:
-            yield
-        finally:
-            member.to_host()
+        yield from super().faults(recipe)
 
     def _read(self, member: Teacher, batch: Batch) -> TeacherOutputs:
-        with self._present(member):
+        with self.present(member):
             return read_outputs(member, batch)
 
     def _read_nll(self, member: Teacher, batch: Batch) -> Callable[[Tensor, Tensor], Tensor]:
-        with self._present(member):
+        with self.present(member):
             return read_nll(member, batch)
-
-    def gives_logits(self) -> bool:
-        """Whether every member does."""
-        return all(member.gives_logits() for member in self.members)
 
     def gives_losses(self) -> bool:
         """Whether every member does."""
@@ -144,7 +108,7 @@ class Routed(Teacher):
         if self.knows_all():
             return None
         found = torch.zeros(batch.labels.numel(), dtype=torch.bool, device=batch.valid.device)
-        for member, some, place, own in self._parts(batch):
+        for member, some, place, own in self._parts(batch, lambda one, some: one.known(some)):
             told = member.known(some)
             if told is not None:
                 theirs = torch.zeros_like(some.labels, dtype=torch.bool)
@@ -165,7 +129,7 @@ class Routed(Teacher):
         """Each member reads its rows once and gives the outputs at its documents' positions."""
         parts = [
             (_placed(self._read(member, some), place), own)
-            for member, some, place, own in self._parts(batch)
+            for member, some, place, own in self._parts(batch, self._read)
         ]
         if not parts:
             return _none_of(batch, self.ids_known())
@@ -175,7 +139,7 @@ class Routed(Teacher):
         """Like `read`, with each member's own losses."""
         parts = [
             (self._read_nll(member, some), place, own)
-            for member, some, place, own in self._parts(batch)
+            for member, some, place, own in self._parts(batch, self._read_nll)
         ]
 
         def nll(positions: Tensor, labels: Tensor) -> Tensor:
@@ -187,17 +151,22 @@ class Routed(Teacher):
 
         return nll
 
-    def _parts(self, batch: Batch) -> Iterator[tuple[Teacher, Batch, Tensor, Tensor]]:
+    def _parts(
+        self, batch: Batch, ask: Callable[[Teacher, Batch], object]
+    ) -> Iterator[tuple[Teacher, Batch, Tensor, Tensor]]:
         """For each member with tokens here: its rows, and two maps of the batch's flat positions.
 
         The first is a position's index in these rows (0 if not there), the second whether it is the
-        member's.
+        member's. A sharded member without tokens here is asked all the same, as other processes
+        wait for it.
         """
         rows, time = batch.input_ids.shape
         device = batch.valid.device
         for member, own in zip(self.members, self._own(batch), strict=True):
             held = np.flatnonzero(own.reshape(rows, time).any(1))
             if not len(held):
+                if member.is_sharded():
+                    ask(member, replace(batch, valid=batch.valid[:0]))
                 continue
             some = select_rows(batch, held.tolist())
             width = some.input_ids.shape[1]

@@ -40,34 +40,21 @@ if TYPE_CHECKING:
     from kdcore.plugin.manager import PluginManager
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
-RECIPE = """
-name = "killed"
-[tokenizer]
-use = "bpe"
-vocab_size = 270
-[data]
-use = "stories"
-stories = 24
-validation = 4
-block = 32
-[student.config]
-model_type = "llama"
-hidden_size = 16
-intermediate_size = 24
-num_hidden_layers = 1
-num_attention_heads = 2
-attention_dropout = 0.1
-[train]
-steps = 5
-batch = 4
-micro_batch = 2
-lr = 1e-2
-log_every = 3
-eval_every = 2
-save_every = 2
-eval_rows = 6
-[[loss]]
-use = "ce"
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests" / "helpers"))
+
+from whole_runs import recipe_text  # noqa: E402 - in a folder of the tests
+
+RECIPE = recipe_text(
+    {
+        "name": "killed",
+        "data.stories": 24,
+        "student.config.attention_dropout": 0.1,
+        "train.steps": 5,
+        "train.micro_batch": 2,
+        "train.log_every": 3,
+        "train.eval_rows": 6,
+    },
+    """\
 [stage.big]
 [stage.small.teacher]
 use = "cached"
@@ -103,7 +90,8 @@ use = "jsd"
 [[stage.rolled.loss]]
 use = "ce"
 where = {source = "data"}
-"""
+""",
+)
 TIMES = {"time", "elapsed", "tokens_per_second", "rollout/time_share"}
 KILLED = {-signal.SIGKILL: "file", -signal.SIGPROF: "clock"}
 HANGS = 600  # seconds after which a start is given up

@@ -70,6 +70,7 @@ class Mistake:
     name: str
     recipe: str = RECIPE
     arguments: tuple[str, ...] = ("run", "r.toml")
+    says: str = ""  # what to type, in the message
     files: Mapping[str, str | bytes] | None = None
     lay: Callable[[Path], None] = lambda folder: None
 
@@ -120,61 +121,120 @@ def _config(**changes: object) -> Callable[[Path], None]:
 def _two_runs(folder: Path) -> None:
     for name in ("r-aaaaaaaa", "r-bbbbbbbb"):
         (folder / "runs" / name).mkdir(parents=True)
-        (folder / "runs" / name / "resolved.toml").write_text('name = "r"\n' + RECIPE)
+        for file in ("recipe.toml", "resolved.toml"):
+            (folder / "runs" / name / file).write_text('name = "r"\n' + RECIPE)
 
 
 TWO = RECIPE + '\n[[loss]]\nuse = "kl"\n\n[teacher]\nuse = "hf"\nmodel = "model"\n'
 PATHS = [
-    Mistake("data file missing", _data("gone.txt", RECIPE)),
-    Mistake("data folder empty", _data("empty", RECIPE), lay=lambda at: (at / "empty").mkdir()),
-    Mistake("glob without a match", _data("texts/*.parquet", RECIPE)),
-    Mistake("~/x", _data("~/gone.txt", RECIPE)),
-    Mistake("run from another folder", arguments=("run", "../elsewhere/r.toml")),
-    Mistake("teacher folder without config.json", TAUGHT, lay=_without("config.json")),
-    Mistake("a folder without a tokenizer", OF_MODEL, lay=_without("tokenizer")),
-    Mistake("hub name with a typo", _taught_by("Qwen/Qwen9-0B")),
-    Mistake("gated model, no network", _taught_by("meta-llama/Llama-3.1-8B")),
+    Mistake("data file missing", _data("corpus.jsonl", RECIPE), says="--set data.path=PATH"),
     Mistake(
-        "no network", OF_MODEL.replace('model = "model"', 'model = "HuggingFaceTB/SmolLM2-135M"')
+        "data folder empty",
+        _data("empty", RECIPE),
+        lay=lambda at: (at / "empty").mkdir(),
+        says='path = "PATH"',
+    ),
+    Mistake("glob without a match", _data("texts/*.parquet", RECIPE), says="texts has a.txt"),
+    Mistake("~/x", _data("~/gone.txt", RECIPE), says="--set data.path=PATH"),
+    Mistake(
+        "run from another folder", arguments=("run", "../elsewhere/r.toml"), says="kdcore recipes"
+    ),
+    Mistake(
+        "teacher folder without config.json",
+        TAUGHT,
+        lay=_without("config.json"),
+        says="copy the model's own into it",
+    ),
+    Mistake("a folder without a tokenizer", OF_MODEL, lay=_without("tokenizer"), says="into it"),
+    Mistake("hub name with a typo", _taught_by("Qwen/Qwen9-0B"), says='model = "PATH"'),
+    Mistake(
+        "gated model, no network", _taught_by("meta-llama/Llama-3.1-8B"), says='model = "PATH"'
+    ),
+    Mistake(
+        "no network",
+        OF_MODEL.replace('model = "model"', 'model = "HuggingFaceTB/SmolLM2-135M"'),
+        says="--set student.model=PATH",
     ),
 ]
 TOML = [
-    Mistake("[loss] for [[loss]]", _trained("[[loss]]", "[loss]")),
-    Mistake('lr = "2e-5"', _trained("lr = 1e-3", 'lr = "2e-5"')),
-    Mistake("learing_rate", _trained("lr = 1e-3", "learing_rate = 1e-3")),
+    Mistake("[loss] for [[loss]]", _trained("[[loss]]", "[loss]"), says="write [[loss]]"),
     Mistake(
-        "per_device_train_batch_size", _trained("batch = 2", "per_device_train_batch_size = 2")
+        'lr = "2e-5"', _trained("lr = 1e-3", 'lr = "2e-5"'), says="write it without quotes: 2e-5"
     ),
-    Mistake("num_train_epochs", _trained("steps = 2", "num_train_epochs = 2")),
-    Mistake("bf16 = true", _trained("batch = 2", "bf16 = true")),
+    Mistake("learing_rate", _trained("lr = 1e-3", "learing_rate = 1e-3"), says="write lr = 2e-5"),
     Mistake(
-        "gradient_accumulation_steps", _trained("batch = 2", "gradient_accumulation_steps = 2")
+        "per_device_train_batch_size",
+        _trained("batch = 2", "per_device_train_batch_size = 2"),
+        says="write batch = 32",
     ),
-    Mistake("epochs and steps both", _trained("steps = 2", "steps = 2\nepochs = 1")),
-    Mistake("none of them", _trained("steps = 2\n", "")),
-    Mistake('use = "KL"', _trained('use = "ce"', 'use = "KL"')),
-    Mistake("a recipe in JSON", json.dumps({"train": {"lr": 1e-3, "steps": 2}})),
-    Mistake("a tab in a key", _trained("lr = 1e-3", "l\tr = 1e-3")),
     Mistake(
-        "extends in a circle", 'extends = "b.toml"\n', files={"b.toml": 'extends = "r.toml"\n'}
+        "num_train_epochs", _trained("steps = 2", "num_train_epochs = 2"), says="write epochs = 3"
     ),
-    Mistake("an @stage that is not there", OF_MODEL.replace('model = "model"', 'model = "@gone"')),
+    Mistake("bf16 = true", _trained("batch = 2", "bf16 = true"), says='precision = "bf16"'),
+    Mistake(
+        "gradient_accumulation_steps",
+        _trained("batch = 2", "gradient_accumulation_steps = 2"),
+        says="leave it out",
+    ),
+    Mistake(
+        "epochs and steps both",
+        _trained("steps = 2", "steps = 2\nepochs = 1"),
+        says="leave out steps or epochs",
+    ),
+    Mistake("none of them", _trained("steps = 2\n", ""), says="add epochs = 3"),
+    Mistake('use = "KL"', _trained('use = "ce"', 'use = "KL"'), says="did you mean 'kl'?"),
+    Mistake(
+        "a recipe in JSON", json.dumps({"train": {"lr": 1e-3, "steps": 2}}), says="write [train]"
+    ),
+    Mistake(
+        "a tab in a key", _trained("lr = 1e-3", "l\tr = 1e-3"), says="a key is one word: lr = 1e-3"
+    ),
+    Mistake(
+        "extends in a circle",
+        'extends = "b.toml"\n',
+        files={"b.toml": 'extends = "r.toml"\n'},
+        says="leave extends out",
+    ),
+    Mistake(
+        "an @stage that is not there",
+        OF_MODEL.replace('model = "model"', 'model = "@gone"'),
+        says="add [stage.gone]",
+    ),
 ]
 TYPED = [
-    Mistake("--set lr=1", arguments=_sets("lr=1")),
-    Mistake("--learning_rate 1", arguments=("run", "r.toml", "--learning_rate", "1")),
-    Mistake("--set loss.temperature=2 with two losses", TWO, _sets("loss.temperature=2")),
-    Mistake("run folder/recipe without .toml", arguments=("run", "./r")),
-    Mistake("unknown run", arguments=("eval", "gone")),
-    Mistake("ambiguous run", arguments=("eval", "r"), lay=_two_runs),
-    Mistake("--each seed=0..3", arguments=("run", "r.toml", "--each", "seed=0..3")),
+    Mistake("--set lr=1", arguments=_sets("lr=1"), says="did you mean train.lr?"),
+    Mistake(
+        "--learning_rate 1",
+        arguments=("run", "r.toml", "--learning_rate", "1"),
+        says="--set train.lr=VALUE",
+    ),
+    Mistake(
+        "--set loss.temperature=2 with two losses",
+        TWO,
+        _sets("loss.temperature=2"),
+        says="loss.2 (kl)",
+    ),
+    Mistake("run folder/recipe without .toml", arguments=("run", "./r"), says="r.toml"),
+    Mistake("unknown run", arguments=("eval", "gone"), says="kdcore run RECIPE"),
+    Mistake("ambiguous run", arguments=("eval", "r"), lay=_two_runs, says="r-aaaaaaaa"),
+    Mistake(
+        "--each seed=0..3",
+        arguments=("run", "r.toml", "--each", "seed=0..3"),
+        says="--each seed=0,1,2",
+    ),
 ]
 DATA = [
-    Mistake("question/answer columns", _data("qa.jsonl"), files={"qa.jsonl": _jsonl(*QA)}),
+    Mistake(
+        "question/answer columns",
+        _data("qa.jsonl"),
+        files={"qa.jsonl": _jsonl(*QA)},
+        says='fields = {instruction = "question", output = "answer"}',
+    ),
     Mistake(
         "records without an answer",
         _data("a.jsonl"),
         files={"a.jsonl": _jsonl(*[{"instruction": "x"}] * 9)},
+        says='fields = {output = "NAME"}',
     ),
     Mistake("ShareGPT", _data("s.jsonl"), files={"s.jsonl": _jsonl(*GPT)}),
     Mistake(
@@ -196,8 +256,13 @@ DATA = [
         "all tokens masked",
         _data("m.jsonl"),
         files={"m.jsonl": _jsonl(*[{**ASK, "output": ""}] * 9)},
+        says='fields = {output = "NAME"}',
     ),
-    Mistake("nothing to validate on", _trained("validation_share = 0.2\n", "")),
+    Mistake(
+        "nothing to validate on",
+        _trained("validation_share = 0.2\n", ""),
+        says="validation_share = 0.05",
+    ),
     Mistake(
         "CSV with semicolons",
         _data("c.csv", RECIPE),
@@ -205,28 +270,46 @@ DATA = [
     ),
 ]
 MODELS = [
-    Mistake("another tokenizer", RECIPE.replace('use = "ce"', 'use = "kl"') + TEACHER),
-    Mistake("no eos", OF_MODEL, lay=lambda at: _no_eos(at / "model")),
+    Mistake(
+        "another tokenizer",
+        RECIPE.replace('use = "ce"', 'use = "kl"') + TEACHER,
+        says='use = "aligned"',
+    ),
+    Mistake("no eos", OF_MODEL, lay=lambda at: _no_eos(at / "model"), says="set eos = false"),
     Mistake(
         "no chat template",
         _data("s.jsonl", OF_MODEL.replace('use = "text"', 'use = "sft"')),
         files={"s.jsonl": _jsonl(*[ASK] * 9)},
+        says='set template = "plain"',
     ),
     Mistake(
         "block above positions",
         OF_MODEL.replace("block = 32", "block = 4096"),
         lay=_config(max_position_embeddings=64),
+        says="--set data.block=64",
     ),
     Mistake(
         "a teacher that is an encoder",
         TAUGHT,
         lay=_config(model_type="bert", architectures=["BertModel"]),
+        says="name a causal language model",
     ),
-    Mistake("a vision model", TAUGHT, lay=_config(model_type="vit", architectures=["ViTModel"])),
-    Mistake("cuda:1 on a CPU", TAUGHT + 'device = "cuda:1"\n'),
-    Mistake("quantise without CUDA", TAUGHT + 'quantise = "4bit"\n'),
-    Mistake("a teacher that nobody asks", OF_MODEL + '\n[teacher]\nuse = "hf"\nmodel = "model"\n'),
-    Mistake("a divergence without a teacher", _trained('use = "ce"', 'use = "kl"')),
+    Mistake(
+        "a vision model",
+        TAUGHT,
+        lay=_config(model_type="vit", architectures=["ViTModel"]),
+        says="name one that writes text",
+    ),
+    Mistake("cuda:1 on a CPU", TAUGHT + 'device = "cuda:1"\n', says="leave `device` out"),
+    Mistake("quantise without CUDA", TAUGHT + 'quantise = "4bit"\n', says="leave `quantise` out"),
+    Mistake(
+        "a teacher that nobody asks",
+        OF_MODEL + '\n[teacher]\nuse = "hf"\nmodel = "model"\n',
+        says="leave [teacher] out",
+    ),
+    Mistake(
+        "a divergence without a teacher", _trained('use = "ce"', 'use = "kl"'), says="add [teacher]"
+    ),
 ]
 MISTAKES = [*PATHS, *TOML, *TYPED, *DATA, *MODELS]
 
@@ -254,13 +337,15 @@ class Outcome:
 
     code: int
     lines: Sequence[str]  # of what went wrong
+    says: str = ""  # what these must contain
 
     @property
     def wrong(self) -> bool:
         """Whether a user is left without help."""
         if self.code == 0:
             return False
-        return self.code not in (1, 2) or not 0 < len(self.lines) <= MOST
+        short = 0 < len(self.lines) <= MOST
+        return self.code not in (1, 2) or not short or self.says not in "\n".join(self.lines)
 
 
 def tried(mistake: Mistake, folder: Path, host: PluginManager) -> Outcome:
@@ -278,7 +363,7 @@ def tried(mistake: Mistake, folder: Path, host: PluginManager) -> Outcome:
         r"^(kdcore: |\S+\.toml:\d|Usage: |the command line|--set|--each)", text, re.MULTILINE
     )
     lines = text[found.start() if found and code else 0 :].strip().splitlines() if code else []
-    return Outcome(code, [line for line in lines if line.strip()])
+    return Outcome(code, [line for line in lines if line.strip()], mistake.says)
 
 
 def main() -> None:

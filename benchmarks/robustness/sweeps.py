@@ -27,35 +27,21 @@ from datetime import date
 from pathlib import Path
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests" / "helpers"))
+
+from whole_runs import recipe_text  # noqa: E402 - in a folder of the tests
+
 STEPS = 60
-RECIPE = f"""
-name = "killed"
-seed = 0
-[tokenizer]
-use = "bpe"
-vocab_size = 270
-[data]
-use = "stories"
-stories = 40
-validation = 4
-block = 32
-[student.config]
-model_type = "llama"
-hidden_size = 16
-intermediate_size = 24
-num_hidden_layers = 1
-num_attention_heads = 2
-[train]
-steps = {STEPS}
-batch = 4
-micro_batch = 4
-lr = 1e-2
-log_every = 1
-eval_every = 20
-save_every = 7
-eval_rows = 4
-[[loss]]
-use = "ce"
+RECIPE = recipe_text(
+    {
+        "name": "killed",
+        "seed": 0,
+        "data.stories": 40,
+        "train.steps": STEPS,
+        "train.eval_every": 20,
+        "train.save_every": 7,
+    },
+    """\
 [stage.big]
 [stage.small.teacher]
 use = "hf"
@@ -64,7 +50,8 @@ model = "@big"
 use = "kl"
 [sweep]
 "stage.small.seed" = [0, 1]
-"""
+""",
+)
 OPTIONS = ["-p", "no:panel"]
 
 

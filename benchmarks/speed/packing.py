@@ -113,7 +113,7 @@ def by_engine(model: Any) -> Any:
     from kdcore_losses import CrossEntropy
 
     from kdcore import LanguageModel, Split
-    from kdcore.api.contracts import Term
+    from kdcore.api.loss import Term
     from kdcore.data.collate import Collate
     from kdcore.objective.losses import values_of
     from kdcore.objective.objective import Objective, TokenMask

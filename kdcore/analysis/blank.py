@@ -8,7 +8,9 @@ from copy import deepcopy
 import torch
 from torch import Tensor
 
-from kdcore.api.contracts import Loss, PreparedLoss, Teacher, Tokens
+from kdcore.api.loss import Loss
+from kdcore.api.teacher import Teacher
+from kdcore.api.tokens import PreparedLoss, Tokens
 from kdcore.objective.selection import prepared_by
 
 _TOKENS = 4

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from kdcore.analysis.work import NOTHING, Cost, Work
-from kdcore.api.contracts import Teacher
+from kdcore.api.teacher import Teacher
 from kdcore.errors import KdcoreError
 from kdcore.guard import call_checked
 from kdcore.models.loading import HALF, precision_of

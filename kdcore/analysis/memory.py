@@ -7,7 +7,8 @@ files, such as tokenised data, can be evicted and do not count.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, cast
 
@@ -24,34 +25,60 @@ from kdcore.analysis.memory_trace import (
     footprint,
     on_device,
 )
-from kdcore.analysis.parameters import Part, learned_parts, parameters_of, parts_of
+from kdcore.analysis.models import (
+    TeacherModel,
+    bytes_of,
+    fresh_model,
+    half_copies,
+    head_of,
+    in_turn,
+    optimizer_numbers,
+    saved_bytes,
+    takes_turns,
+    teacher_model,
+    width_of,
+)
+from kdcore.analysis.parameters import (
+    Part,
+    largest_layer,
+    layers_of,
+    learned_parts,
+    parameters_of,
+    parts_of,
+)
+from kdcore.analysis.processes import (
+    ALLOCATOR,
+    ModelSize,
+    ProcessMemory,
+    StepSize,
+    StudentSize,
+    memory_of,
+)
 from kdcore.analysis.tensors import Listed, tensors_of
 from kdcore.analysis.work import Shape, Work, shape_of
 from kdcore.analysis.writing import Models, Writing, writing_bytes
 from kdcore.api.component import Component
-from kdcore.api.contracts import Loss, Teacher
-from kdcore.api.hidden_states import HiddenStatesLoss
+from kdcore.api.loss import HiddenStatesLoss, Loss
 from kdcore.api.options import iter_components
+from kdcore.api.teacher import Teacher
 from kdcore.errors import PluginError, RunError
 from kdcore.guard import call_checked
 from kdcore.models.head import chunk_size
 from kdcore.models.loading import HALF, dtype_of, precision_of
-from kdcore.models.offload import bytes_on_device
 from kdcore.objective.hidden_states import compares_states
+from kdcore.training.gpu.working_weights import WorkingWeights
 from kdcore.training.micro_batch import MARGIN, cpu_default, probe
-from kdcore.training.setup import enable_checkpointing, optimizer_of
+from kdcore.training.setup import enable_checkpointing
 from kdcore.training.student import finished, patched
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-    from kdcore.api.contracts import Stage
-    from kdcore.api.train_options import TrainOptions
+    from kdcore.api.run import Stage
 
 
 # Measured: a process before it makes its student; a CUDA context with its kernels.
 _LIBRARIES = {"cpu": 590_000_000, "cuda": 600_000_000}
-_ALLOCATOR = 1.1  # measured on CPUs: allocated over requested bytes of temporary tensors
 
 Amounts = Sequence[tuple[str, int]]
 """Names and bytes."""
@@ -75,15 +102,6 @@ class Estimate:
     work: Work | None = None  # of a step
 
 
-@dataclass(frozen=True, eq=False)
-class _Teacher:
-    """A teacher's model without weights, and the bytes of its weights."""
-
-    name: str  # with its parameter count
-    model: PreTrainedModel
-    size: int
-
-
 def estimate(
     stage: Stage,
     config: PretrainedConfig,
@@ -96,25 +114,32 @@ def estimate(
 
     `rows` is the number per step, if known.
     """
-    state = _state_of(stage.train)
+    state = optimizer_numbers(stage.train)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     losses = of_single_tokens([term.loss for term in stage.terms if not compares_states(term)])
     with FakeModels():
         return _Estimating(stage, config, device, ids, longest, rows, losses).done(state)
 
 
-def _takes_turns(component: Component) -> bool:
-    return isinstance(component, Teacher) and component.takes_turns()
+def estimate_processes(
+    stage: Stage,
+    config: PretrainedConfig,
+    counts: Sequence[int],
+    *,
+    ids: int | None,
+    longest: int | None,
+    rows: int | None = None,
+) -> list[ProcessMemory]:
+    """Estimate each of so many GPU processes, as `estimate` does one.
 
-
-def _in_turn(teachers: Sequence[_Teacher]) -> list[_Teacher]:
-    """Only the largest counts in full, the others with their heads."""
-    largest = max(teachers, key=lambda one: one.size, default=None)
-    return [one if one is largest else replace(one, size=_bytes(_head(one))) for one in teachers]
-
-
-def _head(teacher: _Teacher) -> nn.Module:
-    return cast(nn.Module, teacher.model.get_output_embeddings())  # type: ignore[no-untyped-call]
+    Needs no GPU. Cards are taken to have bf16. With `micro_batch = "auto"` one row is read at once.
+    """
+    state = optimizer_numbers(stage.train)
+    losses = of_single_tokens([term.loss for term in stage.terms if not compares_states(term)])
+    device = torch.device("cuda")
+    with FakeModels():
+        found = _Estimating(stage, config, device, ids, longest, rows, losses)
+        return [found.process(state, count) for count in counts]
 
 
 class _Estimating:
@@ -133,6 +158,7 @@ class _Estimating:
         self.stage, self.options, self.device = stage, stage.train, device
         self.rows, self.losses = rows or stage.train.drawn, losses
         self.unknown: list[str] = []
+        self._traced: dict[tuple[int, bool], Footprint] = {}
         self.student = self._student(config)
         self.teachers = self._teachers_in(stage.teacher)
         self.references = self._teachers_in(stage.selection)
@@ -146,8 +172,8 @@ class _Estimating:
     def _hidden(self) -> list[HiddenStatesLoss]:
         """The hidden-state losses, with their learned parameters."""
         losses = [t.loss for t in self.stage.terms if isinstance(t.loss, HiddenStatesLoss)]
-        ours = _width(self.student)
-        theirs = _width(self.teachers[0].model) if self.teachers else ours
+        ours = width_of(self.student)
+        theirs = width_of(self.teachers[0].model) if self.teachers else ours
         for loss in losses:
             count = len(loss.layers)
             loss.set_sizes([ours] * count, [theirs] * count, self.stage.seed)
@@ -163,10 +189,10 @@ class _Estimating:
         dtype = dtype_of(options.dtype, self.device) if loaded else torch.float32
         # Patches may move tensors that they create, which fake tensors cannot do without a device.
         with torch.device("meta"):
-            student = patched(_fresh(config, dtype, options.attention), options.patches)
+            student = patched(fresh_model(config, dtype, options.attention), options.patches)
         return on_device(student, torch.device("cpu"))
 
-    def _teachers_in(self, component: Component | None) -> list[_Teacher]:
+    def _teachers_in(self, component: Component | None) -> list[TeacherModel]:
         found = []
         for one in iter_components(component) if component else ():
             if isinstance(one, Teacher):
@@ -175,24 +201,13 @@ class _Estimating:
                 except RunError as error:
                     self.unknown.append(f"the memory of the teacher {one.name!r}: {error}")
                 else:
-                    found += [] if config is None else [self._teacher(one.name, config)]
-        turns = [o for o in iter_components(component) if _takes_turns(o)] if component else []
-        return _in_turn(found) if turns and self.device.type != "cpu" else found
-
-    @staticmethod
-    def _teacher(name: str, config: PretrainedConfig) -> _Teacher:
-        model = _fresh(config, cast(torch.dtype, config.dtype), None)
-        how = getattr(config, "quantization_config", None) or {}
-        bits = 4 if how.get("load_in_4bit") else 8
-        parameters = parameters_of(model)[0]
-        size = parameters * bits // 8 if how else _bytes(model)
-        if getattr(config, "offload", False):
-            size = bytes_on_device(model)
-        return _Teacher(f"teacher: {name}, {parameters:,} parameters", model, size)
+                    found += [] if config is None else [teacher_model(one.name, config)]
+        turns = [o for o in iter_components(component) if takes_turns(o)] if component else []
+        return in_turn(found) if turns and self.device.type != "cpu" else found
 
     def done(self, state: float) -> Estimate:
         """`state` is the optimizer's, in numbers per trained parameter."""
-        weights, trained = _bytes(self.student), 4 * parameters_of(self.student)[1]
+        weights, trained = bytes_of(self.student), 4 * parameters_of(self.student)[1]
         parts = [*parts_of(self.student), *learned_parts(self.hidden)]
         learned = 4 * self._learned()
         fixed = [
@@ -201,6 +216,8 @@ class _Estimating:
             ("student: optimizer", round(state * trained)),
             *((one.name, one.size) for one in self._all_teachers()),
         ]
+        if self.options.bf16_weights:
+            fixed.insert(2, ("student: bf16 weights", trained // 2))
         if learned:
             fixed.append(("what losses learn, with its optimizer", round((2 + state) * learned)))
         held = sum(size for _, size in fixed)
@@ -224,9 +241,47 @@ class _Estimating:
             peak=self._peak(held, taken),
             checkpointed=None if self.options.checkpointing else self._checkpointed(rows),
             checkpoint=round((trained + learned) * (1 + state)),
-            final=_saved(finished(self.student, self.stage.student.patches)),
+            final=saved_bytes(finished(self.student, self.stage.student.patches)),
             unknown=self.unknown,
         )
+
+    def process(self, state: float, processes: int) -> ProcessMemory:
+        """One of several."""
+        trained, share = 4 * parameters_of(self.student)[1], -(-self.rows // processes)
+        asked = self.options.micro_batch
+        rows = 1 if asked == "auto" else min(share, asked)
+        head = cast(nn.Module, self.student.get_output_embeddings())  # type: ignore[no-untyped-call]
+        layer, half = largest_layer(self.student), self._precision
+        student = StudentSize(
+            weights=bytes_of(self.student) + (trained // 2 if self.options.bf16_weights else 0),
+            gradients=trained,
+            optimizer=round(state * trained),
+            head=bytes_of(head),
+            head_gradient=4 * parameters_of(head)[1],
+            layer=bytes_of(layer, half),
+            layer_numbers=parameters_of(layer)[1],
+        )
+        fixed = _LIBRARIES["cuda"] + round((2 + state) * 4 * self._learned())
+        taken = self._footprint(rows, repeats=rows < share)
+        step = StepSize(
+            taken.peak,
+            taken.activations + taken.chunk,
+            casts=half_copies(layers_of(self.student), half),
+            writing=self._writing.peak,
+        )
+        teachers = [
+            ModelSize(t.size, bytes_of(head_of(t)), bytes_of(largest_layer(t.model)), t.divides)
+            for t in self._all_teachers()
+        ]
+        return memory_of(processes, rows, fixed, student, teachers, step)
+
+    @property
+    def _precision(self) -> torch.dtype | None:
+        """Of autocast."""
+        found = HALF.get(precision_of(self.options.precision, self.device))
+        # A card that is only assumed has bf16.
+        assumed = self.device.type == "cuda" and not torch.cuda.is_available()
+        return torch.bfloat16 if assumed and found is torch.float16 else found
 
     def _work(self, rows: int) -> Work:
         """Teachers behind a cache are read once, everything else in each step."""
@@ -248,7 +303,7 @@ class _Estimating:
             scores=self.stage.selection is not None,
         )
 
-    def _all_teachers(self) -> list[_Teacher]:
+    def _all_teachers(self) -> list[TeacherModel]:
         return [*self.teachers, *self.references, *self.writers]
 
     def _micro_batch(self, held: int) -> int:
@@ -271,11 +326,11 @@ class _Estimating:
     @cached_property
     def _writing(self) -> Writing:
         """Models that may generate: the student, or those of a teacher that a rollout uses."""
-        rollout, precision = self.stage.rollout, precision_of(self.options.precision, self.device)
+        rollout = self.stage.rollout
         if rollout is None:
             return Writing()
         asked = self.teachers if call_checked(rollout, "needs_teacher", of=bool) else []
-        writers: list[Models] = [[(self.student, HALF.get(precision))]]
+        writers: list[Models] = [[(self.student, self._precision)]]
         writers += [[(one.model, None) for one in some] for some in (asked, self.writers)]
         try:
             return writing_bytes(self.stage, writers, self.vocabulary)
@@ -285,32 +340,47 @@ class _Estimating:
 
     def _peak(self, held: int, taken: Footprint) -> int:
         # Rows are generated between steps: without activations, but next to everything that stays.
-        gradients = 4 * parameters_of(self.student)[1]
-        return held + round(max(taken.peak, gradients, self._writing.peak) * _ALLOCATOR)
+        # bf16 gradients are still there while they are cast to float32.
+        size = 6 if self.options.bf16_weights else 4
+        gradients = size * parameters_of(self.student)[1]
+        return held + round(max(taken.peak, gradients, self._writing.peak) * ALLOCATOR)
 
-    def _footprint(self, rows: int) -> Footprint:
+    def _footprint(self, rows: int, *, repeats: bool | None = None) -> Footprint:
+        asked = (rows, rows < self.rows if repeats is None else repeats)
+        if asked not in self._traced:
+            self._traced[asked] = self._trace(*asked)
+        return self._traced[asked]
+
+    def _trace(self, rows: int, repeats: bool) -> Footprint:
         if self.options.checkpointing:
             enable_checkpointing(self.student)
         try:
-            return footprint(
-                self.student,
-                [one.model for one in self.teachers],
-                [one.model for one in self.references],
-                self._pass(rows),
-            )
+            with self._working_weights():
+                return footprint(
+                    self.student,
+                    [one.model for one in self.teachers],
+                    [one.model for one in self.references],
+                    self._pass(rows, repeats=repeats),
+                )
         except (UnsupportedFakeTensorException, PluginError) as error:
             # A loss or model may read values, and fake tensors have none.
             self.unknown.append(f"activations and logits: {error}")
             return Footprint(0, 0, 0)
 
+    def _working_weights(self) -> AbstractContextManager[None]:
+        if not self.options.bf16_weights:
+            return nullcontext()
+        return WorkingWeights([*self.student.parameters()]).in_use()
+
     def _checkpointed(self, rows: int) -> int | None:
         try:
             enable_checkpointing(self.student)
-            return activations(self.student, self._pass(rows))
+            with self._working_weights():
+                return activations(self.student, self._pass(rows))
         except (ValueError, UnsupportedFakeTensorException):
             return None  # the model does not support it
 
-    def _pass(self, rows: int) -> Pass:
+    def _pass(self, rows: int, *, repeats: bool = False) -> Pass:
         options = self.options
         chunk = chunk_size(self.vocabulary, self.device)
         return Pass(
@@ -320,45 +390,10 @@ class _Estimating:
             chunk=chunk if options.chunk == "auto" else options.chunk,
             losses=self.losses,
             hidden=self.hidden,
-            precision=HALF.get(precision_of(options.precision, self.device)),
+            precision=self._precision,
             selects=self.stage.selection is not None or self._prepares(),
-            repeats=rows < self.rows,
+            repeats=repeats,
         )
 
     def _prepares(self) -> bool:
         return any(isinstance(loss, BlankPrepared) for loss in self.losses)
-
-
-def _width(model: PreTrainedModel) -> int:
-    return int(model.config.get_text_config().hidden_size)
-
-
-def _fresh(config: PretrainedConfig, dtype: torch.dtype, attention: str | None) -> PreTrainedModel:
-    from transformers import AutoModelForCausalLM
-
-    arguments = {"attn_implementation": attention} if attention else {}
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-        config, dtype=dtype, **arguments
-    )
-    return model
-
-
-def _bytes(model: nn.Module) -> int:
-    return sum(p.numel() * p.element_size() for p in model.parameters())
-
-
-def _saved(model: PreTrainedModel) -> int:
-    """The weights in `final/`: only the adapter, if it was not merged."""
-    alone = hasattr(model, "get_base_model")
-    kept = (p for p in model.parameters() if p.requires_grad or not alone)
-    return sum(p.numel() * p.element_size() for p in kept)
-
-
-def _state_of(options: TrainOptions) -> float:
-    """The optimizer's state in numbers per trained parameter, from a step on a small matrix."""
-    small = nn.Linear(256, 256, bias=False)
-    optimizer = optimizer_of(options, small)
-    small(torch.zeros(1, 256)).sum().backward()
-    optimizer.step()
-    held = (x for state in optimizer.state.values() for x in state.values())
-    return sum(x.numel() for x in held if isinstance(x, torch.Tensor)) / small.weight.numel()

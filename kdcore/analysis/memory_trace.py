@@ -22,7 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from kdcore.api.contracts import Loss
+from kdcore.api.loss import Loss
 from kdcore.data.batch import Batch, LogitsFn, Split
 from kdcore.models.head import logits_of, nll_from_logits, upcast
 from kdcore.objective.chunked_loss import ChunkedLoss, ChunkedLossInputs
@@ -32,7 +32,7 @@ from kdcore.objective.losses import values_of
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from kdcore.api.hidden_states import HiddenStatesLoss
+    from kdcore.api.loss import HiddenStatesLoss
 
 
 @dataclass(frozen=True)
@@ -97,12 +97,21 @@ def footprint(
     student.zero_grad()
     meter = _Meter()
     with meter:
-        if asked.repeats:
-            for parameter in student.parameters():
-                if parameter.requires_grad:
-                    parameter.grad = torch.empty_like(parameter)
+        earlier = _earlier_gradients(student) if asked.repeats else []
         kept, added = _run(student, teachers, references, asked, meter)
+    del earlier
     return Footprint(kept, added, meter.peak)
+
+
+def _earlier_gradients(student: PreTrainedModel) -> list[Tensor]:
+    """Float32 gradients of the micro-batches before; those of bf16 weights are apart from them."""
+    found = []
+    for parameter in student.parameters():
+        if parameter.requires_grad:
+            found.append(torch.empty_like(parameter, dtype=torch.float32).detach())
+            if parameter.dtype == torch.float32:
+                parameter.grad = found[-1]
+    return found
 
 
 def activations(student: PreTrainedModel, asked: Pass) -> int:

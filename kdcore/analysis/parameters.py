@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from kdcore.api.hidden_states import HiddenStatesLoss
+    from kdcore.api.loss import HiddenStatesLoss
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,17 @@ def parts_of(model: PreTrainedModel) -> list[Part]:
     if _is_tied(model):
         parts.append(Part("head", 1, 0, 0, "tied: the embeddings are used"))
     return parts
+
+
+def layers_of(model: nn.Module) -> list[nn.Module]:
+    """The layers of a model's trunk; the model itself if it has none."""
+    lists = (each for each in model.modules() if isinstance(each, nn.ModuleList))
+    return list(next(lists, [model]))  # the outermost list comes first
+
+
+def largest_layer(model: nn.Module) -> nn.Module:
+    """The layer with most parameters."""
+    return max(layers_of(model), key=lambda layer: sum(p.numel() for p in layer.parameters()))
 
 
 def learned_parts(losses: Iterable[HiddenStatesLoss]) -> list[Part]:

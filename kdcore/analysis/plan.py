@@ -15,9 +15,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from kdcore.analysis.memory import Estimate, estimate
-from kdcore.api.contracts import Data, Teacher
+from kdcore.analysis.memory import Estimate, estimate, estimate_processes
+from kdcore.analysis.processes import ProcessMemory
+from kdcore.api.data import Data
 from kdcore.api.options import describe
+from kdcore.api.teacher import Teacher
 from kdcore.data.batch import Rows
 from kdcore.data.encoding import bos_of
 from kdcore.errors import KdcoreError
@@ -32,7 +34,7 @@ from kdcore.training.student import student_config
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-    from kdcore.api.contracts import Stage
+    from kdcore.api.run import Stage
     from kdcore.api.train_options import TrainOptions
     from kdcore.data.rows import RowDataset
     from kdcore.recipe.recipe import Recipe, StageTable
@@ -60,6 +62,7 @@ class StagePlan:
     unknown: Sequence[str]  # what is not known, and why
     bos: str = ""  # what begins each document
     held_out: int | None = None  # rows of an evaluation
+    processes: Sequence[ProcessMemory] = ()  # on several GPUs, if requested
 
     @property
     def in_epoch(self) -> int | None:
@@ -67,12 +70,12 @@ class StagePlan:
         return self.documents if self.stage.train.batch_documents else self.rows
 
 
-def plans_of(recipe: Recipe) -> Iterator[StagePlan]:
-    """A plan for each stage, in the order in which they run."""
+def plans_of(recipe: Recipe, gpus: Sequence[int] = ()) -> Iterator[StagePlan]:
+    """A plan for each stage, in the order in which they run; for so many GPUs, if given."""
     with TemporaryDirectory(prefix="kdcore-plan-") as folder:
         known: list[Path] = []
         for table in recipe.stages:
-            yield _Planning(recipe, table, Path(folder), known).plan()
+            yield _Planning(recipe, table, Path(folder), known, gpus).plan()
 
 
 @dataclass(eq=False)
@@ -83,6 +86,7 @@ class _Planning:
     table: StageTable
     place: Path
     known: list[Path]  # the folders of earlier stages
+    gpus: Sequence[int] = ()
     unknown: list[str] = field(default_factory=list)
     bos: str = ""
     held_out: int | None = None
@@ -110,12 +114,17 @@ class _Planning:
         ids = len(tokenizer) if tokenizer else None
         longest = int(rows.lengths.max()) if rows else None
         some = _rows_in_step(stage.train, rows) if rows else None
-        taken = config and self._try(
-            "memory", lambda: estimate(stage, config, ids=ids, longest=longest, rows=some)
-        )
+        known: Any = {"ids": ids, "longest": longest, "rows": some}
+        taken = config and self._try("memory", lambda: estimate(stage, config, **known))
         self.unknown += [self._said(why) for why in taken.unknown] if taken else []
         steps = self._steps(stage.train, run, rows)
-        return self._told(ids, rows, taken or None, steps)
+        found = self._told(ids, rows, taken or None, steps)
+        if config is None or not taken or not self.gpus:
+            return found
+        each = self._try(
+            "memory of several GPUs", lambda: estimate_processes(stage, config, self.gpus, **known)
+        )
+        return replace(found, processes=each or ())
 
     def _told(
         self, ids: int | None, rows: RowDataset | None, taken: Estimate | None, steps: int | None

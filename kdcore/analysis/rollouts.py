@@ -8,8 +8,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from kdcore.api.contracts import Rollout, Stage
+from kdcore.api.data import Rollout
 from kdcore.api.options import describe
+from kdcore.api.run import Stage
 from kdcore.data.sampler import random_subset
 from kdcore.data.streaming import Stream
 from kdcore.errors import UsageError

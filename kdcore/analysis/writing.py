@@ -13,7 +13,7 @@ from kdcore.analysis.memory_trace import reading
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-    from kdcore.api.contracts import Stage
+    from kdcore.api.run import Stage
 
 _COPIES = 4  # float64 copies of the scores while sampling
 

@@ -7,7 +7,7 @@ its fields are its options in a recipe.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast, dataclass_transform
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, TypeVar, cast, dataclass_transform
 
 import pluggy
 from pydantic import ConfigDict
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
 hookimpl = pluggy.HookimplMarker("kdcore")
 _Class = TypeVar("_Class")
+# A run and a stage hold components, so base classes cannot name their classes without a circle of
+# imports. Overrides annotate `run: Run` and `recipe: Stage`.
+AnyRun: TypeAlias = Any
+AnyStage: TypeAlias = Any
 _STRICT = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True)
 
 
@@ -88,7 +92,7 @@ class Component:
         """
         return ()
 
-    def faults(self, recipe: Any) -> Iterable[str]:
+    def faults(self, recipe: AnyStage) -> Iterable[str]:
         """Conflicts between this component and the rest of its `Stage`, one sentence each."""
         return ()
 

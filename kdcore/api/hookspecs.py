@@ -16,19 +16,14 @@ from typing import TYPE_CHECKING
 import pluggy
 
 if TYPE_CHECKING:
-    from kdcore.api.contracts import (
-        Data,
-        Eval,
-        Logger,
-        Loss,
-        Patch,
-        Rollout,
-        Run,
-        Selection,
-        Teacher,
-        Tokenizer,
-    )
+    from kdcore.api.data import Data, Rollout, Tokenizer
     from kdcore.api.jobs import Executor
+    from kdcore.api.loss import Loss
+    from kdcore.api.observers import Eval, Logger
+    from kdcore.api.run import Run
+    from kdcore.api.student import Patch
+    from kdcore.api.teacher import Teacher
+    from kdcore.api.tokens import Selection
     from kdcore.models.completions import Completion
 
 

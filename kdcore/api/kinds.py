@@ -5,18 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from kdcore.api.component import Component
-from kdcore.api.contracts import (
-    Data,
-    Eval,
-    Logger,
-    Loss,
-    Patch,
-    Rollout,
-    Selection,
-    Teacher,
-    Tokenizer,
-)
+from kdcore.api.data import Data, Rollout, Tokenizer
 from kdcore.api.jobs import Executor
+from kdcore.api.loss import Loss
+from kdcore.api.observers import Eval, Logger
+from kdcore.api.student import Patch
+from kdcore.api.teacher import Teacher
+from kdcore.api.tokens import Selection
 
 KINDS: Mapping[str, type[Component]] = {
     "data": Data,

@@ -80,8 +80,11 @@ class TrainOptions:
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     chunk: Literal["auto"] | Count = "auto"
     checkpointing: bool = False
+    shard: Literal["none", "full"] = "none"
     compile: Literal["auto"] | bool = "auto"
     compile_trunk: bool = False
+    bf16_weights: bool = False
+    cuda_graphs: bool = False
     non_finite: Literal["stop", "skip"] = "stop"
     log_every: Count = 10
     eval_every: Literal["epoch"] | Count = "epoch"

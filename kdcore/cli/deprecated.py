@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from kdcore.runs.open import begun, in_students_place, not_begun, open_stage
 
 if TYPE_CHECKING:
-    from kdcore.api.contracts import Stage
+    from kdcore.api.run import Stage
     from kdcore.plugin.manager import PluginManager
     from kdcore.recipe.recipe import Recipe
     from kdcore.training.run_state import RunState

@@ -1,4 +1,4 @@
-"""Several processes per command: with `--processes N`, or started by another launcher."""
+"""Several processes per command: `--processes N`."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from tempfile import TemporaryFile
 from threading import Thread
 from typing import IO
 
-from kdcore.errors import Interrupted, ProcessLost, StartAgain, UsageError
+from kdcore.cli.launchers import YES
+from kdcore.errors import Interrupted, ProcessLost, StartAgain
 from kdcore.training.signals import SIGNALS, known_as
 
 _TO_END = 10.0  # seconds that processes get to exit after one has ended
@@ -24,65 +25,6 @@ _GROUP = 0 if os.name == "posix" else None
 _POLLING = 0.02  # seconds; short, to see which process ended first
 _LAUNCHED, _YET = "KDCORE_LAUNCHED", "yet to begin"
 _LOST = 76  # exit code of a process that ended because it lost another one
-_SHARDED = {
-    "ACCELERATE_USE_FSDP": "FSDP",
-    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
-    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
-    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism config",
-}
-_YES = {"1", "true", "t", "yes", "y", "on"}
-_INSTEAD = (
-    "type kdcore run RECIPE --processes N, or torchrun --nproc-per-node N -m kdcore run RECIPE"
-)
-
-
-def join(environment: MutableMapping[str, str], processes: int) -> None:
-    """Check the launcher's environment variables, and complete them if there is no GPU.
-
-    `processes` is the number that the command itself requests. Raises UsageError for what kdcore
-    does not support: sharded models, SLURM tasks that do not know each other, more processes than
-    GPUs.
-    """
-    for variable, name in _SHARDED.items():
-        if environment.get(variable, "").lower() in _YES:
-            raise UsageError(
-                f"the launcher asks for {name} ({variable}), and kdcore trains whole models with "
-                f"DDP; {_INSTEAD}"
-            )
-    if "WORLD_SIZE" in environment:
-        here = environment.get("LOCAL_WORLD_SIZE", environment["WORLD_SIZE"])
-        if int(environment["WORLD_SIZE"]) > 1:
-            _give_each_a_device(environment, int(here))
-    elif _is_one_of_several_tasks(environment):
-        raise UsageError(
-            "srun started several tasks, and none knows of the others (WORLD_SIZE is not set); "
-            f"start one task on each node, and there {_INSTEAD}"
-        )
-    elif processes > 1:
-        _give_each_a_device(environment, processes)
-
-
-def _is_one_of_several_tasks(environment: MutableMapping[str, str]) -> bool:
-    # A batch script is also task 0 and has the job's SLURM_NTASKS, but is no srun step.
-    tasks, number = (environment.get(f"SLURM_{x}", "0") for x in ("STEP_NUM_TASKS", "PROCID"))
-    return int(tasks) > 1 or int(number) > 0
-
-
-def _give_each_a_device(environment: MutableMapping[str, str], processes: int) -> None:
-    """All on the CPU if there is no GPU."""
-    import torch
-
-    gpus = torch.cuda.device_count()
-    if environment.get("ACCELERATE_USE_CPU", "").lower() in _YES:
-        return
-    if not gpus:
-        environment["ACCELERATE_USE_CPU"] = "true"
-    elif gpus < processes:
-        raise UsageError(
-            f"there are {processes} processes and {gpus} GPU{'s' * (gpus > 1)} here, and each "
-            f"process takes one; type --processes {gpus}, or ACCELERATE_USE_CPU=true before the "
-            "command for the CPU"
-        )
 
 
 def launch(arguments: Sequence[str], processes: int) -> int:
@@ -215,7 +157,7 @@ def _cause(failed: Sequence[int], codes: Sequence[int]) -> int:
 def _time_to_end(codes: Sequence[int | None]) -> float:
     """Seconds for the remaining processes, after these have ended."""
     # A GPU process does not notice that another is gone, and cannot save while it waits.
-    hears = os.environ.get("ACCELERATE_USE_CPU", "").lower() in _YES
+    hears = os.environ.get("ACCELERATE_USE_CPU", "").lower() in YES
     return _TO_SAVE if StartAgain.exit_code in codes and hears else _TO_END
 
 

@@ -171,7 +171,8 @@ def run(
 
 def _join(processes: int) -> None:
     """If several processes are requested, launch them and exit with them."""
-    from kdcore.cli.launch import end_with_launcher, join, launch
+    from kdcore.cli.launch import end_with_launcher, launch
+    from kdcore.cli.launchers import join
 
     end_with_launcher()
     join(os.environ, processes)
@@ -304,12 +305,20 @@ def exit_code_of(error: Exception) -> int:
         return _said(error, _code_of(error))
     if hasattr(error, "format_message") and hasattr(error, "exit_code"):
         error.show()  # type: ignore[attr-defined]
-        return int(error.exit_code)
+        return _mistyped(error)
     if type(error).__name__ == "Abort":
         return _interrupted()
     if refused := _refused(error):
         return _said(refused, RunError.exit_code)
     return _said(_as_bug(error), PluginError.exit_code)
+
+
+def _mistyped(error: Any) -> int:
+    from kdcore.cli.mistyped import meant
+
+    if hint := meant(error):
+        print(hint, file=sys.stderr)
+    return int(error.exit_code)
 
 
 def _code_of(error: KdcoreError) -> int:

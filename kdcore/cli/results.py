@@ -21,7 +21,7 @@ def tell_results(folders: Sequence[Path], *, as_json: bool) -> None:
 def _scores(folder: Path) -> dict[str, float | str | None]:
     """The evaluation of the final weights; null for values that JSON cannot represent."""
     from kdcore.runs.folder import CHECKPOINTS
-    from kdcore.training.checkpoint import of_final
+    from kdcore.training.checkpoints.folders import of_final
 
     path = of_final(folder / CHECKPOINTS)
     state = json.loads((path / "state.json").read_text()) if path else {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,14 +15,14 @@ from rich.text import Text
 
 from kdcore.cli.examples import as_epilog
 from kdcore.cli.main import plugin_manager
-from kdcore.commands.cache_tables import counted, line_of, planned, size, table_of
+from kdcore.commands.fitting import Column, Fitting
 from kdcore.commands.output import AsJson, Plugins, print_json, tell
 from kdcore.errors import Interrupted, RunError, UsageError
 from kdcore.plugin.manager import PluginManager
 from kdcore.recipe.recipe import read_recipe
 from kdcore.runs.open import not_begun, open_stage
 from kdcore.terminal.bars import progress
-from kdcore.terminal.formatting import duration, percent
+from kdcore.terminal.formatting import disk_size, duration, percent
 from kdcore.training.signals import Signals
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def build(
     """
     for works, answers in _opened(recipe, stage, sets, out, plugin_manager(plugins)):
         if works:
-            tell(planned(works))
+            tell(_planned(works))
         for work in works:
             with _progress(f"{work.label}, {work.split}", len(work.rows)) as done:
                 kept, new = work.build(done)
@@ -69,7 +69,7 @@ def build(
             with _progress(each.label, len(each.prompts), "prompts") as done:
                 new = each.build(done)
             said = f"{new:,} answers written" if new else "nothing was missing"
-            tell(Text(f"{each.kept.folder}: {said}; {counted(each.kept)}"))
+            tell(Text(f"{each.kept.folder}: {said}; {_counted(each.kept)}"))
 
 
 @cache.command(epilog=as_epilog("kdcore cache export answers-served-0123456789ab answers.jsonl"))
@@ -84,7 +84,7 @@ def export(
     found = _find(store, out / "caches")
     if not isinstance(found, Answers):
         raise UsageError(f"{found.folder.name} holds no answers: kdcore cache ls shows which do")
-    print(f"{path}: {write(found, path):,} dialogues; {counted(found)}")
+    print(f"{path}: {write(found, path):,} dialogues; {_counted(found)}")
 
 
 @cache.command(
@@ -121,13 +121,13 @@ def verify(
 @cache.command(epilog=as_epilog("kdcore cache ls"))
 def ls(out: Out = Path("runs"), as_json: AsJson = False) -> None:
     """List caches: teacher and data, size on disk, and how much is stored."""
-    rows = [line_of(one) for one in _all(out / "caches")]
+    rows = [_line_of(one) for one in _all(out / "caches")]
     if as_json:
         print_json(rows)
     elif not rows:
         tell(Text(f"no stores in {out / 'caches'} yet; kdcore cache build RECIPE makes them"))
     else:
-        tell(table_of(rows))
+        tell(_table_of(rows))
 
 
 @cache.command(epilog=as_epilog("kdcore cache rm 0123456789ab --yes"))
@@ -141,7 +141,7 @@ def rm(
 
     found = list({one.folder: one for one in (_find(n, out / "caches") for n in names)}.values())
     for one in found:
-        print(f"{one.folder}: {size(one.bytes)}")
+        print(f"{one.folder}: {disk_size(one.bytes)}")
     if not yes:
         if not sys.stdin.isatty():
             raise UsageError("nothing was removed: without a terminal to ask on, type --yes")
@@ -215,7 +215,7 @@ def _examined(store: Kept | Answers) -> str | None:
     if isinstance(store, Answers):
         if torn := store.torn():
             return f"{store.folder}: {torn:,} torn lines, which are written anew when asked for"
-        tell(Text(f"{store.folder}: whole; {counted(store)}"))
+        tell(Text(f"{store.folder}: whole; {_counted(store)}"))
         return None
     with progress(f"verifying {store.folder.name}", store.tokens, "tokens") as bar:
         torn = store.forget_broken(bar.advance)
@@ -245,3 +245,76 @@ def _compared(work: Work, sample: int) -> Iterator[str]:
         tell(Text(f"{work.folder}: {facts}"))
     else:
         yield f"{work.folder}: {facts}; rounding stays below {found.tolerance:g}"
+
+
+def _planned(works: Sequence[Work]) -> Fitting:
+    """What will be stored, before anything is."""
+    sizes = [work.bytes_per_token * work.tokens for work in works]
+    return Fitting(
+        [
+            Column("teacher", [work.label for work in works], 5, is_number=False),
+            Column("of", [work.split for work in works], 4, is_number=False),
+            Column("kind", [work.teacher.kind for work in works], 6, is_number=False),
+            Column("bytes/token", [f"{work.bytes_per_token:,}" for work in works], 7),
+            Column("tokens", [f"{work.tokens:,}" for work in works], 8),
+            Column("in all", [disk_size(each) for each in sizes], 9),
+        ],
+        whole="a wider terminal has all",
+    )
+
+
+def _counted(answers: Answers) -> str:
+    """The number of completions, and of omitted ones."""
+    counts = answers.counts()
+    left_out = [f"{n:,} {why}" for why, n in counts.items() if n and why != "kept"]
+    said = f"{counts['kept']:,} answers"
+    return f"{said}, left out: {', '.join(left_out)}" if left_out else said
+
+
+def _line_of(store: Kept | Answers) -> dict[str, object]:
+    """A cache on one line, or what is wrong with it."""
+    fault = store.fault()
+    line: dict[str, object] = {"store": store.folder.name, "fault": fault, "bytes": store.bytes}
+    if fault:
+        return line
+    if isinstance(store, Answers):
+        return line | {"teacher": store.about["teacher"], "kind": "answers"} | store.counts()
+    there, of = store.share()
+    return line | {
+        "teacher": store.about["teacher"],
+        "data": store.about["data"],
+        "split": store.meta["split"],
+        "kind": store.meta["kind"],
+        "context": store.meta["context"],
+        "tokens": store.tokens,
+        "there": there,
+        "there_of": of,
+    }
+
+
+def _table_of(rows: Sequence[dict[str, object]]) -> Fitting:
+    """The lines, aligned."""
+
+    def column(title: str, key: str, importance: int) -> Column:
+        return Column(title, [str(row.get(key, "-")) for row in rows], importance, is_number=False)
+
+    there = [str(row["fault"] or _there(row)) for row in rows]
+    return Fitting(
+        [
+            column("store", "store", 9),
+            column("teacher", "teacher", 6),
+            column("data", "data", 3),
+            column("kind", "kind", 7),
+            column("context", "context", 2),
+            Column("tokens", [f"{row.get('tokens', 0):,}" for row in rows], 4),
+            Column("size", [disk_size(int(str(row["bytes"]))) for row in rows], 8),
+            Column("there", there, 5),
+        ],
+        whole="--json has all",
+    )
+
+
+def _there(row: Mapping[str, object]) -> str:
+    if "kept" in row:
+        return f"{row['kept']:,} answers"
+    return f"{percent(float(str(row['there'])))} {row['there_of']}"

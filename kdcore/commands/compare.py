@@ -9,8 +9,10 @@ from typing import Annotated, Literal
 import typer
 
 from kdcore.cli.examples import examples
-from kdcore.commands.arms import Arm, arms_of, chosen
-from kdcore.commands.compare_tables import (
+from kdcore.commands.comparison.arms import Arm, arms_of, chosen
+from kdcore.commands.comparison.courses import Axis, Half
+from kdcore.commands.comparison.paired import Compared, Margin, compared, known_metric
+from kdcore.commands.comparison.tables import (
     Comparison,
     as_csv,
     as_json,
@@ -19,9 +21,7 @@ from kdcore.commands.compare_tables import (
     sentence,
     shown,
 )
-from kdcore.commands.courses import Axis
 from kdcore.commands.output import AsJson, print_json, tell
-from kdcore.commands.paired import Compared, Margin, compared, known_metric
 from kdcore.commands.show import found_runs
 from kdcore.errors import UsageError
 
@@ -53,6 +53,10 @@ def compare(
     at: Annotated[
         Literal["both", "tokens", "time"], typer.Option(help="Where both sides had as much.")
     ] = "both",
+    half: Annotated[
+        Half | None,
+        typer.Option("--documents", help="Only this half of the held-out documents."),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),
     form: Annotated[Format | None, typer.Option("--format", help="A table for elsewhere.")] = None,
     as_json_too: AsJson = False,
@@ -63,9 +67,8 @@ def compare(
     """
     if as_json_too and form:
         raise UsageError("--json and --format are two ways to write the same: give one of them")
-    found = comparisons(
-        found_runs(runs, out), baseline, metric, parsed_margin(margin), at=_AXES[at]
-    )
+    folders, wide = found_runs(runs, out), parsed_margin(margin)
+    found = comparisons(folders, baseline, metric, wide, at=_AXES[at], half=half)
     if as_json_too:
         print_json(as_json(found))
     elif form:
@@ -84,9 +87,10 @@ def comparisons(
     margin: Margin,
     *,
     at: Sequence[Axis] = ("tokens", "time"),
+    half: Half | None = None,
 ) -> list[Comparison]:
     """One comparison per axis. If one of several is not possible, its reason takes its place."""
-    arms = _arms(folders)
+    arms = _arms(folders, half)
     base, whole = chosen(arms, baseline), known_metric(arms, metric)
     found = list[Comparison]()
     for axis in at:
@@ -97,14 +101,14 @@ def comparisons(
             if len(at) == 1 or axis == "tokens":
                 raise
             refused = str(error)
-        found.append(Comparison(arms, base, whole, axis, margin, rows, refused))
+        found.append(Comparison(arms, base, whole, axis, margin, rows, refused, half))
     return found
 
 
-def _arms(folders: Sequence[Path]) -> list[Arm]:
+def _arms(folders: Sequence[Path], half: Half | None) -> list[Arm]:
     if len(folders) < 2:
         raise UsageError("a comparison needs two runs or more: kdcore show lists those there are")
-    arms = arms_of(folders)
+    arms = arms_of(folders, half)
     if len(arms) == 1:
         raise UsageError(
             f"these {len(folders)} runs differ in nothing but the seed, so there is nothing to "

@@ -16,7 +16,7 @@ from rich.text import Text
 from kdcore.analysis.rows import RowSample
 from kdcore.cli.examples import examples
 from kdcore.cli.main import plugin_manager
-from kdcore.commands.examination import Examined, Finding, Model, examine, trained_share
+from kdcore.commands.checks.examination import Examined, Finding, Model, examine, trained_share
 from kdcore.commands.fitting import labelled
 from kdcore.commands.output import Plugins, tell
 from kdcore.errors import UsageError
@@ -24,7 +24,7 @@ from kdcore.recipe.recipe import read_recipe
 from kdcore.terminal.formatting import count, percent
 
 _MARGIN = (0, 0, 0, 2)
-_STYLES = {"fault": "bold red", "warning": "yellow", "note": "dim"}
+_STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
 
 
 @examples("kdcore doctor quickstart --stage kd", "kdcore doctor mine.toml --set data.block=1024")
@@ -49,12 +49,12 @@ def doctor(
     names = [each.name for each in found.stages]
     if stage is not None and stage not in names:
         raise UsageError(f"recipe {found.name!r} has no stage {stage!r}: {', '.join(names)}")
-    faults = 0
+    errors = 0
     for examined in examine(found, stage):
         if stage is None or examined.name == found.run_name(stage):
             _tell(examined)
-            faults += sum(each.degree == "fault" for each in examined.findings)
-    if faults:
+            errors += sum(each.degree == "error" for each in examined.findings)
+    if errors:
         raise typer.Exit(UsageError.exit_code)
 
 
@@ -104,8 +104,10 @@ def _data(found: Examined) -> Iterator[tuple[str, str]]:
         if sample is found.samples[0]:
             yield "data", sample.data
         beginning = f"{sample.split}: "
-        told = [each.removeprefix(beginning) for each in found.told if each.startswith(beginning)]
-        yield sample.split, "\n".join(told) or _rows(sample)
+        said = [
+            each.removeprefix(beginning) for each in found.messages if each.startswith(beginning)
+        ]
+        yield sample.split, "\n".join(said) or _rows(sample)
     if not found.samples:
         return
     sample = found.samples[0]

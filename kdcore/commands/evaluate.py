@@ -37,7 +37,7 @@ from kdcore.training.evaluation import run_evals
 from kdcore.training.run_state import RunState
 
 if TYPE_CHECKING:
-    from kdcore.api.contracts import Stage
+    from kdcore.api.run import Stage
 
 
 @examples(

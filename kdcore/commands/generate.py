@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from kdcore.api.contracts import Data
+from kdcore.api.data import Data
 from kdcore.cli.examples import examples
 from kdcore.commands.models import named
 from kdcore.data.encoding import bos_of

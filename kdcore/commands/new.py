@@ -11,7 +11,7 @@ import tomli
 import typer
 
 from kdcore.cli.examples import as_epilog
-from kdcore.commands.plugin_template import check_name, files_of
+from kdcore.commands.drafts.plugin_template import check_name, files_of
 from kdcore.errors import UsageError
 from kdcore.recipe.files import find_recipe, recipe_name
 from kdcore.recipe.recipe import NAME
@@ -109,9 +109,9 @@ def _from_models(
     tokenizer: str | None,
 ) -> None:
     """A recipe for models and a file; reports their errors before anything is written."""
-    from kdcore.commands.data_file import look_at
-    from kdcore.commands.recipe_template import measure, recipe_text
-    from kdcore.commands.student_choice import choose
+    from kdcore.commands.drafts.data_file import look_at
+    from kdcore.commands.drafts.recipe_template import measure, recipe_text
+    from kdcore.commands.drafts.student_choice import choose
 
     given = {"teacher": teacher, "student": student, "data": data}
     missing = [f"--{name}" for name, value in given.items() if not value]

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Group
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from kdcore.analysis.hours import Hours, measured, predicted
 from kdcore.analysis.plan import StagePlan, plans_of
+from kdcore.analysis.processes import ProcessMemory, card_for
 from kdcore.cli.examples import examples
 from kdcore.cli.main import plugin_manager
 from kdcore.commands.fitting import labelled
@@ -25,17 +27,22 @@ from kdcore.objective.teachers import teachers_in
 from kdcore.recipe.recipe import Recipe, read_recipe
 from kdcore.runs.open import stage_outputs
 from kdcore.terminal.formatting import count, duration, percent, size
+from kdcore.training.micro_batch import MARGIN
 
 Train = Any  # the recipe's [train]
 Facts = Iterator[tuple[str, str]]
 
-_DEVICES = {"cpu": "memory of the process", "cuda": "memory of the GPU"}
+_DEVICES = {"cpu": "memory of the process", "cuda": "memory of the GPU (predicted)"}
 _UNKNOWN = "not known (plan downloads no data and loads no weights)"
 _TOKEN = 4  # bytes of a token on disk
 _MARGIN = (0, 0, 0, 2)
 
 
-@examples("kdcore plan quickstart", "kdcore plan mine.toml --set data.block=1024")
+@examples(
+    "kdcore plan quickstart",
+    "kdcore plan mine.toml --set data.block=1024",
+    "kdcore plan mine.toml --gpus 16",
+)
 def plan(
     recipe: Annotated[str, typer.Argument(help="A path, or the name of a shipped recipe.")],
     sets: Annotated[
@@ -53,6 +60,9 @@ def plan(
     measure: Annotated[
         bool, typer.Option("--measure", help="Take a few real steps; this does load weights.")
     ] = False,
+    gpus: Annotated[
+        int, typer.Option(min=0, help="Memory of each of up to so many GPUs, sharded and not.")
+    ] = 0,
     price: Annotated[
         float | None, typer.Option(min=0, help="Of a device's hour, in your currency.")
     ] = None,
@@ -69,7 +79,7 @@ def plan(
     for note in found.notes:
         print(note, file=sys.stderr)
     symbols: dict[str, str] = {}
-    for each in plans_of(found):
+    for each in plans_of(found, _counts(gpus)):
         _tell_stage(each)
         hours = predicted(each)
         all_of_it.append(measured(found, each, host, out, hours) if measure else hours)
@@ -122,6 +132,8 @@ def _tell_stage(plan: StagePlan) -> None:
     if plan.estimate is not None:
         tell(_parameters(plan.estimate), "", _memory(plan.estimate), "")
         tell(_disk(plan), "")
+    if plan.processes:
+        tell(_processes(plan.processes), "")
     if plan.unknown:
         tell(Padding(Text(_UNKNOWN, "yellow"), _MARGIN), labelled(_by_cause(plan.unknown)), "")
 
@@ -289,6 +301,35 @@ def _memory(estimate: Any) -> Padding:
         less = "activations with train.checkpointing = true"
         table.add_row(less, size(estimate.checkpointed), style="dim")
     return Padding(table, _MARGIN)
+
+
+def _counts(gpus: int) -> list[int]:
+    """Powers of two, and the number itself."""
+    return sorted({2**n for n in range(gpus.bit_length())} | {gpus}) if gpus else []
+
+
+def _processes(found: Sequence[ProcessMemory]) -> Padding:
+    """One line for each number of GPUs; a layout that nothing has is left out."""
+    layouts: dict[str, Sequence[int | None]] = {
+        "each has all": [each.whole for each in found],
+        "student sharded": [each.student for each in found],
+        "and teachers": [each.teachers for each in found],
+    }
+    shown = {name: sizes for name, sizes in layouts.items() if any(sizes)}
+    rows = sorted({each.rows for each in found})
+    read = f"{rows[-1]} row{'s' * (rows[-1] > 1)}"
+    table = _numbers("GPUs", *(title for name in shown for title in (name, "card")))
+    for n, each in enumerate(found):
+        table.add_row(f"{each.processes}", *_cells([sizes[n] for sizes in shown.values()]))
+    said = f"each of several GPUs (predicted, {read} at once), and the smallest card"
+    return Padding(Group(Text(said, "cyan"), table), _MARGIN)
+
+
+def _cells(sizes: Sequence[int | None]) -> Iterator[str]:
+    for each in sizes:
+        card = None if each is None else card_for(each, MARGIN)
+        yield "" if each is None else f"{each / 1e9:.1f} GB"
+        yield "" if each is None else f"{card} GB" if card else "none"
 
 
 def _disk(plan: StagePlan) -> Padding:

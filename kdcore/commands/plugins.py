@@ -7,9 +7,10 @@ import inspect
 import json
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
+import tomli_w
 import typer
 from rich.console import Group, RenderableType
 from rich.padding import Padding
@@ -18,12 +19,11 @@ from rich.text import Text
 
 from kdcore.api.component import Component
 from kdcore.api.kinds import KINDS
-from kdcore.api.options import options_of
+from kdcore.api.options import Option, describe, options_of
 from kdcore.cli.examples import examples
 from kdcore.cli.main import plugin_manager
+from kdcore.commands.checks.verifying import verify_plugin
 from kdcore.commands.output import AsJson, Plugins, print_json, tell
-from kdcore.commands.pasting import table_to_paste
-from kdcore.commands.verifying import verify_plugin
 from kdcore.errors import UsageError
 from kdcore.plugin.manager import PluginManager
 
@@ -155,7 +155,7 @@ def _component(kind: str, cls: type[Component]) -> RenderableType:
         default = "required" if option.required else _shown(option.default)
         told = "; ".join(filter(None, (option.bounds, option.doc)))
         table.add_row(option.name, Text(option.type), Text(default), Text(told))
-    paste = Padding(Text(table_to_paste(kind, cls), "green"), (1, 0, 0, 2))
+    paste = Padding(Text(_table_to_paste(kind, cls), "green"), (1, 0, 0, 2))
     return Group(title, Padding(table, (0, 0, 0, 2)), paste) if table.row_count else title
 
 
@@ -186,3 +186,42 @@ def _component_as_dict(kind: str, cls: type[Component]) -> dict[str, Any]:
         if isinstance(option["default"], Component):
             option["default"] = _shown(option["default"])
     return {"kind": kind, "name": cls.name, "doc": _doc(cls), "options": options}
+
+
+_TABLES: Mapping[str, str] = {
+    "loss": "[[loss]]",
+    "patch": "[[student.patch]]",
+    "eval": "[[eval]]",
+    "logger": "[[log]]",
+}
+"""Tables of kinds with their own syntax; others use `[KIND]`."""
+
+
+def _table_to_paste(kind: str, cls: type[Component]) -> str:
+    """The table with every option at its default; required ones as comments."""
+    head = [_TABLES.get(kind, f"[{kind}]"), f'use = "{cls.name}"']
+    return "\n".join([*head, *_option_lines(options_of(cls))])
+
+
+def _option_lines(options: list[Option]) -> Iterator[str]:
+    for option in options:
+        said = option.type + (f", {option.bounds}" if option.bounds else "")
+        if option.required:
+            yield f"# {option.name} =   required: {said}"
+        elif option.default is None:
+            yield f"# {option.name} =   {said}"
+        elif isinstance(option.default, Component):
+            yield f'{option.name} = {{use = "{option.default.name}"}}'
+        elif any(isinstance(each, Component) for each in _items(option.default)):
+            yield f"# {option.name} =   {_described(option.default)}"
+        else:
+            yield tomli_w.dumps({option.name: option.default}, multiline_strings=False).strip()
+
+
+def _items(value: object) -> list[object]:
+    return [*value] if isinstance(value, list) else []
+
+
+def _described(value: object) -> str:
+    """A default that contains components, in words."""
+    return ", ".join(describe(each) for each in _items(value) if isinstance(each, Component))

@@ -13,13 +13,13 @@ import typer
 from kdcore.analysis.statistics.differences import LEVEL
 from kdcore.cli.examples import examples
 from kdcore.cli.main import plugin_manager
-from kdcore.commands import report_data as data
-from kdcore.commands.arms import Arm
 from kdcore.commands.compare import comparisons, parsed_margin
-from kdcore.commands.compare_tables import Comparison, cells, notes, sentence, title, titles
-from kdcore.commands.comparing import Group, differing
+from kdcore.commands.comparison.arms import Arm
+from kdcore.commands.comparison.groups import Group, differing
+from kdcore.commands.comparison.tables import Comparison, cells, notes, sentence, title, titles
 from kdcore.commands.output import Plugins
-from kdcore.commands.report_charts import Interval, Line, curves, intervals, swatch
+from kdcore.commands.reporting import data as data
+from kdcore.commands.reporting.charts import Interval, Line, curves, intervals, swatch
 from kdcore.commands.show import found_runs
 from kdcore.errors import UsageError
 from kdcore.files import write_whole
@@ -74,7 +74,7 @@ def _coloured(arms: Sequence[Arm], rows: int, plugins: Sequence[str] | None) -> 
     selecting = [arm for arm in arms if _setting(arm, "selection.use")][:_TOKENS_OF]
     if not selecting:
         return
-    from kdcore.commands.report_tokens import coloured
+    from kdcore.commands.reporting.tokens import coloured
 
     host = plugin_manager([*(plugins or ())])
     for arm in selecting:
@@ -93,7 +93,7 @@ def page(found: Sequence[Comparison], coloured: Sequence[Any], price: float | No
 
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["picture"] = Markup
-    template = files("kdcore.commands").joinpath("templates/report.html").read_text("utf-8")
+    template = files("kdcore.commands.reporting").joinpath("report.html").read_text("utf-8")
     return environment.from_string(template).render(_content(found, coloured, price))
 
 

@@ -10,14 +10,13 @@ from typing import Annotated
 
 import tomli
 import typer
-from kdcore_cached.catalogue import stores_in
-from kdcore_cached.store import remove
 
 from kdcore.cli.examples import examples
-from kdcore.commands.cache_tables import size
 from kdcore.errors import RunError, UsageError
+from kdcore.files import remove_folder
 from kdcore.runs.folder import CHECKPOINTS, find_run, finished, locked, runs_in
 from kdcore.runs.reading.metrics import LOG
+from kdcore.terminal.formatting import disk_size
 
 _ENDED = re.compile(r" ends after step \d+ of \d+: (\w+): ")
 _NO_FAILURES = ("Interrupted", "KeyboardInterrupt")
@@ -43,7 +42,7 @@ def rm(
     _refuse_needed(asked, found, out)
     for folder in found:
         _refuse_busy(folder)
-        print(f"{folder}: {_state(folder)}, {size(_bytes(folder))}")
+        print(f"{folder}: {_state(folder)}, {disk_size(_bytes(folder))}")
     if not found:
         print(f"no run in {out} has failed")
         return
@@ -51,7 +50,7 @@ def rm(
         _ask(len(found))
     for folder in found:
         with locked(folder):
-            remove(folder)
+            remove_folder(folder)
 
 
 def _ask(count: int) -> None:
@@ -109,9 +108,10 @@ def _users(folder: Path, out: Path, leaving: Sequence[Path]) -> Iterator[str]:
         named = (part for text in _texts(other) for part in Path(text).parts)
         if other.resolve() not in gone and folder.name in named:
             yield str(other)
-    for store in stores_in(out / "caches"):
-        if f"{folder.name}/" in str(store.about["teacher"]):
-            yield str(store.folder)
+    # Whatever made a cache says in a JSON file in it which models it used.
+    notes = (out / "caches").glob("[!.]*/*.json")
+    model = f"{folder.name}/"
+    yield from sorted({str(n.parent) for n in notes if model in n.read_text("utf-8", "replace")})
 
 
 def _texts(folder: Path) -> Iterator[str]:

@@ -15,7 +15,7 @@ def kdcore_runs_end(folders: Sequence[Path]) -> None:
     """Compare the runs on standard error, if there are several."""
     if len(folders) < 2:
         return
-    from kdcore.commands.comparison import comparison_in_full
+    from kdcore.commands.comparison.group_tables import comparison_in_full
     from kdcore.commands.output import tell
 
     tell(*comparison_in_full(folders), *_texts(folders))

@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import annotated_types
 from pydantic.fields import FieldInfo
 
-from kdcore.api.contracts import StudentOptions
 from kdcore.api.kinds import KINDS
 from kdcore.api.options import (
     beside,
@@ -21,6 +20,7 @@ from kdcore.api.options import (
     option_types,
 )
 from kdcore.api.schedule import Schedule
+from kdcore.api.student import StudentOptions
 from kdcore.api.train_options import (
     RIVALS,
     ResourceOptions,

@@ -11,10 +11,10 @@ import typer
 from rich.text import Text
 
 from kdcore.cli.examples import examples
-from kdcore.commands import show_options as asked
-from kdcore.commands.comparison import as_rows, comparison_in_full, reasons, to_csv
+from kdcore.commands.comparison.group_tables import as_rows, comparison_in_full, reasons, to_csv
 from kdcore.commands.fitting import Column, Fitting
 from kdcore.commands.output import AsJson, Plugins, print_json, tell
+from kdcore.commands.rows import options as asked
 from kdcore.errors import UsageError
 from kdcore.runs.folder import failure_of, find_run, finished, runs_in
 from kdcore.runs.reading.facts import facts_of_folder, read_settings
@@ -91,13 +91,13 @@ def _look(looking: asked.Looking, tokens: bool, data: bool, as_csv: bool) -> Non
         raise UsageError("--csv has no place for rows of tokens; --json has")
     if tokens:
         looking.refuse("stage", "split", "rollouts", without="--data")
-        from kdcore.commands.tokens import show_tokens
+        from kdcore.commands.rows.tokens import show_tokens
 
         show_tokens(looking)
     else:
         looking.refuse("steps", "of_step", "scores", without="--tokens")
-        from kdcore.commands.data import show_data
-        from kdcore.commands.rollouts import show_rollouts
+        from kdcore.commands.rows.data import show_data
+        from kdcore.commands.rows.rollouts import show_rollouts
 
         (show_rollouts if looking.rollouts else show_data)(looking)
 

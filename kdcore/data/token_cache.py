@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Protocol, TypeVar
-from uuid import uuid4
 
 from kdcore.errors import KdcoreError
-from kdcore.files import machine_fault, write_whole
+from kdcore.files import machine_fault, remove_folder, write_whole
 
 _log = logging.getLogger("kdcore")
 _SUM = "kdcore-fingerprint.txt"  # of the tokens, next to them; absent in earlier versions
@@ -44,20 +42,22 @@ def verified(opened: Callable[[], _Opened], key: str) -> _Opened:
     if fault is None:
         return store
     _log.warning("the token cache %s is damaged (%s): it is made anew", folder, fault)
-    aside = folder.with_name(f".{folder.name}-{uuid4().hex}")
-    folder.rename(aside)
-    shutil.rmtree(aside)
+    remove_folder(folder)
     store = opened()
     _fault(store, folder)
     return store
 
 
-def _folder(key: str) -> Path:
-    """The folder in which datasets caches a generator with this fingerprint."""
+def caches() -> Path:
+    """Where datasets caches what it made."""
     import datasets.config
 
-    caches = Path(datasets.config.HF_DATASETS_CACHE)
-    return caches / "generator" / f"default-fingerprint=kdcore-{key}"
+    return Path(datasets.config.HF_DATASETS_CACHE)
+
+
+def _folder(key: str) -> Path:
+    """The folder in which datasets caches a generator with this fingerprint."""
+    return caches() / "generator" / f"default-fingerprint=kdcore-{key}"
 
 
 def _fault(store: _Store, folder: Path) -> str | None:

@@ -25,6 +25,7 @@ from kdcore.models import attention, positions
 from kdcore.models.head import logits_of, upcast
 from kdcore.models.hidden_states import HiddenStates
 from kdcore.models.logit_transforms import LogitTransform, allclose, verify
+from kdcore.sharding.wrapping import copied, is_sharded, rest, run_of, trunk_of
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel
@@ -62,26 +63,28 @@ class LanguageModel:
     the log mentions.
     """
 
-    weight: nn.Parameter | None  # [rows, H]
-    bias: nn.Parameter | None  # [rows]
     bend: LogitTransform | None = None  # applied to the head's logits
     precision: torch.dtype | None  # autocast dtype; None: that of the weight
+    replayed: Callable[[Batch, Callable[[Batch], Tensor]], Tensor | None] | None = None
+    """A batch and the trunk -> its states by a CUDA graph, or None."""
 
     def __init__(self, model: PreTrainedModel, precision: torch.dtype | None = None) -> None:
         self.model, self.precision = model, precision
-        self._trunk = _trunk_of(model)
+        self._trunk = trunk_of(model)
+        self._run_trunk = run_of(model, self._trunk)
+        self.sharded = is_sharded(model)  # its runs are collective calls
         self._hidden = HiddenStates(self._trunk, model.config, type(model).__name__)
         self.layer_sizes: Sequence[int] = ()  # width of each hidden state, once layers are watched
         # Some models search the ids for padding and warn, which syncs the device each time. Packed
         # rows contain pad ids and need no mask; other rows have one.
         vars(self._trunk)["warn_if_padding_and_no_attention_mask"] = _say_nothing
         head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-        self.weight = self.bias = None
+        self._head: nn.Linear | None = None  # None: `states` are the logits
         with eval_mode(model):
             ids = random_ids(model, self.device)
-            proved = type(head) is nn.Linear and verify(model, self._trunk, head, ids)
+            proved = type(head) is nn.Linear and verify(model, self._run_trunk, head, ids)
             if proved:
-                self.weight, self.bias = cast(nn.Parameter, head.weight), head.bias
+                self._head = head
                 self.width, self.bend = head.out_features, proved.bend
             else:
                 self.width = int(model(input_ids=ids, use_cache=False).logits.shape[-1])
@@ -98,10 +101,28 @@ class LanguageModel:
             self.isolates = self._takes_positions and self._keeps_documents_apart(ids)
 
     @property
+    def weight(self) -> nn.Parameter | None:
+        """The head's weight [rows, H]. Of a sharded model it is whole after a run of the trunk."""
+        return None if self._head is None else cast(nn.Parameter, self._head.weight)
+
+    @property
+    def bias(self) -> nn.Parameter | None:
+        """The head's bias [rows]."""
+        return None if self._head is None else cast("nn.Parameter | None", self._head.bias)
+
+    @property
     def device(self) -> torch.device:
         """The device of the model's inputs."""
         # Not the first parameter's, as transformers has it: offloaded layers are elsewhere.
         return cast(Tensor, self.model.get_input_embeddings().weight).device
+
+    def copy(self) -> LanguageModel:
+        """A frozen copy in evaluation mode, sharded as this is. Frozen weights may be shared."""
+        return LanguageModel(copied(self.model, self.precision))
+
+    def rest(self) -> None:
+        """Of a sharded model: drop gathered weights, before its parameters are read or changed."""
+        rest(self.model)
 
     def compile_layers(self, **options: Any) -> None:
         """Compile the trunk's layers in place. They are alike, so one compilation serves all.
@@ -123,7 +144,7 @@ class LanguageModel:
             ids = random_ids(self.model, self.device)
             with eval_mode(self.model):
                 self.layer_sizes = self._hidden.proved(
-                    new, lambda **asked: self._trunk(input_ids=ids, use_cache=False, **asked)
+                    new, lambda **asked: self._run_trunk(input_ids=ids, use_cache=False, **asked)
                 )
         return numbers
 
@@ -139,6 +160,10 @@ class LanguageModel:
 
     def states(self, batch: Batch) -> Tensor:
         """The trunk's last hidden states [rows * time, H]; gradient by the caller's grad mode."""
+        found = None if self.replayed is None else self.replayed(batch, self._last)
+        return self._last(batch) if found is None else found
+
+    def _last(self, batch: Batch) -> Tensor:
         return self._states(batch)[0]
 
     def _states(self, batch: Batch) -> list[Tensor]:
@@ -224,9 +249,9 @@ class LanguageModel:
             arguments["past_key_values"] = cache
         if self._takes_positions:
             arguments["position_ids"] = position_ids
-        module = self.model if self.weight is None else self._trunk
-        out = module(input_ids=input_ids, **arguments)
-        states: Tensor = out.logits if self.weight is None else out[0]
+        run = self.model if self._head is None else self._run_trunk
+        out = run(input_ids=input_ids, **arguments)
+        states: Tensor = out.logits if self._head is None else out[0]
         return states if cache is None else states[:, -1]
 
     def _run(
@@ -260,9 +285,9 @@ class LanguageModel:
                 input_ids, position_ids = _real(input_ids, packing), _real(position_ids, packing)
         if self._takes_positions:
             arguments["position_ids"] = position_ids
-        module = self.model if self.weight is None else self._trunk
-        out = module(input_ids=input_ids, **arguments)
-        found = [out.logits if self.weight is None else out[0], *self._hidden.take()]
+        run = self.model if self._head is None else self._run_trunk
+        out = run(input_ids=input_ids, **arguments)
+        found = [out.logits if self._head is None else out[0], *self._hidden.take()]
         if packing is not None and self._packs and packing.real is not None:
             real = packing.real
             empty = [states.new_zeros(shape.numel(), states.shape[-1]) for states in found]
@@ -368,10 +393,3 @@ def _real(tensor: Tensor, packing: Packing) -> Tensor:
     """[rows, time] -> [1, n]: without padding."""
     flat = tensor.reshape(-1)
     return (flat if packing.real is None else flat[packing.real])[None]
-
-
-def _trunk_of(model: PreTrainedModel) -> nn.Module:
-    """The model without its head; for a PEFT model, that of the wrapped model."""
-    unwrap: Callable[[], PreTrainedModel] | None = getattr(model, "get_base_model", None)
-    trunk: nn.Module = (unwrap() if unwrap else model).base_model
-    return trunk

@@ -14,6 +14,7 @@ from torch import Tensor
 from kdcore.models.causal_lm import LanguageModel, random_ids
 from kdcore.models.completions import Completion, Prompt, Sampling, uniforms
 from kdcore.models.logit_transforms import allclose
+from kdcore.sharding.turns import largest
 
 if TYPE_CHECKING:
     from transformers import DynamicCache
@@ -174,33 +175,47 @@ def sample(
     Each token's random number derives from the prompt's seed and the token's index. The caller sets
     evaluation mode and precision.
     """
-    if not prompts:
+    if not prompts and not model.sharded:
         return []
+    rows = [each.ids for each in prompts] or [[0]]
     with torch.no_grad():
-        following = next_tokens(model, [each.ids for each in prompts], sampling.vocabulary)
-    return sample_from(following, prompts, sampling, source=source)
+        following = next_tokens(model, rows, sampling.vocabulary)
+    return sample_from(following, prompts, sampling, source=source, together=model.sharded)
 
 
 def sample_from(
-    following: NextTokens, prompts: Sequence[Prompt], sampling: Sampling, *, source: str
+    following: NextTokens,
+    prompts: Sequence[Prompt],
+    sampling: Sampling,
+    *,
+    source: str,
+    together: bool = False,
 ) -> list[Completion]:
-    """The same for any source of next-token scores, over the ids it has."""
-    draws = np.stack([uniforms(each.seed, sampling.max_new_tokens) for each in prompts])
+    """The same for any source of next-token scores, over the ids it has.
+
+    `together`: all processes run its models in step. One that is done, or has no prompts and a row
+    in their place, continues with a row that is not used until the last one is done.
+    """
+    draws = [uniforms(each.seed, sampling.max_new_tokens) for each in prompts]
     ids: list[list[int]] = [[] for _ in prompts]
     logs: list[list[float]] = [[] for _ in prompts]
     with torch.no_grad():
         there = list(range(len(prompts)))
         for index in range(sampling.max_new_tokens):
-            chosen, log_probs = draw(following.logits(), draws[there, index], sampling)
-            new = chosen.tolist()
-            for n, one, log in zip(there, new, log_probs.tolist(), strict=True):
+            logits = following.logits()
+            numbers = np.array([draws[n][index] for n in there] or [0.0])
+            chosen, log_probs = draw(logits, numbers, sampling)
+            new = chosen.tolist()[: len(there)]
+            for n, one, log in zip(there, new, log_probs.tolist(), strict=False):
                 ids[n].append(one)
                 logs[n].append(log)
             going = [n for n, one in enumerate(new) if one not in sampling.ends]
-            if not going or index + 1 == sampling.max_new_tokens:
+            left = index + 1 < sampling.max_new_tokens and bool(going)
+            if not (largest(left) if together else left):
                 break
-            following.advance(chosen[torch.tensor(going, device=chosen.device)], going)
             there = [there[n] for n in going]
+            rows = going or [0]
+            following.advance(chosen[torch.tensor(rows, device=chosen.device)], rows)
     return [
         Completion(tuple(some), some[-1] in sampling.ends, tuple(each), source)
         for some, each in zip(ids, logs, strict=True)

@@ -12,6 +12,7 @@ import torch
 from kdcore.data.batch import Row
 from kdcore.data.encoding import own_beginning
 from kdcore.models.causal_lm import eval_mode
+from kdcore.sharding.wrapping import is_sharded
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -48,7 +49,10 @@ def generate(
     config = _config(model, tokenizer, max_new_tokens, temperature, top_k, top_p, ends)
     with _undisturbed(model, seed):
         out: Any = model.generate(  # type: ignore[operator]
-            input_ids=ids, attention_mask=mask.to(model.device), generation_config=config
+            input_ids=ids,
+            attention_mask=mask.to(model.device),
+            generation_config=config,
+            synced_gpus=is_sharded(model),
         )
     return [
         _written(tokenizer, row, new) for row, new in zip(rows, out[:, time:].tolist(), strict=True)

@@ -7,6 +7,7 @@ runs only where the recipe trusts that model by name.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,8 +16,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from kdcore.checksums import refuse_changed
-from kdcore.errors import RunError
+from kdcore.errors import RunError, UsageError
 from kdcore.models.locations import is_path, is_trusted, loading_error, location_of, refuse_pickle
+from kdcore.sharding.wrapping import shard
 from kdcore.terminal.bars import progress
 from kdcore.terminal.libraries import DownloadBar, without_bars
 
@@ -36,12 +38,14 @@ def load_model(
     quantise: Literal["8bit", "4bit"] | None = None,
     adapter: str | None = None,
     offload: bool = False,
+    sharded: bool = False,
     key: str | None = None,
 ) -> PreTrainedModel:
     """A causal language model from a folder or the hub, on the device.
 
     `adapter` is a PEFT adapter to apply; if `name` is an adapter itself, it is applied to the base
     that it names. Adapters stay unmerged. `offload` leaves the layers on the CPU until they run.
+    With `sharded`, all processes of the run together load a frozen model and divide its weights.
     `attention` is transformers' `attn_implementation`. `key` is the recipe key that names the
     model, for advice in errors.
     """
@@ -55,7 +59,7 @@ def load_model(
     base, own = _parts(name)
     if own is not None and adapter is not None:
         raise RunError(f"{name!r} is an adapter; leave {adapter!r} out, or name the base as model")
-    place = torch.device("cpu") if offload else device
+    place = torch.device("cpu") if offload or sharded else device
     known = key if own is None else None
     model = _load(base, dtype, place, attention, quantise, key=known)
     if adapter is not None or own is not None:
@@ -66,6 +70,8 @@ def load_model(
         from kdcore.models.offload import offload_layers
 
         offload_layers(model, device)
+    if sharded:
+        shard(model.eval().requires_grad_(False), device)  # type: ignore[no-untyped-call]
     return model
 
 
@@ -123,7 +129,10 @@ def _load(
     model, told = loaded
     if told["missing_keys"]:
         first = min(told["missing_keys"])
-        raise RunError(f"cannot use {name!r}: its files lack {first!r}, which would stay random")
+        raise RunError(
+            f"cannot use {name!r}: its files lack {first!r}, which would stay random; name a "
+            "causal language model with all of its weights"
+        )
     return model
 
 
@@ -220,7 +229,10 @@ def _quantisation(
     from importlib.util import find_spec
 
     if device.type != "cuda":
-        raise RunError(f'quantise = "{quantise}" needs a CUDA device, and this is {device.type!r}')
+        raise RunError(
+            f'quantise = "{quantise}" needs a CUDA device, and this is {device.type!r}; leave '
+            "`quantise` out"
+        )
     if find_spec("bitsandbytes") is None:
         raise RunError(f'quantise = "{quantise}" needs bitsandbytes: pip install "kdcore[gpu]"')
     from transformers import BitsAndBytesConfig
@@ -233,14 +245,35 @@ def _quantisation(
     return BitsAndBytesConfig(**options)  # type: ignore[no-untyped-call]
 
 
+OLDEST_TORCH = (2, 8)
+"""The first with products of halves in float32 that are added up."""
+
+
+def refuse_old_torch() -> None:
+    """Raise UsageError for a torch that was installed against the requirements."""
+    found = tuple(int(n) for n in re.findall(r"\d+", torch.__version__)[:2])
+    if found < OLDEST_TORCH:
+        oldest = ".".join(map(str, OLDEST_TORCH))
+        raise UsageError(
+            f"torch {torch.__version__} is too old: kdcore needs {oldest} or later; type "
+            f'pip install --upgrade "torch>={oldest}"'
+        )
+
+
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def precision_of(name: str, device: torch.device) -> str:
     """accelerate's name of the recipe's precision on this device."""
+    on_gpu = device.type == "cuda"
+    has_units = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+    if name == "bf16" and on_gpu and not has_units:
+        raise RunError(
+            'train.precision = "bf16": this device has no units for it; leave precision out, which '
+            'is "fp16" here'
+        )
     if name != "auto":
         return {"fp32": "no"}.get(name, name)
-    if device.type != "cuda":
+    if not on_gpu:
         return "no"  # bf16 on a CPU without hardware support is ten times slower
-    has_units = torch.cuda.is_bf16_supported(including_emulation=False)
     return "bf16" if has_units else "fp16"

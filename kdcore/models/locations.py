@@ -60,7 +60,10 @@ _FAULTS = {
     "instantiate the backend tokenizer": (
         "it has no tokenizer that can be read (tokenizer.json); lay the model's own into it"
     ),
-    "Unrecognized model": "it has no config.json with a model_type, as save_pretrained writes it",
+    "Unrecognized model": (
+        "it has no config.json with a model_type, as save_pretrained writes it; copy the model's "
+        "own into it"
+    ),
     "Unrecognized configuration class": (
         "its config.json says that it is no causal language model; name one that writes text"
     ),
@@ -77,7 +80,11 @@ def _folder_fault(error: Exception) -> str:
 
 
 def _hub_fault(error: Exception, key: str | None) -> str:
-    instead = f"give a local folder with --set {key}=PATH" if key else "name a local folder"
+    instead = (
+        f"give a local folder with --set {key}=PATH"
+        if key
+        else 'give a local folder: model = "PATH"'
+    )
     causes = {type(cause).__name__ for cause in exception_chain(error)}
     if "GatedRepoError" in causes:
         return (

@@ -5,7 +5,7 @@ The transform that a model uses is verified against its own logits.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -82,7 +82,7 @@ class Verified:
 
 
 def verify(
-    model: PreTrainedModel, trunk: nn.Module, head: nn.Linear, ids: Tensor
+    model: PreTrainedModel, trunk: Callable[..., Any], head: nn.Linear, ids: Tensor
 ) -> Verified | None:
     """Find the transform between head and logits; None if the model does something else.
 

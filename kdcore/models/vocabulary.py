@@ -100,7 +100,7 @@ def _refuse_conflicts(
         return
     named = "\n".join(
         f"    {n}: {_shown(ours, n)} to the student, {_shown(theirs, n)} to {name}"
-        for n in conflicts[:5]
+        for n in conflicts[:4]
     )
     raise RunError(
         f"the tokenizers differ: {len(conflicts):,} of {len(shared):,} ids mean something else to "

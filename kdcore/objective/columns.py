@@ -8,7 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from kdcore.api.component import Component
-from kdcore.api.contracts import Eval, Stage, Term
+from kdcore.api.loss import Term
+from kdcore.api.observers import Eval
+from kdcore.api.run import Stage
 from kdcore.data.columns import fingerprint_of
 from kdcore.data.streaming import Stream
 from kdcore.data.where import SOURCE, Columns, Value, Where, value_of, values_in
@@ -16,7 +18,7 @@ from kdcore.errors import RunError
 from kdcore.guard import call_checked
 
 if TYPE_CHECKING:
-    from kdcore.api.contracts import Run
+    from kdcore.api.run import Run
 
 _log = logging.getLogger("kdcore")
 _MOST = 10  # values listed in a message

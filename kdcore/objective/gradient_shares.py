@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from kdcore.api.contracts import Term
+from kdcore.api.loss import Term
 from kdcore.api.schedule import Schedule
 
 if TYPE_CHECKING:

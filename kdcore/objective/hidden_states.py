@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from kdcore.api.contracts import Teacher, Term
-from kdcore.api.hidden_states import HiddenStatesLoss
+from kdcore.api.loss import HiddenStatesLoss, Term
+from kdcore.api.teacher import Teacher
 from kdcore.errors import PluginError, RunError
 from kdcore.guard import call_checked, describe_component, inputs_unchanged, plugin_errors
 from kdcore.models.head import upcast
 from kdcore.models.hidden_states import layer_fault
 
 if TYPE_CHECKING:
-    from kdcore.api.contracts import Run
+    from kdcore.api.run import Run
     from kdcore.models.causal_lm import LanguageModel
 
 Weighted = tuple[Term, float]

@@ -1,20 +1,16 @@
-"""Per-token losses on a chunk of logits, eager or compiled.
-
-Compiled losses see one static shape: the last chunk is padded, and the surplus discarded. Weights
-are tensor inputs. If a loss changes its options during a run, all losses run eagerly from then on,
-with a warning: dynamo would recompile on every change and silently give up after eight variants.
-"""
+"""Per-token losses on a chunk of logits: checked, weighted, with their gradient."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
-from types import FunctionType
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from kdcore.api.contracts import Loss, PreparedLoss, Teacher
+from kdcore.api.loss import Loss
+from kdcore.api.teacher import Teacher
+from kdcore.api.tokens import PreparedLoss
 from kdcore.data.batch import Parts, SparseLogits, TwoVocabularies
 from kdcore.errors import PluginError
 from kdcore.guard import call_checked, describe_component, inputs_unchanged, plugin_errors
@@ -164,125 +160,3 @@ def tell_untempered(teacher: Teacher | None, losses: Iterable[Loss]) -> None:
                     "tell it",
                     *(teacher.name, at, loss.name),
                 )
-
-
-def compiled_values_of(losses: Sequence[Loss], chunk: int) -> Values:
-    """The same values as `values_of(losses)`, compiled for chunks of exactly `chunk` tokens."""
-    # Imported here: it takes a second, and few runs compile.
-    from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
-
-    plain = values_of(losses)
-    # One graph or an error: dynamo's graph breaks and fallbacks are silent.
-    fast = torch.compile(_functional(losses), dynamic=False, fullgraph=True)
-    options = _options(losses)
-    compiled = True
-
-    def values(
-        student: Tensor,
-        teacher: Answer,
-        labels: Tensor,
-        weights: Tensor,
-        prepared: Prepared = (),
-    ) -> tuple[Tensor, Tensor]:
-        nonlocal compiled
-        if compiled and not _same(_options(losses), options):
-            compiled = False
-            _log.warning("a loss changes its options during the run, so losses run uncompiled")
-        if compiled:
-            missing = chunk - len(labels)
-            other = _filled_answer(teacher, missing)
-            some = _of_own_strides(weights, chunk)
-            whole = _filled(student, missing)
-            try:
-                ready = [None if each is None else _filled(each, missing) for each in prepared]
-                sums = fast(whole, other, _filled(labels, missing), some, ready)
-                return sums, whole[: len(labels)]
-            except (TorchDynamoException, FailOnRecompileLimitHit) as error:
-                compiled = False
-                first = str(error).strip().split("\n")[0]
-                _log.warning("losses run uncompiled, as compiling them failed: %s", first)
-        return plain(student, teacher, labels, weights, prepared)
-
-    return values
-
-
-def _of_own_strides(weights: Tensor, chunk: int) -> Tensor:
-    """Padded with zeros, contiguous: as a slice, its strides would trigger recompilation."""
-    some = weights.new_zeros(len(weights), chunk)
-    some[:, : weights.shape[1]] = weights
-    return some
-
-
-def _filled(tensor: Tensor, missing: int) -> Tensor:
-    """Padded by repeating the last row. Rows of zeros could make a loss divide by zero."""
-    if not missing:
-        return tensor
-    return torch.cat([tensor, tensor[-1:].expand(missing, *tensor.shape[1:])])
-
-
-def _filled_answer(teacher: Answer, missing: int) -> Answer:
-    if isinstance(teacher, TwoVocabularies):
-        shared = _filled_answer(teacher.shared, missing)
-        assert not isinstance(shared, TwoVocabularies)
-        return TwoVocabularies(shared, _filled(teacher.own, missing))
-    if isinstance(teacher, Parts):
-        return Parts(teacher.weights, tuple(_filled_one(one, missing) for one in teacher.each))
-    return None if teacher is None else _filled_one(teacher, missing)
-
-
-def _filled_one(teacher: Tensor | SparseLogits, missing: int) -> Tensor | SparseLogits:
-    if isinstance(teacher, SparseLogits):
-        ids, logs, tempered = teacher
-        more = tempered and {at: _filled(some, missing) for at, some in tempered.items()}
-        return type(teacher)(_filled(ids, missing), _filled(logs, missing), more)
-    return _filled(teacher, missing)
-
-
-def _functional(losses: Sequence[Loss]) -> Callable[..., Tensor]:
-    """The sums; the gradient overwrites the student's logits."""
-    temperatures = [temperature_of(loss) for loss in losses]
-
-    def values(
-        student: Tensor,
-        teacher: Answer,
-        labels: Tensor,
-        weights: Tensor,
-        prepared: Prepared = (),
-    ) -> Tensor:
-        def total(logits: Tensor) -> tuple[Tensor, Tensor]:
-            each = [
-                (checked_values(loss, logits, teacher, labels, at, ready) * weight).sum()
-                for loss, weight, at, ready in zip(
-                    losses, weights, temperatures, prepared or [None] * len(losses), strict=True
-                )
-            ]
-            sums = torch.stack(each)
-            return sums.sum(), sums.detach()
-
-        # The same gradient as in `values_of`, in a form that traces into one graph with the losses.
-        # Padded tokens have weight 0, so they add nothing to the sums.
-        sums: Tensor
-        gradient, sums = torch.func.grad(total, has_aux=True)(student)
-        student.copy_(gradient)
-        return sums
-
-    # Dynamo counts variants per code object, over all runs of a process, so each set of losses gets
-    # its own. From torch 2.13 on, `torch.compile(isolate_recompiles=True)` can replace this.
-    assert isinstance(values, FunctionType)
-    values.__code__ = values.__code__.replace()
-    return values
-
-
-def _options(losses: Sequence[Loss]) -> list[tuple[str, object]]:
-    return [item for loss in losses for item in vars(loss).items()]
-
-
-def _same(some: list[tuple[str, object]], others: list[tuple[str, object]]) -> bool:
-    return len(some) == len(others) and all(
-        name == other_name and (value is other or _equal(value, other))
-        for (name, value), (other_name, other) in zip(some, others, strict=True)
-    )
-
-
-def _equal(value: object, other: object) -> bool:
-    return not isinstance(value, Tensor) and bool(value == other)

@@ -22,7 +22,7 @@ from kdcore.objective.chunked_loss import ChunkedLoss, ChunkedLossInputs, Values
 from kdcore.objective.hidden_states import HiddenTerms, compares_states
 
 if TYPE_CHECKING:
-    from kdcore.api.contracts import Term
+    from kdcore.api.loss import Term
     from kdcore.models.causal_lm import LanguageModel
 
 

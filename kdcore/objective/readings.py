@@ -8,7 +8,8 @@ from typing import NamedTuple, cast
 import numpy as np
 from torch import Tensor
 
-from kdcore.api.contracts import Loss, Teacher
+from kdcore.api.loss import Loss
+from kdcore.api.teacher import Teacher
 from kdcore.data.batch import (
     Batch,
     LogitsFn,

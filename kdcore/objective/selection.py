@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdcore.api.contracts import PreparedLoss, Selection, Term, Tokens
+from kdcore.api.loss import Term
+from kdcore.api.tokens import PreparedLoss, Selection, Tokens
 from kdcore.data.collate import sent
 from kdcore.distributed import Gather, Total, alone
 from kdcore.errors import PluginError
@@ -29,7 +30,7 @@ from kdcore.objective.step_tokens import Chosen, RankedScores, ScoredBatch, Step
 from kdcore.objective.teachers import has_own_vocabulary, may_skip
 
 if TYPE_CHECKING:
-    from kdcore.api.contracts import Run
+    from kdcore.api.run import Run
 
 
 @dataclass(eq=False)

@@ -11,8 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdcore.api.contracts import Loss, Teacher, Term, Tokens
+from kdcore.api.loss import Loss, Term
 from kdcore.api.schedule import Scheduled, value_now
+from kdcore.api.teacher import Teacher
+from kdcore.api.tokens import Tokens
 from kdcore.data.batch import OLD_LOG_PROBS, LogitsFn, columns_of
 from kdcore.data.collate import sent
 from kdcore.data.where import Value, categories_among
@@ -319,6 +321,8 @@ class StepTokens(Tokens):
 
     def _logits(self, part: ScoredBatch) -> LogitsFn:
         vocabulary = part.reading.batch.vocabulary
+        if self._student.sharded:
+            _ = part.states  # gathers the head
         head = self._head = self._head or self._student.head()
         return lambda positions: head(part.states[positions])[:, :vocabulary]
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from kdcore.api.component import Component
-from kdcore.api.contracts import Teacher
 from kdcore.api.options import iter_components
+from kdcore.api.teacher import Teacher
 from kdcore.data.batch import (
     Batch,
     LogitsFn,
@@ -33,7 +33,7 @@ from kdcore.models.head import nll_from_logits, upcast
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-    from kdcore.api.contracts import Run
+    from kdcore.api.run import Run
 
 
 def read(teacher: Teacher, batch: Batch) -> LogitsFn:

@@ -13,8 +13,8 @@ import pluggy
 
 from kdcore.api import hookspecs
 from kdcore.api.component import Component
-from kdcore.api.contracts import Logger
 from kdcore.api.kinds import KINDS
+from kdcore.api.observers import Logger
 from kdcore.errors import (
     Interrupted,
     KdcoreError,

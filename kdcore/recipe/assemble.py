@@ -7,20 +7,14 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from kdcore.api.component import Component
-from kdcore.api.contracts import (
-    Data,
-    Eval,
-    Logger,
-    Loss,
-    Rollout,
-    Selection,
-    Stage,
-    StudentOptions,
-    Teacher,
-    Term,
-    Tokenizer,
-)
-from kdcore.api.options import ask_for_columns
+from kdcore.api.data import Data, Rollout, Tokenizer
+from kdcore.api.loss import Loss, Term
+from kdcore.api.observers import Eval, Logger
+from kdcore.api.options import ask_for_columns, option_types
+from kdcore.api.run import Stage
+from kdcore.api.student import StudentOptions
+from kdcore.api.teacher import Teacher
+from kdcore.api.tokens import Selection
 from kdcore.api.train_options import (
     RIVALS,
     ResourceOptions,
@@ -33,6 +27,7 @@ from kdcore.api.train_options import (
 from kdcore.data.where import unknown_columns
 from kdcore.errors import Fault, did_you_mean
 from kdcore.guard import call_checked, call_checked_list, needs_teacher
+from kdcore.optim import sharding_error
 from kdcore.recipe.build import Builder, shown
 from kdcore.recipe.node import (
     AT_TOP,
@@ -234,7 +229,7 @@ def shape_faults(table: Node, title: str) -> Iterator[Fault]:
         if key in AT_TOP:
             yield value.fault(f"{key} stands at the top level of the recipe, not in a stage")
         elif key not in IN_STAGE:
-            near = did_you_mean(key, (*AT_TOP, *IN_STAGE))
+            near = did_you_mean(key, (*AT_TOP, *IN_STAGE)) or _inside(key, table)
             hint = "" if near else f"it has: {', '.join((*AT_TOP, *IN_STAGE))}"
             yield value.fault(f"a recipe has no {key!r}{near}", hint)
         elif key in TABLES and not value.is_table:
@@ -250,6 +245,18 @@ def shape_faults(table: Node, title: str) -> Iterator[Fault]:
             yield place.fault(f"{title} has no {brackets}", f"add {way}")
 
 
+def _inside(key: str, table: Node) -> str:
+    """The option that an unknown key at the top level seems to mean: `; did you mean train.lr?`."""
+    if (found := ours(key)) or key in option_types(TrainOptions):
+        return f"; did you mean train.{found[0] if found else key}?"
+    ways = []
+    for name, value in table.table.items():
+        items = {item.use or at: item for at, item in enumerate(value.items, 1)}
+        ways += [f"{name}.{at}.{key}" for at, item in items.items() if key in item.table]
+        ways += [f"{name}.{key}"] if key in value.table else []
+    return f"; did you mean {' or '.join(ways)}?" if ways else ""
+
+
 def _what(value: Node) -> str:
     return "a list" if value.is_list else shown(value.plain())
 
@@ -260,6 +267,7 @@ def rules_between(stage: Assembly) -> Iterator[Fault]:
     yield from _documents_in_chunks(stage)
     yield from _mode_of_nothing(stage)
     yield from _tokenizer_of_fresh_student(stage)
+    yield from _whole_weights_of_shards(stage)
     yield from _tokens_without_selection(stage)
     yield from _teacher_and_its_users(stage)
     yield from state_faults(stage)
@@ -275,12 +283,15 @@ def _one_of_rivals(stage: Assembly) -> Iterator[Fault]:
                 yield from _one_of(table, key, rivals)
 
 
+_AMOUNTS = "add epochs = 3, steps = 1000 or tokens = 100_000_000"
+
+
 def _one_of(table: Node, key: str, rivals: Rivals) -> Iterator[Fault]:
     given = [rival for rival in table.table if rival in rivals.names]
     names = f"{', '.join(rivals.names[:-1])} and {rivals.names[-1]}"
     meant = {found[0] for word in table.table if (found := ours(word))}
     if rivals.needed and not given and not meant & {*rivals.names}:
-        yield table.fault(f"[{key}] needs one of {names}")
+        yield table.fault(f"[{key}] needs one of {names}", _AMOUNTS if key == "train" else "")
     for rival in given[1:]:
         said = f"[{key}] takes one of {names}, and {given[0]} is given as well"
         yield table.table[rival].fault(said, f"leave out {given[0]} or {rival}")
@@ -299,6 +310,18 @@ def _documents_in_chunks(stage: Assembly) -> Iterator[Fault]:
     if train and "batch_documents" in train.table and data is not None and data.rows == "chunk":
         said = 'batch_documents counts documents, and [data] rows = "chunk" cuts across them'
         yield train.table["batch_documents"].fault(said, 'say batch, or rows = "pack" or "one"')
+
+
+def _whole_weights_of_shards(stage: Assembly) -> Iterator[Fault]:
+    options = stage.train
+    if options is None or options.shard == "none":
+        return
+    said, table = 'shard = "full" divides every weight between processes', stage.tables["train"]
+    if fault := sharding_error(options.optimizer):
+        yield table.fault(f"{said}, and the optimizer {fault}", 'say optimizer = "adamw"')
+    for key in ("bf16_weights", "cuda_graphs", "compile_trunk"):
+        if getattr(options, key):
+            yield table.fault(f"{said}, and {key} needs them whole", f"leave {key} out")
 
 
 def _tokenizer_of_fresh_student(stage: Assembly) -> Iterator[Fault]:

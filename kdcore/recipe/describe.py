@@ -16,15 +16,15 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from kdcore.api.component import Component
-from kdcore.api.contracts import Stage, Term
-from kdcore.api.hidden_states import HiddenStatesLoss
+from kdcore.api.loss import HiddenStatesLoss, Term
 from kdcore.api.options import beside, option_values
+from kdcore.api.run import Stage
 from kdcore.api.schedule import Schedule
 from kdcore.data.where import values_in
 from kdcore.guard import call_checked
 
 if TYPE_CHECKING:
-    from kdcore.api.contracts import Teacher
+    from kdcore.api.teacher import Teacher
     from kdcore.api.train_options import TrainOptions
 
 

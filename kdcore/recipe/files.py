@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from kdcore.recipe.merge import merge_recipes
 from kdcore.recipe.node import Node, Source
 
 _EMPTY = "a recipe needs [student], [data], [[loss]] and [train]"
+_NEW = "kdcore new recipe {} --teacher MODEL --student MODEL --data FILE"
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,8 @@ def _requires(layer: Node) -> list[Node]:
 
 def _circle(extends: Node, layers: list[Node], name: str) -> Fault:
     chain = " extends ".join([*(layer.source.name for layer in layers), name])
-    return extends.fault(f"extends goes round in a circle: {chain}")
+    said = f"extends goes round in a circle: {chain}"
+    return extends.fault(said, "leave extends out of one of them")
 
 
 def _extended(extends: Node, path: Path, name: str) -> tuple[Path, str]:
@@ -88,7 +91,7 @@ def _read(path: Path, name: str) -> str:
         before = data[: error.start]
         line, column = before.count(b"\n") + 1, error.start - before.rfind(b"\n")
         said = "this is no text in UTF-8, so no recipe"
-        raise RecipeError([Fault(said, name, line, column)]) from None
+        raise RecipeError([Fault(said, name, line, column, hint="save it as UTF-8")]) from None
 
 
 def _parse(text: str, name: str) -> Node:
@@ -109,13 +112,26 @@ def _parse(text: str, name: str) -> Node:
 
 def _not_toml(error: tomli.TOMLDecodeError, name: str) -> Fault:
     shown = (error.doc.split("\n"))[error.lineno - 1].replace("\t", " ")
-    hint = 'a text needs quotes: use = "kl"' if error.msg == "Invalid value" else ""
-    if error.msg.startswith("Cannot declare"):
-        hint = "a table is written once; [[name]] adds an item to a list of tables"
-    elif error.msg == "Cannot overwrite a value":
-        hint = "a key is given once"
+    ways = (way for said, form, way in _WAYS if said in error.msg and re.match(form, shown))
+    hint = next(ways, "")
     said = f"this is not TOML: {error.msg[0].lower()}{error.msg[1:]}"
     return Fault(said, name, error.lineno, error.colno, shown, hint)
+
+
+_WAYS = (
+    ("Cannot declare", "", "a table is written once; [[name]] adds an item to a list of tables"),
+    ("Cannot overwrite a value", "", "a key is given once"),
+    ("Invalid value", r".*[\u2018-\u201f\xab\xbb]", 'write straight quotes: use = "kl"'),
+    ("Invalid value", r".*=\s*(True|False)\b", "write true and false in small letters"),
+    ("Invalid value", "", 'a text needs quotes: use = "kl"'),
+    ("Illegal character", "", 'a text ends with the quote that it begins with: use = "kl"'),
+    ("Expected '='", r"\s*[\w-]+\s*:", "write key = value, and a table as [train]"),
+    ("Expected '='", "", "a key is one word: lr = 1e-3"),
+    ("Expected newline", r".*=\s*[\d.]+,\d", "numbers have a point: 0.001"),
+    ("Expected newline", "", "write one key a line, and nothing after its value"),
+    ("Invalid statement", r"\s*\{", "this looks like JSON: write [train], and below it lr = 1e-3"),
+)
+"""What the parser says, a pattern of the line, and what to write instead."""
 
 
 def find_recipe(name: str, among: Path | None = None) -> Path:
@@ -132,11 +148,14 @@ def find_recipe(name: str, among: Path | None = None) -> Path:
         return shipped[asked]
     if os.path.isdir(path):
         raise UsageError(f"{name} is a folder; a recipe is a TOML file")
-    beside = {each.stem: str(each) for each in path.parent.glob("*.toml")}
-    near = [beside[stem] for stem in difflib.get_close_matches(path.stem, beside, 2)]
-    near += difflib.get_close_matches(asked, shipped, 3, 0.5)
-    hint = f"; the nearest are {', '.join(near)}" if near else "; type kdcore recipes for a list"
-    raise UsageError(f"there is no recipe {name!r}{hint}")
+    is_file = name.endswith(".toml")
+    neighbours = {each.stem: str(each) for each in path.parent.glob("*.toml")}
+    near = [neighbours[stem] for stem in difflib.get_close_matches(path.stem, neighbours, 2)]
+    near += difflib.get_close_matches(asked, shipped, 3, 0.75 if is_file else 0.5)
+    hint = f"{_NEW.format(name)} writes one" if is_file else "kdcore recipes lists them"
+    if near:
+        hint = f"the nearest are {', '.join(near)}"
+    raise UsageError(f"there is no recipe {name!r}; {hint}")
 
 
 def shipped_recipes() -> list[Path]:

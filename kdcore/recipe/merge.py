@@ -130,7 +130,8 @@ def _ready_first(needs: Mapping[str, Collection[str]]) -> list[str]:
 
 def _unknown(name: str, value: Node, stages: Mapping[str, Node]) -> Fault:
     if "" in stages:
-        return value.fault(f"'@{name}' names a stage, and this recipe has no stages")
+        said = f"'@{name}' names a stage, and this recipe has no stages"
+        return value.fault(said, f"name a folder or a model of the hub, or add [stage.{name}]")
     message = f"no stage is called {name!r}{did_you_mean(name, stages)}"
     return value.fault(message, f"there are: {', '.join(stages)}")
 
@@ -143,8 +144,11 @@ def _circle(start: str, needs: Mapping[str, Mapping[str, Node]], done: Collectio
     circle = path[path.index(path[-1]) :]
     value = needs[circle[-2]][circle[-1]]
     if len(circle) == 2:
-        return value.fault(f"the stage {circle[0]!r} names itself")
-    return value.fault(f"stages wait for one another: {' needs '.join(circle)}")
+        return value.fault(f"the stage {circle[0]!r} names itself", _ELSEWHERE)
+    return value.fault(f"stages wait for one another: {' needs '.join(circle)}", _ELSEWHERE)
+
+
+_ELSEWHERE = "name a stage that comes before it, a folder or a model of the hub"
 
 
 _OF_RECIPE = ("name", "requires", "trust_remote_code", "log", "eval", "resources")
@@ -154,7 +158,9 @@ _OF_TRAIN = (
     "chunk",
     "compile",
     "compile_trunk",
+    "cuda_graphs",
     "checkpointing",
+    "shard",
     "workers",
     "non_finite",
     "log_every",

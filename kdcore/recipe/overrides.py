@@ -107,9 +107,11 @@ def _index(items: Sequence[Node], part: str, path: KeyPath) -> int:
     there = [
         f"{format_path((*path, at))} ({item.use})" for at, item in enumerate(items) if item.use
     ]
+    inside = [at for at, item in enumerate(items) if part in item.table] or [len(items) - 1]
+    such = f"; an option is named with its item: {format_path((*path, inside[0]))}.{part}"
     raise NoSuchPlaceError(
         f"{format_path(path)} has no item {part!r}{did_you_mean(part, names)}",
-        f"there are: {', '.join(there) or f'{len(items)}, counted from 1'}",
+        f"there are: {', '.join(there)}{such}" if there else f"there are {len(items)}, from 1",
     )
 
 
@@ -369,7 +371,12 @@ def _choices(each: str) -> list[str]:
     split = _at_commas(values)
     if not key or not equals or not all(split):
         raise UsageError(f"--each {each}: write K=a,b,c, such as --each seed=0,1,2")
+    if len(split) == 1 and _RANGE.fullmatch(split[0]):
+        raise UsageError(f"--each {each}: write every value, such as --each {key}=0,1,2")
     return [f"{key}={value}" for value in split]
+
+
+_RANGE = re.compile(r"\d+\s*(\.\.\.?|:|-)\s*\d+|range\(.*\)")
 
 
 def _at_commas(text: str) -> list[str]:

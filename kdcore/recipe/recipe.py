@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdcore.api.contracts import Stage
+from kdcore.api.run import Stage
 from kdcore.errors import Fault, RecipeError, UsageError
 from kdcore.plugin.loading import check_requirements
 from kdcore.recipe.assemble import assemble

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Protocol
 
-from kdcore.api.contracts import Data, PreparedLoss, Rollout, Teacher, Term
+from kdcore.api.data import Data, Rollout
+from kdcore.api.loss import Term
 from kdcore.api.options import iter_components
+from kdcore.api.teacher import Teacher
+from kdcore.api.tokens import PreparedLoss
 from kdcore.api.train_options import RolloutOptions
 from kdcore.data.where import FROM_DATA, SOURCE
 from kdcore.errors import Fault

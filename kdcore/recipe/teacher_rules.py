@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from kdcore.api.component import Component
-from kdcore.api.contracts import Loss, StudentOptions, Teacher, Term
-from kdcore.api.hidden_states import HiddenStatesLoss, width_fault
+from kdcore.api.loss import HiddenStatesLoss, Loss, Term, width_fault
+from kdcore.api.student import StudentOptions
+from kdcore.api.teacher import Teacher
 from kdcore.errors import Fault, KdcoreError
 from kdcore.guard import call_checked
 from kdcore.models.hidden_states import layer_fault

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -19,7 +20,9 @@ from kdcore.objective.teachers import read_nll, read_outputs
 from kdcore.rollout.layout import WRITTEN, written_rows
 
 if TYPE_CHECKING:
-    from kdcore.api.contracts import Loss, Run, Teacher
+    from kdcore.api.loss import Loss
+    from kdcore.api.run import Run
+    from kdcore.api.teacher import Teacher
     from kdcore.data.batch import Batch, LogitsFn
 
 
@@ -49,7 +52,7 @@ def score(
         values = nll(batch.valid, batch.labels[batch.valid]).double()
         sums.index_add_(0, batch.valid // batch.input_ids.shape[1], -values)
         found += sums.tolist()
-    return found
+    return found[: len(completions)]
 
 
 def token_values(
@@ -73,20 +76,23 @@ def token_values(
         rows = batch.valid // batch.input_ids.shape[1]
         counts = torch.bincount(rows, minlength=len(batch.input_ids)).tolist()
         found += [each.cpu() for each in torch.split(torch.cat(values), counts)]
-    return found
+    return found[: len(completions)]
 
 
 def _batches(
     run: Run, prompts: Sequence[Prompt], completions: Sequence[Completion]
 ) -> Iterator[Batch]:
-    """One row per completion, in order; without gradient, the student in evaluation mode."""
+    """One row per completion, in order; without gradient, the student in evaluation mode.
+
+    With a sharded model, then empty batches, until every process has had as many.
+    """
     pairs = zip(prompts, completions, strict=True)
     whole = [replace(one, prompt=prompt) for prompt, one in pairs]
     rows = written_rows([[one] for one in whole], run.data.block, "one")
     collate = Collate(WRITTEN, run.vocabulary, run.device)
     with eval_mode(run.student):
-        for at in range(0, len(rows), run.micro_batch):
-            yield collate(rows[at : at + run.micro_batch])
+        for n in range(run.most(math.ceil(len(rows) / run.micro_batch))):
+            yield collate(rows[n * run.micro_batch : (n + 1) * run.micro_batch])
 
 
 def _student(run: Run, batch: Batch) -> LogitsFn:

@@ -14,7 +14,7 @@ from kdcore.data.columns import columns_at
 from kdcore.models.completions import Prompt, derived_seed
 
 if TYPE_CHECKING:
-    from kdcore.api.contracts import Stage
+    from kdcore.api.run import Stage
 
 _DRAW, _WRITE = 0x5A3E, 0x3217E  # random streams
 

@@ -13,7 +13,7 @@ from kdcore.data.where import FROM_DATA, SOURCE, values_in
 from kdcore.models.completions import Completion
 
 if TYPE_CHECKING:
-    from kdcore.api.contracts import Run
+    from kdcore.api.run import Run
 
 _log = logging.getLogger("kdcore")
 

@@ -12,7 +12,8 @@ from kdcore.models.causal_lm import eval_mode
 from kdcore.models.completions import Completion, Prompt
 
 if TYPE_CHECKING:
-    from kdcore.api.contracts import Rollout, Run
+    from kdcore.api.data import Rollout
+    from kdcore.api.run import Run
 
 Answers = list[list[Completion]]
 """The completions of each prompt."""
@@ -25,7 +26,8 @@ def write(run: Run, rollout: Rollout, prompts: Sequence[Prompt], group: int) -> 
     """
     groups = grouped(prompts, group)
     mine: dict[int, list[Completion]] = {}
-    for some in groups[run.process :: run.processes]:
+    turns = groups[run.process :: run.processes]
+    for some in [*turns, *[[]] * (run.most(len(turns)) - len(turns))]:
         asked = [prompts[n] for n in some]
         try:
             with eval_mode(run.student), run.autocast():

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from kdcore.checksums import damage, keep
 from kdcore.distributed import main_first
+from kdcore.distributed.disks import bring
 from kdcore.document_losses import DOCUMENTS
 from kdcore.files import move_into_place
 from kdcore.guard import call_checked
@@ -26,9 +27,10 @@ from kdcore.training.student import finished
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from kdcore.api.contracts import Stage
+    from kdcore.api.run import Stage
+    from kdcore.sharding.layout import Layout
     from kdcore.training.run_state import RunState
 
 
@@ -46,6 +48,8 @@ def load_tokenizer_of(
     with nullcontext() if accelerator is None else main_first(accelerator):
         if run.main:
             _keep_tokenizer(run, others)
+    if accelerator is not None:
+        bring(accelerator, run.disk, run.folder / TOKENIZER)
     return load_tokenizer(str(run.folder / TOKENIZER))
 
 
@@ -102,20 +106,27 @@ def _key_of(folder: Path) -> str | None:
     return path.read_text() if path.exists() else None
 
 
-def finish_student(run: RunState) -> None:
-    """Apply `Patch.finish` on every process, so that later calls see the same student."""
-    model = finished(run.student, run.recipe.student.patches)
-    if model is not run.student:
+def finish_student(run: RunState, layout: Layout) -> PreTrainedModel | None:
+    """Apply `Patch.finish` on every process, so that later calls see the same student.
+
+    Returns the student to save. If it is sharded, only the main process gathers and finishes it.
+    """
+    gathered = layout.whole(run.student, keep=run.main)
+    if gathered is None:
+        return None
+    model = finished(gathered, run.recipe.student.patches)
+    if model is not gathered and not layout.sharded:
         run.language_model = LanguageModel(model, run.language_model.precision)
+    return model
 
 
-def save_final(run: RunState) -> Path:
+def save_final(run: RunState, student: PreTrainedModel) -> Path:
     """Write the finished student to a temporary folder, then rename it."""
-    add_stop_tokens(run.student, learned_stop_tokens(run.rows("validation"), run.tokenizer))
+    add_stop_tokens(student, learned_stop_tokens(run.rows("validation"), run.tokenizer))
     target, beside = run.folder / FINAL, run.folder / f".{FINAL}.partial"
     shutil.rmtree(beside, ignore_errors=True)
     with without_bars(), progress("saving the student"):
-        run.student.save_pretrained(beside)
+        student.save_pretrained(beside)
     run.tokenizer.save_pretrained(beside)
     (beside / "README.md").write_text(model_card(run))
     keep(run.folder, FINAL, beside)

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import tomli
 
-from kdcore.api.contracts import Data
+from kdcore.api.data import Data
 
 if TYPE_CHECKING:
-    from kdcore.api.contracts import Stage
+    from kdcore.api.run import Stage
 
 
 def seed_begun_with(folder: Path) -> int | None:

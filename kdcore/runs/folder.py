@@ -133,7 +133,7 @@ def _fingerprints(path: Path) -> dict[str, str]:
 
 def refused_by_machine(fault: BaseException, folder: Path) -> RunError:
     """What the user can do about an OS error; `folder` is the run's."""
-    from kdcore.training.checkpoint import in_order
+    from kdcore.training.checkpoints.folders import in_order
 
     said, way = refusal(fault)
     there = in_order(folder / CHECKPOINTS)
@@ -174,15 +174,15 @@ def find_run(name: str, out: Path) -> Path:
         return found[0]
     if found:
         names = _some(run.name for run in found)
-        raise UsageError(f"several runs in {out} begin with {name!r}: {names}")
+        raise UsageError(f"several runs in {out} begin with {name!r}: {names}; name one of them")
     raise UsageError(_no_run(name, out, [run.name for run in runs]))
 
 
 def _no_run(name: str, out: Path, names: list[str]) -> str:
-    if not names:
-        return f"there is no run {name!r}: {out} holds no runs"
     if name and os.path.isdir(name):
         return f"{name} is no run: it has no {RECIPE}"
+    if not names:
+        return f"there is no run {name!r}: {out} holds no runs; kdcore run RECIPE makes one"
     near = difflib.get_close_matches(name, names, 3, 0.3) or names
     return f"there is no run {name!r} in {out}; the nearest are {_some(near)}"
 

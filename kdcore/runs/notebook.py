@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import TaskID
 
-    from kdcore.api.contracts import Run
     from kdcore.api.hookspecs import Record
+    from kdcore.api.run import Run
 
 
 def notebook_progress() -> list[Component]:

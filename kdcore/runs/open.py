@@ -12,10 +12,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from kdcore.api.contracts import Data, Eval, Run, Stage, StudentOptions, Teacher
+from kdcore.api.data import Data
+from kdcore.api.observers import Eval
 from kdcore.api.options import iter_components, schedules_in
+from kdcore.api.run import Run, Stage
+from kdcore.api.student import StudentOptions
+from kdcore.api.teacher import Teacher
 from kdcore.api.train_options import TrainOptions
 from kdcore.data.collate import Collate
+from kdcore.distributed.disks import SHARED, Disk
 from kdcore.errors import Fault, RecipeError, UsageError
 from kdcore.guard import call_checked_list, needs_teacher
 from kdcore.models.adapters import adapter_base
@@ -38,7 +43,8 @@ from kdcore.recipe.recipe import read_recipe
 from kdcore.runs.artifacts import load_tokenizer_of
 from kdcore.runs.begun import as_begun
 from kdcore.runs.folder import CHECKPOINTS, FINAL, RESOLVED, TOKENIZER, choose_folder, finished
-from kdcore.training.checkpoint import damage, in_order, load_weights, newest, of_final
+from kdcore.training.checkpoint import load_weights
+from kdcore.training.checkpoints.folders import damage, in_order, newest, of_final
 from kdcore.training.micro_batch import cpu_default
 from kdcore.training.run_state import RunState
 from kdcore.training.setup import make_accelerator, prove_vocabulary, shared_ids, steps_of
@@ -71,6 +77,7 @@ class OpenRequest:
     checkpoint: Path | None = None  # of the run; used if `weights` is None
     state: Mapping[str, Any] = field(default_factory=dict)  # run state in the checkpoint
     accelerator: Accelerator | None = None  # None: make one if something goes on a device
+    disk: Disk = SHARED  # of `folder`
 
     @property
     def teachers(self) -> list[Teacher]:
@@ -202,6 +209,7 @@ def _begin(request: OpenRequest, accelerator: Accelerator | None) -> RunState:
     run = RunState(
         recipe=stage,
         folder=request.folder,
+        disk=request.disk,
         device=torch.device("cpu") if accelerator is None else accelerator.device,
         objective=objective_formula(
             stage.terms, selects=stage.selection is not None, teacher=stage.teacher

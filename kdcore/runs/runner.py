@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from kdcore.checksums import damage, refuse_changed
 from kdcore.distributed import losses_told, main_first
+from kdcore.distributed.disks import Disk, bring, disk_of, of_all, of_first
 from kdcore.errors import (
     Interrupted,
     KdcoreError,
@@ -48,6 +49,7 @@ from kdcore.runs.folder import (
     write_texts,
 )
 from kdcore.runs.open import OpenRequest, open_stage
+from kdcore.training.checkpoints.folders import last_step
 from kdcore.training.run_state import RunState
 from kdcore.training.setup import make_accelerator, prepare
 from kdcore.training.signals import Signals
@@ -55,7 +57,7 @@ from kdcore.training.signals import Signals
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from kdcore.api.contracts import Stage
+    from kdcore.api.run import Stage
     from kdcore.plugin.manager import PluginManager
     from kdcore.recipe.recipe import Recipe
     from kdcore.training.trainer import Trainer
@@ -91,6 +93,7 @@ def run_recipe(recipe: Recipe, host: PluginManager, request: RunRequest) -> list
         if request.folder is not None and not stage.name:
             stage = replace(stage, name=stage_of(request.folder, stage.run_name))
         accelerator = make_accelerator(stage.train)
+        disk = disk_of(accelerator, request.out)
         fresh = request.fresh and request.stage in (None, name)
         going_on = None if fresh else _going_on(stage, texts["resolved.toml"], host, request)
         folder = going_on or choose_folder(
@@ -98,14 +101,20 @@ def run_recipe(recipe: Recipe, host: PluginManager, request: RunRequest) -> list
         )
         if going_on is not None and accelerator.is_main_process:
             adopt_recipe(folder, texts["resolved.toml"], host, request.accept)
-        folder = _agreed(accelerator, folder)
-        if finished(folder):
-            refuse_changed(folder / FINAL)
+        # The first process's choice: others may look after the folder was created.
+        folder = of_first(accelerator, folder)
+        _refuse_checkpoints_elsewhere(accelerator, disk, folder)
+        if _finished(accelerator, disk, folder):
+            if disk.is_first:
+                refuse_changed(folder / FINAL)
             _log.info("%s is finished: %s is used", stage.run_name, folder)
             stop = 0
         else:
+            bring(accelerator, disk, folder / RESOLVED)
             stage, others = as_begun(stage, folder), list(done.values())
-            stop = _run_stage(stage, folder, accelerator, host, texts, others, request)
+            stop = _run_stage(stage, folder, accelerator, disk, host, texts, others, request)
+        if any(name in table.needs for table in recipe.stages):
+            bring(accelerator, disk, folder / FINAL)
         done[name] = folder
         request.on_finished(folder)
         if stop:
@@ -114,14 +123,39 @@ def run_recipe(recipe: Recipe, host: PluginManager, request: RunRequest) -> list
     return list(done.values())
 
 
-def _agreed(accelerator: Accelerator, folder: Path) -> Path:
-    """The first process's choice: others may look after the folder was created."""
-    from accelerate.utils import broadcast_object_list
+def _finished(accelerator: Accelerator, disk: Disk, folder: Path) -> bool:
+    """Whether the run is finished on the first process's disk."""
+    there = finished(folder)
+    return there if disk.is_shared else bool(of_first(accelerator, there))
 
-    chosen = [folder]
-    if accelerator.num_processes > 1:
-        broadcast_object_list(chosen)
-    return chosen[0]
+
+def _refuse_checkpoints_elsewhere(accelerator: Accelerator, disk: Disk, folder: Path) -> None:
+    """If another node was the first one before, the run would begin again in silence."""
+    if disk.is_shared:
+        return
+    mine, *others = of_all(accelerator, last_step(folder / CHECKPOINTS))
+    newest = max(others)
+    if newest > mine:
+        first = f"its newest is of step {mine}" if mine else "it has none"
+        raise RunError(
+            f"process {1 + others.index(newest)} has a checkpoint of step {newest} in {folder} on "
+            f"its own disk, and the disk of the first process has another one: {first}. Start "
+            "that node as the first (--node-rank 0), or copy the folder to the first one"
+        )
+
+
+def _compare_nodes(accelerator: Accelerator, run: RunState) -> None:
+    """Raise UsageError where nodes with disks of their own read other data or models."""
+    if run.disk.is_shared:
+        return
+    first, *others = of_all(accelerator, _fingerprints(run))
+    for rank, found in enumerate(others, start=1):
+        for name, value in found.items():
+            if first[name] != value:
+                raise UsageError(
+                    f"process {rank} has another {name} than the first process: {value}, not "
+                    f"{first[name]}. Nodes without a shared disk need the same files and versions"
+                )
 
 
 def _going_on(stage: Stage, resolved: str, host: PluginManager, request: RunRequest) -> Path | None:
@@ -134,6 +168,7 @@ def _run_stage(
     stage: Stage,
     folder: Path,
     accelerator: Accelerator,
+    disk: Disk,
     host: PluginManager,
     texts: Mapping[str, str],
     others: Sequence[Path],
@@ -145,14 +180,14 @@ def _run_stage(
     ]:
         raise RunError("\n".join(missing))
     asked = OpenRequest(
-        stage, folder, trusted=stage.trusted, others=others, accelerator=accelerator
+        stage, folder, trusted=stage.trusted, others=others, accelerator=accelerator, disk=disk
     )
     with ExitStack() as around:
         around.enter_context(_explained(folder))
         with main_first(accelerator):
             if accelerator.is_main_process:
                 around.enter_context(locked(folder, _tell_waiting))
-        if finished(folder):
+        if _finished(accelerator, disk, folder):
             _log.info("%s is finished: %s is used", stage.run_name, folder)
             return 0
         if accelerator.is_main_process:
@@ -162,6 +197,7 @@ def _run_stage(
             write_texts(folder, {**texts, "env.json": record(host)})
         run = open_stage(asked, upto="tokenizer")
         trainer = prepare(run, host, accelerator, Signals(), CHECKPOINTS)
+        _compare_nodes(accelerator, run)
         if run.main:
             compare_fingerprints(folder, _fingerprints(run), request.accept)
         if trainer.resume():
@@ -213,10 +249,11 @@ def _train(trainer: Trainer) -> None:
         host.emit("kdcore_run_start", run=run)
         trainer.train()
         trainer.put_back_best()
-        finish_student(run)
+        student = finish_student(run, trainer.layout)
         with main_first(trainer.accelerator):
             if run.main:
-                save_final(run)
+                assert student is not None, "the main process keeps it"
+                save_final(run, student)
     except BaseException as error:
         _end(trainer, error)
         raise

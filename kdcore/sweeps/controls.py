@@ -17,7 +17,7 @@ from kdcore.recipe.node import Node, Source
 from kdcore.recipe.overrides import Assignment
 
 if TYPE_CHECKING:
-    from kdcore.api.contracts import Stage
+    from kdcore.api.run import Stage
     from kdcore.plugin.manager import PluginManager
     from kdcore.recipe.recipe import Recipe
 

@@ -17,7 +17,7 @@ from kdcore.files import write_whole
 from kdcore.guard import call_checked
 from kdcore.runs.folder import CHECKPOINTS, FAILURE, RECIPE, failure_of, finished
 from kdcore.sweeps.deferred import DeferredTask
-from kdcore.training.checkpoint import in_order
+from kdcore.training.checkpoints.folders import in_order
 from kdcore.training.signals import SIGNALS, known_as
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from kdcore.api.component import component
-from kdcore.api.contracts import Eval, Loss
+from kdcore.api.loss import Loss
+from kdcore.api.observers import Eval
 from kdcore.errors import RunError
 from kdcore.files import write_whole
 from kdcore.recipe.overrides import Assignment

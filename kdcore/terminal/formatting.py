@@ -48,6 +48,14 @@ def size(number_of_bytes: float) -> str:
     return f"{number_of_bytes / 2**20:.0f} MiB"
 
 
+def disk_size(number_of_bytes: float) -> str:
+    """Disk space: 512 bytes, 1.5 GiB."""
+    for unit, letters in ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if number_of_bytes >= unit:
+            return f"{number_of_bytes / unit:.1f} {letters}"
+    return f"{number_of_bytes:g} bytes"
+
+
 def percent(share: float) -> str:
     """A share: 30 %."""
     return f"{share:.0%}".replace("%", " %")

@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from kdcore.api.component import Component
-from kdcore.api.contracts import PreparedLoss, Teacher
 from kdcore.api.options import iter_components
+from kdcore.api.teacher import Teacher
+from kdcore.api.tokens import PreparedLoss
 from kdcore.objective.teachers import load_teacher
 from kdcore.runs.open import iter_batches
 from kdcore.testing.claims import require

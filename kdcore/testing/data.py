@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kdcore.api.contracts import Data, Tokenizer
+from kdcore.api.data import Data, Tokenizer
 from kdcore.data.where import column_fault
 from kdcore.hashing import tokenizer_hash
 from kdcore.testing.claims import require

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from kdcore.api.component import component
-from kdcore.api.contracts import Loss, Teacher, Term
+from kdcore.api.loss import Loss, Term
+from kdcore.api.teacher import Teacher
 from kdcore.data.batch import Batch, LogitsFn, Split
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from kdcore.api.contracts import Tokens
+    from kdcore.api.tokens import Tokens
 
 
 def tiny_llama(vocabulary: int = 64, *, hidden: int = 32, seed: int = 0) -> PreTrainedModel:

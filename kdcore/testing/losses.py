@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdcore.api.contracts import Loss, PreparedLoss
-from kdcore.api.hidden_states import HiddenStatesLoss
+from kdcore.api.loss import HiddenStatesLoss, Loss
+from kdcore.api.tokens import PreparedLoss
 from kdcore.errors import PluginError
 from kdcore.objective.hidden_states import checked_values
 from kdcore.objective.selection import prepared_by

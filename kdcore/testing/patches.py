@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from kdcore.api.contracts import Patch
+from kdcore.api.student import Patch
 from kdcore.testing.claims import close, require
 from kdcore.testing.fakes import tiny_llama
 

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from kdcore.api.contracts import Data, Rollout, Run, Teacher
+from kdcore.api.data import Data, Rollout
+from kdcore.api.run import Run
+from kdcore.api.teacher import Teacher
 from kdcore.models.causal_lm import LanguageModel
 from kdcore.models.completions import Completion, Prompt, Sampling
 from kdcore.testing.fakes import TableTeacher, tiny_llama

@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from kdcore.api.component import Component
-from kdcore.api.contracts import Run
+from kdcore.api.run import Run
 from kdcore.plugin.manager import PluginManager
 from kdcore.runs.open import begun, open_stage
 from kdcore.runs.runner import RunRequest, run_all

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kdcore.api.contracts import Selection, Tokens
+from kdcore.api.tokens import Selection, Tokens
 from kdcore.testing.claims import require
 from kdcore.testing.fakes import TableTeacher, make_batch, make_tokens
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kdcore.api.contracts import Teacher
+from kdcore.api.teacher import Teacher
 from kdcore.data.batch import Batch, GappedLogits, SparseLogits
 from kdcore.models.head import nll_from_logits
 from kdcore.objective.teachers import read, read_nll, read_outputs

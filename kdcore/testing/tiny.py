@@ -12,7 +12,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdcore.api.component import component, hookimpl
-from kdcore.api.contracts import Data, Eval, Loss, Run, Teacher, Tokenizer
+from kdcore.api.data import Data, Tokenizer
+from kdcore.api.loss import Loss
+from kdcore.api.observers import Eval
+from kdcore.api.run import Run
+from kdcore.api.teacher import Teacher
 from kdcore.testing.fakes import TableTeacher, tiny_tokenizer
 
 if TYPE_CHECKING:

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from kdcore.api.component import Component, hookimpl
-from kdcore.api.contracts import Eval, Logger, Run
 from kdcore.api.hookspecs import Record
+from kdcore.api.observers import Eval, Logger
+from kdcore.api.run import Run
 from kdcore.errors import KdcoreError
 from kdcore.testing.claims import require
 from kdcore.testing.runs import tiny_run

@@ -13,16 +13,39 @@ import json
 import logging
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from kdcore.checksums import checksum
+from kdcore.distributed.disks import SHARED, Disk, bring, of_all, of_first
 from kdcore.files import move_into_place
 from kdcore.rng import RandomState
+from kdcore.sharding.layout import Layout
+from kdcore.sharding.storage import (
+    divided,
+    has_parts,
+    read_into,
+    read_like,
+    undivided,
+    write_parts,
+)
+from kdcore.sharding.wrapping import local
+from kdcore.training.checkpoints.folders import (
+    best_of,
+    in_order,
+    newest,
+    own_files,
+    seal,
+    step_of,
+    sums_in,
+    sums_of,
+    whole_sums,
+)
 from kdcore.training.component_state import component_states, restore_components
 
 if TYPE_CHECKING:
@@ -44,7 +67,7 @@ def flat(state: Mapping[int, Mapping[str, Any]]) -> tuple[dict[str, Tensor], dic
     for index, entries in state.items():
         for name, value in _leaves(entries, f"{index}."):
             if isinstance(value, Tensor):
-                place = value.untyped_storage().data_ptr()
+                place = local(value).untyped_storage().data_ptr()
                 tensors[name] = value.clone() if place in held else value
                 held.add(place)
             else:
@@ -73,7 +96,8 @@ def _leaves(table: Mapping[str, Any], before: str) -> Iterator[tuple[str, Any]]:
             yield before + name, value
 
 
-_MANIFEST = "manifest.json"
+def _is_moment(name: str) -> bool:
+    return name.partition(".")[0].isdigit()
 
 
 class Checkpoints:
@@ -87,15 +111,20 @@ class Checkpoints:
         optimizer: torch.optim.Optimizer,
         *,
         keep: int,
+        disk: Disk = SHARED,
+        layout: Layout | None = None,
         components: Mapping[str, Stateful] | None = None,
     ) -> None:
         self.folder, self.accelerator, self.keep = folder, accelerator, keep
         self.components = components or {}
+        self.layout = layout or Layout(accelerator)
         self.model, self.optimizer = model, optimizer
+        self.disk = disk
+        self._last: int | None = None
 
     def has(self, step: int) -> bool:
-        """Whether a checkpoint of this step exists."""
-        return (self.folder / f"step-{step}").exists()
+        """Whether this is the checkpoint that was last saved or loaded, alike on every process."""
+        return step == self._last
 
     def save(
         self, step: int, state: Mapping[str, Any], sums: Mapping[str, Tensor] | None = None
@@ -122,17 +151,32 @@ class Checkpoints:
             shutil.rmtree(beside, ignore_errors=True)
             beside.mkdir(parents=True)
         together()
-        self._write_own(beside, sums)
+        self._write_all(beside, sums)
+        if self.layout.sharded:
+            write_parts(beside, self._divided())
         together()
         if main:
             self._write(beside, {**state, "step": step})
             move_into_place(beside, target)
             for path in in_order(self.folder):
-                if _step(path) > step:  # damaged, or the run would have resumed from it
+                if step_of(path) > step:  # damaged, or the run would have resumed from it
                     shutil.rmtree(path)
-            self._drop_old(step, _best(state))
+            self._drop_old(step, best_of(state))
         together()
+        self._last = step
         return target
+
+    def _write_all(self, folder: Path, sums: Mapping[str, Tensor]) -> None:
+        """The state that each process has of its own, to the first process's disk."""
+        if self.disk.is_shared:
+            self._write_own(folder, sums)
+            return
+        with TemporaryDirectory(prefix="kdcore-own-") as place:
+            self._write_own(Path(place), sums)
+            own = {path.name: path.read_bytes() for path in Path(place).iterdir()}
+        for files in of_all(self.accelerator, own):
+            for name, content in files.items() if self.accelerator.is_main_process else ():
+                (folder / name).write_bytes(content)
 
     def save_alone(
         self, step: int, state: Mapping[str, Any], sums: Mapping[str, Tensor] | None = None
@@ -140,8 +184,10 @@ class Checkpoints:
         """Like `save`, where processes leave independently and cannot wait for each other.
 
         All have the same weights. The first one writes the checkpoint; each of the others writes
-        its own state next to it.
+        its own state next to it, on its own disk. Of a sharded student nothing is written.
         """
+        if self.layout.sharded:
+            return  # no process has all of the student: the run resumes from the last checkpoint
         rank, target = self.accelerator.process_index, self.folder / f"step-{step}"
         beside, ours = target.with_name(f".step-{step}.{rank}.partial"), _beside(target, rank)
         if (target / f"random-{rank}.safetensors").exists():
@@ -150,11 +196,11 @@ class Checkpoints:
             shutil.rmtree(beside, ignore_errors=True)
             beside.mkdir(parents=True)
             self._write_own(beside, sums or {})
-            whole = not self.has(step)
+            whole = self.disk.is_first and not target.exists()
             if whole:
                 self._write(beside, {**state, "step": step})
             else:
-                _seal(beside)
+                seal(beside)
             move_into_place(beside, ours)
             if whole:
                 _rename_first(ours, target)
@@ -168,56 +214,103 @@ class Checkpoints:
         save_file(RandomState.capture().tensors(), folder / f"random-{rank}.safetensors")
         _save(sums, folder / f"sums-{rank}.safetensors")
 
+    def _divided(self) -> dict[str, Tensor]:
+        """All sharded tensors of a checkpoint. Names of different kinds cannot be equal."""
+        self.layout.rest()
+        moments, _ = flat(self.optimizer.state_dict()["state"])
+        kept, _ = component_states(self.components)
+        return divided({**trained(self.model), **moments, **kept})
+
     def _write(self, folder: Path, state: dict[str, Any]) -> None:
         tensors, scalars = flat(self.optimizer.state_dict()["state"])
-        _save(trained(self.model), folder / "student.safetensors")
-        _save(tensors, folder / "optimizer.safetensors")
+        _save(undivided(trained(self.model)), folder / "student.safetensors")
+        _save(undivided(tensors), folder / "optimizer.safetensors")
         kept, state["components"] = component_states(self.components)
-        if kept:
+        if kept := undivided(kept):
             _save(kept, folder / "components.safetensors")
         scaler = self.accelerator.scaler
         state["optimizer"] = scalars
         state["scaler"] = scaler.state_dict() if scaler is not None else None
         state["processes"] = self.accelerator.num_processes
         (folder / "state.json").write_text(json.dumps(state, indent=1))
-        _seal(folder)
+        seal(folder)
 
     def newest(self) -> Path | None:
-        """The newest complete checkpoint. Skips damaged ones with a message."""
-        return newest(self.folder)
+        """The newest complete checkpoint of the first process. Skips damaged ones with a message.
+
+        `here` brings it to this process's disk.
+        """
+        if self.disk.is_shared:
+            return newest(self.folder)
+        mine = newest(self.folder) if self.accelerator.is_main_process else None
+        found: Path | None = of_first(self.accelerator, mine)
+        return found
+
+    @contextmanager
+    def here(self, path: Path) -> Iterator[Path]:
+        """A checkpoint on this process's disk, as long as the block runs."""
+        bring(self.accelerator, self.disk, path)
+        yield path
+        if self.disk.is_shared:
+            return
+        self.accelerator.wait_for_everyone()
+        if not self.disk.is_first and self.disk.leader == self.accelerator.process_index:
+            shutil.rmtree(path)
+            for own in path.parent.glob(".step-*.process-*"):
+                if not own.name.startswith(f".{path.name}."):
+                    shutil.rmtree(own)
+
+    def sums(self, path: Path) -> list[dict[str, Tensor]]:
+        """See `sums_of`; from all disks."""
+        if self.disk.is_shared:
+            return sums_of(path)
+        found: dict[str, dict[str, Tensor]] = {}
+        for some in of_all(self.accelerator, sums_in(path)):
+            found |= some
+        return whole_sums(path, found)
 
     def load(self, path: Path) -> dict[str, Any]:
         """Restore everything; returns the state that was given to `save`."""
         state: dict[str, Any] = json.loads((path / "state.json").read_text())
+        self.layout.rest()
         load_weights(path, self.model)
         self._load_optimizer(path, state.pop("optimizer"))
-        kept = path / "components.safetensors"
-        restore_components(
-            self.components,
-            load_file(kept) if kept.exists() else {},
-            state.pop("components", {}),
-        )
+        self._load_components(path, state.pop("components", {}))
         scaler_state = state.pop("scaler")
         if scaler_state and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(scaler_state)
         state.pop("processes", None)
         # There is no file if it is unknown, or if more processes resume than wrote it.
-        for random in _own_files(path, f"random-{self.accelerator.process_index}.safetensors"):
+        for random in own_files(path, f"random-{self.accelerator.process_index}.safetensors"):
             RandomState.from_tensors(load_file(random)).restore()
+        self._last = state["step"]
         if self.accelerator.is_main_process:
             # As in a run that was never interrupted.
-            self._drop_old(state["step"], _best(state))
+            self._drop_old(state["step"], best_of(state))
         return state
 
     def _load_optimizer(self, path: Path, scalars: dict[str, Any]) -> None:
         whole = self.optimizer.state_dict()
-        whole["state"] = nested(load_file(path / "optimizer.safetensors") | scalars)
+        tensors = load_file(path / "optimizer.safetensors")
+        if self.layout.sharded or has_parts(path):
+            each = [p for group in self.optimizer.param_groups for p in group["params"]]
+            tensors = read_like(path, _is_moment, lambda name: each[int(name.partition(".")[0])])
+        whole["state"] = nested(tensors | scalars)
         self.optimizer.load_state_dict(whole)
+
+    def _load_components(self, path: Path, values: Mapping[str, Mapping[str, Any]]) -> None:
+        kept = path / "components.safetensors"
+        tensors = load_file(kept) if kept.exists() else {}
+        if self.layout.sharded or has_parts(path):
+            now, _ = component_states(self.components)
+            places = tuple(f"{place}/" for place in values)
+            tensors = read_like(path, lambda name: name.startswith(places), now.get)
+        restore_components(self.components, tensors, values)
 
     def _drop_old(self, step: int, best: int | None) -> None:
         """Delete checkpoints beyond `keep` except the best one, and incomplete ones."""
-        older = [path for path in in_order(self.folder) if _step(path) <= step][: -self.keep]
-        gone = [path for path in older if _step(path) != best]
+        older = [path for path in in_order(self.folder) if step_of(path) <= step][: -self.keep]
+        gone = [path for path in older if step_of(path) != best]
         for path in [*gone, *self.folder.glob(".step-*.partial")]:
             shutil.rmtree(path)
         for path in self.folder.glob(".step-*.process-*"):
@@ -225,53 +318,9 @@ class Checkpoints:
                 shutil.rmtree(path)
 
 
-def _best(state: Mapping[str, Any]) -> int | None:
-    """The best step at the time of a checkpoint, where it is tracked."""
-    best = state.get("best")
-    return int(best["step"]) if best else None
-
-
-def of_final(folder: Path) -> Path | None:
-    """The checkpoint that a finished run's final weights come from: its best, or its newest."""
-    last = newest(folder)
-    best = None if last is None else _best(json.loads((last / "state.json").read_text()))
-    return last if best is None else folder / f"step-{best}"
-
-
-def newest(folder: Path) -> Path | None:
-    """The newest complete checkpoint in a folder. Skips damaged ones with a message."""
-    there = in_order(folder)
-    for path in reversed(there):
-        fault = damage(path)
-        if fault is None:
-            return path
-        instead = "the run begins again" if path == there[0] else "the one before is used"
-        _log.warning("checkpoint %s is damaged (%s); %s", path.name, fault, instead)
-    return None
-
-
-def sums_of(path: Path) -> list[dict[str, Tensor]]:
-    """The `sums` of each process that wrote a checkpoint, by rank.
-
-    Empty if one is missing, because that process ended abruptly.
-    """
-    found = sorted(_own_files(path, "sums-*.safetensors"), key=lambda each: int(each.stem[5:]))
-    if found and len(found) < json.loads((path / "state.json").read_text()).get("processes", 0):
-        return []
-    return [load_file(each) for each in found]
-
-
 def _beside(path: Path, rank: int) -> Path:
     """Where a process writes its own state if another one wrote the checkpoint."""
     return path.with_name(f".{path.name}.process-{rank}")
-
-
-def _own_files(path: Path, pattern: str) -> list[Path]:
-    """Files of single processes, in a checkpoint or next to it."""
-    beside = path.parent.glob(f".{path.name}.process-*")
-    places = [path, *(each for each in beside if damage(each) is None)]
-    found = {file.name: file for place in reversed(places) for file in place.glob(pattern)}
-    return list(found.values())
 
 
 def _rename_first(ours: Path, target: Path) -> None:
@@ -283,17 +332,15 @@ def _rename_first(ours: Path, target: Path) -> None:
             raise
 
 
-def _seal(folder: Path) -> None:
-    """Write the checksums of all files, last."""
-    sums = {path.name: checksum(path) for path in sorted(folder.iterdir())}
-    (folder / _MANIFEST).write_text(json.dumps(sums, indent=1))
-
-
 def load_weights(path: Path, model: nn.Module) -> None:
     """Load a checkpoint's weights into the model."""
+    tensors = trained(model)
+    if divided(tensors) or has_parts(path):
+        read_into(path, tensors)
+        return
     saved = load_file(path / "student.safetensors", device="cpu")
     with torch.no_grad():
-        for name, tensor in trained(model).items():
+        for name, tensor in tensors.items():
             tensor.copy_(saved[name])
 
 
@@ -307,25 +354,3 @@ def trained(model: nn.Module) -> dict[str, Tensor]:
 
 def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
-
-
-def in_order(folder: Path) -> list[Path]:
-    """The checkpoints in a folder, by step."""
-    found = [path for path in folder.glob("step-*") if path.name[5:].isdigit()]
-    return sorted(found, key=_step)
-
-
-def _step(path: Path) -> int:
-    return int(path.name[5:])
-
-
-def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint; None if it is complete."""
-    try:
-        sums = json.loads((path / _MANIFEST).read_text())
-        if elsewhere := [name for name in sums if Path(name).name != name]:
-            return f"its manifest names {elsewhere[0]!r}, which is no file of its own"
-        broken = [name for name, known in sums.items() if checksum(path / name) != known]
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        return str(error)
-    return f"{', '.join(broken)} changed" if broken else None

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdcore.api.contracts import Loss, Teacher
+from kdcore.api.loss import Loss
+from kdcore.api.teacher import Teacher
 from kdcore.data.batch import Batch, Row, SparseLogits, columns_of
 from kdcore.data.collate import Collate, sent
 from kdcore.data.columns import values_of_column
@@ -26,7 +27,8 @@ from kdcore.objective.teachers import known_to, may_not_know, read_outputs
 from kdcore.terminal.bars import progress
 
 if TYPE_CHECKING:
-    from kdcore.api.contracts import Run
+    from kdcore.api.run import Run
+    from kdcore.objective.compiled_losses import PerToken
 
 
 def run_evals(run: Run) -> dict[str, float | str]:
@@ -48,30 +50,37 @@ def evaluate(
     teacher: Teacher | None,
     by: str | None = None,
     documents: DocumentSums | None = None,
+    compiled: PerToken | None = None,
 ) -> Mapping[str, float]:
-    """See `Run.evaluate`."""
+    """See `Run.evaluate`; `compiled` computes the losses, if it is given."""
     groups = [] if by is None else values_of_column(rows.columns(), by)  # type: ignore[attr-defined]
-    sums = _Sums(run, losses, teacher, by, groups, documents)
+    sums = _Sums(run, losses, teacher, by, groups, documents, compiled)
     collate = Collate(rows.split, run.vocabulary, run.device)  # type: ignore[attr-defined]
-    longest_first = np.argsort(-rows.lengths, kind="stable")  # type: ignore[attr-defined]
-    stride = run.micro_batch * run.processes
     with eval_mode(run.student):
-        for start in range(run.process * run.micro_batch, len(rows), stride):
-            some = longest_first[start : start + run.micro_batch]
-            sums.add(collate(rows.some(some.tolist())))  # type: ignore[attr-defined]
+        for some in _turns(run, rows.lengths, run.micro_batch):  # type: ignore[attr-defined]
+            sums.add(collate(rows.some(some.tolist()) if len(some) else []))  # type: ignore[attr-defined]
     return sums.everywhere()
+
+
+def _turns(run: Run, lengths: np.ndarray, size: int) -> list[np.ndarray]:
+    """This process's rows, `size` at a time, the longest first over all processes.
+
+    With a sharded model every process has the same number of turns, some of them without rows.
+    """
+    longest_first = np.argsort(-lengths, kind="stable")
+    groups = [longest_first[at : at + size] for at in range(0, len(lengths), size)]
+    mine = groups[run.process :: run.processes]
+    return [*mine, *[longest_first[:0]] * (run.most(len(mine)) - len(mine))]
 
 
 def log_likelihoods(run: Run, rows: Sequence[Row], batch: int) -> list[float]:
     """See `Run.log_likelihoods`."""
     laid = as_rows(rows, "given")
-    longest_first = np.argsort(-laid.lengths, kind="stable")
-    groups = [longest_first[at : at + batch] for at in range(0, len(laid), batch)]
     collate = Collate(laid.split, run.vocabulary, run.device)
     totals = torch.zeros(len(laid), dtype=torch.float64, device=run.device)
     with eval_mode(run.student):
-        for group in groups[run.process :: run.processes]:
-            made = collate(laid.some(group.tolist()))
+        for group in _turns(run, laid.lengths, batch):
+            made = collate(laid.some(group.tolist()) if len(group) else [])
             whose = torch.from_numpy(group).to(run.device)
             for at, student in _chunks(run, made):
                 nll = nll_of(student, made.labels[at])
@@ -82,13 +91,15 @@ def log_likelihoods(run: Run, rows: Sequence[Row], batch: int) -> list[float]:
     return found
 
 
-def _chunks(run: Run, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
+def _chunks(run: Run, batch: Batch, size: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
     """A batch's valid positions in chunks, with the student's logits there [n, V]."""
     model = run.language_model
     with run.autocast():
         states = model.states(batch)
+    if not len(batch.valid):
+        return
     head = model.head()
-    for at in torch.split(batch.valid, chunk_size(batch.vocabulary, run.device)):
+    for at in torch.split(batch.valid, size or chunk_size(batch.vocabulary, run.device)):
         yield at, head(states[at])[:, : batch.vocabulary]
 
 
@@ -139,11 +150,13 @@ class _Sums:
         by: str | None = None,
         groups: Sequence[Value] = (),
         documents: DocumentSums | None = None,
+        compiled: PerToken | None = None,
     ) -> None:
         self.run, self.losses, self.teacher = run, losses, teacher
         self.by, self.groups, self.documents = by, groups, documents
         self.bytes = torch.from_numpy(run.bytes_per_id).to(run.device)
         self.partial = teacher if teacher and may_not_know(teacher) else None
+        self._compiled = compiled
         compared = [*["agreement"] * bool(teacher), *["known"] * bool(self.partial)]
         self.names = ["tokens", "bytes", "nll", *_keys(losses), *compared]
         self.total = torch.zeros(len(self.names), dtype=torch.float64, device=run.device)
@@ -157,7 +170,7 @@ class _Sums:
         if self.partial:
             known[batch.valid] = known_to(self.partial, batch)
         group = self._groups_of(batch)
-        for at, student in _chunks(self.run, batch):
+        for at, student in _chunks(self.run, batch, self.run.chunk if self._compiled else None):
             values = self._chunk(student, other and other(at), batch.labels[at], known[at])
             self.total += torch.stack([value.sum() for value in values])
             if group is not None:
@@ -185,7 +198,7 @@ class _Sums:
             torch.ones_like(labels),
             self.bytes[labels],
             nll_of(student, labels),
-            *(self._loss(loss, student, teacher, labels, known) for loss in self.losses),
+            *self._values(student, teacher, labels, known),
         ]
         if teacher is not None:
             values.append((student.argmax(-1) == argmax_ids(teacher)) & known)
@@ -193,17 +206,22 @@ class _Sums:
             values.append(known)
         return [value.double() for value in values]
 
-    @staticmethod
-    def _loss(
-        loss: Loss,
+    def _values(
+        self,
         student: Tensor,
         teacher: Tensor | SparseLogits | None,
         labels: Tensor,
         known: Tensor,
-    ) -> Tensor:
-        """Values [n]; 0 where the loss needs a teacher that does not cover the token."""
-        values = per_token(loss, student, teacher, labels)
-        return torch.where(known, values, 0) if loss.needs_teacher else values
+    ) -> list[Tensor]:
+        """Each loss's values [n]; 0 where it needs a teacher that does not cover the token."""
+        if self._compiled is not None:
+            each = self._compiled(student, teacher, labels)
+        else:
+            each = [per_token(loss, student, teacher, labels) for loss in self.losses]
+        return [
+            torch.where(known, values, 0) if loss.needs_teacher else values
+            for loss, values in zip(self.losses, each, strict=True)
+        ]
 
     def everywhere(self) -> Mapping[str, float]:
         """The sums over all processes."""

@@ -18,7 +18,7 @@ from kdcore.rollout.statistics import rates, sums
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from kdcore.api.contracts import Term
+    from kdcore.api.loss import Term
     from kdcore.models.completions import Completion
     from kdcore.objective.selection import SelectionResult
     from kdcore.objective.step_tokens import RankedScores

@@ -14,15 +14,21 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
+from kdcore.distributed import announce, was_announced
 from kdcore.errors import KdcoreError, RunError, StartAgain, is_out_of_memory
 from kdcore.files import write_whole
 from kdcore.models.head import chunk_size
 from kdcore.objective.chunked_loss import Values
-from kdcore.objective.losses import compiled_values_of, values_of
+from kdcore.objective.compiled_losses import (
+    PerToken,
+    compiled_per_token_of,
+    compiled_values_of,
+)
+from kdcore.objective.losses import values_of
 from kdcore.rng import RandomState
 
 if TYPE_CHECKING:
-    from kdcore.api.contracts import Term
+    from kdcore.api.loss import Loss, Term
     from kdcore.training.run_state import RunState
     from kdcore.training.step import TrainStep
 
@@ -55,6 +61,18 @@ def values_for(run: RunState) -> Callable[[Sequence[Term]], Values]:
         return made(tuple(t.label for t in terms), tuple(t.loss for t in terms))
 
     return values
+
+
+def per_token_for(run: RunState) -> Callable[[Sequence[Loss]], PerToken] | None:
+    """Builds the compiled values of evaluations, once per set of losses; None: not compiled."""
+    if not _compiles(run):
+        return None
+
+    @lru_cache
+    def made(losses: tuple[Loss, ...]) -> PerToken:
+        return compiled_per_token_of(losses, run.chunk)
+
+    return lambda losses: made(tuple(losses))
 
 
 def _compiles(run: RunState) -> bool:
@@ -185,7 +203,12 @@ class OomRetry:
     def _is_told(self) -> bool:
         """Whether another process ran out of memory and reported it before it exited."""
         run = self._run
-        return run.processes > 1 and kept_micro_batch(run, {}) < run.micro_batch
+        if run.processes == 1:
+            return False
+        return kept_micro_batch(run, {}) < run.micro_batch or was_announced(self._sign())
+
+    def _sign(self) -> str:
+        return f"{self._run.recipe.run_name} is out of memory after {self._run.step}"
 
     def _make_room(self, said: str) -> None:
         run = self._run
@@ -207,6 +230,7 @@ class OomRetry:
     def _end(self, smaller: int) -> None:
         run = self._run
         keep_micro_batch(run, smaller)
+        announce(self._sign())  # to processes that do not see this disk
         self._save_alone()
         raise StartAgain(
             f"a process ran out of memory after step {run.step}; with the same command all of them "
@@ -220,7 +244,8 @@ def micro_batch_of(step: TrainStep) -> int:
     largest = max(1, math.ceil(options.drawn / run.processes))
     if options.micro_batch != "auto":
         return min(largest, options.micro_batch)
-    if run.device.type != "cuda":
+    # Sharded models run on all processes together: one of them cannot try what fits.
+    if run.device.type != "cuda" or run.shares_calls:
         return cpu_default(largest, run.recipe.data.block)
     found = probe(largest, lambda rows: _attempt(step, rows))
     return -int(step.gather(torch.tensor([-found], device=run.device))[0].max())

@@ -24,7 +24,7 @@ from kdcore.training.step import gradient_norm
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from kdcore.api.contracts import Term
+    from kdcore.api.loss import Term
     from kdcore.training.step import TrainStep
 
 _log = logging.getLogger("kdcore")
@@ -112,8 +112,10 @@ class BadRow:
 
 def describe_bad_rows(trainer: TrainStep, step: int) -> str:
     """The non-finite rows and terms of a step, in words. Takes one forward pass per row."""
-    found = _bad_rows(trainer, step)
     rows = trainer.rows.share_of(step).of
+    if trainer.run.shares_calls:
+        return f"its {rows} rows are not tried one by one, as models are sharded"
+    found = _bad_rows(trainer, step)
     if not found:
         return f"no row of its {rows} is so by itself, but their sum is"
     labels = dict.fromkeys(label for row in found for label in row.terms)

@@ -20,7 +20,7 @@ from kdcore.rollout.writing import write
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from kdcore.api.contracts import Rollout
+    from kdcore.api.data import Rollout
     from kdcore.training.run_state import RunState
 
 Answers = list[list[Completion]]

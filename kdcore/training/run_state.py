@@ -13,24 +13,31 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from kdcore.api.contracts import Loss, Rollout, Run, Teacher
+from kdcore.api.data import Rollout
+from kdcore.api.loss import Loss
+from kdcore.api.run import Run
+from kdcore.api.teacher import Teacher
 from kdcore.data.batch import Row
 from kdcore.data.rows import Documents
 from kdcore.data.sampler import Drawable, Order, StreamedRows, TrainingRows
 from kdcore.data.streaming import Stream
+from kdcore.distributed.disks import SHARED, Disk
 from kdcore.errors import RunError, UsageError
 from kdcore.guard import plugin_errors, wrong_return
 from kdcore.models.completions import Completion, Prompt, Sampling
+from kdcore.objective.teachers import teachers_in
+from kdcore.sharding.turns import largest
 from kdcore.training.best import Best
 
 if TYPE_CHECKING:
     import numpy as np
     from transformers import PreTrainedTokenizerBase
 
-    from kdcore.api.contracts import Stage
+    from kdcore.api.run import Stage
     from kdcore.data.rows import RowDataset
     from kdcore.document_losses import DocumentLosses
     from kdcore.models.causal_lm import LanguageModel
+    from kdcore.objective.compiled_losses import PerToken
 
 
 _log = logging.getLogger("kdcore")
@@ -43,6 +50,7 @@ class RunState(Run):
     recipe: Stage
     folder: Path
     device: torch.device
+    disk: Disk = SHARED  # of the folder
     process: int = 0
     processes: int = 1
     step: int = 0  # optimizer steps done
@@ -57,6 +65,7 @@ class RunState(Run):
     best: Best | None = None  # the best step, if the recipe keeps it
     reads_teacher: bool = True
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
+    compiled: Callable[[Sequence[Loss]], PerToken] | None = None  # in evaluations of training
     tokenizer: PreTrainedTokenizerBase = field(init=False)
     language_model: LanguageModel = field(init=False)
     _rows: dict[tuple[str, int], RowDataset] = field(default_factory=dict)
@@ -147,11 +156,12 @@ class RunState(Run):
         """See `Run.evaluate`."""
         from kdcore.training.evaluation import DocumentSums, evaluate
 
+        compiled = self.compiled(losses) if self.compiled and losses else None
         if not keep_documents:
-            return evaluate(self, rows, losses, teacher, by)
+            return evaluate(self, rows, losses, teacher, by, compiled=compiled)
         count = len(rows.split.lengths)  # type: ignore[attr-defined]
         documents = DocumentSums(count, self.device)
-        sums = evaluate(self, rows, losses, teacher, by, documents)
+        sums = evaluate(self, rows, losses, teacher, by, documents, compiled)
         self.documents = documents.found()
         return sums
 
@@ -242,6 +252,19 @@ class RunState(Run):
         self.scores = state.get("scores", {})
         self.best = Best(**state["best"]) if state.get("best") else None
         self.chunk = state.get("chunk", self.chunk)
+
+    @cached_property
+    def shares_calls(self) -> bool:
+        """Whether some model is sharded, so that processes run it together."""
+        if self.processes == 1:
+            return False
+        if self.recipe.train.shard == "full":
+            return True
+        return any(each.is_sharded() for each in teachers_in(self.recipe.components()))
+
+    def most(self, count: int) -> int:
+        """See `Run.most`."""
+        return largest(count) if self.shares_calls else count
 
     def say(self, message: str) -> None:
         """Print a message once, on the terminal and in log.txt."""

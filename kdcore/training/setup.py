@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kdcore.api.contracts import Teacher
-from kdcore.distributed import main_first
-from kdcore.errors import RunError
+from kdcore.api.teacher import Teacher
+from kdcore.data.token_cache import caches
+from kdcore.distributed.disks import disk_of, leaders_first
+from kdcore.errors import RunError, UsageError
 from kdcore.guard import call_checked
 from kdcore.models.causal_lm import LanguageModel
-from kdcore.models.loading import HALF, precision_of
+from kdcore.models.loading import HALF, precision_of, refuse_old_torch
 from kdcore.models.vocabulary import cut_to, verify_same_ids, warn_tokenizer_mismatch
 from kdcore.objective.columns import check_columns
 from kdcore.objective.hidden_states import HiddenTerms
@@ -27,8 +28,11 @@ from kdcore.objective.teachers import (
     reading_our_ids,
 )
 from kdcore.optim import learning_rate, make_optimizer
+from kdcore.sharding.layout import Layout, layout_of
 from kdcore.training.checkpoint import Checkpoints
-from kdcore.training.micro_batch import chunk_of, micro_batch_of, values_for
+from kdcore.training.gpu.graphs import TrunkGraphs, check_graphs
+from kdcore.training.gpu.working_weights import WorkingWeights, check_working_weights
+from kdcore.training.micro_batch import chunk_of, micro_batch_of, per_token_for, values_for
 from kdcore.training.rollout_rows import RolloutRows, WrittenAhead
 from kdcore.training.run_state import training_rows
 from kdcore.training.student import check_balance, check_length, make_student
@@ -36,6 +40,7 @@ from kdcore.training.trainer import Trainer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     import torch
     from accelerate import Accelerator
@@ -54,6 +59,8 @@ def make_accelerator(options: TrainOptions) -> Accelerator:
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
+    refuse_old_torch()
+
     def fresh(precision: str) -> Accelerator:
         AcceleratorState._reset_state(reset_partial_state=False)
         return Accelerator(mixed_precision=precision)
@@ -71,43 +78,60 @@ def prepare(
 ) -> Trainer:
     """Load and verify everything; the run already has its tokenizer."""
     stage, options = run.recipe, run.recipe.train
-    with main_first(accelerator):
-        laid = run.laid("train")
-    run.steps = steps_of(options, run.drawn_in_epoch(), laid.lengths)
+    check_working_weights(options, accelerator)
+    check_graphs(options, accelerator)
+    with leaders_first(accelerator, disk_of(accelerator, caches())):
+        lengths = run.laid("train").lengths
+    run.steps = steps_of(options, run.drawn_in_epoch(), lengths)
     hidden = HiddenTerms(stage.terms)
-    student = _prepare_student(run, HALF.get(accelerator.mixed_precision), hidden)
-    check_columns(run)
-    load_teachers(run, stage.components())
-    tell_untempered(stage.teacher, [term.loss for term in stage.terms])
-    run.chunk = chunk_of(run)
-    hidden.prepare(run)
+    layout = _layout(run, accelerator)
+    student = _prepare_student(run, HALF.get(accelerator.mixed_precision), hidden, layout)
+    _prepare_losses(run, hidden)
     objective = Objective(run.language_model, run.chunk, hidden)
-    optimizer = optimizer_of(options, student, objective.learned)
     run.autocast = accelerator.autocast
-    wrapped, optimizer = accelerator.prepare(objective, optimizer)
+    layout.rest()
+    optimizer = optimizer_of(options, student, objective.learned, sharded=layout.sharded)
+    wrapped, optimizer = layout.prepare(objective, optimizer)
     rows = rows_of(run)
     trainer = Trainer(
         run=run,
         host=host,
         accelerator=accelerator,
         objective=objective,
+        layout=layout,
         wrapped=wrapped,
         values=values_for(run),
         optimizer=optimizer,
         rate=rate_of(options, run.steps),
         rows=rows,
-        checkpoints=Checkpoints(
-            run.folder / checkpoints_at,
-            accelerator,
-            student,
-            optimizer,
-            keep=options.save_keep,
-            components={**run.recipe.by_place(), **_written(rows)},
+        working=WorkingWeights([*student.parameters()]) if options.bf16_weights else None,
+        checkpoints=_checkpoints(
+            run, run.folder / checkpoints_at, layout, accelerator, student, optimizer, rows
         ),
         signals=signals,
     )
     run.micro_batch = micro_batch_of(trainer)
+    run.compiled = per_token_for(run)
+    if options.cuda_graphs:  # after all memory was tried out
+        run.language_model.replayed = TrunkGraphs([*student.parameters()]).states
     return trainer
+
+
+def _prepare_losses(run: RunState, hidden: HiddenTerms) -> None:
+    """Load the teachers, and verify what losses need of them and of the data."""
+    stage = run.recipe
+    check_columns(run)
+    load_teachers(run, stage.components())
+    tell_untempered(stage.teacher, [term.loss for term in stage.terms])
+    run.chunk = chunk_of(run)
+    hidden.prepare(run)
+
+
+def _layout(run: RunState, accelerator: Accelerator) -> Layout:
+    layout = layout_of(accelerator, run.recipe.train.shard)
+    if run.recipe.train.shard == "full" and not layout.sharded:
+        run.say('train.shard = "full" divides nothing in one process; --processes N starts N')
+    return layout
 
 
 def rows_of(run: RunState) -> TrainingRows | StreamedRows | RolloutRows:
@@ -117,12 +141,36 @@ def rows_of(run: RunState) -> TrainingRows | StreamedRows | RolloutRows:
     return RolloutRows(run, training_rows(run, whole=True))
 
 
+def _checkpoints(
+    run: RunState,
+    folder: Path,
+    layout: Layout,
+    accelerator: Accelerator,
+    student: PreTrainedModel,
+    optimizer: torch.optim.Optimizer,
+    rows: object,
+) -> Checkpoints:
+    if layout.sharded and not run.disk.is_shared:
+        raise UsageError(
+            'train.shard = "full" needs run folders on a disk that all nodes share: every process '
+            "writes a part of each checkpoint; name one with --out, or drop train.shard"
+        )
+    return Checkpoints(
+        folder,
+        *(accelerator, student, optimizer),
+        keep=run.recipe.train.save_keep,
+        disk=run.disk,
+        layout=layout,
+        components={**run.recipe.by_place(), **_written(rows)},
+    )
+
+
 def _written(rows: object) -> dict[str, WrittenAhead]:
     return {"written": WrittenAhead(rows)} if isinstance(rows, RolloutRows) else {}
 
 
 def _prepare_student(
-    run: RunState, precision: torch.dtype | None, hidden: HiddenTerms
+    run: RunState, precision: torch.dtype | None, hidden: HiddenTerms, layout: Layout
 ) -> PreTrainedModel:
     """Make the student; verify it, and the ids that it shares with its teachers."""
     stage = run.recipe
@@ -133,12 +181,13 @@ def _prepare_student(
         run.tokenizer,
         stage.student.patches,
         seed=run.seed,
-        device=run.device,
+        device=layout.place(),
     )
     check_length(student, stage.data.block)
     check_balance(student, stage.student)
     if stage.train.checkpointing:
         enable_checkpointing(student)
+    layout.lay(student, precision)
     run.language_model = LanguageModel(student, precision)
     run.language_model.check_length(stage.data.block)
     run.vocabulary = prove_vocabulary(run, teachers)
@@ -201,7 +250,11 @@ def shared_ids(run: RunState, teachers: Sequence[Teacher], width: int) -> int:
 
 
 def optimizer_of(
-    options: TrainOptions, model: nn.Module, learned: nn.Module | None = None
+    options: TrainOptions,
+    model: nn.Module,
+    learned: nn.Module | None = None,
+    *,
+    sharded: bool = False,
 ) -> torch.optim.Optimizer:
     """The optimizer of `[train]` over the trained parameters; no weight decay for `learned`."""
     made = make_optimizer(
@@ -211,6 +264,7 @@ def optimizer_of(
         weight_decay=options.weight_decay,
         betas=options.betas,
         eps=options.eps,
+        sharded=sharded,
     )
     if more := list(learned.parameters()) if learned is not None else []:
         made.add_param_group({"params": more, "weight_decay": 0.0})

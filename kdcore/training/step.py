@@ -9,7 +9,7 @@ scope = "micro_batch".
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -28,21 +28,22 @@ from kdcore.objective.losses import asks_teacher
 from kdcore.objective.objective import Objective, SelectFn, TokenMask
 from kdcore.objective.readings import MicroBatch
 from kdcore.objective.selection import SelectionResult, select
+from kdcore.sharding.layout import Layout
+from kdcore.sharding.wrapping import total_norm, whole
+from kdcore.training.gpu.working_weights import WorkingWeights, average_gradients
 from kdcore.training.rollout_rows import RolloutRows
 from kdcore.training.run_state import workers_of
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from kdcore.api.contracts import Term
+    from kdcore.api.loss import Term
     from kdcore.training.run_state import RunState
 
 
 def gradient_norm(module: torch.nn.Module) -> Tensor:
     """The global gradient norm, as a tensor, without a device sync."""
-    return torch.nn.utils.get_total_norm(
-        [p.grad for p in module.parameters() if p.grad is not None]
-    )
+    return total_norm([p.grad for p in module.parameters() if p.grad is not None])
 
 
 @dataclass(eq=False, kw_only=True)
@@ -52,10 +53,12 @@ class TrainStep:
     run: RunState
     accelerator: Accelerator
     objective: Objective
+    layout: Layout
     wrapped: nn.Module  # the objective inside DDP
     values: Callable[[Sequence[Term]], Values]
     optimizer: torch.optim.Optimizer
     rows: TrainingRows | StreamedRows | RolloutRows
+    working: WorkingWeights | None = None  # bf16 copies of the student's weights
 
     def __post_init__(self) -> None:
         self.gather, self.total = over(self.accelerator), total_of(self.accelerator)
@@ -82,18 +85,27 @@ class TrainStep:
                 [term.label for term in self.run.recipe.terms], self.run.device
             )
         self.move_schedules(step - 1)
-        readings = self.prefetcher.get(step)
+        readings = self._filled(self.prefetcher.get(step))
         choices = select(
             self.run, readings, step, self.gather, self.total, [term for term, _ in terms]
         )
         shares: list[Tensor] = []
-        for n, reading in enumerate(readings):
-            # Accumulate locally; DDP all-reduces once, in the last backward.
-            synced = n == len(readings) - 1
-            with nullcontext() if synced else self.accelerator.no_sync(self.wrapped):
-                shares.append(self.backward(reading, terms, choices.each[n]))
-            reading.forget()
+        with self._working_weights():
+            for n, reading in enumerate(readings):
+                # Accumulate locally; DDP all-reduces once, in the last backward.
+                last = n == len(readings) - 1 and self.working is None
+                with self.layout.accumulating(self.wrapped, last=last):
+                    shares.append(self.backward(reading, terms, choices.each[n]))
+                if self.working is not None:
+                    self.working.collect()
+                reading.forget()
+        if self.working is not None and self.run.processes > 1:
+            average_gradients(self.parameters + self.learned, self.run.processes)
+        self.layout.reduce(self.learned)
         return shares, choices
+
+    def _working_weights(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.working is None else self.working.in_use()
 
     def move_schedules(self, done: int) -> None:
         """Set scheduled options to their values after `done` steps."""
@@ -110,6 +122,11 @@ class TrainStep:
             for part in [part for part in parts if part.rows] or parts[:1]
             for some in micro_batches(part.rows, self.run.micro_batch, by_length=not mixed)
         ]
+
+    def _filled(self, readings: list[MicroBatch]) -> list[MicroBatch]:
+        """With empty micro-batches, where every process must make the same number of calls."""
+        missing = self.run.most(len(readings)) - len(readings)
+        return [*readings, *(self.reading(self.collate([]), []) for _ in range(missing))]
 
     def reading(self, batch: Batch, rows: Sequence[int]) -> MicroBatch:
         """A micro-batch of the rows at these indices of the step; no teacher has read it yet."""
@@ -160,7 +177,7 @@ class TrainStep:
         """Forward and backward of one micro-batch as in a step, discarding the gradients."""
         reading = self.reading(self.collate(rows), range(len(rows)))
         valid = torch.full((), float(len(reading.batch.valid)), device=self.run.device)
-        with self.accelerator.no_sync(self.wrapped):
+        with self.layout.accumulating(self.wrapped, last=False), self._working_weights():
             seen = TokenMask(None, valid, valid, valid)
             self.backward(reading, self.terms_of(1), lambda states: seen)
         self.optimizer.zero_grad(set_to_none=True)
@@ -183,7 +200,7 @@ class TrainStep:
         clip = self.run.recipe.train.clip
         if not clip:
             return gradient_norm(self.objective)
-        norm = self._clip_student(clip)
+        norm = whole(self._clip_student(clip))
         if not self.learned:
             return norm
         # The two sets are disjoint: the joint norm is sqrt(student^2 + learned^2).

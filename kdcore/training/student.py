@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from kdcore.api.contracts import Patch
+from kdcore.api.student import Patch
 from kdcore.errors import RunError, UsageError
 from kdcore.guard import call_checked
 from kdcore.models.adapters import merged
@@ -19,7 +19,7 @@ from kdcore.models.loading import dtype_of, load_config, load_model
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-    from kdcore.api.contracts import StudentOptions
+    from kdcore.api.student import StudentOptions
 
 
 def make_student(

@@ -16,7 +16,8 @@ from kdcore.objective.gradient_shares import negligible_terms
 from kdcore.rng import RandomState
 from kdcore.terminal.bars import progress
 from kdcore.training.best import Best, best_in_words, is_better, score_of
-from kdcore.training.checkpoint import Checkpoints, damage, load_weights, sums_of
+from kdcore.training.checkpoint import Checkpoints, load_weights
+from kdcore.training.checkpoints.folders import damage
 from kdcore.training.evaluation import run_evals
 from kdcore.training.metrics import MetricsAccumulator
 from kdcore.training.micro_batch import OomRetry, kept_micro_batch, micro_batch_state
@@ -62,6 +63,7 @@ class Trainer(TrainStep):
             self._note_best()
             self.save()
         while run.step < run.steps:
+            self.layout.rest()
             self.host.emit("kdcore_step_start", run=run, step=run.step + 1)
             self.step(run.step + 1)
             run.step += 1
@@ -199,13 +201,15 @@ class Trainer(TrainStep):
         if best is None:
             return
         path = self.checkpoints.folder / f"step-{best.step}"
-        if fault := damage(path):
-            raise RunError(
-                f"the checkpoint {path} scored best and was to become the final weights, and it is "
-                f"damaged ({fault}); --fresh makes the run anew"
-            )
-        load_weights(path, self.checkpoints.model)
-        run.scores = json.loads((path / "state.json").read_text())["scores"]
+        with self.checkpoints.here(path):
+            if fault := damage(path):
+                raise RunError(
+                    f"the checkpoint {path} scored best and was to become the final weights, and "
+                    f"it is damaged ({fault}); --fresh makes the run anew"
+                )
+            self.layout.rest()
+            load_weights(path, self.checkpoints.model)
+            run.scores = json.loads((path / "state.json").read_text())["scores"]
         words = best_in_words(run.recipe.train, best)
         run.say(f"step {best.step} had the {words}: its weights are final")
 
@@ -249,7 +253,7 @@ class Trainer(TrainStep):
         run = self.run
         run.load_state_dict(state)
         self.evaluation_due = state.get("evaluation_due", False)
-        run.micro_batch = kept_micro_batch(run, state)
+        run.micro_batch = self._kept_micro_batch(state)
         self.objective.chunk = run.chunk
         self.rows.load_state_dict(state.get("rows"))
 
@@ -257,11 +261,19 @@ class Trainer(TrainStep):
         """Restore the newest complete checkpoint; returns whether there was one."""
         newest = self.checkpoints.newest()
         if newest is None:
-            self.run.micro_batch = kept_micro_batch(self.run, {})
+            self.run.micro_batch = self._kept_micro_batch({})
             return False
-        self.load_state_dict(self.checkpoints.load(newest))
-        self.recorder.load_state_dict(sums_of(newest))
+        with self.checkpoints.here(newest):
+            self.load_state_dict(self.checkpoints.load(newest))
+            self.recorder.load_state_dict(self.checkpoints.sums(newest))
         return True
+
+    def _kept_micro_batch(self, state: Mapping[str, Any]) -> int:
+        """The same on all processes, wherever one was kept."""
+        found = kept_micro_batch(self.run, state)
+        if self.run.disk.is_shared:
+            return found
+        return int(self.gather(torch.tensor([found], device=self.run.device))[0].min())
 
     def save(self) -> None:
         """A checkpoint of the last step."""

@@ -46,6 +46,8 @@ def own_vocabulary(
     place = np.zeros(batch.labels.numel(), np.int64)
     place[spans.first - 1] = spans.other_first - 1
     places, held = sent(place, device), list[LogitsFn]()
+    if teacher.is_sharded():  # all processes read it now, also those that need nothing of it
+        held.append(read_outputs(teacher, made.batch))  # type: ignore[arg-type]
 
     def at(positions: Tensor) -> Tensor:
         if not held:

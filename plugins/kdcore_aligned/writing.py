@@ -56,7 +56,7 @@ class Translator:
         spelled = b"".join(self._retokenizer.our_bytes[each] for each in ids)
         if len(whole_characters(spelled).encode()) < len(spelled):
             return ()
-        return [int(each) for each in self._retokenizer.piece([*ids], whole=True).ids]
+        return [*self._retokenizer.piece([*ids], whole=True).ids]
 
     def _completion(self, prompt: Prompt, given: Completion, sampling: Sampling) -> Completion:
         said = given.ids[: len(given.ids) - given.finished]

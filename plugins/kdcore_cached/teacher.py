@@ -103,6 +103,11 @@ class CachedTeacher(Teacher):
                 'kind = "sampled" is what was drawn for the data\'s rows, and with [rollout] the '
                 f'teacher reads new ones: take kind = "topk", or {self.teacher.name!r} itself'
             )
+        if recipe.rollout is not None and self.teacher.is_sharded():
+            yield (
+                f"the processes of a run read {self.teacher.name!r} together, and with [rollout] "
+                'each would ask it at another time: leave cached out, or shard = "full"'
+            )
         if recipe.data.streams:
             yield f"data {recipe.data.name!r} is streamed, and what is stored needs all of it"
         if self.context == "document" and self._columns():
@@ -256,13 +261,27 @@ class CachedTeacher(Teacher):
         if self._run.data.fresh_each_epoch:
             self._check_texts(batch, slots)
         missing = store.missing(slots)
-        if missing.any():
+        if self._most(int(missing.any())):
             self._load_wrapped(store)
-            for some, where in self._shown(batch, slots, missing):
+            for some, where in self._filled(batch, self._shown(batch, slots, missing)):
                 store.put(where, store.kind.scored(self.teacher, some))
         if not self._is_looked_at:
             self._look_at(store, slots)
         return slots
+
+    def _most(self, count: int) -> int:
+        """Of all processes, where these run the wrapped teacher together."""
+        return self._run.most(count) if self.teacher.is_sharded() else count
+
+    def _filled(
+        self, batch: Batch, shown: Iterable[tuple[Batch, np.ndarray]]
+    ) -> Iterable[tuple[Batch, np.ndarray]]:
+        """With batches of no valid tokens, where other processes show the teacher more."""
+        if not (self.teacher.is_sharded() and self._run.shares_calls):
+            return shown
+        mine = list(shown)
+        none = (replace(batch, valid=batch.valid[:0]), np.zeros(0, np.int64))
+        return [*mine, *[none] * (self._most(len(mine)) - len(mine))]
 
     def _look_at(self, store: Store, slots: np.ndarray) -> None:
         """Warn once about ids with little mass, as soon as enough tokens are stored."""

@@ -54,7 +54,7 @@ class Replay(Rollout):
         drawn = [np.random.default_rng([prompt.seed, _FRESH]) for prompt in prompts]
         anew = [not self._kept or float(one.random()) < self.fresh for one in drawn]
         asked = [prompt for prompt, new in zip(prompts, anew, strict=True) if new]
-        written = iter(self.of.generate(run, asked) if asked else ())
+        written = iter(self.of.generate(run, asked) if run.most(len(asked)) else ())
         return [
             next(written) if new else self._kept[int(one.integers(len(self._kept)))]
             for one, new in zip(drawn, anew, strict=True)

@@ -62,7 +62,7 @@ class TeacherWrites(Rollout):
         keys = [self.keys(prompt)[0] for prompt in prompts]
         new = {key: one for key, one in zip(keys, prompts, strict=True) if key not in kept}
         asked = [replace(one, seed=seed_of(*key)) for key, one in new.items()]
-        written = writer.generate(asked, run.sampling(self)) if asked else ()
+        written = writer.generate(asked, run.sampling(self)) if run.most(len(asked)) else ()
         for (key, prompt), one in zip(new.items(), written, strict=True):
             kept.put(key, _to_keep(run, prompt, one))
         return [_completion(kept, key) for key in keys]

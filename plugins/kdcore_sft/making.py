@@ -97,7 +97,8 @@ class Maker:
         if self.counts.dropped == self.counts.dialogues:
             raise RunError(
                 f"none of the {self.counts.dialogues:,} dialogues in the {self.split!r} split of "
-                f"data {self.data.name!r} has an answer to learn"
+                f"data {self.data.name!r} has an answer to learn: they are empty, or weight and "
+                'train say no; if they go by another name, set fields = {output = "NAME"} in [data]'
             )
         templates = [each for each in (self.template, self.template.for_tools) if each is not None]
         read = {key for each in templates for key in (*each.read, *each.reads)}

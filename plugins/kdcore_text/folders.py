@@ -104,7 +104,10 @@ def _readable(
 ) -> Sequence[Path]:
     """The readable files: files of records, or text files if there are none."""
     if not there:
-        raise RunError(f"the folder {folder} is empty")
+        raise RunError(
+            f"the folder {folder} is empty: put files of text or records (.txt, .jsonl, .csv, "
+            '.parquet) into it, or name another with path = "PATH" in [data]'
+        )
     if format is not None:
         return [file for file in there if format_of(file) == format] or there
     tables = [file for file in there if format_of(file) in TABLES]

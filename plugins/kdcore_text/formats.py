@@ -58,8 +58,8 @@ def check_is_text(path: Path, column: str) -> None:
 
 
 def _has_header(head: str, column: str) -> bool:
-    first = head.split("\n")[:2]
-    if len(first) < 2 or len(first[0]) > _LONGEST_HEADER:
+    first = [line.removesuffix("\r") for line in head.split("\n")[:2]]
+    if len(first) < 2 or len(first[0]) > _LONGEST_HEADER or any("\r" in line for line in first):
         return False
     cells = ([next(csv.reader([line], delimiter=each)) for line in first] for each in DELIMITERS)
     return any(1 < len(head) == len(row) and column in head for head, row in cells)

@@ -11,6 +11,7 @@ from pathlib import Path
 from kdcore_text.formats import ENDINGS
 from kdcore_text.opening import PACKED
 
+_READERS = ("text", "csv", "json", "parquet", "arrow")  # `datasets` reads the whole folder by them
 _ON_HUB = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
@@ -40,8 +41,11 @@ def matches(path: str) -> list[Path]:
     return sorted(file for file in found if file.is_file())
 
 
-def absent(path: str) -> str | None:
-    """The error message for a path that does not exist and cannot be a hub name."""
+def absent(path: str, key: str = "path") -> str | None:
+    """The error message for a path that does not exist and cannot be a hub name.
+
+    `key` is the option that it was given as.
+    """
     if is_here(path) or not _is_no_name(path):
         return None
     if not path.strip():
@@ -52,13 +56,26 @@ def absent(path: str) -> str | None:
     if os.path.exists(local(path)):
         return f"cannot read {path!r}: it is neither a file nor a folder"
     if is_pattern(path):
-        return f"no file matches {path!r}{where}"
-    return f"there is no file or folder {path!r}{where}{_gone(local(path)) or meant(path)}"
+        return f"no file matches {path!r}{where}{_next_to(path)}; {_given(key)}"
+    near = meant(path) or f"{_gone(local(path))}; {_given(key)}"
+    return f"there is no file or folder {path!r}{where}{near}"
+
+
+def _given(key: str) -> str:
+    return f'give one that is there: {key} = "PATH" in [data], or --set data.{key}=PATH'
+
+
+def _next_to(pattern: str) -> str:
+    """What the folder of a pattern has instead."""
+    folder = local(pattern).parent
+    there = sorted(os.listdir(folder)) if folder.is_dir() else []
+    more = f" and {len(there) - 3:,} more" if len(there) > 3 else ""
+    return f"; {folder} has {', '.join(there[:3])}{more}" if there else _gone(local(pattern))
 
 
 def _is_no_name(path: str) -> bool:
     ending = Path(path.lower()).suffix in {*ENDINGS, *PACKED}
-    return ending or _ON_HUB.fullmatch(path) is None
+    return ending or path in _READERS or _ON_HUB.fullmatch(path) is None
 
 
 def _gone(place: Path) -> str:

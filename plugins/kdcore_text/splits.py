@@ -50,7 +50,7 @@ class Splits(Generic[_Item]):
         """Paths that do not exist, and folders without the files of a split."""
         yield from filter(None, map(absent, self._paths))
         if self.validation is not None and _is_path(self.validation):
-            said = absent(self.validation)
+            said = absent(self.validation, "validation")
             yield from [f"cannot read validation: {said}"] if said else []
         splits = [self.split]
         if self.validation is None and self.validation_share is None and not self._files:
@@ -122,7 +122,8 @@ class Splits(Generic[_Item]):
             return source([self.validation], None, self.reader, self._tell)
         if self.validation is not None and (self._files or _is_path(self.validation)):
             said = f"there is no file or folder {self.validation!r} in {os.getcwd()}"
-            raise RunError(f"cannot read validation: {absent(self.validation) or said}")
+            known = absent(self.validation, "validation")
+            raise RunError(f"cannot read validation: {known or said}")
         if self._files:
             raise RunError(_nothing_beside(self._files[0]))
         return source(self._paths, self.validation or "validation", self.reader, self._tell)
@@ -135,6 +136,12 @@ class Splits(Generic[_Item]):
         if self.streaming:
             return Spaced(self.validation_share)
         count = self._train.count()
+        if count == 1:
+            raise RunError(
+                f"{', '.join(self._paths)} has one document, which validation_share = "
+                f"{self.validation_share:g} would hold out: set validation = PATH in [data], or "
+                "give it more (a text is split at blank lines, or where separator says)"
+            )
         wanted = max(1, round(count * self.validation_share))
         return frozenset(random.Random(0).sample(range(count), min(wanted, count)))
 

@@ -19,7 +19,7 @@ COMMANDS = [
 
 
 def test_every_snippet_is_of_a_language_that_is_executed_here():
-    assert [snippet.language for snippet in SNIPPETS] == ["toml", "sh", "sh", "sh", "sh"]
+    assert [snippet.language for snippet in SNIPPETS] == ["toml", "sh", "sh", "sh", "sh", "sh"]
 
 
 @pytest.mark.slow
@@ -33,11 +33,12 @@ def test_the_commands(tmp_path, monkeypatch):
         done = CliRunner().invoke(app, shlex.split(command)[1:], catch_exceptions=False)
         assert done.exit_code == 0, done.output
         said[command] = done.stdout
-    run, first, bits, latex, markdown, table, as_json, _, planned, measured = said.values()
+    run, first, bits, half, latex, markdown, table, as_json, _, planned, measured = said.values()
     assert len(run.splitlines()) == 9
     assert "against all, at equal tokens" in first and "against all, at equal time" in first
     assert "3 paired seeds and" in first and "held-out documents, both counted as random" in first
     assert "bits per byte" in bits and "reference" in bits and "Holm's correction over 2" in bits
+    assert "on the second half of the documents" in half and "15 held-out documents" in half
     assert r"\toprule" in latex and "| rho | 3 |" in markdown
     rows = json.loads(as_json)
     assert [row["arm"] for row in rows] == ["rho", "rho"]

@@ -63,11 +63,11 @@ def test_predicted_steps_are_the_script_s(monkeypatch):
 
     lines = [line for line in TEXT.splitlines() if line.startswith("| `")]
     told = {line.split("`")[1]: line.split("|")[2:-1] for line in lines if " ms" in line}
-    for stage in roofline.STAGES:
+    for stage in (*roofline.STAGES, *roofline.OTHERS):
         found = [roofline.predict(stage, card) for card in roofline.CARDS]
         shown = [f" {_rounded(1e3 * one.seconds)} ms " if one.rows else " - " for one in found]
         assert told[stage.name] == shown
-    del sys.modules["roofline"]
+    del sys.modules["roofline"], sys.modules["recipe_shapes"]
 
 
 def _rounded(ms):
@@ -77,6 +77,23 @@ def _rounded(ms):
 def test_nothing_is_claimed_that_was_not_run():
     results = [path.name for path in (ROOT / "benchmarks" / "results").glob("*-gpu-*.md")]
     assert ("No GPU has run kdcore yet" in TEXT) == (not results)
+
+
+def test_figures_are_marked_as_predicted_until_they_are_measured():
+    """On this page, at the head of each recipe, and in what `kdcore plan` prints of a GPU."""
+    from kdcore.commands.plan import _DEVICES
+
+    above, marked = "", False
+    for line in TEXT.splitlines():
+        if line.startswith(("|", "```")) or not line:
+            assert marked or not (line.startswith("|") and " ms" in line), above
+        else:
+            above, marked = line, (marked and not line.startswith("#")) or "redicted" in line
+    assert "Predicted" in TEXT.partition("## What fits")[2].partition("|")[0]
+    recipes = [path.read_text() for path in (ROOT / "recipes").glob("*.toml")]
+    needs = [line for text in recipes for line in text.splitlines() if "a GPU of" in line]
+    assert len(needs) > 20 and all("(predicted)" in line for line in needs)
+    assert "predicted" in _DEVICES["cuda"]
 
 
 def test_it_is_linked():

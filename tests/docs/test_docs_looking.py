@@ -11,7 +11,7 @@ from documents import DOCS, snippets
 from typer.testing import CliRunner
 
 from kdcore.cli.main import app
-from kdcore.commands.token_rows import State
+from kdcore.commands.rows.page import State
 
 DOCUMENT = "looking.md"
 SNIPPETS = snippets(DOCUMENT)

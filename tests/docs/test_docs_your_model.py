@@ -10,7 +10,7 @@ from own_models import lay_own_models
 from typer.testing import CliRunner
 
 from kdcore.cli.main import app
-from kdcore.commands.student_choice import RATES
+from kdcore.commands.drafts.student_choice import RATES
 
 COMMANDS = [line for snippet in snippets("your-model.md") for line in snippet.text.splitlines()]
 LIMITS = {"50M": 5e7, "200M": 2e8, "1B": 1e9}

@@ -22,7 +22,8 @@ MORE = EXAMPLES / "kdcore-more-losses"
 NGRAM = EXAMPLES / "kdcore-ngram"
 LM_EVAL = EXAMPLES / "kdcore-lm-eval"
 OPTUNA = EXAMPLES / "kdcore-optuna"
-ALL = [ALPHA, MORE, NGRAM, LM_EVAL, OPTUNA]
+RAY = EXAMPLES / "kdcore-ray"
+ALL = [ALPHA, MORE, NGRAM, LM_EVAL, OPTUNA, RAY]
 MODULES = sorted(file for file in EXAMPLES.rglob("*.py") if file.parent.name != "tests")
 
 

@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 GPU = ROOT / "benchmarks" / "gpu"
 MODULES = ("day", "parts", "report", "world", "process", "roofline", "trials", "founding")
-MODULES += ("standins", "engine", "limited", "head_table", "bare")
+MODULES += ("standins", "engine", "limited", "head_table", "bare", "recipe_shapes")
 
 
 @pytest.fixture

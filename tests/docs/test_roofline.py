@@ -21,10 +21,11 @@ def roofline(monkeypatch):
     import roofline
 
     yield roofline
-    del sys.modules["roofline"]
+    del sys.modules["roofline"], sys.modules["recipe_shapes"]
 
 
 NAMES = ["qwen-0.5b", "qwen-1.5b", "qwen-7b", "tinystories", "gpt2", "llama", "babyllama"]
+NAMES += ["llama-1b", "llama-8b", "babylm", "smollm2-135m", "smollm2-360m", "qwen-1.5b-half"]
 
 
 def fresh(shape, device="meta"):
@@ -50,6 +51,7 @@ def test_parameters_are_the_models_but_for_norms_biases_and_positions(roofline, 
         ("babyllama", "gpt2", "gpt2"),
         ("babyllama", "llama", "llama"),
         ("babyllama", "student", "babyllama"),
+        ("llama3_babylm", "student", "babylm"),
     ],
 )
 def test_shapes_are_those_of_the_recipes(roofline, recipe, stage, name):
@@ -62,15 +64,50 @@ def test_shapes_are_those_of_the_recipes(roofline, recipe, stage, name):
 
 @pytest.mark.slow
 def test_rows_of_a_step_are_those_of_the_recipes(roofline):
-    for stage in roofline.STAGES:
+    for stage in (*roofline.STAGES, *roofline.OTHERS):
         recipe, _, name = stage.name.partition(".")
         found = read_recipe(recipe, PluginManager())
         finals = {each.name: Path() for each in found.stages}
-        train = found.build(name, finals).train
+        built = found.build(name, finals)
+        train, answers = built.train, max(1, len(stage.writers))
         if train.batch_documents is None:
             assert train.batch == stage.rows
         else:
-            assert math.ceil(train.batch_documents * stage.context / stage.tokens) == stage.rows
+            documents = train.batch_documents * answers
+            assert math.ceil(documents * stage.context / stage.tokens) == stage.rows
+        written = built.writing.share * train.drawn if built.rollout and stage.writers else 0
+        assert stage.prompts == written, stage.name
+        assert stage.checkpointing == train.checkpointing
+        assert stage.scored == (getattr(built.selection, "name", None) == "rho")
+
+
+@pytest.mark.slow
+def test_every_recipe_that_needs_a_gpu_is_predicted(roofline):
+    """Each of its stages, or one that is the same run."""
+    there = {stage.name for stage in (*roofline.STAGES, *roofline.OTHERS)}
+    paths = (BENCHMARKS.parent / "recipes").glob("*.toml")
+    recipes = {
+        path.stem: read_recipe(path.stem, PluginManager())
+        for path in paths
+        if "quickstart" not in path.stem
+    }
+    runs = {
+        recipe.run_name(stage.name): recipe.identity(stage.name)
+        for recipe in recipes.values()
+        for stage in recipe.stages
+    }
+    predicted = {runs[name] for name in there}
+    assert not {name for name, run in runs.items() if run not in predicted}
+
+
+def test_answers_take_a_pass_for_each_of_their_tokens(roofline):
+    h100 = roofline.card_of("H100")
+    stage = next(each for each in roofline.OTHERS if each.name == "opd_qwen.student")
+    found = roofline.predict(stage, h100)
+    assert found.seconds - max(found.busy, found.host) == pytest.approx(found.writing)
+    twice = roofline.predict(replace(stage, new=2 * stage.new), h100)
+    assert twice.writing == pytest.approx(2 * found.writing)
+    assert roofline.predict(replace(stage, writers=()), h100).writing == 0
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt2"])
@@ -123,4 +160,5 @@ def test_what_it_prints_is_marked(roofline, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["roofline.py", "H100"])
     roofline.main()
     said = capsys.readouterr().out
-    assert said.startswith("Predicted, not measured") and said.count("| H100 |") == 7
+    count = len(roofline.STAGES + roofline.OTHERS)
+    assert said.startswith("Predicted, not measured") and said.count("| H100 |") == count

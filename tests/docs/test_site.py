@@ -1,5 +1,6 @@
 """docs/ is a site: every page is in its navigation, every link leads somewhere, and it builds."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -8,6 +9,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -61,3 +63,23 @@ def anchors(page: Path) -> set[str]:
     text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.S | re.M)
     titles = re.findall(r"^#+ (.+)$", text, re.M)
     return {re.sub(r"[^\w\- ]", "", title).strip().lower().replace(" ", "-") for title in titles}
+
+
+def test_the_site_is_built_for_each_change_and_published_from_main():
+    build, publish = workflow("site.yml")["jobs"].values()
+    assert [step["run"] for step in build["steps"] if "run" in step] == ["make site"]
+    (upload,) = [step for step in build["steps"] if "upload-pages" in step.get("uses", "")]
+    assert upload["with"]["path"] == "site"
+    assert "refs/heads/main" in publish["if"]
+    assert publish["permissions"] == {"pages": "write", "id-token": "write"}
+
+
+def test_the_workflows_run_what_the_repository_has():
+    (test,) = workflow("test.yml")["jobs"].values()
+    (command,) = [step["run"] for step in test["steps"] if "run" in step]
+    assert os.access(ROOT / command, os.X_OK)
+    assert re.search(r"^site: setup$", (ROOT / "Makefile").read_text(), re.M)
+
+
+def workflow(name: str) -> dict:
+    return yaml.safe_load((ROOT / ".github/workflows" / name).read_text())

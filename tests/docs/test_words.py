@@ -20,6 +20,7 @@ PAGES = [
     "gpu.md",
     "hooks.md",
     "index.md",
+    "large.md",
     "long-runs.md",
     "looking.md",
     "losses.md",

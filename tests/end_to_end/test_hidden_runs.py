@@ -7,44 +7,23 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from test_stages import KILLER, assert_same_weights, command, metrics, run
+from whole_runs import recipe_text
 
 from kdcore.plugin.manager import PluginManager
-from kdcore.training.checkpoint import newest
+from kdcore.training.checkpoints.folders import newest
 
 pytestmark = pytest.mark.slow
 
-RECIPE = """
-[tokenizer]
-use = "bpe"
-vocab_size = 270
-
-[data]
-use = "stories"
-stories = 20
-validation = 4
-block = 32
-
-[student.config]
-model_type = "llama"
-hidden_size = 16
-intermediate_size = 40
-num_hidden_layers = 2
-num_attention_heads = 2
-
-[train]
-steps = 6
-batch = 4
-micro_batch = 2
-lr = 1e-2
-weight_decay = 0.1
-log_every = 1
-eval_every = 3
-save_every = 2
-eval_rows = 4
-
-[[loss]]
-use = "ce"
-
+RECIPE = recipe_text(
+    {
+        "student.config.intermediate_size": 40,
+        "student.config.num_hidden_layers": 2,
+        "train.steps": 6,
+        "train.micro_batch": 2,
+        "train.eval_every": 3,
+        "train.weight_decay": 0.1,
+    },
+    """\
 [stage.big.student.config]
 hidden_size = 24
 num_hidden_layers = 3
@@ -58,7 +37,8 @@ layers = [[1, 1], [-1, -1]]
 projection = "linear"
 [[stage.one.loss]]
 use = "kl"
-"""
+""",
+)
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,9 @@
-"""Some of the mistakes of benchmarks/robustness/mistakes.py: a sentence and what to do."""
+"""The mistakes of benchmarks/robustness/mistakes.py: a sentence and what to type."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import tiny
@@ -51,3 +54,12 @@ def test_weights_that_are_empty(model):
     (model / "model.safetensors").write_bytes(b"")
     with pytest.raises(RunError, match=r"cannot load .* the folder is there, but"):
         loaded(model)
+
+
+@pytest.mark.slow
+def test_all_fifty_say_what_to_type():
+    script = Path(__file__).resolve().parents[2] / "benchmarks" / "robustness" / "mistakes.py"
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+    rows = [line for line in done.stdout.splitlines() if line.startswith("| ")]
+    assert [line for line in rows if "**wrong**" in line] == []
+    assert done.returncode == 0 and len(rows) == 50, done.stderr[-2000:]

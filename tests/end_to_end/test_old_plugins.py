@@ -1,4 +1,4 @@
-"""Plugins written for 0.1 run unchanged, and are told what has a new name."""
+"""Plugins written for earlier releases run unchanged, and warnings give the new names."""
 
 import json
 import subprocess
@@ -7,33 +7,50 @@ from pathlib import Path
 
 import pytest
 
-OLD = Path(__file__).resolve().parents[1] / "fixtures" / "kdcore-alpha-0.1"
+FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 
 
 @pytest.fixture
-def site(tmp_path):
-    """The distribution as pip would lay it, without building it."""
-    folder = tmp_path / "site"
-    folder.mkdir()
-    (folder / "kdcore_alpha.py").write_bytes((OLD / "kdcore_alpha.py").read_bytes())
-    info = folder / "kdcore_alpha-0.1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: kdcore-alpha\nVersion: 0.1.0\n")
-    (info / "entry_points.txt").write_text("[kdcore]\nalpha = kdcore_alpha\n")
-    (info / "RECORD").write_text("")
-    return folder
+def trained(tmp_path, monkeypatch):
+    """Runs the recipe of a distribution, laid out as pip would: its messages and metrics."""
+
+    def train(name, version):
+        source = FIXTURES / f"kdcore-{name}-{version}"
+        site = tmp_path / "site"
+        info = site / f"kdcore_{name}-{version}.0.dist-info"
+        info.mkdir(parents=True)
+        module = f"kdcore_{name}.py"
+        (site / module).write_bytes((source / module).read_bytes())
+        metadata = f"Metadata-Version: 2.1\nName: kdcore-{name}\nVersion: {version}.0\n"
+        (info / "METADATA").write_text(metadata)
+        (info / "entry_points.txt").write_text(f"[kdcore]\n{name} = kdcore_{name}\n")
+        (info / "RECORD").write_text("")
+        monkeypatch.setenv("PYTHONPATH", str(site), prepend=":")
+        monkeypatch.setenv("OMP_NUM_THREADS", "1")
+        command = [sys.executable, "-m", "kdcore", "run", str(source / f"{name}.toml")]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        (run,) = (tmp_path / "runs").glob(f"{name}-*")
+        lines = (run / "metrics.jsonl").read_text().splitlines()
+        return done.stderr, [json.loads(line) for line in lines]
+
+    return train
 
 
 @pytest.mark.slow
-def test_a_distribution_of_0_1_runs_unchanged_with_warnings(site, tmp_path, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(site), prepend=":")
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    command = [sys.executable, "-m", "kdcore", "run", str(OLD / "alpha.toml")]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    said = "the plugin 'alpha' (kdcore-alpha 0.1.0) uses an old name: kdcore.LogitsAt is now "
-    assert said + "kdcore.LogitsFn" in done.stderr
-    (run,) = (tmp_path / "runs").glob("alpha-*")
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    trained = [line for line in lines if "loss/hellinger" in line]
-    assert trained[-1]["loss"] < trained[0]["loss"]
+def test_a_distribution_of_0_1_runs_unchanged_with_warnings(trained):
+    said, records = trained("alpha", "0.1")
+    expected = "the plugin 'alpha' (kdcore-alpha 0.1.0) uses an old name: kdcore.LogitsAt is now "
+    assert expected + "kdcore.LogitsFn" in said
+    losses = [record["loss"] for record in records if "loss/hellinger" in record]
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.slow
+def test_a_distribution_of_0_2_runs_without_warnings(trained):
+    said, records = trained("beta", "0.2")
+    assert "old name" not in said
+    losses = [record["loss"] for record in records if "loss/per-answer" in record]
+    assert losses[-1] < losses[0]
+    assert any("eval/worst" in record for record in records)
+    assert any(record.get("rollout/length") for record in records)

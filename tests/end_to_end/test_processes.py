@@ -22,7 +22,7 @@ from given import VOCABULARY
 from kdcore_losses import CrossEntropy, ForwardKL, HiddenCosine, HiddenMse
 from kdcore_selections import Hardest, Random
 
-from kdcore.api.contracts import Schedule
+from kdcore.api.schedule import Schedule
 
 pytestmark = pytest.mark.slow
 

@@ -12,7 +12,7 @@ from test_stages import KILLER, assert_same_weights, command, metrics, run, weig
 
 from kdcore import KdcoreError
 from kdcore.plugin.manager import PluginManager
-from kdcore.training.checkpoint import newest
+from kdcore.training.checkpoints.folders import newest
 
 pytestmark = pytest.mark.slow
 

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdcore.cli.launch import launch
-from kdcore.training.checkpoint import damage
+from kdcore.training.checkpoints.folders import damage
 
 pytestmark = pytest.mark.slow
 

@@ -113,9 +113,9 @@ def test_a_signal_while_a_stage_is_saved_keeps_the_next_from_beginning(tmp_path,
     monkeypatch.chdir(tmp_path)
     host, told, save_final = PluginManager(off=["panel"]), [], runner.save_final
 
-    def saved(running):
+    def saved(running, student):
         signal.raise_signal(signal.SIGUSR2)
-        return save_final(running)
+        return save_final(running, student)
 
     with monkeypatch.context() as patch, pytest.raises(Interrupted, match="is finished") as caught:
         patch.setattr(runner, "save_final", saved)

@@ -2,7 +2,8 @@
 
     PYTHONPATH=tests python -m fake_cuda kdcore run quickstart + kdcore show last
 
-A command that begins with "cpu" stays on the CPU. Ends with the first exit code that is not 0.
+A command that begins with "cpu" stays on the CPU, one that begins with "refused" has to fail. Ends
+with the first exit code that is not 0.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from itertools import groupby
 from fake_cuda.device import install
 from fake_cuda.library import library
 
+UNEXPECTED = 3  # kdcore's exit code for an error of its own
+
 
 def main() -> int:
     """Install the device, then run each command."""
@@ -24,6 +27,8 @@ def main() -> int:
 
 
 def _run(command: list[str]) -> int:
+    if command[0] == "refused":
+        return int(_run(command[1:]) in (0, UNEXPECTED))
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state(reset_partial_state=True)

@@ -52,16 +52,16 @@ class Counted(TorchDispatchMode):
         """Let it be computed, and note what it was."""
         options = kwargs or {}
         found = func(*args, **options)
-        taken, made = _tensors((args, options)), _tensors(found)
+        taken, made = tensors_in((args, options)), tensors_in(found)
         if any(each.is_cuda for each in (*taken, *made)):
             if not _is_view(func):
                 self.operations[str(func)] += 1
-            if why := _why_it_waits(func.overloadpacket, args, options, taken, found):
+            if why := why_it_waits(func.overloadpacket, args, options, taken, found):
                 self.waits[f"{_place()}: {why}"] += 1
         return found
 
 
-def _tensors(values: Any) -> list[Tensor]:
+def tensors_in(values: Any) -> list[Tensor]:
     return [each for each in tree_leaves(values) if isinstance(each, Tensor)]
 
 
@@ -71,7 +71,7 @@ def _is_view(func: Any) -> bool:
     return read_only or func.overloadpacket in _ALLOCATIONS
 
 
-def _why_it_waits(
+def why_it_waits(
     packet: Any, args: Sequence[Any], options: Mapping[str, Any], taken: list[Tensor], found: Any
 ) -> str | None:
     if packet is _aten._local_scalar_dense:

@@ -41,7 +41,10 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
     return before;
   }
   c10::Device getDevice() const override { return {static_type, current}; }
-  void setDevice(c10::Device device) const override { uncheckedSetDevice(device); }
+  void setDevice(c10::Device device) const override {
+    TORCH_CHECK(device.index() < kDevices, "CUDA error: invalid device ordinal");
+    uncheckedSetDevice(device);
+  }
   void uncheckedSetDevice(c10::Device device) const noexcept override {
     if (device.has_index()) current = device.index();
   }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +11,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-_DEVICES = 2
+_DEVICES = int(os.environ.get("FAKE_CUDA_DEVICES", "2"))
+_HAS_BF16 = os.environ.get("FAKE_CUDA_BF16", "yes") == "yes"
 _MEMORY = 80 * 2**30
 _PROPERTIES = SimpleNamespace(
     name="Fake",
@@ -33,6 +35,8 @@ def install(library: Path) -> None:
 
     from fake_cuda import attention, products
 
+    if older := os.environ.get("FAKE_CUDA_TORCH"):
+        torch.__version__ = older
     torch._C._cuda_getDeviceCount = lambda: _DEVICES
     torch._C._cuda_getCurrentRawStream = lambda device: 0  # torch._dynamo imports it
     for name, answer in _answers(loaded).items():
@@ -62,6 +66,8 @@ def _answers(loaded: ctypes.CDLL) -> dict[str, Any]:
     """torch.cuda's functions that would ask the driver, by name."""
     import torch
 
+    from fake_cuda import graphs
+
     def exchange(device: int) -> int:
         return int(loaded.fake_cuda_exchange(device) if device >= 0 else -1)
 
@@ -74,11 +80,14 @@ def _answers(loaded: ctypes.CDLL) -> dict[str, Any]:
     return quiet | {
         "is_available": lambda: True,
         "Stream": _Stream,
+        "CUDAGraph": graphs.Graph,
+        "graph": graphs.Capture,
+        "graph_pool_handle": lambda: (0, 0),
         "current_stream": lambda device=None: _Stream(device),
         "stream": _in_stream,
         "_is_compiled": lambda: True,
         "is_initialized": lambda: True,
-        "is_bf16_supported": lambda including_emulation=True: True,
+        "is_bf16_supported": lambda including_emulation=True: _HAS_BF16,
         "device_count": lambda: _DEVICES,
         "current_device": lambda: int(loaded.fake_cuda_current()),
         "set_device": set_device,

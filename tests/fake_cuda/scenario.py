@@ -41,13 +41,17 @@ class Steps:
         return (at_once + sum(self.attention.values())) / self.steps
 
 
-def python(folder: Path, *arguments: str) -> str:
-    """Run `python -m fake_cuda ...` there; what it printed. Anything but exit code 0 fails."""
+def python(folder: Path, *arguments: str, **settings: str) -> str:
+    """Run `python -m fake_cuda ...` there; what it printed. Anything but exit code 0 fails.
+
+    `settings` are environment variables, such as FAKE_CUDA_DEVICES="1".
+    """
     environment = os.environ | {
         "PYTHONPATH": str(ROOT / "tests"),
         "FAKE_CUDA_REPORT": str(folder / "report.jsonl"),
         "KDCORE_TRACE": "1",
         "OMP_NUM_THREADS": "1",
+        **settings,
     }
     done = subprocess.run(
         [sys.executable, "-P", "-m", "fake_cuda", *arguments],

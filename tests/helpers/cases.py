@@ -25,7 +25,7 @@ from kdcore_losses import (
 )
 from kdcore_selections import Entropy, Hardest, Random, Rho
 
-from kdcore.api.contracts import Schedule
+from kdcore.api.schedule import Schedule
 
 ROWS = {"packed": given.packed_rows(), "single": given.single_rows()}
 KINDS = tiny.KINDS

@@ -11,13 +11,14 @@ from kdcore_losses import CrossEntropy
 
 from kdcore import PreparedLoss as PreparedLoss
 from kdcore import Selection, Teacher
-from kdcore.api.contracts import Term
+from kdcore.api.loss import Term
 from kdcore.api.train_options import TrainOptions
 from kdcore.data.given import as_rows
 from kdcore.data.sampler import Order, TrainingRows
 from kdcore.objective.hidden_states import HiddenTerms
 from kdcore.objective.losses import values_of
 from kdcore.objective.objective import Objective
+from kdcore.sharding.layout import Layout
 from kdcore.training.checkpoint import Checkpoints
 from kdcore.training.run_state import RunState
 from kdcore.training.trainer import Trainer
@@ -208,6 +209,7 @@ def trainer(
         host=Events(),
         accelerator=accelerator,
         objective=objective,
+        layout=Layout(accelerator),
         wrapped=accelerator.prepare(objective),
         values=values or (lambda some: values_of([term.loss for term in some])),
         optimizer=optimizer,

@@ -6,8 +6,13 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, field_validator
 
 from kdcore.api.component import component
-from kdcore.api.contracts import Data, Eval, Logger, Loss, Patch, Selection, Teacher, Tokenizer
+from kdcore.api.data import Data, Tokenizer
 from kdcore.api.kinds import KINDS
+from kdcore.api.loss import Loss
+from kdcore.api.observers import Eval, Logger
+from kdcore.api.student import Patch
+from kdcore.api.teacher import Teacher
+from kdcore.api.tokens import Selection
 from kdcore.errors import did_you_mean
 
 Positive = Annotated[float, Field(gt=0)]

@@ -1,8 +1,8 @@
 """Whole runs of a recipe that takes a second: with stages, a cached teacher, evaluations."""
 
+import json
+import re
 from pathlib import Path
-
-from kdcore.runs.runner import RunRequest, run_all
 
 RECIPE = """
 [tokenizer]
@@ -35,6 +35,22 @@ eval_rows = 4
 [[loss]]
 use = "ce"
 """
+
+
+def recipe_text(changes, more=""):
+    """RECIPE with other values, {"train.steps": 9}; None leaves a key out. `more` comes last."""
+    top = [f"{key} = {json.dumps(value)}\n" for key, value in changes.items() if "." not in key]
+    blocks = re.split(r"(?m)^(?=\[)", RECIPE.replace("\n\n", "\n").lstrip("\n"))
+    known = {block.splitlines()[0].strip("[]"): block for block in blocks if block}
+    for place, value in changes.items():
+        table, _, key = place.rpartition(".")
+        if table:
+            line = "" if value is None else f"{key} = {json.dumps(value)}\n"
+            text, found = re.subn(rf"(?m)^{key} = .*\n", line, known[table])
+            known[table] = text if found else text + line
+    return "".join([*top, *known.values(), more.lstrip("\n")])
+
+
 STAGES = (
     RECIPE
     + """
@@ -52,6 +68,8 @@ use = "kl"
 
 def run(host, text=RECIPE, name="r.toml", **asked):
     """Run a recipe of this text here; the folders of its stages."""
+    from kdcore.runs.runner import RunRequest, run_all
+
     Path(name).write_text(text)
     return run_all(RunRequest(name, asked.pop("out", Path("runs")), **asked), host)
 

@@ -16,7 +16,8 @@ from kdcore_losses import CrossEntropy, ForwardKL, ReverseKL
 from kdcore_routed import Routed
 
 from kdcore import read
-from kdcore.objective.losses import compiled_values_of, values_of
+from kdcore.objective.compiled_losses import compiled_values_of
+from kdcore.objective.losses import values_of
 from kdcore.testing.fakes import TableTeacher, make_batch
 
 ROWS = given.rows_with_columns()

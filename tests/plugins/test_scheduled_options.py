@@ -15,7 +15,8 @@ from pydantic import ValidationError
 from kdcore import Schedule, describe, options_of, tensor_now, value_now
 from kdcore.cli.main import plugin_manager
 from kdcore.errors import RecipeError
-from kdcore.objective.losses import compiled_values_of, values_of
+from kdcore.objective.compiled_losses import compiled_values_of
+from kdcore.objective.losses import values_of
 from kdcore.recipe.describe import objective_formula, resolved
 from kdcore.recipe.recipe import read_recipe
 

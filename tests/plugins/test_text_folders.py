@@ -2,6 +2,7 @@
 
 import logging
 import os
+from pathlib import Path
 
 import datasets
 import pytest
@@ -155,7 +156,7 @@ def test_links_to_folders_are_followed_once(tmp_path):
 
 def test_folders_without_anything_to_read():
     os.mkdir("nothing")
-    assert refused("nothing") == "the folder nothing is empty"
+    assert refused("nothing").startswith("the folder nothing is empty: put files of text")
     write({"blank/a.txt": "", "blank/b.txt": ""})
     assert refused("blank") == "all files in blank are empty: a.txt, b.txt"
     write({"other/a.md": "one", "other/b.md": "two"})
@@ -225,15 +226,18 @@ def test_the_fingerprint_is_of_all_that_match():
 
 def test_what_is_not_there_is_told_by_its_path(here):
     csvs("d/train.csv", "home/a.csv")
+    give = '; give one that is there: path = "PATH" in [data], or --set data.path=PATH'
     for path, said in {
-        "absent.txt": f"there is no file or folder 'absent.txt' in {here}",
+        "absent.txt": f"there is no file or folder 'absent.txt' in {here}{give}",
+        "csv": f"there is no file or folder 'csv' in {here}{give}",  # a reader of `datasets`
         "d/trian.csv": f"there is no file or folder 'd/trian.csv' in {here}; did you mean "
         "'d/train.csv'?",
         "e/a/train.csv": f"there is no file or folder 'e/a/train.csv' in {here}: there is no "
-        "folder 'e'",
-        "my data": f"there is no file or folder 'my data' in {here}",
-        "~/absent": "there is no file or folder '~/absent'",
-        "d/*.txt": f"no file matches 'd/*.txt' in {here}",
+        f"folder 'e'{give}",
+        "my data": f"there is no file or folder 'my data' in {here}{give}",
+        "~/absent": f"there is no file or folder '~/absent'{give}",
+        "d/*.txt": f"no file matches 'd/*.txt' in {here}; d has train.csv{give}",
+        "f/*.txt": f"no file matches 'f/*.txt' in {here}: there is no folder 'f'{give}",
         "": "path is empty: name a file, a folder, or a data set on the hub",
         "https://example.org/a.txt": "cannot read 'https://example.org/a.txt': download it, and "
         "name the file",
@@ -303,5 +307,16 @@ def test_a_run_looks_for_its_files_before_it_loads_anything(here):
     write({"r.toml": RECIPE})
     done = CliRunner().invoke(app, ["run", "r.toml", "--out", "out"])
     assert isinstance(done.exception, RunError)
-    assert str(done.exception) == f"there is no file or folder 'absent.txt' in {here}"
+    assert str(done.exception).startswith(f"there is no file or folder 'absent.txt' in {here}; ")
     assert not os.path.exists("out")
+
+
+def test_one_document_cannot_be_shared_out(here):
+    write({"one.txt": "a long text\nof one document"})
+    with pytest.raises(RunError, match=r"one\.txt has one document, which validation_share = 0\.1"):
+        list(Text(path="one.txt", validation_share=0.1).texts("train"))
+
+
+def test_bytes_are_no_header(here):
+    Path("b.txt").write_bytes(bytes(range(1, 128)) * 9)
+    assert len(texts("b.txt")) >= 1

@@ -12,8 +12,8 @@ from fuzzing import PLAIN, STAGED, TAUGHT, a_world, cases, kdcore, told
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdcore.api.contracts import StudentOptions
 from kdcore.api.options import kind_of, members, option_fields
+from kdcore.api.student import StudentOptions
 from kdcore.api.train_options import TrainOptions
 from kdcore.plugin.manager import PluginManager
 from kdcore.recipe.files import shipped_recipes

@@ -42,12 +42,14 @@ def test_a_module_that_moved_says_where(old):
 
 @pytest.mark.parametrize("package", MOVED_NAMES)
 def test_a_module_that_is_a_package_now_says_where_its_names_are(package):
-    module, names = MOVED_NAMES[package]
-    for name in names.split():
-        with pytest.raises(ImportError, match=rf"is now in kdcore\.{package}\.{module}, and"):
-            getattr(importlib.import_module(f"kdcore.{package}"), name)
-        with pytest.raises(AttributeError):
-            _ = importlib.import_module(f"kdcore.{package}").nothing_like_it
+    found = importlib.import_module(f"kdcore.{package}")
+    for module, names in MOVED_NAMES[package].items():
+        importlib.import_module(f"kdcore.{package}.{module}")
+        for name in names.split():
+            with pytest.raises(ImportError, match=rf"is now in kdcore\.{package}\.{module}, and"):
+                getattr(found, name)
+    with pytest.raises(AttributeError):
+        _ = found.nothing_like_it
 
 
 def test_a_plugin_that_uses_an_old_name_is_named(tmp_path, caplog):

@@ -15,7 +15,7 @@ from kdcore.runs import runner
 @pytest.fixture(autouse=True)
 def store(monkeypatch):
     made = HashStore()
-    monkeypatch.setattr(distributed, "_store", lambda: made)
+    monkeypatch.setattr(distributed, "process_store", lambda: made)
     return made
 
 

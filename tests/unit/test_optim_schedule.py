@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import pytest
 
 from kdcore import UsageError
-from kdcore.api.contracts import Schedule
+from kdcore.api.schedule import Schedule
 from kdcore.api.train_options import TrainOptions
 from kdcore.training.setup import rate_of
 

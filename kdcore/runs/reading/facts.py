@@ -12,7 +12,7 @@ import tomli
 from kdcore.terminal.formatting import count
 
 if TYPE_CHECKING:
-    from kdcore.api.contracts import Run
+    from kdcore.api.run import Run
 
 Table = Mapping[str, Any]
 _WIDTHS = ("hidden_size", "n_embd", "d_model", "dim")

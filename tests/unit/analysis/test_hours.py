@@ -7,6 +7,7 @@ import pytest
 import tiny
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from whole_runs import recipe_text
 
 from kdcore.analysis import hours
 from kdcore.analysis.hours import Hours, Rates, measured, predicted
@@ -18,29 +19,13 @@ from kdcore.recipe.recipe import read_recipe
 ROWS, TIME = 4, 32
 RATES = Rates("cpu", 1e9, 1e9)
 
-RECIPE = """
-[tokenizer]
-use = "bpe"
-vocab_size = 280
-[data]
-use = "stories"
-stories = 20
-validation = 4
-block = 32
-[student.config]
-model_type = "llama"
-hidden_size = 16
-intermediate_size = 24
-num_hidden_layers = 1
-num_attention_heads = 2
-[train]
-steps = 40
-batch = 4
-lr = 1e-2
-eval_every = 10
-[[loss]]
-use = "ce"
-"""
+RECIPE = recipe_text(
+    {
+        "tokenizer.vocab_size": 280,
+        "train.steps": 40,
+        "train.eval_every": 10,
+    }
+)
 
 
 def counted(model, step):

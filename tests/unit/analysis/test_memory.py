@@ -86,6 +86,18 @@ def test_the_peak_is_more_than_what_is_held_and_about_all_of_it(tmp_path):
     assert sum(amounts[:4]) < taken.peak < 1.1 * sum(amounts)
 
 
+def test_bf16_weights_are_counted_beside_their_masters(tmp_path):
+    sets = ("train.precision=bf16", "train.micro_batch=4")
+    without = estimated(tmp_path, *sets)
+    with_them = estimated(tmp_path, *sets, "train.bf16_weights=true")
+    before, memory = dict(without.memory), dict(with_them.memory)
+    assert memory["student: bf16 weights"] == 2 * size(with_them)
+    assert memory["student: weights"] == before["student: weights"] == 4 * size(with_them)
+    kept = "activations of 4 x 64 tokens"
+    assert memory[kept] < before[kept]
+    assert with_them.unknown == [] and with_them.checkpoint == without.checkpoint
+
+
 def test_a_micro_batch_is_as_long_as_the_longest_row(tmp_path):
     short, whole = estimated(tmp_path, longest=16), estimated(tmp_path, longest=None)
     assert "activations of 8 x 16 tokens" in dict(short.memory)

@@ -1,11 +1,13 @@
 """What launchers say in the environment: followed, or refused in a sentence."""
 
+import logging
+
 import pytest
 import torch
 
 from kdcore import UsageError
 from kdcore.cli import launch
-from kdcore.cli.launch import join
+from kdcore.cli.launchers import join
 from kdcore.errors import StartAgain
 
 
@@ -24,7 +26,9 @@ def joined(processes=1, **environment):
 
 
 def torchrun(processes, here=None):
-    return {"RANK": "0", "WORLD_SIZE": f"{processes}", "LOCAL_WORLD_SIZE": f"{here or processes}"}
+    sizes = {"WORLD_SIZE": f"{processes}", "LOCAL_WORLD_SIZE": f"{here or processes}"}
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    return {"RANK": "0", "LOCAL_RANK": "0", **sizes, **address}
 
 
 @pytest.mark.parametrize(
@@ -47,6 +51,67 @@ def test_tasks_of_srun_that_do_not_know_each_other_are_refused(gpus, number):
     with pytest.raises(UsageError, match=r"srun started several tasks.* torchrun"):
         joined(**tasks)
     joined(**tasks, **torchrun(2))
+
+
+@pytest.mark.parametrize("variable", ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE"])
+def test_processes_of_mpirun_that_do_not_know_each_other_are_refused(gpus, variable):
+    with pytest.raises(UsageError, match=r"mpirun started several processes.* torchrun"):
+        joined(**{variable: "2"})
+    joined(**{variable: "1"})
+    joined(**{variable: "2"}, **torchrun(2))
+
+
+@pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"])
+def test_what_a_launcher_left_out_is_named(gpus, name):
+    there = torchrun(2)
+    del there[name]
+    with pytest.raises(UsageError, match=rf"WORLD_SIZE is 2, and {name} is not set.* set it, or"):
+        joined(**there)
+    alone = torchrun(1)
+    del alone[name]
+    assert joined(**alone) == alone
+
+
+@pytest.mark.parametrize("name", ["WORLD_SIZE", "LOCAL_WORLD_SIZE"])
+def test_what_is_no_number_is_named(gpus, name):
+    with pytest.raises(UsageError, match=f"{name} must be a number, and is 'two'"):
+        joined(**torchrun(2) | {name: "two"})
+
+
+def test_two_numbers_of_processes_are_refused(gpus):
+    with pytest.raises(UsageError, match=r"started 2 processes.* --processes 4: leave one"):
+        joined(processes=4, **torchrun(2))
+    with pytest.raises(UsageError, match=r"started 1 process \("):
+        joined(processes=4, **torchrun(1))
+    joined(processes=2, **torchrun(2))  # as our own launcher starts them
+
+
+def test_a_compiler_of_the_launcher_is_refused(gpus):
+    with pytest.raises(UsageError, match=r"torch.compile with inductor.* compile_trunk"):
+        joined(**torchrun(2), ACCELERATE_DYNAMO_BACKEND="INDUCTOR")
+    joined(**torchrun(2), ACCELERATE_DYNAMO_BACKEND="NO")
+
+
+def test_the_recipe_s_precision_decides(gpus, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("kdcore"), "propagate", True)
+    with caplog.at_level("INFO", "kdcore"):
+        joined(**torchrun(2), ACCELERATE_MIXED_PRECISION="no")
+        assert not caplog.messages
+        joined(**torchrun(2), ACCELERATE_MIXED_PRECISION="bf16")
+    assert caplog.messages == [
+        "accelerate's mixed_precision = bf16 is not used: [train] precision decides"
+    ]
+
+
+def test_accelerate_starts_one_process_on_a_cpu_and_that_is_said(gpus, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("kdcore"), "propagate", True)
+    there = {"ACCELERATE_DYNAMO_MODE": "default", "ACCELERATE_USE_CPU": "True"}
+    with caplog.at_level("INFO", "kdcore"):
+        joined(**there)
+        joined(processes=2, **there)
+    assert [each.partition(";")[0] for each in caplog.messages] == [
+        "accelerate started one process"
+    ]
 
 
 def test_one_process_in_a_batch_script_or_a_step_is_fine(gpus):

@@ -90,6 +90,9 @@ def test_a_faulty_recipe_gives_2_and_every_fault(kdcore):
         (["run", "quickstart", "--each", "seed"], "seed"),
         (["run", "quickstart", "--stage", "pupil"], "pupil"),
         (["fly"], "fly"),
+        (["run", "quickstart", "--learning_rate", "1"], "--set train.lr=VALUE"),
+        (["plan", "quickstart", "--batch=1"], "--set train.batch=VALUE"),
+        (["check", "quickstart", "--other", "1"], "--set K=V"),
     ],
 )
 def test_bad_arguments_give_2_and_say_what(kdcore, arguments, says):

@@ -11,7 +11,7 @@ from adapted import save_adapter
 from safetensors.torch import load_file, save_file
 
 from kdcore import RunError, load_config, load_model, load_tokenizer, model_fingerprint
-from kdcore.api.contracts import StudentOptions
+from kdcore.api.student import StudentOptions
 from kdcore.models.adapters import adapter_base, merged, with_adapter
 from kdcore.models.causal_lm import random_ids
 from kdcore.training.student import make_student

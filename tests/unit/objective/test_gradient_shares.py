@@ -9,7 +9,7 @@ from engine import Held, term
 from kdcore_losses import CrossEntropy, ForwardKL
 from training import assert_equal, records, trainer, weights
 
-from kdcore.api.contracts import Schedule
+from kdcore.api.schedule import Schedule
 from kdcore.objective.gradient_shares import (
     GradientShares,
     is_measured,

@@ -14,7 +14,7 @@ from given import VOCABULARY
 from kdcore_losses import CrossEntropy, ForwardKL, HiddenCosine, HiddenMse
 
 from kdcore import HiddenStatesLoss, PluginError, RunError, UsageError, component
-from kdcore.api.contracts import Schedule
+from kdcore.api.schedule import Schedule
 from kdcore.api.train_options import TrainOptions
 from kdcore.training.setup import enable_checkpointing, optimizer_of
 

@@ -12,7 +12,8 @@ from kdcore_losses import CrossEntropy, DistiLLM2, ForwardKL
 from kdcore_selections import Hardest
 
 from kdcore import Loss, SparseLogits
-from kdcore.objective.losses import compiled_values_of, values_of
+from kdcore.objective.compiled_losses import compiled_values_of
+from kdcore.objective.losses import values_of
 
 pytestmark = [
     pytest.mark.slow,

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from kdcore import HiddenStatesLoss, PreparedLoss, SparseLogits, Teacher
-from kdcore.api.contracts import Schedule, Term
+from kdcore.api.loss import Term
+from kdcore.api.schedule import Schedule
 from kdcore.cli.main import plugin_manager
 from kdcore.objective.losses import values_of
 from kdcore.objective.objective import Objective, TokenMask

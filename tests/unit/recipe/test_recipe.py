@@ -8,7 +8,7 @@ import pytest
 from fake_host import Ensemble, FakeHost, Files, Fresh, Loaded, Text
 from recipe_texts import SIMPLE, STAGED, TAUGHT, read
 
-from kdcore.api.contracts import Schedule
+from kdcore.api.schedule import Schedule
 from kdcore.errors import RecipeError
 from kdcore.recipe.assemble import assemble
 from kdcore.recipe.recipe import read_recipe

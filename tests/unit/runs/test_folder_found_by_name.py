@@ -53,16 +53,20 @@ def test_recipes_in_folders_have_the_folder_in_their_name(shipped):
     assert find_recipe("recipes/cpu/rho_qwen.toml") == shipped / "cpu" / "rho_qwen.toml"
 
 
-def test_the_nearest_names_are_told(shipped, tmp_path):
+def test_the_error_offers_the_nearest_names(shipped, tmp_path):
     (tmp_path / "my_recipe.toml").write_text("")
     with pytest.raises(UsageError, match=r"'rho_qwn'; the nearest are rho_qwen, cpu/rho_qwen"):
         find_recipe("rho_qwn")
     with pytest.raises(UsageError, match=r"the nearest are my_recipe\.toml"):
         find_recipe("my_recipe")
-    with pytest.raises(UsageError, match="kdcore recipes for a list"):
+    with pytest.raises(UsageError, match="'zzz'; kdcore recipes lists them"):
         find_recipe("zzz")
-    with pytest.raises(UsageError, match="kdcore recipes for a list"):
-        find_recipe("no/such/folder/zzz.toml")
+
+
+def test_a_file_that_is_missing_is_offered_to_be_written(shipped):
+    for name in ("no/such/folder/zzz.toml", "rho.toml"):  # not an alias of rho_qwen
+        with pytest.raises(UsageError, match=f"{name!r}; kdcore new recipe {name} --teacher"):
+            find_recipe(name)
 
 
 def test_the_recipes_of_this_repository_are_shipped():

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from whole_runs import recipe_text
 
 from kdcore import UsageError
 from kdcore.analysis.rows import selected_rows
@@ -18,32 +19,16 @@ from kdcore.training.evaluation import run_evals
 
 pytestmark = pytest.mark.slow
 
-RECIPE = """
-name = "chosen"
-[tokenizer]
-use = "bpe"
-vocab_size = 300
-[data]
-use = "stories"
-stories = 30
-validation = 5
-block = 32
-[student.config]
-model_type = "llama"
-hidden_size = 16
-intermediate_size = 32
-num_hidden_layers = 1
-num_attention_heads = 2
-[train]
-steps = 4
-batch = 4
-lr = 1e-2
-log_every = 1
-eval_every = 2
-save_every = 2
-eval_rows = 8
-[[loss]]
-use = "ce"
+RECIPE = recipe_text(
+    {
+        "name": "chosen",
+        "tokenizer.vocab_size": 300,
+        "data.stories": 30,
+        "data.validation": 5,
+        "student.config.intermediate_size": 32,
+        "train.eval_rows": 8,
+    },
+    """\
 [stage.reference.train]
 steps = 2
 [stage.student]
@@ -56,7 +41,8 @@ model = "@reference"
 use = "rho"
 keep = 0.4
 reference = {use = "hf", model = "@reference"}
-"""
+""",
+)
 
 
 @pytest.fixture(scope="module")

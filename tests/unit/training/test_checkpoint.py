@@ -14,7 +14,8 @@ from kdcore import files
 from kdcore.files import is_full, machine_fault
 from kdcore.runs.folder import refused_by_machine
 from kdcore.training import checkpoint
-from kdcore.training.checkpoint import Checkpoints, sums_of, trained
+from kdcore.training.checkpoint import Checkpoints, trained
+from kdcore.training.checkpoints.folders import sums_of
 
 
 def parts(folder, seed=0, keep=2, optimizer=torch.optim.AdamW, accelerator=None):

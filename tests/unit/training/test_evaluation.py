@@ -1,3 +1,6 @@
+import shutil
+from types import SimpleNamespace
+
 import engine
 import given
 import oracle
@@ -10,6 +13,7 @@ from kdcore_losses import ForwardKL, TotalVariation
 from kdcore import LanguageModel
 from kdcore.data.given import as_rows
 from kdcore.training.evaluation import evaluate
+from kdcore.training.micro_batch import per_token_for
 
 ROWS = given.packed_rows() + given.single_rows()
 STUDENT, TEACHER = given.model(double=True), given.model(double=True, seed=1)
@@ -53,6 +57,26 @@ def test_sums_are_those_of_whole_logits(known, micro_batch, monkeypatch):
     found = evaluate(run(micro_batch=micro_batch), rows, LOSSES, Held(TEACHER))
     assert found == pytest.approx(known, rel=1e-10)
     assert list(found) == list(known)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_compiled_losses_give_the_same_sums(caplog):
+    """As training compiles them, in its chunks."""
+    from torch._dynamo.utils import counters
+
+    rows, teacher = as_rows(ROWS, "validation"), Held(TEACHER)
+    plain = evaluate(run(), rows, LOSSES, teacher)
+    made = run()
+    made.recipe = SimpleNamespace(train=SimpleNamespace(compile=True))
+    compiled = per_token_for(made)
+    assert compiled is not None
+    before = counters["stats"]["unique_graphs"]
+    for _ in range(2):  # the second evaluation compiles nothing
+        found = evaluate(made, rows, LOSSES, teacher, compiled=compiled(LOSSES))
+        assert found == pytest.approx(plain, rel=1e-10)
+    assert counters["stats"]["unique_graphs"] - before == 1
+    assert "uncompiled" not in caplog.text
 
 
 def test_losses_of_one_name_are_told_apart(known):

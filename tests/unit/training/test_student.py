@@ -5,7 +5,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from kdcore import Patch, RunError, UsageError, component
-from kdcore.api.contracts import StudentOptions
+from kdcore.api.student import StudentOptions
 from kdcore.training.student import check_balance, check_length, make_student
 
 CPU = torch.device("cpu")

@@ -1,0 +1,119 @@
+"""Peak resident memory of each process, for a whole and a sharded student of 100M parameters.
+
+    python benchmarks/speed/sharded_memory.py
+
+Two processes train two steps on a CPU with gloo. Counted is the peak above the process before the
+student is made, of which the head (its weight and its gradient, in float32) is taken off.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+RECIPE = """
+name = "memory"
+[tokenizer]
+use = "bpe"
+vocab_size = 300
+[data]
+use = "stories"
+stories = 40
+validation = 4
+block = 32
+[student.config]
+model_type = "llama"
+hidden_size = 640
+intermediate_size = 1760
+num_hidden_layers = 20
+num_attention_heads = 10
+[train]
+shard = "SHARD"
+steps = 2
+batch = 4
+micro_batch = 1
+lr = 1e-4
+precision = "fp32"
+save_every = 2
+eval_first = false
+[[loss]]
+use = "ce"
+"""
+
+
+def peak() -> int:
+    """Bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def child(folder: str) -> None:
+    """Train; note the peak before the student is made, and after the last step."""
+    from kdcore.plugin.manager import PluginManager
+    from kdcore.runs import runner
+    from kdcore.training import setup, trainer
+
+    os.chdir(folder)
+    seen: dict[str, int] = {}
+    make, save = setup.make_student, trainer.Trainer.save
+
+    def made(*arguments: Any, **named: Any) -> Any:
+        seen["before"] = peak()
+        student = make(*arguments, **named)
+        seen["parameters"] = sum(each.numel() for each in student.parameters())
+        seen["head"] = 2 * 4 * student.get_output_embeddings().weight.numel()
+        return student
+
+    def saved(running: Any) -> None:
+        seen["trained"] = peak()
+        save(running)
+        seen["saved"] = peak()
+        Path(f"memory-{os.environ['RANK']}.json").write_text(json.dumps(seen))
+        os._exit(0)
+
+    setup.make_student, trainer.Trainer.save = made, saved
+    runner.run_all(runner.RunRequest("memory.toml"), PluginManager(off=["panel"]))
+
+
+def measured(shard: str, port: int) -> list[dict[str, int]]:
+    """What both processes saw."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "memory.toml").write_text(RECIPE.replace("SHARD", shard))
+        own = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+        own |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+        started = [
+            subprocess.Popen(
+                [sys.executable, __file__, folder],
+                env=os.environ | own | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            )
+            for rank in range(2)
+        ]
+        assert [each.wait() for each in started] == [0, 0]
+        return [json.loads(Path(folder, f"memory-{n}.json").read_text()) for n in range(2)]
+
+
+def main() -> None:
+    """Print the bytes above the process before the student, and their ratio."""
+    above = {}
+    for port, shard in enumerate(("none", "full"), 29611):
+        for rank, seen in enumerate(measured(shard, port)):
+            for when in ("trained", "saved"):
+                taken = seen[when] - seen["before"] - seen["head"]
+                above[shard, rank, when] = taken
+                count = seen["parameters"] / 1e6
+                print(
+                    f"{shard} process {rank} {when}: {taken / 2**20:.0f} MB, {count:.0f}M weights"
+                )
+    for rank in range(2):
+        for when in ("trained", "saved"):
+            ratio = above["full", rank, when] / above["none", rank, when]
+            print(f"process {rank}, {when}: {ratio:.2f} of whole")
+
+
+if __name__ == "__main__":
+    child(sys.argv[1]) if len(sys.argv) > 1 else main()

@@ -1,0 +1,1 @@
+"""What `kdcore doctor` and `kdcore plugins --verify` check. Internal."""

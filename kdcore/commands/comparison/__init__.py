@@ -1,0 +1,1 @@
+"""Runs and arms compared, for `kdcore compare`, `show` and `report`. Internal."""

@@ -1,0 +1,133 @@
+"""Arms of an experiment: runs that differ only in the seed form one arm."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from kdcore.commands.comparison.courses import Course, Half
+from kdcore.commands.comparison.group_tables import labels
+from kdcore.commands.comparison.groups import Group, Told
+from kdcore.errors import UsageError, did_you_mean
+
+SWEEP = "sweep.json"  # in the folder of runs: which run is which point of a sweep
+_SEED = re.compile(r"(stage\.[^.]+\.)?seed")
+_Entry = Mapping[str, object]
+
+
+@dataclass(frozen=True, eq=False)
+class Arm:
+    """Runs by seed."""
+
+    label: str
+    runs: Mapping[object, Course]
+
+    @property
+    def unfinished(self) -> list[str]:
+        """Each unfinished run, and its progress."""
+        told = [course.told for course in self.runs.values()]
+        at = [(run.folder.name, run.unfinished_at) for run in told]
+        return [f"{name} is at step {step}" for name, step in at if step is not None]
+
+
+def arms_of(folders: Sequence[Path], half: Half | None = None) -> list[Arm]:
+    """The arms, in the order of their first runs. Raises UsageError for duplicate seeds."""
+    courses = [Course(folder, half) for folder in dict.fromkeys(folders)]
+    points = {folder: _points(folder) for folder in {course.folder.parent for course in courses}}
+    groups: dict[str, list[Course]] = {}
+    swept: dict[str, str] = {}
+    for course in courses:
+        label = points[course.folder.parent].get(course.folder.name, "")
+        told = [course.told.name, label or course.told.settings]
+        key = json.dumps(told, sort_keys=True, default=str)
+        groups.setdefault(key, []).append(course)
+        if label:
+            swept[key] = label
+    others = [group for key, group in groups.items() if key not in swept]
+    named = iter(labels([Group([_finished(each) for each in group]) for group in others]))
+    said = [swept[key] if key in swept else next(named) for key in groups]
+    return [
+        _arm(label if said.count(label) == 1 else f"{runs[0].told.name} {label}", runs)
+        for label, runs in zip(said, groups.values(), strict=True)
+    ]
+
+
+def _finished(course: Course) -> Told:
+    """Labels arms by their content, whatever folder their runs are in."""
+    return replace(course.told, unfinished_at=None)
+
+
+def _arm(label: str, courses: Sequence[Course]) -> Arm:
+    runs: dict[object, Course] = {}
+    for course in courses:
+        seed = course.told.seed
+        if seed in runs:
+            both = f"{runs[seed].folder} and {course.folder}"
+            raise UsageError(f"{both} are one run twice: both have seed {seed}; leave one out")
+        runs[seed] = course
+    return Arm(label, runs)
+
+
+def _points(out: Path) -> dict[str, str]:
+    """The label of each run from sweeps in a folder of runs; "" if nothing is varied."""
+    try:
+        entries = json.loads((out / SWEEP).read_text("utf-8"))["points"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    known = [entry for entry in entries if _is_entry(entry)] if isinstance(entries, list) else []
+    values: dict[str, set[str]] = {}
+    for entry in known:
+        values.setdefault(_control(entry), set()).add(_values(entry))
+    found: dict[str, str] = {}
+    for entry in known:
+        control = _control(entry)
+        # A control shared by several points is labelled once: it lacks what they vary.
+        shared = control and len(values[control]) == 1
+        said = ["" if shared else _values(entry), control]
+        found[Path(str(entry.get("run"))).name] = " ".join(filter(None, said))
+    return found
+
+
+def _is_entry(entry: object) -> bool:
+    return isinstance(entry, Mapping) and isinstance(entry.get("sets", {}), Mapping)
+
+
+def _control(entry: _Entry) -> str:
+    return str(entry.get("control") or "")
+
+
+def _values(entry: _Entry) -> str:
+    """The varied values of a point except the seed, without the name of its own stage."""
+    sets, own = entry.get("sets", {}), f"stage.{entry.get('stage')}."
+    assert isinstance(sets, Mapping)
+    varied = {key: each for key, each in sets.items() if not _SEED.fullmatch(key)}
+    return " ".join(f"{key.removeprefix(own)}={each}" for key, each in varied.items())
+
+
+def chosen(arms: Sequence[Arm], baseline: str | None) -> Arm:
+    """The baseline arm: by its label or one of its runs; by default the first.
+
+    Raises UsageError unless exactly one arm matches.
+    """
+    if baseline is None:
+        return arms[0]
+    exact = [arm for arm in arms if baseline in (arm.label, *_names(arm))]
+    found = exact or [arm for arm in arms if any(baseline in name for name in _all_names(arm))]
+    if len(found) == 1:
+        return found[0]
+    there = ", ".join(repr(arm.label) for arm in found or arms)
+    which = "fits several arms" if found else "is no arm"
+    near = "" if found else did_you_mean(baseline, [arm.label for arm in arms])
+    raise UsageError(f"--baseline {baseline!r} {which}{near}: there are {there}")
+
+
+def _names(arm: Arm) -> list[str]:
+    told = [course.told for course in arm.runs.values()]
+    return [*(run.folder.name for run in told), *(str(run.folder) for run in told)]
+
+
+def _all_names(arm: Arm) -> list[str]:
+    return [arm.label, *(course.told.name for course in arm.runs.values())]

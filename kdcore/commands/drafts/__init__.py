@@ -1,0 +1,1 @@
+"""Recipes and plugins that `kdcore new` starts. Internal."""

@@ -1,0 +1,73 @@
+"""Sharded tensors in a folder: each process writes and reads its own parts.
+
+Written by torch.distributed.checkpoint as safetensors files, one for each process, whose headers
+say which part of which tensor they hold. So nothing is pickled, and any number of processes reads
+what any other number wrote, also as whole tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+_PARTS = "shard-*.safetensors"
+
+
+def divided(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those that are sharded."""
+    return {name: each for name, each in tensors.items() if isinstance(each, DTensor)}
+
+
+def undivided(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those that are whole on every process."""
+    return {name: each for name, each in tensors.items() if not isinstance(each, DTensor)}
+
+
+def has_parts(folder: Path) -> bool:
+    """Whether a folder holds parts of tensors."""
+    return next(folder.glob(_PARTS), None) is not None
+
+
+def write_parts(folder: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write each process's parts of sharded tensors: a collective call."""
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+    from torch.distributed.checkpoint.state_dict_saver import save
+
+    writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    save(dict(tensors), storage_writer=writer)
+
+
+def read_like(
+    folder: Path, wanted: Callable[[str], bool], like: Callable[[str], Tensor | None]
+) -> dict[str, Tensor]:
+    """The tensors of a folder with a wanted name, in their saved dtype.
+
+    Each is sharded as the tensor that `like` gives for its name, or whole if that is no tensor of
+    the same shape.
+    """
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+
+    found: dict[str, Tensor] = {}
+    saved: Any = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
+    for name, each in saved.items():
+        if wanted(name):
+            other, dtype = like(name), each.properties.dtype
+            if other is not None and other.shape == each.size:
+                found[name] = torch.empty_like(other, dtype=dtype)
+            else:
+                found[name] = torch.empty(each.size, dtype=dtype)
+    read_into(folder, found)
+    return found
+
+
+def read_into(folder: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Fill these, whole or this process's parts, from a folder's files. No collective call."""
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+    from torch.distributed.checkpoint.state_dict_loader import load
+
+    load(dict(tensors), storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)

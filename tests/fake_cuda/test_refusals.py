@@ -1,0 +1,55 @@
+"""What a machine with GPUs cannot do ends with a sentence that says what to type."""
+
+import pytest
+
+from fake_cuda.scenario import joined, python, sets
+from fake_cuda.test_steps import DISTILLED, KINDS, RECIPE, recipe
+
+pytestmark = pytest.mark.slow
+
+
+def refused(path, *options):
+    return ["refused", "kdcore", "run", path, "-q", "--out", "device", *KINDS["llama"], *options]
+
+
+def test_one_gpu_without_bf16(tmp_path):
+    path = recipe(tmp_path)
+    alone = python(
+        tmp_path,
+        *joined(
+            [
+                refused(path, "--processes", "2"),
+                refused(path, *sets(train__precision="bf16")),
+                refused(path, *sets(train__bf16_weights=True)),
+                refused(path, *sets(train__cuda_graphs=True, train__checkpointing=True)),
+            ]
+        ),
+        FAKE_CUDA_DEVICES="1",
+        FAKE_CUDA_BF16="no",
+    )
+    for said in (
+        "there are 2 processes and 1 GPU here, and each process takes one; type --processes 1",
+        'train.precision = "bf16": this device has no units for it',
+        'train.bf16_weights = true needs precision "bf16", and on this device it is "fp16"',
+        "train.cuda_graphs = true does not work with train.checkpointing; leave cuda_graphs out",
+    ):
+        assert said in alone, alone
+    assert "Traceback" not in alone
+
+
+def test_teachers_that_have_no_place(tmp_path):
+    (tmp_path / "small.toml").write_text(RECIPE + DISTILLED)
+    few = sets(stage__teacher__train__steps=1)
+    elsewhere = refused("small.toml", *few, *sets(stage__student__teacher__device="cuda:7"))
+    quantised = sets(stage__student__teacher__quantise="4bit", stage__student__teacher__device="")
+    on_cpu = refused("small.toml", *few, *quantised)
+    said = python(tmp_path, *joined([elsewhere, ["refused", "cpu", *on_cpu[1:]]]))
+    assert "this machine has no such CUDA device; leave `device` out" in said, said
+    assert 'quantise = "4bit" needs ' in said, said  # bitsandbytes, or a CUDA device
+    assert "Traceback" not in said
+
+
+def test_a_torch_that_is_too_old(tmp_path):
+    said = python(tmp_path, *refused(recipe(tmp_path)), FAKE_CUDA_TORCH="2.7.1+cu126")
+    assert "torch 2.7.1+cu126 is too old: kdcore needs 2.8 or later" in said, said
+    assert "Traceback" not in said

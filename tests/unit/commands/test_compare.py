@@ -1,0 +1,343 @@
+"""`kdcore compare` on run folders whose numbers are known."""
+
+import csv
+import io
+import json
+import math
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_runs import documents, made
+from typer.testing import CliRunner
+
+from kdcore.checksums import keep
+from kdcore.cli.main import app
+from kdcore.document_losses import DOCUMENTS
+
+BASE = [1.00, 1.02, 0.98, 1.01, 0.99]
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+def asked(*arguments, code=0):
+    done = CliRunner().invoke(app, ["compare", *map(str, arguments)], standalone_mode=False)
+    if code:
+        return str(done.exception)
+    assert done.exception is None, done.exception
+    return done.output
+
+
+def rows(*arguments):
+    return json.loads(asked(*arguments, "--json"))
+
+
+def arms(shift=-0.2, seeds=5, jitter=0.001, **options):
+    """Two arms that differ by `shift`, a little more or less for each seed."""
+    draw = random.Random(0)
+    for seed in range(seeds):
+        made("r.ce", seed, (3.0, 2.0, BASE[seed]))
+        end = BASE[seed] + shift + draw.uniform(-jitter, jitter)
+        made("r.kd", seed, (3.0, 2.0, end), loss="kl", **options)
+
+
+def test_a_clear_difference_is_better_with_everything_said():
+    arms()
+    tokens, time = rows("r.*", "--baseline", "ce")
+    assert (tokens["at"], time["at"]) == ("tokens", "time")
+    for row in (tokens, time):
+        assert (row["baseline"], row["arm"], row["seeds"]) == ("ce", "kd", 5)
+        assert row["difference"] == pytest.approx(-0.2, abs=1e-3)
+        assert row["low"] < row["difference"] < row["high"] < -0.19 and row["documents"] == 6
+        assert row["verdict"] == "better" and row["interval_counts"] == "seeds and documents"
+        assert row["margin"] == pytest.approx(0.005) and row["tokens"] == 1000
+    said = asked("r.*", "--baseline", "ce")
+    assert "lower is better: against ce, at equal tokens" in said
+    assert "kd: better: the interval leaves out 0; seeds and documents count" in said
+    assert (
+        "kd is better than ce in validation loss (nats per token) at equal tokens: 0.8001 against "
+        "1.0000 (95 % interval of the difference" in said
+    )
+    assert "5 paired seeds and 6 held-out documents, both counted as random)." in said
+
+
+def test_which_arm_is_the_baseline():
+    arms()
+    assert rows("r.*", "--baseline", "kd")[0]["verdict"] == "worse"
+    assert rows(*sorted(Path("runs").glob("r.kd*")), *Path("runs").glob("r.ce*"))[0]["arm"] == "ce"
+    assert rows("r.*", "--baseline", next(Path("runs").glob("r.kd*")).name)[0]["arm"] == "ce"
+    assert "--baseline 'x' is no arm: there are '" in asked("r.*", "--baseline", "x", code=2)
+    assert "fits several arms" in asked("r.*", "--baseline", "r.", code=2)
+
+
+@pytest.mark.parametrize(
+    ("shift", "jitter", "margin", "verdict"),
+    [
+        (0.2, 0.001, "0.5%", "worse"),
+        (0.001, 0.0005, "0.5%", "no difference above the margin"),
+        (0.001, 0.0005, "0.0001", "worse"),
+        (0.01, 0.2, "0.5%", "undecided"),
+    ],
+)
+def test_verdicts(shift, jitter, margin, verdict):
+    arms(shift, jitter=jitter)
+    assert rows("r.*", "--baseline", "ce", "--margin", margin)[0]["verdict"] == verdict
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_with_fewer_than_three_seeds_there_is_no_verdict_but_other_documents(seeds):
+    arms(seeds=seeds, noise=0.01)
+    row = rows("r.*", "--baseline", "ce")[0]
+    assert row["verdict"] is None and row["interval_counts"] == "documents"
+    assert row["low"] < row["difference"] < row["high"]
+    said = asked("r.*", "--baseline", "ce")
+    assert "(these weights, other documents)" in said and "no verdict" in said
+    assert "of these weights on other documents); fewer than 3 seeds allow no verdict." in said
+
+
+def test_seeds_without_a_partner_are_said_and_left_out():
+    arms(seeds=4)
+    made("r.kd", 9, loss="kl")
+    row = rows("r.*", "--baseline", "ce")[0]
+    assert row["seeds"] == 4
+    assert row["notes"] == ["seed 9 of kd has no partner and is left out"]
+
+
+def test_without_losses_of_documents_only_seeds_count_and_that_is_said():
+    arms(kept=False)
+    row = rows("r.*", "--baseline", "ce")[0]
+    assert (row["verdict"], row["interval_counts"]) == ("better", "seeds")
+    assert row["notes"] == ["documents are not counted: these runs kept no losses of documents"]
+
+
+def test_bits_per_byte_count_documents_and_other_scores_do_not():
+    def scores(nll):
+        return {"bits_per_byte": nll / math.log(2) / 4, "blimp": 1 - nll / 10}
+
+    for seed in range(3):
+        made("r.ce", seed, (3.0, BASE[seed]), scores=scores)
+        made("r.kd", seed, (3.0, BASE[seed] - 0.2 - seed / 1000), loss="kl", scores=scores)
+    row = rows("r.*", "--baseline", "ce", "--metric", "bits_per_byte")[0]
+    assert row["documents"] == 6 and row["verdict"] == "better"
+    assert row["difference"] == pytest.approx(-0.201 / math.log(2) / 4)
+    row = rows("r.*", "--baseline", "ce", "--metric", "eval/blimp")[0]
+    assert (row["verdict"], row["documents"]) == ("better", 0)  # higher is better
+    assert row["difference"] > 0
+
+
+def test_equal_tokens_and_equal_time_are_read_between_evaluations():
+    for seed in range(3):
+        made("r.ce", seed, (3.0, 2.0, 1.0), tokens=1000, seconds=10.0)
+        made("r.kd", seed, (3.0, 1.0, 0.5), loss="kl", tokens=1000, seconds=40.0)
+        made("r.long", seed, (3.0, 1.5, 0.9), loss="jsd", tokens=4000, seconds=40.0)
+    found = {(row["at"], row["arm"]): row for row in rows("r.*", "--baseline", "ce")}
+    assert found["tokens", "kd"]["arm_mean"] == 0.5
+    assert found["tokens", "kd"]["arm_seconds"] == 40
+    assert found["time", "kd"]["arm_mean"] == pytest.approx(2.0)  # a half of the way to 1.0
+    assert found["tokens", "long"]["arm_mean"] == pytest.approx(2.25)
+    assert found["tokens", "long"]["tokens"] == 1000
+    assert found["time", "kd"]["baseline_mean"] == 1.0
+    assert found["time", "kd"]["documents"] == 6
+
+
+def test_several_comparisons_are_corrected_and_that_is_said():
+    arms()
+    for seed in range(5):
+        made("r.jsd", seed, (3.0, 2.0, BASE[seed] + [-0.03, 0, 0.02, 0.01, 0.01][seed]), loss="jsd")
+    said = asked("r.*", "--baseline", "ce")
+    assert "Holm's correction over 2 comparisons" in said
+    assert {row["comparisons"] for row in rows("r.*", "--baseline", "ce")} == {2}
+
+
+def test_arms_of_a_sweep_have_its_labels():
+    points = []
+
+    def point(folder, seed, loss, control=None):
+        sets = {"stage.student.seed": seed, "stage.student.loss.1.use": loss}
+        about = {"sets": sets, "control": control, "stage": "student", "run": folder.name}
+        points.append(about)
+
+    for seed in range(3):
+        for loss, shift in (("kl", -0.2), ("jsd", -0.1)):
+            values = (3.0, BASE[seed] + shift)
+            point(made("r", seed, values, loss=loss, more=f"lr = 0.00{seed + 1}"), seed, loss)
+            point(made("r", seed, values, loss=f"{loss}2"), seed, loss, "random-selection")
+        # One control for both, told of once.
+        point(made("r", seed, (3.0, BASE[seed]), loss="ce"), seed, "jsd", "no-teacher")
+    Path("runs/sweep.json").write_text(json.dumps({"recipe": "r", "points": points}))
+    found = rows("r-*", "--baseline", "no-teacher", "--at", "tokens")
+    assert {row["arm"]: row["seeds"] for row in found} == {
+        "loss.1.use=kl": 3,
+        "loss.1.use=kl random-selection": 3,
+        "loss.1.use=jsd": 3,
+        "loss.1.use=jsd random-selection": 3,
+    }
+
+
+def test_a_broken_sweep_file_is_as_none():
+    arms()
+    Path("runs/sweep.json").write_text('{"points": [3')
+    assert len(rows("r.*", "--baseline", "ce")) == 2
+
+
+# Refused in a sentence
+
+
+def test_one_run_and_one_arm_are_nothing_to_compare():
+    folder = made("r.ce", 0)
+    assert "two runs or more" in asked(folder, code=2)
+    made("r.ce", 1)
+    assert "differ in nothing but the seed" in asked("r.*", code=2)
+
+
+def test_an_unknown_metric_lists_those_there_are():
+    arms(seeds=1)
+    said = asked("r.*", "--metric", "eval/nl", code=2)
+    assert "did you mean 'eval/nll'?; metrics there are: eval/nll" in said
+
+
+def test_a_run_that_lacks_the_metric_is_named():
+    made("r.ce", 0, scores=lambda nll: {"blimp": 0.5})
+    folder = made("r.kd", 0, loss="kl")
+    assert f"{folder} has not measured eval/blimp" in asked("r.*", "--metric", "blimp", code=2)
+
+
+def test_other_tokenizers_are_refused_and_bits_per_byte_named():
+    arms(tokenizer="another", scores=lambda nll: {"bits_per_byte": nll / 4})
+    assert "--metric eval/bits_per_byte can be compared" in asked("r.*", code=2)
+    said = asked("r.*", "--metric", "eval/bits_per_byte", code=2)
+    assert "has not measured" in said
+
+
+def test_other_held_out_rows_are_refused():
+    made("r.ce", 0, eval_seed=0, kept=False)
+    made("r.kd", 0, loss="kl", eval_seed=1, kept=False)
+    assert "other held-out rows" in asked("r.*", code=2)
+
+
+def test_equal_time_on_other_devices_is_refused_and_tokens_still_compared():
+    arms(device="another processor")
+    tokens, time = rows("r.*", "--baseline", "ce")
+    assert tokens["verdict"] == "better"
+    assert "ran on different devices (a processor, threads: 1; another" in time["refused"]
+    assert "not compared: " in asked("r.*")
+    assert "--at tokens compares them" in asked("r.*", "--at", "time", code=2)
+
+
+def test_a_run_twice_is_refused():
+    made("r.ce", 0)
+    made("r.kd", 0, loss="kl")
+    made("r.kd", 0, loss="kl", out=Path("elsewhere"))
+    assert "both have seed 0" in asked("r.*", *Path("elsewhere").iterdir(), code=2)
+
+
+def test_a_run_that_diverged_is_refused():
+    arms(seeds=3)
+    folder = made("r.kd", 3, (3.0, 2.0, None), loss="kl")
+    made("r.ce", 3)
+    said = asked("r.*", code=2)
+    assert f"{folder} diverged: eval/nll is not finite at step 100" in said
+
+
+def test_damaged_documents_are_refused():
+    arms(seeds=1)
+    path = next(Path("runs").glob("r.kd*/documents/step-100*"))
+    path.write_bytes(path.read_bytes()[:-1])
+    assert "not what the run measured" in asked("r.*", code=2)
+
+
+@pytest.mark.parametrize("margin", ["x", "-1", "1%%", "nan", "inf"])
+def test_a_margin_that_is_none(margin):
+    arms(seeds=1)
+    assert "is no margin" in asked("r.*", "--margin", margin, code=2)
+
+
+# Formats
+
+
+def test_csv_has_a_row_for_each_arm_and_place():
+    arms()
+    found = list(csv.DictReader(io.StringIO(asked("r.*", "--baseline", "ce", "--format", "csv"))))
+    assert [row["at"] for row in found] == ["tokens", "time"]
+    assert float(found[0]["difference"]) == rows("r.*", "--baseline", "ce")[0]["difference"]
+
+
+def test_markdown_and_latex():
+    arms()
+    table = asked("r.*", "--baseline", "ce", "--format", "markdown")
+    assert table.count("\n| kd | 5 | 0.8001 ± 0.0160 | 1.0000 ± 0.0158 | -0.1999 |") == 2
+    latex = asked("r.*", "--baseline", "ce", "--format", "latex")
+    assert latex.count(r"\begin{tabular}{lrrrrrl}") == latex.count(r"\end{tabular}") == 2
+    assert r"1.0000 $\pm$ 0.0158" in latex and r"95 \% interval" in latex
+    body = [line for line in latex.splitlines() if line.endswith(r"\\")]
+    assert {line.count("&") - line.count(r"\&") for line in body} == {6}
+    assert "one of them" in asked("r.*", "--format", "csv", "--json", code=2)
+
+
+def test_arms_without_a_seed_in_common_are_said_to_have_none():
+    for seed in range(3):
+        made("r.ce", seed)
+        made("r.kd", seed + 3, loss="kl")
+    row = rows("r.*", "--baseline", "ce")[0]
+    assert (row["seeds"], row["verdict"], row["low"]) == (0, None, None)
+    assert row["reason"].startswith("no seed in common")
+    assert "so they cannot be compared" in asked("r.*", "--baseline", "ce")
+
+
+def test_weights_that_an_arm_began_with_and_unfinished_runs_are_said():
+    arms(seeds=3)
+    for folder in Path("runs").glob("r.kd*"):
+        path = folder / "resolved.toml"
+        began = '[student]\nmodel = "runs/r.first-12345678/final"\n'
+        path.write_text(path.read_text().replace('[student.config]\nmodel_type = "llama"\n', began))
+    (next(Path("runs").glob("r.ce*")) / "final").rmdir()
+    said = asked("r.*", "--baseline", "ce")
+    assert "kd: kd began with the weights of r.first-12345678, whose cost is not counted" in said
+    assert "unfinished: r.ce-" in said and "is at step 100" in said
+
+
+def halves():
+    """Three seeds of two arms: the arm is better on the first three documents, worse on others."""
+    for seed in range(3):
+        made("r.ce", seed, (3.0, BASE[seed]))
+        folder = made("r.kd", seed, (3.0, BASE[seed]), loss="kl")
+        kept = documents(BASE[seed])
+        shift = np.array([-0.1, -0.1, -0.1, 0.2, 0.2, 0.2], np.float32)
+        replace(kept, nll=kept.nll + shift * kept.tokens).save(folder, 50)
+        keep(folder, DOCUMENTS, folder / DOCUMENTS)
+
+
+def test_half_of_the_documents_can_be_compared():
+    halves()
+    first, second = (
+        rows("r.*", "--baseline", "ce", "--at", "tokens", "--documents", half)[0]
+        for half in ("first", "second")
+    )
+    assert first["difference"] == pytest.approx(-0.1, abs=1e-5)
+    assert second["difference"] == pytest.approx(0.2, abs=1e-5)
+    assert (first["documents"], second["documents"]) == (3, 3)
+    said = asked("r.*", "--baseline", "ce", "--documents", "first")
+    assert "validation loss (nats per token) on the first half of the documents" in said
+
+
+def test_a_half_is_interpolated_like_the_whole():
+    made("r.ce", 0, (3.0, 1.0), tokens=1000)
+    made("r.kd", 0, (3.0, 2.0, 1.0), loss="kl", tokens=2000)
+    made("r.x", 0, (3.0, 2.0), loss="x", tokens=500)
+    whole = rows("r.*", "--baseline", "ce")
+    half = rows("r.*", "--baseline", "ce", "--documents", "second")
+    assert [row["difference"] for row in half] == pytest.approx(
+        [row["difference"] for row in whole], abs=1e-5
+    )
+
+
+def test_a_half_needs_losses_of_documents():
+    arms(kept=False)
+    said = asked("r.*", "--baseline", "ce", "--documents", "first", code=2)
+    assert "has no eval/nll of each document: --documents compares eval/nll" in said
