@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 from kdcore_text.record import Record, shown_names
 
 from kdcore import RunError
+from kdcore_precomputed.packed import IDS, Packing
 
 _ABOVE = 1e-3  # how far a log-probability may exceed 0
 _MASS = 1e-2  # how far masses may exceed 1 in sum, from rounding to half precision
@@ -31,9 +32,12 @@ class Columns:
     log_probs: str
     ids: str | None = None  # None: log_probs holds both
     tail: bool = True
+    packing: Callable[[], Packing] | None = None
 
     def entries(self, record: Record) -> list[tuple[Sequence[Any], Sequence[Any]]]:
         """The ids and log-probabilities at each position; empty where a record has none."""
+        if self.packing and IDS in record.values and self.log_probs not in record.values:
+            return [*self.packing().entries(record)]
         logs = _listed(record, self.log_probs)
         if self.ids is None:
             return [_pairs(each, n, record, self.log_probs) for n, each in enumerate(logs, 1)]
@@ -111,13 +115,12 @@ def _listed(record: Record, column: str) -> Sequence[Any]:
 
 
 def _compressed(record: Record) -> str:
-    """The error message for DistillKit's packed columns."""
-    packed = {"bytepacked_indices", "packed_indices"} & record.values.keys()
-    if not packed:
+    """The error message for DistillKit's older columns, which hold logits without their sum."""
+    if "packed_indices" not in record.values:
         return ""
     return (
-        "its records are packed by DistillKit's LogprobCompressor; unpack them with it and write "
-        "the ids and the log-probabilities as lists"
+        "its records are packed by an older DistillKit, as logits; unpack them with its "
+        "LogprobCompressor and write the ids and the log-probabilities as lists"
     )
 
 

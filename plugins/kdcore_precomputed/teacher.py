@@ -29,7 +29,10 @@ from kdcore import (
     progress,
 )
 from kdcore_precomputed.matching import Match, Records, by_key, match
+from kdcore_precomputed.packed import Packing, description
 from kdcore_precomputed.positions import Columns
+
+_Value = bool | int | str | list[int | str] | list[dict[str, int | str]]
 
 
 @component
@@ -40,7 +43,9 @@ class Precomputed(Teacher):
     belongs to a document and has, for each of its tokens, a list of ids and one of
     log-probabilities (natural logarithm, temperature 1). Without `ids`, `log_probs` holds both, as
     in axolotl's KD data sets (`[{"token": "token_id:7", "logprob": -0.1}, ...]`) and vLLM's
-    `prompt_logprobs`. `null`, an empty list and -inf mean unknown.
+    `prompt_logprobs`. `null`, an empty list and -inf mean unknown. DistillKit's packed columns
+    (`compressed_logprobs` and `bytepacked_indices`) are unpacked, as the compression_config.yaml
+    next to the files or `compression` says.
 
     Records are matched to the training documents by order, or by the column `key`, which [data] has
     to keep too (`keep_columns`). Lengths must match, and so must the records' own ids if `tokens`
@@ -67,10 +72,14 @@ class Precomputed(Teacher):
     part: Annotated[bool, Field(description="records may tell of the last tokens only")] = False
     tail: Annotated[bool, Field(description="whether other ids have the mass that is left")] = True
     k: Annotated[int | None, Field(ge=1, description="ids; by default the first record's")] = None
+    compression: Annotated[
+        dict[str, _Value] | None,
+        Field(description="of DistillKit's columns; by default its file next to the records"),
+    ] = None
     split: str = "train"
 
     def __post_init__(self) -> None:
-        self._columns = Columns(self.log_probs, self.ids, self.tail)
+        self._columns = Columns(self.log_probs, self.ids, self.tail, lambda: self._packing)
         self._matched: dict[str, Match] = {}
 
     def missing(self) -> Iterator[str]:
@@ -110,8 +119,9 @@ class Precomputed(Teacher):
         return temperature == 1
 
     def fingerprint(self) -> str:
-        """The options, and the content of local files."""
-        return f"{super().fingerprint()} {content(self._paths)}"
+        """The options, and the content of local files and of what describes their packing."""
+        packing = "" if self.compression is not None else description(self._paths)
+        return f"{super().fingerprint()} {content(self._paths)}{packing}"
 
     def load(self, run: Run) -> None:
         """Read and check every record, and match records to documents."""
@@ -225,6 +235,10 @@ class Precomputed(Teacher):
             if some:
                 return min(some)
         raise RunError(f"{self._place} has no positions: its lists are empty")
+
+    @cached_property
+    def _packing(self) -> Packing:
+        return Packing.of(self.compression, self._paths)
 
     @property
     def _source(self) -> Several[Record]:

@@ -31,7 +31,12 @@ RECIPES = {
         stage__gpt2__student__config__attn_pdrop=0,
         stage__llama__student__config__attention_dropout=0,
     ),
-    "cpu/cross_tokenizer": sets(stage__teacher__train__steps=6),
+    "cpu/cross_tokenizer": sets(
+        stage__teacher__train__steps=6,
+        stage__gold__use="none",
+        stage__alm__use="none",
+        stage__seqkd__use="none",
+    ),
     "cpu/hidden_qwen": sets(stage__base__train__steps=6, stage__teacher__train__steps=6),
     "cpu/llama3_babylm": sets(
         stage__teacher__train__steps=6,
@@ -95,4 +100,5 @@ def test_every_recipe_for_cpus_is_here():
     cpu = (ROOT / "recipes" / "cpu").glob("*.toml")
     # The least rounding changes what a student writes: these are no twins of a CPU's run.
     shipped = {f"cpu/{path.stem}" for path in cpu if "rollout" not in path.read_text()}
-    assert shipped | {"quickstart", "quickstart_rho"} == RECIPES.keys()
+    # cpu/cross_tokenizer has a stage that writes, which is left out above.
+    assert shipped | {"quickstart", "quickstart_rho", "cpu/cross_tokenizer"} == RECIPES.keys()

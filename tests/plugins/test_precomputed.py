@@ -205,8 +205,8 @@ BROKEN = {
     "no column": (lambda record: record.pop("logs"), "has no column 'logs': it has id, text"),
     "no list": (lambda record: record.update(few=3), "'few' holds int, and should hold a list"),
     "packed": (
-        lambda record: (record.pop("few"), record.update(bytepacked_indices=[[1]])),
-        "packed by DistillKit's LogprobCompressor; unpack them",
+        lambda record: (record.pop("few"), record.update(packed_indices=[[1]])),
+        "packed by an older DistillKit, as logits; unpack them",
     ),
 }
 
