@@ -12,7 +12,7 @@ from kdcore_routed import Routed
 
 import kdcore
 from kdcore import RecipeError, read, read_nll
-from kdcore.analysis.memory import _in_turn, _Teacher
+from kdcore.analysis.models import TeacherModel, in_turn
 from kdcore.testing.fakes import TableTeacher, make_batch
 
 TOKENIZER = tiny.byte_tokenizer()
@@ -130,7 +130,7 @@ def test_members_that_cannot_leave_are_an_error(folders, tmp_path, monkeypatch):
 
 def test_a_plan_counts_one_trunk_and_all_heads():
     made = [tiny.model(vocabulary=len(TOKENIZER), seed=n) for n in range(2)]
-    sizes = [_Teacher("t", each, size) for each, size in zip(made, (10**6, 10**7), strict=True)]
-    small, large = _in_turn(sizes)
+    sizes = [TeacherModel("t", each, size) for each, size in zip(made, (10**6, 10**7), strict=True)]
+    small, large = in_turn(sizes)
     head = made[0].get_output_embeddings().weight
     assert (small.size, large.size) == (head.numel() * 4, 10**7)

@@ -212,7 +212,7 @@ def test_other_data_on_another_node_is_refused(monkeypatch):
 
 
 def test_a_checkpoint_has_the_state_of_processes_on_other_disks(monkeypatch, tmp_path):
-    from kdcore.training import checkpoint
+    from kdcore.training.checkpoints import folders
 
     model = torch.nn.Linear(2, 2)
     first = SimpleNamespace(
