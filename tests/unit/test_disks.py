@@ -212,7 +212,8 @@ def test_other_data_on_another_node_is_refused(monkeypatch):
 
 
 def test_a_checkpoint_has_the_state_of_processes_on_other_disks(monkeypatch, tmp_path):
-    from kdcore.training.checkpoints import folders
+    from kdcore.training import checkpoint
+    from kdcore.training.checkpoints.folders import damage
 
     model = torch.nn.Linear(2, 2)
     first = SimpleNamespace(
@@ -232,7 +233,7 @@ def test_a_checkpoint_has_the_state_of_processes_on_other_disks(monkeypatch, tmp
         each.name for each in path.iterdir()
     }
     assert (path / "random-1.safetensors").read_bytes() == b"r"
-    assert checkpoint.damage(path) is None
+    assert damage(path) is None
 
 
 def test_a_process_on_another_disk_writes_no_checkpoint_alone(tmp_path):

@@ -8,7 +8,7 @@ import torch
 from kdcore_rollouts.student import StudentWrites
 
 from kdcore import LanguageModel, Prompt, Sampling, sample
-from kdcore.analysis.memory import _fresh
+from kdcore.analysis.models import fresh_model
 from kdcore.analysis.memory_trace import FakeModels, _Meter
 from kdcore.analysis.writing import Writing, writing_bytes
 from kdcore.api.train_options import RolloutOptions
@@ -33,7 +33,7 @@ def stage(new, block=64):
 
 def planned(models, new):
     with FakeModels():
-        fakes = [[(_fresh(model.config, torch.float32, None), None) for model in models]]
+        fakes = [[(fresh_model(model.config, torch.float32, None), None) for model in models]]
         return writing_bytes(stage(new), fakes, VOCABULARY)
 
 
@@ -63,7 +63,7 @@ def test_the_largest_writer_counts_and_models_that_write_together_are_summed():
     one, other, both = (planned(each, 16) for each in ([small], [large], [small, large]))
     assert both.cache == one.cache + other.cache and both.peak > other.peak > one.peak
     with FakeModels():
-        fakes = [[(_fresh(model.config, torch.float32, None), None)] for model in (small, large)]
+        fakes = [[(fresh_model(model.config, torch.float32, None), None)] for model in (small, large)]
         assert writing_bytes(stage(16), fakes, VOCABULARY) == other
     nothing = SimpleNamespace(rollout=None)
     assert writing_bytes(nothing, [], VOCABULARY) == Writing()
