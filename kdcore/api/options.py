@@ -159,7 +159,9 @@ def option_types(cls: type) -> dict[str, Any]:
 
 
 def option_values(made: object) -> dict[str, object]:
-    """The value of each option, defaults included."""
+    """The value of each option, defaults included; none of a class that declares no options."""
+    if not hasattr(type(made), "__pydantic_fields__"):
+        return {}
     return {
         option: getattr(made, attribute)
         for option, (attribute, _) in option_fields(type(made)).items()
@@ -217,8 +219,7 @@ def _schedules_in(value: object) -> Iterator[Schedule]:
     if isinstance(value, Schedule):
         yield value
     elif _is_component(value):
-        has_options = hasattr(type(value), "__pydantic_fields__")
-        inner = option_values(value).values() if has_options else ()
+        inner = option_values(value).values()
     elif isinstance(value, list | dict):
         inner = value.values() if isinstance(value, dict) else value
     for each in inner:
