@@ -8,8 +8,8 @@ import torch
 from kdcore_rollouts.student import StudentWrites
 
 from kdcore import LanguageModel, Prompt, Sampling, sample
-from kdcore.analysis.models import fresh_model
 from kdcore.analysis.memory_trace import FakeModels, _Meter
+from kdcore.analysis.models import fresh_model
 from kdcore.analysis.writing import Writing, writing_bytes
 from kdcore.api.train_options import RolloutOptions
 
@@ -63,7 +63,8 @@ def test_the_largest_writer_counts_and_models_that_write_together_are_summed():
     one, other, both = (planned(each, 16) for each in ([small], [large], [small, large]))
     assert both.cache == one.cache + other.cache and both.peak > other.peak > one.peak
     with FakeModels():
-        fakes = [[(fresh_model(model.config, torch.float32, None), None)] for model in (small, large)]
+        made = [fresh_model(model.config, torch.float32, None) for model in (small, large)]
+        fakes = [[(model, None)] for model in made]
         assert writing_bytes(stage(16), fakes, VOCABULARY) == other
     nothing = SimpleNamespace(rollout=None)
     assert writing_bytes(nothing, [], VOCABULARY) == Writing()
