@@ -43,7 +43,7 @@ def test_a_hub_out_of_reach_is_one_sentence(load):
         "cannot load 'Qwen/Qwen2.5-1.5B': not a folder here and the hub cannot be reached; "
         "download it, or give a local folder with --set student.model=PATH"
     )
-    with pytest.raises(RunError, match=r"download it, or give a local folder: model = "PATH"$"):
+    with pytest.raises(RunError, match=r'download it, or give a local folder: model = "PATH"$'):
         load("gpt2", None)
 
 
