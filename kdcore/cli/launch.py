@@ -74,7 +74,7 @@ def _tell(rank: int, code: int, said: IO[str]) -> None:
     """Show the output of a process other than the first, and why it printed nothing."""
     killed = (
         ": it was killed, as the system does where its memory runs out. The same command "
-        "continues from the last checkpoint"
+        "resumes from the last checkpoint"
     )
     said.seek(0)
     print(f"process {rank} ended with {code}{killed if code == -9 else ''}", file=sys.stderr)

@@ -60,8 +60,8 @@ def _refuse_settings(environment: Mapping[str, str]) -> None:
     for variable, name in _SHARDED.items():
         if environment.get(variable, "").lower() in YES:
             raise UsageError(
-                f"the launcher asks for {name} ({variable}), and kdcore trains whole models with "
-                f"DDP; {_INSTEAD}"
+                f"the launcher asks for {name} ({variable}), and only the recipe shards models, by "
+                f'shard = "full" under [train]; {_INSTEAD}'
             )
     if (compiler := environment.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()) != "no":
         raise UsageError(

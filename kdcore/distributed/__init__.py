@@ -137,7 +137,7 @@ def losses_told() -> Iterator[None]:
 def _lost_because(why: str) -> ProcessLost:
     return ProcessLost(
         f"another process of the run has ended or does not answer ({why}), and this one ends "
-        "with it: that one says why. The same command continues from the last checkpoint"
+        "with it: that one says why. The same command resumes from the last checkpoint"
     )
 
 

@@ -141,7 +141,7 @@ def refused_by_machine(fault: BaseException, folder: Path) -> RunError:
     least = "; --set train.save_keep=1 takes least" if is_full(fault) else ""
     return RunError(
         f"{folder} cannot resume: {said}; {kept}. {way[0].upper()}{way[1:]}, and the same command "
-        f"continues{least}"
+        f"resumes{least}"
     )
 
 

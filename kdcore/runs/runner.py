@@ -118,7 +118,7 @@ def run_recipe(recipe: Recipe, host: PluginManager, request: RunRequest) -> list
         done[name] = folder
         request.on_finished(folder)
         if stop:
-            said = f"interrupted; {stage.run_name} is finished, and the same command continues"
+            said = f"interrupted; {stage.run_name} is finished, and the same command resumes"
             raise Interrupted(said, stop)
     return list(done.values())
 

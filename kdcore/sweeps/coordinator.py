@@ -242,7 +242,7 @@ class Coordinator:
                 self.signal,
             )
         self.executor.cancel(handles)
-        raise Interrupted("interrupted; the same command continues the sweep", self.signal)
+        raise Interrupted("interrupted; the same command resumes the sweep", self.signal)
 
     def _refuse_failures(self) -> None:
         failed = [each for each in self.progress.values() if each.phase in ("failed", "blocked")]

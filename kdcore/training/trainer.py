@@ -219,7 +219,7 @@ class Trainer(TrainStep):
         self.save()
         raise Interrupted(
             f"interrupted after step {self.run.step} of {self.run.steps}; a checkpoint is "
-            "written, and the same command continues",
+            "written, and the same command resumes",
             signal_number,
         )
 

@@ -133,7 +133,7 @@ def test_what_the_machine_refuses_is_no_bug(host, monkeypatch, name, where):
             run(host, STAGES)
     assert caught.value.exit_code == 1
     said = str(caught.value)
-    assert os.strerror(number) in said and "the same command continues" in said
+    assert os.strerror(number) in said and "the same command resumes" in said
     assert where == "checkpoint" or f"/there/{where}" in said
     assert len(run(host, STAGES)) == 2
 

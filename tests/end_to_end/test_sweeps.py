@@ -135,7 +135,7 @@ def test_an_interrupt_ends_the_workers_with_checkpoints():
         assert child.poll() is None
     child.send_signal(signal.SIGINT)
     _, err = child.communicate()
-    assert child.returncode == 130 and "the same command continues the sweep" in err
+    assert child.returncode == 130 and "the same command resumes the sweep" in err
     logs = [path.read_text() for path in Path().glob("runs/.sweep/r/*.log")]
     assert len(logs) == 2 and all("a checkpoint is written" in log for log in logs)
     child = kdcore("sweep", "r.toml", wait=False)

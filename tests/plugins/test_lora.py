@@ -231,7 +231,7 @@ def test_faults_of_recipes(tmp_path, monkeypatch):
     [said] = faults(tmp_path, '{use = "lora"}', '{use = "lora", rank = 2}')
     assert "twice" in said
     [said] = faults(tmp_path, ALONE, fresh=True)
-    assert "to a fresh model" in said
+    assert "a fresh student has no saved base model" in said
     monkeypatch.setattr("kdcore_lora.find_spec", lambda name: None)
     [said] = faults(tmp_path, '{use = "lora"}')
     assert said == 'the patch "lora" needs peft: pip install "kdcore[lora]"'

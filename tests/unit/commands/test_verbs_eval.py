@@ -307,7 +307,7 @@ def test_a_model_by_itself(here):
         (["another", "--use", "width", "--set", "eval.width.factr=1"], "has no option 'factr'"),
         (["another", "--use", "width", "--set", "data.block=1"], "no data to set"),
         (["another", "--use", "width", "--step", "2"], "another is not a run"),
-        (["two.student", "--stage", "student"], "--recipe says which"),
+        (["two.student", "--stage", "student"], "--stage needs --recipe"),
         (["two.student", "--recipe", "two.toml", "--step", "2"], "takes finished models"),
         (["another", "--recipe", "two.toml", "--stage", "pupil"], "no stage 'pupil': teacher, stu"),
         (["two.student", "--step", "3"], "no checkpoint of step 3"),

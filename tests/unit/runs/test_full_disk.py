@@ -54,7 +54,7 @@ def test_the_path_is_named(tmp_path):
     error = OSError(errno.EDQUOT, "Disk quota exceeded", "/somewhere/metrics.jsonl")
     said = refused(error, tmp_path)
     assert "Disk quota exceeded at /somewhere/metrics.jsonl; there is no checkpoint yet" in said
-    assert "Make room, and the same command continues; --set train.save_keep=1" in said
+    assert "Make room, and the same command resumes; --set train.save_keep=1" in said
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_the_path_is_named(tmp_path):
 )
 def test_every_refusal_has_a_way_out(tmp_path, name, way):
     said = refused(OSError(getattr(errno, name), "no", "/x/final"), tmp_path)
-    assert way in said and "at /x/final" in said and "the same command continues" in said
+    assert way in said and "at /x/final" in said and "the same command resumes" in said
 
 
 def test_a_home_that_cannot_be_written(tmp_path, monkeypatch):
