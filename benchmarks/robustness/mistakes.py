@@ -137,15 +137,17 @@ PATHS = [
     Mistake("glob without a match", _data("texts/*.parquet", RECIPE), says="texts has a.txt"),
     Mistake("~/x", _data("~/gone.txt", RECIPE), says="--set data.path=PATH"),
     Mistake(
-        "run from another folder", arguments=("run", "../elsewhere/r.toml"), says="kdcore recipes"
+        "run from another folder",
+        arguments=("run", "../elsewhere/r.toml"),
+        says="kdcore new recipe",
     ),
     Mistake(
         "teacher folder without config.json",
         TAUGHT,
         lay=_without("config.json"),
-        says="copy the model's own into it",
+        says="copy the model's own there",
     ),
-    Mistake("a folder without a tokenizer", OF_MODEL, lay=_without("tokenizer"), says="into it"),
+    Mistake("a folder without a tokenizer", OF_MODEL, lay=_without("tokenizer"), says="own there"),
     Mistake("hub name with a typo", _taught_by("Qwen/Qwen9-0B"), says='model = "PATH"'),
     Mistake(
         "gated model, no network", _taught_by("meta-llama/Llama-3.1-8B"), says='model = "PATH"'
