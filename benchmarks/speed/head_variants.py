@@ -22,7 +22,8 @@ from kdcore.models.head import (
     nll_from_logits,
 )
 from kdcore.objective.chunked_loss import ChunkedLoss, ChunkedLossInputs, Values
-from kdcore.objective.losses import compiled_values_of, values_of
+from kdcore.objective.compiled_losses import compiled_values_of
+from kdcore.objective.losses import values_of
 
 HIDDEN, TEACHER_HIDDEN, VOCABULARY = 896, 1536, 151_936  # Qwen2.5-0.5B, and a teacher of 1.5B
 KEPT = 0.3
