@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -61,7 +61,10 @@ class Pass:
 
 _MASK = 5  # bytes per pair of tokens in a row: the attention mask as bools and as numbers
 
-FakeModels: Callable[[], AbstractContextManager[object]] = FakeTensorMode
+FakeModels: Callable[[], AbstractContextManager[object]] = partial(
+    FakeTensorMode,
+    allow_non_fake_inputs=True,  # losses keep small tensors: gold its shared ids
+)
 """A context in which models are made without memory for their weights."""
 
 
