@@ -6,6 +6,8 @@ A fork has imported everything already, so that it costs a fraction of a second.
 import faulthandler
 import os
 import pickle
+import selectors
+import signal
 import socket
 import sys
 import traceback
@@ -23,10 +25,10 @@ def several(processes, work, *arguments):
         children = [
             _fork(rank, processes, port, files[rank], work, arguments) for rank in range(processes)
         ]
-        codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        codes = _codes(children)
         found = [pickle.loads(file.read_bytes()) if file.exists() else None for file in files]
     failed = [each for each in found if isinstance(each, _Failed)]
-    assert not failed, "\n".join(each.said for each in failed)
+    assert not failed, "\n".join([*(each.said for each in failed), f"exit codes {codes}"])
     assert codes == [0] * processes, codes
     return found
 
@@ -34,6 +36,24 @@ def several(processes, work, *arguments):
 class _Failed:
     def __init__(self, said):
         self.said = said
+
+
+def _codes(children):
+    """Exit codes by rank. Where one fails, the others, which would wait for it, are killed."""
+    codes = [None] * len(children)
+    with selectors.DefaultSelector() as running:
+        for rank, child in enumerate(children):
+            running.register(os.pidfd_open(child), selectors.EVENT_READ, rank)
+        while None in codes:
+            for key, _ in running.select():
+                rank = key.data
+                codes[rank] = os.waitstatus_to_exitcode(os.waitpid(children[rank], 0)[1])
+                running.unregister(key.fileobj)
+                os.close(key.fileobj)
+                for other, code in enumerate(codes) if codes[rank] else ():
+                    if code is None:
+                        os.kill(children[other], signal.SIGKILL)
+    return codes
 
 
 def _fork(rank, processes, port, file, work, arguments):
