@@ -1,6 +1,6 @@
 """Sharded tensors in a folder: each process writes and reads its own parts.
 
-Written by torch.distributed.checkpoint as safetensors files, one for each process, whose headers
+Written by torch.distributed.checkpoint as safetensors files, some for each process, whose headers
 say which part of which tensor they hold. So nothing is pickled, and any number of processes reads
 what any other number wrote, also as whole tensors.
 """
@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 _PARTS = "shard-*.safetensors"
+_FILE_BYTES = 64 * 2**20
 
 
 def divided(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -38,8 +39,22 @@ def write_parts(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
     from torch.distributed.checkpoint.state_dict_saver import save
 
-    writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    # The writer holds a copy of a file's content until it is written.
+    files = _files(tensors)
+    writer = HuggingFaceStorageWriter(str(folder), files, save_distributed=True)
     save(dict(tensors), storage_writer=writer)
+
+
+def _files(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    """The number of each tensor's file, from 1, alike on every process."""
+    files: dict[str, int] = {}
+    at, filled = 1, 0
+    for name, each in tensors.items():
+        size = each.numel() * each.element_size() // torch.distributed.get_world_size()
+        if filled and filled + size > _FILE_BYTES:
+            at, filled = at + 1, 0
+        files[name], filled = at, filled + size
+    return files
 
 
 def read_like(
