@@ -46,11 +46,11 @@ def hook_names(plugin: object) -> tuple[str, ...]:
 def hook_errors(plugin: object, allowed: Iterable[str]) -> Iterator[str]:
     """Errors in the hooks of a plugin or component class."""
     allowed = frozenset(allowed)
-    what = "event hook" if allowed == EVENTS else "hook"
+    what = "an event hook" if allowed == EVENTS else "a hook"
     for name, implementation in _implementations(plugin):
         if name not in allowed:
             if not implementation.optionalhook:
-                yield f"{_call(plugin, name)} is not a {what}{did_you_mean(name, allowed)}"
+                yield f"{_call(plugin, name)} is not {what}{did_you_mean(name, allowed)}"
         elif implementation.wrapper or implementation.hookwrapper:
             yield f"{_call(plugin, name)}: kdcore has no hook wrappers"
         else:

@@ -47,8 +47,8 @@ class Trial:
 
 
 def is_elsewhere(teacher: Teacher) -> bool:
-    """Whether it, or a nested one, says where it is."""
-    return any(each.elsewhere for each in iter_components(teacher))
+    """Whether it, or a nested one, is behind a server: requests are retried for some time."""
+    return any(_PATIENCE in each.elsewhere for each in iter_components(teacher))
 
 
 def try_out(run: RunState, teacher: Teacher, sample: RowSample) -> Trial:
@@ -60,10 +60,9 @@ def try_out(run: RunState, teacher: Teacher, sample: RowSample) -> Trial:
     while asked.loads_members:  # unwrap caches
         nested = [one for one in iter_components(asked) if isinstance(one, Teacher)]
         asked = nested[1]
-    remote = [one for one in iter_components(asked) if one.elsewhere]
+    remote = [one for one in iter_components(asked) if _PATIENCE in one.elsewhere]
     for one in remote:
-        if _PATIENCE in one.elsewhere:
-            setattr(one, _PATIENCE, 0.0)
+        setattr(one, _PATIENCE, 0.0)
     load_teacher(run, asked)
     rows = run.laid("train")[: min(_ROWS, sample.rows_in_all)]
     tokens, known, seconds = 0, 0, 0.0

@@ -116,7 +116,7 @@ BREAKAGES = {
     ),
     "elsewhere": (
         loss("x").replace('name = "x"', 'name = "x"; elsewhere = frozenset({"url"})'),
-        "Made.elsewhere names 'url', which is not an option of it",
+        "Made.elsewhere names 'url', which is not one of its options",
     ),
     "twice": (loss("x").replace("[Made]", "[Made, Made]"), "two of the kind loss named 'x'"),
 }
@@ -148,7 +148,7 @@ def test_an_event_method_with_a_wrong_name_breaks_its_plugin(installed):
         return [Made]
     """
     installed("kdcore-alpha", {"alpha_method": text})
-    assert "Made.kdcore_losses is no event hook" in the(PluginManager(), "alpha_method").broken
+    assert "Made.kdcore_losses is not an event hook" in the(PluginManager(), "alpha_method").broken
 
 
 def test_an_entry_point_must_be_a_module(installed):
