@@ -1,6 +1,7 @@
 """Whole runs of a recipe that takes a second: with stages, a cached teacher, evaluations."""
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -66,11 +67,18 @@ use = "kl"
 )
 
 
+def write(path, text):
+    """Write a file that another process may be reading: it holds the text, or what it held."""
+    beside = path.with_suffix(f".{os.getpid()}")
+    beside.write_text(text)
+    beside.replace(path)
+
+
 def run(host, text=RECIPE, name="r.toml", **asked):
     """Run a recipe of this text here; the folders of its stages."""
     from kdcore.runs.runner import RunRequest, run_all
 
-    Path(name).write_text(text)
+    write(Path(name), text)
     return run_all(RunRequest(name, asked.pop("out", Path("runs")), **asked), host)
 
 
