@@ -53,14 +53,12 @@ INTERNAL = {
 """Names that only kdcore's own commands used: no longer public -> their module."""
 
 _HELD = {
-    "api": "api.contracts",
     "analysis.memory": "estimate",
     "analysis.memory_trace": "footprint",
     "analysis.parameters": "sizes",
     "analysis.plan": "planning",
     "analysis.rows": "choosing sampling",
     "api.hookspecs": "hookspecs record",
-    "api.loss": "api.hidden_states",
     "api.options": "annotations option_types",
     "api.run": "stage",
     "api.train_options": "options",
@@ -114,7 +112,7 @@ _HELD = {
     "runs.open": "bare reopening unstarted",
     "runs.runner": "running stages",
     "testing.fakes": "stand_ins",
-    "training.checkpoint": "checkpoint optimizer_state",
+    "training.checkpoints.saving": "checkpoint optimizer_state",
     "training.evaluation": "evaluate",
     "training.metrics": "recorder",
     "training.micro_batch": "chunks memory micro_batch",
@@ -126,10 +124,10 @@ _HELD = {
     "training.student": "student",
     "training.trainer": "train",
 }
-"""Modules -> the earlier private modules that most of their content was in."""
+"""Modules -> the private modules of 0.1 that most of their content was in."""
 
 MOVED = {old: module for module, names in _HELD.items() for old in names.split()}
-"""Earlier private modules -> the module, or package, that holds most of their content."""
+"""Private modules of 0.1 -> the module that holds most of their content."""
 
 MOVED_NAMES = {
     "api": {
@@ -171,7 +169,7 @@ def old_name(name: str) -> Any:
 
 
 class MovedModules(MetaPathFinder):
-    """An import finder that says where a private module went; consulted last."""
+    """An import finder that says where a private module of 0.1 went; consulted last."""
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> None:
         """Raise ModuleNotFoundError for a module that moved."""

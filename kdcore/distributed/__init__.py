@@ -1,4 +1,4 @@
-"""Collectives: gather and sum over processes, ordering of processes, detection of lost ones."""
+"""Gather and sum over processes, signs of life between them, detection of lost ones."""
 
 from __future__ import annotations
 
@@ -63,30 +63,6 @@ def total_of(accelerator: Accelerator) -> Total:
     if accelerator.num_processes == 1:
         return lambda value: value
     return lambda value: accelerator.reduce(value, "sum")
-
-
-@contextmanager
-def main_first(accelerator: Accelerator) -> Iterator[None]:
-    """Run the block in the main process first, then in all others.
-
-    Without a time limit: collectives time out, with NCCL after ten minutes, and tokenising a large
-    corpus takes longer. The others continue even if the block fails in the main process, and raise
-    ProcessLost if it is gone.
-    """
-    if accelerator.num_processes == 1:
-        yield
-        return
-    store = process_store()
-    turn = store.add(f"kdcore/turns/{accelerator.process_index}", 1)
-    done = f"kdcore/done/{turn}"
-    if accelerator.is_main_process:
-        try:
-            yield
-        finally:
-            store.set(done, b"1")
-        return
-    heard(store, done, 0)
-    yield
 
 
 def heard(store: Any, key: str, rank: int) -> str:

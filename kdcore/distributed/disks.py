@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,25 +81,30 @@ def _sees(store: Any, turn: str, rank: int, folder: Path) -> bool:
 def leaders_first(accelerator: Accelerator, disk: Disk) -> Iterator[None]:
     """Run the block in the first process of each disk, then in all others.
 
-    Leaders work at the same time and leave together. Without a time limit, as in `main_first`, and
-    like there the others continue even if the block fails in a leader.
+    Leaders work at the same time and leave together. Without a time limit: collectives time out,
+    with NCCL after ten minutes, and tokenising a large corpus takes longer. The others continue
+    even if the block fails in a leader, and raise ProcessLost if it is gone.
     """
     if accelerator.num_processes == 1:
         yield
         return
     store, rank = process_store(), accelerator.process_index
     turn = f"kdcore/led/{store.add(f'kdcore/leads/{rank}', 1)}"
-    if disk.leader == rank:
+    leads = disk.leader == rank
+    if leads:
         try:
             yield
         finally:
             store.set(f"{turn}/{rank}", b"1")
-        for leader in disk.leaders:
-            heard(store, f"{turn}/{leader}", leader)
-        return
     for leader in disk.leaders:
         heard(store, f"{turn}/{leader}", leader)
-    yield
+    if not leads:
+        yield
+
+
+def main_first(accelerator: Accelerator) -> AbstractContextManager[None]:
+    """Run the block in the main process first, then in all others."""
+    return leaders_first(accelerator, SHARED)
 
 
 def of_first(accelerator: Accelerator, value: Any) -> Any:

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdcore.checksums import damage, keep
-from kdcore.distributed import main_first
-from kdcore.distributed.disks import bring
+from kdcore.distributed.disks import bring, main_first
 from kdcore.document_losses import DOCUMENTS
 from kdcore.files import move_into_place
 from kdcore.guard import call_checked

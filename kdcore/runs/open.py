@@ -43,8 +43,8 @@ from kdcore.recipe.recipe import read_recipe
 from kdcore.runs.artifacts import load_tokenizer_of
 from kdcore.runs.begun import as_begun
 from kdcore.runs.folder import CHECKPOINTS, FINAL, RESOLVED, TOKENIZER, choose_folder, finished
-from kdcore.training.checkpoint import load_weights
 from kdcore.training.checkpoints.folders import damage, in_order, newest, of_final
+from kdcore.training.checkpoints.saving import load_weights
 from kdcore.training.micro_batch import cpu_default
 from kdcore.training.run_state import RunState
 from kdcore.training.setup import make_accelerator, prove_vocabulary, shared_ids, steps_of

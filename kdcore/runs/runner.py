@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdcore.checksums import damage, refuse_changed
-from kdcore.distributed import losses_told, main_first
-from kdcore.distributed.disks import Disk, bring, disk_of, of_all, of_first
+from kdcore.distributed import losses_told
+from kdcore.distributed.disks import Disk, bring, disk_of, main_first, of_all, of_first
 from kdcore.errors import (
     Interrupted,
     KdcoreError,

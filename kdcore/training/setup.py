@@ -29,7 +29,7 @@ from kdcore.objective.teachers import (
 )
 from kdcore.optim import learning_rate, make_optimizer
 from kdcore.sharding.layout import Layout, layout_of
-from kdcore.training.checkpoint import Checkpoints
+from kdcore.training.checkpoints.saving import Checkpoints
 from kdcore.training.gpu.graphs import TrunkGraphs, check_graphs
 from kdcore.training.gpu.working_weights import WorkingWeights, check_working_weights
 from kdcore.training.micro_batch import chunk_of, micro_batch_of, per_token_for, values_for

@@ -16,8 +16,8 @@ from kdcore.objective.gradient_shares import negligible_terms
 from kdcore.rng import RandomState
 from kdcore.terminal.bars import progress
 from kdcore.training.best import Best, best_in_words, is_better, score_of
-from kdcore.training.checkpoint import Checkpoints, load_weights
 from kdcore.training.checkpoints.folders import damage
+from kdcore.training.checkpoints.saving import Checkpoints, load_weights
 from kdcore.training.evaluation import run_evals
 from kdcore.training.metrics import MetricsAccumulator
 from kdcore.training.micro_batch import OomRetry, kept_micro_batch, micro_batch_state

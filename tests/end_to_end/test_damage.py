@@ -110,14 +110,14 @@ def test_what_the_machine_refuses_is_no_bug(host, monkeypatch, name, where):
     """It is named with a way out; once it is mended, the same command ends as if nothing was."""
     from safetensors import SafetensorError
 
-    from kdcore.training import checkpoint
+    from kdcore.training.checkpoints import saving
 
     number = getattr(errno, name)
     error = OSError(number, os.strerror(number), f"/there/{where}")
     if where == "checkpoint":
         error = SafetensorError(f"I/O error: {os.strerror(number)} (os error {number})")
     targets = {
-        "checkpoint": (checkpoint, "save_file"),
+        "checkpoint": (saving, "save_file"),
         "final": (artifacts, "model_card"),
         "cache": (store, "_reserve"),
         "tokens": (tokenized, "stored"),

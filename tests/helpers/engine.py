@@ -19,7 +19,7 @@ from kdcore.objective.hidden_states import HiddenTerms
 from kdcore.objective.losses import values_of
 from kdcore.objective.objective import Objective
 from kdcore.sharding.layout import Layout
-from kdcore.training.checkpoint import Checkpoints
+from kdcore.training.checkpoints.saving import Checkpoints
 from kdcore.training.run_state import RunState
 from kdcore.training.trainer import Trainer
 

@@ -199,7 +199,7 @@ FAULTS = [
     Fault(
         "evaluation over padding",
         "kdcore/training/evaluation.py",
-        "for at in torch.split(batch.valid, chunk_size(batch.vocabulary, run.device)):",
+        "for at in torch.split(batch.valid, size or chunk_size(batch.vocabulary, run.device)):",
         "for at in torch.split(torch.arange(len(batch.labels)), 64):",
         "unit/training/test_evaluation.py",
     ),
@@ -349,7 +349,7 @@ FAULTS = [
     ),
     Fault(
         "resumed without the optimizer",
-        "kdcore/training/checkpoint.py",
+        "kdcore/training/checkpoints/saving.py",
         'self._load_optimizer(path, state.pop("optimizer"))',
         'state.pop("optimizer")',
         "unit/training/test_checkpoint.py",

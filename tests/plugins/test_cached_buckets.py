@@ -189,7 +189,7 @@ def test_what_it_gives_and_what_not(tmp_path, model):
     assert teacher.gives_logits() and not teacher.gives_losses() and not teacher.is_estimate()
     assert teacher.ids_known() == 5
     for ask in (read, read_nll):
-        with pytest.raises(UsageError, match="teacher 'cached' knows 5 ids of each position"):
+        with pytest.raises(UsageError, match="teacher 'cached' knows 5 ids at each position"):
             ask(teacher, batch)
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 import kdcore
 from kdcore import LanguageModel, PluginError
 from kdcore.testing.fakes import make_batch, make_tokens, tiny_llama
-from kdcore.training.component_state import component_states, restore_components
+from kdcore.training.checkpoints.component_state import component_states, restore_components
 
 RECIPE = {
     "name": "own",

@@ -13,7 +13,7 @@ from kdcore.distributed import disks, heard
 from kdcore.distributed.disks import SHARED, Disk, bring, disk_of, leaders_first
 from kdcore.errors import ProcessLost, RunError, UsageError
 from kdcore.runs import runner
-from kdcore.training.checkpoint import Checkpoints
+from kdcore.training.checkpoints.saving import Checkpoints
 
 
 @pytest.fixture(autouse=True)
@@ -212,7 +212,7 @@ def test_other_data_on_another_node_is_refused(monkeypatch):
 
 
 def test_a_checkpoint_has_the_state_of_processes_on_other_disks(monkeypatch, tmp_path):
-    from kdcore.training import checkpoint
+    from kdcore.training.checkpoints import saving
     from kdcore.training.checkpoints.folders import damage
 
     model = torch.nn.Linear(2, 2)
@@ -224,7 +224,7 @@ def test_a_checkpoint_has_the_state_of_processes_on_other_disks(monkeypatch, tmp
         wait_for_everyone=lambda: None,
     )
     theirs = {"random-1.safetensors": b"r", "sums-1.safetensors": b"s"}
-    monkeypatch.setattr(checkpoint, "of_all", lambda accelerator, mine: [mine, theirs])
+    monkeypatch.setattr(saving, "of_all", lambda accelerator, mine: [mine, theirs])
     made = Checkpoints(
         tmp_path, first, model, torch.optim.SGD(model.parameters()), keep=1, disk=Disk(0, (0, 1))
     )

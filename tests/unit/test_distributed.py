@@ -7,7 +7,8 @@ import pytest
 from torch.distributed import HashStore
 
 from kdcore import distributed
-from kdcore.distributed import losses_told, main_first
+from kdcore.distributed import disks, losses_told
+from kdcore.distributed.disks import main_first
 from kdcore.errors import PluginError, ProcessLost
 from kdcore.runs import runner
 
@@ -15,7 +16,8 @@ from kdcore.runs import runner
 @pytest.fixture(autouse=True)
 def store(monkeypatch):
     made = HashStore()
-    monkeypatch.setattr(distributed, "process_store", lambda: made)
+    for module in (distributed, disks):
+        monkeypatch.setattr(module, "process_store", lambda: made)
     return made
 
 

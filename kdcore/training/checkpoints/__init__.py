@@ -1,1 +1,1 @@
-"""What a checkpoint is on disk."""
+"""Checkpoints: what they hold, how they are saved and loaded, what is in a folder of them."""

@@ -13,9 +13,9 @@ from torch import nn
 from kdcore import files
 from kdcore.files import is_full, machine_fault
 from kdcore.runs.folder import refused_by_machine
-from kdcore.training import checkpoint
-from kdcore.training.checkpoint import Checkpoints, trained
+from kdcore.training.checkpoints import saving
 from kdcore.training.checkpoints.folders import sums_of
+from kdcore.training.checkpoints.saving import Checkpoints, trained
 
 
 def parts(folder, seed=0, keep=2, optimizer=torch.optim.AdamW, accelerator=None):
@@ -219,7 +219,7 @@ def failing(monkeypatch, call, error):
 
         return write
 
-    monkeypatch.setattr(checkpoint, "save_file", counting(checkpoint.save_file))
+    monkeypatch.setattr(saving, "save_file", counting(saving.save_file))
     monkeypatch.setattr(files, "sync", counting(files.sync))
 
 

@@ -5,7 +5,7 @@ import json
 import torch
 from safetensors.torch import load_file, save_file
 
-from kdcore.training.checkpoint import flat, nested
+from kdcore.training.checkpoints.saving import flat, nested
 
 MAP = torch.linspace(-1, 1, 256)
 STATE = {

@@ -35,6 +35,7 @@ from kdcore.sharding.storage import (
     write_parts,
 )
 from kdcore.sharding.wrapping import local
+from kdcore.training.checkpoints.component_state import component_states, restore_components
 from kdcore.training.checkpoints.folders import (
     best_of,
     in_order,
@@ -46,12 +47,11 @@ from kdcore.training.checkpoints.folders import (
     sums_of,
     whole_sums,
 )
-from kdcore.training.component_state import component_states, restore_components
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from kdcore.training.component_state import Stateful
+    from kdcore.training.checkpoints.component_state import Stateful
 
 _log = logging.getLogger("kdcore")
 
