@@ -65,7 +65,10 @@ class Packing(BaseModel):
                     f"the records of {paths[0]} are packed by DistillKit, and there is no {CONFIG} "
                     "next to them: set `compression` in [teacher] to what it says"
                 )
-            given, where = yaml.safe_load(path.read_text(encoding="utf-8")), str(path)
+            try:
+                given, where = yaml.safe_load(path.read_text(encoding="utf-8")), str(path)
+            except (yaml.YAMLError, UnicodeDecodeError) as error:
+                raise RunError(f"{path} cannot be read as YAML: {error}") from None
         try:
             return cls.model_validate(given)
         except ValidationError as error:
@@ -76,7 +79,7 @@ class Packing(BaseModel):
     def entries(self, record: Record) -> list[tuple[list[int], list[float]]]:
         """The ids and log-probabilities at each position of a record."""
         logs = self._bytes(record, LOGS, self._log_bytes())
-        ids = self._bytes(record, IDS, -(-self.k * self._id_bits // 8))
+        ids = self._bytes(record, IDS, _packed_bytes(self.k, self._id_bits))
         if len(ids) != len(logs):
             raise RunError(
                 f"{record.where} has {len(ids)} positions in {IDS!r} and {len(logs)} in {LOGS!r}"
@@ -169,8 +172,8 @@ class _Reader:
 
 def _residuals(reader: _Reader, one: ResidualBin) -> np.ndarray:
     """A bin's numbers around 0, before scaling [n, elements]."""
-    width = -(-one.num_elements * one.element_bits // 8)
-    found = _numbers(reader.take(width), one.element_bits, one.num_elements).astype(np.float64)
+    packed = reader.take(_packed_bytes(one.num_elements, one.element_bits))
+    found = _numbers(packed, one.element_bits, one.num_elements).astype(np.float64)
     if one.element_bits == 1:
         return found * 2 - 1
     return found - 2.0 ** (one.element_bits - 1)
@@ -190,13 +193,18 @@ def _width(dtype: Dtype) -> int:
 
 
 def _bin_bytes(one: ResidualBin) -> int:
-    return _width(one.scale_dtype) - (-one.num_elements * one.element_bits // 8)
+    return _width(one.scale_dtype) + _packed_bytes(one.num_elements, one.element_bits)
+
+
+def _packed_bytes(count: int, bits: int) -> int:
+    """Bytes of so many numbers, filled up to a whole one."""
+    return -(-count * bits // 8)
 
 
 def description(paths: Sequence[str]) -> str:
     """The text of the file that describes the packing; empty where there is none."""
     path = _beside(paths)
-    return path.read_text(encoding="utf-8") if path is not None else ""
+    return "" if path is None else path.read_text(encoding="utf-8", errors="replace")
 
 
 def _beside(paths: Sequence[str]) -> Path | None:

@@ -199,3 +199,10 @@ def test_another_description_is_refused(run, tmp_path, change, said):
     (tmp_path / "told" / "compression_config.yaml").write_text(yaml.safe_dump(exact() | change))
     with pytest.raises(RunError, match=said):
         run(TEACHER)
+
+
+def test_a_description_that_is_no_yaml_is_refused(run, tmp_path):
+    write(tmp_path, exact())
+    (tmp_path / "told" / "compression_config.yaml").write_text("d: [1")
+    with pytest.raises(RunError, match=r"compression_config.yaml cannot be read as YAML"):
+        run(TEACHER)
