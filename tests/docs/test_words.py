@@ -5,7 +5,6 @@ import io
 import re
 import tokenize
 from collections.abc import Iterator
-from pathlib import Path
 from statistics import median
 
 import pytest
