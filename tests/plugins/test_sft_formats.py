@@ -77,20 +77,20 @@ def test_what_is_no_format_is_told_with_the_names_there_are():
 @pytest.mark.parametrize(
     ("record", "said"),
     [
-        ({"instruction": "a", "output": 5}, " has output of the type int, and must have text"),
+        ({"instruction": "a", "output": 5}, " has output of type int, expected text"),
         (
             {"instruction": "a", "input": ["b"], "output": "c"},
-            " has input of the type list, and",
+            " has input of type list, expected",
         ),
-        ({"prompt": [], "completion": "c"}, " has prompt of the type list, and must have text"),
-        ({"messages": "Hi"}, " has messages of the type str, and must have a list"),
+        ({"prompt": [], "completion": "c"}, " has prompt of type list, expected text"),
+        ({"messages": "Hi"}, " has messages of type str, expected a list"),
         ({"messages": []}, " has no messages"),
-        ({"messages": ["Hi"]}, ": message 1 has the type str, and must have role and content"),
+        ({"messages": ["Hi"]}, ": message 1 has type str, expected role and content"),
         ({"messages": [{"role": "user"}]}, ": message 1 has no content"),
         ({"messages": [{"content": "Hi"}]}, ": message 1 has no role"),
         (
             {"messages": [{"role": "user", "content": 5}]},
-            ": message 1 has a content of the type int, and must have text or parts",
+            ": message 1 has a content of type int, expected text or parts",
         ),
         (
             {"messages": [{"role": "user", "content": ""}, {"role": "human", "content": ""}]},
@@ -151,7 +151,7 @@ def test_files_that_cannot_be_read_are_told_with_the_record(tmp_path):
         (
             "b.jsonl",
             '"a"\n',
-            r"record 1 \(line 1\) has the type str; a file of records is a",
+            r"record 1 \(line 1\) has type str; a file of records is a",
         ),
         (
             "c.json",
@@ -159,7 +159,7 @@ def test_files_that_cannot_be_read_are_told_with_the_record(tmp_path):
             r"c\.json is not JSON: Expecting ',' delimiter: line "
             "2",
         ),
-        ("d.json", "[[]]", r"record 1 has the type list; a file of records"),
+        ("d.json", "[[]]", r"record 1 has type list; a file of records"),
         ("e.json", '{\n "rows": []}', r"e\.json: record 1 \(line 1\) has rows, and needs"),
         ("j.json", '{\n "rows": [}', r"record 1 \(line 1\) is not JSON: .* is a list of them, or"),
         ("f.json", "", r"f\.json is empty"),

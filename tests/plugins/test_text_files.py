@@ -176,7 +176,7 @@ def test_records_come_back_however_they_are_laid_out(tmp_path_factory, records):
         ("a.json", '{\n"text": "a"}\n\n{\n"n"', "record 2 (line 4) is not JSON: Expecting ':'"),
         ("a.json", '{\n"text": "\\ud800"}', "record 1 (line 1) has an unpaired surrogate"),
         ("a.json", '[{"text": "a"},', "a.json is not JSON: Expecting value at column 16"),
-        ("a.json", '["a", "b"]', "record 1 has the type str; a file of records is a list of them"),
+        ("a.json", '["a", "b"]', "record 1 has type str; a file of records is a list of them"),
         (
             "a.json",
             '{"rows": [{"text": "a"}]}',

@@ -108,7 +108,7 @@ BREAKAGES = {
     ),
     "option type": (
         loss("x").replace("float = 1.0", "tuple[int, int] = (1, 2)"),
-        "the option 'temperature' of Made has the type tuple[int, int]; possible are bool,",
+        "the option 'temperature' of Made has type tuple[int, int]; possible are bool,",
     ),
     "unresolved type": (
         loss("x").replace("float = 1.0", "'Missing | None' = None"),

@@ -35,7 +35,7 @@ def test_good_columns_pass():
     [
         ({"domain": ["math"]}, "gives a list in the column 'domain'"),
         ({"level": 1}, "gives a column 'level' that column_names lacks"),
-        ("math", "gives columns of the type str"),
+        ("math", "gives columns of type str"),
     ],
 )
 def test_others_are_told(columns, said):
