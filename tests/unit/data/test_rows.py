@@ -147,7 +147,7 @@ def test_texts_that_change_are_refused(byte_tokenizer):
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (b"bytes", "gave bytes, expected str"),
+        (b"bytes", "bytes, expected str"),
         ("two\ud800", r"an unpaired surrogate, .*, behind 'two'"),
     ],
 )
