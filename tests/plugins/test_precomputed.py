@@ -280,7 +280,7 @@ def test_other_numbers_of_records_and_keys_are_refused():
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ({"loss": [{"use": "kl", "temperature": 2.0}]}, "cannot know what mass the ids that it"),
+        ({"loss": [{"use": "kl", "temperature": 2.0}]}, "cannot give the mass of its unknown ids"),
         ({"rollout": {"use": "student", "max_new_tokens": 4}}, "knows only the data's documents"),
         ({"eval": [{"use": "agreement"}]}, "match them by `key`"),
         ({"teacher": precomputed(path="nowhere.jsonl")}, "nowhere.jsonl"),
