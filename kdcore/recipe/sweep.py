@@ -68,7 +68,7 @@ def _tables(written: Node | None, faults: list[Fault]) -> Sequence[Node]:
     tables = written.items if written.is_list else [written]
     wrong = [each for each in tables if not each.is_table]
     hint = "write [sweep] and below it seed = [0, 1, 2]"
-    faults += [each.fault("sweep must be a table of lists", hint) for each in wrong]
+    faults += [each.fault("sweep should be a table of lists", hint) for each in wrong]
     return [each for each in tables if each.is_table]
 
 

@@ -52,7 +52,7 @@ def test_the_command_line_takes_the_place_of_a_key_and_multiplies():
         ("[sweep]\nseed = 1", (2, "seed = 1"), "seed should be a list of values"),
         ("[sweep]\nseed = []", (2, "seed = []"), "seed should be a list of values"),
         ("[sweep]\nslurn.time = 'x'", (2, "slurn"), "slurn.time should be a list of values"),
-        ("sweep = [1]", (1, "sweep"), "sweep must be a table of lists"),
+        ("sweep = [1]", (1, "sweep"), "sweep should be a table of lists"),
         ("[sweep]\ncontrols = 'smoothed'", (2, "controls"), "controls should be a list"),
         ("[sweep]\ncontrols = ['no-teachers']", (2, "no-t"), "did you mean 'no-teacher'?"),
     ],
