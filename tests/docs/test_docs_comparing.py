@@ -35,7 +35,7 @@ def test_the_commands(tmp_path, monkeypatch):
         said[command] = done.stdout
     run, first, bits, half, latex, markdown, table, as_json, _, planned, measured = said.values()
     assert len(run.splitlines()) == 9
-    assert "against all, at equal tokens" in first and "against all, at equal time" in first
+    assert "against all, at equal tokens" in first and "against all, at equal CPU time" in first
     assert "3 paired seeds and" in first and "held-out documents, both counted as random" in first
     assert "bits per byte" in bits and "reference" in bits and "Holm's correction over 2" in bits
     assert "on the second half of the documents" in half and "15 held-out documents" in half
