@@ -3,9 +3,9 @@
     kdcore compare RUN... --documents first --json | python benchmarks/learning/studies.py choose
     python benchmarks/learning/studies.py shares RUN...
 
-`choose` reads the arms of a sweep over lr and weight, and writes the best of each divergence as the
-[[sweep]] of further seeds; cross-entropy alone is `kl` with weight 0. `shares` writes the mean share
-of the gradient that each divergence gives in the first and in the last measured step.
+`choose` reads the arms of a sweep over lr and weight, and writes the best of each divergence as
+the [[sweep]] of further seeds; cross-entropy alone is `kl` with weight 0. `shares` writes the mean
+share of the gradient that each divergence gives in the first and in the last measured step.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ def test_every_link_leads_somewhere(page):
         if not re.match(r"https?://", target):
             file, _, anchor = target.partition("#")
             there = (page.parent / file).resolve() if file else page
-            assert there in PAGES or there.is_file() and there.parent == DOCS, target
+            assert there in PAGES or (there.is_file() and there.parent == DOCS), target
             assert not anchor or anchor in anchors(there), target
 
 
