@@ -107,6 +107,11 @@ class Growing:
         self._file = None
 
 
+def _latest(lines: Sequence[metrics.Line], key: str) -> float:
+    """The highest value of a key that grows; 0 if there is none."""
+    return max((float(line.get(key) or 0) for line in lines), default=0.0)
+
+
 def _rollout_line(run: Run, step: int, answer: Completion) -> str:
     prompt = [] if answer.prompt is None else [*answer.prompt.ids]
     line: dict[str, object] = {
@@ -170,8 +175,8 @@ class Files(Logger):
     def _resume(self, before: Sequence[metrics.Line], step: int) -> None:
         self._resumed_at = step
         self._known = frozenset(key for line in before if line["step"] == step for key in line)
-        elapsed = max((float(line.get("elapsed") or 0) for line in before), default=0.0)
-        self._started = time.monotonic() - elapsed
+        self._started = time.monotonic() - _latest(before, "elapsed")
+        self._cpu_started = time.process_time() - _latest(before, "cpu_seconds")
 
     @hookimpl
     def kdcore_log(self, run: Run, record: Record) -> None:
@@ -200,6 +205,7 @@ class Files(Logger):
         about: metrics.Line = {"stage": run.recipe.name, "step": line["step"], "tokens": run.tokens}
         about["time"] = round(time.time(), 3)
         about["elapsed"] = round(time.monotonic() - self._started, 3)
+        about["cpu_seconds"] = round(time.process_time() - self._cpu_started, 3)
         first = not self._metrics.held
         if (error := self._metrics.add(metrics.to_json({**about, **line}) + "\n")) and first:
             held = f"{self._metrics.path} cannot be written ({error.strerror})"

@@ -92,7 +92,7 @@ use = "ce"
 where = {source = "data"}
 """,
 )
-TIMES = {"time", "elapsed", "tokens_per_second", "rollout/time_share"}
+TIMES = {"time", "elapsed", "cpu_seconds", "tokens_per_second", "rollout/time_share"}
 KILLED = {-signal.SIGKILL: "file", -signal.SIGPROF: "clock"}
 HANGS = 600  # seconds after which a start is given up
 PLACES = {

@@ -1,12 +1,17 @@
 """Kill a sweep's coordinator and its workers at random moments, type it again, and compare.
 
     python benchmarks/robustness/sweeps.py 200 --results     200 kills, a table in results/
+    python benchmarks/robustness/sweeps.py 200 --sweep FILE --out DIR --alone 10
 
 Two seeds of a small recipe with a teacher are swept by `kdcore sweep --on local:2`. After a drawn
 number of new lines in the runs' records one of its processes gets SIGKILL: a worker, whom the
 coordinator starts again, or the coordinator, after which the same command is typed again. In the
 end weights must be those of runs that were never killed, to the last bit, every point must stand in
 sweep.json, and no process may be left. Else the exit code is 1.
+
+With `--sweep` the recipe is a file of yours, swept once with all kills spread over it: each shared
+stage must have ended once, and `--alone` runs drawn at random must have the weights of the same
+runs alone.
 """
 
 from __future__ import annotations
@@ -15,6 +20,7 @@ import argparse
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -25,6 +31,7 @@ from collections import Counter
 from contextlib import suppress
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests" / "helpers"))
@@ -81,18 +88,22 @@ def weights(out: Path) -> dict[str, bytes]:
 class Killer:
     """Types the command, kills, and counts."""
 
-    def __init__(self, folder: Path, kills: int, rng: random.Random) -> None:
-        self.folder, self.kills, self.rng = folder, kills, rng
+    def __init__(self, folder: Path, recipe: str, kills: int, rng: random.Random) -> None:
+        self.folder, self.recipe, self.kills, self.rng = folder, recipe, kills, rng
         self.killed: Counter[str] = Counter()
         self.starts = 0
+        self.apart = STEPS // 2  # at most so many lines between two kills
+        self.later = 0.0  # at most so many seconds after the line
+        self.coordinators = 0.4  # share of the kills
 
     def sweep(self, out: Path) -> None:
         """One sweep to its end, however often it takes."""
+        words = ["sweep", self.recipe, "--on", "local:2", "--retries", "20", "--out", str(out)]
         while True:
             self.starts += 1
             with (self.folder / "said.txt").open("w") as said:
                 child = subprocess.Popen(
-                    command("sweep", "killed.toml", "--on", "local:2", "--out", str(out)),
+                    command(*words),
                     **{"cwd": self.folder, "stdout": said, "stderr": said, "text": True},
                 )
                 self._watch(child, out)
@@ -105,16 +116,18 @@ class Killer:
 
     def _watch(self, child: subprocess.Popen[str], out: Path) -> None:
         """Kill it or its workers as long as kills are left."""
-        until = lines(out) + self.rng.randint(1, STEPS // 2)
+        until = lines(out) + self.rng.randint(1, self.apart)
         while child.poll() is None and self.killed.total() < self.kills:
-            workers = workers_of(child.pid)
-            if lines(out) >= until and workers:
-                victim = child.pid if self.rng.random() < 0.4 else self.rng.choice(workers)
+            if lines(out) >= until and workers_of(child.pid):
+                time.sleep(self.rng.uniform(0, self.later))
+                workers = workers_of(child.pid)
+                worker = workers and self.rng.random() >= self.coordinators
+                victim = self.rng.choice(workers) if worker else child.pid
                 with suppress(ProcessLookupError):
                     os.kill(victim, signal.SIGKILL)
                     self.killed["coordinator" if victim == child.pid else "worker"] += 1
-                until = lines(out) + self.rng.randint(1, STEPS // 2)
-            time.sleep(0.02)
+                until = lines(out) + self.rng.randint(1, self.apart)
+            time.sleep(0.1 if self.later else 0.02)
 
 
 def compare(out: Path, expected: dict[str, bytes]) -> None:
@@ -127,13 +140,65 @@ def compare(out: Path, expected: dict[str, bytes]) -> None:
     assert not list(out.glob("*/.final*")), f"{out}: something half is left"
 
 
+def nodes(recipe: str, out: Path) -> list[dict[str, Any]]:
+    """The graph of a sweep."""
+    words = command("sweep", recipe, "--dry-run", "--json", "--out", str(out))
+    said = subprocess.run(words, check=True, capture_output=True, text=True)
+    found: list[dict[str, Any]] = json.loads(said.stdout)["nodes"]
+    return found
+
+
+def ends(folder: Path) -> int:
+    """How often a run reached its last step, by its log."""
+    return len(re.findall(r"ends after step (\d+) of \1$", (folder / "log.txt").read_text(), re.M))
+
+
+def check_whole(recipe: str, out: Path, alone: int, rng: random.Random) -> str:
+    """Raise AssertionError unless each stage ended once and a sample of runs is as alone."""
+    found = nodes(recipe, out)
+    assert all(node["finished"] for node in found), "some runs are not finished"
+    again = [node["name"] for node in found if ends(out / node["name"]) != 1]
+    assert not again, f"{again} did not end exactly once"
+    folders = {path.parent.name for path in out.glob("*/metrics.jsonl")}
+    assert folders == {node["name"] for node in found}, "there are folders of other runs"
+    needed = {need for node in found for need in node["needs"]}
+    shared = [node["name"] for node in found if node["key"] in needed]
+    last = [node for node in found if node["key"] not in needed]
+    for node in rng.sample(last, alone):
+        words = node["command"][1:-1]  # without the program and the folder
+        apart = out.with_name(f"{out.name}-alone")
+        subprocess.run(command(*words, str(apart), "-q"), check=True, capture_output=True)
+    for name, made in weights(apart).items() if alone else ():
+        assert made == weights(out)[name], f"{name} has other weights than alone"
+    return f"{len(found)} runs, {len(shared)} of them shared by others: each ended once"
+
+
+def whole(asked: argparse.Namespace) -> None:
+    """A sweep of the user's, with all kills spread over it."""
+    killer = Killer(Path.cwd(), asked.sweep, asked.kills, random.Random(asked.seed))
+    killer.apart, killer.later, killer.coordinators = asked.apart, 3.0, asked.coordinators
+    killer.sweep(asked.out)
+    who = " and ".join(f"{n} of a {name}" for name, n in sorted(killer.killed.items()))
+    print(f"{killer.killed.total()} kills ({who}), typed {killer.starts} times")
+    print(check_whole(asked.sweep, asked.out, asked.alone, killer.rng))
+    print(f"{asked.alone} runs drawn at random have the weights of the same runs alone")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("kills", type=int)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--results", action="store_true")
+    parser.add_argument("--sweep", metavar="FILE")
+    parser.add_argument("--out", type=Path, default=Path("runs"))
+    parser.add_argument("--alone", type=int, default=10)
+    parser.add_argument("--apart", type=int, default=30, help="most lines between two kills")
+    parser.add_argument("--coordinators", type=float, default=0.4, help="their share of kills")
     asked = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if asked.sweep:
+        whole(asked)
+        return
     folder = Path(tempfile.mkdtemp(prefix="kdcore-sweeps-"))
     (folder / "killed.toml").write_text(RECIPE)
     alone = ["--set", "sweep=", "--each", "stage.small.seed=0,1", "--out", "alone"]
@@ -141,7 +206,7 @@ def main() -> None:
         command("run", "killed.toml", "-q", *alone), cwd=folder, check=True, capture_output=True
     )
     expected = weights(folder / "alone")
-    killer, rounds = Killer(folder, asked.kills, random.Random(asked.seed)), 0
+    killer, rounds = Killer(folder, "killed.toml", asked.kills, random.Random(asked.seed)), 0
     while killer.killed.total() < asked.kills:
         rounds += 1
         killer.sweep(folder / f"runs{rounds}")

@@ -20,6 +20,7 @@ from kdcore.guard import call_checked
 from kdcore.models.loading import HALF, precision_of
 from kdcore.runs.folder import CHECKPOINTS
 from kdcore.runs.open import OpenRequest, open_stage, stage_outputs
+from kdcore.training.evaluation import run_evals
 from kdcore.training.setup import make_accelerator, prepare
 from kdcore.training.signals import Signals
 
@@ -27,10 +28,12 @@ if TYPE_CHECKING:
     from kdcore.analysis.plan import StagePlan
     from kdcore.plugin.manager import PluginManager
     from kdcore.recipe.recipe import Recipe
+    from kdcore.training.trainer import Trainer
 
 
 _WARM = 2  # warm-up steps before timing
-_TIMED = 5
+_TIMED = (5, 25)  # at least and at most so many steps
+_ENOUGH = 2.0  # CPU seconds after which no more are timed
 # Fractions of the measured speed that training reaches, and host seconds per kernel. CPU values are
 # fitted to CPU seconds of stages of recipes/cpu, which they predict within a factor of two; GPU
 # values are those of benchmarks/roofline.py, and are not measured.
@@ -62,6 +65,7 @@ class Hours:
     seconds: float
     how: Literal["measured", "predicted"]
     why: str  # how it was obtained, or why it was not measured
+    cpu_seconds: float | None = None  # if measured without a GPU
 
 
 def rates_of(work: Work, precision: str) -> Rates:
@@ -138,14 +142,18 @@ def _around(plan: StagePlan, work: Work, step: float) -> Cost:
 
 
 def _evaluating(plan: StagePlan, work: Work) -> Cost:
-    train, steps = plan.stage.train, plan.steps or 0
     if not plan.tokens or not plan.rows or plan.held_out is None:
         return NOTHING
+    tokens = plan.held_out * plan.tokens / plan.rows
+    return work.reading(tokens, _context(plan)).times(_evaluations(plan))
+
+
+def _evaluations(plan: StagePlan) -> int:
+    """How many there are during training."""
+    train, steps = plan.stage.train, plan.steps or 0
     every = plan.in_epoch / train.drawn if train.eval_every == "epoch" and plan.in_epoch else None
     each = every or (train.eval_every if isinstance(train.eval_every, int) else steps)
-    times = math.ceil(steps / max(1, each)) + bool(train.eval_first)
-    tokens = plan.held_out * plan.tokens / plan.rows
-    return work.reading(tokens, _context(plan)).times(times)
+    return math.ceil(steps / max(1, each)) + bool(train.eval_first)
 
 
 def _writing(plan: StagePlan, work: Work) -> Cost:
@@ -162,25 +170,36 @@ def _writing(plan: StagePlan, work: Work) -> Cost:
 def measured(
     recipe: Recipe, plan: StagePlan, host: PluginManager, out: Path, guess: Hours | None
 ) -> Hours | None:
-    """The prediction with its steps replaced by real ones, run in a temporary folder.
+    """From real steps and an evaluation, run in a temporary folder.
 
     If that fails, the prediction with the reason.
     """
-    name, work = plan.stage.name, plan.estimate.work if plan.estimate else None
-    if guess is None or work is None or plan.steps is None:
+    if guess is None or plan.steps is None:
         return guess
     if any(_keeps_store(one) for one in plan.stage.components()):
         return replace(guess, why=f"{guess.why}; not measured: a teacher's store is to be filled")
     try:
-        each = _seconds_of_step(recipe, name, host, out)
+        trial = _tried(recipe, plan.stage.name, host, out)
     except (KdcoreError, OSError) as error:
         return replace(guess, why=f"{guess.why}; not measured: {error}")
-    step = tokens_in_step(plan) or 0.0
-    rest = _evaluating(plan, work)
-    seconds = each * plan.steps
-    seconds += rates_of(work, plan.stage.train.precision).seconds(rest) if step else 0.0
-    said = f"{_TIMED} steps of {each:.3g} s after {_WARM} to warm up; evaluations are predicted"
-    return Hours(seconds, "measured", said)
+    times = _evaluations(plan)
+    whole = [
+        each * plan.steps + times * evaluation
+        for each, evaluation in zip(trial.step, trial.evaluation, strict=True)
+    ]
+    said = f"{trial.steps} steps of {trial.step[0]:.3g} s after {_WARM} to warm up"
+    said += f", and an evaluation of {trial.evaluation[0]:.3g} s"
+    return Hours(whole[0], "measured", said, None if trial.on_gpu else whole[1])
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """Seconds and CPU seconds of a step, the mean of several, and of an evaluation."""
+
+    steps: int
+    step: tuple[float, float]
+    evaluation: tuple[float, float]
+    on_gpu: bool
 
 
 def _keeps_store(component: object) -> bool:
@@ -189,8 +208,8 @@ def _keeps_store(component: object) -> bool:
     return bool(call_checked(component, "bytes_per_token", of=(int, float)))
 
 
-def _seconds_of_step(recipe: Recipe, name: str, host: PluginManager, out: Path) -> float:
-    """The mean of a few steps, including their rollouts."""
+def _tried(recipe: Recipe, name: str, host: PluginManager, out: Path) -> _Trial:
+    """A few steps, including their rollouts, and one evaluation."""
     with TemporaryDirectory(prefix="kdcore-plan-") as folder:
         stage = recipe.build(name, stage_outputs(recipe, name, out))
         accelerator = make_accelerator(stage.train)
@@ -199,17 +218,36 @@ def _seconds_of_step(recipe: Recipe, name: str, host: PluginManager, out: Path) 
         request = OpenRequest(stage, place, trusted=stage.trusted, accelerator=accelerator)
         run = open_stage(request, upto="tokenizer")
         trainer = prepare(run, host, accelerator, Signals(), CHECKPOINTS)
-        began = 0.0
-        steps = min(_WARM + _TIMED, run.steps)
-        warm = min(_WARM, steps - 1)
-        for step in range(1, steps + 1):
-            if step == warm + 1:
-                _wait(run.device)
-                began = time.perf_counter()
-            trainer.step(step)
-            run.step = step
-        _wait(run.device)
-        return (time.perf_counter() - began) / (steps - warm)
+        warm = min(_WARM, run.steps - 1)
+        _take(trainer, warm)
+        began, least = _now(run.device), min(_TIMED[0], run.steps - warm)
+        _take(trainer, least)
+        while _now(run.device)[1] - began[1] < _ENOUGH and run.step < min(_TIMED[1], run.steps):
+            _take(trainer, 1)
+        steps, taken = run.step - warm, _since(began, run.device)
+        began = _now(run.device)
+        trainer.move_schedules(run.step)
+        run_evals(run)
+        evaluation = _since(began, run.device)
+        each = taken[0] / steps, taken[1] / steps
+        return _Trial(steps, each, evaluation, run.device.type == "cuda")
+
+
+def _take(trainer: Trainer, steps: int) -> None:
+    for _ in range(steps):
+        trainer.step(trainer.run.step + 1)
+        trainer.run.step += 1
+
+
+def _now(device: torch.device) -> tuple[float, float]:
+    """The clock and this process's CPU seconds, when the device has finished."""
+    _wait(device)
+    return time.perf_counter(), time.process_time()
+
+
+def _since(began: tuple[float, float], device: torch.device) -> tuple[float, float]:
+    clock, cpu = _now(device)
+    return clock - began[0], cpu - began[1]
 
 
 def _wait(device: torch.device) -> None:

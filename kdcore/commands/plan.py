@@ -97,7 +97,8 @@ def plan(
 def _time(hours: Hours | None, price: float | None) -> str:
     if hours is None:
         return "not known, as the steps, the tokens or the models are not"
-    return f"about {_hours(hours.seconds, price)}, {hours.how}: {hours.why}"
+    cpu = "" if hours.cpu_seconds is None else f", {hours.cpu_seconds:,.0f} CPU seconds"
+    return f"about {_hours(hours.seconds, price)}{cpu}, {hours.how}: {hours.why}"
 
 
 def _hours(seconds: float, price: float | None) -> str:

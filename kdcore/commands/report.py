@@ -15,6 +15,7 @@ from kdcore.cli.examples import examples
 from kdcore.cli.main import plugin_manager
 from kdcore.commands.compare import comparisons, parsed_margin
 from kdcore.commands.comparison.arms import Arm
+from kdcore.commands.comparison.courses import Axis
 from kdcore.commands.comparison.groups import Group, differing
 from kdcore.commands.comparison.tables import Comparison, cells, notes, sentence, title, titles
 from kdcore.commands.output import Plugins
@@ -148,7 +149,9 @@ def _table(found: Comparison, styles: dict[str, int]) -> dict[str, Any]:
 
 def _curves(metric: str, arms: Sequence[Arm]) -> Iterator[dict[str, Any]]:
     """The metric over tokens and over time, each with its numbers."""
-    for axis, words in (("tokens", "trained tokens"), ("time", "time of running")):
+    cpu = next(iter(arms[0].runs.values())).clock == "cpu_seconds"
+    axes: dict[Axis, str] = {"tokens": "trained tokens", "time": "CPU time" if cpu else "time"}
+    for axis, words in axes.items():
         lines = [data.evaluations(arm, n, metric, axis) for n, arm in enumerate(arms)]
         name = f"{metric} over {words}"
         yield {"title": name, "picture": curves(name, lines, axis), "axis": axis, "lines": lines}

@@ -17,6 +17,7 @@ from kdcore.runs.open import run_folder
 
 if TYPE_CHECKING:
     from kdcore.plugin.manager import PluginManager
+    from kdcore.recipe.recipe import Recipe
     from kdcore.sweeps.graph import Task
     from kdcore.sweeps.points import Point
 
@@ -31,6 +32,7 @@ class Store:
         self.out, self.host = out, host
         self.folder = out / ".sweep" / name
         self._known: dict[str, Path] = {}  # folders of deferred tasks
+        self._read: dict[str, Recipe] = {}  # saved recipes, by their text
 
     def recipe_of(self, task: Task) -> Path:
         """The recipe file from which the task runs."""
@@ -53,9 +55,11 @@ class Store:
     def keep_recipe(self, task: Task) -> None:
         """Save a task's recipe as it is now: the user's file may change meanwhile."""
         path = self.twin_of(task) if task.waits else self.recipe_of(task)
-        write_whole(path, task.point.recipe.text)
-        kept = read_recipe(str(path), self.host).identity(task.stage)
-        if kept != task.point.recipe.identity(task.stage):
+        text = task.point.recipe.text
+        write_whole(path, text)
+        if text not in self._read:  # stages of a point share it
+            self._read[text] = read_recipe(str(path), self.host)
+        if self._read[text].identity(task.stage) != task.point.recipe.identity(task.stage):
             raise UsageError(
                 f"{task.point.label}: a value that replaces a whole table cannot be "
                 "swept; vary its keys one by one"

@@ -13,13 +13,13 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
-PAGES = sorted(DOCS.glob("*.md"))
+PAGES = sorted(DOCS.rglob("*.md"))
 CONFIG = tomllib.loads((ROOT / "zensical.toml").read_text())["project"]
 
 
 def test_every_page_is_in_the_navigation_once():
     listed = [page for section in CONFIG["nav"] for pages in section.values() for page in pages]
-    assert sorted(listed) == [page.name for page in PAGES]
+    assert sorted(listed) == sorted(str(page.relative_to(DOCS)) for page in PAGES)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -27,8 +27,8 @@ def test_every_link_leads_somewhere(page):
     for target in re.findall(r"\]\(([^)\s]+)\)", without_code(page.read_text())):
         if not re.match(r"https?://", target):
             file, _, anchor = target.partition("#")
-            there = DOCS / file if file else page
-            assert there.is_file() and there.parent == DOCS, target
+            there = (page.parent / file).resolve() if file else page
+            assert there in PAGES or (there.is_file() and there.parent == DOCS), target
             assert not anchor or anchor in anchors(there), target
 
 
@@ -47,7 +47,8 @@ def test_it_builds_without_a_warning(tmp_path):
     done = subprocess.run(zensical, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     for page in PAGES:
-        folder = tmp_path / "site" / (page.stem if page.stem != "index" else "")
+        place = page.relative_to(DOCS).with_suffix("")
+        folder = tmp_path / "site" / (place if page.stem != "index" else "")
         title = page.read_text().partition("\n")[0].removeprefix("# ")
         assert "<h1 id=" in (html := (folder / "index.html").read_text())
         assert re.sub(r"[`*]", "", title) in html

@@ -39,6 +39,7 @@ PAGES = [
     "on-policy.md",
     "python.md",
     "recipe.md",
+    "studies/divergences.md",
     "sweeps.md",
     "teachers.md",
     "what-is-trained.md",

@@ -32,7 +32,7 @@ def stage(folder, name):
 
 def records(folder):
     lines = map(json.loads, (stage(folder, "big") / "metrics.jsonl").read_text().splitlines())
-    times = ("time", "elapsed", "tokens_per_second")
+    times = ("time", "elapsed", "cpu_seconds", "tokens_per_second")
     numbers = (int, float)
     return [
         {k: value for k, value in line.items() if k not in times and isinstance(value, numbers)}

@@ -81,7 +81,7 @@ class Dice(Logger):
 def kdcore_loggers():
     return [Dice]
 """
-TIMES = ("time", "elapsed", "tokens_per_second")
+TIMES = ("time", "elapsed", "cpu_seconds", "tokens_per_second")
 
 
 @pytest.fixture(autouse=True)

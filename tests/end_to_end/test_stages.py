@@ -89,7 +89,7 @@ def run(host, recipe="one.toml", **asked):
 
 def metrics(folder):
     read = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    timed = {"time", "elapsed", "tokens_per_second"}
+    timed = {"time", "elapsed", "cpu_seconds", "tokens_per_second"}
     return [{key: line[key] for key in line.keys() - timed} for line in read]
 
 

@@ -41,6 +41,7 @@ def made(
     more="",
     tokens=1000,
     seconds=10.0,
+    cpu_seconds=None,
     noise=0.0,
     kept=True,
     tokenizer="t",
@@ -63,6 +64,8 @@ def made(
         step, share = 50 * n, n / max(1, last)
         about = {"stage": "", "step": step, "tokens": round(tokens * share), "time": 1.0}
         line = {**about, "elapsed": seconds * share, "eval/nll": nll}
+        if cpu_seconds is not None:
+            line["cpu_seconds"] = cpu_seconds * share
         if nll is not None:
             line |= {f"eval/{key}": value for key, value in scores(nll).items()}
             if kept:

@@ -14,7 +14,7 @@ EXACT = 1e-5
 ROUNDED = 1e-3  # where a number may have been rounded to the other side: a cached one, a slope
 VERDICTS = ("equal", "too close")
 WHAT = ("weights", "metrics")
-TIMES = ("time", "elapsed", "tokens_per_second")
+TIMES = ("time", "elapsed", "cpu_seconds", "tokens_per_second")
 
 
 def make_host():

@@ -98,12 +98,13 @@ def test_a_run_without_a_checkpoint_begins_its_metrics_anew(tmp_path, files):
     assert steps_and_kinds(folder) == [(0, False)]
 
 
-def test_elapsed_goes_on_where_it_was(tmp_path, files):
+def test_elapsed_and_cpu_seconds_continue_where_they_were(tmp_path, files):
     folder = keep_run(tmp_path, "a-1")
     run = fake_run(folder, step=200)
     files.kdcore_run_start(run)
     files.kdcore_log(run, a_record(210))
     assert 50 <= read_metrics(folder)[-1]["elapsed"] < 60
+    assert 100 <= read_metrics(folder)[-1]["cpu_seconds"] < 110
 
 
 def test_cutting_what_needs_no_cut_touches_nothing(tmp_path):

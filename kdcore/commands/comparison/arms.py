@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from kdcore.commands.comparison.courses import Course, Half
+from kdcore.commands.comparison.courses import Course, Half, share_clock
 from kdcore.commands.comparison.group_tables import labels
 from kdcore.commands.comparison.groups import Group, Told
 from kdcore.errors import UsageError, did_you_mean
@@ -36,6 +36,7 @@ class Arm:
 def arms_of(folders: Sequence[Path], half: Half | None = None) -> list[Arm]:
     """The arms, in the order of their first runs. Raises UsageError for duplicate seeds."""
     courses = [Course(folder, half) for folder in dict.fromkeys(folders)]
+    share_clock(courses)
     points = {folder: _points(folder) for folder in {course.folder.parent for course in courses}}
     groups: dict[str, list[Course]] = {}
     swept: dict[str, str] = {}

@@ -23,7 +23,7 @@ from kdcore.runs.reading.metrics import Line, iter_metrics
 
 Axis = Literal["tokens", "time"]
 Half = Literal["first", "second"]
-_KEYS = {"tokens": "tokens", "time": "elapsed"}
+Clock = Literal["elapsed", "cpu_seconds"]
 _HALVES: dict[Half, Callable[[int], slice]] = {
     "first": lambda documents: slice(0, documents // 2),
     "second": lambda documents: slice(documents // 2, None),
@@ -37,7 +37,7 @@ class Reading:
 
     value: float
     tokens: float
-    seconds: float
+    seconds: float  # by the run's clock
     steps: tuple[int, ...]  # of the evaluations used
     share: float  # weight of the second one
 
@@ -47,6 +47,7 @@ class Course:
 
     def __init__(self, folder: Path, half: Half | None = None) -> None:
         self.half = half
+        self.clock: Clock = "elapsed"  # what equal time counts
         self.evaluations: list[Line] = []
         self.told: Told = tell_run(folder, self._reading(folder))
         self.folder = folder
@@ -74,6 +75,13 @@ class Course:
         return f"{processor.get('name')}, threads: {processor.get('threads')}"
 
     @property
+    def counts_cpu_seconds(self) -> bool:
+        """Whether it ran without a GPU, and each evaluation has its CPU seconds."""
+        found: dict[str, Any] | None = recorded(self.folder / "env.json")
+        without_gpu = found is not None and not found.get("devices")
+        return without_gpu and all("cpu_seconds" in line for line in self.evaluations)
+
+    @property
     def begun_with(self) -> str | None:
         """The name of the run whose final weights it started from; None if there is none."""
         model = read_settings(self.folder).get("student", {}).get("model")
@@ -86,8 +94,12 @@ class Course:
         found = {k: None for e in self.evaluations for k, v in e.items() if _is_score(k, v)}
         return list(found)
 
+    def key(self, axis: Axis) -> str:
+        """The key of an axis in metrics.jsonl."""
+        return "tokens" if axis == "tokens" else self.clock
+
     def _points(self, metric: str, axis: Axis) -> list[tuple[float, Line]]:
-        key, found = _KEYS[axis], list[tuple[float, Line]]()
+        key, found = self.key(axis), list[tuple[float, Line]]()
         for line in self.evaluations:
             at = line.get(key)
             if isinstance(at, int | float) and metric in line:
@@ -123,13 +135,24 @@ class Course:
         if after < len(points) and places[after] <= limit * (1 + _SAME):
             while after + 1 < len(points) and places[after + 1] <= limit * (1 + _SAME):
                 after += 1
-            return _between(points[after][1], points[after][1], metric, 0.0)
+            return self._between(points[after][1], points[after][1], metric, 0.0)
         if after == len(points):
-            return _between(points[-1][1], points[-1][1], metric, 0.0) if points else None
+            if not points:
+                return None
+            return self._between(points[-1][1], points[-1][1], metric, 0.0)
         if not after:
             return None
         share = (limit - places[after - 1]) / (places[after] - places[after - 1])
-        return _between(points[after - 1][1], points[after][1], metric, share)
+        return self._between(points[after - 1][1], points[after][1], metric, share)
+
+    def _between(self, one: Line, other: Line, metric: str, share: float) -> Reading:
+        def number(key: str) -> float:
+            first, last = (_number(line.get(key)) for line in (one, other))
+            return first if not share else first * (1 - share) + last * share
+
+        lines = (one, other) if share else (one,)
+        steps = tuple(int(_number(line["step"])) for line in lines)
+        return Reading(number(metric), number("tokens"), number(self.clock), steps, share)
 
     def documents(self, reading: Reading) -> DocumentLosses | None:
         """The per-document results there, of the half; None if an evaluation kept none."""
@@ -151,14 +174,11 @@ def _is_score(key: str, value: object) -> bool:
     return key.startswith("eval/") and isinstance(value, int | float) and math.isfinite(value)
 
 
-def _between(one: Line, other: Line, metric: str, share: float) -> Reading:
-    def number(key: str) -> float:
-        first, last = (_number(line.get(key)) for line in (one, other))
-        return first if not share else first * (1 - share) + last * share
-
-    lines = (one, other) if share else (one,)
-    steps = tuple(int(_number(line["step"])) for line in lines)
-    return Reading(number(metric), number("tokens"), number("elapsed"), steps, share)
+def share_clock(courses: Sequence[Course]) -> None:
+    """Count CPU seconds where all runs have them: other work on the machine hardly changes them."""
+    clock: Clock = "cpu_seconds" if all(one.counts_cpu_seconds for one in courses) else "elapsed"
+    for one in courses:
+        one.clock = clock
 
 
 def _number(value: object) -> float:

@@ -27,7 +27,6 @@ _WORDS = {
     "eval/bits_per_byte": "validation bits per byte",
     "eval/perplexity": "validation perplexity",
 }
-_SAID = {"tokens": "at equal tokens", "time": "at equal time"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +49,18 @@ class Comparison:
         return f"{said} on the {self.half} half of the documents" if self.half else said
 
     @property
+    def counts_cpu_seconds(self) -> bool:
+        """Whether time is CPU seconds."""
+        return next(iter(self.baseline.runs.values())).clock == "cpu_seconds"
+
+    @property
+    def budget(self) -> str:
+        """What both sides had as much of."""
+        if self.axis == "tokens":
+            return "at equal tokens"
+        return "at equal CPU time" if self.counts_cpu_seconds else "at equal time"
+
+    @property
     def judged(self) -> int:
         """The number of comparisons with a verdict."""
         return sum(row.judgement.verdict is not None for row in self.rows)
@@ -66,7 +77,7 @@ def title(found: Comparison) -> str:
     """What is compared, and which direction is better."""
     way = "lower" if lower_is_better(found.metric) else "higher"
     base = found.baseline.label
-    return f"{found.words}, {way} is better: against {base}, {_SAID[found.axis]}"
+    return f"{found.words}, {way} is better: against {base}, {found.budget}"
 
 
 def cells(row: Compared) -> list[str]:
@@ -152,7 +163,7 @@ def notes(found: Comparison) -> Iterator[str]:
     for row in found.rows:
         yield f"{row.arm.label}: {verdict(row)}: {row.judgement.reason}"
         yield from (f"{row.arm.label}: {note}" for note in row.notes)
-        yield f"{row.arm.label}: {place(found.axis, row)}" if row.pairs else ""
+        yield f"{row.arm.label}: {place(found, row)}" if row.pairs else ""
     unfinished = [said for arm in found.arms for said in arm.unfinished]
     if unfinished:
         yield f"unfinished: {', '.join(unfinished)}"
@@ -160,13 +171,15 @@ def notes(found: Comparison) -> Iterator[str]:
     yield f"{said}; {found.correction}" if found.correction else said
 
 
-def place(axis: Axis, row: Compared) -> str:
+def place(found: Comparison, row: Compared) -> str:
     """The point of comparison on the axis."""
     tokens, one, other = row.at
-    if axis == "tokens":
+    kind = "CPU time" if found.counts_cpu_seconds else "running"
+    if found.axis == "tokens":
         took = f", which took {duration(one)} and {duration(other)}" if one == one else ""
+        took += " of CPU time" if took and found.counts_cpu_seconds else ""
         return f"after {count(tokens)} tokens{took}"
-    return f"after {duration(one)} of running, evaluations included"
+    return f"after {duration(one)} of {kind}, evaluations included"
 
 
 def sentence(found: Comparison, row: Compared) -> str:
@@ -188,7 +201,7 @@ def sentence(found: Comparison, row: Compared) -> str:
     if row.found.documents:
         counted += f" and {row.found.documents:,} held-out documents, both counted as random"
     corrected = f"; {found.correction}" if found.correction else ""
-    return f"{head} {_SAID[found.axis]}: {means} ({between}; {counted}{corrected})."
+    return f"{head} {found.budget}: {means} ({between}; {counted}{corrected})."
 
 
 def _without_verdict(found: Comparison, row: Compared, means: str, between: str) -> str:

@@ -119,8 +119,7 @@ class _Plot:
             said = duration(tick) if axis == "time" else _tick(tick)
             yield f'<text x="{x:.1f}" y="{low + 14}" text-anchor="{anchor}">{said}</text>'
         middle = (_LEFT + WIDTH - _RIGHT) / 2
-        words = "time of running" if axis == "time" else axis
-        yield f'<text x="{middle}" y="{HEIGHT - 4}" text-anchor="middle">{words}</text>'
+        yield f'<text x="{middle}" y="{HEIGHT - 4}" text-anchor="middle">{axis}</text>'
 
 
 def ticks(low: float, high: float, wanted: int) -> list[float]:

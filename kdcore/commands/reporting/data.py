@@ -11,7 +11,7 @@ from statistics import fmean
 from typing import Any
 
 from kdcore.commands.comparison.arms import Arm
-from kdcore.commands.comparison.courses import Course
+from kdcore.commands.comparison.courses import Axis, Course
 from kdcore.commands.comparison.tables import with_deviation
 from kdcore.commands.reporting.charts import Line, Point
 from kdcore.runs.environment import recorded
@@ -52,9 +52,9 @@ def last(course: Course) -> dict[str, float]:
     return {f"eval/{name}": each for name, each in course.told.scores.items()}
 
 
-def evaluations(arm: Arm, style: int, metric: str, axis: str) -> Line:
+def evaluations(arm: Arm, style: int, metric: str, axis: Axis) -> Line:
     """A score over tokens or time, where all seeds were evaluated."""
-    key = {"tokens": "tokens", "time": "elapsed"}[axis]
+    key = next(iter(arm.runs.values())).key(axis)
     found = [
         {int(str(line["step"])): (line.get(key), line.get(metric)) for line in each.evaluations}
         for each in arm.runs.values()

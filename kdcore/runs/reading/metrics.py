@@ -1,7 +1,8 @@
 """A run's metrics.jsonl: one JSON object per line.
 
-Every line has `stage`, `step`, `tokens`, `time` (seconds since 1970) and `elapsed` (seconds of
-running, over all attempts). Training lines add `loss`, for each term `loss/<label>`, its mean in
+Every line has `stage`, `step`, `tokens`, `time` (seconds since 1970), `elapsed` (seconds of
+running, over all attempts) and `cpu_seconds` (CPU seconds of the main process in that time).
+Training lines add `loss`, for each term `loss/<label>`, its mean in
 nats per token, and `weight/<label>` (`loss` is the sum of their products), `lr`, `kept`,
 `tokens_per_second`, `selection/...`, now and then `gradient/<label>` (each term's share of the
 gradient), and `schema`, which is 2: lines without it are older, and include the weight in

@@ -143,8 +143,23 @@ def test_writing_is_predicted(host, tmp_path, monkeypatch):
 def test_real_steps_leave_nothing_behind(host, tmp_path, monkeypatch):
     recipe, (plan,) = planned(host, tmp_path, monkeypatch)
     found = measured(recipe, plan, host, tmp_path / "runs", predicted(plan))
-    assert found.how == "measured" and "5 steps of" in found.why
-    assert found.seconds > 0 and [path.name for path in tmp_path.iterdir()] == ["r.toml"]
+    assert found.how == "measured" and "s after 2 to warm up, and an evaluation of" in found.why
+    assert (
+        found.seconds > 0
+        and found.cpu_seconds > 0
+        and [path.name for path in tmp_path.iterdir()] == ["r.toml"]
+    )
+
+
+def test_measured_evaluations_count_as_often_as_there_are_some(host, tmp_path, monkeypatch):
+    trial = hours._Trial(5, step=(0.5, 0.25), evaluation=(3.0, 2.0), on_gpu=False)
+    monkeypatch.setattr(hours, "_tried", lambda *asked: trial)
+    recipe, (plan,) = planned(host, tmp_path, monkeypatch)
+    found = measured(recipe, plan, host, tmp_path, predicted(plan))
+    times = 4 + 1  # of 40 steps, each 10, and before the first
+    assert (found.seconds, found.cpu_seconds) == (40 * 0.5 + times * 3, 40 * 0.25 + times * 2)
+    monkeypatch.setattr(hours, "_tried", lambda *asked: replace(trial, on_gpu=True))
+    assert measured(recipe, plan, host, tmp_path, predicted(plan)).cpu_seconds is None
 
 
 def test_a_stage_before_that_is_not_finished_is_told(host, tmp_path, monkeypatch):

@@ -146,6 +146,30 @@ def test_equal_tokens_and_equal_time_are_read_between_evaluations():
     assert found["time", "kd"]["documents"] == 6
 
 
+def test_equal_time_counts_cpu_seconds_where_all_runs_have_them():
+    for seed in range(3):
+        made("r.ce", seed, (3.0, 2.0, 1.0), seconds=10.0, cpu_seconds=10.0)
+        made("r.kd", seed, (3.0, 1.0, 0.5), loss="kl", seconds=40.0, cpu_seconds=20.0)
+    (row,) = rows("r.*", "--baseline", "ce", "--at", "time")
+    assert row["arm_mean"] == pytest.approx(1.0)  # after 10 of the 20 CPU seconds
+    assert row["arm_seconds"] == 10
+    assert "at equal CPU time" in asked("r.*", "--baseline", "ce")
+    made("r.kd", 3, (3.0, 1.0, 0.5), loss="kl", seconds=40.0)
+    made("r.ce", 3, (3.0, 2.0, 1.0), seconds=10.0)
+    (row,) = rows("r.*", "--baseline", "ce", "--at", "time")
+    assert row["arm_mean"] == pytest.approx(2.0)  # one run has none: by the clock
+
+
+def test_runs_on_a_gpu_are_compared_by_the_clock():
+    for seed in range(3):
+        one = made("r.ce", seed, (3.0, 2.0, 1.0), seconds=10.0, cpu_seconds=10.0)
+        other = made("r.kd", seed, (3.0, 1.0, 0.5), loss="kl", seconds=40.0, cpu_seconds=20.0)
+        for folder in (one, other):
+            (folder / "env.json").write_text(json.dumps({"devices": [{"name": "a GPU"}]}))
+    (row,) = rows("r.*", "--baseline", "ce", "--at", "time")
+    assert row["arm_mean"] == pytest.approx(2.0)
+
+
 def test_several_comparisons_are_corrected_and_that_is_said():
     arms()
     for seed in range(5):
