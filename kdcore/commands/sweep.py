@@ -161,12 +161,14 @@ def _put(table: Node, key: str, text: str, source: Source, cls: type) -> None:
 
 def _cancel(store: Store, executor: Executor) -> None:
     """Terminate the command that runs the sweep, if any, and cancel submitted jobs."""
-    handles, owner = store.jobs_of(executor.name), owner_of(store.folder)
+    handles = store.jobs_of(executor.name)
+    owner = owner_of(store.folder) if store.folder.is_dir() else None
     if owner is not None:
         owner.end()
         print(f"{owner} ends", file=sys.stderr)
     if executor.outlives:
         executor.cancel([*handles.values()])
+        store.folder.mkdir(parents=True, exist_ok=True)
         store.keep_jobs(executor.name, {})
         print(f"{len(handles)} submitted jobs are cancelled", file=sys.stderr)
     elif owner is None:
