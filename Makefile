@@ -1,10 +1,10 @@
 # make quickstart   set up, then distil a small model on embedded data: no GPU, no hub
 # make test         set up, then all tests
-# make quick        the unit tests, in a minute or two
+# make quick        the fast unit and plugin tests, in a minute
 # make lint         ruff, mypy and the layers of imports
 # make site         docs/ as a site in site/
-# make gpu          what a GPU is asked, in 25 minutes; again: what is missing. No network
-# make faults       puts faults into a copy, one by one: which test fails? (ten minutes)
+# make gpu          measures a GPU in 25 minutes, without network; typed again, it measures what is missing
+# make faults       plants bugs in a copy, one by one: which test fails? (ten minutes)
 
 PYTHON ?= python3
 BIN := .venv/bin

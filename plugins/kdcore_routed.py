@@ -157,7 +157,7 @@ class Routed(CombinedTeacher):
         """For each member with tokens here: its rows, and two maps of the batch's flat positions.
 
         The first is a position's index in these rows (0 if not there), the second whether it is the
-        member's. A sharded member without tokens here is asked all the same, as other processes
+        member's. A sharded member without tokens here runs all the same, as other processes
         wait for it.
         """
         rows, time = batch.input_ids.shape

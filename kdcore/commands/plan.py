@@ -19,7 +19,7 @@ from kdcore.analysis.plan import StagePlan, plans_of
 from kdcore.analysis.processes import ProcessMemory, card_for
 from kdcore.analysis.sweep_hours import SweepHours, hours_of_sweep
 from kdcore.cli.examples import examples
-from kdcore.cli.main import plugin_manager
+from kdcore.cli.main import Logs, Sets, plugin_manager
 from kdcore.commands.fitting import labelled
 from kdcore.commands.output import Plugins, tell
 from kdcore.errors import KdcoreError
@@ -47,12 +47,8 @@ _MARGIN = (0, 0, 0, 2)
 )
 def plan(
     recipe: Annotated[str, typer.Argument(help="A path, or the name of a shipped recipe.")],
-    sets: Annotated[
-        list[str] | None, typer.Option("--set", metavar="K=V", help="Change a key of the recipe.")
-    ] = None,
-    logs: Annotated[
-        list[str] | None, typer.Option("--log", metavar="NAME", help="Add a logger by name.")
-    ] = None,
+    sets: Sets = None,
+    logs: Logs = None,
     out: Annotated[
         Path, typer.Option(help="Where runs are kept; teachers may know something of their caches.")
     ] = Path("runs"),
@@ -95,8 +91,8 @@ def plan(
         tell(Text("time of all stages", "bold"), labelled([("", _in_all(all_of_it, price))]), "")
     if found.sweep is not None:
         asked = SweepRequest(recipe, tuple(sets or ()), (), tuple(logs or ()))
-        told = _of_sweep(hours_of_sweep(read_points(asked, host).all), price)
-        tell(Text("time of the sweep", "bold"), labelled([("", told)]), "")
+        sweep = _of_sweep(hours_of_sweep(read_points(asked, host).all), price)
+        tell(Text("time of the sweep", "bold"), labelled([("", sweep)]), "")
     tell(Text("symbols", "bold"), labelled(symbols.items()))
 
 

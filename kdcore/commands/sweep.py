@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     "kdcore sweep mine.toml --dry-run --json",
 )
 def sweep(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE")],
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe with a [sweep].")],
     sets: Sets = None,
     each: Annotated[
         list[str] | None,

@@ -100,7 +100,7 @@ def utf8(text: object, data: TextSource, split: str) -> bytes:
     """A text as UTF-8. Other types and unpaired surrogates are errors."""
     if not isinstance(text, str):
         raise PluginError(
-            f"data {data.name!r}: texts({split!r}) gave a {type(text).__name__}, and must give str"
+            f"data {data.name!r}: texts({split!r}) gave {type(text).__name__}, expected str"
         )
     try:
         return text.encode()
@@ -124,7 +124,7 @@ def given_ids(values: Any, which: str) -> np.ndarray:
 
 def _refuse(which: str, array: np.ndarray) -> NoReturn:
     raise PluginError(
-        f"{which} of the shape {list(array.shape)} and the type {array.dtype}, and must have a "
+        f"{which} of shape {list(array.shape)} and type {array.dtype}, expected a "
         "flat list of whole numbers"
     )
 

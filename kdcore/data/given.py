@@ -52,7 +52,7 @@ class GivenRows(RowDataset):
         """The row as arrays, with all missing keys filled in except `labels`."""
         given = self._rows[index]
         if not isinstance(given, Mapping):
-            self._refuse(index, f"is a {type(given).__name__}, and must be a mapping")
+            self._refuse(index, f"is a {type(given).__name__}, expected a mapping")
         unknown = sorted(str(key) for key in given if key not in _KEYS)
         if unknown:
             self._refuse(index, f"has the key {unknown[0]!r}; possible are {', '.join(_KEYS)}")
@@ -78,11 +78,9 @@ class GivenRows(RowDataset):
         array = np.asarray(values)
         if array.ndim != 1 or not len(array):
             shape = list(array.shape)
-            self._refuse(index, f"has {key!r} of the shape {shape}, and must have one id or more")
+            self._refuse(index, f"has {key!r} of shape {shape}, expected at least one id")
         if array.dtype.kind not in "iu":
-            self._refuse(
-                index, f"has {key!r} of the type {array.dtype}, and must have whole numbers"
-            )
+            self._refuse(index, f"has {key!r} of type {array.dtype}, expected whole numbers")
         least = _LEAST.get(key, 0)
         if array.min() < least or array.max() > _MOST:
             wrong = array[(array < least) | (array > _MOST)][0]

@@ -38,7 +38,7 @@ def values_in(values: Value | Sequence[Value]) -> Sequence[Value]:
 def column_fault(columns: object) -> str | None:
     """Why something is not a valid mapping of columns; None if it is."""
     if not isinstance(columns, Mapping):
-        return f"columns of the type {type(columns).__name__}, and must have a mapping"
+        return f"columns of type {type(columns).__name__}, expected a mapping"
     for name, value in columns.items():
         if not isinstance(name, str):
             return f"a column called {name!r}, and names are text"

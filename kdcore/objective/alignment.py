@@ -1,7 +1,7 @@
 """Alignment of two tokenisations of one text: minimal byte spans between common token borders.
 
-A teacher with another tokenizer reads the same bytes in a batch of its own. Each byte lies in
-exactly one span. Where a span is one token on both sides, both predict the same text.
+A teacher with another tokenizer reads the same bytes in a batch of its own. Each byte belongs
+to exactly one span. Where a span is one token on both sides, both predict the same text.
 """
 
 from __future__ import annotations

@@ -114,7 +114,7 @@ def _option_faults(kind: str, component: type[Component]) -> Iterator[str]:
         elif isinstance(field.annotation, str | ForwardRef):
             yield f"{option} has a type that cannot be found; is it imported at the top?"
         elif not is_option_type(field.annotation):
-            yield f"{option} has the type {_spell(field.annotation)}; possible are {SPELT}"
+            yield f"{option} has type {_spell(field.annotation)}; possible are {SPELT}"
 
 
 def _spell(annotation: object) -> str:

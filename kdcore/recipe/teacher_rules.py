@@ -65,7 +65,7 @@ def _ill_tempered(
         yield loss, said, all_ids
     elif call_checked(teacher, "knows_others_at", found[0], of=(bool, type(None))) is False:
         said = f"the loss {loss.name!r} is at temperature {found[0]:g}, and the teacher {use!r} "
-        said += "cannot know what mass the ids that it does not tell of have there"
+        said += "cannot give the mass of its unknown ids there"
         yield loss, said, f"take temperature = 1; {all_ids}"
 
 

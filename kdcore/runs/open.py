@@ -76,7 +76,7 @@ class OpenRequest:
     finished: bool = False  # `weights` are the run's final ones
     checkpoint: Path | None = None  # of the run; used if `weights` is None
     state: Mapping[str, Any] = field(default_factory=dict)  # run state in the checkpoint
-    accelerator: Accelerator | None = None  # None: make one if something goes on a device
+    accelerator: Accelerator | None = None  # None: make one if a device is used
     disk: Disk = SHARED  # of `folder`
 
     @property

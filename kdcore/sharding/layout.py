@@ -6,7 +6,7 @@ here, and nowhere else.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
@@ -49,6 +49,15 @@ class Layout:
 
     def reduce(self, parameters: Iterable[nn.Parameter]) -> None:
         """Average the gradients of parameters outside the student, which DDP has done."""
+
+    def unscale(
+        self,
+        scaler: torch.amp.GradScaler,
+        optimizer: torch.optim.Optimizer,
+        others: Sequence[nn.Parameter],
+    ) -> None:
+        """Divide all gradients by the scaler's scale. `others` are those outside the student."""
+        scaler.unscale_(optimizer)
 
     def rest(self) -> None:
         """Before weights are read or changed: nothing of them is gathered."""
@@ -95,6 +104,29 @@ class Sharded(Layout):
             if parameter.grad is not None:
                 torch.distributed.all_reduce(parameter.grad)
                 parameter.grad /= torch.distributed.get_world_size()
+
+    def unscale(
+        self,
+        scaler: torch.amp.GradScaler,
+        optimizer: torch.optim.Optimizer,
+        others: Sequence[nn.Parameter],
+    ) -> None:
+        """The scaler takes sharded gradients and whole ones only apart.
+
+        It reduces over processes what it finds in the sharded ones: where one of the whole ones
+        is not finite, a sharded one is made so.
+        """
+        apart = {each: each.grad for each in others if each.grad is not None}
+        if apart:
+            scale = scaler.scale(torch.ones((), device=self._accelerator.device))
+            finite = torch.stack([each.isfinite().all() for each in apart.values()]).all()
+            first = next(p.grad for p in self._model.parameters() if p.grad is not None)
+            wrapping.local(first).mul_(torch.where(finite, 1.0, torch.nan))
+        for each in apart:
+            each.grad = None
+        scaler.unscale_(optimizer)
+        for each, gradient in apart.items():
+            each.grad = gradient / scale
 
     def rest(self) -> None:
         """Drop the root's gathered weights: they would not see changes of its parts."""

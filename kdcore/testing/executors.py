@@ -33,7 +33,9 @@ def check_executor(executor: Executor) -> None:
         require(well.code in (0, None), executor, f"says {well.code} of a job that ended well")
         require((folder / "done").exists(), executor, "says that a job ended that has not run")
         ill = _ended(executor, _start(executor, folder, "ill", "raise SystemExit(7)"))
-        require(ill.code in (7, None) and ill != well, executor, "does not tell a job that failed")
+        require(
+            ill.code in (7, None) and ill != well, executor, "does not report that a job failed"
+        )
         handle = _start(executor, folder, "long", _WAITS)
         _until(executor, lambda: (folder / "begun").exists(), "has not run a job after two minutes")
         executor.cancel([handle])
@@ -63,7 +65,7 @@ def _ended(executor: Executor, handle: str) -> JobState:
         found.append(state)
         return state.phase == "ended"
 
-    _until(executor, ended, "does not tell that a job ended after two minutes")
+    _until(executor, ended, "does not report after two minutes that a job ended")
     return found[-1]
 
 

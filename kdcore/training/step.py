@@ -197,17 +197,13 @@ class TrainStep:
         Parameters that terms learn are clipped separately, so that they do not change how strongly
         the student's gradient is clipped.
         """
+        if self.accelerator.scaler is not None:
+            self.layout.unscale(self.accelerator.scaler, self.base_optimizer, self.learned)
         clip = self.run.recipe.train.clip
         if not clip:
             return gradient_norm(self.objective)
-        norm = whole(self._clip_student(clip))
+        norm = whole(nn.utils.clip_grad_norm_(self.parameters, clip))
         if not self.learned:
             return norm
         # The two sets are disjoint: the joint norm is sqrt(student^2 + learned^2).
         return torch.hypot(norm, nn.utils.clip_grad_norm_(self.learned, clip))
-
-    def _clip_student(self, clip: float) -> Tensor:
-        if self.accelerator.scaler is None:
-            return nn.utils.clip_grad_norm_(self.parameters, clip)
-        # Unscales all gradients of the optimizer first.
-        return self.accelerator.clip_grad_norm_(self.parameters, clip)  # type: ignore[no-any-return]

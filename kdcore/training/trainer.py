@@ -236,7 +236,7 @@ class Trainer(TrainStep):
             self._save_alone()
 
     def _save_alone(self) -> None:
-        """The same where the other processes are gone, or wait for this one in vain."""
+        """The same where the other processes are gone, or wait without getting an answer."""
         run = self.run
         if run.step and self.refusals.is_clean():
             sums = self.recorder.state_dict()  # includes the tokens in the run's state

@@ -152,7 +152,7 @@ class GeneralOnPolicyLogitDistillation(_Merged):
 
     def compare(self, q: Tensor, p: Tensor) -> Tensor:
         """Both parts, weighted [n]."""
-        assert self._partner is not None, "prepared before it is asked"
+        assert self._partner is not None, "`prepare` runs before `compare`"
         partner, taken = _cut(self._partner, q, -1), _cut(self._taken, p, False)
         partner = torch.where(partner < p.shape[1], partner, -1)
         shared = self._divergence(q, p[:, partner.clamp(min=0)])

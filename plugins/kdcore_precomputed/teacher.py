@@ -69,7 +69,7 @@ class Precomputed(Teacher):
         Literal["own", "next"],
         Field(description="which token an entry is of: its own, or the one behind it"),
     ] = "own"
-    part: Annotated[bool, Field(description="records may tell of the last tokens only")] = False
+    part: Annotated[bool, Field(description="records may cover the last tokens only")] = False
     tail: Annotated[bool, Field(description="whether other ids have the mass that is left")] = True
     k: Annotated[int | None, Field(ge=1, description="ids; by default the first record's")] = None
     compression: Annotated[

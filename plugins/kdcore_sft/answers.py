@@ -84,7 +84,7 @@ def _around(dialogue: Dialogue, turn: int, template: Template, *without: str) ->
     if len(parts) != 2:
         raise RunError(
             f"{dialogue.where}: the chat template writes message {turn + 1} {len(parts) - 1} "
-            "times, and must write it once; set another template in [data]"
+            "times instead of once; set another template in [data]"
         )
     return parts[0], parts[1]
 

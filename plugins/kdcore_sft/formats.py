@@ -116,7 +116,7 @@ def _given(values: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The values outside of the turns; tool definitions may be JSON strings."""
     options = values.get("chat_template_kwargs", {})
     if not isinstance(options, Mapping):
-        _refuse(where, f"has chat_template_kwargs of the type {type(options).__name__}, no table")
+        _refuse(where, f"has chat_template_kwargs of type {type(options).__name__}, no table")
     given = {str(key): value for key, value in {**values, **without_nothing(options)}.items()}
     given.pop("chat_template_kwargs", None)
     for key in ("tools", "documents"):
@@ -128,11 +128,11 @@ def _given(values: Mapping[str, Any], where: str) -> dict[str, Any]:
 def _tables(value: Any, key: str, where: str) -> list[Any]:
     value = _parsed(value, key, where)
     if not isinstance(value, Sequence):
-        _refuse(where, f"has {key} of the type {type(value).__name__}, and must have a list")
+        _refuse(where, f"has {key} of type {type(value).__name__}, expected a list")
     tables = [_parsed(each, key, where) for each in value]
     for each in tables:
         if not isinstance(each, Mapping):
-            _refuse(where, f"has {type(each).__name__} among its {key}, and must have tables")
+            _refuse(where, f"has {type(each).__name__} among its {key}, expected tables")
     return tables
 
 

@@ -24,7 +24,7 @@ Message = Mapping[str, Any]
 def checked(given: Any, key: str, where: str) -> list[Message]:
     """A record's turns, checked; ShareGPT's `from` and `value` become `role` and `content`."""
     if not isinstance(given, Sequence) or isinstance(given, str):
-        _refuse(where, f"has {key} of the type {type(given).__name__}, and must have a list")
+        _refuse(where, f"has {key} of type {type(given).__name__}, expected a list")
     if not given and key != "prompt":
         raise RunError(f"{where} has no {key}")
     return [_checked(each, f"{where}: message {n}") for n, each in enumerate(given, 1)]
@@ -59,7 +59,7 @@ def thoughts_of(message: Message) -> str:
 def text_of(value: Any, which: str) -> str:
     """A value that must be text."""
     if not isinstance(value, str):
-        raise RunError(f"{which} of the type {type(value).__name__}, and must have text")
+        raise RunError(f"{which} of type {type(value).__name__}, expected text")
     return value
 
 
@@ -79,7 +79,7 @@ def plain(value: Any) -> Any:
 
 def _checked(given: Any, where: str) -> Message:
     if not isinstance(given, Mapping):
-        _refuse(where, f"has the type {type(given).__name__}, and must have role and content")
+        _refuse(where, f"has type {type(given).__name__}, expected role and content")
     message = {str(key): plain(value) for key, value in without_nothing(given).items()}
     if "content" in given:
         message.setdefault("content", None)
@@ -92,11 +92,11 @@ def _checked(given: Any, where: str) -> Message:
     for key in REASONING:
         if not isinstance(message.get(key, ""), str):
             kind = type(message[key]).__name__
-            _refuse(where, f"has a {key} of the type {kind}, and must have text")
+            _refuse(where, f"has a {key} of type {kind}, expected text")
     message = _with_content(message, where)
     if not isinstance(message.get("tool_calls", []), list):
         kind = type(message["tool_calls"]).__name__
-        _refuse(where, f"has tool_calls of the type {kind}, and must have a list")
+        _refuse(where, f"has tool_calls of type {kind}, expected a list")
     trained = _trained(message, where)
     for key in _TRAINED:
         message.pop(key, None)
@@ -108,7 +108,7 @@ def _check_role(message: Mapping[str, Any], where: str) -> None:
         _refuse(where, "has no role")
     role = message["role"]
     if not isinstance(role, str):
-        _refuse(where, f"has a role of the type {type(role).__name__}, and must have text")
+        _refuse(where, f"has a role of type {type(role).__name__}, expected text")
     if role not in ROLES:
         _refuse(where, f"has the role {role!r}; possible are {', '.join(ROLES)}")
 
@@ -123,7 +123,7 @@ def _with_content(message: dict[str, Any], where: str) -> dict[str, Any]:
             _refuse(where, "has no content")
     elif not isinstance(content, str):
         kind = type(content).__name__
-        _refuse(where, f"has a content of the type {kind}, and must have text or parts")
+        _refuse(where, f"has a content of type {kind}, expected text or parts")
     return message
 
 
@@ -131,11 +131,11 @@ def _part(part: Any, number: int, where: str) -> dict[str, Any]:
     if isinstance(part, str):
         return {"type": "text", "text": part}
     if not isinstance(part, Mapping):
-        _refuse(where, f"has a part {number} of the type {type(part).__name__}, no text")
+        _refuse(where, f"has a part {number} of type {type(part).__name__}, no text")
     part = without_nothing(part)
     kind = part.get("type", "text")
     if kind != "text":
-        _refuse(where, f"has a part {number} of the type {kind!r}, and only text is trained on")
+        _refuse(where, f"has a part {number} of type {kind!r}, and only text is trained on")
     if not isinstance(part.get("text"), str):
         _refuse(where, f"has a part {number} without text")
     return {"type": "text", **part}

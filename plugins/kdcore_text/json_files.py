@@ -42,7 +42,7 @@ class JsonFile:
         """All records, in order."""
         for value, where in self._values():
             if not isinstance(value, Mapping):
-                raise RunError(f"{where} has the type {type(value).__name__}; {_SHAPE}")
+                raise RunError(f"{where} has type {type(value).__name__}; {_SHAPE}")
             yield Record(value, where)
 
     def _values(self) -> Iterator[tuple[Any, str]]:

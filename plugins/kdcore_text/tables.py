@@ -128,7 +128,9 @@ def _check_head(path: Path) -> None:
         head = file.read(4096)
     refuse_pointer(head, path)
     if head.strip().startswith(b"null"):
-        raise RunError(f"{path} begins with null, and each of its records should be a table")
+        raise RunError(
+            f'{path} starts with null; each record must be an object such as {{"text": "..."}}'
+        )
 
 
 def _split(loaded: Any, split: str | None, place: str) -> Any:

@@ -1,10 +1,22 @@
-"""The English of the documentation: short sentences, and the field's words."""
+"""The English of documentation, messages and comments: short sentences, and the field's words."""
 
+import ast
+import io
 import re
+import tokenize
+from collections.abc import Iterator
 from statistics import median
 
 import pytest
 from documents import DOCS, without_code
+
+ROOT = DOCS.parent
+SOURCES = sorted(
+    path.relative_to(ROOT).as_posix()
+    for folder in ("kdcore", "plugins", "examples")
+    for path in (ROOT / folder).rglob("*.py")
+    if "kdcore_stories" not in path.parts and "tests" not in path.parts
+)
 
 # Grows until it has every page of docs/ that is not generated.
 PAGES = [
@@ -52,6 +64,31 @@ def test_a_page_has_short_sentences(page):
     text = without_code((DOCS / page).read_text(encoding="utf-8"))
     lengths = [len(re.findall(r"\w[\w'-]*", each)) for each in sentences(text)]
     assert lengths and median(lengths) <= 18 and max(lengths) <= 40
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_code_uses_the_words_of_the_field(source):
+    written = texts_of((ROOT / source).read_text(encoding="utf-8"))
+    assert [text for text in written if WORDS.search(text)] == []
+
+
+def texts_of(source: str) -> Iterator[str]:
+    """Docstrings, messages and comments, without code in backticks; names of one word are none."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            text = re.sub(r"`[^`]*`", "`", " ".join(node.value.split()))
+            if " " in text:
+                yield text
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            yield re.sub(r"`[^`]*`", "`", token.string)
+
+
+def test_texts_of_code_are_found():
+    source = (
+        'fault = "told"\n"""A `fault` is\nlaid."""\nprint("it goes "\n"on")  # of a `told` fault\n'
+    )
+    assert list(texts_of(source)) == ["A ` is laid.", "it goes on", "# of a ` fault"]
 
 
 def sentences(text: str) -> list[str]:

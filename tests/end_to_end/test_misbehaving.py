@@ -43,9 +43,9 @@ PLACES = {  # kind -> where it stands in the recipe, and its class
 # Kind, method -> what is said of a 7, of None, and of a value in another shape; None where it is
 # no misbehaviour. `at` is the function that the teacher's `read` hands back.
 NUMBERS = "floating-point numbers of shape [30, 300 or more]"
-ROW = "a PieceRows, and must be a mapping"
+ROW = "a PieceRows, expected a mapping"
 TABLE = {
-    ("data", "texts"): ("'int' object is not iterable", "is not iterable", "gave a int"),
+    ("data", "texts"): ("'int' object is not iterable", "is not iterable", "gave int"),
     ("data", "make_rows"): ("returned int from make_rows, expected rows", "NoneType", ROW),
     ("data", "fingerprint"): ("expected a str", "returned None", "returned a list"),
     ("data", "faults"): ("not iterable", "not iterable", "a tuple among its texts"),
@@ -104,8 +104,8 @@ def names(outcome, method):
     assert outcome.code == 3
     assert f"{kind} 'bad'" in said
     own = {"at": "read", "texts": ""}.get(where, where)
-    assert own in said or "expected a SparseLogits" in said or "must be a mapping" in said
-    if where != "texts" and "must be a mapping" not in said:
+    assert own in said or "expected a SparseLogits" in said or "expected a mapping" in said
+    if where != "texts" and "expected a mapping" not in said:
         assert f"(misbehaving.py: {PLACES[kind][1]})" in said
     return said
 

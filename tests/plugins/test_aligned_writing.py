@@ -150,6 +150,7 @@ def test_a_tokenizer_that_adds_a_space_adds_none_to_continued_text(text):
     assert b"".join(made.our_bytes[each] for each in ids) == text.encode()
 
 
+@pytest.mark.slow
 def test_sequence_level_distillation_across_tokenizers(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tiny.save(tmp_path / "theirs", tokenizer=THEIRS)

@@ -128,6 +128,7 @@ def here_caches():
     return Path("runs/caches")
 
 
+@pytest.mark.slow
 def test_what_is_exported_is_data():
     stub = Stub(None)
     with serving(stub) as url:

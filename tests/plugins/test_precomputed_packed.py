@@ -169,6 +169,7 @@ def run(tmp_path, monkeypatch):
 TEACHER = {"use": "precomputed", "path": "told", "tokens": "input_ids"}
 
 
+@pytest.mark.slow
 def test_it_teaches_what_the_model_does_that_was_packed(run, tmp_path):
     live = {"use": "cached", "kind": "topk", "k": K, "teacher": {"use": "hf", "model": "model"}}
     write(tmp_path, exact(delta=True))

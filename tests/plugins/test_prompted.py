@@ -104,6 +104,7 @@ def test_of_texts_it_stands_before_the_document(folder, tmp_path, monkeypatch):
     assert found == pytest.approx(kl_by_hand(folder, pairs), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_student_itself_with_an_empty_hint_agrees(folder, tmp_path, monkeypatch):
     """Self-distillation without a privilege: nothing is left to learn."""
     monkeypatch.chdir(tmp_path)

@@ -37,6 +37,7 @@ MAKERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
 def test_every_writer_keeps_the_contract(make):
     check_rollout(make(), make)

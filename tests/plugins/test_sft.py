@@ -196,14 +196,14 @@ def test_a_template_must_come_from_somewhere(tmp_path):
         rows_of(tmp_path, [ask("Hi", "Hello.")], tokenizer, template="chatml")
 
 
-def test_what_a_template_refuses_is_told_with_the_record(tmp_path):
+def test_what_a_template_refuses_is_reported_with_the_record(tmp_path):
     tokenizer = chats.llama_tokenizer()
     turns = [{"role": "user", "content": "a"}] * 2 + [{"role": "assistant", "content": "b"}]
     with pytest.raises(RunError, match=r"record 2: the chat template refuses it: .* alternate"):
         rows_of(tmp_path, [ask("a", "b"), {"messages": turns}], tokenizer)
     with pytest.raises(RunError, match=r"the chat template cannot be read: Expected"):
         rows_of(tmp_path, [ask("a", "b")], TOKENIZER, template="{% for %}")
-    with pytest.raises(RunError, match="writes message 2 0 times, and must write it once"):
+    with pytest.raises(RunError, match="writes message 2 0 times instead of once"):
         rows_of(tmp_path, [ask("a", "b")], TOKENIZER, template="{{ messages[0].content }}")
     upper = NAKED.replace("m.content", "m.content.upper()")
     with pytest.raises(RunError, match="writes message 2 0 times"):

@@ -41,7 +41,7 @@ def refused(record):
     return str(error.value).removeprefix("a.json: record 3")
 
 
-def test_each_format_is_told_by_its_names():
+def test_each_format_is_reported_by_its_names():
     turns = chat("Hi", "Hello.", "Bye", "See you.", system="Be brief.")
     for record, messages in [
         ({"instruction": "Hi", "output": "Hello."}, asked("Hi", "Hello.")),
@@ -57,7 +57,7 @@ def test_each_format_is_told_by_its_names():
         assert list(dialogue_of(Record(record, "")).messages) == messages
 
 
-def test_what_is_no_format_is_told_with_the_names_there_are():
+def test_what_is_no_format_is_reported_with_the_names_there_are():
     assert refused({"question": "a", "answer": "b", "n": None}) == (
         " has question, answer, and needs instruction and output (and input, if there is one), "
         "prompt and completion, messages, or conversations; say which is which in [data]: "
@@ -77,20 +77,20 @@ def test_what_is_no_format_is_told_with_the_names_there_are():
 @pytest.mark.parametrize(
     ("record", "said"),
     [
-        ({"instruction": "a", "output": 5}, " has output of the type int, and must have text"),
+        ({"instruction": "a", "output": 5}, " has output of type int, expected text"),
         (
             {"instruction": "a", "input": ["b"], "output": "c"},
-            " has input of the type list, and",
+            " has input of type list, expected",
         ),
-        ({"prompt": [], "completion": "c"}, " has prompt of the type list, and must have text"),
-        ({"messages": "Hi"}, " has messages of the type str, and must have a list"),
+        ({"prompt": [], "completion": "c"}, " has prompt of type list, expected text"),
+        ({"messages": "Hi"}, " has messages of type str, expected a list"),
         ({"messages": []}, " has no messages"),
-        ({"messages": ["Hi"]}, ": message 1 has the type str, and must have role and content"),
+        ({"messages": ["Hi"]}, ": message 1 has type str, expected role and content"),
         ({"messages": [{"role": "user"}]}, ": message 1 has no content"),
         ({"messages": [{"content": "Hi"}]}, ": message 1 has no role"),
         (
             {"messages": [{"role": "user", "content": 5}]},
-            ": message 1 has a content of the type int, and must have text or parts",
+            ": message 1 has a content of type int, expected text or parts",
         ),
         (
             {"messages": [{"role": "user", "content": ""}, {"role": "human", "content": ""}]},
@@ -102,7 +102,7 @@ def test_what_is_no_format_is_told_with_the_names_there_are():
         ),
     ],
 )
-def test_faults_of_records_are_told(record, said):
+def test_faults_of_records_are_reported(record, said):
     assert refused(record).startswith(said)
 
 
@@ -141,7 +141,7 @@ def test_splits_are_those_of_texts(tmp_path):
     assert "set validation = PATH or validation_share" in fault
 
 
-def test_files_that_cannot_be_read_are_told_with_the_record(tmp_path):
+def test_files_that_cannot_be_read_are_reported_with_the_record(tmp_path):
     for name, text, said in [
         (
             "a.jsonl",
@@ -151,7 +151,7 @@ def test_files_that_cannot_be_read_are_told_with_the_record(tmp_path):
         (
             "b.jsonl",
             '"a"\n',
-            r"record 1 \(line 1\) has the type str; a file of records is a",
+            r"record 1 \(line 1\) has type str; a file of records is a",
         ),
         (
             "c.json",
@@ -159,7 +159,7 @@ def test_files_that_cannot_be_read_are_told_with_the_record(tmp_path):
             r"c\.json is not JSON: Expecting ',' delimiter: line "
             "2",
         ),
-        ("d.json", "[[]]", r"record 1 has the type list; a file of records"),
+        ("d.json", "[[]]", r"record 1 has type list; a file of records"),
         ("e.json", '{\n "rows": []}', r"e\.json: record 1 \(line 1\) has rows, and needs"),
         ("j.json", '{\n "rows": [}', r"record 1 \(line 1\) is not JSON: .* is a list of them, or"),
         ("f.json", "", r"f\.json is empty"),
@@ -180,7 +180,7 @@ def test_files_that_cannot_be_read_are_told_with_the_record(tmp_path):
         )
 
 
-def test_a_record_of_a_table_is_told_by_its_number(tmp_path):
+def test_a_record_of_a_table_is_reported_by_its_number(tmp_path):
     datasets.Dataset.from_list([ask("a", "b"), ask("a", None)]).to_parquet(tmp_path / "a.parquet")
     with pytest.raises(RunError, match=r"a\.parquet: record 2 has instruction, but lacks output"):
         dialogues(str(tmp_path / "a.parquet"))

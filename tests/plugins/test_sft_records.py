@@ -423,24 +423,24 @@ def test_names_that_no_record_has_are_refused_with_those_that_there_are(tmp_path
         (turns(A, answer("b", training="no")), "has training = 'no'; possible are true and"),
         (turns(A, answer("b", train=True, weight=0)), "weight and train, which say different"),
         (turns({**A, "train": True}, B), "message 1 has train = true and the role user; the ass"),
-        (turns(A, answer("b", tool_calls="x")), "message 2 has tool_calls of the type str"),
-        (turns(A, answer("b", reasoning=["x"])), "message 2 has a reasoning of the type list"),
+        (turns(A, answer("b", tool_calls="x")), "message 2 has tool_calls of type str"),
+        (turns(A, answer("b", reasoning=["x"])), "message 2 has a reasoning of type list"),
         (turns(A, answer(None)), "message 2 has no content"),
-        (turns(user([{"type": "image"}]), B), "has a part 1 of the type 'image', and only text"),
+        (turns(user([{"type": "image"}]), B), "has a part 1 of type 'image', and only text"),
         (turns(user([{"type": "text"}]), B), "message 1 has a part 1 without text"),
-        (turns(user([5]), B), "message 1 has a part 1 of the type int, no text"),
+        (turns(user([5]), B), "message 1 has a part 1 of type int, no text"),
         (turns(A, B, tools="add"), "record 1 has tools that are text but not JSON: Expecting"),
-        (turns(A, B, tools={"a": 1}), "record 1 has tools of the type dict, and must have a list"),
-        (turns(A, B, tools=[5]), "record 1 has int among its tools, and must have tables"),
-        (turns(A, B, system=5), "record 1 has system of the type int, and must have text"),
-        (turns(A, B, chat_template_kwargs=5), "chat_template_kwargs of the type int, no table"),
+        (turns(A, B, tools={"a": 1}), "record 1 has tools of type dict, expected a list"),
+        (turns(A, B, tools=[5]), "record 1 has int among its tools, expected tables"),
+        (turns(A, B, system=5), "record 1 has system of type int, expected text"),
+        (turns(A, B, chat_template_kwargs=5), "chat_template_kwargs of type int, no table"),
         ({"conversations": [{"from": "bot", "value": "x"}]}, "message 1 has the role 'bot'; poss"),
         ({"conversations": [{"value": "x"}]}, "message 1 has no role"),
         ({"prompt": [A], "completion": []}, "record 1 has no completion"),
-        ({"prompt": "a", "completion": [B]}, "record 1 has prompt of the type str, and must"),
+        ({"prompt": "a", "completion": [B]}, "record 1 has prompt of type str, expected"),
     ],
 )
-def test_faults_of_turns_are_told_with_file_and_record(tmp_path, record, said):
+def test_faults_of_turns_are_reported_with_file_and_record(tmp_path, record, said):
     with pytest.raises(RunError) as refused:
         one(tmp_path, record)
     assert str(tmp_path / "records.json") in str(refused.value)

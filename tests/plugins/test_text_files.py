@@ -65,7 +65,7 @@ def test_csv_is_records_and_never_raw_text(texts, name, encoding):
 
 
 @pytest.mark.parametrize("delimiter", ",;\t|")
-def test_the_delimiter_is_told_by_the_first_line(texts, delimiter):
+def test_the_delimiter_is_reported_by_the_first_line(texts, delimiter):
     content = f"n{delimiter}text\n1{delimiter}one\n"
     assert texts("a.csv", content) == texts("a.tsv", content) == ["one"]
     odd = f'"a (b, c; d)"{delimiter}text\n1{delimiter}one\n'
@@ -108,7 +108,7 @@ def test_a_cell_may_be_long_and_a_file_may_have_names_alone(texts):
         (f"1,{'word ' * 9}\n2,b\n", f"it has 1, {('word ' * 9)[:40]}..."),
     ],
 )
-def test_faults_of_csv_are_told_with_their_line(refused, content, said):
+def test_faults_of_csv_are_reported_with_their_line(refused, content, said):
     assert said in refused("a.csv", content)
 
 
@@ -176,7 +176,7 @@ def test_records_come_back_however_they_are_laid_out(tmp_path_factory, records):
         ("a.json", '{\n"text": "a"}\n\n{\n"n"', "record 2 (line 4) is not JSON: Expecting ':'"),
         ("a.json", '{\n"text": "\\ud800"}', "record 1 (line 1) has an unpaired surrogate"),
         ("a.json", '[{"text": "a"},', "a.json is not JSON: Expecting value at column 16"),
-        ("a.json", '["a", "b"]', "record 1 has the type str; a file of records is a list of them"),
+        ("a.json", '["a", "b"]', "record 1 has type str; a file of records is a list of them"),
         (
             "a.json",
             '{"rows": [{"text": "a"}]}',
@@ -187,7 +187,7 @@ def test_records_come_back_however_they_are_laid_out(tmp_path_factory, records):
         ("a.jsonl", '{"text": [{"role": "user"}]}\n', 'text; use = "sft" reads dialogues'),
     ],
 )
-def test_faults_of_json_are_told_with_their_record(refused, name, content, said):
+def test_faults_of_json_are_reported_with_their_record(refused, name, content, said):
     assert said in refused(name, content)
 
 
@@ -213,7 +213,7 @@ def test_compressed_files_are_unpacked(texts, ending):
 
 
 @pytest.mark.parametrize("ending", PACKED)
-def test_damaged_compressed_files_are_told(refused, ending):
+def test_damaged_compressed_files_are_reported(refused, ending):
     whole = PACKED[ending](b"".join(b'{"text": "%d"}\n' % n**5 for n in range(5000)))
     refused(f"a.jsonl{ending}", whole[:-9])
     refused(f"a.txt{ending}", whole[:-9])
@@ -249,7 +249,7 @@ def test_marks_of_other_encodings_are_understood(texts, encoding):
         ("a.parquet", "version https://git-lfs.github.com/spec/v1\noid", "`git lfs pull`"),
     ],
 )
-def test_what_is_no_text_is_told(refused, name, content, said):
+def test_what_is_no_text_is_reported(refused, name, content, said):
     assert said in refused(name, content)
 
 
@@ -314,7 +314,7 @@ def test_parquet_and_both_kinds_of_arrow(tmp_path, table, streaming):
         assert list(data.texts("train")) == ["one", "two"]
 
 
-def test_damaged_tables_are_told_with_their_file(tmp_path, table, refused):
+def test_damaged_tables_are_reported_with_their_file(tmp_path, table, refused):
     for name in ("a", "b", "c"):
         table.to_parquet(tmp_path / f"{name}.parquet")
     whole = (tmp_path / "b.parquet").read_bytes()

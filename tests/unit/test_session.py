@@ -32,6 +32,7 @@ def done(tmp_path_factory):
     return kdcore.run(RECIPE, out=out, on_record=lambda record: seen.append(record.step)), seen
 
 
+@pytest.mark.slow
 def test_a_run_gives_its_folder_metrics_scores_and_model(done):
     result, seen = done
     assert seen == [2, 4]
@@ -44,6 +45,7 @@ def test_a_run_gives_its_folder_metrics_scores_and_model(done):
     assert len(result.tokenizer) == 300
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_loaded_by_its_name(done):
     result, _ = done
     again = kdcore.load("small", out=result.folder.parent)
@@ -51,6 +53,7 @@ def test_a_finished_run_is_loaded_by_its_name(done):
     assert again.metrics == result.metrics
 
 
+@pytest.mark.slow
 def test_the_same_recipe_is_not_run_again(done):
     result, _ = done
     before = (result.folder / "metrics.jsonl").read_text()
@@ -58,6 +61,7 @@ def test_the_same_recipe_is_not_run_again(done):
     assert (result.folder / "metrics.jsonl").read_text() == before
 
 
+@pytest.mark.slow
 def test_sets_are_a_mapping_or_arguments():
     with pytest.raises(kdcore.RecipeError, match="has no option 'vocabulary'"):
         kdcore.check(RECIPE, sets={"tokenizer": {"use": "bpe", "vocabulary": [1, {"a": True}]}})

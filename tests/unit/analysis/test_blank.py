@@ -39,6 +39,7 @@ def test_a_loss_that_prepares_nothing_is_named():
         of_single_tokens([Bad()])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", [OnPolicyDistillation(), MiniLLM(), DistiLLM2()], ids=str)
 def test_its_tensors_are_counted(loss):
     losses = of_single_tokens([loss])

@@ -90,6 +90,7 @@ def planned(host, tmp_path, monkeypatch, text=RECIPE, sets=()):
     return recipe, list(plans_of(recipe))
 
 
+@pytest.mark.slow
 def test_twice_the_steps_take_twice_as_long_and_evaluations_count(host, tmp_path, monkeypatch):
     def seconds(*sets):
         _, (plan,) = planned(host, tmp_path, monkeypatch, sets=["train.eval_first=false", *sets])
@@ -107,6 +108,7 @@ def test_what_is_not_known_is_not_predicted():
     assert predicted(SimpleNamespace(estimate=None)) is None
 
 
+@pytest.mark.slow
 def test_a_store_is_filled_once_and_not_in_each_step(host, tmp_path, monkeypatch):
     stages = """
 [stage.big]
@@ -129,6 +131,7 @@ use = "kl"
     assert (len(found["stored"].teachers), len(found["stored"].stored)) == (0, 1)
 
 
+@pytest.mark.slow
 def test_writing_is_predicted(host, tmp_path, monkeypatch):
     text = RECIPE + '\n[rollout]\nuse = "student"\nprompt_tokens = 4\nmax_new_tokens = 8\n'
     _, (without,) = planned(host, tmp_path, monkeypatch)
@@ -136,6 +139,7 @@ def test_writing_is_predicted(host, tmp_path, monkeypatch):
     assert predicted(written).seconds > 1.2 * predicted(without).seconds
 
 
+@pytest.mark.slow
 def test_real_steps_leave_nothing_behind(host, tmp_path, monkeypatch):
     recipe, (plan,) = planned(host, tmp_path, monkeypatch)
     found = measured(recipe, plan, host, tmp_path / "runs", predicted(plan))
@@ -158,7 +162,7 @@ def test_measured_evaluations_count_as_often_as_there_are_some(host, tmp_path, m
     assert measured(recipe, plan, host, tmp_path, predicted(plan)).cpu_seconds is None
 
 
-def test_a_stage_before_that_is_not_finished_is_told(host, tmp_path, monkeypatch):
+def test_a_stage_before_that_is_not_finished_is_reported(host, tmp_path, monkeypatch):
     text = RECIPE + '\n[stage.big]\n[stage.small.student]\nmodel = "@big"\n'
     recipe, (_, plan) = planned(host, tmp_path, monkeypatch, text)
     guess = predicted(plan)

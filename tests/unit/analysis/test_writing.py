@@ -58,6 +58,7 @@ def test_it_is_at_most_what_is_planned(kind, options, new):
     assert 0 < plan.cache < found < 1.02 * plan.peak < 3 * found
 
 
+@pytest.mark.slow
 def test_the_largest_writer_counts_and_models_that_write_together_are_summed():
     small, large = (tiny.model("llama", VOCABULARY, 0, num_hidden_layers=n) for n in (1, 6))
     one, other, both = (planned(each, 16) for each in ([small], [large], [small, large]))

@@ -39,6 +39,7 @@ def begin(url, *more, code=0):
     return call("new", "recipe", "mine.toml", *words, code=code)
 
 
+@pytest.mark.slow
 def test_an_address_becomes_a_recipe_a_page_and_a_store(stub):
     with serving(stub) as url:
         begin(url)
@@ -60,6 +61,7 @@ def test_an_address_becomes_a_recipe_a_page_and_a_store(stub):
     assert len(stub.asked) == asked
 
 
+@pytest.mark.slow
 def test_a_server_that_is_gone_is_a_sentence_of_the_page(stub):
     with serving(stub) as url:
         begin(url)

@@ -71,7 +71,7 @@ def test_nothing_is_looked_up_before_it_is_asked_for():
         ({"a": None}, "row 0 of 'train' has a NoneType in the column 'a'"),
         ({1: "x"}, "row 0 of 'train' has a column called 1, and names are text"),
         ([{"a": 1}, {"a": 2}, {"a": 3}], "row 0 of 'train' has 3 columns for 2 documents"),
-        ("math", "row 0 of 'train' has columns of the type str"),
+        ("math", "row 0 of 'train' has columns of type str"),
     ],
 )
 def test_faulty_columns_are_refused(columns, said):

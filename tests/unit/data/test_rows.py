@@ -146,7 +146,10 @@ def test_texts_that_change_are_refused(byte_tokenizer):
 
 @pytest.mark.parametrize(
     ("given", "said"),
-    [(b"bytes", "a bytes"), ("two\ud800", r"an unpaired surrogate, .*, behind 'two'")],
+    [
+        (b"bytes", "bytes, expected str"),
+        ("two\ud800", r"an unpaired surrogate, .*, behind 'two'"),
+    ],
 )
 def test_texts_that_are_no_texts_are_refused(byte_tokenizer, given, said):
     @component
@@ -160,7 +163,7 @@ def test_texts_that_are_no_texts_are_refused(byte_tokenizer, given, said):
         pack_texts(Wrong(), "train", byte_tokenizer)
 
 
-def test_no_text_is_told_with_what_was_read(byte_tokenizer):
+def test_no_text_is_reported_with_what_was_read(byte_tokenizer):
     with pytest.raises(RunError, match=r"given\(block=9, documents=\['', ''\]\) has no text in"):
         rows_of(byte_tokenizer, ["", ""], block=9)
     with pytest.raises(RunError, match="too short to train on"):
@@ -209,12 +212,12 @@ def test_given_documents_have_lengths():
 @pytest.mark.parametrize(
     ("row", "fault"),
     [
-        ([1, 2], "is a list, and must be a mapping"),
+        ([1, 2], "is a list, expected a mapping"),
         ({}, "has no 'input_ids'"),
         ({"input_ids": [1], "attention_mask": [1]}, "has the key 'attention_mask'; possible are"),
-        ({"input_ids": []}, "shape [0], and must have one id or more"),
+        ({"input_ids": []}, "shape [0], expected at least one id"),
         ({"input_ids": [[1]]}, "shape [1, 1]"),
-        ({"input_ids": [1.0]}, "type float64, and must have whole numbers"),
+        ({"input_ids": [1.0]}, "type float64, expected whole numbers"),
         ({"input_ids": [1, -1]}, "has -1 in 'input_ids'; the least possible is 0"),
         (
             {"input_ids": [1], "labels": [-7000]},

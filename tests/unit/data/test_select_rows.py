@@ -4,6 +4,7 @@ from dataclasses import fields
 
 import given
 import numpy as np
+import pytest
 import torch
 from hypothesis import given as for_all
 from hypothesis import settings
@@ -46,6 +47,7 @@ def test_it_is_the_batch_of_these_rows(kind, rows):
         assert (found.columns.matches(where) == expected.columns.matches(where)).all()
 
 
+@pytest.mark.slow
 @settings(max_examples=10, deadline=None)
 @for_all(rows=st.lists(st.integers(0, 7), min_size=1, max_size=8, unique=True))
 def test_a_model_sees_the_same(rows):

@@ -137,9 +137,9 @@ def test_texts_are_those_of_the_documents():
     ("given", "said"),
     [
         ({"text": "a", "columns": {"n": [1]}}, "a document with a list in the column 'n'"),
-        ({"text": "a", "columns": 3}, "a document with columns of the type int"),
-        ({"text": 3}, "gave a int, and must give str"),
-        ({"input_ids": ["a"]}, "'input_ids' of the shape"),
+        ({"text": "a", "columns": 3}, "a document with columns of type int"),
+        ({"text": 3}, "gave int, expected str"),
+        ({"input_ids": ["a"]}, "'input_ids' of shape"),
         ({"input_ids": [1, 2], "labels": [1, 2]}, "labels, which pack_documents takes"),
     ],
 )

@@ -70,9 +70,9 @@ def test_the_fingerprint_knows_what_is_trained():
     "document, said",
     [
         ({"input_ids": [1, 2], "labels": [1]}, "document 0 of 'train' has 1 labels for 2 ids"),
-        ({"input_ids": [[1, 2]]}, r"'input_ids' of the shape \[1, 2\]"),
+        ({"input_ids": [[1, 2]]}, r"'input_ids' of shape \[1, 2\]"),
         ({"input_ids": ["a"]}, "whole numbers"),
-        ({"input_ids": [1, 2], "labels": [0.5, 1.0]}, "'labels' of the shape .* float64"),
+        ({"input_ids": [1, 2], "labels": [0.5, 1.0]}, "'labels' of shape .* float64"),
     ],
 )
 def test_what_is_wrong_is_said(document, said):

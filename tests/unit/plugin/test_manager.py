@@ -108,7 +108,7 @@ BREAKAGES = {
     ),
     "option type": (
         loss("x").replace("float = 1.0", "tuple[int, int] = (1, 2)"),
-        "the option 'temperature' of Made has the type tuple[int, int]; possible are bool,",
+        "the option 'temperature' of Made has type tuple[int, int]; possible are bool,",
     ),
     "unresolved type": (
         loss("x").replace("float = 1.0", "'Missing | None' = None"),
@@ -211,7 +211,7 @@ def test_a_blocked_plugin_is_listed_and_not_imported(installed):
     assert "The plugin 'alpha_off' (kdcore-alpha 0.1) is blocked" in text
 
 
-def test_blocking_what_does_not_exist_is_told(installed, caplog):
+def test_blocking_what_does_not_exist_is_reported(installed, caplog):
     installed("kdcore-alpha", {"alpha_on": loss("on")})
     with caplog.at_level(logging.WARNING, logger="kdcore"):
         PluginManager(off=["alpha_onn"])

@@ -128,7 +128,7 @@ def test_an_option_is_known_by_its_alias():
         ),
     ],
 )
-def test_every_fault_is_told_in_words(kind, table, messages):
+def test_every_fault_is_reported_in_words(kind, table, messages):
     made, faults = build(kind, table)
     assert made is None
     assert faults == messages

@@ -35,15 +35,15 @@ def test_good_columns_pass():
     [
         ({"domain": ["math"]}, "gives a list in the column 'domain'"),
         ({"level": 1}, "gives a column 'level' that column_names lacks"),
-        ("math", "gives columns of the type str"),
+        ("math", "gives columns of type str"),
     ],
 )
-def test_others_are_told(columns, said):
+def test_others_are_reported(columns, said):
     with pytest.raises(AssertionError, match=said):
         check_data(labelled(lambda: [columns]))
 
 
-def test_columns_that_change_are_told():
+def test_columns_that_change_are_reported():
     seen = []
 
     def given():
