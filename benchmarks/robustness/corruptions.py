@@ -29,7 +29,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from forked import command, said
-from kills import RECIPE, RESULTS, recipe_text, warm
+from kills import RECIPE, RESULTS, warm
+from whole_runs import recipe_text  # kills knows where it is
 
 if TYPE_CHECKING:
     from kdcore.plugin.manager import PluginManager
