@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 def generate(
     models: Annotated[list[str], typer.Argument(metavar="RUN|MODEL...")],
     prompts: Annotated[
-        list[str], typer.Option("--prompt", metavar="TEXT", help="Begin so; may be repeated.")
+        list[str],
+        typer.Option("--prompt", metavar="TEXT", help="The text to continue; may be repeated."),
     ],
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 128,
     temperature: Annotated[float, typer.Option(min=0, help="0: the likeliest token.")] = 0.8,

@@ -31,9 +31,7 @@ PluginKind = Literal[
     "verb",
 ]
 
-new = typer.Typer(
-    help="Begin a recipe or a plugin of your own.", no_args_is_help=True, add_completion=False
-)
+new = typer.Typer(help="Create a recipe or a plugin.", no_args_is_help=True, add_completion=False)
 
 _TRIAL = "--out trial --set train.steps=3 --set train.batch=2 --set train.eval_rows=4"
 """Options that let a run finish within minutes on a CPU."""
@@ -62,24 +60,27 @@ def recipe(
     ] = None,
     student: Annotated[
         str | None,
-        typer.Option(metavar="MODEL|20M", help="A model, or how many parameters a fresh one has."),
+        typer.Option(metavar="MODEL|20M", help="A model, or the size of a fresh one."),
     ] = None,
     data: Annotated[
-        str | None, typer.Option(metavar="FILE", help="What to train on: JSON lines, text, ...")
+        str | None, typer.Option(metavar="FILE", help="The training data: JSON lines, text, ...")
     ] = None,
     kind: Annotated[
-        Kind | None, typer.Option(help="Answers (sft) or all text; by default what the file has.")
+        Kind | None, typer.Option(help="Train on answers (sft) or on all text.")
     ] = None,
     question: Annotated[
         str | None,
-        typer.Option(metavar="COLUMN", help="Of the file, if its name does not say so."),
+        typer.Option(metavar="COLUMN", help="The question's column, if it is not recognised."),
     ] = None,
     answer: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="The same for the answer.")
+        str | None,
+        typer.Option(metavar="COLUMN", help="The answer's column, if it is not recognised."),
     ] = None,
     tokenizer: Annotated[
         str | None,
-        typer.Option(metavar="MODEL", help="Of a served teacher, if its name does not lead to it."),
+        typer.Option(
+            metavar="MODEL", help="The served teacher's, if its name does not lead to it."
+        ),
     ] = None,
 ) -> None:
     """Start a recipe: a copy of FROM, or one for your teacher, student and file."""
@@ -184,8 +185,8 @@ def _finds(name: str, folder: Path, base: Path) -> bool:
     epilog=as_epilog("kdcore new plugin kdcore-mine", "kdcore new plugin kdcore-mine --kind data")
 )
 def plugin(
-    name: Annotated[str, typer.Argument(help="Of the package, such as kdcore-mine.")],
-    kind: Annotated[PluginKind, typer.Option(help="What it brings.")] = "loss",
+    name: Annotated[str, typer.Argument(help="The package's name, such as kdcore-mine.")],
+    kind: Annotated[PluginKind, typer.Option(help="The kind of component.")] = "loss",
 ) -> None:
     """Create a package with your own component: module, tests, recipe and publishing files."""
     check_name(name, kind)
