@@ -3,12 +3,15 @@
     python benchmarks/robustness/sharded_kills.py 30
 
 One process of the run is killed (SIGKILL) at a random moment after a checkpoint; the others notice,
-or are killed 10 seconds later. Each start has 2 or 4 processes. Then the run may end in one
-process, and its weights are compared.
+or are killed 10 seconds later. Each start has 1, 2 or 4 processes and resumes from the newest
+checkpoint. Then the run may end in one process. Its weights and losses are compared with those of
+one process that was never interrupted; how far two and four processes come from these without an
+interruption is printed next to it.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -18,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors.torch import load_file
@@ -43,13 +47,13 @@ num_hidden_layers = 2
 num_attention_heads = 4
 [train]
 shard = "full"
-steps = 400
+steps = 300
 batch = 8
 micro_batch = 2
 lr = 1e-3
 precision = "fp32"
 save_every = 5
-eval_every = 400
+eval_every = 300
 eval_first = false
 [[loss]]
 use = "ce"
@@ -105,9 +109,11 @@ def newest(folder: Path) -> int:
 
 def kill_one(folder: Path, rng: random.Random) -> str:
     """Start, wait, kill a process; how far the run was."""
-    processes, began = rng.choice([2, 4]), newest(folder)
+    processes, began = rng.choice([1, 2, 4]), newest(folder)
     children = start(folder, processes)
     while newest(folder) == began:
+        ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        assert ended is None, f"a process ended before it was killed: {(folder / 'log.txt')}"
         time.sleep(0.02)
     time.sleep(rng.uniform(0, 0.6))
     os.kill(rng.choice(children), signal.SIGKILL)
@@ -115,25 +121,48 @@ def kill_one(folder: Path, rng: random.Random) -> str:
     return f"{processes} processes, from step {began}, killed after {newest(folder)}: {codes}"
 
 
-def ended(folder: Path, processes: int) -> dict[str, torch.Tensor]:
-    """The final weights."""
+class End(NamedTuple):
+    """How a run ended."""
+
+    weights: dict[str, torch.Tensor]
+    losses: dict[int, float]  # by step
+
+
+def ended(folder: Path, processes: int) -> End:
+    """The final weights and the losses of the run in a folder, resumed or begun."""
+    folder.mkdir(exist_ok=True)
     (folder / "kills.toml").write_text(RECIPE)
-    assert waited(start(folder, processes), 600) == [0] * processes
-    (final,) = folder.glob("runs/*/final/model.safetensors")
-    return load_file(final)
+    codes = waited(start(folder, processes), 900)
+    assert codes == [0] * processes, (folder / "log.txt").read_text()[-2000:]
+    (run,) = folder.glob("runs/*")
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    losses = {line["step"]: line["loss"] for line in lines if "loss" in line}
+    return End(load_file(run / "final" / "model.safetensors"), losses)
+
+
+def apart(one: End, other: End) -> str:
+    """The largest differences of two ends."""
+    assert one.losses.keys() == other.losses.keys()
+    weights = max(float((one.weights[k] - other.weights[k]).abs().max()) for k in one.weights)
+    losses = max(abs(one.losses[step] - other.losses[step]) for step in one.losses)
+    return f"weights {weights:.2g}, losses {losses:.2g} ({len(one.losses)} records)"
 
 
 def main(kills: int) -> None:
-    """Print each kill, and the largest difference of a weight."""
+    """Print each kill, and the largest differences."""
     rng = random.Random(0)
-    with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as other:
-        folder = Path(one)
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made, "killed")
+        folder.mkdir()
         (folder / "kills.toml").write_text(RECIPE)
         for n in range(kills):
             print(n + 1, kill_one(folder, rng), flush=True)
-        found, expected = ended(folder, 1), ended(Path(other), 1)
-        apart = max(float((found[k] - expected[k]).abs().max()) for k in expected)
-        print(f"{kills} kills; the largest difference of a weight: {apart:.2g}")
+        found = ended(folder, 1)
+        expected = ended(Path(made, "alone"), 1)
+        print(f"{kills} kills, from one process: {apart(found, expected)}", flush=True)
+        for processes in (2, 4):
+            other = ended(Path(made, f"by-{processes}"), processes)
+            print(f"{processes} processes, never killed: {apart(other, expected)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ large; so both modes run with a fixed threshold, above which freed blocks go bac
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import resource
@@ -54,8 +55,22 @@ def peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def resident(peak_since: bool = False) -> int:
+    """Bytes now, or their peak since `begin`."""
+    key = "VmHWM" if peak_since else "VmRSS"
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(key)) * 1024
+
+
+def begin() -> int:
+    """Forget the peak so far; the bytes now."""
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")
+    return resident()
+
+
 def child(folder: str) -> None:
-    """Train; note the peak before the student is made, and after the last step."""
+    """Train; note the peak before the student is made, after the last step, and of `final/`."""
     from kdcore.plugin.manager import PluginManager
     from kdcore.runs import runner
     from kdcore.training import setup, trainer
@@ -75,11 +90,16 @@ def child(folder: str) -> None:
         seen["trained"] = peak()
         save(running)
         seen["saved"] = peak()
-        Path(f"memory-{os.environ['RANK']}.json").write_text(json.dumps(seen))
-        os._exit(0)
+
+    def finished(*arguments: Any) -> Any:
+        seen["before final"] = begin()
+        return finish(*arguments)
 
     setup.make_student, trainer.Trainer.save = made, saved
+    finish, runner.finish_student = runner.finish_student, finished
     runner.run_all(runner.RunRequest("memory.toml"), PluginManager(off=["panel"]))
+    seen["final"] = resident(peak_since=True)
+    Path(f"memory-{os.environ['RANK']}.json").write_text(json.dumps(seen))
 
 
 def measured(shard: str, port: int) -> list[dict[str, int]]:
@@ -112,6 +132,11 @@ def main() -> None:
                 print(
                     f"{shard} process {rank} {when}: {taken / 2**20:.0f} MB, {count:.0f}M weights"
                 )
+            more, weights = seen["final"] - seen["before final"], 4 * seen["parameters"]
+            print(
+                f"{shard} process {rank} final: {more / 2**20:.0f} MB more than before, "
+                f"{more / weights:.2f} of the weights"
+            )
     for rank in range(2):
         for when in ("trained", "saved"):
             ratio = above["full", rank, when] / above["none", rank, when]

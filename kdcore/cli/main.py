@@ -88,7 +88,7 @@ class _Verbs(TyperGroup):
             return None
         if "--help" in sys.argv[1:2] or ctx.resilient_parsing:
             return _listed(found)
-        return _loaded(found)
+        return loaded_verb(found)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name, command, rest = super().resolve_command(ctx, args)
@@ -96,7 +96,7 @@ class _Verbs(TyperGroup):
             from kdcore.cli.completion import complete_arguments
 
             verb = _verbs().get(args[0])
-            command = _loaded(verb) if verb is not None else command
+            command = loaded_verb(verb) if verb is not None else command
             complete_arguments(command, lambda: plugin_manager(None))
         return name, command, rest
 
@@ -380,7 +380,8 @@ def _verbs() -> Mapping[str, EntryPoint]:
     return commands()
 
 
-def _loaded(verb: EntryPoint) -> Any:
+def loaded_verb(verb: EntryPoint) -> Any:
+    """The click command of an entry point. Raises PluginError if it cannot be loaded."""
     try:
         found = verb.load()
     except Exception as error:

@@ -178,7 +178,8 @@ def _opened(
     recipe = read_recipe(name, host, sets=sets or ())
     there = [each.name for each in recipe.stages]
     if stage is not None and stage not in there:
-        raise UsageError(f"recipe {recipe.name!r} has no stage {stage!r}: {', '.join(there)}")
+        known = ", ".join(there) or "it has none"
+        raise UsageError(f"recipe {recipe.name!r} has no stage {stage!r}: {known}")
     asked = [each for each in there if stage in (None, each)]
     built = {each: recipe.build(each) for each in asked}
     found = [each for each, one in built.items() if cached_in(one) or keeping_in(one)]

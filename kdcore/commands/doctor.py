@@ -48,7 +48,8 @@ def doctor(
         print(note, file=sys.stderr)
     names = [each.name for each in found.stages]
     if stage is not None and stage not in names:
-        raise UsageError(f"recipe {found.name!r} has no stage {stage!r}: {', '.join(names)}")
+        there = ", ".join(names) or "it has none"
+        raise UsageError(f"recipe {found.name!r} has no stage {stage!r}: {there}")
     errors = 0
     for examined in examine(found, stage):
         if stage is None or examined.name == found.run_name(stage):

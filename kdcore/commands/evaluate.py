@@ -46,7 +46,10 @@ if TYPE_CHECKING:
     "kdcore eval ./student ./teacher --recipe mine.toml",
 )
 def evaluate(
-    models: Annotated[list[str], typer.Argument(metavar="RUN|MODEL...")],
+    models: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN|MODEL...", help="Runs, model folders or names on the hub."),
+    ],
     uses: Annotated[
         list[str] | None,
         typer.Option("--use", metavar="NAME", help="Only this eval; may be repeated."),

@@ -25,16 +25,22 @@ if TYPE_CHECKING:
     'kdcore generate mine ./teacher --prompt "Why?" --chat --temperature 0',
 )
 def generate(
-    models: Annotated[list[str], typer.Argument(metavar="RUN|MODEL...")],
+    models: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN|MODEL...", help="Runs, model folders or names on the hub."),
+    ],
     prompts: Annotated[
         list[str],
         typer.Option("--prompt", metavar="TEXT", help="The text to continue; may be repeated."),
     ],
-    max_new_tokens: Annotated[int, typer.Option(min=1)] = 128,
-    temperature: Annotated[float, typer.Option(min=0, help="0: the likeliest token.")] = 0.8,
-    top_k: Annotated[int, typer.Option(min=0, help="0: all.")] = 0,
-    top_p: Annotated[float, typer.Option(min=0.001, max=1, help="1: all.")] = 1.0,
-    seed: int = 0,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer.")] = 128,
+    temperature: Annotated[float, typer.Option(min=0, help="0: always the likeliest token.")] = 0.8,
+    top_k: Annotated[int, typer.Option(min=0, help="The k likeliest tokens; 0: all.")] = 0,
+    top_p: Annotated[
+        float,
+        typer.Option(min=0.001, max=1, help="Tokens of this mass; 1: all."),
+    ] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
     chat: Annotated[
         bool, typer.Option("--chat", help="As a user's turn, in the run's chat template.")
     ] = False,

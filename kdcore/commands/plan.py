@@ -17,8 +17,9 @@ from rich.text import Text
 from kdcore.analysis.hours import Hours, measured, predicted
 from kdcore.analysis.plan import StagePlan, plans_of
 from kdcore.analysis.processes import ProcessMemory, card_for
+from kdcore.analysis.sweep_hours import SweepHours, hours_of_sweep
 from kdcore.cli.examples import examples
-from kdcore.cli.main import plugin_manager
+from kdcore.cli.main import Logs, Sets, plugin_manager
 from kdcore.commands.fitting import labelled
 from kdcore.commands.output import Plugins, tell
 from kdcore.errors import KdcoreError
@@ -26,6 +27,7 @@ from kdcore.guard import call_checked_list
 from kdcore.objective.teachers import teachers_in
 from kdcore.recipe.recipe import Recipe, read_recipe
 from kdcore.runs.open import stage_outputs
+from kdcore.sweeps.points import SweepRequest, read_points
 from kdcore.terminal.formatting import count, duration, percent, size
 from kdcore.training.micro_batch import MARGIN
 
@@ -45,12 +47,8 @@ _MARGIN = (0, 0, 0, 2)
 )
 def plan(
     recipe: Annotated[str, typer.Argument(help="A path, or the name of a shipped recipe.")],
-    sets: Annotated[
-        list[str] | None, typer.Option("--set", metavar="K=V", help="Change a key of the recipe.")
-    ] = None,
-    logs: Annotated[
-        list[str] | None, typer.Option("--log", metavar="NAME", help="Add a logger by name.")
-    ] = None,
+    sets: Sets = None,
+    logs: Logs = None,
     out: Annotated[Path, typer.Option(help="Where runs and teacher caches are kept.")] = Path(
         "runs"
     ),
@@ -89,6 +87,10 @@ def plan(
         symbols |= each.symbols
     if len(all_of_it) > 1 and any(all_of_it):
         tell(Text("time of all stages", "bold"), labelled([("", _in_all(all_of_it, price))]), "")
+    if found.sweep is not None:
+        asked = SweepRequest(recipe, tuple(sets or ()), (), tuple(logs or ()))
+        sweep = _of_sweep(hours_of_sweep(read_points(asked, host).all), price)
+        tell(Text("time of the sweep", "bold"), labelled([("", sweep)]), "")
     tell(Text("symbols", "bold"), labelled(symbols.items()))
 
 
@@ -109,6 +111,15 @@ def _in_all(every: Sequence[Hours | None], price: float | None) -> str:
     known = [each for each in every if each is not None]
     least = "at least " if len(known) < len(every) else "about "
     return least + _hours(sum(each.seconds for each in known), price)
+
+
+def _of_sweep(found: SweepHours, price: float | None) -> str:
+    runs = f"{found.runs:,} runs of {found.points:,} points: "
+    if found.unknown == found.runs:
+        return f"{runs}not known"
+    rest = f"; {found.unknown:,} runs are not known" if found.unknown else ""
+    least = "at least" if found.unknown else "about"
+    return f"{runs}{least} {_hours(found.seconds, price)}, predicted{rest}"
 
 
 def _warnings(recipe: Recipe, stage: str, out: Path) -> list[str]:

@@ -22,9 +22,10 @@ from kdcore.api.kinds import KINDS
 from kdcore.api.options import Option, describe, options_of
 from kdcore.cli.examples import examples
 from kdcore.cli.main import plugin_manager
-from kdcore.commands.checks.verifying import verify_plugin
+from kdcore.commands.checks.verifying import verify
 from kdcore.commands.output import AsJson, Plugins, print_json, tell
 from kdcore.errors import UsageError
+from kdcore.plugin.discovery import commands
 from kdcore.plugin.manager import PluginManager
 
 if TYPE_CHECKING:
@@ -42,17 +43,17 @@ def plugins(
         typer.Argument(metavar="PLUGIN|COMPONENT", help="Show this one, with all its options."),
     ] = None,
     as_json: AsJson = False,
-    verify: Annotated[
-        bool, typer.Option("--verify", help="Check that this plugin keeps its contract.")
+    verified: Annotated[
+        bool, typer.Option("--verify", help="Check that this plugin or verb keeps its contract.")
     ] = False,
     plugins: Plugins = None,
 ) -> None:
     """List plugins: source, components, and problems."""
     host = plugin_manager(plugins)
-    if verify:
+    if verified:
         if name is None:
             raise UsageError("--verify checks one plugin: kdcore plugins NAME --verify")
-        verify_plugin(host, _plugin_of(host, name))
+        _verify(host, name)
     elif name is not None:
         _one(host, name, as_json)
     elif as_json:
@@ -116,18 +117,20 @@ def _one(host: PluginManager, name: str, as_json: bool) -> None:
     tell(*parts)
 
 
-def _plugin_of(host: PluginManager, name: str) -> Plugin:
-    """The plugin of this name, or the one that provides a component of this name."""
+def _verify(host: PluginManager, name: str) -> None:
+    """Verify the plugin of this name, the one with a component of it, or the verb."""
     plugin = next((each for each in host.plugins if each.name == name), None)
     owners = (each.get(name) for each in map(host.provided, KINDS))
     found = plugin or next((each.plugin for each in owners if each is not None), None)
-    if found is None:
-        raise UsageError(f"there is no plugin or component {name!r}{_nearest(host, name)}")
-    return found
+    verb = commands().get(name)
+    if found is None and verb is None:
+        said = f"there is no plugin, component or verb {name!r}"
+        raise UsageError(f"{said}{_nearest(host, name, commands())}")
+    verify(host, found, verb)
 
 
-def _nearest(host: PluginManager, name: str) -> str:
-    names = {each.name for each in host.plugins}
+def _nearest(host: PluginManager, name: str, more: Iterable[str] = ()) -> str:
+    names = {each.name for each in host.plugins} | {*more}
     names |= {each for kind in KINDS for each in host.provided(kind)}
     near = difflib.get_close_matches(name, sorted(names), 1)
     return f"; did you mean {near[0]!r}?" if near else "; kdcore plugins lists them"

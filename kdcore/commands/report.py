@@ -109,6 +109,7 @@ def _content(
         "words": first.words,
         "level": f"{LEVEL:.0%}".replace("%", " %"),
         "baseline": first.baseline.label,
+        "names": ", ".join(arm.label for arm in arms) if len(arms) < 4 else f"{len(arms)} arms",
         "arms": [data.facts_of(arm, n) for n, arm in enumerate(arms)],
         "count": sum(len(arm.runs) for arm in arms),
         "sentences": [sentence(first, row) for row in first.rows],

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     "kdcore sweep mine.toml --dry-run --json",
 )
 def sweep(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE")],
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe with a [sweep].")],
     sets: Sets = None,
     each: Annotated[
         list[str] | None,
@@ -78,10 +78,10 @@ def sweep(
         _tell_plan(points, tasks, out, recipe, as_json=as_json)
         return
     store = Store(out, points.all[0].recipe.name, host)
-    store.folder.mkdir(parents=True, exist_ok=True)
     if cancel:
         _cancel(store, executor)
         return
+    store.folder.mkdir(parents=True, exist_ok=True)
     _run(Coordinator(tasks, store, executor, retries, tuple(plugins or ())), recipe)
     _tell_runs([store.run_of(task) for task in tasks.values()], store, as_json=as_json)
 
@@ -122,11 +122,13 @@ def _tell_plan(
 
 def _executor(on: str, points: Points, slurm: Sequence[str], host: PluginManager) -> Executor:
     """The executor of `--on NAME[:VALUE]`, with options from the recipe and the command line."""
-    name, _, argument = on.partition(":")
+    name, colon, argument = on.partition(":")
     provided = host.provided("executor")
     if name not in provided:
         raise UsageError(f"--on {on}: {host.why_missing('executor', name)}")
     cls = provided[name].cls
+    if colon and not argument:
+        raise UsageError(f"--on {on}: nothing follows the colon; leave it out for the default")
     table = points.options.get(name, Node.of({}, Source(f"--on {on}"))).copy()
     if argument:
         option = getattr(cls, "argument", "")
@@ -159,12 +161,14 @@ def _put(table: Node, key: str, text: str, source: Source, cls: type) -> None:
 
 def _cancel(store: Store, executor: Executor) -> None:
     """Terminate the command that runs the sweep, if any, and cancel submitted jobs."""
-    handles, owner = store.jobs_of(executor.name), owner_of(store.folder)
+    handles = store.jobs_of(executor.name)
+    owner = owner_of(store.folder) if store.folder.is_dir() else None
     if owner is not None:
         owner.end()
         print(f"{owner} ends", file=sys.stderr)
     if executor.outlives:
         executor.cancel([*handles.values()])
+        store.folder.mkdir(parents=True, exist_ok=True)
         store.keep_jobs(executor.name, {})
         print(f"{len(handles)} submitted jobs are cancelled", file=sys.stderr)
     elif owner is None:

@@ -98,7 +98,7 @@ def _beat(store: Any, key: str) -> None:
 
 
 @contextmanager
-def losses_told() -> Iterator[None]:
+def naming_lost() -> Iterator[None]:
     """Raise ProcessLost instead of a collective's error if another process is gone."""
     try:
         yield

@@ -42,7 +42,7 @@ def install(model: PreTrainedModel, forward: Callable[[], object]) -> bool:
     if getattr(model.config, "_attn_implementation", None) not in (_TAKES_THE_PLACE_OF, NAME):
         return False
     window = _window_of(model)
-    if window and window not in _windows_told(model, forward):
+    if window and window not in _windows_used(model, forward):
         return False
     _attend_by(model, NAME, attend)
     return True
@@ -59,7 +59,7 @@ def _window_of(model: PreTrainedModel) -> int | None:
     return getattr(config, "sliding_window", None) if slides else None
 
 
-def _windows_told(model: PreTrainedModel, forward: Callable[[], object]) -> set[object]:
+def _windows_used(model: PreTrainedModel, forward: Callable[[], object]) -> set[object]:
     """The windows that the layers' attention calls receive."""
     told = set[object]()
 

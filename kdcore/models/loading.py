@@ -7,7 +7,6 @@ runs only where the recipe trusts that model by name.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from kdcore.checksums import refuse_changed
-from kdcore.errors import RunError, UsageError
+from kdcore.errors import RunError
 from kdcore.models.locations import is_absent, is_trusted, loading_error, location_of, refuse_pickle
 from kdcore.sharding.wrapping import shard
 from kdcore.terminal.bars import progress
@@ -242,21 +241,6 @@ def _quantisation(
         options = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
         options["bnb_4bit_compute_dtype"] = dtype
     return BitsAndBytesConfig(**options)  # type: ignore[no-untyped-call]
-
-
-OLDEST_TORCH = (2, 8)
-"""The first with products of halves in float32 that are added up."""
-
-
-def refuse_old_torch() -> None:
-    """Raise UsageError for a torch that was installed against the requirements."""
-    found = tuple(int(n) for n in re.findall(r"\d+", torch.__version__)[:2])
-    if found < OLDEST_TORCH:
-        oldest = ".".join(map(str, OLDEST_TORCH))
-        raise UsageError(
-            f"torch {torch.__version__} is too old: kdcore needs {oldest} or later; type "
-            f'pip install --upgrade "torch>={oldest}"'
-        )
 
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}

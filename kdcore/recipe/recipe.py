@@ -244,7 +244,8 @@ def wanted_stages(recipe: Recipe, only: str | None) -> list[str]:
     if only is None:
         return list(by_name)
     if only not in by_name:
-        raise UsageError(f"recipe {recipe.name!r} has no stage {only!r}: {', '.join(by_name)}")
+        there = ", ".join(by_name) or "it has none"
+        raise UsageError(f"recipe {recipe.name!r} has no stage {only!r}: {there}")
     wanted, asked = set(), [only]
     while asked:
         wanted.add(name := asked.pop())

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdcore.checksums import damage, refuse_changed
-from kdcore.distributed import losses_told
+from kdcore.distributed import naming_lost
 from kdcore.distributed.disks import Disk, bring, disk_of, main_first, of_all, of_first
 from kdcore.errors import (
     Interrupted,
@@ -192,7 +192,7 @@ def _run_stage(
             return 0
         if accelerator.is_main_process:
             around.enter_context(_noted(folder))
-        around.enter_context(losses_told())
+        around.enter_context(naming_lost())
         if accelerator.is_main_process:
             write_texts(folder, {**texts, "env.json": record(host)})
         run = open_stage(asked, upto="tokenizer")
@@ -272,7 +272,7 @@ def _end(trainer: Trainer, error: BaseException) -> None:
 def _explained(folder: Path) -> Iterator[None]:
     """The actionable part of an error; the run folder keeps the traceback."""
     try:
-        with losses_told():
+        with naming_lost():
             yield
     except Exception as error:
         if is_out_of_memory(error):
@@ -295,7 +295,7 @@ def run_all(request: RunRequest, host: PluginManager) -> list[Path]:
     """Run everything requested; returns the distinct run folders."""
     from accelerate import PartialState
 
-    with losses_told():
+    with naming_lost():
         folders = _runs(request, host)
     if PartialState().is_main_process:
         host.emit("kdcore_runs_end", folders=folders)

@@ -31,7 +31,7 @@ def progress(label: str, total: float | None = None, unit: str = "") -> Iterator
     bytes). Shows nothing if standard error is not a terminal, or with `-q`.
     """
     bar = Bar(label, total, unit)
-    if not _is_told():
+    if not _is_watched():
         yield bar
         return
     shown: list[Shown] = []
@@ -47,7 +47,7 @@ def progress(label: str, total: float | None = None, unit: str = "") -> Iterator
             each.close()
 
 
-def _is_told() -> bool:
+def _is_watched() -> bool:
     # Its own level: messages of other libraries have no bearing on bars.
     if not sys.stderr.isatty() or logging.getLogger("kdcore").level > logging.INFO:
         return False

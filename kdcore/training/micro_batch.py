@@ -191,7 +191,7 @@ class OomRetry:
             except (RuntimeError, KdcoreError) as error:
                 if is_out_of_memory(error):
                     said = str(error).splitlines()[0]
-                elif self._is_told():  # a plugin may be blamed for a lost process
+                elif self._is_reported():  # a plugin may be blamed for a lost process
                     said = "in another process"
                 else:
                     raise
@@ -201,7 +201,7 @@ class OomRetry:
             before.restore()
             self._make_room(said)
 
-    def _is_told(self) -> bool:
+    def _is_reported(self) -> bool:
         """Whether another process ran out of memory and reported it before it exited."""
         run = self._run
         if run.processes == 1:

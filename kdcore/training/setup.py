@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from kdcore.api.teacher import Teacher
 from kdcore.data.token_cache import caches
@@ -14,7 +16,7 @@ from kdcore.distributed.disks import disk_of, leaders_first
 from kdcore.errors import RunError, UsageError
 from kdcore.guard import call_checked
 from kdcore.models.causal_lm import LanguageModel
-from kdcore.models.loading import HALF, precision_of, refuse_old_torch
+from kdcore.models.loading import HALF, precision_of
 from kdcore.models.vocabulary import cut_to, verify_same_ids, warn_tokenizer_mismatch
 from kdcore.objective.columns import check_columns
 from kdcore.objective.hidden_states import HiddenTerms
@@ -42,7 +44,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    import torch
     from accelerate import Accelerator
     from torch import nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -59,7 +60,7 @@ def make_accelerator(options: TrainOptions) -> Accelerator:
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
-    refuse_old_torch()
+    _refuse_old_torch()
 
     def fresh(precision: str) -> Accelerator:
         AcceleratorState._reset_state(reset_partial_state=False)
@@ -276,3 +277,18 @@ def rate_of(options: TrainOptions, steps: int) -> Callable[[int], float]:
     return learning_rate(
         options.lr, options.schedule, steps, warmup=options.warmup, min_lr=options.min_lr
     )
+
+
+OLDEST_TORCH = (2, 8)
+"""The first with products of halves in float32 that are added up."""
+
+
+def _refuse_old_torch() -> None:
+    """Raise UsageError for a torch that was installed against the requirements."""
+    found = tuple(int(n) for n in re.findall(r"\d+", torch.__version__)[:2])
+    if found < OLDEST_TORCH:
+        oldest = ".".join(map(str, OLDEST_TORCH))
+        raise UsageError(
+            f"torch {torch.__version__} is too old: kdcore needs {oldest} or later; type "
+            f'pip install --upgrade "torch>={oldest}"'
+        )

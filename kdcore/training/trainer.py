@@ -189,7 +189,8 @@ class Trainer(TrainStep):
         if options.keep_best is None:
             return False
         score = torch.tensor([score_of(options, run.scores)], dtype=torch.float64)
-        found = float(self.gather(score.to(run.device))[0])
+        everyone, _ = self.gather(score.to(run.device))
+        found = float(everyone[0])
         if not is_better(found, run.best, options.mode):
             return False
         run.best = Best(run.step, found)

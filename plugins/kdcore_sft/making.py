@@ -88,7 +88,7 @@ class Maker:
         while some := list(islice(dialogues, _AT_ONCE)):
             self.counts.dialogues += len(some)
             keys.update(key for each in some for key in _keys(each))
-            with_answer = [self._as_told(each) for each in filter(None, map(_up_to_answer, some))]
+            with_answer = [self._masked(each) for each in filter(None, map(_up_to_answer, some))]
             for dialogue, made in zip(with_answer, self._encoded(with_answer), strict=True):
                 fitting, shortened = self._fitting(dialogue, made)
                 columns = self._columns(fitting, shortened)
@@ -173,7 +173,7 @@ class Maker:
 
         return Path(datasets.config.HF_DATASETS_CACHE) / f"kdcore-dialogues-{self.key}.json"
 
-    def _as_told(self, dialogue: Dialogue) -> Dialogue:
+    def _masked(self, dialogue: Dialogue) -> Dialogue:
         """The dialogue with its special tokens masked, if they are to stay text."""
         found = self._marks.found(dialogue)
         if found:

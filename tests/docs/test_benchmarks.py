@@ -86,13 +86,13 @@ def test_the_mean_over_the_seeds_decides(twins, stubbed, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("kd", [[0.39], [0.61], [float("nan")]])
-def test_a_figure_outside_is_told(twins, stubbed, tmp_path, capsys, kd):
+def test_a_figure_outside_is_reported(twins, stubbed, tmp_path, capsys, kd):
     stubbed(kd=kd, ce=kd[0] + 0.3)
     assert twins.main(["cpu/mine", "--seeds", "0", "--out", str(tmp_path / "runs")]) == 1
     assert "OUTSIDE" in capsys.readouterr().out
 
 
-def test_a_recipe_without_figures_is_told(twins, stubbed, tmp_path, capsys):
+def test_a_recipe_without_figures_is_reported(twins, stubbed, tmp_path, capsys):
     stubbed(kd=[0.5])
     assert twins.main(["cpu/other", "--out", str(tmp_path / "runs")]) == 1
     assert "MISSING" in capsys.readouterr().out

@@ -113,7 +113,7 @@ def test_the_command_and_what_it_says_where_the_path_is_not_there(tmp_path):
     assert f"'corpus/train.txt' in {tmp_path}" in done.output
 
 
-def test_what_is_left_out_is_told_as_shown(caplog):
+def test_what_is_left_out_is_reported_as_shown(caplog):
     caplog.set_level(logging.INFO, logger="kdcore")
     assert texts("books") == ["a", "b"]
     (shown,) = (snippet.text for snippet in SNIPPETS if snippet.language == "text")

@@ -192,6 +192,8 @@ def test_a_search_ends_with_the_best_run(environment, here):
     done = environment.kdcore(*search, cwd=here)
     assert done.returncode == 0, done.stderr
     assert "best of 3: nll" in done.stdout and "--set train.lr=0.01" in done.stdout
+    verified = environment.kdcore("plugins", "optuna", "--verify", cwd=here)
+    assert verified.returncode == 0, verified.stdout
 
 
 def test_the_index_lists_every_example():

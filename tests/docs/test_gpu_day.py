@@ -148,7 +148,7 @@ def test_what_a_part_started_ends_with_it(day, tmp_path):
             assert time.monotonic() < until
 
 
-def test_exit_codes_are_told(day, tmp_path):
+def test_exit_codes_are_reported(day, tmp_path):
     from process import forked, started
 
     log = tmp_path / "log"
@@ -169,7 +169,7 @@ TARGETS = [
 
 
 @pytest.mark.parametrize("target, met", TARGETS)
-def test_what_is_below_its_target_is_told(day, target, met):
+def test_what_is_below_its_target_is_reported(day, target, met):
     import report
 
     told = {"what": "milliseconds", "judged": True, **target}

@@ -114,6 +114,6 @@ def test_chunks_hold_no_documents(host, tmp_path):
         read_recipe("r.toml", host)
 
 
-def test_too_few_documents_for_a_step_are_told(host):
+def test_too_few_documents_for_a_step_are_reported(host):
     with pytest.raises(RunError, match=r"20 documents .* type --set train\.batch_documents=20"):
         whole_runs.run(host, DOCUMENTS, sets=("train.epochs=1", "train.batch_documents=30"))

@@ -100,7 +100,7 @@ def test_of_a_stream_a_warning_tells_what_the_first_rows_do_not_have(host, caplo
         ('"math"', "where"),
     ],
 )
-def test_a_faulty_where_is_told(host, where, said):
+def test_a_faulty_where_is_reported(host, where, said):
     with pytest.raises(RecipeError, match=said):
         whole_runs.run(host, recipe(where))
 

@@ -175,7 +175,7 @@ def test_fault(text, line, column, said):
     assert said in str(found[0])
 
 
-def test_a_broken_plugin_is_told_with_its_cause():
+def test_a_broken_plugin_is_reported_with_its_cause():
     host = FakeHost(off=["kl"], broken={"kl": "ImportError: no numpy"})
     (fault,) = faults_of(TAUGHT, host=host)
     assert (fault.line, fault.column) == (14, 1)
@@ -202,7 +202,7 @@ def test_faults_in_files_that_are_extended():
     assert "r.toml extends a.toml extends b.toml extends a.toml" in fault.message
 
 
-def test_a_fault_of_the_top_level_is_told_once_for_all_stages():
+def test_a_fault_of_the_top_level_is_reported_once_for_all_stages():
     found = faults_of(changed("batch = 16", "batch = 0", STAGED))
     assert [(fault.line, fault.column) for fault in found] == [(10, 1)]
 

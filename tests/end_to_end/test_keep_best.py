@@ -89,7 +89,7 @@ def test_a_run_that_goes_on_knows_its_best(host, last):
     assert kept(folder) == ["step-1", "step-4"]
 
 
-def test_a_damaged_best_checkpoint_is_told_and_not_replaced(host):
+def test_a_damaged_best_checkpoint_is_reported_and_not_replaced(host):
     (folder,) = whole_runs.run(host, FIRST)
     shutil.rmtree(folder / "final")
     whole_runs.flip(folder / "checkpoints" / "step-1" / "student.safetensors")
@@ -97,7 +97,7 @@ def test_a_damaged_best_checkpoint_is_told_and_not_replaced(host):
         whole_runs.run(host, FIRST)
 
 
-def test_a_score_that_nobody_measures_is_told_before_the_first_step(host):
+def test_a_score_that_nobody_measures_is_reported_before_the_first_step(host):
     text = FIRST.replace('"eval/nll"', '"eval/nl"')
     with pytest.raises(RunError, match=r"'eval/nl': no eval .*; they measure eval/nll, ") as told:
         whole_runs.run(host, text)

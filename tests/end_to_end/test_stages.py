@@ -338,7 +338,7 @@ def kdcore_losses():
 """
 
 
-def test_a_step_that_is_not_finite_is_told_kept_and_skipped_on_request():
+def test_a_step_that_is_not_finite_is_reported_kept_and_skipped_on_request():
     """The code of docs/long-runs.md looks at it."""
     Path("breaks.py").write_text(BREAKS)
     Path("one.toml").write_text(RECIPE + '[[loss]]\nuse = "breaks"\n')

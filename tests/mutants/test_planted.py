@@ -28,6 +28,6 @@ def test_there_are_many_and_no_two_alike():
     assert len({(fault.file, fault.line, fault.instead) for fault in FAULTS}) == len(FAULTS)
 
 
-def test_a_line_that_is_gone_is_told():
+def test_a_line_that_is_gone_is_reported():
     with pytest.raises(LookupError, match="0 lines in"):
         FAULTS[0].put_into("nothing")

@@ -134,7 +134,7 @@ def test_a_speculative_decoder_accepts_as_much(run):
     assert abs(tokens / 400 - found["tokens_per_call"]) < 3 * error
 
 
-def test_a_speed_is_told_where_its_cost_is_given(run):
+def test_a_speed_is_reported_where_its_cost_is_given(run):
     options = {"draft_length": 2, "contexts": 4}
     plain, told = Acceptance(**options).measure(run), Acceptance(**options, draft_cost=0.1)
     assert plain.keys() == {"acceptance", "tokens_per_call"}

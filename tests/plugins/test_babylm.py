@@ -164,7 +164,7 @@ def test_a_missing_folder_says_where_the_data_is_and_what_to_type(path):
     assert "\n" not in said
 
 
-def test_a_missing_folder_is_told_before_anything_is_read(tmp_path):
+def test_a_missing_folder_is_reported_before_anything_is_read(tmp_path):
     here = str(tmp_path)
     for given, count in [("./absent", 1), ("owner/name", 0), ("owner/name/folder", 0), (here, 0)]:
         said = list(BabyLM(path=given).missing())

@@ -56,7 +56,7 @@ def test_a_corpus_comes_from_the_hub_once(ask):
     assert ask(offline="1", **GIVEN) == "[['cbt.train.'], ['cbt.dev.']]"
 
 
-def test_what_the_hub_lacks_is_told(ask):
+def test_what_the_hub_lacks_is_reported(ask):
     ask, _ = ask
     assert "in folders; name one of them: owner/babylm/babylm_10M, owner/b" in ask(
         path="owner/babylm"

@@ -182,7 +182,7 @@ def faults(**options):
     return list(Blimp(**options).faults(None))
 
 
-def test_faults_are_told_without_reading(tmp_path):
+def test_faults_are_reported_without_reading(tmp_path):
     folder = tmp_path / "pairs"
     lay(folder, "agreement", [])
     assert faults(path=str(folder)) == []
@@ -281,7 +281,7 @@ def test_configs_on_the_hub_are_paradigms(ask):
 
 
 @pytest.mark.slow
-def test_what_the_hub_lacks_is_told(ask):
+def test_what_the_hub_lacks_is_reported(ask):
     said = ask(path="owner/absent")
     assert said.startswith("cannot load the pairs of owner/absent: neither a file or folder here")
     said = ask(path="owner/absent", offline="1")

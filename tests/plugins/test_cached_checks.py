@@ -48,7 +48,7 @@ def test_a_flipped_bit_in_any_file_is_made_anew(tmp_path, model, kind):
             assert found == before, (each, slot)
 
 
-def test_what_is_damaged_is_told_and_right_again(tmp_path, model):
+def test_what_is_damaged_is_reported_and_right_again(tmp_path, model):
     run = run_in(tmp_path)
     store = filled(run, model)
     path = store.folder / "nll.f32"

@@ -60,7 +60,7 @@ def by_slot(batch, found):
 
 @pytest.mark.parametrize("isolated", [True, False])
 @pytest.mark.parametrize("length", [2, 3, 5, 8, 100])
-def test_every_token_is_told_by_one_window_with_half_of_it_before(length, isolated):
+def test_every_token_is_reported_by_one_window_with_half_of_it_before(length, isolated):
     lengths = np.array([7, 0, 20, 1, 9])
     windows = Windows(Split("train", "x", lengths), length, isolated=isolated)
     found = windows.over(np.arange(lengths.sum()))

@@ -227,7 +227,7 @@ def test_verify_compares_the_shares_too(tmp_path, model):
 # What is told
 
 
-def test_too_little_mass_is_told_once_with_the_figure_and_a_way_out(tmp_path, model, caplog):
+def test_too_little_mass_is_reported_once_with_the_figure_and_a_way_out(tmp_path, model, caplog):
     hot = run_in(tmp_path, ForwardKL(temperature=50.0), ForwardKL(temperature=0.1))
     (batch,) = batches((5,))
     mass = read(live(hot, model), batch)(batch.valid).div(50).softmax(-1).topk(2).values.sum(-1)

@@ -105,7 +105,7 @@ class Bad(HiddenStatesLoss):
         ("neighbours", "gives a token other values among fewer"),
     ],
 )
-def test_a_bad_loss_is_told_why(how, said):
+def test_a_bad_loss_is_reported_why(how, said):
     with pytest.raises(AssertionError, match=said):
         check_loss(Bad(how=how, layers=PAIRS))
 

@@ -331,7 +331,7 @@ def test_lines_where_standard_error_is_no_terminal(tmp_path, loud, capsys):
 
 
 @pytest.mark.parametrize("width", [50, 100])
-def test_parts_of_a_score_are_told_on_request(tmp_path, width):
+def test_parts_of_a_score_are_reported_on_request(tmp_path, width):
     parts = {"blimp": 0.75, "blimp/agreement": 0.5, "blimp/islands": 1.0, "sample/1": "Once"}
     frame = a_frame(until=0)
     frame.history.add({"step": 200, **{f"eval/{name}": value for name, value in parts.items()}})

@@ -196,7 +196,7 @@ def test_a_template_must_come_from_somewhere(tmp_path):
         rows_of(tmp_path, [ask("Hi", "Hello.")], tokenizer, template="chatml")
 
 
-def test_what_a_template_refuses_is_told_with_the_record(tmp_path):
+def test_what_a_template_refuses_is_reported_with_the_record(tmp_path):
     tokenizer = chats.llama_tokenizer()
     turns = [{"role": "user", "content": "a"}] * 2 + [{"role": "assistant", "content": "b"}]
     with pytest.raises(RunError, match=r"record 2: the chat template refuses it: .* alternate"):

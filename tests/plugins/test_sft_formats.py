@@ -41,7 +41,7 @@ def refused(record):
     return str(error.value).removeprefix("a.json: record 3")
 
 
-def test_each_format_is_told_by_its_names():
+def test_each_format_is_reported_by_its_names():
     turns = chat("Hi", "Hello.", "Bye", "See you.", system="Be brief.")
     for record, messages in [
         ({"instruction": "Hi", "output": "Hello."}, asked("Hi", "Hello.")),
@@ -57,7 +57,7 @@ def test_each_format_is_told_by_its_names():
         assert list(dialogue_of(Record(record, "")).messages) == messages
 
 
-def test_what_is_no_format_is_told_with_the_names_there_are():
+def test_what_is_no_format_is_reported_with_the_names_there_are():
     assert refused({"question": "a", "answer": "b", "n": None}) == (
         " has question, answer, and needs instruction and output (and input, if there is one), "
         "prompt and completion, messages, or conversations; say which is which in [data]: "
@@ -102,7 +102,7 @@ def test_what_is_no_format_is_told_with_the_names_there_are():
         ),
     ],
 )
-def test_faults_of_records_are_told(record, said):
+def test_faults_of_records_are_reported(record, said):
     assert refused(record).startswith(said)
 
 
@@ -128,6 +128,21 @@ def test_dialogues_come_from_folders_and_what_datasets_saved(tmp_path):
     assert dialogues(str(tmp_path / "saved")) == found
 
 
+@pytest.mark.parametrize("options", [{}, {"validation_share": 0.5}])
+def test_a_file_that_wraps_its_records_says_how_to_unwrap_them(tmp_path, options):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"data": [ask("a", "b"), ask("c", "d")]}))
+    with pytest.raises(RunError, match=r"its data is a list of records \(2\): save that"):
+        list(Sft(path=str(path), **options).dialogues("train"))
+
+
+def test_a_file_of_blank_lines_is_named(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n\n \n")
+    with pytest.raises(RunError, match="jsonl has no records for the 'train' split: only blank"):
+        list(Sft(path=str(path), validation_share=0.5).dialogues("train"))
+
+
 def test_splits_are_those_of_texts(tmp_path):
     path = jsonl(tmp_path / "a.jsonl", [ask(f"{n}", "x") for n in range(40)])
     other = jsonl(tmp_path / "b.jsonl", [ask("other", "x")])
@@ -141,7 +156,7 @@ def test_splits_are_those_of_texts(tmp_path):
     assert "set validation = PATH or validation_share" in fault
 
 
-def test_files_that_cannot_be_read_are_told_with_the_record(tmp_path):
+def test_files_that_cannot_be_read_are_reported_with_the_record(tmp_path):
     for name, text, said in [
         (
             "a.jsonl",
@@ -164,23 +179,16 @@ def test_files_that_cannot_be_read_are_told_with_the_record(tmp_path):
         ("j.json", '{\n "rows": [}', r"record 1 \(line 1\) is not JSON: .* is a list of them, or"),
         ("f.json", "", r"f\.json is empty"),
         ("g.txt", "a", r"cannot read records from .*g\.txt: files of records end in \.json, \.j"),
-        ("h.json", "[]", None),
+        ("h.json", "[]", r"h\.json has no records for the 'train' split: only blank lines"),
         ("i.jsonl", '{"a": 1}\n', r"i\.jsonl: record 1 \(line 1\) has a, and needs instruction"),
     ]:
         path = write(tmp_path / name, text)
-        if said is None:
-            assert dialogues(path) == []
-        else:
-            with pytest.raises(RunError, match=said) as refused:
-                dialogues(path)
-            assert "\n" not in str(refused.value)
-    with pytest.raises(RunError, match="data 'sft' has no dialogues in its 'train' split"):
-        Sft(path=str(tmp_path / "h.json"), template="plain").make_rows(
-            "train", tiny.byte_tokenizer(), seed=0, epoch=0
-        )
+        with pytest.raises(RunError, match=said) as refused:
+            dialogues(path)
+        assert "\n" not in str(refused.value)
 
 
-def test_a_record_of_a_table_is_told_by_its_number(tmp_path):
+def test_a_record_of_a_table_is_reported_by_its_number(tmp_path):
     datasets.Dataset.from_list([ask("a", "b"), ask("a", None)]).to_parquet(tmp_path / "a.parquet")
     with pytest.raises(RunError, match=r"a\.parquet: record 2 has instruction, but lacks output"):
         dialogues(str(tmp_path / "a.parquet"))

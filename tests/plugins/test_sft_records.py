@@ -440,7 +440,7 @@ def test_names_that_no_record_has_are_refused_with_those_that_there_are(tmp_path
         ({"prompt": "a", "completion": [B]}, "record 1 has prompt of type str, expected"),
     ],
 )
-def test_faults_of_turns_are_told_with_file_and_record(tmp_path, record, said):
+def test_faults_of_turns_are_reported_with_file_and_record(tmp_path, record, said):
     with pytest.raises(RunError) as refused:
         one(tmp_path, record)
     assert str(tmp_path / "records.json") in str(refused.value)

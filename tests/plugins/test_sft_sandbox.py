@@ -75,7 +75,7 @@ def test_templates_that_run_away_end_in_a_sentence(tmp_path, template, said):
         ("{{ raise_exception('only two turns') }}", "only two turns"),
     ],
 )
-def test_what_templates_cannot_do_is_told(tmp_path, template, said):
+def test_what_templates_cannot_do_is_reported(tmp_path, template, said):
     with pytest.raises(RunError) as refused:
         rows_of(tmp_path, [ask("a", "b")], TOKENIZER, template=template + CHATML)
     assert said in str(refused.value)

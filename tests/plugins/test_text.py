@@ -49,7 +49,7 @@ def test_each_line_may_be_a_document(tmp_path):
     assert train(path, separator="\n") == ["one", " two", "three"]
 
 
-def test_a_forgotten_separator_is_told(tmp_path):
+def test_a_forgotten_separator_is_reported(tmp_path):
     path = write(tmp_path / "a.txt", "one\n<|endoftext|>\ntwo")
     with pytest.raises(RunError, match=r'set separator = "<\|endoftext\|>" in \[data\]'):
         train(path)
@@ -92,26 +92,26 @@ def test_a_column_must_hold_text(tmp_path):
 
 
 @pytest.mark.parametrize("folder", [False, True])
-def test_records_that_are_null_are_told(tmp_path, folder):
+def test_records_that_are_null_are_reported(tmp_path, folder):
     (tmp_path / "a.jsonl").write_text("\nnull\nnull\n")  # Arrow ends the process over these
     path = tmp_path if folder else tmp_path / "a.jsonl"
     with pytest.raises(RunError, match="null" if folder else "NoneType"):
         list(Text(path=str(path), validation_share=0.5).texts("train"))
 
 
-def test_an_empty_file_of_rows_is_told(tmp_path):
+def test_an_empty_file_of_rows_is_reported(tmp_path):
     with pytest.raises(RunError, match=r"a\.jsonl is empty"):
         train(write(tmp_path / "a.jsonl", ""))
 
 
-def test_broken_json_is_told_in_one_line(tmp_path):
+def test_broken_json_is_reported_in_one_line(tmp_path):
     path = write(tmp_path / "a.jsonl", '{"text": "one"}\n{"text": \n')
     with pytest.raises(RunError, match=r"a\.jsonl: record 2 \(line 2\) is not JSON") as refused:
         train(path)
     assert "\n" not in str(refused.value)
 
 
-def test_half_a_character_is_told_and_two_halves_are_one(tmp_path):
+def test_half_a_character_is_reported_and_two_halves_are_one(tmp_path):
     path = write(tmp_path / "a.jsonl", '{"text": "\\ud83d\\ude00"}\n{"text": "b\\uD800"}\n')
     with pytest.raises(RunError, match=r"record 2 \(line 2\) has an unpaired surrogate, '\\ud800'"):
         train(path)
@@ -218,12 +218,12 @@ def test_the_fingerprint_is_of_the_content(tmp_path):
 
 
 @pytest.mark.parametrize("path", ["./absent", "absent.txt", "~/absent", "a/b/c", "absent.jsonl"])
-def test_a_file_that_is_absent_is_told(path):
+def test_a_file_that_is_absent_is_reported(path):
     with pytest.raises(RunError, match=f"there is no file or folder '{path}'"):
         train(path)
 
 
-def test_a_hub_out_of_reach_is_told_in_one_sentence(tmp_path):
+def test_a_hub_out_of_reach_is_reported_in_one_sentence(tmp_path):
     with pytest.raises(RunError) as refused:
         train("owner/absent")
     said = str(refused.value)

@@ -65,7 +65,7 @@ def test_csv_is_records_and_never_raw_text(texts, name, encoding):
 
 
 @pytest.mark.parametrize("delimiter", ",;\t|")
-def test_the_delimiter_is_told_by_the_first_line(texts, delimiter):
+def test_the_delimiter_is_reported_by_the_first_line(texts, delimiter):
     content = f"n{delimiter}text\n1{delimiter}one\n"
     assert texts("a.csv", content) == texts("a.tsv", content) == ["one"]
     odd = f'"a (b, c; d)"{delimiter}text\n1{delimiter}one\n'
@@ -83,9 +83,8 @@ def test_spaces_behind_commas_are_no_part_of_cells(texts):
     assert texts("a.csv", "id,text\n1, one\n") == [" one"]
 
 
-def test_a_cell_may_be_long_and_a_file_may_have_names_alone(texts):
+def test_a_cell_may_be_long(texts):
     assert texts("a.csv", f"id,text\n1,{'x' * 300_000}\n") == ["x" * 300_000]
-    assert texts("a.csv", "id,text\n") == []
     assert texts("a.csv", "text\none\n\ntwo\n") == ["one", "two"]
 
 
@@ -108,7 +107,7 @@ def test_a_cell_may_be_long_and_a_file_may_have_names_alone(texts):
         (f"1,{'word ' * 9}\n2,b\n", f"it has 1, {('word ' * 9)[:40]}..."),
     ],
 )
-def test_faults_of_csv_are_told_with_their_line(refused, content, said):
+def test_faults_of_csv_are_reported_with_their_line(refused, content, said):
     assert said in refused("a.csv", content)
 
 
@@ -180,6 +179,12 @@ def test_records_come_back_however_they_are_laid_out(tmp_path_factory, records):
         (
             "a.json",
             '{"rows": [{"text": "a"}]}',
+            "no column 'text'; its rows is a list of records (1): save that list alone as a JSON "
+            "file, or each of its records on a line",
+        ),
+        (
+            "a.json",
+            '{"rows": ["a"]}',
             "no column 'text'; set column in [data]: it has rows",
         ),
         ("a.jsonl", "{}\n", "no column 'text'; set column in [data]: it has none"),
@@ -187,8 +192,28 @@ def test_records_come_back_however_they_are_laid_out(tmp_path_factory, records):
         ("a.jsonl", '{"text": [{"role": "user"}]}\n', 'text; use = "sft" reads dialogues'),
     ],
 )
-def test_faults_of_json_are_told_with_their_record(refused, name, content, said):
+def test_faults_of_json_are_reported_with_their_record(refused, name, content, said):
     assert said in refused(name, content)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("a.txt", {}, "a.txt has no text for the 'train' split: only blank lines or values"),
+        ("a.csv", {}, "a.csv has no text for the 'train' split: only blank lines or values"),
+        ("a.jsonl", {"validation_share": 0.5}, "a.jsonl has no text for the 'train' split: only"),
+        ("a.txt", {"fraction": 0.1}, "a.txt has no text for the 'train' split with fraction = 0.1"),
+    ],
+)
+def test_files_of_blank_lines_are_named(refused, name, options, said):
+    content = "id,text\n" if name == "a.csv" else "\n\n \n\n"
+    assert refused(name, content, **options).startswith(said)
+
+
+def test_a_file_that_wraps_its_records_says_how_to_unwrap_them(refused):
+    wrapped = json.dumps({"data": [{"text": "a"}, {"text": "b"}]})
+    said = refused("a.json", wrapped, validation_share=0.5)
+    assert "its data is a list of records (2): save that list alone" in said
 
 
 def test_many_columns_are_not_all_named(refused):
@@ -213,7 +238,7 @@ def test_compressed_files_are_unpacked(texts, ending):
 
 
 @pytest.mark.parametrize("ending", PACKED)
-def test_damaged_compressed_files_are_told(refused, ending):
+def test_damaged_compressed_files_are_reported(refused, ending):
     whole = PACKED[ending](b"".join(b'{"text": "%d"}\n' % n**5 for n in range(5000)))
     refused(f"a.jsonl{ending}", whole[:-9])
     refused(f"a.txt{ending}", whole[:-9])
@@ -249,7 +274,7 @@ def test_marks_of_other_encodings_are_understood(texts, encoding):
         ("a.parquet", "version https://git-lfs.github.com/spec/v1\noid", "`git lfs pull`"),
     ],
 )
-def test_what_is_no_text_is_told(refused, name, content, said):
+def test_what_is_no_text_is_reported(refused, name, content, said):
     assert said in refused(name, content)
 
 
@@ -314,7 +339,7 @@ def test_parquet_and_both_kinds_of_arrow(tmp_path, table, streaming):
         assert list(data.texts("train")) == ["one", "two"]
 
 
-def test_damaged_tables_are_told_with_their_file(tmp_path, table, refused):
+def test_damaged_tables_are_reported_with_their_file(tmp_path, table, refused):
     for name in ("a", "b", "c"):
         table.to_parquet(tmp_path / f"{name}.parquet")
     whole = (tmp_path / "b.parquet").read_bytes()

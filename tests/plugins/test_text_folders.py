@@ -104,7 +104,7 @@ def test_splits_may_have_different_formats(told):
         ("wikitrain.csv", "wikivalid.csv", "wikitest.csv"),
     ],
 )
-def test_splits_are_told_by_names(train, valid, test):
+def test_splits_are_reported_by_names(train, valid, test):
     csvs(f"d/{train}", f"d/{valid}", f"d/{test}")
     assert texts("d") == [f"d/{train}"]
     assert texts("d", "validation") == [f"d/{valid}"]
@@ -224,7 +224,7 @@ def test_the_fingerprint_is_of_all_that_match():
 # ---- paths that lead nowhere
 
 
-def test_what_is_not_there_is_told_by_its_path(here):
+def test_what_is_not_there_is_reported_by_its_path(here):
     csvs("d/train.csv", "home/a.csv")
     give = '; give one that is there: path = "PATH" in [data], or --set data.path=PATH'
     for path, said in {
@@ -251,7 +251,7 @@ def test_what_is_not_there_is_told_by_its_path(here):
     assert fault == "path names nothing: name a file, a folder, or a data set on the hub"
 
 
-def test_a_validation_that_is_not_there_is_told_too(here):
+def test_a_validation_that_is_not_there_is_reported_too(here):
     csvs("a.csv", "valid.csv")
     said = f"cannot read validation: there is no file or folder 'vali.csv' in {here}; did you mean "
     assert missing(path="a.csv", validation="vali.csv") == [f"{said}'valid.csv'?"]

@@ -70,7 +70,7 @@ def test_slices_of_splits_are_the_hubs(ask):
     assert ask(**given, validation="train[2:3]") == "[['one\\n'], ['two']]"
 
 
-def test_what_the_hub_lacks_is_told(ask):
+def test_what_the_hub_lacks_is_reported(ask):
     said = ask(path="owner/absent")
     assert said.startswith("cannot load the data set 'owner/absent': neither a file or folder in /")
     assert " nor a data set on the hub (or a private one: type `hf auth login`); set path" in said

@@ -173,7 +173,7 @@ def services(monkeypatch):
 
 
 @pytest.mark.parametrize("to", ["trackio", "wandb"])
-def test_services_are_told_each_step_once(tmp_path, services, to, capsys):
+def test_services_are_reported_each_step_once(tmp_path, services, to, capsys):
     folder = keep_run(tmp_path, "a-1")
     before = Tracker(to=to, project="stories")
     before.kdcore_run_start(fake_run(folder))
@@ -275,7 +275,7 @@ def test_settings_hold_no_secrets(tmp_path):
     }
 
 
-def test_what_is_not_finite_is_told(tmp_path):
+def test_what_is_not_finite_is_reported(tmp_path):
     folder = keep_run(tmp_path, "a-1")
     run, tracker = fake_run(folder), Tracker()
     tracker.kdcore_run_start(run)

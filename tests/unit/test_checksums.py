@@ -65,7 +65,7 @@ def test_damaged_checksums_check_nothing_and_say_so(final, text, caplog, monkeyp
     assert CHECKSUMS in caplog.text
 
 
-def test_folders_are_told_apart(final):
+def test_folders_are_reported_apart(final):
     tokenizer = final.parent / "tokenizer"
     tokenizer.mkdir()
     (tokenizer / "tokenizer.json").write_text("{}")

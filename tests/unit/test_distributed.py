@@ -7,7 +7,7 @@ import pytest
 from torch.distributed import HashStore
 
 from kdcore import distributed
-from kdcore.distributed import disks, losses_told
+from kdcore.distributed import disks, naming_lost
 from kdcore.distributed.disks import main_first
 from kdcore.errors import PluginError, ProcessLost
 from kdcore.runs import runner
@@ -80,7 +80,7 @@ SAYS = [
 def test_a_process_that_is_gone_is_no_bug(monkeypatch, said):
     monkeypatch.setattr(distributed, "_is_among_others", lambda: True)
     ended = pytest.raises(ProcessLost, match="another process of the run has ended")
-    with ended as caught, losses_told():
+    with ended as caught, naming_lost():
         raise PluginError("the loss raised RuntimeError") from RuntimeError(said)
     assert caught.value.exit_code == 1
 
@@ -95,5 +95,8 @@ def test_a_process_that_is_gone_leaves_no_traceback_in_the_run(tmp_path, monkeyp
 def test_other_errors_and_those_of_a_single_process_stay(monkeypatch):
     for among, error in [(True, "shapes"), (False, SAYS[0])]:
         monkeypatch.setattr(distributed, "_is_among_others", lambda among=among: among)
-        with pytest.raises(RuntimeError, match=error[:6].replace("[", r"\[")), losses_told():
+        with (
+            pytest.raises(RuntimeError, match=error[:6].replace("[", r"\[")),
+            naming_lost(),
+        ):
             raise RuntimeError(error)

@@ -53,7 +53,7 @@ def test_nested_components_say_themselves_what_they_are():
     assert describe(nested).startswith("wrapped(source=lines(), others=[lines(path='y')]")
 
 
-def test_tokenizers_are_told_apart_by_what_they_do(byte_tokenizer):
+def test_tokenizers_are_reported_apart_by_what_they_do(byte_tokenizer):
     before = tokenizer_hash(byte_tokenizer)
     byte_tokenizer.pad_token = "<|endoftext|>"
     with_pad = tokenizer_hash(byte_tokenizer)

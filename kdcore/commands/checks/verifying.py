@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import ast
-import inspect
-import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
-from importlib import import_module
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Iterator, Sequence
+from importlib.metadata import EntryPoint
+from typing import Literal
 
 import typer
 from pydantic import ValidationError
@@ -19,6 +14,8 @@ from rich.text import Text
 from kdcore.api.component import Component
 from kdcore.api.kinds import KINDS
 from kdcore.api.options import options_of
+from kdcore.commands.checks.verbs import verdicts_of_verb
+from kdcore.commands.checks.verdicts import Verdict, of_imports
 from kdcore.commands.output import tell
 from kdcore.errors import KdcoreError, PluginError
 from kdcore.plugin.loading import Plugin
@@ -27,25 +24,28 @@ from kdcore.plugin.manager import PluginManager
 _STYLES = {"kept": "green", "not checked": "yellow", "broken": "bold red"}
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """The result for one part of a plugin."""
+def verify(host: PluginManager, plugin: Plugin | None, verb: EntryPoint | None) -> None:
+    """Report the results for a plugin, a verb, or both. Exits with 3 if a contract is broken."""
+    verdicts: list[Verdict] = []
+    title = ""
+    if verb is not None:
+        origin = f"{verb.dist.name} {verb.dist.version}" if verb.dist else verb.value
+        title = f"{verb.name}  {origin}"
+        verdicts += verdicts_of_verb(verb)
+    if plugin is not None:
+        title = f"{plugin.name}  {plugin.origin}"
+        verdicts += verdicts_of(host, plugin)
+    _report(title, verdicts)
 
-    part: str  # a component with its kind, or "imports"
-    found: Literal["kept", "not checked", "broken"]
-    reason: str = ""
 
-
-def verify_plugin(host: PluginManager, plugin: Plugin) -> None:
-    """Report the results. Exits with 3 if a component breaks its contract."""
-    verdicts = [*verdicts_of(host, plugin)]
+def _report(title: str, verdicts: Sequence[Verdict]) -> None:
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for each in verdicts:
         table.add_row(each.part, Text(each.found, _STYLES[each.found]), Text(each.reason))
-    tell(Text(f"{plugin.name}  {plugin.origin}", "bold"), table)
+    tell(Text(title, "bold"), table)
     if any(each.found == "broken" for each in verdicts):
         raise typer.Exit(PluginError.exit_code)
 
@@ -56,11 +56,7 @@ def verdicts_of(host: PluginManager, plugin: Plugin) -> Iterator[Verdict]:
         found: Literal["not checked", "broken"] = "broken" if plugin.broken else "not checked"
         yield Verdict("plugin", found, plugin.broken or "it is blocked")
         return
-    private = sorted({*_private_imports(plugin.module_name)})
-    if private:
-        yield Verdict("imports", "broken", f"private and may change: {', '.join(private)}")
-    else:
-        yield Verdict("imports", "kept")
+    yield of_imports(plugin.module_name)
     for kind in KINDS:
         for name, given in host.provided(kind).items():
             if given.plugin is plugin:
@@ -87,29 +83,3 @@ def _of_component(part: str, cls: type[Component]) -> Verdict:
     except Exception as error:  # a plugin may raise anything
         return Verdict(part, "broken", f"raised {type(error).__name__}: {error}")
     return Verdict(part, "kept")
-
-
-def _private_imports(module_name: str) -> Iterator[str]:
-    """Imports of private names from kdcore; modules of kdcore itself may have them."""
-    module = sys.modules[module_name]
-    if module.__name__.partition(".")[0] == "kdcore":
-        return
-    for path in _files(module):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            yield from _private(node)
-
-
-def _files(module: Any) -> list[Path]:
-    path = Path(inspect.getsourcefile(module) or "")
-    return sorted(path.parent.rglob("*.py")) if path.name == "__init__.py" else [path]
-
-
-def _private(node: ast.AST) -> Iterator[str]:
-    if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-        if node.module == "kdcore":
-            names = {alias.name for alias in node.names} - {*import_module("kdcore").__all__}
-            yield from (f"kdcore.{name}" for name in names)
-        elif node.module.startswith("kdcore.") and node.module != "kdcore.testing":
-            yield node.module
-    elif isinstance(node, ast.Import):
-        yield from (alias.name for alias in node.names if alias.name.startswith("kdcore."))

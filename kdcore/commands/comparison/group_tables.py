@@ -34,7 +34,7 @@ def comparison_in_full(folders: Sequence[Path]) -> list[RenderableType]:
     groups = grouped([tell_run(folder) for folder in folders])
     keys = differing(groups)
     shown = {key for telling in _telling(groups) for key in telling}
-    parts: list[RenderableType] = [_table(groups), *_told_of_rows(groups)]
+    parts: list[RenderableType] = [_table(groups), *_notes_on_rows(groups)]
     if not shown >= set(keys):
         parts += [Text(), _differences(groups, keys)]
     return [*parts, *reasons([run.folder for group in groups for run in group.runs])]
@@ -47,7 +47,7 @@ def reasons(folders: Sequence[Path]) -> list[RenderableType]:
     return [Text(), *lines] if lines else []
 
 
-def _told_of_rows(groups: Sequence[Group]) -> list[RenderableType]:
+def _notes_on_rows(groups: Sequence[Group]) -> list[RenderableType]:
     """A warning if runs were measured on different held-out rows."""
     runs = [run for group in groups for run in group.runs]
     drawn = [run for run in runs if run.rows_drawn_by is not None]

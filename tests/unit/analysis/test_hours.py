@@ -162,7 +162,7 @@ def test_measured_evaluations_count_as_often_as_there_are_some(host, tmp_path, m
     assert measured(recipe, plan, host, tmp_path, predicted(plan)).cpu_seconds is None
 
 
-def test_a_stage_before_that_is_not_finished_is_told(host, tmp_path, monkeypatch):
+def test_a_stage_before_that_is_not_finished_is_reported(host, tmp_path, monkeypatch):
     text = RECIPE + '\n[stage.big]\n[stage.small.student]\nmodel = "@big"\n'
     recipe, (_, plan) = planned(host, tmp_path, monkeypatch, text)
     guess = predicted(plan)

@@ -111,7 +111,7 @@ def test_micro_batches_are_those_of_a_run(tmp_path):
     assert estimated(tmp_path, block=2048).micro_batch == 2
 
 
-def test_checkpointing_is_told_either_way(tmp_path):
+def test_checkpointing_is_reported_either_way(tmp_path):
     without = estimated(tmp_path)
     with_it = estimated(tmp_path, "train.checkpointing=true")
     kept = dict(with_it.memory)["activations of 8 x 64 tokens"]

@@ -36,7 +36,7 @@ def test_a_llama_by_hand():
     ]
 
 
-def test_a_tied_head_is_told_and_not_counted_twice():
+def test_a_tied_head_is_reported_and_not_counted_twice():
     head = by_name(tiny.model("llama", tie_word_embeddings=True))["head"]
     assert (head.total, head.trained) == (0, 0)
     assert "tied" in head.note

@@ -190,7 +190,7 @@ def test_data_is_not_downloaded(tmp_path, monkeypatch):
             assert (plan.rows, plan.steps) == (None, None)
 
 
-def test_too_few_rows_for_a_step_are_told(tmp_path):
+def test_too_few_rows_for_a_step_are_reported(tmp_path):
     plan = plans(tmp_path, STAGES, "train.batch=1000")["teacher"]
     [why] = plan.unknown
     assert why.startswith("steps: ") and plan.steps is None

@@ -127,7 +127,7 @@ def test_they_are_drawn_by_the_seed_and_not_the_first(tmp_path, host):
     assert everything == list(range(sample.rows_in_all))
 
 
-def test_stages_that_see_the_same_rows_are_told_once(tmp_path, host):
+def test_stages_that_see_the_same_rows_are_reported_once(tmp_path, host):
     recipe = recipe_of(tmp_path, STAGES, host=host)
     samples = list(sample_rows(recipe, count=1))
     assert [sample.stages for sample in samples] == [

@@ -55,7 +55,7 @@ def test_recipes_cannot_spell(annotation):
     assert not is_option_type(annotation)
 
 
-def test_bounds_are_told_wherever_they_stand():
+def test_bounds_are_reported_wherever_they_stand():
     @component
     class Bounded(Loss):
         name = "bounded"

@@ -112,7 +112,7 @@ def array(store, file):
     return np.memmap(store.folder / file, found.dtype, "r+", shape=(store.tokens, found.width or 1))
 
 
-def test_what_will_be_stored_is_told_first(call, recipe, loads):
+def test_what_will_be_stored_is_reported_first(call, recipe, loads):
     done = call("build", recipe)
     first, second, last = done.stdout.splitlines()
     assert first.split() == ["teacher", "of", "kind", "bytes/token", "tokens", "in", "all"]
@@ -223,7 +223,7 @@ def without_meta(store):
         (without_meta, "meta.json is missing"),
     ],
 )
-def test_damage_is_told(call, store, spoil, said):
+def test_damage_is_reported(call, store, spoil, said):
     spoil(store)
     with pytest.raises(RunError, match=f"{said}.*kdcore cache rm {store.folder.name} removes it"):
         call("verify")

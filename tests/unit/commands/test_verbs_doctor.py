@@ -213,6 +213,6 @@ def test_a_fault_gives_2(here):
     assert "error: data.block = 400" in said.output
 
 
-def test_an_unknown_stage_is_told(here):
+def test_an_unknown_stage_is_reported(here):
     said = CliRunner().invoke(app, ["doctor", "staged.toml", "--stage", "tiny"])
     assert "has no stage 'tiny': big, small" in str(said.exception)

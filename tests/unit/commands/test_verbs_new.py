@@ -170,5 +170,5 @@ def test_the_new_plugin_brings_its_loss_and_is_verified(here, capsys):
     capsys.readouterr()
     plugins("mine", plugins=["kdcore-mine/kdcore_mine.py"])
     assert "loss mine" in capsys.readouterr().out
-    plugins("mine", plugins=["kdcore-mine/kdcore_mine.py"], verify=True)
+    plugins("mine", plugins=["kdcore-mine/kdcore_mine.py"], verified=True)
     assert re.search(r"loss mine +kept", capsys.readouterr().out)

@@ -116,7 +116,7 @@ def test_everything_that_is_known_on_80_columns(say):
     expect("plan_80", said)
 
 
-def test_hours_are_told_with_their_price(say):
+def test_hours_are_reported_with_their_price(say):
     said = say(plan_of(), plan_of(), price=2.5)
     assert "  time  about 50:00 (0.83 device hours, 2.08 in money), predicted: from" in said
     assert "time of all stages\n    about 1:40:00 (1.7 device hours, 4.17 in money)\n" in said
@@ -281,7 +281,7 @@ def test_the_verb_on_a_recipe(tmp_path):
     assert "\x1b" not in result.stdout
 
 
-def test_a_faulty_recipe_is_told_before_anything_else(tmp_path):
+def test_a_faulty_recipe_is_reported_before_anything_else(tmp_path):
     (tmp_path / "mine.toml").write_text(RECIPE.replace("steps", "stepz"))
     with pytest.raises(UsageError, match="stepz"):
         verb.plan(str(tmp_path / "mine.toml"))

@@ -125,7 +125,7 @@ def test_runs_on_other_held_out_rows_are_compared_with_a_word(here, capsys):
     assert "the held-out rows were not drawn by one seed\n" in text
 
 
-def test_namesakes_are_told_apart_by_what_differs(here, capsys):
+def test_namesakes_are_reported_apart_by_what_differs(here, capsys):
     for use in ("kl", "reverse-kl"):
         losses = [{"use": "ce"}, {"use": use}]
         keep_run("runs", f"sweep-{use[0]}0", lines=scores(1.0), loss=losses)

@@ -133,7 +133,7 @@ def test_a_finished_run_without_checkpoints(runs, capsys):
     assert runs.of_steps == [40]
 
 
-def test_a_run_that_chose_in_micro_batches_is_told_apart(runs, capsys):
+def test_a_run_that_chose_in_micro_batches_is_reported_apart(runs, capsys):
     runs.scope = "micro_batch"
     assert "each micro-batch by itself" in " ".join(said(capsys).split())
 

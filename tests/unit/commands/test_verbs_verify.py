@@ -1,12 +1,14 @@
 """`kdcore plugins NAME --verify`: a word on every part of a plugin."""
 
 import re
+from importlib.metadata import EntryPoint
 
 import pytest
 import typer
 
 from kdcore import UsageError
 from kdcore.commands.plugins import plugins
+from kdcore.plugin.discovery import commands
 
 GOOD = """
 from kdcore import Loss, Selection, component, hookimpl
@@ -39,7 +41,7 @@ def verified(tmp_path, text, capsys):
     path.write_text(text)
     code = 0
     try:
-        plugins("mine", plugins=[str(path)], verify=True)
+        plugins("mine", plugins=[str(path)], verified=True)
     except typer.Exit as ended:
         code = ended.exit_code
     return code, re.sub(r" +", " ", capsys.readouterr().out)
@@ -73,9 +75,9 @@ def test_private_imports_are_named(tmp_path, capsys):
 
 def test_one_plugin_is_asked_for():
     with pytest.raises(UsageError, match="kdcore plugins NAME --verify"):
-        plugins(verify=True)
+        plugins(verified=True)
     with pytest.raises(UsageError, match="did you mean 'losses'"):
-        plugins("loses", verify=True)
+        plugins("loses", verified=True)
 
 
 def test_bounds_and_a_table_to_paste_are_shown(capsys):
@@ -83,3 +85,45 @@ def test_bounds_and_a_table_to_paste_are_shown(capsys):
     said = capsys.readouterr().out
     assert re.search(r"share +float +0\.5 +>= 0, <= 1", said)
     assert '[data]\n  use = "noisy"' in said and "# source =   required: data" in said
+
+
+VERB = '''
+from typing import Annotated
+import typer
+import kdcore
+
+def pace(run: Annotated[str, typer.Argument(help="A run.")] = "last") -> None:
+    """Print how fast a run learned."""
+'''
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "words"),
+    [
+        (VERB, 0, ["imports kept", "verb pace kept"]),
+        (VERB.replace('"""Print how fast a run learned."""', "..."), 3, ["it has no docstring"]),
+        (VERB.replace('(help="A run.")', "()"), 0, ["verb pace kept no help for run"]),
+        (VERB + "import kdcore.files\n", 3, ["imports broken private", "kdcore.files"]),
+        ("import nothing_like_it", 3, ["verb pace broken the verb 'pace' cannot be loaded"]),
+    ],
+)
+def test_a_verb(tmp_path, capsys, monkeypatch, text, code, words):
+    name = f"verb_{tmp_path.name}"
+    (tmp_path / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    point = EntryPoint("pace", f"{name}:pace", "kdcore.commands")
+    monkeypatch.setattr("kdcore.commands.plugins.commands", lambda: {"pace": point})
+    ended = 0
+    try:
+        plugins("pace", verified=True)
+    except typer.Exit as end:
+        ended = end.exit_code
+    said = re.sub(r"\s+", " ", capsys.readouterr().out)
+    assert ended == code
+    assert [word for word in words if word not in said] == []
+
+
+@pytest.mark.parametrize("name", sorted(commands()))
+def test_kdcores_own_verbs_keep_the_contract(name, capsys):
+    plugins(name, verified=True)
+    assert re.search(rf"verb {name} +kept *$", capsys.readouterr().out)

@@ -81,7 +81,7 @@ def test_it_is_never_there_twice():
     assert found == ["<s>Once<|end|>", "<s>a time<|end|>"]
 
 
-def test_a_run_is_told_how_documents_begin(caplog):
+def test_a_run_is_reported_how_documents_begin(caplog):
     with caplog.at_level(logging.INFO, "kdcore"):
         documents(adding("<s>", bos="<s>"))
     assert "each begins with '<s>'" in caplog.text

@@ -129,14 +129,14 @@ def test_rows_that_data_hands_over_one_by_one_are_a_stream_too():
         list(broken)
 
 
-def test_what_needs_all_rows_is_told():
+def test_what_needs_all_rows_is_reported():
     stream = stream_texts(Counted(), "train", TOKENIZER)
     assert len(stream) == 0
     with pytest.raises(RunError, match="streamed"):
         stream.row(0)
 
 
-def test_nothing_to_train_on_is_told():
+def test_nothing_to_train_on_is_reported():
     nothing = GivenStream(lambda: iter([]), "train", "print", "data 'mine'")
     with pytest.raises(RunError, match="nothing to train on"):
         StreamedRows(lambda _: nothing, 4, 0).step(1)

@@ -56,7 +56,7 @@ def test_what_fails_is_raised_as_it_is(processes):
 
 
 @needs_fork
-def test_a_process_that_is_ended_is_told():
+def test_a_process_that_is_ended_is_reported():
     with pytest.raises(RunError, match="out of memory"):
         list(map_in_order(lambda _: os._exit(9), range(3), 2))
 

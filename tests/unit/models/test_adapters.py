@@ -43,7 +43,7 @@ def logits(model):
         return model.eval()(input_ids=random_ids(model, tiny.CPU), use_cache=False).logits
 
 
-def test_an_adapter_is_told_from_a_model(base, adapter, tmp_path):
+def test_an_adapter_is_reported_from_a_model(base, adapter, tmp_path):
     folder, _ = adapter
     assert adapter_base(str(folder)) == str(base)
     assert adapter_base(str(base)) is None
@@ -226,7 +226,7 @@ def test_an_adapter_on_an_adapter(adapter):
         load(folder, adapter=str(folder))
 
 
-def test_a_base_of_another_name_is_told(adapter, base, caplog):
+def test_a_base_of_another_name_is_reported(adapter, base, caplog):
     folder, _ = adapter
     _rename(folder, "Qwen/Qwen2.5-7B")
     with caplog.at_level(logging.WARNING):

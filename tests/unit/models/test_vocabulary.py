@@ -60,7 +60,7 @@ def test_the_students_end_of_text_must_be_shared():
         verify_same_ids(student, {"T": words("<unk>", "a", eos="<unk>")})
 
 
-def test_other_pieces_of_the_same_ids_are_told(caplog):
+def test_other_pieces_of_the_same_ids_are_reported(caplog):
     student, other = tiny.byte_tokenizer(), tiny.byte_tokenizer()
     other.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Split(".", "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=True)]

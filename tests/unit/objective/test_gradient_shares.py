@@ -77,7 +77,7 @@ def test_nothing_measured_has_no_shares():
     assert shares_of({"kl": 9.0, "ce": 1.0}) == {"kl": 0.75, "ce": 0.25}
 
 
-def test_a_term_that_hardly_counts_is_told_once(tmp_path, caplog):
+def test_a_term_that_hardly_counts_is_reported_once(tmp_path, caplog):
     terms = [term(ForwardKL()), term(CrossEntropy(), 1e-4)]
     made = trainer(tmp_path, terms=terms, steps=200, log_every=50)
     with caplog.at_level(logging.WARNING, "kdcore"):

@@ -54,7 +54,7 @@ def test_positions_that_do_not_reach(teachers, number, reach):
         check_positions(teachers, tiny.CPU, 65)
 
 
-def test_widths_are_told_where_they_are_known():
+def test_widths_are_reported_where_they_are_known():
     widths = head_sizes([Silent(), Told(width=310), Told()], tiny.CPU)
     assert widths == {"teacher 'told' (2)": 310, "teacher 'told' (3)": 300}
 
@@ -107,6 +107,6 @@ def test_tokenizers_of_the_same_habits(caplog):
         ({"chat_template": "{{ x }}"}, {"chat_template": "{{ y }}"}, "the chat templates differ"),
     ],
 )
-def test_habits_that_differ_are_told(caplog, ours, theirs, said):
+def test_habits_that_differ_are_reported(caplog, ours, theirs, said):
     text = habits(caplog, tokenizer(**ours), tokenizer(**theirs))
     assert said in text and "teacher 'told' (1) uses other special tokens than the student" in text

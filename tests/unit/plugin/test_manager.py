@@ -211,7 +211,7 @@ def test_a_blocked_plugin_is_listed_and_not_imported(installed):
     assert "The plugin 'alpha_off' (kdcore-alpha 0.1) is blocked" in text
 
 
-def test_blocking_what_does_not_exist_is_told(installed, caplog):
+def test_blocking_what_does_not_exist_is_reported(installed, caplog):
     installed("kdcore-alpha", {"alpha_on": loss("on")})
     with caplog.at_level(logging.WARNING, logger="kdcore"):
         PluginManager(off=["alpha_onn"])

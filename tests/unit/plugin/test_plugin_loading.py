@@ -52,7 +52,7 @@ def test_what_is_unmet_says_what_to_type(text, said):
     assert message.startswith(said)
 
 
-def test_plugins_for_another_kdcore_are_told():
+def test_plugins_for_another_kdcore_are_reported():
     assert own_version_notes(distribution("kdcore-alpha")) == []
     (note,) = own_version_notes(distribution("kdcore-beta"))
     assert "kdcore>=99 is needed" in note

@@ -20,7 +20,7 @@ def test_ours_are_keys_of_train_and_theirs_are_none():
 
 
 @pytest.mark.parametrize("word", WORDS)
-def test_a_word_of_others_is_told_with_ours(word):
+def test_a_word_of_others_is_reported_with_ours(word):
     with pytest.raises(RecipeError) as told:
         read(f"{SIMPLE}\n[train]\n{word} = 1\nlr = 1e-3\nsteps = 1\n" if "[train]" not in SIMPLE
              else SIMPLE.replace("[train]\n", f"[train]\n{word} = 1\n"))  # fmt: skip

@@ -13,7 +13,7 @@ def test_it_names_versions_and_the_machine():
     assert said["plugins"]["panel"].startswith("kdcore ")
 
 
-def test_a_hosts_plugins_are_told_with_their_state(tmp_path):
+def test_a_hosts_plugins_are_reported_with_their_state(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text("")
     plugins = environment_of(PluginManager(off=["panel"], files=[file]))["plugins"]
@@ -21,7 +21,7 @@ def test_a_hosts_plugins_are_told_with_their_state(tmp_path):
     assert plugins["mine"] == str(file)
 
 
-def test_no_variable_is_told_but_those_of_the_list(monkeypatch):
+def test_no_variable_is_reported_but_those_of_the_list(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     said = record()

@@ -36,7 +36,7 @@ def test_a_damaged_record_says_nothing_of_where_it_was_written(tmp_path, content
     )
 
 
-def test_of_many_differences_the_first_are_told(tmp_path):
+def test_of_many_differences_the_first_are_reported(tmp_path):
     (tmp_path / "env.json").write_text(json.dumps({"plugins": {f"p{n}": "1" for n in range(99)}}))
     assert "p7 was 1, is not there; and " in describe_differences(tmp_path, HOST)
 

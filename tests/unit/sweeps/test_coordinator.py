@@ -76,7 +76,7 @@ def test_jobs_that_wait_for_one_another_are_submitted_at_once(host):
     assert executor.cancelled == ["1", "2", "3"]
 
 
-def test_a_run_that_fails_is_tried_again_and_its_followers_are_told(host):
+def test_a_run_that_fails_is_tried_again_and_its_followers_are_reported(host):
     executor = Pretended(host, ends=[1, 1, 1])
     sweep = Sweep(host, executor)
     with pytest.raises(RunError, match=r"3 of 3 runs failed; the same command tries") as error:
@@ -139,7 +139,7 @@ def test_what_the_executor_says_of_a_run_stands_in_its_folder(host):
     assert failure_of(folder) == "its node failed"
 
 
-def test_what_the_machine_refuses_is_told_in_its_own_words(host):
+def test_what_the_machine_refuses_is_reported_in_its_own_words(host):
     executor = Pretended(host)
 
     def start(job):

@@ -160,7 +160,7 @@ class Losing(TinyNll):
     ],
     ids=lambda each: getattr(each, "name", ""),
 )
-def test_what_breaks_the_contract_is_told(made, said):
+def test_what_breaks_the_contract_is_reported(made, said):
     with pytest.raises(AssertionError, match=f"{made.name}: .*{said}"):
         check(made)
 
@@ -177,7 +177,7 @@ def test_what_breaks_the_contract_is_told(made, said):
     ],
     ids=lambda each: getattr(each, "name", ""),
 )
-def test_what_breaks_the_contract_in_a_run_is_told(made, said):
+def test_what_breaks_the_contract_in_a_run_is_reported(made, said):
     with pytest.raises(AssertionError, match=f"{made.name}: .*{said}"):
         check(made)
 

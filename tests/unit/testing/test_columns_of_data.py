@@ -38,12 +38,12 @@ def test_good_columns_pass():
         ("math", "gives columns of type str"),
     ],
 )
-def test_others_are_told(columns, said):
+def test_others_are_reported(columns, said):
     with pytest.raises(AssertionError, match=said):
         check_data(labelled(lambda: [columns]))
 
 
-def test_columns_that_change_are_told():
+def test_columns_that_change_are_reported():
     seen = []
 
     def given():

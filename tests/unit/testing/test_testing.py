@@ -101,7 +101,7 @@ def test_a_good_loss_passes():
         (Nothing, "good: returned NoneType"),
     ],
 )
-def test_a_bad_loss_is_told_why(made, said):
+def test_a_bad_loss_is_reported_why(made, said):
     with pytest.raises(AssertionError, match=said):
         check_loss(made())
 
@@ -176,7 +176,7 @@ def test_a_good_teacher_passes():
         (Impossible, "table: gives likelihoods above 1"),
     ],
 )
-def test_a_bad_teacher_is_told_why(made, said):
+def test_a_bad_teacher_is_reported_why(made, said):
     with pytest.raises(AssertionError, match=said):
         check_teacher(made(), make_batch([[3, 1, 4, 1, 5], [9, 2, 6]]))
 
@@ -263,7 +263,7 @@ def test_a_good_selection_passes():
         (Unsaid, "unsaid: .*; say so in `needs_teacher`"),
     ],
 )
-def test_a_bad_selection_is_told_why(made, said):
+def test_a_bad_selection_is_reported_why(made, said):
     with pytest.raises(AssertionError, match=said):
         check_selection(made())
 

@@ -79,7 +79,7 @@ def test_compiled_losses_give_the_same_sums(caplog):
     assert "uncompiled" not in caplog.text
 
 
-def test_losses_of_one_name_are_told_apart(known):
+def test_losses_of_one_name_are_reported_apart(known):
     class Nll(TotalVariation):
         name = "nll"
 

@@ -24,7 +24,7 @@ def add(made, weighted, means, good=1.0):
     made.add(weighted, [shares * 0.25, shares * 0.75], choices, torch.tensor(good))
 
 
-def test_a_term_is_told_without_its_weight_and_the_loss_is_the_sum():
+def test_a_term_is_reported_without_its_weight_and_the_loss_is_the_sum():
     made, (ce, kl) = recorder("ce", "kl")
     for means in ([4.0, 1.0], [2.0, 3.0]):
         add(made, [(ce, 0.5), (kl, 0.25)], means)

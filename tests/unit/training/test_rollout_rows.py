@@ -140,7 +140,7 @@ def test_only_answers_are_trained_and_an_end_where_the_writer_ended(tmp_path):
         assert len(batch.valid) == sum(len(one.ids) for one in answers)
 
 
-def test_documents_are_told_apart_and_columns_go_with_them(tmp_path):
+def test_documents_are_reported_apart_and_columns_go_with_them(tmp_path):
     some = [{**row, "columns": {"domain": "ab"[n % 2]}} for n, row in enumerate(DIALOGUES)]
     made = trainer(tmp_path, some)
     (part,) = [part for part in made.rows.parts(1) if part.rows]
@@ -361,7 +361,7 @@ def test_warnings_come_once(tmp_path, caplog):
     assert "'5 6 7'" in "".join(said)
 
 
-def test_a_term_that_waits_for_another_writer_is_told_once(tmp_path, caplog):
+def test_a_term_that_waits_for_another_writer_is_reported_once(tmp_path, caplog):
     terms = [term(JensenShannon(beta=0.5), where={"source": ["teacher", "server"]})]
     made = trainer(tmp_path, terms=terms, steps=9)
     for step in range(1, 10):
@@ -428,7 +428,7 @@ def test_answers_that_are_cut_are_counted_and_their_end_is_not_learned(tmp_path)
     assert record.rollout["repeats"] == 0
 
 
-def test_answers_to_one_prompt_are_told_by_it(tmp_path):
+def test_answers_to_one_prompt_are_reported_by_it(tmp_path):
     from kdcore.objective.selection import tokens_of
 
     members = [StudentWrites(max_new_tokens=6), StudentWrites(max_new_tokens=6)]
