@@ -97,10 +97,16 @@ def _has_compiler() -> bool:
 
 def _free(device: torch.device) -> int:
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        return min(torch.cuda.mem_get_info(device)[0], _usable(device))
     import psutil  # type: ignore[import-untyped]
 
     return int(psutil.virtual_memory().available)
+
+
+def _usable(device: torch.device) -> int:
+    """The bytes of a GPU that this process may take, which a program may have limited."""
+    share = torch.cuda.get_per_process_memory_fraction(device)
+    return int(share * torch.cuda.get_device_properties(device).total_memory)
 
 
 _KEPT = "micro_batch.json"  # in the run folder, where several processes found one
@@ -224,6 +230,8 @@ class OomRetry:
             self._end(smaller)
         run.micro_batch = smaller
         self._step.prefetcher.clear()
+        if run.language_model.replayed is not None:
+            run.language_model.replayed.forget()
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -258,8 +266,7 @@ def _attempt(step: TrainStep, rows: int) -> None:
     block = run.recipe.data.block
     trained = sum(p.numel() for p in step.objective.parameters() if p.requires_grad)
     moments = torch.empty(2 * trained, device=run.device)
-    memory = torch.cuda.get_device_properties(run.device).total_memory
-    margin = torch.empty(int(MARGIN * memory), dtype=torch.uint8, device=run.device)
+    margin = torch.empty(int(MARGIN * _usable(run.device)), dtype=torch.uint8, device=run.device)
     ids = list(range(block))
     row = {"input_ids": [0] * block, "document": [0] * block, "offset": ids, "position": ids}
     step.rehearse([row] * rows)

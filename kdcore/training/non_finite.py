@@ -212,7 +212,7 @@ def _attempt(
     n: int,
 ) -> tuple[Tensor, Tensor]:
     """Forward and backward of a row: each term's part of the loss [terms], the gradient norm."""
-    with trainer.accelerator.no_sync(trainer.wrapped):
+    with trainer.accelerator.no_sync(trainer.wrapped), trainer.working_weights():
         shares = trainer.backward(reading, terms, choices.each[n])
     norm = gradient_norm(trainer.objective)
     trainer.optimizer.zero_grad(set_to_none=True)

@@ -90,7 +90,7 @@ class TrainStep:
             self.run, readings, step, self.gather, self.total, [term for term, _ in terms]
         )
         shares: list[Tensor] = []
-        with self._working_weights():
+        with self.working_weights():
             for n, reading in enumerate(readings):
                 # Accumulate locally; DDP all-reduces once, in the last backward.
                 last = n == len(readings) - 1 and self.working is None
@@ -104,7 +104,8 @@ class TrainStep:
         self.layout.reduce(self.learned)
         return shares, choices
 
-    def _working_weights(self) -> AbstractContextManager[None]:
+    def working_weights(self) -> AbstractContextManager[None]:
+        """In the block, forward and backward use the bf16 weights, where the run has them."""
         return nullcontext() if self.working is None else self.working.in_use()
 
     def move_schedules(self, done: int) -> None:
@@ -177,7 +178,7 @@ class TrainStep:
         """Forward and backward of one micro-batch as in a step, discarding the gradients."""
         reading = self.reading(self.collate(rows), range(len(rows)))
         valid = torch.full((), float(len(reading.batch.valid)), device=self.run.device)
-        with self.layout.accumulating(self.wrapped, last=False), self._working_weights():
+        with self.layout.accumulating(self.wrapped, last=False), self.working_weights():
             seen = TokenMask(None, valid, valid, valid)
             self.backward(reading, self.terms_of(1), lambda states: seen)
         self.optimizer.zero_grad(set_to_none=True)

@@ -56,8 +56,10 @@ def test_whoever_says_that_there_is_no_memory(error):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_a_probe_leaves_a_tenth_of_the_memory(monkeypatch):
+@pytest.mark.parametrize("share", [1.0, 0.25])
+def test_a_probe_leaves_a_tenth_of_the_memory_that_the_process_may_take(share, monkeypatch):
     device, held, empty = torch.device("cuda"), [], torch.empty
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda device: share)
     trained = torch.nn.Linear(3, 2, device=device)
     monkeypatch.setattr(
         torch, "empty", lambda *size, **options: held.append(size[0]) or empty(0, **options)
@@ -70,7 +72,7 @@ def test_a_probe_leaves_a_tenth_of_the_memory(monkeypatch):
         rehearse=lambda rows: held.append(len(rows)),
     )
     _attempt(step, 5)
-    tenth = int(0.1 * torch.cuda.get_device_properties(device).total_memory)
+    tenth = int(0.1 * int(share * torch.cuda.get_device_properties(device).total_memory))
     assert held == [2 * (3 * 2 + 2), tenth, 5]
 
 
