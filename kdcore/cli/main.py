@@ -136,9 +136,7 @@ def run(
     stage: Annotated[
         str | None, typer.Option(help="Only this stage, and those that it needs.")
     ] = None,
-    processes: Annotated[
-        int, typer.Option(min=1, help="Number of processes, one for each GPU.")
-    ] = 1,
+    processes: Annotated[int, typer.Option(min=1, help="Processes: one for each GPU.")] = 1,
     out: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Start a new run next to the existing one.")

@@ -37,6 +37,18 @@ _TRIAL = "--out trial --set train.steps=3 --set train.batch=2 --set train.eval_r
 """Options that let a run finish within minutes on a CPU."""
 
 
+_Teacher = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODEL|URL", help="A folder, a name on the hub, or the address of a server."
+    ),
+]
+_Tokenizer = Annotated[
+    str | None,
+    typer.Option(metavar="MODEL", help="The served teacher's, if its name does not lead to it."),
+]
+
+
 @new.command(
     epilog=as_epilog(
         "kdcore new recipe quickstart mine.toml",
@@ -52,12 +64,7 @@ def recipe(
         Path | None,
         typer.Argument(metavar="TO", help="The new file; in the current folder by default."),
     ] = None,
-    teacher: Annotated[
-        str | None,
-        typer.Option(
-            metavar="MODEL|URL", help="A folder, a name on the hub, or the address of a server."
-        ),
-    ] = None,
+    teacher: _Teacher = None,
     student: Annotated[
         str | None,
         typer.Option(metavar="MODEL|20M", help="A model, or the size of a fresh one."),
@@ -76,12 +83,7 @@ def recipe(
         str | None,
         typer.Option(metavar="COLUMN", help="The answer's column, if it is not recognised."),
     ] = None,
-    tokenizer: Annotated[
-        str | None,
-        typer.Option(
-            metavar="MODEL", help="The served teacher's, if its name does not lead to it."
-        ),
-    ] = None,
+    tokenizer: _Tokenizer = None,
 ) -> None:
     """Start a recipe: a copy of FROM, or one for your teacher, student and file."""
     if any((teacher, student, data, kind, question, answer, tokenizer)):
