@@ -33,14 +33,16 @@ def generate(
         list[str],
         typer.Option("--prompt", metavar="TEXT", help="The text to continue; may be repeated."),
     ],
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer.")] = 128,
+    max_new_tokens: Annotated[
+        int, typer.Option(min=1, help="The largest number of tokens to write.")
+    ] = 128,
     temperature: Annotated[float, typer.Option(min=0, help="0: always the likeliest token.")] = 0.8,
     top_k: Annotated[int, typer.Option(min=0, help="The k likeliest tokens; 0: all.")] = 0,
     top_p: Annotated[
         float,
-        typer.Option(min=0.001, max=1, help="Tokens of this mass; 1: all."),
+        typer.Option(min=0.001, max=1, help="The likeliest tokens of this mass; 1: all."),
     ] = 1.0,
-    seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
+    seed: Annotated[int, typer.Option(help="The seed of the sampling.")] = 0,
     chat: Annotated[
         bool, typer.Option("--chat", help="As a user's turn, in the run's chat template.")
     ] = False,

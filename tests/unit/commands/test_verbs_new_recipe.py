@@ -257,7 +257,7 @@ FAULTS = {
         {},
         "has an answer to learn",
     ),
-    "blank lines": (write("\n\n \n", "a.txt"), {"data": "a.txt"}, "no usable record"),
+    "blank lines": (write("\n\n \n", "a.txt"), {"data": "a.txt"}, "only blank lines"),
     "one document": (write("all", "a.txt"), {"data": "a.txt"}, "holds one document"),
     "numbers alone": (write(as_lines([{"a": 1}] * 3)), {}, "no column of it has text"),
     "two formats": (write(as_lines([*ROWS, *CHATS])), {}, "one file holds records of one format"),
