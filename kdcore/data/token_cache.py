@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from kdcore.errors import KdcoreError
-from kdcore.files import machine_fault, remove_folder, write_whole
+from kdcore.files import machine_error, remove_folder, write_whole
 
 _log = logging.getLogger("kdcore")
 _SUM = "kdcore-fingerprint.txt"  # of the tokens, next to them; absent in earlier versions
@@ -32,19 +32,19 @@ def verified(opened: Callable[[], _Opened], key: str) -> _Opened:
     there = folder.is_dir()
     try:
         store = opened()
-        fault = _fault(store, folder)
+        problem = _error(store, folder)
     except KdcoreError:
         raise
     except Exception as error:  # files that are not Arrow can break libraries in any way
-        if not there or machine_fault(error) is not None:
+        if not there or machine_error(error) is not None:
             raise
-        fault = str(error).split("\n")[0]
-    if fault is None:
+        problem = str(error).split("\n")[0]
+    if problem is None:
         return store
-    _log.warning("the token cache %s is damaged (%s) and is rebuilt", folder, fault)
+    _log.warning("the token cache %s is damaged (%s) and is rebuilt", folder, problem)
     remove_folder(folder)
     store = opened()
-    _fault(store, folder)
+    _error(store, folder)
     return store
 
 
@@ -60,7 +60,7 @@ def _folder(key: str) -> Path:
     return caches() / "generator" / f"default-fingerprint=kdcore-{key}"
 
 
-def _fault(store: _Store, folder: Path) -> str | None:
+def _error(store: _Store, folder: Path) -> str | None:
     """How the tokens differ from those written; for new ones, writes their checksum."""
     path = folder / _SUM
     if path.is_file():
