@@ -76,7 +76,7 @@ def is_full(error: BaseException) -> bool:
     return any(error_number(each) in _FULL for each in exception_chain(error))
 
 
-def machine_fault(error: BaseException) -> BaseException | None:
+def machine_error(error: BaseException) -> BaseException | None:
     """The OS error in an exception chain.
 
     Of several, the first with a path.
@@ -87,11 +87,11 @@ def machine_fault(error: BaseException) -> BaseException | None:
     return next(named, found[0] if found else None)
 
 
-def refusal(fault: BaseException) -> tuple[str, str]:
+def refusal(problem: BaseException) -> tuple[str, str]:
     """What the machine refused and where, and what the user can do."""
-    number = error_number(fault)
+    number = error_number(problem)
     assert number is not None
-    named = getattr(fault, "filename", None)
+    named = getattr(problem, "filename", None)
     said = os.strerror(number) + (f" at {named}" if named else "")
     if number in _FULL:
         way = "make room"

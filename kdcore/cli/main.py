@@ -26,7 +26,7 @@ from kdcore.errors import (
     RunError,
     UsageError,
 )
-from kdcore.files import machine_fault, refusal
+from kdcore.files import machine_error, refusal
 from kdcore.redact import Redacted, redact_own_secrets
 
 if TYPE_CHECKING:
@@ -335,8 +335,8 @@ def _interrupted() -> int:
 
 def _refused(error: Exception) -> str | None:
     """Errors of the machine that are not bugs: a name too long, a read-only folder."""
-    if fault := machine_fault(error):
-        return "; ".join(refusal(fault))
+    if problem := machine_error(error):
+        return "; ".join(refusal(problem))
     if isinstance(error, OSError) and error.strerror:
         return error.strerror + (f": {error.filename}" if error.filename else "")
     return None

@@ -218,8 +218,8 @@ def _progress(label: str, rows: int, unit: str = "rows") -> Iterator[Callable[[i
 
 def _examined(store: Kept | Answers) -> str | None:
     """Report that a cache is complete, or return what is wrong with it."""
-    if fault := store.fault():
-        return f"{store.folder}: {fault}; kdcore cache rm {store.folder.name} removes it"
+    if problem := store.error():
+        return f"{store.folder}: {problem}; kdcore cache rm {store.folder.name} removes it"
     if isinstance(store, Answers):
         if torn := store.torn():
             return f"{store.folder}: {torn:,} torn lines will be requested again when needed"
@@ -281,9 +281,9 @@ def _counted(answers: Answers) -> str:
 
 def _line_of(store: Kept | Answers) -> dict[str, object]:
     """A cache on one line, or what is wrong with it."""
-    fault = store.fault()
-    line: dict[str, object] = {"store": store.folder.name, "fault": fault, "bytes": store.bytes}
-    if fault:
+    problem = store.error()
+    line: dict[str, object] = {"store": store.folder.name, "fault": problem, "bytes": store.bytes}
+    if problem:
         return line
     if isinstance(store, Answers):
         return line | {"teacher": store.about["teacher"], "kind": "answers"} | store.counts()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from kdcore.errors import KdcoreError
-from kdcore.files import machine_fault, remove_folder, write_whole
+from kdcore.files import machine_error, remove_folder, write_whole
 
 _log = logging.getLogger("kdcore")
 _SUM = "kdcore-fingerprint.txt"  # of the tokens, next to them; absent in earlier versions
@@ -42,7 +42,7 @@ def verified(opened: Callable[[], _Opened], key: str) -> _Opened:
         _log.warning("the token cache %s is damaged (%s) and is rebuilt", folder, store)
         remove_folder(folder)
         store = opened()
-        _fault(store, folder)
+        _error(store, folder)
         return store
 
 
@@ -51,11 +51,11 @@ def _undamaged(opened: Callable[[], _Opened], folder: Path) -> _Opened | str:
     there = folder.is_dir()
     try:
         store = opened()
-        return _fault(store, folder) or store
+        return _error(store, folder) or store
     except KdcoreError:
         raise
     except Exception as error:  # files that are not Arrow can break libraries in any way
-        if not there or machine_fault(error) is not None:
+        if not there or machine_error(error) is not None:
             raise
         return str(error).split("\n")[0]
 
@@ -72,7 +72,7 @@ def _folder(key: str) -> Path:
     return caches() / "generator" / f"default-fingerprint=kdcore-{key}"
 
 
-def _fault(store: _Store, folder: Path) -> str | None:
+def _error(store: _Store, folder: Path) -> str | None:
     """How the tokens differ from those written; for new ones, writes their checksum."""
     path = folder / _SUM
     if path.is_file():

@@ -52,7 +52,7 @@ def loading_error(name: str, key: str | None) -> Iterator[None]:
     except KdcoreError:
         raise
     except Exception as error:  # files that are no model can break libraries in any way
-        why = _folder_fault(error) if there else _hub_fault(error, key)
+        why = _folder_error(error) if there else _hub_error(error, key)
         if "trust_remote_code" in str(error):
             why = (
                 "it brings code of its own, which is not run; if you know that code, say "
@@ -79,12 +79,12 @@ _FAULTS = {
 """Messages of libraries, and what they mean."""
 
 
-def _folder_fault(error: Exception) -> str:
+def _folder_error(error: Exception) -> str:
     found = next((ours for said, ours in _FAULTS.items() if said in str(error)), None)
     return f"the folder is there, but {found or _first_line(error)}"
 
 
-def _hub_fault(error: Exception, key: str | None) -> str:
+def _hub_error(error: Exception, key: str | None) -> str:
     instead = f"give a local folder{_at(key)}"
     causes = {type(cause).__name__ for cause in exception_chain(error)}
     if "GatedRepoError" in causes:

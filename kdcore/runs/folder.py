@@ -131,14 +131,14 @@ def _fingerprints(path: Path) -> dict[str, str]:
     return found
 
 
-def refused_by_machine(fault: BaseException, folder: Path) -> RunError:
+def refused_by_machine(problem: BaseException, folder: Path) -> RunError:
     """What the user can do about an OS error; `folder` is the run's."""
     from kdcore.training.checkpoints.folders import in_order
 
-    said, way = refusal(fault)
+    said, way = refusal(problem)
     there = in_order(folder / CHECKPOINTS)
     kept = f"checkpoint {there[-1].name} is kept" if there else "there is no checkpoint yet"
-    least = "; --set train.save_keep=1 takes least" if is_full(fault) else ""
+    least = "; --set train.save_keep=1 takes least" if is_full(problem) else ""
     return RunError(
         f"{folder} cannot resume: {said}; {kept}. {way[0].upper()}{way[1:]}, and the same command "
         f"resumes{least}"

@@ -203,10 +203,10 @@ class Trainer(TrainStep):
             return
         path = self.checkpoints.folder / f"step-{best.step}"
         with self.checkpoints.here(path):
-            if fault := damage(path):
+            if problem := damage(path):
                 raise RunError(
                     f"the checkpoint {path} scored best and should become the final weights, but "
-                    f"it is damaged ({fault}); --fresh starts the run again"
+                    f"it is damaged ({problem}); --fresh starts the run again"
                 )
             self.layout.rest()
             load_weights(path, self.checkpoints.model)

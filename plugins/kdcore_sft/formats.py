@@ -148,5 +148,5 @@ def _parsed(value: Any, key: str, where: str) -> Any:
         raise RunError(f"{where} has {key} that are text but not JSON: {error}") from None
 
 
-def _refuse(where: str, fault: str) -> NoReturn:
-    raise RunError(f"{where} {fault}")
+def _refuse(where: str, problem: str) -> NoReturn:
+    raise RunError(f"{where} {problem}")
