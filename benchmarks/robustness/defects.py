@@ -290,8 +290,7 @@ def line_23() -> Seen:
 
 def line_27() -> Seen:
     """A path that is not there."""
-    text_recipe("nowhere.jsonl")
-    code = kdcore("check", "r.toml").code
+    code = kdcore("check", text_recipe("nowhere.jsonl")).code
     return code == 0, f"exit code {code} of check"
 
 
