@@ -46,8 +46,9 @@ def python(folder: Path, *arguments: str, **settings: str) -> str:
 
     `settings` are environment variables, such as FAKE_CUDA_DEVICES="1".
     """
+    elsewhere = os.environ.get("PYTHONPATH")  # where an engine with a planted bug may be
     environment = os.environ | {
-        "PYTHONPATH": str(ROOT / "tests"),
+        "PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), *filter(None, [elsewhere])]),
         "FAKE_CUDA_REPORT": str(folder / "report.jsonl"),
         "KDCORE_TRACE": "1",
         "OMP_NUM_THREADS": "1",
