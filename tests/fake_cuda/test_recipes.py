@@ -18,8 +18,17 @@ SIX = sets(
     train__save_every=100,
 )
 
+
+def rouge(stage):
+    """Few and short answers, measured."""
+    few = {"rows": 2, "max_new_tokens": 8}
+    return sets(**{f"stage__{stage}__eval__2__{key}": value for key, value in few.items()})
+
+
+FEW_FACTS = sets(eval__1__samples=2, eval__1__max_new_tokens=8)
+
 RECIPES = {
-    "quickstart": sets(stage__teacher__train__steps=6),
+    "quickstart": sets(stage__teacher__train__steps=6) + FEW_FACTS,
     "quickstart_rho": sets(stage__reference__train__steps=6),
     "cpu/babyllama": sets(
         stage__llama__train__steps=6,
@@ -33,7 +42,6 @@ RECIPES = {
     ),
     "cpu/cross_tokenizer": sets(
         stage__teacher__train__steps=6,
-        stage__gold__use="none",
         stage__alm__use="none",
         stage__seqkd__use="none",
     ),
@@ -43,11 +51,14 @@ RECIPES = {
         stage__student__train__steps=6,
         stage__student__train__eval_rows=8,
     ),
-    "cpu/prune_and_distil": sets(stage__teacher__train__steps=6),
+    "cpu/prune_and_distil": sets(stage__teacher__train__steps=6) + FEW_FACTS,
     "cpu/mix_domains": sets(stage__tasks__train__steps=6, stage__stories__train__steps=6),
-    "cpu/qwen_kl_sft": sets(stage__base__train__steps=6, stage__teacher__train__steps=6),
+    "cpu/qwen_kl_sft": sets(stage__base__train__steps=6, stage__teacher__train__steps=6)
+    + [each for stage in ("ce", "student", "only_kl", "finetune_first") for each in rouge(stage)],
     "cpu/rho_qwen": [],
-    "cpu/tinystories_llama": [],
+    "cpu/tinystories_llama": sets(
+        eval__1__max_new_tokens=8, eval__2__samples=2, eval__2__max_new_tokens=8
+    ),
 }
 
 WITH_HALF = {
@@ -57,6 +68,7 @@ WITH_HALF = {
     "quickstart_rho.rho30",
     "babyllama_cpu.student",
     "cross_tokenizer_cpu.kd",
+    "cross_tokenizer_cpu.gold",
     "hidden_qwen_cpu.teacher",
     "hidden_qwen_cpu.student",
     "hidden_qwen_cpu.logits",
@@ -74,7 +86,6 @@ WITH_HALF = {
 
 WAITS = {
     # How often the host waits for the device in a step, where it does: this may only become less.
-    "cross_tokenizer_cpu.kd": 9,  # the ids come to the host, whose tokenizer reads their bytes
     "quickstart_rho.rho60": 1,  # each step fills its cache, which is on the disk
     "rho_qwen_cpu.rho": 1,
 }
