@@ -2,10 +2,12 @@
 
     kdcore compare RUN... --documents first --json | python benchmarks/learning/studies.py choose
     python benchmarks/learning/studies.py shares RUN...
+    kdcore compare $(python benchmarks/learning/studies.py runs loss.kl.use=kl data.share=0.5)
 
 `choose` reads the arms of a sweep over lr and weight, and writes the best of each divergence as
 the [[sweep]] of further seeds; cross-entropy alone is `kl` with weight 0. `shares` writes the mean
-share of the gradient that each divergence gives in the first and in the last measured step.
+share of the gradient that each divergence gives in the first and in the last measured step. `runs`
+writes the folders of the points of a sweep that have these values, by runs/sweep.json.
 """
 
 from __future__ import annotations
@@ -89,16 +91,31 @@ def shares(folders: Iterable[Path]) -> dict[str, tuple[float, float]]:
     }
 
 
+def points(out: Path, values: Sequence[str]) -> list[Path]:
+    """The folders of the points of a sweep with these values, each K=V."""
+    entries = json.loads((out / "sweep.json").read_text())["points"]
+    wanted = [each.split("=", 1) for each in values]
+    return [
+        out / entry["run"]
+        for entry in entries
+        if all(str(entry["sets"].get(key)) == value for key, value in wanted)
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("step", choices=["choose", "shares"])
-    parser.add_argument("runs", nargs="*", type=Path)
+    parser.add_argument("step", choices=["choose", "shares", "runs"])
+    parser.add_argument("of", nargs="*", help="folders of runs, or K=V")
+    parser.add_argument("--out", type=Path, default=Path("runs"))
     asked = parser.parse_args()
+    if asked.step == "runs":
+        print(*points(asked.out, asked.of))
+        return
     if asked.step == "choose":
         rows = [row for row in json.load(sys.stdin) if row["at"] == "tokens"]
         print("\n\n".join(each.table() for each in chosen(settings(rows))))
         return
-    for use, (first, last) in shares(asked.runs).items():
+    for use, (first, last) in shares(map(Path, asked.of)).items():
         print(f"{use:<16} {first:6.1%} {last:6.1%}")
 
 

@@ -157,12 +157,12 @@ def check_whole(recipe: str, out: Path, alone: int, rng: random.Random) -> str:
     """Raise AssertionError unless each stage ended once and a sample of runs is as alone."""
     found = nodes(recipe, out)
     assert all(node["finished"] for node in found), "some runs are not finished"
-    again = [node["name"] for node in found if ends(out / node["name"]) != 1]
+    names = {node["key"]: f"{node['name']}-{node['key']}" for node in found}
+    again = [name for name in names.values() if ends(out / name) != 1]
     assert not again, f"{again} did not end exactly once"
     folders = {path.parent.name for path in out.glob("*/metrics.jsonl")}
-    assert folders == {node["name"] for node in found}, "there are folders of other runs"
+    assert folders == {*names.values()}, "there are folders of other runs"
     needed = {need for node in found for need in node["needs"]}
-    shared = [node["name"] for node in found if node["key"] in needed]
     last = [node for node in found if node["key"] not in needed]
     for node in rng.sample(last, alone):
         words = node["command"][1:-1]  # without the program and the folder
@@ -170,7 +170,7 @@ def check_whole(recipe: str, out: Path, alone: int, rng: random.Random) -> str:
         subprocess.run(command(*words, str(apart), "-q"), check=True, capture_output=True)
     for name, made in weights(apart).items() if alone else ():
         assert made == weights(out)[name], f"{name} has other weights than alone"
-    return f"{len(found)} runs, {len(shared)} of them shared by others: each ended once"
+    return f"{len(found)} runs, {len(needed)} of them needed by others: each ended once"
 
 
 def whole(asked: argparse.Namespace) -> None:

@@ -17,6 +17,7 @@ from kdcore.errors import RunError
 from kdcore.files import write_whole
 from kdcore.recipe.overrides import Assignment
 from kdcore.recipe.recipe import read_recipe
+from kdcore.runs.environment import recorded
 from kdcore.runs.reading.metrics import iter_metrics
 from kdcore.sweeps import controls
 
@@ -71,9 +72,11 @@ def _changes(
         return controls.with_share(twin, share), f"{folder.name} kept {share} of its tokens"
     if task.control == "more-steps":
         plain = Path(task.plain)
-        seconds, per = training_seconds(folder), training_seconds(plain)
+        cpu = all(map(counts_cpu_seconds, (folder, plain)))
+        seconds, per = (training_seconds(each, cpu=cpu) for each in (folder, plain))
         steps = controls.steps_for(seconds, per, last_step(plain))
-        took = f"{folder.name} trained for {seconds:.1f} s, {plain.name} for {per:.1f} s"
+        unit = "CPU s" if cpu else "s"
+        took = f"{folder.name} trained for {seconds:.1f} {unit}, {plain.name} for {per:.1f} {unit}"
         return controls.with_steps(twin, steps), f"{took}, so {steps} steps"
     entropy, ids = teacher_entropy(folder, host)
     smoothing = controls.smoothing_of(entropy, ids)
@@ -89,13 +92,23 @@ def kept_share(folder: Path) -> float:
     return round(sum(shares) / len(shares), 6)
 
 
-def training_seconds(folder: Path) -> float:
-    """The seconds that a run trained, without evaluations and checkpoints, from its metrics."""
-    seconds, before = 0.0, 0.0
+def counts_cpu_seconds(folder: Path) -> bool:
+    """Whether a run used no GPU, and each of its lines has its CPU seconds."""
+    about = recorded(folder / "env.json")
+    if about is None or about.get("devices"):
+        return False
+    return all("cpu_seconds" in line for line in iter_metrics(folder))
+
+
+def training_seconds(folder: Path, *, cpu: bool = False) -> float:
+    """The seconds that a run trained, or CPU seconds, without evaluations, from its metrics."""
+    seconds, tokens, at = 0.0, 0.0, 0.0
     for line in iter_metrics(folder):
+        now, read = (float(line.get(key) or 0) for key in ("cpu_seconds", "tokens"))
         if rate := line.get("tokens_per_second"):
-            tokens = float(line["tokens"] or 0)
-            seconds, before = seconds + (tokens - before) / float(rate), tokens
+            seconds += now - at if cpu else (read - tokens) / float(rate)
+            tokens = read
+        at = now
     if not seconds:
         raise RunError(f"{folder} has no record of how long it trained")
     return seconds

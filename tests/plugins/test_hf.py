@@ -9,7 +9,10 @@ from kdcore_hf import HfTeacher, HfTokenizer, _moved
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kdcore import LanguageModel, RunError, load_model, read, read_nll
+from kdcore.errors import RecipeError
 from kdcore.models.offload import offload_layers
+from kdcore.plugin.manager import PluginManager
+from kdcore.recipe.recipe import read_recipe
 
 RUN = SimpleNamespace(device=tiny.CPU)
 LAYOUT = [[(0, 0, 7), (1, 0, 5)], [(2, 0, 9)]]
@@ -42,6 +45,39 @@ def test_reads_what_the_model_says_without_dropout(folder, batch):
     with torch.no_grad():
         expected = model.logits(model.states(batch))[positions]
     torch.testing.assert_close(logits_at(positions), expected)
+
+
+RECIPE = """
+[student]
+model = "./stu"
+[tokenizer]
+use = "hf"
+model = "./tok"
+[teacher]
+use = "hf"
+model = "./tea"
+adapter = "org/adapter"
+[data]
+use = "stories"
+[[loss]]
+use = "kl"
+[train]
+lr = 1e-3
+steps = 1
+"""
+
+
+def test_folders_that_are_not_there_are_errors_of_check(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.toml").write_text(RECIPE)
+    with pytest.raises(RecipeError) as raised:
+        read_recipe("mine.toml", PluginManager()).refuse_missing()
+    said = [each.message for each in raised.value.faults]
+    names = ("./stu", "./tok", "./tea")
+    assert sorted(said) == sorted(f"there is no folder {name!r} in {tmp_path}" for name in names)
+    for name in names:
+        (tmp_path / name).mkdir()
+    read_recipe("mine.toml", PluginManager()).refuse_missing()
 
 
 def test_the_trunk_runs_once(folder, batch):

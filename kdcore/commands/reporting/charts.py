@@ -16,6 +16,7 @@ from kdcore.terminal.formatting import count, duration, value
 WIDTH, HEIGHT = 380, 230
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 10, 10, 34
 _POINTS = 160  # points per line
+_LETTER = 6.4  # the mean width of a letter, on the safe side
 COLOURS = 6
 _DASHES = ("", "7 3", "2 3", "9 3 2 3")
 
@@ -170,7 +171,7 @@ def intervals(title: str, found: Sequence[Interval], margin: float) -> str:
 
 
 def _x(number: float, across: Sequence[float]) -> float:
-    return 12 + (WIDTH - 24) * (number - across[0]) / (across[-1] - across[0])
+    return 22 + (WIDTH - 44) * (number - across[0]) / (across[-1] - across[0])
 
 
 def _scale(across: Sequence[float], height: int, margin: float) -> Iterator[str]:
@@ -191,11 +192,21 @@ def _scale(across: Sequence[float], height: int, margin: float) -> Iterator[str]
 def _interval(each: Interval, across: Sequence[float], top: float) -> Iterator[str]:
     low, mean, high = (_x(number, across) for number in (each.low, each.mean, each.high))
     colour, y = each.style % COLOURS, top + 24
-    middle = min(max(mean, 70), WIDTH - 70)
-    yield f'<text x="{middle:.1f}" y="{top + 13}" text-anchor="middle">{escape(each.label)}</text>'
+    label = _fitting(each.label)
+    half = len(label) * _LETTER / 2
+    middle = min(max(mean, half), WIDTH - half)
+    yield f'<text x="{middle:.1f}" y="{top + 13}" text-anchor="middle">{escape(label)}</text>'
     ends = f"M{low:.1f} {y - 4}V{y + 4}M{high:.1f} {y - 4}V{y + 4}"
     yield f'<path class="line s{colour}" d="M{low:.1f} {y}H{high:.1f}{ends}"/>'
     yield f'<circle class="f{colour} dot" cx="{mean:.1f}" cy="{y}" r="4"/>'
+
+
+def _fitting(label: str) -> str:
+    """A label that is no wider than the chart: arms often differ at their ends, so both stay."""
+    longest = int(WIDTH / _LETTER)
+    if len(label) <= longest:
+        return label
+    return f"{label[: longest // 2 - 1]}…{label[-(longest // 2 - 1) :]}"
 
 
 def swatch(style: int) -> str:

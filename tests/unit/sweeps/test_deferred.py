@@ -9,6 +9,7 @@ from kdcore.errors import RunError
 from kdcore.plugin.manager import PluginManager
 from kdcore.sweeps.deferred import (
     DeferredTask,
+    counts_cpu_seconds,
     kept_share,
     last_step,
     make_recipe,
@@ -33,6 +34,22 @@ def test_seconds_are_those_of_training(tmp_path):
     )
     assert training_seconds(folder) == 1000 / 500 + 1500 / 1000
     assert kept_share(folder) == 0.375 and last_step(folder) == 20
+
+
+def test_without_a_gpu_training_is_measured_in_cpu_seconds(tmp_path):
+    folder = run_with(
+        tmp_path / "run",
+        {"step": 0, "tokens": 0, "eval/nll": 5.0, "cpu_seconds": 7.0},
+        {"step": 10, "tokens": 1000, "tokens_per_second": 500.0, "cpu_seconds": 10.0},
+        {"step": 10, "tokens": 1000, "eval/nll": 4.0, "cpu_seconds": 16.0},
+        {"step": 20, "tokens": 2500, "tokens_per_second": 1000.0, "cpu_seconds": 17.5},
+    )
+    assert not counts_cpu_seconds(folder)  # nothing says which devices it used
+    (folder / "env.json").write_text('{"devices": []}')
+    assert counts_cpu_seconds(folder)
+    assert training_seconds(folder, cpu=True) == 3.0 + 1.5
+    (folder / "env.json").write_text('{"devices": [{"name": "a GPU"}]}')
+    assert not counts_cpu_seconds(folder)
 
 
 def test_a_run_without_a_record_cannot_be_measured(tmp_path):
