@@ -166,6 +166,28 @@ def test_a_teacher_on_the_second_device_says_the_same(tmp_path):
     assert found["small.student"]["eval/nll"] == found["beside.student"]["eval/nll"]
 
 
+CACHED = """
+[stage.teacher]
+
+[stage.student.teacher]
+use = "cached"
+kind = "topk"
+k = 8
+teacher = {use = "hf", model = "@teacher", dtype = "fp32"}
+[[stage.student.loss]]
+use = "kl"
+"""
+
+
+def test_a_probe_for_the_micro_batch_stores_nothing_of_made_up_rows(tmp_path):
+    path = recipe(tmp_path, RECIPE + CACHED)
+    options = [*KINDS["llama"], *model(num_hidden_layers=1), *sets(train__precision="fp32")]
+    probed = [*sets(train__micro_batch="auto"), "--out", "probed"]
+    python(tmp_path, *joined([on_device(path, *options), on_device(path, *options, *probed)]))
+    told, found = (records(tmp_path / out)["small.student"] for out in ("device", "probed"))
+    assert math.isclose(found["loss/kl"], told["loss/kl"], rel_tol=1e-5)
+
+
 def test_an_offloaded_teacher_says_the_same_and_nothing_waits_for_its_layers(tmp_path):
     """A copy for each layer, out of pinned memory."""
     path = recipe(tmp_path, RECIPE + DISTILLED)

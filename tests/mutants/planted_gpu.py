@@ -9,7 +9,7 @@ from planted import Fault
 MARKED = "fake_cuda/test_marked.py"
 STEPS = "fake_cuda/test_steps.py"
 IN_BF16 = f"{STEPS}::test_it_learns_in_every_precision[bf16]"
-RHO = "fake_cuda/test_recipes.py::test_it_learns_as_on_the_cpu_and_hardly_waits[cpu/rho_qwen]"
+RHO = "fake_cuda/test_recipes.py::test_they_learn_as_on_the_cpu_and_hardly_wait"
 LAUNCHERS = "unit/cli/test_launchers.py"
 
 GPU_FAULTS = [
