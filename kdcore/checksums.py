@@ -39,20 +39,20 @@ def keep(folder: Path, name: str, written: Path) -> None:
 def damage(place: Path) -> str | None:
     """The first file that is not as the run wrote it, and how; of a run's folder, or the file."""
     sums = _known(place.parent).get(place.name, {})
-    found = (_fault(place / name, size, known) for name, (size, known) in sums.items())
+    found = (_error(place / name, size, known) for name, (size, known) in sums.items())
     return next(filter(None, found), None)
 
 
 def refuse_changed(place: Path) -> None:
     """Raise RunError for a folder in a run that is not as the run wrote it."""
-    if fault := damage(place):
+    if problem := damage(place):
         raise RunError(
-            f"{fault}, so {place} is not what the run wrote: --fresh makes a new run next to "
+            f"{problem}, so {place} is not what the run wrote: --fresh makes a new run next to "
             "it; if the change is intended, copy the folder and name the copy by its path"
         )
 
 
-def _fault(path: Path, size: int, known: str) -> str | None:
+def _error(path: Path, size: int, known: str) -> str | None:
     if not path.is_file():
         return f"{path} is missing"
     status = path.stat()

@@ -11,6 +11,7 @@ KdcoreError
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -60,7 +61,7 @@ class Interrupted(KdcoreError):
 
 
 @dataclass(frozen=True)
-class Fault:
+class Diagnostic:
     """One error of a recipe: its place, a message and a hint.
 
     `line` and `column` count from 1; `source` is the line of text; `file` is the recipe's path as
@@ -85,9 +86,16 @@ class Fault:
 class RecipeError(UsageError):
     """All errors of one recipe."""
 
-    def __init__(self, faults: Sequence[Fault]) -> None:
-        super().__init__("\n".join(map(str, faults)))
-        self.faults = tuple(faults)
+    def __init__(self, errors: Sequence[Diagnostic]) -> None:
+        super().__init__("\n".join(map(str, errors)))
+        self.errors = tuple(errors)
+
+    @property
+    def faults(self) -> tuple[Diagnostic, ...]:
+        """The name of `errors` in kdcore 0.1; it works until 1.0."""
+        text = "`RecipeError.faults` is now `RecipeError.errors`; the old name works until 1.0"
+        warnings.warn(text, DeprecationWarning, stacklevel=2)
+        return self.errors
 
 
 def did_you_mean(name: str, among: Iterable[str]) -> str:

@@ -141,8 +141,8 @@ def sharding_error(name: str) -> str | None:
 
 
 def _class(name: str) -> type[torch.optim.Optimizer]:
-    if fault := optimizer_error(name):
-        raise UsageError(f"train.optimizer: {fault}")
+    if problem := optimizer_error(name):
+        raise UsageError(f"train.optimizer: {problem}")
     home, named = _KNOWN[name.lower()]
     made: type[torch.optim.Optimizer] = getattr(import_module(home), named)
     return made

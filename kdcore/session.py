@@ -197,4 +197,4 @@ def _name_of(recipe: RecipeLike) -> Iterator[str]:
         try:
             yield str(path)
         except RecipeError as error:
-            raise RecipeError([replace(each, file="recipe") for each in error.faults]) from None
+            raise RecipeError([replace(each, file="recipe") for each in error.errors]) from None

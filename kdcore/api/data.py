@@ -27,7 +27,7 @@ class Data(Component):
     """Text for training and validation, arranged in rows of at most `block` tokens."""
 
     component_kind: ClassVar[str] = "data"
-    block: int = 512
+    block: Annotated[int, Field(ge=2)] = 512
     rows: Literal["pack", "chunk", "one"] = "pack"
     cut: Literal["left", "right", "split"] = "right"
     bos: Annotated[

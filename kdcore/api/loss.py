@@ -127,7 +127,7 @@ class HiddenStatesLoss(Loss):
         if self.projection == "none":
             for pair, ours, theirs in zip(self.layers, student, teacher, strict=True):
                 if ours != theirs:
-                    raise UsageError(f"the loss {self.name!r}: {width_fault(pair, ours, theirs)}")
+                    raise UsageError(f"the loss {self.name!r}: {width_error(pair, ours, theirs)}")
             return
         generator = torch.Generator().manual_seed(seed)
         self._learned = nn.ModuleList()
@@ -162,7 +162,7 @@ class HiddenStatesLoss(Loss):
         )
 
 
-def width_fault(pair: Sequence[int], student: int, teacher: int) -> str:
+def width_error(pair: Sequence[int], student: int, teacher: int) -> str:
     """The error message for two layers of different width."""
     return (
         f"the student's state {pair[0]} has {student} numbers and the teacher's state {pair[1]} "

@@ -110,8 +110,8 @@ class TrainOptions:
     @field_validator("optimizer")
     @classmethod
     def _there_is_one(cls, optimizer: str) -> str:
-        if fault := optimizer_error(optimizer):
-            raise ValueError(fault)
+        if problem := optimizer_error(optimizer):
+            raise ValueError(problem)
         return optimizer
 
     @field_validator("warmup")

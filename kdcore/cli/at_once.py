@@ -66,12 +66,16 @@ class AtOnceSignals:
         os._exit(Interrupted("", known_as(number)).exit_code)
 
     def _watch(self, reading: int) -> None:
-        """End the process if the main thread is blocked."""
+        """End the process if the main thread is blocked, or Python dropped a KeyboardInterrupt."""
         with os.fdopen(reading, "rb", buffering=0) as numbers:
             while number := numbers.read(1):
                 handler = signal.getsignal(number[0])
-                soon = handler == self._interrupt and not self._over.wait(_GRACE)
-                if soon or handler == self._end:
+                raised = self.interrupted and number[0] == signal.SIGINT
+                soon = (raised or handler == self._interrupt) and not self._over.wait(_GRACE)
+                if soon and signal.getsignal(number[0]) != self._interrupt:  # a stage trains now
+                    self.interrupted = False
+                    signal.raise_signal(number[0])
+                elif soon or handler == self._end:
                     self._end(number[0])
 
     def _forget(self) -> None:

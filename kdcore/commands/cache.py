@@ -37,7 +37,8 @@ cache = typer.Typer(
 
 Out = Annotated[Path, typer.Option(help="Where runs are kept; stores are in its caches/.")]
 StageName = Annotated[
-    str | None, typer.Option("--stage", help="One stage; by default all with a cached teacher.")
+    str | None,
+    typer.Option("--stage", help="Only this stage; by default all that have a cached teacher."),
 ]
 Sets = Annotated[
     list[str] | None, typer.Option("--set", metavar="K=V", help="Change a key of the recipe.")
@@ -74,8 +75,10 @@ def build(
 
 @cache.command(epilog=as_epilog("kdcore cache export answers-served-0123456789ab answers.jsonl"))
 def export(
-    store: Annotated[str, typer.Argument(metavar="STORE", help="Of answers: its name, or an end.")],
-    path: Annotated[Path, typer.Argument(metavar="FILE", help="A new file, of JSON lines.")],
+    store: Annotated[
+        str, typer.Argument(metavar="STORE", help="A store of answers: its name, or the end of it.")
+    ],
+    path: Annotated[Path, typer.Argument(metavar="FILE", help="The JSON lines file to write.")],
     out: Out = Path("runs"),
 ) -> None:
     """Export stored completions as dialogues that the data `sft` reads."""
@@ -93,7 +96,9 @@ def export(
 def verify(
     what: Annotated[
         str | None,
-        typer.Argument(metavar="[RECIPE|STORE]", help="By default every store, without teachers."),
+        typer.Argument(
+            metavar="[RECIPE|STORE]", help="By default all stores, without loading teachers."
+        ),
     ] = None,
     stage: StageName = None,
     sample: Annotated[
@@ -132,7 +137,9 @@ def ls(out: Out = Path("runs"), as_json: AsJson = False) -> None:
 
 @cache.command(epilog=as_epilog("kdcore cache rm 0123456789ab --yes"))
 def rm(
-    names: Annotated[list[str], typer.Argument(metavar="STORE...", help="Names, or their ends.")],
+    names: Annotated[
+        list[str], typer.Argument(metavar="STORE...", help="Names of stores, or the ends of them.")
+    ],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     out: Out = Path("runs"),
 ) -> None:
@@ -211,8 +218,8 @@ def _progress(label: str, rows: int, unit: str = "rows") -> Iterator[Callable[[i
 
 def _examined(store: Kept | Answers) -> str | None:
     """Report that a cache is complete, or return what is wrong with it."""
-    if fault := store.fault():
-        return f"{store.folder}: {fault}; kdcore cache rm {store.folder.name} removes it"
+    if problem := store.error():
+        return f"{store.folder}: {problem}; kdcore cache rm {store.folder.name} removes it"
     if isinstance(store, Answers):
         if torn := store.torn():
             return f"{store.folder}: {torn:,} torn lines will be requested again when needed"
@@ -274,9 +281,9 @@ def _counted(answers: Answers) -> str:
 
 def _line_of(store: Kept | Answers) -> dict[str, object]:
     """A cache on one line, or what is wrong with it."""
-    fault = store.fault()
-    line: dict[str, object] = {"store": store.folder.name, "fault": fault, "bytes": store.bytes}
-    if fault:
+    problem = store.error()
+    line: dict[str, object] = {"store": store.folder.name, "fault": problem, "bytes": store.bytes}
+    if problem:
         return line
     if isinstance(store, Answers):
         return line | {"teacher": store.about["teacher"], "kind": "answers"} | store.counts()

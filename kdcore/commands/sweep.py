@@ -14,7 +14,7 @@ from kdcore.api.options import members, option_types
 from kdcore.cli.examples import examples
 from kdcore.cli.main import Logs, Sets, plugin_manager
 from kdcore.commands.output import AsJson, Plugins, print_json, tell
-from kdcore.errors import Fault, RecipeError, UsageError
+from kdcore.errors import Diagnostic, RecipeError, UsageError
 from kdcore.recipe.build import Builder
 from kdcore.recipe.node import Node, Source
 from kdcore.recipe.overrides import NoSuchPlaceError, parse_value
@@ -141,11 +141,11 @@ def _executor(on: str, points: Points, slurm: Sequence[str], host: PluginManager
             way = "write K=V" if not equals else "it needs --on slurm"
             raise UsageError(f"--slurm {each}: {way}")
         _put(table, key.strip(), value, Source(f"--slurm {each}"), cls)
-    faults: list[Fault] = []
+    errors: list[Diagnostic] = []
     table.table["use"] = Node.of(name, table.source)
-    made = Builder(host, faults).component("executor", table)
-    if faults or not isinstance(made, Executor):
-        raise RecipeError(faults)
+    made = Builder(host, errors).component("executor", table)
+    if errors or not isinstance(made, Executor):
+        raise RecipeError(errors)
     return made
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from kdcore.data.batch import TextSource
 from kdcore.data.columns import to_text
-from kdcore.data.where import column_fault
+from kdcore.data.where import column_error
 from kdcore.data.windows import LONG, in_windows
 from kdcore.errors import PluginError, RunError
 from kdcore.hashing import tokenizer_hash
@@ -85,8 +85,8 @@ def checked_document(given: object, data: TextSource, split: str) -> str | Docum
         return cast(str, given)
     said = f"data {data.name!r}: documents({split!r}) gave "
     columns = given.get("columns")
-    if columns is not None and (fault := column_fault(columns)):
-        raise PluginError(f"{said}a document with {fault}")
+    if columns is not None and (problem := column_error(columns)):
+        raise PluginError(f"{said}a document with {problem}")
     if "text" in given:
         utf8(given["text"], data, split)
         return given["text"], to_text(columns)

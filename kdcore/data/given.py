@@ -12,7 +12,7 @@ from kdcore.data.batch import Row, Split
 from kdcore.data.columns import labelled
 from kdcore.data.rows import RowDataset
 from kdcore.data.streaming import WINDOW, JoinedStream, Place, Stream, _from, _state_of
-from kdcore.data.where import Columns, column_fault
+from kdcore.data.where import Columns, column_error
 from kdcore.errors import PluginError, RunError
 from kdcore.hashing import digest
 
@@ -67,8 +67,8 @@ class GivenRows(RowDataset):
         """The validated columns of the row, or of each of its documents."""
         alone = isinstance(columns, Mapping) or not isinstance(columns, Sequence)
         for each in [columns] if alone else columns:
-            if fault := column_fault(each):
-                self._refuse(index, f"has {fault}")
+            if problem := column_error(each):
+                self._refuse(index, f"has {problem}")
         documents = len(np.unique(row["document"]))
         if not alone and len(columns) != documents:
             self._refuse(index, f"has {len(columns)} columns for {documents} documents")
@@ -100,8 +100,8 @@ class GivenRows(RowDataset):
         row.setdefault("offset", count)
         return row
 
-    def _refuse(self, index: int, fault: str) -> None:
-        raise PluginError(f"{self._where.format(self._first + index)} {fault}")
+    def _refuse(self, index: int, problem: str) -> None:
+        raise PluginError(f"{self._where.format(self._first + index)} {problem}")
 
 
 def _documents(row: Row) -> Iterator[tuple[int, int]]:

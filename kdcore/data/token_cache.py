@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from kdcore.errors import KdcoreError
-from kdcore.files import machine_fault, remove_folder, write_whole
+from kdcore.files import machine_error, remove_folder, write_whole
 
 _log = logging.getLogger("kdcore")
 _SUM = "kdcore-fingerprint.txt"  # of the tokens, next to them; absent in earlier versions
@@ -26,26 +26,38 @@ _Opened = TypeVar("_Opened", bound=_Store)
 def verified(opened: Callable[[], _Opened], key: str) -> _Opened:
     """The tokens under a key, which `opened` opens, or makes if there are none.
 
-    All tokens are read for their fingerprint anyway, so comparing it costs nothing.
+    All tokens are read for their fingerprint anyway, so comparing it costs nothing. One process at
+    a time rebuilds a damaged cache.
     """
+    from filelock import FileLock
+
     folder = _folder(key)
+    store = _undamaged(opened, folder)
+    if not isinstance(store, str):
+        return store
+    with FileLock(f"{folder}.lock"):
+        store = _undamaged(opened, folder)  # another process may have rebuilt it
+        if not isinstance(store, str):
+            return store
+        _log.warning("the token cache %s is damaged (%s) and is rebuilt", folder, store)
+        remove_folder(folder)
+        store = opened()
+        _error(store, folder)
+        return store
+
+
+def _undamaged(opened: Callable[[], _Opened], folder: Path) -> _Opened | str:
+    """The tokens, or how they are damaged."""
     there = folder.is_dir()
     try:
         store = opened()
-        fault = _fault(store, folder)
+        return _error(store, folder) or store
     except KdcoreError:
         raise
     except Exception as error:  # files that are not Arrow can break libraries in any way
-        if not there or machine_fault(error) is not None:
+        if not there or machine_error(error) is not None:
             raise
-        fault = str(error).split("\n")[0]
-    if fault is None:
-        return store
-    _log.warning("the token cache %s is damaged (%s) and is rebuilt", folder, fault)
-    remove_folder(folder)
-    store = opened()
-    _fault(store, folder)
-    return store
+        return str(error).split("\n")[0]
 
 
 def caches() -> Path:
@@ -60,7 +72,7 @@ def _folder(key: str) -> Path:
     return caches() / "generator" / f"default-fingerprint=kdcore-{key}"
 
 
-def _fault(store: _Store, folder: Path) -> str | None:
+def _error(store: _Store, folder: Path) -> str | None:
     """How the tokens differ from those written; for new ones, writes their checksum."""
     path = folder / _SUM
     if path.is_file():

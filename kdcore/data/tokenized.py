@@ -26,7 +26,7 @@ from kdcore.data.encoding import (
     pair_of,
 )
 from kdcore.data.token_cache import verified
-from kdcore.data.where import column_fault
+from kdcore.data.where import column_error
 from kdcore.errors import KdcoreError, PluginError, RunError
 from kdcore.hashing import digest
 from kdcore.terminal.bars import Bar, progress
@@ -302,8 +302,8 @@ def _checked(documents: Iterable[Row], which: str) -> Iterator[dict[str, Any]]:
         if len(ids) != len(labels):
             raise PluginError(f"{said} has {len(labels)} labels for {len(ids)} ids")
         columns = row.get("columns")
-        if columns is not None and (fault := column_fault(columns)):
-            raise PluginError(f"{said} has {fault}")
+        if columns is not None and (problem := column_error(columns)):
+            raise PluginError(f"{said} has {problem}")
         if len(ids):
             yield {"ids": ids, "labels": labels, "columns": to_text(columns)}
 

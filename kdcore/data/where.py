@@ -35,7 +35,7 @@ def values_in(values: Value | Sequence[Value]) -> Sequence[Value]:
     return [values] if isinstance(values, str | int | float) else values
 
 
-def column_fault(columns: object) -> str | None:
+def column_error(columns: object) -> str | None:
     """Why something is not a valid mapping of columns; None if it is."""
     if not isinstance(columns, Mapping):
         return f"columns of type {type(columns).__name__}, expected a mapping"

@@ -35,7 +35,7 @@ class HiddenStates:
         last = len(self._layers)
         for layer in layers:
             if not -last - 1 <= layer <= last:
-                raise RunError(f"the {self._title} {layer_fault(layer, last)}")
+                raise RunError(f"the {self._title} {layer_error(layer, last)}")
         return [layer % (last + 1) for layer in layers]
 
     def hook(self, numbers: Sequence[int]) -> list[int]:
@@ -94,7 +94,7 @@ class HiddenStates:
             self._kept[self._places[id(module)]] = output[0]
 
 
-def layer_fault(layer: int, last: int) -> str:
+def layer_error(layer: int, last: int) -> str:
     """The error message for a layer that a model with this many does not have."""
     return (
         f"has {last} layers, and no hidden state {layer}: they are 0 (the embeddings) to {last} "

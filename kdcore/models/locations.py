@@ -36,18 +36,23 @@ def is_path(name: str) -> bool:
     return name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
 
 
+def is_absent(name: str) -> bool:
+    """Whether this can only be a folder, and there is none."""
+    return is_path(name) and not os.path.isdir(location_of(name))
+
+
 @contextmanager
 def loading_error(name: str, key: str | None) -> Iterator[None]:
     """The reason why loading `name` failed, in one sentence."""
     there = os.path.isdir(location_of(name))
-    if is_path(name) and not there:
+    if is_absent(name):
         raise RunError(f"cannot load {name!r}: there is no such folder")
     try:
         yield
     except KdcoreError:
         raise
     except Exception as error:  # files that are no model can break libraries in any way
-        why = _folder_fault(error) if there else _hub_fault(error, key)
+        why = _folder_error(error) if there else _hub_error(error, key)
         if "trust_remote_code" in str(error):
             why = (
                 "it brings code of its own, which is not run; if you know that code, say "
@@ -74,17 +79,13 @@ _FAULTS = {
 """Messages of libraries, and what they mean."""
 
 
-def _folder_fault(error: Exception) -> str:
+def _folder_error(error: Exception) -> str:
     found = next((ours for said, ours in _FAULTS.items() if said in str(error)), None)
     return f"the folder is there, but {found or _first_line(error)}"
 
 
-def _hub_fault(error: Exception, key: str | None) -> str:
-    instead = (
-        f"give a local folder with --set {key}=PATH"
-        if key
-        else 'give a local folder: model = "PATH"'
-    )
+def _hub_error(error: Exception, key: str | None) -> str:
+    instead = f"give a local folder{_at(key)}"
     causes = {type(cause).__name__ for cause in exception_chain(error)}
     if "GatedRepoError" in causes:
         return (
@@ -96,6 +97,12 @@ def _hub_fault(error: Exception, key: str | None) -> str:
     if isinstance(error, OSError) and causes & _UNREACHABLE:
         return f"not a folder here and the hub cannot be reached; download it, or {instead}"
     return _first_line(error)
+
+
+def _at(key: str | None) -> str:
+    if key is None:
+        return ': model = "PATH"'
+    return f" with {key} PATH" if key.startswith("--") else f" with --set {key}=PATH"
 
 
 _UNREACHABLE = {

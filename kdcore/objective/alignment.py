@@ -113,7 +113,8 @@ class RetokenizedBatch:
         laid = [
             _row([pieces[n] for n in some], [columns.at(starts[n]) for n in some]) for some in rows
         ]
-        made = Collate(batch.split, vocabulary, batch.input_ids.device)(laid)
+        collate = Collate(batch.split, vocabulary, batch.input_ids.device)
+        made = collate(laid if starts else [])  # an empty batch is not masked
         spans, width = [], made.input_ids.shape[1]
         for place, some in enumerate(rows):
             at = place * width

@@ -50,10 +50,10 @@ def check_columns(run: Run) -> None:
     streamed = isinstance(rows, Stream)
     first = rows.first_window() if isinstance(rows, Stream) else rows
     known = _values(first.columns(), {name for _, where in wanted for name in where})
-    for fault in _faults(wanted, known, stage):
+    for problem in _errors(wanted, known, stage):
         if not streamed:
-            raise RunError(fault)
-        _log.warning("%s, in the first %s rows", fault, f"{len(first):,}")
+            raise RunError(problem)
+        _log.warning("%s, in the first %s rows", problem, f"{len(first):,}")
 
 
 def _values(columns: Iterable[Columns], names: set[str]) -> Mapping[str, set[Value]]:
@@ -66,7 +66,7 @@ def _values(columns: Iterable[Columns], names: set[str]) -> Mapping[str, set[Val
     return found
 
 
-def _faults(
+def _errors(
     wanted: Sequence[tuple[str, Where]], known: Mapping[str, set[Value]], stage: Stage
 ) -> Iterator[str]:
     writes = stage.rollout is not None

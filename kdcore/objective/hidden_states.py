@@ -12,7 +12,7 @@ from kdcore.api.teacher import Teacher
 from kdcore.errors import PluginError, RunError
 from kdcore.guard import call_checked, describe_component, inputs_unchanged, plugin_errors
 from kdcore.models.head import upcast
-from kdcore.models.hidden_states import layer_fault
+from kdcore.models.hidden_states import layer_error
 
 if TYPE_CHECKING:
     from kdcore.api.run import Run
@@ -116,7 +116,7 @@ def check_layers(owner: str, layers: Sequence[int], sizes: Sequence[int]) -> Non
     """Raise RunError where a model with these state widths lacks one of the layers."""
     for layer in layers:
         if not -len(sizes) <= layer < len(sizes):
-            raise RunError(f"the {owner} {layer_fault(layer, len(sizes) - 1)}")
+            raise RunError(f"the {owner} {layer_error(layer, len(sizes) - 1)}")
 
 
 def states_wanted(teacher: Teacher | None, terms: HiddenTerms) -> tuple[Teacher, list[int]] | None:

@@ -131,7 +131,7 @@ def _ask(module: ModuleType, hook: str, kind: str) -> Sequence[type[Component]]:
     given = getattr(module, hook)()
     if not isinstance(given, Sequence) or isinstance(given, str):
         raise _BrokenError(f"{hook} returned {given!r}, not a sequence of classes")
-    _insist(fault for each in given for fault in validation.component_errors(kind, each))
+    _insist(problem for each in given for problem in validation.component_errors(kind, each))
     return given
 
 
@@ -145,8 +145,8 @@ def _repeated(names: Sequence[str]) -> list[str]:
     return [name for position, name in enumerate(names) if name in names[:position]]
 
 
-def _insist(faults: Iterable[str]) -> None:
-    found = list(faults)
+def _insist(errors: Iterable[str]) -> None:
+    found = list(errors)
     if found:
         raise _BrokenError("; ".join(found))
 

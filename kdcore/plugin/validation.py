@@ -83,7 +83,7 @@ def component_errors(kind: str, component: object) -> Iterator[str]:
     if "__pydantic_fields__" not in vars(component):
         yield f"{component.__name__} lacks @component"
     else:
-        yield from _option_faults(kind, component)
+        yield from _option_errors(kind, component)
         options = {field.alias or each for each, field in _fields(component).items()}
         for each in sorted(component.elsewhere - options):
             yield f"{component.__name__}.elsewhere names {each!r}, which is not one of its options"
@@ -101,7 +101,7 @@ def _fields(component: type[Component]) -> Mapping[str, Any]:
 _OLDER = {("data", "documents")}  # options of plugins for earlier versions
 
 
-def _option_faults(kind: str, component: type[Component]) -> Iterator[str]:
+def _option_errors(kind: str, component: type[Component]) -> Iterator[str]:
     shared = getattr(KINDS[kind], "__pydantic_fields__", {})
     for name, field in _fields(component).items():
         option = f"the option {name!r} of {component.__name__}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeVar
@@ -25,8 +26,9 @@ from kdcore.api.train_options import (
     TrainOptions,
 )
 from kdcore.data.where import unknown_columns
-from kdcore.errors import Fault, did_you_mean
+from kdcore.errors import Diagnostic, did_you_mean
 from kdcore.guard import call_checked, call_checked_list, needs_teacher
+from kdcore.models.locations import is_absent
 from kdcore.optim import sharding_error
 from kdcore.recipe.build import Builder, shown
 from kdcore.recipe.node import (
@@ -40,8 +42,8 @@ from kdcore.recipe.node import (
     Source,
 )
 from kdcore.recipe.other_words import ours
-from kdcore.recipe.rollout_rules import rollout_faults
-from kdcore.recipe.teacher_rules import ill_served, state_faults
+from kdcore.recipe.rollout_rules import rollout_errors
+from kdcore.recipe.teacher_rules import ill_served, state_errors
 
 if TYPE_CHECKING:
     from kdcore.plugin.manager import PluginManager
@@ -53,15 +55,15 @@ _LARGEST_SEED = 2**32 - 1  # NumPy's limit
 
 
 class Assembly:
-    """A stage being assembled. Parts that could not be built are None, and reported in `faults`."""
+    """A stage being assembled. Parts that could not be built are None, and reported in `errors`."""
 
     def __init__(self, table: Node, title: str, host: PluginManager) -> None:
         self.table = table
         self.title = title  # "this recipe", or "the stage 'student'"
         self.host = host
-        self.faults: list[Fault] = list(shape_faults(table, title))
-        self.missing: list[Fault] = []
-        self.builder = Builder(host, self.faults)
+        self.errors: list[Diagnostic] = list(shape_errors(table, title))
+        self.missing: list[Diagnostic] = []
+        self.builder = Builder(host, self.errors)
         inner = table.table
         self.tables = {key: inner[key] for key in TABLES if key in inner and inner[key].is_table}
         self.lists = {key: inner[key].items for key in LISTS if key in inner}
@@ -80,11 +82,11 @@ class Assembly:
         self.terms = self._terms()
         self.evals = self._list(Eval, "eval")
         self.loggers = self._list(Logger, "log")
-        self.faults += rules_between(self)
+        self.errors += rules_between(self)
 
     def stage(self, name: str, run_name: str, tokenizer_data: Node) -> Stage | None:
         """The stage, if there are no errors. A tokenizer is trained on `tokenizer_data`."""
-        if self.faults:
+        if self.errors:
             return None
         assert self.student and self.train and self.data and self.scope and self.writing
         stage = Stage(
@@ -110,7 +112,7 @@ class Assembly:
         )
         ask_for_columns(stage.components())
         self._ask_components(stage)
-        return None if self.faults else stage
+        return None if self.errors else stage
 
     def _seed(self) -> int:
         seed = self.table.table.get("seed")
@@ -120,7 +122,7 @@ class Assembly:
         if type(value) is int and 0 <= value <= _LARGEST_SEED:
             return value
         said = f"seed should be a whole number from 0 to {_LARGEST_SEED}, not {shown(value)}"
-        self.faults.append(seed.fault(said))
+        self.errors.append(seed.error(said))
         return 0
 
     def _trusted(self) -> list[str]:
@@ -130,7 +132,7 @@ class Assembly:
             return names
         assert given is not None
         said = "trust_remote_code should be a list of names, of models whose own code may run"
-        self.faults.append(given.fault(f"{said}, not {shown(names)}"))
+        self.errors.append(given.error(f"{said}, not {shown(names)}"))
         return []
 
     def _options(self, cls: type[_Options], key: str) -> _Options | None:
@@ -178,8 +180,8 @@ class Assembly:
             for name, provided in self.host.provided(kind).items()
             if getattr(provided.cls, "always", False) and name not in named
         ]
-        self.faults += [
-            self.table.fault(self.host.why_missing(kind, name))
+        self.errors += [
+            self.table.error(self.host.why_missing(kind, name))
             for name, rivals in self.host.conflicts(kind).items()
             if name not in named and any(getattr(each.cls, "always", False) for each in rivals)
         ]
@@ -196,15 +198,19 @@ class Assembly:
     def _ask_components(self, stage: Stage) -> None:
         """Collect components' objections to their recipe."""
         for component, table in self.builder.places:
-            self.faults += [
-                table.fault(said) for said in call_checked_list(component, "faults", stage)
+            self.errors += [
+                table.error(said) for said in call_checked_list(component, "faults", stage)
             ]
-            self.missing += [table.fault(said) for said in call_checked_list(component, "missing")]
+            self.missing += [table.error(said) for said in call_checked_list(component, "missing")]
+        model = stage.student.model
+        if model is not None and is_absent(model):
+            said = f"there is no folder {model!r} in {os.getcwd()}"
+            self.missing.append(self.tables["student"].table["model"].error(said))
 
 
 def assemble(
     table: Node, names: tuple[str, str], tokenizer_data: Node | None, host: PluginManager
-) -> tuple[Stage | None, Collection[Fault], Collection[Fault]]:
+) -> tuple[Stage | None, Collection[Diagnostic], Collection[Diagnostic]]:
     """The stage with these names (of the stage, and of its run), or all errors of its table.
 
     The last item lists missing files of its components.
@@ -212,7 +218,7 @@ def assemble(
     name, run_name = names
     assembly = Assembly(table, f"the stage {name!r}" if name else "this recipe", host)
     stage = assembly.stage(name, run_name, tokenizer_data or assembly.tables.get("data", table))
-    return stage, assembly.faults, assembly.missing
+    return stage, assembly.errors, assembly.missing
 
 
 _NEEDED = {
@@ -223,26 +229,26 @@ _NEEDED = {
 }
 
 
-def shape_faults(table: Node, title: str) -> Iterator[Fault]:
+def shape_errors(table: Node, title: str) -> Iterator[Diagnostic]:
     """Unknown keys, missing tables, and lists in place of tables."""
     for key, value in table.table.items():
         if key in AT_TOP:
-            yield value.fault(f"{key} belongs at the top level of the recipe, not in a stage")
+            yield value.error(f"{key} belongs at the top level of the recipe, not in a stage")
         elif key not in IN_STAGE:
             near = did_you_mean(key, (*AT_TOP, *IN_STAGE)) or _inside(key, table)
             hint = "" if near else f"it has: {', '.join((*AT_TOP, *IN_STAGE))}"
-            yield value.fault(f"a recipe has no {key!r}{near}", hint)
+            yield value.error(f"a recipe has no {key!r}{near}", hint)
         elif key in TABLES and not value.is_table:
-            yield value.fault(f"{key} should be one table, not {_what(value)}", f"write [{key}]")
+            yield value.error(f"{key} should be one table, not {_what(value)}", f"write [{key}]")
         elif key in LISTS and not value.is_list:
             said = f"{key} should be a list of tables, not {_what(value)}"
-            yield value.fault(said, f"write [[{key}]]")
+            yield value.error(said, f"write [[{key}]]")
     for key, way in _NEEDED.items():
         missing = key not in table.table
         if missing or (key == "loss" and table.table[key].plain() == []):
             place = table if missing else table.table[key]
             brackets = f"[[{key}]]" if key in LISTS else f"[{key}]"
-            yield place.fault(f"{title} has no {brackets}", f"add {way}")
+            yield place.error(f"{title} has no {brackets}", f"add {way}")
 
 
 def _inside(key: str, table: Node) -> str:
@@ -261,7 +267,7 @@ def _what(value: Node) -> str:
     return "a list" if value.is_list else shown(value.plain())
 
 
-def rules_between(stage: Assembly) -> Iterator[Fault]:
+def rules_between(stage: Assembly) -> Iterator[Diagnostic]:
     """All broken rules, as far as they can be checked."""
     yield from _one_of_rivals(stage)
     yield from _documents_in_chunks(stage)
@@ -270,12 +276,12 @@ def rules_between(stage: Assembly) -> Iterator[Fault]:
     yield from _whole_weights_of_shards(stage)
     yield from _tokens_without_selection(stage)
     yield from _teacher_and_its_users(stage)
-    yield from state_faults(stage)
-    yield from rollout_faults(stage)
+    yield from state_errors(stage)
+    yield from rollout_errors(stage)
     yield from _columns_of_data(stage)
 
 
-def _one_of_rivals(stage: Assembly) -> Iterator[Fault]:
+def _one_of_rivals(stage: Assembly) -> Iterator[Diagnostic]:
     for key, groups in RIVALS.items():
         table = stage.tables.get(key)
         if table is not None:
@@ -286,62 +292,62 @@ def _one_of_rivals(stage: Assembly) -> Iterator[Fault]:
 _AMOUNTS = "add epochs = 3, steps = 1000 or tokens = 100_000_000"
 
 
-def _one_of(table: Node, key: str, rivals: Rivals) -> Iterator[Fault]:
+def _one_of(table: Node, key: str, rivals: Rivals) -> Iterator[Diagnostic]:
     given = [rival for rival in table.table if rival in rivals.names]
     names = f"{', '.join(rivals.names[:-1])} and {rivals.names[-1]}"
     meant = {found[0] for word in table.table if (found := ours(word))}
     if rivals.needed and not given and not meant & {*rivals.names}:
-        yield table.fault(f"[{key}] needs one of {names}", _AMOUNTS if key == "train" else "")
+        yield table.error(f"[{key}] needs one of {names}", _AMOUNTS if key == "train" else "")
     for rival in given[1:]:
         said = f"[{key}] takes one of {names}, and {given[0]} is given as well"
-        yield table.table[rival].fault(said, f"leave out {given[0]} or {rival}")
+        yield table.table[rival].error(said, f"leave out {given[0]} or {rival}")
 
 
-def _mode_of_nothing(stage: Assembly) -> Iterator[Fault]:
+def _mode_of_nothing(stage: Assembly) -> Iterator[Diagnostic]:
     train = stage.tables.get("train")
     if train and "mode" in train.table and "keep_best" not in train.table:
         said = "mode says which score is best, and [train] has no keep_best"
-        yield train.table["mode"].fault(said, 'add keep_best = "eval/nll", or leave mode out')
+        yield train.table["mode"].error(said, 'add keep_best = "eval/nll", or leave mode out')
 
 
-def _documents_in_chunks(stage: Assembly) -> Iterator[Fault]:
+def _documents_in_chunks(stage: Assembly) -> Iterator[Diagnostic]:
     """Rows that are cut across documents contain no whole documents."""
     train, data = stage.tables.get("train"), stage.data
     if train and "batch_documents" in train.table and data is not None and data.rows == "chunk":
         said = 'batch_documents counts documents, and [data] rows = "chunk" cuts across them'
-        yield train.table["batch_documents"].fault(said, 'say batch, or rows = "pack" or "one"')
+        yield train.table["batch_documents"].error(said, 'say batch, or rows = "pack" or "one"')
 
 
-def _whole_weights_of_shards(stage: Assembly) -> Iterator[Fault]:
+def _whole_weights_of_shards(stage: Assembly) -> Iterator[Diagnostic]:
     options = stage.train
     if options is None or options.shard == "none":
         return
     said, table = 'shard = "full" divides every weight between processes', stage.tables["train"]
-    if fault := sharding_error(options.optimizer):
-        yield table.fault(f"{said}, and the optimizer {fault}", 'say optimizer = "adamw"')
+    if problem := sharding_error(options.optimizer):
+        yield table.error(f"{said}, and the optimizer {problem}", 'say optimizer = "adamw"')
     for key in ("bf16_weights", "cuda_graphs", "compile_trunk"):
         if getattr(options, key):
-            yield table.fault(f"{said}, and {key} needs them whole", f"leave {key} out")
+            yield table.error(f"{said}, and {key} needs them whole", f"leave {key} out")
 
 
-def _tokenizer_of_fresh_student(stage: Assembly) -> Iterator[Fault]:
+def _tokenizer_of_fresh_student(stage: Assembly) -> Iterator[Diagnostic]:
     student = stage.tables.get("student")
     if student and "config" in student.table and "tokenizer" not in stage.table.table:
         said = "a student made from [student.config] brings no tokenizer"
-        yield student.table["config"].fault(said, 'add [tokenizer] with use = "..."')
+        yield student.table["config"].error(said, 'add [tokenizer] with use = "..."')
 
 
-def _tokens_without_selection(stage: Assembly) -> Iterator[Fault]:
+def _tokens_without_selection(stage: Assembly) -> Iterator[Diagnostic]:
     if "selection" in stage.table.table:
         return
     for item in stage.lists.get("loss", ()):
         on = item.table.get("on")
         if on is not None and on.value in ("all", "dropped"):
             said = f"on = {shown(on.value)} needs a selection, and {stage.title} has no [selection]"
-            yield on.fault(said, "without one every token is kept: leave `on` out")
+            yield on.error(said, "without one every token is kept: leave `on` out")
 
 
-def _teacher_and_its_users(stage: Assembly) -> Iterator[Fault]:
+def _teacher_and_its_users(stage: Assembly) -> Iterator[Diagnostic]:
     could = [*(t.loss for t in stage.terms), *stage.evals, stage.selection, stage.rollout]
     users = [one for one in could if one is not None and needs_teacher(one)]
     places = {id(made): table for made, table in stage.builder.places}
@@ -349,17 +355,17 @@ def _teacher_and_its_users(stage: Assembly) -> Iterator[Fault]:
     if table is not None:
         if not users and _is_complete(stage):
             said = "[teacher] is unused: no loss, selection or eval needs one"
-            yield table.fault(said, 'leave [teacher] out; where it is inherited, use = "none"')
+            yield table.error(said, 'leave [teacher] out; where it is inherited, use = "none"')
         if stage.teacher is not None:
             for user, said, hint in ill_served(stage.teacher, users, table.use):
-                yield places[id(user)].table["use"].fault(said, hint)
+                yield places[id(user)].table["use"].error(said, hint)
     elif "teacher" not in stage.table.table:
         for user in users:
             said = f"{user.name!r} needs a teacher, and {stage.title} has no [teacher]"
-            yield places[id(user)].table["use"].fault(said, 'add [teacher] with use = "..."')
+            yield places[id(user)].table["use"].error(said, 'add [teacher] with use = "..."')
 
 
-def _columns_of_data(stage: Assembly) -> Iterator[Fault]:
+def _columns_of_data(stage: Assembly) -> Iterator[Diagnostic]:
     """Columns that the data does not provide."""
     if stage.data is None:
         return
@@ -371,11 +377,11 @@ def _columns_of_data(stage: Assembly) -> Iterator[Fault]:
         if where is not None and where.is_table:
             for name, value in where.table.items():
                 for said in unknown_columns({name: []}, known):
-                    yield value.fault(said, _KEEP)
+                    yield value.error(said, _KEEP)
     for component, table in stage.builder.places:
         for asked in call_checked(component, "reads_columns", of=Sequence):
             for said in unknown_columns(asked, known):
-                yield table.fault(said, _KEEP)
+                yield table.error(said, _KEEP)
 
 
 _KEEP = 'of files, keep_columns = ["..."] in [data] keeps them'

@@ -22,7 +22,7 @@ from kdcore.api.options import (
     type_in_words,
 )
 from kdcore.api.schedule import Schedule
-from kdcore.errors import Fault, PluginError, UsageError, did_you_mean
+from kdcore.errors import Diagnostic, PluginError, UsageError, did_you_mean
 from kdcore.guard import defined_in
 from kdcore.recipe.node import Node
 from kdcore.recipe.other_words import WORDS, ours
@@ -44,7 +44,7 @@ def validation_errors(
     types: Mapping[str, Any],
     what: str,
     without: Collection[str] = (),
-) -> Iterator[Fault]:
+) -> Iterator[Diagnostic]:
     """An error for each invalid value; `without` lists options that were reported before."""
     by_path: dict[KeyPath, list[Mapping[str, Any]]] = {}
     for each in error.errors(include_url=False):
@@ -55,24 +55,24 @@ def validation_errors(
         by_path.setdefault(path, []).append(each)
     for path, errors in by_path.items():
         if errors[0]["type"] == "missing":
-            yield table.fault(f"{what} needs {path[0]}: {type_in_words(types[str(path[0])])}")
+            yield table.error(f"{what} needs {path[0]}: {type_in_words(types[str(path[0])])}")
         else:
             yield _complaint(table.reach(path)[0], path, errors, types)
 
 
-def _complaint(value: Node, path: KeyPath, errors: Errors, types: Mapping[str, Any]) -> Fault:
+def _complaint(value: Node, path: KeyPath, errors: Errors, types: Mapping[str, Any]) -> Diagnostic:
     label = ".".join(str(part + 1 if isinstance(part, int) else part) for part in path)
     # An out-of-range number is more informative than "not one of the literals of the union".
     range_errors = [each for each in errors if not _is_of_type(each["type"])]
     if range_errors:
-        return value.fault(_of_range(range_errors[0], label, value))
+        return value.error(_of_range(range_errors[0], label, value))
     annotation: Any = types[str(path[0])]
     for part in path[1:]:
         annotation = inner_type(annotation, part)
     plain = value.plain()
     near = did_you_mean(plain, choices(annotation)) if isinstance(plain, str) else ""
     message = f"{label} should be {type_in_words(annotation)}, not {shown(plain)}{near}"
-    return value.fault(message, _unquoted(plain, annotation))
+    return value.error(message, _unquoted(plain, annotation))
 
 
 def _is_of_type(error_type: str) -> bool:
@@ -125,9 +125,9 @@ _Options = TypeVar("_Options")
 class Builder:
     """Builds components from tables, and collects all errors."""
 
-    def __init__(self, host: PluginManager, faults: list[Fault]) -> None:
+    def __init__(self, host: PluginManager, errors: list[Diagnostic]) -> None:
         self.host = host
-        self.faults = faults
+        self.errors = errors
         self.places: list[tuple[Component, Node]] = []  # all built components, and their tables
 
     def component(
@@ -135,11 +135,11 @@ class Builder:
     ) -> Component | None:
         """The component that a table names, or None and errors. `engine_keys` are not its own."""
         if not table.is_table or "use" not in table.table:
-            self.faults.append(self._nameless(kind, table))
+            self.errors.append(self._nameless(kind, table))
             return None
         use = table.table["use"]
         if table.use not in self.host.provided(kind):
-            self.faults.append(use.fault(self._why_not(kind, use)))
+            self.errors.append(use.error(self._why_not(kind, use)))
             return None
         cls = self.host.provided(kind)[str(table.use)].cls
         what = f"the {kind} {table.use!r}"
@@ -155,13 +155,13 @@ class Builder:
         types, inside = option_types(cls), beside(cls)
         for key in [key for key in inside if key in table.table]:
             said = f"{key} belongs in the tables of {inside[key]}, not next to them"
-            self.faults.append(table.table[key].fault(said))
+            self.errors.append(table.table[key].error(said))
         children = {key: value for key, value in table.table.items() if key not in inside}
         table = _lifted(table.with_children(children), inside)
         own = {key: value for key, value in table.table.items() if key not in engine_keys}
         unknown = [key for key in own if key not in types]
         for key in unknown:
-            self.faults.append(own[key].fault(*_unknown(key, what, [*types, *engine_keys])))
+            self.errors.append(own[key].error(*_unknown(key, what, [*types, *engine_keys])))
         given = {key: self._given(types[key], own[key]) for key in own if key in types}
         unbuilt = [key for key, value in given.items() if value is _UNBUILT]
         try:
@@ -170,10 +170,10 @@ class Builder:
             # Reported before: the missing option is the misspelt one.
             misspelt = [near for key in unknown for near in get_close_matches(key, types, n=1)]
             misspelt += [found[0] for key in unknown if (found := ours(key))]
-            self.faults += validation_errors(error, table, types, what, [*unbuilt, *misspelt])
+            self.errors += validation_errors(error, table, types, what, [*unbuilt, *misspelt])
             return None
         except UsageError as error:  # from a component that validates its options together
-            self.faults.append(table.fault(str(error)))
+            self.errors.append(table.error(str(error)))
             return None
         except (Exception, SystemExit) as error:
             said = (
@@ -203,11 +203,11 @@ class Builder:
         entries = {key: self._given(annotation, each) for key, each in value.table.items()}
         return _UNBUILT if _UNBUILT in entries.values() else entries
 
-    def _nameless(self, kind: str, table: Node) -> Fault:
+    def _nameless(self, kind: str, table: Node) -> Diagnostic:
         names = ", ".join(sorted(self.host.provided(kind))) or "none is installed"
         if table.is_table:
-            return table.fault(f'a {kind} needs use = "NAME"', f"there are: {names}")
-        return table.fault(
+            return table.error(f'a {kind} needs use = "NAME"', f"there are: {names}")
+        return table.error(
             f"a {kind} is a table, not {shown(table.plain())}",
             f'write {{use = "NAME"}}; there are: {names}',
         )

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import tomli
 
-from kdcore.errors import Fault, RecipeError, UsageError
+from kdcore.errors import Diagnostic, RecipeError, UsageError
 from kdcore.recipe.merge import merge_recipes
 from kdcore.recipe.node import Node, Source
 
@@ -56,25 +56,25 @@ def _requires(layer: Node) -> list[Node]:
     if requires is None:
         return []
     if not requires.is_list:
-        raise RecipeError([requires.fault('requires should be a list: ["kdcore>=0.1"]')])
+        raise RecipeError([requires.error('requires should be a list: ["kdcore>=0.1"]')])
     return requires.items
 
 
-def _circle(extends: Node, layers: list[Node], name: str) -> Fault:
+def _circle(extends: Node, layers: list[Node], name: str) -> Diagnostic:
     chain = " extends ".join([*(layer.source.name for layer in layers), name])
-    return extends.fault(f"extends is circular: {chain}", "leave extends out of one of them")
+    return extends.error(f"extends is circular: {chain}", "leave extends out of one of them")
 
 
 def _extended(extends: Node, path: Path, name: str) -> tuple[Path, str]:
     """The file that another one extends, and its name as a user would type it."""
     if not isinstance(extends.value, str):
-        raise RecipeError([extends.fault('extends should be one path: "other.toml"')])
+        raise RecipeError([extends.error('extends should be one path: "other.toml"')])
     try:
         found = find_recipe(extends.value, path.parent)
     except UsageError as error:
-        raise RecipeError([extends.fault(str(error))]) from None
+        raise RecipeError([extends.error(str(error))]) from None
     if not found.is_file():  # reading a device would never end
-        raise RecipeError([extends.fault(f"{extends.value!r} is not a file")])
+        raise RecipeError([extends.error(f"{extends.value!r} is not a file")])
     beside = os.path.normpath(Path(name).parent / extends.value)
     return found, beside if os.path.exists(beside) else str(found)
 
@@ -83,14 +83,14 @@ def _read(path: Path, name: str) -> str:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise RecipeError([Fault(f"cannot be read: {error.strerror}", name)]) from None
+        raise RecipeError([Diagnostic(f"cannot be read: {error.strerror}", name)]) from None
     try:
         return data.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         before = data[: error.start]
         line, column = before.count(b"\n") + 1, error.start - before.rfind(b"\n")
         said = "this is not UTF-8 text, so not a recipe"
-        raise RecipeError([Fault(said, name, line, column, hint="save it as UTF-8")]) from None
+        raise RecipeError([Diagnostic(said, name, line, column, hint="save it as UTF-8")]) from None
 
 
 def _parse(text: str, name: str) -> Node:
@@ -100,21 +100,21 @@ def _parse(text: str, name: str) -> Node:
     except tomli.TOMLDecodeError as error:
         raise RecipeError([_not_toml(error, name)]) from None
     except ValueError:  # from Python, for an integer
-        raise RecipeError([Fault("a whole number has more than 4,300 digits", name)]) from None
+        raise RecipeError([Diagnostic("a whole number has more than 4,300 digits", name)]) from None
     except RecursionError:
-        raise RecipeError([Fault("lists or tables are nested too deeply", name)]) from None
+        raise RecipeError([Diagnostic("lists or tables are nested too deeply", name)]) from None
     if not table:
         hint = "begin from a shipped one: kdcore new recipe"
-        raise RecipeError([Fault(f"the recipe is empty: {_EMPTY}", name, hint=hint)])
+        raise RecipeError([Diagnostic(f"the recipe is empty: {_EMPTY}", name, hint=hint)])
     return Node.of(table, source)
 
 
-def _not_toml(error: tomli.TOMLDecodeError, name: str) -> Fault:
+def _not_toml(error: tomli.TOMLDecodeError, name: str) -> Diagnostic:
     shown = (error.doc.split("\n"))[error.lineno - 1].replace("\t", " ")
     ways = (way for said, form, way in _WAYS if said in error.msg and re.match(form, shown))
     hint = next(ways, "")
     said = f"this is not TOML: {error.msg[0].lower()}{error.msg[1:]}"
-    return Fault(said, name, error.lineno, error.colno, shown, hint)
+    return Diagnostic(said, name, error.lineno, error.colno, shown, hint)
 
 
 _WAYS = (
@@ -153,7 +153,7 @@ def find_recipe(name: str, among: Path | None = None) -> Path:
     near += difflib.get_close_matches(asked, shipped, 3, 0.75 if is_file else 0.5)
     hint = f"{_NEW.format(name)} writes one" if is_file else "kdcore recipes lists them"
     if near:
-        hint = f"the nearest are {', '.join(near)}"
+        hint = f"did you mean {' or '.join(near)}?"
     raise UsageError(f"there is no recipe {name!r}; {hint}")
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from heapq import heappop, heappush
 
 from kdcore.api.train_options import rivals_of
-from kdcore.errors import Fault, did_you_mean
+from kdcore.errors import Diagnostic, did_you_mean
 from kdcore.recipe.node import Node
 
 NONE = "none"
@@ -92,18 +92,18 @@ def replace_references(value: Node, new: Callable[[str], str]) -> Node:
     return value.with_children(new(match[1])) if match else value
 
 
-def in_order(stages: Mapping[str, Node], faults: list[Fault]) -> list[tuple[str, list[str]]]:
+def in_order(stages: Mapping[str, Node], errors: list[Diagnostic]) -> list[tuple[str, list[str]]]:
     """The given stages and those they refer to, in topological order; ties in file order."""
     needs: dict[str, dict[str, Node]] = {}
     for name, stage in stages.items():
         named = dict(references(stage))
-        faults += [_unknown(n, named[n], stages) for n in named if n not in stages]
+        errors += [_unknown(n, named[n], stages) for n in named if n not in stages]
         needs[name] = {n: value for n, value in named.items() if n in stages}
     order = _ready_first(needs)
     if len(order) < len(needs):
         done = {*order}
         waiting = [name for name in needs if name not in done]
-        faults.append(_circle(waiting[0], needs, done))
+        errors.append(_circle(waiting[0], needs, done))
         order += waiting
     return [(name, [*needs[name]]) for name in order]
 
@@ -128,15 +128,17 @@ def _ready_first(needs: Mapping[str, Collection[str]]) -> list[str]:
     return order
 
 
-def _unknown(name: str, value: Node, stages: Mapping[str, Node]) -> Fault:
+def _unknown(name: str, value: Node, stages: Mapping[str, Node]) -> Diagnostic:
     if "" in stages:
         said = f"'@{name}' names a stage, and this recipe has no stages"
-        return value.fault(said, f"name a folder or a model of the hub, or add [stage.{name}]")
+        return value.error(said, f"name a folder or a model of the hub, or add [stage.{name}]")
     message = f"no stage is called {name!r}{did_you_mean(name, stages)}"
-    return value.fault(message, f"there are: {', '.join(stages)}")
+    return value.error(message, f"there are: {', '.join(stages)}")
 
 
-def _circle(start: str, needs: Mapping[str, Mapping[str, Node]], done: Collection[str]) -> Fault:
+def _circle(
+    start: str, needs: Mapping[str, Mapping[str, Node]], done: Collection[str]
+) -> Diagnostic:
     """An error that shows the cycle; every remaining stage waits for another."""
     path = [start]
     while path[-1] not in path[:-1]:
@@ -144,8 +146,8 @@ def _circle(start: str, needs: Mapping[str, Mapping[str, Node]], done: Collectio
     circle = path[path.index(path[-1]) :]
     value = needs[circle[-2]][circle[-1]]
     if len(circle) == 2:
-        return value.fault(f"the stage {circle[0]!r} names itself", _ELSEWHERE)
-    return value.fault(f"stages depend on each other: {' needs '.join(circle)}", _ELSEWHERE)
+        return value.error(f"the stage {circle[0]!r} names itself", _ELSEWHERE)
+    return value.error(f"stages depend on each other: {' needs '.join(circle)}", _ELSEWHERE)
 
 
 _ELSEWHERE = "name a stage that comes before it, a folder or a model of the hub"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from kdcore.errors import Fault
+from kdcore.errors import Diagnostic
 from kdcore.recipe.toml_positions import KeyPath, locate
 
 _NUMBERS = {bool, int, float}
@@ -68,11 +68,11 @@ class Source:
     name: str
     text: str = ""
 
-    def fault(self, path: KeyPath, message: str, hint: str = "") -> Fault:
+    def error(self, path: KeyPath, message: str, hint: str = "") -> Diagnostic:
         """An error at the deepest part of `path` that is written here."""
         line, column = locate(self.text, path)
         shown = self.text.split("\n")[line - 1].replace("\t", " ") if path else ""
-        return Fault(message, self.name, line, column, shown, hint)
+        return Diagnostic(message, self.name, line, column, shown, hint)
 
 
 @dataclass
@@ -177,6 +177,6 @@ class Node:
             return self.table.get(part)
         return self.items[part] if part < len(self.items) else None
 
-    def fault(self, message: str, hint: str = "") -> Fault:
+    def error(self, message: str, hint: str = "") -> Diagnostic:
         """An error at this value."""
-        return self.source.fault(self.path, message, hint)
+        return self.source.error(self.path, message, hint)

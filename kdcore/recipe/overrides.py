@@ -16,7 +16,7 @@ import tomli
 
 from kdcore.api.options import kinds_in, option_types
 from kdcore.api.train_options import rivals_of
-from kdcore.errors import Fault, UsageError, did_you_mean
+from kdcore.errors import Diagnostic, UsageError, did_you_mean
 from kdcore.recipe.build import shown
 from kdcore.recipe.merge import NONE, merge
 from kdcore.recipe.node import (
@@ -198,7 +198,7 @@ class Overrides:
 
     root: Node
     host: PluginManager
-    faults: list[Fault]
+    errors: list[Diagnostic]
     notes: list[str]
 
     def apply(self, sets: Sets) -> None:
@@ -211,7 +211,7 @@ class Overrides:
             try:
                 self._set(each, place.source)
             except NoSuchPlaceError as error:
-                self.faults.append(place.fault(error.message, error.hint))
+                self.errors.append(place.error(error.message, error.hint))
 
     def _set(self, given: str | Assignment, source: Source) -> None:
         """`K=V`: V is TOML, else a text; an empty V removes the key."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdcore.api.run import Stage
-from kdcore.errors import Fault, RecipeError, UsageError
+from kdcore.errors import Diagnostic, RecipeError, UsageError
 from kdcore.plugin.loading import check_requirements
 from kdcore.recipe.assemble import assemble
 from kdcore.recipe.describe import resolved
@@ -59,7 +59,7 @@ class Recipe:
     stages: Sequence[StageTable]  # in the order in which they run
     requires: Sequence[str]
     host: PluginManager
-    missing: Sequence[Fault] = ()  # missing files of components
+    missing: Sequence[Diagnostic] = ()  # missing files of components
     sweep: Node | None = None  # `[sweep]` as written, for `kdcore sweep`
     checked: dict[str, Stage] = field(default_factory=dict)  # by name, each until it is taken
 
@@ -81,9 +81,9 @@ class Recipe:
             data = data and replace_references(data, lambda name: paths[name])
         elif stage in self.checked:
             return replace(self.checked.pop(stage), run_name=self.run_name(stage))
-        built, faults, _ = assemble(table, (stage, self.run_name(stage)), data, self.host)
+        built, errors, _ = assemble(table, (stage, self.run_name(stage)), data, self.host)
         if built is None:
-            raise RecipeError([*faults])
+            raise RecipeError([*errors])
         return built
 
     def identity(self, stage: str = "") -> str:
@@ -124,26 +124,26 @@ def read_recipe(
     is_elsewhere = path != Path(name) and Path(name).suffix == ".toml"
     notes = [f"{name} is not here: {path} is used"] if is_elsewhere else []
     typed = read_files(path, name if path == Path(name) else str(path))
-    faults: list[Fault] = []
+    errors: list[Diagnostic] = []
     for name_of_eval in evals:
         add_to_list(typed.root, "eval", name_of_eval, "--use")
-    Overrides(typed.root, host, faults, notes).apply(sets)
+    Overrides(typed.root, host, errors, notes).apply(sets)
     for logger in logs:
         add_to_list(typed.root, "log", logger, "--log")
     sweep = typed.root.table.pop("sweep", None)
-    recipe_name = _name(typed.root, path.stem, faults)
-    requires = _requires(typed, faults)
+    recipe_name = _name(typed.root, path.stem, errors)
+    requires = _requires(typed, errors)
     text = _text(typed, recipe_name, changed=bool(sets or logs or evals or sweep))
-    stages, missing = _stages(typed.root, faults), list[Fault]()
+    stages, missing = _stages(typed.root, errors), list[Diagnostic]()
     checked: dict[str, Stage] = {}
     for stage in stages if only is None else _only(only, stages):
         built, found, absent = assemble(stage.written, (stage.name, ""), stage.tokenizer_data, host)
         if built is not None:
             checked[stage.name] = built
-        faults += found
+        errors += found
         missing += absent
-    if faults:
-        raise RecipeError(_in_reading_order(faults))
+    if errors:
+        raise RecipeError(_in_reading_order(errors))
     absent = _in_reading_order(missing)
     return Recipe(recipe_name, path, text, notes, stages, requires, host, absent, sweep, checked)
 
@@ -152,31 +152,31 @@ def _only(name: str, stages: Sequence[StageTable]) -> Sequence[StageTable]:
     return [stage for stage in stages if stage.name == name] or stages[-1:]
 
 
-def _in_reading_order(faults: Sequence[Fault]) -> list[Fault]:
+def _in_reading_order(errors: Sequence[Diagnostic]) -> list[Diagnostic]:
     """Each error once, by file; stages share errors of the top level."""
-    files = [fault.file for fault in faults]
-    return sorted(dict.fromkeys(faults), key=lambda f: (files.index(f.file), f.line, f.column))
+    files = [problem.file for problem in errors]
+    return sorted(dict.fromkeys(errors), key=lambda f: (files.index(f.file), f.line, f.column))
 
 
-def _name(root: Node, stem: str, faults: list[Fault]) -> str:
+def _name(root: Node, stem: str, errors: list[Diagnostic]) -> str:
     written = root.table.get("name")
     name = stem if written is None else written.plain()
     if not isinstance(name, str) or not NAME.fullmatch(name):
         said = f"{name!r} cannot be part of a folder's name"
         hint = 'give a name of letters, digits, ".", "_" and "-": name = "my_recipe"'
-        faults.append((written or root).fault(said, hint))
+        errors.append((written or root).error(said, hint))
     return str(name)
 
 
-def _requires(typed: MergedRecipe, faults: list[Fault]) -> list[str]:
+def _requires(typed: MergedRecipe, errors: list[Diagnostic]) -> list[str]:
     texts = []
     for written in typed.requires:
         text = written.plain()
         if isinstance(text, str):
             texts.append(text)
-            faults += [written.fault(message) for message in check_requirements([text])]
+            errors += [written.error(message) for message in check_requirements([text])]
         else:
-            faults.append(written.fault('requires should name distributions: ["kdcore>=0.1"]'))
+            errors.append(written.error('requires should name distributions: ["kdcore>=0.1"]'))
     return texts
 
 
@@ -191,17 +191,17 @@ def _text(typed: MergedRecipe, name: str, *, changed: bool) -> str:
     return tomli_w.dumps({"name": name, **requires, **typed.root.plain_table()})
 
 
-def _stages(root: Node, faults: list[Fault]) -> list[StageTable]:
+def _stages(root: Node, errors: list[Diagnostic]) -> list[StageTable]:
     """The stages merged over the top level; without stages, the top level itself."""
     top = root.with_children({key: v for key, v in root.table.items() if key not in AT_TOP})
     if "stage" not in root.table:
         table = without_none(top)
-        in_order({"": table}, faults)
+        in_order({"": table}, errors)
         return [StageTable("", (), table, None)]
     own = {name: stage for name, stage in stages_of(root).items() if stage.use != NONE}
-    faults += _stage_faults(root.table["stage"])
+    errors += _stage_errors(root.table["stage"])
     merged = {n: without_none(merge_recipes(top, own[n])) for n in own if own[n].is_table}
-    order = in_order(merged, faults)
+    order = in_order(merged, errors)
     data = _data_of_tokenizer(without_none(top), [merged[name] for name, _ in order])
     return [
         StageTable(name, tuple(needs), merged[name], _other_data(merged[name], own[name], data))
@@ -209,18 +209,18 @@ def _stages(root: Node, faults: list[Fault]) -> list[StageTable]:
     ]
 
 
-def _stage_faults(stages: Node) -> list[Fault]:
+def _stage_errors(stages: Node) -> list[Diagnostic]:
     if not stages.table:
-        return [stages.fault("stage holds no stages", "write [stage.NAME.train] and so on")]
-    faults = []
+        return [stages.error("stage holds no stages", "write [stage.NAME.train] and so on")]
+    errors = []
     for name, stage in stages.table.items():
         if not stage.is_table:
             hint = f"write [stage.{name}.train] and so on"
-            faults.append(stage.fault(f"stage.{name} should be a stage, a table of tables", hint))
+            errors.append(stage.error(f"stage.{name} should be a stage, a table of tables", hint))
         elif not NAME.fullmatch(name):
             hint = 'use letters, digits, ".", "_" and "-"'
-            faults.append(stage.fault(f"{name!r} cannot be part of a folder's name", hint))
-    return faults
+            errors.append(stage.error(f"{name!r} cannot be part of a folder's name", hint))
+    return errors
 
 
 def _data_of_tokenizer(top: Node, stages: Sequence[Node]) -> Node | None:

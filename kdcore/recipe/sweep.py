@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 
-from kdcore.errors import Fault, did_you_mean
+from kdcore.errors import Diagnostic, did_you_mean
 from kdcore.recipe.node import Node
 from kdcore.recipe.overrides import Assignment, varied
 
@@ -33,7 +33,7 @@ class Sweep:
 
     grids: list[Grid] = field(default_factory=list)
     options: dict[str, Node] = field(default_factory=dict)  # of executors, by name
-    faults: list[Fault] = field(default_factory=list)
+    errors: list[Diagnostic] = field(default_factory=list)
 
     @property
     def count(self) -> int:
@@ -45,16 +45,16 @@ def read_sweep(written: Node | None, eaches: Sequence[str], executors: Collectio
     """The grids of a recipe's `[sweep]`. `--each` replaces the same key there."""
     found = Sweep()
     typed = dict(map(varied, eaches))
-    for table in _tables(written, found.faults):
+    for table in _tables(written, found.errors):
         varies: dict[str, Sequence[Assignment]] = {}
         controls: Sequence[Node] = ()
         for key, value in table.table.items():
             if key == _NAME:
-                controls = _controls(value, found.faults)
+                controls = _controls(value, found.errors)
             elif key in executors and value.is_table:
                 found.options[key] = value
             else:
-                varies |= _varied(key, value, found.faults)
+                varies |= _varied(key, value, found.errors)
         choices = {**varies, **typed}.values()
         found.grids.append(Grid(list(product(*choices)), controls))
     if not found.grids:
@@ -62,39 +62,39 @@ def read_sweep(written: Node | None, eaches: Sequence[str], executors: Collectio
     return found
 
 
-def _tables(written: Node | None, faults: list[Fault]) -> Sequence[Node]:
+def _tables(written: Node | None, errors: list[Diagnostic]) -> Sequence[Node]:
     if written is None:
         return []
     tables = written.items if written.is_list else [written]
     wrong = [each for each in tables if not each.is_table]
     hint = "write [sweep] and below it seed = [0, 1, 2]"
-    faults += [each.fault("sweep should be a table of lists", hint) for each in wrong]
+    errors += [each.error("sweep should be a table of lists", hint) for each in wrong]
     return [each for each in tables if each.is_table]
 
 
-def _controls(value: Node, faults: list[Fault]) -> Sequence[Node]:
+def _controls(value: Node, errors: list[Diagnostic]) -> Sequence[Node]:
     if not value.is_list:
-        faults.append(value.fault(f"controls should be a list, such as [{CONTROLS[0]!r}]"))
+        errors.append(value.error(f"controls should be a list, such as [{CONTROLS[0]!r}]"))
     for name in value.items:
         if name.value not in CONTROLS:
             near = did_you_mean(str(name.value), CONTROLS)
             hint = f"there are: {', '.join(CONTROLS)}"
-            faults.append(name.fault(f"there is no control {name.value!r}{near}", hint))
+            errors.append(name.error(f"there is no control {name.value!r}{near}", hint))
     return [name for name in value.items if name.value in CONTROLS]
 
 
 def _varied(
-    key: str, value: Node, faults: list[Fault]
+    key: str, value: Node, errors: list[Diagnostic]
 ) -> Iterator[tuple[str, Sequence[Assignment]]]:
     """Each key with its values: `"loss.kl.use" = [...]`, or the same as nested tables."""
     if value.is_table:
         for inner, each in value.table.items():
-            yield from _varied(f"{key}.{inner}", each, faults)
+            yield from _varied(f"{key}.{inner}", each, errors)
     elif value.is_list and value.items:
         yield key, [Assignment(key, each) for each in value.items]
     else:
         hint = "a sweep varies it; what all runs share belongs in the recipe itself"
-        faults.append(value.fault(f"{key} should be a list of values", hint))
+        errors.append(value.error(f"{key} should be a list of values", hint))
 
 
 def label_of(values: Mapping[str, object], control: str | None = None) -> str:

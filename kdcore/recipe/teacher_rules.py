@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from kdcore.api.component import Component
-from kdcore.api.loss import HiddenStatesLoss, Loss, Term, width_fault
+from kdcore.api.loss import HiddenStatesLoss, Loss, Term, width_error
 from kdcore.api.student import StudentOptions
 from kdcore.api.teacher import Teacher
-from kdcore.errors import Fault, KdcoreError
+from kdcore.errors import Diagnostic, KdcoreError
 from kdcore.guard import call_checked
-from kdcore.models.hidden_states import layer_fault
+from kdcore.models.hidden_states import layer_error
 from kdcore.recipe.build import Builder
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def _ill_tempered(
         yield loss, said, f"take temperature = 1; {all_ids}"
 
 
-def state_faults(stage: Assembly) -> Iterator[Fault]:
+def state_errors(stage: Assembly) -> Iterator[Diagnostic]:
     """Layers that a model does not have, and states of different width.
 
     Checked for configs on this machine only; the run checks again.
@@ -81,25 +81,25 @@ def state_faults(stage: Assembly) -> Iterator[Fault]:
     places = {id(made): table for made, table in stage.builder.places}
     for loss in losses:
         place = places[id(loss)].table.get("layers", places[id(loss)])
-        for said in _pair_faults(loss, ours, theirs):
-            yield place.fault(said)
+        for said in _pair_errors(loss, ours, theirs):
+            yield place.error(said)
 
 
 Shape = tuple[int, int]
 """The number of layers of a model, and the width of its states."""
 
 
-def _pair_faults(loss: HiddenStatesLoss, ours: Shape | None, theirs: Shape | None) -> Iterator[str]:
+def _pair_errors(loss: HiddenStatesLoss, ours: Shape | None, theirs: Shape | None) -> Iterator[str]:
     for pair in loss.layers:
         sides = zip(("student", "teacher"), pair, (ours, theirs), strict=True)
         outside = [
-            f"the {owner} {layer_fault(layer, shape[0])}"
+            f"the {owner} {layer_error(layer, shape[0])}"
             for owner, layer, shape in sides
             if shape is not None and not -shape[0] - 1 <= layer <= shape[0]
         ]
         yield from outside
         if ours and theirs and not outside and loss.projection == "none" and ours[1] != theirs[1]:
-            yield width_fault(pair, ours[1], theirs[1])
+            yield width_error(pair, ours[1], theirs[1])
 
 
 def _shape(config_of: Callable[[], PretrainedConfig | None]) -> Shape | None:

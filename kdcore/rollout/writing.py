@@ -88,13 +88,13 @@ def _checked(run: Run, rollout: Rollout, one: object, prompt: Prompt) -> Complet
     if not isinstance(one, Completion):
         raise wrong_return(rollout, "generate", type(one).__name__, "a Completion")
     of, ids = one.prompt or prompt, [int(each) for each in one.ids]
-    if fault := _fault(run, one, of, ids):
-        raise PluginError(f"{describe_component(rollout)} wrote {fault}")
+    if problem := _error(run, one, of, ids):
+        raise PluginError(f"{describe_component(rollout)} wrote {problem}")
     logs = None if one.log_probs is None else tuple(map(float, one.log_probs))
     return replace(one, ids=tuple(ids), log_probs=logs, prompt=of)
 
 
-def _fault(run: Run, one: Completion, prompt: Prompt, ids: Sequence[int]) -> str:
+def _error(run: Run, one: Completion, prompt: Prompt, ids: Sequence[int]) -> str:
     if ids and not 0 <= min(ids) <= max(ids) < run.vocabulary:
         wrong = next(each for each in ids if not 0 <= each < run.vocabulary)
         return f"the id {wrong}, and student and teacher share the ids below {run.vocabulary} only"

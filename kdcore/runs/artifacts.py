@@ -55,10 +55,10 @@ def load_tokenizer_of(
 def _keep_tokenizer(run: RunState, others: Sequence[Path]) -> None:
     """Save the tokenizer in the run folder, unless it is there complete."""
     kept = run.folder / TOKENIZER
-    fault = damage(kept)
-    if fault is not None:  # a damaged one is compared with what the run started with
-        _log.warning("%s: the tokenizer is rebuilt", fault)
-    if fault is not None or not kept.exists():
+    problem = damage(kept)
+    if problem is not None:  # a damaged one is compared with what the run started with
+        _log.warning("%s: the tokenizer is rebuilt", problem)
+    if problem is not None or not kept.exists():
         _lay_tokenizer(run, others, kept)
 
 

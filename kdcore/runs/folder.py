@@ -131,14 +131,14 @@ def _fingerprints(path: Path) -> dict[str, str]:
     return found
 
 
-def refused_by_machine(fault: BaseException, folder: Path) -> RunError:
+def refused_by_machine(problem: BaseException, folder: Path) -> RunError:
     """What the user can do about an OS error; `folder` is the run's."""
     from kdcore.training.checkpoints.folders import in_order
 
-    said, way = refusal(fault)
+    said, way = refusal(problem)
     there = in_order(folder / CHECKPOINTS)
     kept = f"checkpoint {there[-1].name} is kept" if there else "there is no checkpoint yet"
-    least = "; --set train.save_keep=1 takes least" if is_full(fault) else ""
+    least = "; --set train.save_keep=1 takes least" if is_full(problem) else ""
     return RunError(
         f"{folder} cannot resume: {said}; {kept}. {way[0].upper()}{way[1:]}, and the same command "
         f"resumes{least}"
@@ -180,9 +180,13 @@ def find_run(name: str, out: Path) -> Path:
 
 def _no_run(name: str, out: Path, names: list[str]) -> str:
     if name and os.path.isdir(name):
+        if held := [run.name for run in runs_in(Path(name))]:
+            place = "" if Path(name).resolve() == out.resolve() else f"type --out {name} and "
+            return f"{name} is a folder of runs: {place}name one of {_some(held)}"
         return f"{name} is not a run: it has no {RECIPE}"
     if not names:
-        return f"there is no run {name!r}: {out} holds no runs; kdcore run RECIPE makes one"
+        where = f"{out} holds no runs" if os.path.isdir(out) else f"there is no folder {out}"
+        return f"there is no run {name!r}: {where}; kdcore run RECIPE makes one"
     near = difflib.get_close_matches(name, names, 3, 0.3) or names
     return f"there is no run {name!r} in {out}; the nearest are {_some(near)}"
 

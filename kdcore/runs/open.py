@@ -21,7 +21,7 @@ from kdcore.api.teacher import Teacher
 from kdcore.api.train_options import TrainOptions
 from kdcore.data.collate import Collate
 from kdcore.distributed.disks import SHARED, Disk
-from kdcore.errors import Fault, RecipeError, UsageError
+from kdcore.errors import Diagnostic, RecipeError, UsageError
 from kdcore.guard import call_checked_list, needs_teacher
 from kdcore.models.adapters import adapter_base
 from kdcore.models.causal_lm import LanguageModel
@@ -199,8 +199,8 @@ def _of_step(folder: Path, step: int) -> Path:
     if step not in kept:
         there = f"those of {', '.join(map(str, kept))}" if kept else "none"
         raise UsageError(f"{folder} has no checkpoint of step {step}; it has {there}")
-    if fault := damage(kept[step]):
-        raise UsageError(f"the checkpoint {kept[step]} is damaged ({fault})")
+    if problem := damage(kept[step]):
+        raise UsageError(f"the checkpoint {kept[step]} is damaged ({problem})")
     return kept[step]
 
 
@@ -324,27 +324,27 @@ def eval_stage(
     """
     # Required options; nothing is trained.
     plain = {"student": {"model": model}, "train": {"lr": 1.0, "steps": 1}}
-    root, faults = Node.of(plain, Source("the command line")), list[Fault]()
+    root, errors = Node.of(plain, Source("the command line")), list[Diagnostic]()
     for name in evals:
         add_to_list(root, "eval", name, "--use")
-    Overrides(root, host, faults, []).apply(sets)
-    faults += [
-        value.fault(f"without a recipe there is no {key} to set", "give one with --recipe")
+    Overrides(root, host, errors, []).apply(sets)
+    errors += [
+        value.error(f"without a recipe there is no {key} to set", "give one with --recipe")
         for key, value in root.table.items()
         if key not in ("student", "train", "eval")
     ]
-    stage = None if faults else _built(root, host, faults)
+    stage = None if errors else _built(root, host, errors)
     if stage is None:
-        raise RecipeError(faults)
+        raise RecipeError(errors)
     return stage
 
 
-def _built(root: Node, host: PluginManager, faults: list[Fault]) -> Stage | None:
-    builder, data = Builder(host, faults), NoData()
+def _built(root: Node, host: PluginManager, errors: list[Diagnostic]) -> Stage | None:
+    builder, data = Builder(host, errors), NoData()
     student = builder.options(StudentOptions, root.table["student"], "[student]")
     train = builder.options(TrainOptions, root.table["train"], "[train]")
     made = [builder.component("eval", table) for table in root.table["eval"].items]
-    if student is None or train is None or faults:
+    if student is None or train is None or errors:
         return None
     stage = Stage(
         name="",
@@ -366,6 +366,6 @@ def _built(root: Node, host: PluginManager, faults: list[Fault]) -> Stage | None
     for component, table in builder.places:
         if isinstance(component, Eval) and needs_teacher(component):
             said = f"{component.name!r} needs a teacher, and no recipe says which"
-            faults.append(table.fault(said, "give one with --recipe"))
-        faults += [table.fault(said) for said in call_checked_list(component, "faults", stage)]
-    return None if faults else stage
+            errors.append(table.error(said, "give one with --recipe"))
+        errors += [table.error(said) for said in call_checked_list(component, "faults", stage)]
+    return None if errors else stage

@@ -22,7 +22,7 @@ from kdcore.errors import (
     UsageError,
     is_out_of_memory,
 )
-from kdcore.files import is_full, machine_fault, write_whole
+from kdcore.files import is_full, machine_error, write_whole
 from kdcore.guard import call_checked, call_checked_list
 from kdcore.hashing import tokenizer_hash
 from kdcore.objective.columns import columns_fingerprint
@@ -281,9 +281,9 @@ def _explained(folder: Path) -> Iterator[None]:
                 "with --set train.micro_batch=1 or train.checkpointing=true needs less"
             ) from error
         unexpected = isinstance(error, PluginError) or not isinstance(error, KdcoreError)
-        fault = machine_fault(error) if unexpected or is_full(error) else None
-        if fault is not None:
-            raise refused_by_machine(fault, folder) from error
+        problem = machine_error(error) if unexpected or is_full(error) else None
+        if problem is not None:
+            raise refused_by_machine(problem, folder) from error
         if unexpected:
             with suppress(OSError):
                 text = redact_own_secrets(traceback.format_exc())
@@ -307,9 +307,9 @@ def _runs(asked: RunRequest, host: PluginManager) -> list[Path]:
     request = replace(asked, folder=folder)
     if folder is not None:
         name = str(folder / RESOLVED)
-        if fault := damage(folder / RESOLVED):
+        if problem := damage(folder / RESOLVED):
             raise RunError(
-                f"{fault} since the run began: what it was is not known. Give the recipe's name "
+                f"{problem} since the run began: what it was is not known. Give the recipe's name "
                 "instead of the folder; changes of a run are given with --set and --accept"
             )
         recipe = read_recipe(name, host, sets=asked.sets, logs=asked.logs)

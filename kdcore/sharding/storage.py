@@ -7,7 +7,8 @@ what any other number wrote, also as whole tensors.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,8 @@ def write_parts(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     # The writer holds a copy of a file's content until it is written.
     files = _files(tensors)
     writer = HuggingFaceStorageWriter(str(folder), files, save_distributed=True)
-    save(dict(tensors), storage_writer=writer)
+    with _plain_errors():
+        save(dict(tensors), storage_writer=writer)
 
 
 def _files(tensors: Mapping[str, Tensor]) -> dict[str, int]:
@@ -85,4 +87,20 @@ def read_into(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
     from torch.distributed.checkpoint.state_dict_loader import load
 
-    load(dict(tensors), storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)
+    with _plain_errors():
+        load(dict(tensors), storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """Raise the first process's own error, such as of a full disk, on all processes.
+
+    torch's collection of all errors is no Exception, so that nothing would clean up or explain it.
+    """
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    try:
+        yield
+    except CheckpointException as error:
+        first, _ = error.failures[min(error.failures)]
+        raise first from error

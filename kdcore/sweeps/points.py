@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from kdcore.errors import Fault, RecipeError, UsageError
+from kdcore.errors import Diagnostic, RecipeError, UsageError
 from kdcore.recipe.node import Node
 from kdcore.recipe.overrides import Assignment
 from kdcore.recipe.recipe import read_recipe, wanted_stages
@@ -68,27 +68,27 @@ def read_points(asked: SweepRequest, host: PluginManager) -> Points:
     bare = read_recipe(asked.recipe, host, sets=asked.sets, logs=asked.logs)
     executors = host.provided("executor")
     sweep = read_sweep(bare.sweep, asked.each, executors)
-    faults = [*sweep.faults, *_set_twice(sweep, asked)]
-    if faults:
-        raise RecipeError(faults)
+    errors = [*sweep.errors, *_set_twice(sweep, asked)]
+    if errors:
+        raise RecipeError(errors)
     reader = _Reader(asked, host, ["sweep="] if bare.sweep is not None else [])
     for grid in sweep.grids:
         for combination in grid.combinations:
             reader.read(combination, grid.controls)
-    if reader.faults:
-        raise RecipeError(list(dict.fromkeys(reader.faults)))
+    if reader.errors:
+        raise RecipeError(list(dict.fromkeys(reader.errors)))
     bare.refuse_missing()
     _refuse_same(reader.points)
     return Points(reader.points, sweep.options, reader.notes)
 
 
-def _set_twice(sweep: Sweep, asked: SweepRequest) -> Iterator[Fault]:
+def _set_twice(sweep: Sweep, asked: SweepRequest) -> Iterator[Diagnostic]:
     typed = {each.partition("=")[0].strip(): each for each in asked.sets}
     varied = {key.address: key for grid in sweep.grids for one in grid.combinations for key in one}
     for key in typed.keys() & varied.keys():
         said = f"{key} is set, and the sweep varies it"
         hint = f"leave --set {typed[key]} out, or type --each {typed[key]} for this value alone"
-        yield varied[key].value.fault(said, hint)
+        yield varied[key].value.error(said, hint)
 
 
 class _Reader:
@@ -98,7 +98,7 @@ class _Reader:
         self.asked, self.host = asked, host
         self.without = without  # the recipe without [sweep]
         self.points: list[Point] = []
-        self.faults: list[Fault] = []
+        self.errors: list[Diagnostic] = []
         self.notes: dict[str, None] = {}
         self.failed: set[str] = set()  # controls with a reported error
 
@@ -108,7 +108,7 @@ class _Reader:
             recipe = self._recipe(combination)
             point = self._point(recipe, combination, wanted_stages(recipe, self.asked.stage))
         except RecipeError as error:
-            self.faults += error.faults
+            self.errors += error.errors
             return
         self.notes |= dict.fromkeys(recipe.notes)
         self.points.append(point)
@@ -128,7 +128,7 @@ class _Reader:
                 return
             self.failed.add(control)
             said = f"the control {control!r} of {twin.label}: {error}"
-            self.faults.append(asked.fault(said, "leave it out of controls"))
+            self.errors.append(asked.error(said, "leave it out of controls"))
             return
         if isinstance(change, Deferred):
             if change.plain is not None:
@@ -143,7 +143,7 @@ class _Reader:
                     return
                 self.failed.add(control)
                 said = f"the control {control!r} of {twin.label} is not a recipe: "
-                self.faults.append(asked.fault(said + error.faults[0].message))
+                self.errors.append(asked.error(said + error.errors[0].message))
                 return
         made[control] = found
         self.points.append(found)

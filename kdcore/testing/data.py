@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kdcore.api.data import Data, Tokenizer
-from kdcore.data.where import column_fault
+from kdcore.data.where import column_error
 from kdcore.hashing import tokenizer_hash
 from kdcore.testing.claims import require
 from kdcore.testing.fakes import tiny_tokenizer
@@ -96,8 +96,8 @@ def _columns_in(given: object) -> object:
 
 
 def _check_columns(data: Data, columns: object) -> None:
-    fault = column_fault(columns)
-    require(fault is None, data, f"gives {fault}")
+    problem = column_error(columns)
+    require(problem is None, data, f"gives {problem}")
     known = data.column_names()
     if known is not None and isinstance(columns, Mapping):
         unknown = next((name for name in columns if name not in known), None)

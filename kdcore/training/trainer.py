@@ -93,7 +93,7 @@ class Trainer(TrainStep):
         with self._saved_if_unreachable(before):
             shares, choices = self.oom_retry.run(before, lambda: self.gradients(step, terms))
         good = self.refusals.judge(step, self.clip(), shares, before)
-        if self.refusals.deferred or good:
+        if not self.refusals.blocks:
             self.apply()
         self.base_optimizer.zero_grad(set_to_none=True)
         watched, self.watch = self.watch, None
@@ -189,7 +189,8 @@ class Trainer(TrainStep):
         if options.keep_best is None:
             return False
         score = torch.tensor([score_of(options, run.scores)], dtype=torch.float64)
-        found = float(self.gather(score.to(run.device))[0])
+        everyone, _ = self.gather(score.to(run.device))
+        found = float(everyone[0])
         if not is_better(found, run.best, options.mode):
             return False
         run.best = Best(run.step, found)
@@ -202,10 +203,10 @@ class Trainer(TrainStep):
             return
         path = self.checkpoints.folder / f"step-{best.step}"
         with self.checkpoints.here(path):
-            if fault := damage(path):
+            if problem := damage(path):
                 raise RunError(
                     f"the checkpoint {path} scored best and should become the final weights, but "
-                    f"it is damaged ({fault}); --fresh starts the run again"
+                    f"it is damaged ({problem}); --fresh starts the run again"
                 )
             self.layout.rest()
             load_weights(path, self.checkpoints.model)

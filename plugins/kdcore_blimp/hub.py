@@ -54,10 +54,10 @@ def _loaded(load: Callable[[], _Loaded], place: str) -> _Loaded:
         with progress(f"loading {place}"):
             return load()
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
-        raise RunError(f"cannot load the pairs of {place}: {_fault(error)}") from error
+        raise RunError(f"cannot load the pairs of {place}: {_error(error)}") from error
 
 
-def _fault(error: BaseException) -> str:
+def _error(error: BaseException) -> str:
     names = {type(cause).__name__ for cause in _chain(error)}
     if isinstance(error, ConnectionError) or names & _UNREACHABLE:
         return (

@@ -92,7 +92,7 @@ class Kept:
             return min(1.0, filled / asked), "of what the rows predict"
         return filled / max(1, self.tokens), "of all tokens"
 
-    def fault(self) -> str | None:
+    def error(self) -> str | None:
         """Why it cannot be read: a torn file, or a name that does not match its content."""
         meta = self.folder / META
         if not meta.is_file():

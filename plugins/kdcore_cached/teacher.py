@@ -195,7 +195,7 @@ class CachedTeacher(Teacher):
         """Temperatures at which the stored ids of this teacher have little mass."""
         asked = temperatures_of(recipe)
         k = self._ids()
-        stores = [one for one in stores_in(caches) if self.kind == "topk" and not one.fault()]
+        stores = [one for one in stores_in(caches) if self.kind == "topk" and not one.error()]
         known = [one for one in stores if one.meta.get("k") == k and one.masses()]
         mine = self.teacher.fingerprint() if asked and known else None
         for store in known:

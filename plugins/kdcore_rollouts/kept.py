@@ -120,7 +120,7 @@ class Answers:
             # A torn line stays a line of its own.
             file.write(whole.encode() if self._ends_whole() else f"\n{whole}".encode())
 
-    def fault(self) -> str | None:
+    def error(self) -> str | None:
         """Why it cannot be used."""
         try:
             text = (self.folder / META).read_text(encoding="utf-8")

@@ -13,7 +13,7 @@ from kdcore_text.records import Record
 from kdcore_text.splits import Splits
 from pydantic import Field, field_validator
 
-from kdcore import Data, component, hookimpl
+from kdcore import Data, RunError, component, hookimpl
 from kdcore_sft.dialogues import Dialogues
 from kdcore_sft.formats import Dialogue, dialogue_of
 from kdcore_sft.records import OF_MESSAGES, OF_RECORDS, ChatRecords, Fields
@@ -107,6 +107,7 @@ class Sft(Dialogues):
     def dialogues(self, split: str) -> Iterator[Dialogue]:
         """The records of "train" or "validation" as dialogues."""
         fields, keep, there = Fields(self.fields), self.keep_columns, dict[str, None]()
+        read = False
         for record in self._splits.of(split):
             made = dialogue_of(fields.of(record), self.system)
             if keep:
@@ -115,7 +116,10 @@ class Sft(Dialogues):
                 if MESSAGES in keep:
                     columns[MESSAGES] = json.dumps(made.messages, ensure_ascii=False)
                 made = replace(made, columns=columns)
+            read = True
             yield made
+        if not read:
+            raise RunError(self._splits.nothing(split, "records"))
         fields.check(split)
         if there:
             check_kept(keep, there, f"the {split!r} split")

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
+from kdcore_text.record import records_within
 from kdcore_text.records import Record
 
 from kdcore import RunError
@@ -105,6 +106,8 @@ def _without(values: Mapping[str, Any], *keys: str) -> dict[str, Any]:
 
 def _unknown(where: str, values: Mapping[str, Any]) -> str:
     said = f"{where} has {', '.join(map(str, values)) or 'nothing'}, and needs {_UNDERSTOOD}"
+    if hint := records_within(values):
+        return said + hint
     texts = [key for key, value in values.items() if isinstance(value, str)]
     if len(texts) > 1:
         named = f'instruction = "{texts[0]}", output = "{texts[1]}"'
@@ -145,5 +148,5 @@ def _parsed(value: Any, key: str, where: str) -> Any:
         raise RunError(f"{where} has {key} that are text but not JSON: {error}") from None
 
 
-def _refuse(where: str, fault: str) -> NoReturn:
-    raise RunError(f"{where} {fault}")
+def _refuse(where: str, problem: str) -> NoReturn:
+    raise RunError(f"{where} {problem}")

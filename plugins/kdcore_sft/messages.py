@@ -166,5 +166,5 @@ def _shown(value: Any) -> str:
     return shown if len(shown) < 40 else f"{shown[:37]}..."
 
 
-def _refuse(where: str, fault: str) -> NoReturn:
-    raise RunError(f"{where} {fault}")
+def _refuse(where: str, problem: str) -> NoReturn:
+    raise RunError(f"{where} {problem}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 from pydantic import Field, field_validator
 
-from kdcore import Data, Row, Rows, Stage, component, hookimpl, stream_texts
+from kdcore import Data, Row, Rows, RunError, Stage, component, hookimpl, stream_texts
 from kdcore_text.formats import Format
 from kdcore_text.record import refuse_own_columns
 from kdcore_text.splits import Splits
@@ -105,11 +105,16 @@ class Text(Data):
     def _filled(self, split: str) -> Iterable[str | Row]:
         if self.streaming:
             return self._splits.stream(split)
-        return (
-            document
-            for document in self._splits.of(split)
-            if (document if isinstance(document, str) else document["text"]).strip()
-        )
+        return self._non_blank(split)
+
+    def _non_blank(self, split: str) -> Iterator[str | Row]:
+        found = False
+        for document in self._splits.of(split):
+            if (document if isinstance(document, str) else document["text"]).strip():
+                found = True
+                yield document
+        if not found:
+            raise RunError(self._splits.nothing(split, "text"))
 
     def fingerprint(self) -> str:
         """The options, and the content of local files."""

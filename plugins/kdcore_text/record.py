@@ -53,7 +53,8 @@ class TextColumn:
             text = text_of(record.values.get(self._column), self._column, record.where)
             yield document_of(text, record.values, self._keep, record.where)
         if records and self._column not in there:
-            raise no_column(str(self._file), self._column, there)
+            hint = records_within(record.values) if records == 1 else ""
+            raise no_column(str(self._file), self._column, there, hint)
         if records:
             check_kept(self._keep, there, str(self._file))
 
@@ -113,9 +114,19 @@ def shown_names(names: Sequence[str]) -> str:
     return f"{', '.join(shown) or 'none'}{more}"
 
 
-def no_column(place: str, column: str, there: Iterable[str]) -> RunError:
+def no_column(place: str, column: str, there: Iterable[str], hint: str = "") -> RunError:
     """The error message for a table without the column."""
     names = [str(name) for name in there]
-    return RunError(
-        f"{place} has no column {column!r}; set column in [data]: it has {shown_names(names)}"
-    )
+    said = hint or f"; set column in [data]: it has {shown_names(names)}"
+    return RunError(f"{place} has no column {column!r}{said}")
+
+
+def records_within(values: Mapping[str, Any]) -> str:
+    """What to do if a file is one object around its list of records; otherwise empty."""
+    for name, value in values.items():
+        if isinstance(value, list) and value and all(isinstance(each, Mapping) for each in value):
+            return (
+                f"; its {name} is a list of records ({len(value):,}): save that list alone as a "
+                "JSON file, or each of its records on a line"
+            )
+    return ""

@@ -83,9 +83,9 @@ def _sources(
         return _of_files([place], reader)
     if path and os.path.isdir(place):
         return _of_folder(place, split, reader, tell)
-    fault = absent(path)
-    if fault is not None:
-        raise RunError(fault)
+    problem = absent(path)
+    if problem is not None:
+        raise RunError(problem)
     name = split or "validation"
     return [reader.table(tables.of_hub(path, reader.config, name, streaming=reader.streaming))]
 

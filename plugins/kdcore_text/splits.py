@@ -17,7 +17,7 @@ from kdcore_text.folders import VALIDATE, choose
 from kdcore_text.formats import ENDINGS
 from kdcore_text.opening import PACKED
 from kdcore_text.paths import absent, is_here, is_pattern, local
-from kdcore_text.record import Document
+from kdcore_text.record import Document, Record, records_within
 from kdcore_text.sources import Reader, Several, content, read_by_datasets, source
 from kdcore_text.streamed import Spaced, StreamedTexts
 
@@ -86,6 +86,17 @@ class Splits(Generic[_Item]):
             return StreamedTexts(fresh._train.sources, held_out.__contains__)
         return StreamedTexts(fresh._validation.sources, lambda n: True)
 
+    def nothing(self, split: str, what: str) -> str:
+        """The error message if there is no text, or there are no records, in a split."""
+        some = [
+            f"{name} = {value:g}"
+            for name, value in (("fraction", self.fraction), ("skip", self.skip))
+            if split == "train" and value != {"fraction": 1, "skip": 0}[name]
+        ]
+        of = self.validation if split != "train" and self.validation is not None else self.place
+        why = f" with {' and '.join(some)} in [data]" if some else ": only blank lines or values"
+        return f"{of} has no {what} for the {split!r} split{why}"
+
     def content(self) -> str:
         """A hash of the local files."""
         return content([*self._paths, *([self.validation] if self.validation else [])])
@@ -97,6 +108,11 @@ class Splits(Generic[_Item]):
             begin, end = (round(count * share) for share in (self.skip, self.skip + self.fraction))
         items = enumerate(islice(self._train.read(), begin, end), begin)
         return (item for n, item in items if n not in self._held_out)
+
+    @property
+    def place(self) -> str:
+        """The paths, for messages."""
+        return ", ".join(self._paths)
 
     @property
     def _paths(self) -> Sequence[str]:
@@ -137,13 +153,22 @@ class Splits(Generic[_Item]):
             return Spaced(self.validation_share)
         count = self._train.count()
         if count == 1:
-            raise RunError(
-                f"{', '.join(self._paths)} has one document, which validation_share = "
-                f"{self.validation_share:g} would hold out: set validation = PATH in [data], or "
-                "give it more (a text is split at blank lines, or where separator says)"
-            )
+            raise self._only_one(self.validation_share)
         wanted = max(1, round(count * self.validation_share))
         return frozenset(random.Random(0).sample(range(count), min(wanted, count)))
+
+    def _only_one(self, share: float) -> RunError:
+        """The error if nothing would be left to train on, or what the document itself lacks."""
+        (one,) = self._train.read()
+        hint = records_within(one.values) if isinstance(one, Record) else ""
+        return RunError(
+            f"{self.place} has one document, which validation_share = {share:g} would hold out"
+            + (
+                hint
+                or ": set validation = PATH in [data], or give it more (a text is split at blank "
+                "lines, or where separator says)"
+            )
+        )
 
 
 def _nothing_beside(file: str) -> str:

@@ -163,10 +163,10 @@ def _loaded(load: Callable[[], Any], place: str, meant: str = "") -> Any:
         AttributeError,
         DatasetsError,
     ) as error:
-        raise RunError(f"cannot load {place}: {_fault(error, meant)}") from error
+        raise RunError(f"cannot load {place}: {_error(error, meant)}") from error
 
 
-def _fault(error: BaseException, meant: str) -> str:
+def _error(error: BaseException, meant: str) -> str:
     names = {type(cause).__name__ for cause in _chain(error)}
     if "GatedRepoError" in names:
         return "the repository on the hub is gated: request access there, then type `hf auth login`"

@@ -1,6 +1,9 @@
 """Checkpoints of sharded students move between numbers of processes, and to whole students."""
 
+import errno
 import json
+import os
+import re
 from pathlib import Path
 
 import pytest
@@ -8,7 +11,10 @@ import tiny
 import torch
 from several import several
 from sharded_runs import CE, outcome, recipe, train
+from torch.distributed.checkpoint.filesystem import FileSystem
+from whole_runs import flip
 
+from kdcore.errors import RunError
 from kdcore.training.checkpoints.folders import damage
 from kdcore.training.step import TrainStep
 
@@ -45,6 +51,22 @@ def ending(rank, folder, texts, sets, after):
     except Ends:
         return len(taken)
     return len(taken)
+
+
+def without_room(rank, folder, text, full):
+    """Train where one process finds the disk full at step 4: what each says, and what is kept."""
+    create = FileSystem.create_stream
+
+    def refusing(disk, path, mode):
+        if rank == full and mode == "wb" and "step-4" in str(path):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        return create(disk, path, mode)
+
+    FileSystem.create_stream = refusing
+    with pytest.raises(RunError) as error:
+        train(rank, folder, [text])
+    (kept,) = Path(folder, "runs").glob("*/checkpoints")
+    return str(error.value), [path.name for path in kept.iterdir()]
 
 
 def checkpoint(folder, step):
@@ -98,6 +120,9 @@ def test_files_are_safetensors_and_json_with_checksums(tmp_path, text):
     sums = json.loads((path / "manifest.json").read_text())
     assert {*sums, "manifest.json"} == names
     assert damage(path) is None
+    part = next(path.glob("shard-00002*"))
+    flip(part)
+    assert part.name in (damage(path) or "")
 
 
 def test_a_checkpoint_that_lacks_a_part_is_left_out(tmp_path, text, expected):
@@ -107,6 +132,13 @@ def test_a_checkpoint_that_lacks_a_part_is_left_out(tmp_path, text, expected):
     assert part.name in (damage(checkpoint(tmp_path, 4)) or "")
     assert several(1, ending, tmp_path, [text], (), None) == [4]  # from step 2
     assert_same(tmp_path, expected)
+
+
+@pytest.mark.parametrize("full", [0, 1])
+def test_a_full_disk_in_one_process_is_said_by_all(tmp_path, text, full):
+    for said, kept in several(2, without_room, tmp_path, text, full):
+        assert re.search(r"No space left on device at .*step-2 is kept. Make room, and", said)
+        assert kept == ["step-2"]
 
 
 def test_the_final_folder_is_that_of_a_whole_student(tmp_path, text):

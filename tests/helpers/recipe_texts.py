@@ -115,4 +115,4 @@ def faults_of(text, **options):
     with pytest.raises(RecipeError) as raised:
         read(text, **options)
     assert raised.value.exit_code == 2
-    return raised.value.faults
+    return raised.value.errors

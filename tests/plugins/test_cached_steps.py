@@ -168,7 +168,7 @@ def faults(folder, host, text, *sets):
     try:
         read_recipe(str(folder / "r.toml"), host, sets=sets)
     except RecipeError as error:
-        return [fault.message for fault in error.faults]
+        return [fault.message for fault in error.errors]
     return []
 
 

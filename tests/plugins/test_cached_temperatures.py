@@ -164,7 +164,7 @@ def test_a_torn_file_is_made_anew_and_nothing_else(tmp_path, model):
     path = store_of(run) / "others_at_2.0.f16"
     ids = (store_of(run) / "ids.i32").read_bytes()
     path.write_bytes(path.read_bytes()[:-1])
-    assert "different lengths" in Kept(store_of(run)).fault()
+    assert "different lengths" in Kept(store_of(run)).error()
     again = told(cached(run, model, **TOP), batch)
     assert torch.equal(again.tempered[2.0], before.tempered[2.0])
     assert (store_of(run) / "ids.i32").read_bytes() == ids

@@ -215,7 +215,7 @@ def faults(tmp_path, *patches, fresh=False):
     try:
         read_recipe(str(path), plugin_manager([]))
     except RecipeError as error:
-        return [fault.message for fault in error.faults]
+        return [fault.message for fault in error.errors]
     return []
 
 

@@ -128,6 +128,21 @@ def test_dialogues_come_from_folders_and_what_datasets_saved(tmp_path):
     assert dialogues(str(tmp_path / "saved")) == found
 
 
+@pytest.mark.parametrize("options", [{}, {"validation_share": 0.5}])
+def test_a_file_that_wraps_its_records_says_how_to_unwrap_them(tmp_path, options):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"data": [ask("a", "b"), ask("c", "d")]}))
+    with pytest.raises(RunError, match=r"its data is a list of records \(2\): save that"):
+        list(Sft(path=str(path), **options).dialogues("train"))
+
+
+def test_a_file_of_blank_lines_is_named(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n\n \n")
+    with pytest.raises(RunError, match="jsonl has no records for the 'train' split: only blank"):
+        list(Sft(path=str(path), validation_share=0.5).dialogues("train"))
+
+
 def test_splits_are_those_of_texts(tmp_path):
     path = jsonl(tmp_path / "a.jsonl", [ask(f"{n}", "x") for n in range(40)])
     other = jsonl(tmp_path / "b.jsonl", [ask("other", "x")])
@@ -164,20 +179,13 @@ def test_files_that_cannot_be_read_are_reported_with_the_record(tmp_path):
         ("j.json", '{\n "rows": [}', r"record 1 \(line 1\) is not JSON: .* is a list of them, or"),
         ("f.json", "", r"f\.json is empty"),
         ("g.txt", "a", r"cannot read records from .*g\.txt: files of records end in \.json, \.j"),
-        ("h.json", "[]", None),
+        ("h.json", "[]", r"h\.json has no records for the 'train' split: only blank lines"),
         ("i.jsonl", '{"a": 1}\n', r"i\.jsonl: record 1 \(line 1\) has a, and needs instruction"),
     ]:
         path = write(tmp_path / name, text)
-        if said is None:
-            assert dialogues(path) == []
-        else:
-            with pytest.raises(RunError, match=said) as refused:
-                dialogues(path)
-            assert "\n" not in str(refused.value)
-    with pytest.raises(RunError, match="data 'sft' has no dialogues in its 'train' split"):
-        Sft(path=str(tmp_path / "h.json"), template="plain").make_rows(
-            "train", tiny.byte_tokenizer(), seed=0, epoch=0
-        )
+        with pytest.raises(RunError, match=said) as refused:
+            dialogues(path)
+        assert "\n" not in str(refused.value)
 
 
 def test_a_record_of_a_table_is_reported_by_its_number(tmp_path):

@@ -83,9 +83,8 @@ def test_spaces_behind_commas_are_no_part_of_cells(texts):
     assert texts("a.csv", "id,text\n1, one\n") == [" one"]
 
 
-def test_a_cell_may_be_long_and_a_file_may_have_names_alone(texts):
+def test_a_cell_may_be_long(texts):
     assert texts("a.csv", f"id,text\n1,{'x' * 300_000}\n") == ["x" * 300_000]
-    assert texts("a.csv", "id,text\n") == []
     assert texts("a.csv", "text\none\n\ntwo\n") == ["one", "two"]
 
 
@@ -180,6 +179,12 @@ def test_records_come_back_however_they_are_laid_out(tmp_path_factory, records):
         (
             "a.json",
             '{"rows": [{"text": "a"}]}',
+            "no column 'text'; its rows is a list of records (1): save that list alone as a JSON "
+            "file, or each of its records on a line",
+        ),
+        (
+            "a.json",
+            '{"rows": ["a"]}',
             "no column 'text'; set column in [data]: it has rows",
         ),
         ("a.jsonl", "{}\n", "no column 'text'; set column in [data]: it has none"),
@@ -189,6 +194,26 @@ def test_records_come_back_however_they_are_laid_out(tmp_path_factory, records):
 )
 def test_faults_of_json_are_reported_with_their_record(refused, name, content, said):
     assert said in refused(name, content)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("a.txt", {}, "a.txt has no text for the 'train' split: only blank lines or values"),
+        ("a.csv", {}, "a.csv has no text for the 'train' split: only blank lines or values"),
+        ("a.jsonl", {"validation_share": 0.5}, "a.jsonl has no text for the 'train' split: only"),
+        ("a.txt", {"fraction": 0.1}, "a.txt has no text for the 'train' split with fraction = 0.1"),
+    ],
+)
+def test_files_of_blank_lines_are_named(refused, name, options, said):
+    content = "id,text\n" if name == "a.csv" else "\n\n \n\n"
+    assert refused(name, content, **options).startswith(said)
+
+
+def test_a_file_that_wraps_its_records_says_how_to_unwrap_them(refused):
+    wrapped = json.dumps({"data": [{"text": "a"}, {"text": "b"}]})
+    said = refused("a.json", wrapped, validation_share=0.5)
+    assert "its data is a list of records (2): save that list alone" in said
 
 
 def test_many_columns_are_not_all_named(refused):

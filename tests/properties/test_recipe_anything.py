@@ -54,7 +54,7 @@ def is_read_or_refused(text, sets=()):
     try:
         recipe = read_recipe("r.toml", FakeHost(), sets=sets)
     except RecipeError as error:
-        assert error.faults
+        assert error.errors
         assert str(error)
     else:
         for stage in recipe.stages:

@@ -8,6 +8,7 @@ import pytest
 
 import kdcore
 from kdcore.deprecated import INTERNAL, MOVED, MOVED_NAMES, RENAMED
+from kdcore.errors import Diagnostic
 from kdcore.plugin.manager import PluginManager
 
 
@@ -31,6 +32,12 @@ def test_a_warning_shows_the_line_that_used_the_name():
         warnings.simplefilter("always")
         exec("from kdcore import Coarse", {})
     assert caught[0].filename == "<string>"
+
+
+def test_the_old_name_of_the_errors_of_a_recipe():
+    error = kdcore.RecipeError([Diagnostic("lr is 0", "r.toml")])
+    with pytest.warns(DeprecationWarning, match=r"RecipeError\.faults is now RecipeError\.errors"):
+        assert error.faults is error.errors
 
 
 @pytest.mark.parametrize("old", MOVED)

@@ -74,7 +74,7 @@ def test_a_wrong_recipe_raises_what_check_prints(tmp_path, capsys):
     wrong = {**RECIPE, "train": {"lr": "fast", "stepz": 4}}
     with pytest.raises(kdcore.RecipeError) as raised:
         kdcore.run(wrong, out=tmp_path)
-    assert {fault.file for fault in raised.value.faults} == {"recipe"}
+    assert {fault.file for fault in raised.value.errors} == {"recipe"}
     assert "stepz" in str(raised.value) and "lr should be" in str(raised.value)
     assert not list(tmp_path.iterdir())
 

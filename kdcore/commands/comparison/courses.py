@@ -156,8 +156,8 @@ class Course:
 
     def documents(self, reading: Reading) -> DocumentLosses | None:
         """The per-document results there, of the half; None if an evaluation kept none."""
-        if fault := damage(self.folder / DOCUMENTS):
-            raise UsageError(f"{fault}, so its documents are not what the run measured")
+        if problem := damage(self.folder / DOCUMENTS):
+            raise UsageError(f"{problem}, so its documents are not what the run measured")
         found = [self._read(step) for step in reading.steps]
         first, last = found[0], found[-1]
         if first is None or last is None or first.rows != last.rows:

@@ -21,11 +21,11 @@ def newest(folder: Path) -> Path | None:
     """The newest complete checkpoint in a folder. Skips damaged ones with a message."""
     there = in_order(folder)
     for path in reversed(there):
-        fault = damage(path)
-        if fault is None:
+        problem = damage(path)
+        if problem is None:
             return path
         instead = "the run begins again" if path == there[0] else "the one before is used"
-        _log.warning("checkpoint %s is damaged (%s); %s", path.name, fault, instead)
+        _log.warning("checkpoint %s is damaged (%s); %s", path.name, problem, instead)
     return None
 
 

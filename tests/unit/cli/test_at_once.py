@@ -96,6 +96,27 @@ def test_a_stage_that_trains_is_not_ended(monkeypatch):
         signal.signal(signal.SIGTERM, before)
 
 
+@pytest.mark.slow
+def test_an_interrupt_that_python_ignores_ends_the_training_that_has_begun_since():
+    """Python drops exceptions in callbacks of weak references and in __del__."""
+    code = """
+from kdcore.training.signals import Signals
+
+class Dropped:
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+
+with AtOnceSignals():
+    Dropped()
+    with Signals() as signals:
+        while not signals.take():
+            pass
+        print("the step ended, and its checkpoint is written")
+"""
+    code, said = ended(code)
+    assert code == 0 and "its checkpoint is written" in said
+
+
 def test_forks_have_signals_as_a_shell_gives_them():
     """Pools of processes end their workers by SIGTERM; that is not for us to hear."""
     code = """

@@ -275,7 +275,7 @@ def test_what_a_name_may_mean(store):
         UsageError, match=r"no store in .* is named 'zzz'; there are: hf-train-0123"
     ):
         find_store("zzz", caches)
-    assert Kept(caches / "hf-train-0123").fault().startswith("meta.json was changed")
+    assert Kept(caches / "hf-train-0123").error().startswith("meta.json was changed")
 
 
 def test_recipes_without_a_cached_teacher(call, recipe):

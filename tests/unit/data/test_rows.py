@@ -168,8 +168,10 @@ def test_no_text_is_reported_with_what_was_read(byte_tokenizer):
         rows_of(byte_tokenizer, ["", ""], block=9)
     with pytest.raises(RunError, match="too short to train on"):
         rows_of(byte_tokenizer, ["a"], rows="chunk", eos=False)
+    data = Given(documents=["abc"])
+    data.block = 1  # as data may have it that declares the option anew, without its bound
     with pytest.raises(UsageError, match="block = 1"):
-        rows_of(byte_tokenizer, ["abc"], block=1)
+        pack_texts(data, "train", byte_tokenizer)
 
 
 def test_an_eos_must_exist(byte_tokenizer):

@@ -138,6 +138,7 @@ def test_an_empty_batch_is_empty_on_the_other_side():
     batch = Collate(tiny.split_of([]), len(student), tiny.CPU)([])
     made = Retokenizer(student, teacher)(batch)
     assert len(made.spans.first) == 0 and len(made.batch.valid) == 0
+    assert made.batch.packing is None  # the model runs: processes do so together
 
 
 def test_shared_ids_stand_for_the_same_bytes():

@@ -126,6 +126,7 @@ def test_an_option_is_known_by_its_alias():
             {"use": "bpe", "vocab_size": 3},
             ["vocab_size should be at least 256, not 3"],
         ),
+        ("data", {"use": "text", "path": "p", "block": -1}, ["block should be at least 2, not -1"]),
     ],
 )
 def test_every_fault_is_reported_in_words(kind, table, messages):

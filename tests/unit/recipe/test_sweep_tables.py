@@ -26,7 +26,7 @@ def test_lists_multiply_and_tables_add():
         ["seed=1", 'loss.kl.use="jsd"'],
         ["seed=7"],
     ]
-    assert found.faults == [] and found.count == 5
+    assert found.errors == [] and found.count == 5
 
 
 def test_controls_are_counted_and_executors_are_no_keys():
@@ -58,7 +58,7 @@ def test_the_command_line_takes_the_place_of_a_key_and_multiplies():
     ],
 )
 def test_what_is_wrong_is_shown_in_its_place(text, place, said):
-    (fault,) = read(text).faults
+    (fault,) = read(text).errors
     assert said in fault.message and fault.line == place[0] and place[1] in fault.source
 
 

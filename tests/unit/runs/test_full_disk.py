@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from kdcore import PluginError, RunError
-from kdcore.files import is_full, machine_fault, write_whole
+from kdcore.files import is_full, machine_error, write_whole
 from kdcore.runs.folder import refused_by_machine
 
 
@@ -47,7 +47,7 @@ def test_what_is_not(error):
 
 
 def refused(error, folder):
-    return str(refused_by_machine(machine_fault(chained(PluginError("raised"), of=error)), folder))
+    return str(refused_by_machine(machine_error(chained(PluginError("raised"), of=error)), folder))
 
 
 def test_the_path_is_named(tmp_path):
@@ -66,6 +66,7 @@ def test_the_path_is_named(tmp_path):
         ("EROFS", "name another place"),
         ("EMFILE", "Allow more open files (ulimit -n 4096)"),
         ("ENOSPC", "Make room"),
+        ("ENOLCK", "That file system has no flock: HF_HOME=FOLDER before the command"),
     ],
 )
 def test_every_refusal_has_a_way_out(tmp_path, name, way):
@@ -81,8 +82,8 @@ def test_a_home_that_cannot_be_written(tmp_path, monkeypatch):
 
 def test_what_libraries_in_rust_say():
     error = RuntimeError("Error while serializing: I/O error: Stale file handle (os error 116)")
-    assert machine_fault(error) is error
-    assert machine_fault(FileNotFoundError(errno.ENOENT, "no", "x")) is None
+    assert machine_error(error) is error
+    assert machine_error(FileNotFoundError(errno.ENOENT, "no", "x")) is None
 
 
 def test_a_text_that_is_refused_leaves_nothing_half(tmp_path, monkeypatch):

@@ -73,7 +73,7 @@ def test_resources_and_the_sweep_are_no_part_of_what_a_run_is(host):
 def test_a_wrong_key_or_value_is_shown_where_the_sweep_says_it(host, sweep, said):
     with pytest.raises(RecipeError, match=said) as error:
         points(host, f"{STAGES}\n[sweep]\n{sweep}\n")
-    assert {fault.source for fault in error.value.faults} == {sweep}
+    assert {fault.source for fault in error.value.errors} == {sweep}
 
 
 def test_two_points_that_are_one_run(host):
@@ -114,8 +114,8 @@ def test_a_key_that_is_set_and_varied(host):
 def test_a_control_that_changes_nothing_or_cannot_be(host, control, recipe, said):
     with pytest.raises(RecipeError, match=said) as error:
         points(host, f"{recipe}\n[sweep]\nseed = [0, 1]\ncontrols = [{control!r}]\n")
-    assert len(error.value.faults) == 1  # once, not for each point
-    assert "controls" in error.value.faults[0].source
+    assert len(error.value.errors) == 1  # once, not for each point
+    assert "controls" in error.value.errors[0].source
 
 
 def test_run_counts_the_runs_and_names_the_verb(host):

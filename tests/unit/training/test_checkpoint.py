@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from kdcore import files
-from kdcore.files import is_full, machine_fault
+from kdcore.files import is_full, machine_error
 from kdcore.runs.folder import refused_by_machine
 from kdcore.training.checkpoints import saving
 from kdcore.training.checkpoints.folders import sums_of
@@ -258,7 +258,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_nothing_else(
     assert made.newest() == before
     assert [path.name for path in made.folder.iterdir()] == ["step-5"]
     assert is_full(caught.value)
-    said = str(refused_by_machine(machine_fault(caught.value), tmp_path))
+    said = str(refused_by_machine(machine_error(caught.value), tmp_path))
     assert "No space left on device" in said and "step-5 is kept" in said
 
 
