@@ -376,11 +376,11 @@ def line_19() -> Seen:
 
 
 def line_20() -> Seen:
-    """An I/O error of a checkpoint."""
+    """An I/O error of a token cache."""
     import errno
 
     recipe()
-    done = kdcore("run", "r.toml", "-q", before=_refuse("/checkpoints/", errno.EIO, 99))
+    done = kdcore("run", "r.toml", "-q", before=_refuse("/datasets/", errno.EIO, 99))
     return done.code == 3, f"exit code {done.code}"
 
 
@@ -488,14 +488,6 @@ def line_42() -> Seen:
     code = kdcore("run", "r.toml", "-q").code
     made = any(Path().glob("runs/*/final/model.safetensors"))
     return code != 0 or not made, f"exit code {code}, final is {'there' if made else 'not there'}"
-
-
-def line_45() -> Seen:
-    """The first step of a warm-up."""
-    recipe({"train.warmup": 4, "train.steps": 8})
-    code = kdcore("run", "r.toml", "-q").code
-    found = values("lr")[:1]
-    return not any(found), f"exit code {code}, rate of step 1 {found}"
 
 
 def line_46() -> Seen:

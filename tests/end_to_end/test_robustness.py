@@ -19,6 +19,7 @@ SAMPLES = [
     ),
     pytest.param("interruptions.py 5", "none ended otherwise", id="signals"),
     pytest.param("interruptions.py 5 --processes 2", "none ended otherwise", id="signals-2"),
+    pytest.param("defects.py 3 8 11 18 19 21", "| 3 | no defect |", id="defects"),
     pytest.param("processes.py 3", "3 of 3 ended as they should", id="processes"),
 ]
 
