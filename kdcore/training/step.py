@@ -29,6 +29,7 @@ from kdcore.objective.losses import asks_teacher
 from kdcore.objective.objective import Objective, SelectFn, TokenMask
 from kdcore.objective.readings import MicroBatch
 from kdcore.objective.selection import SelectionResult, select
+from kdcore.objective.teachers import prefetch
 from kdcore.sharding.layout import Layout
 from kdcore.sharding.wrapping import total_norm, whole
 from kdcore.training.gpu.working_weights import WorkingWeights, average_gradients
@@ -72,9 +73,15 @@ class TrainStep:
             schedule.begin(self.run.device)
         self.collate = Collate(self.rows.split, self.run.vocabulary, self.run.device)
         self.rollouts = self.rows if isinstance(self.rows, RolloutRows) else None
+        self.asks_ahead = self.run.teacher is not None and self.run.teacher.prefetches()
         # Generated rows depend on the current weights, so they cannot be prefetched.
-        workers = 0 if self.rollouts is not None else workers_of(self.run)
-        self.prefetcher = Prefetcher(self._readings, self.run.steps, workers=workers)
+        known = self.rollouts is None
+        self.prefetcher = Prefetcher(
+            self._readings,
+            self.run.steps,
+            workers=workers_of(self.run) if known else 0,
+            here=known and self.asks_ahead,
+        )
 
     def gradients(
         self, step: int, terms: Sequence[tuple[Term, float]]
@@ -119,11 +126,15 @@ class TrainStep:
         # With scope = "micro_batch" the grouping is part of the experiment: do not sort rows.
         mixed = self.run.recipe.selection is not None and self.run.recipe.scope == "micro_batch"
         parts = self.rows.parts(step)
-        return [
+        made = [
             self.reading(self.collated(part, some), [part.first + n for n in some])
             for part in [part for part in parts if part.rows] or parts[:1]
             for some in micro_batches(part.rows, self.run.micro_batch, by_length=not mixed)
         ]
+        teacher = self.run.teacher if self.asks_ahead else None
+        if teacher and any(asks_teacher(term.loss) for term, _ in self.terms_of(step)):
+            prefetch(teacher, [each.batch for each in made])
+        return made
 
     def _filled(self, readings: list[MicroBatch]) -> list[MicroBatch]:
         """With empty micro-batches, where every process must make the same number of calls."""
