@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 
 from fake_cuda.scenario import joined, on_cpu, on_device, python, records, report, sets
@@ -159,8 +160,10 @@ def test_cuda_graphs_draw_the_dropout_of_a_run_without_them(tmp_path):
 def test_it_learns_in_every_precision(tmp_path):
     path = recipe(tmp_path)
     within, waits = {"fp32": 1e-5, "bf16": 1e-3, "fp16": 1e-3}, {"fp32": 0, "bf16": 0, "fp16": 1}
+    inline = sets(train__workers=0)  # copies in another thread are not counted
     commands = [
-        on_device(path, *KINDS["llama"], *sets(name=each, train__precision=each)) for each in within
+        on_device(path, *KINDS["llama"], *inline, *sets(name=each, train__precision=each))
+        for each in within
     ]
     here = on_cpu(path, *KINDS["llama"], *sets(train__precision="fp32"))
     python(tmp_path, *joined([here, *commands]))
@@ -221,12 +224,17 @@ use = "kl"
 
 
 def test_a_probe_for_the_micro_batch_stores_nothing_of_made_up_rows(tmp_path):
+    """Six steps see all rows, so both runs store all tokens."""
     path = recipe(tmp_path, RECIPE + CACHED)
-    options = [*KINDS["llama"], *model(num_hidden_layers=1), *sets(train__precision="fp32")]
+    options = [*KINDS["llama"], *model(num_hidden_layers=1), *sets(data__stories=16)]
+    options += sets(train__precision="fp32")
     probed = [*sets(train__micro_batch="auto"), "--out", "probed"]
     python(tmp_path, *joined([on_device(path, *options), on_device(path, *options, *probed)]))
-    told, found = (records(tmp_path / out)["small.student"] for out in ("device", "probed"))
-    assert math.isclose(found["loss/kl"], told["loss/kl"], rel_tol=1e-5)
+    (told,), (found,) = (
+        [*(tmp_path / out).glob("caches/*/ids.i32")] for out in ("device", "probed")
+    )
+    same = np.fromfile(told, np.int32) == np.fromfile(found, np.int32)
+    assert same.mean() > 0.99  # ties aside
 
 
 def test_an_offloaded_teacher_says_the_same_and_nothing_waits_for_its_layers(tmp_path):

@@ -153,6 +153,13 @@ GPU_FAULTS = [
         MARKED,
     ),
     Fault(
+        "a probe shows made-up rows to a teacher that stores them",
+        "kdcore/training/micro_batch.py",
+        "longest = _longest(step, rows)",
+        "longest: list[Row] = []",
+        f"{STEPS}::test_a_probe_for_the_micro_batch_stores_nothing_of_made_up_rows",
+    ),
+    Fault(
         "an allocator of fixed segments",
         "kdcore/cli/main.py",
         'os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")',
