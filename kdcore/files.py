@@ -64,6 +64,9 @@ _BROKEN = {
     for name in ("EIO", "ESTALE", "ENXIO", "ENODEV", "EREMOTEIO", "ENOTCONN", "EHOSTDOWN")
     if hasattr(errno, name)
 }
+_WITHOUT_LOCKS = {
+    getattr(errno, name) for name in ("ENOLCK", "EOPNOTSUPP", "ENOTSUP") if hasattr(errno, name)
+}
 # How Rust libraries report OS errors, and libraries that collect several: copytree, Arrow.
 _IN_TEXT = re.compile(r"\(os error (\d+)\)|\[errno (\d+)\]", re.IGNORECASE)
 
@@ -78,7 +81,7 @@ def machine_error(error: BaseException) -> BaseException | None:
 
     Of several, the first with a path.
     """
-    known = _FULL | _REFUSED | _OPEN | _BROKEN
+    known = _FULL | _REFUSED | _OPEN | _BROKEN | _WITHOUT_LOCKS
     found = [each for each in exception_chain(error) if error_number(each) in known]
     named = (each for each in found if getattr(each, "filename", None))
     return next(named, found[0] if found else None)
@@ -96,6 +99,11 @@ def refusal(problem: BaseException) -> tuple[str, str]:
         way = "allow more open files (ulimit -n 4096)"
     elif number in _REFUSED:
         way = "let this user write there, or name another place"
+    elif number in _WITHOUT_LOCKS:
+        way = (
+            "that file system has no flock: HF_HOME=FOLDER before the command keeps the libraries' "
+            "caches elsewhere, such as on a local disk"
+        )
     else:
         way = "see whether that disk is well and still mounted"
     if number in _REFUSED | _FULL and named and Path(named).is_relative_to(Path.home() / ".cache"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -124,6 +124,10 @@ class ModelTeacher(Teacher):
             yield f'the adapter {adapter!r} needs peft: pip install "kdcore[lora]"'
         if self.quantise and torch.cuda.is_available() and find_spec("bitsandbytes") is None:
             yield f'quantise = "{self.quantise}" needs bitsandbytes: pip install "kdcore[gpu]"'
+
+    def missing(self) -> Iterator[str]:
+        """The model's folder and the adapter's, if there is none."""
+        yield from _absent(self.source(), self.adapter)
 
     def load(self, run: Run) -> None:
         """Load the weights, and an adapter's, onto the device."""
@@ -273,12 +277,24 @@ class HfTokenizer(Tokenizer):
     name = "hf"
     model: Annotated[str, Field(description="a folder or a name on the hub")]
 
+    def missing(self) -> Iterator[str]:
+        """The folder, if there is none."""
+        yield from _absent(self.model)
+
     def load(self, run: Run, data: Data) -> PreTrainedTokenizerBase:
         """Load it. A tokenizer without an end-of-text token is an error."""
         tokenizer = load_tokenizer(self.model, key="tokenizer.model")
         if tokenizer.eos_token_id is None:
             raise RunError(f"the tokenizer of {self.model!r} has no end-of-text token (eos)")
         return tokenizer
+
+
+def _absent(*names: str | None) -> Iterator[str]:
+    """A sentence for each name that begins like a path and is no folder."""
+    paths = [name for name in names if name and name.startswith((".", "/", "~"))]
+    for path in paths:
+        if not os.path.isdir(os.path.expanduser(path)):
+            yield f"there is no folder {path!r} in {os.getcwd()}"
 
 
 def _moved(batch: Batch, device: torch.device) -> Batch:

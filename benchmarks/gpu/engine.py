@@ -34,13 +34,17 @@ class Watch(Component):
         self.window, self.marks = window, list[tuple[float, int]]()
         self.micro_batch, self.memory = 0, dict[str, float]()
         self.tokens_a_step, self.loss = 0.0, float("nan")
+        self.written = dict[str, float]()
         self.profiler: Any = None
         self.kernels: Mapping[str, Any] = {}
 
     @hookimpl
     def kdcore_log(self, run: Run, record: Any) -> None:
-        """The loss of the last window."""
-        self.loss = record.loss
+        """The loss of the last window, and what was generated in it."""
+        self.loss, self.written = record.loss, dict(record.rollout)
+        if self.written:
+            share, drawn = run.recipe.writing.share_at(0), run.recipe.train.drawn
+            self.written["tokens a step"] = share * drawn * self.written["length"]
 
     @hookimpl
     def kdcore_step_start(self, run: Run, step: int) -> None:
@@ -110,10 +114,19 @@ def measure(
         name: 1e3 * (after[0] - before[0]) / watch.window
         for name, before, after in zip(WINDOWS, watch.marks, watch.marks[1:], strict=False)
     }
+    found |= _written(watch.written, found["windows"][WINDOWS[-1]] / 1e3)
     trained = (watch.marks[-1][1] - watch.marks[-2][1]) / watch.window
     found |= pace(world, name, found["windows"][WINDOWS[-1]] / 1e3, watch.tokens_a_step, trained)
     found["planned"] = planned(world, name, sets, watch.micro_batch)
     return found
+
+
+def _written(told: dict[str, float], seconds: float) -> dict[str, float]:
+    """What was generated in a step of so many seconds, and how fast."""
+    if not told:
+        return {}
+    speed = told["tokens a step"] / (told["time_share"] * seconds)
+    return {f"written, {key}": value for key, value in (told | {"tokens/s": speed}).items()}
 
 
 def runs_of(world: World) -> Path:

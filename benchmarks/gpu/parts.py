@@ -41,6 +41,7 @@ def parts(*, rehearse: bool = False) -> list[Part]:
         found.append(Part(f"learning, {precision}", 180, _trial("learning", precision)))
     found.append(Part("kill and resume", 180, _trial("kill_and_resume")))
     found.append(Part("out of memory", 180, _trial("out_of_memory")))
+    found += [Part(f"decision, {d}", 120, _trial("decision", d)) for d in DECISIONS]
     found += [Part(f"option, {o}", 120, _trial("option", o)) for o in OPTIONS]
     found += [
         Part(f"card, {c}", 120, _trial("smaller_card", c))
@@ -50,10 +51,15 @@ def parts(*, rehearse: bool = False) -> list[Part]:
     return [*found, Part("learning, fp32", 180, _trial("learning", "fp32"))]
 
 
-# The keys of trials.OPTIONS and trials.CARDS, which a test holds equal: nothing is imported here.
+# The keys in trials.py, which a test holds equal: nothing is imported here.
 OPTIONS = (
     *("as it is", "a teacher in 4 bits", "a teacher in 8 bits", "an offloaded teacher"),
-    *("paged_adamw_8bit", "LoRA", "Liger's kernels", "checkpointing", "a compiled trunk"),
+    *("paged_adamw_8bit", "LoRA", "Liger's kernels", "checkpointing"),
+    *("answers of the student", "answers of the teacher", "hidden states", "an aligned teacher"),
+)
+DECISIONS = (
+    *("bf16 weights, rho_qwen", "bf16 weights, qwen_kl_sft.student", "CUDA graphs, rho_qwen"),
+    *("CUDA graphs, babyllama.student", "both, rho_qwen", "a compiled trunk, qwen_kl_sft.student"),
 )
 CARDS = (
     *("8 GB, tinystories_llama", "8 GB, babyllama.student", "16 GB, rho_qwen"),

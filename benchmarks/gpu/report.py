@@ -60,6 +60,7 @@ def markdown(results: Results, names: Sequence[str], day: str, *, rehearse: bool
     lines += ["## Founding recipes", "", _ABOUT_RECIPES, "", *_recipes(results), ""]
     lines += ["## The head", "", *_head(results.get("head", {}).get("result", {})), ""]
     lines += ["## Options and smaller cards", "", *_others(results), ""]
+    lines += ["## Generated answers", "", *_listed([*_written(results)]), ""]
     shown = {"machine", "head", *(f"{stage}, {way}" for stage in FIRST for way in WAYS)}
     shown |= {name for name in names if name.startswith(OTHERS)}
     for name, one in results.items():
@@ -99,6 +100,14 @@ def _others(results: Results) -> Iterator[str]:
         if name.startswith(OTHERS) and one["status"] == "done":
             cells = [*_row(one["result"])]
             yield f"| {name} | {' | '.join([*cells[:3], *cells[4:]])} |"
+
+
+def _written(results: Results) -> Iterator[str]:
+    """Tokens a second that were generated."""
+    for name, one in results.items():
+        pairs = {k: v for k, v in one.get("result", {}).items() if k.startswith("written, ")}
+        if pairs:
+            yield f"{name}: " + ", ".join(f"{k[9:]} {_number(v)}" for k, v in pairs.items())
 
 
 def _row(found: Mapping[str, Any]) -> Iterator[str]:

@@ -56,9 +56,31 @@ OPTIONS: Mapping[str, tuple[str, Sequence[str]]] = {
     "LoRA": ("peft", ['stage.student.student.patch=[{use="lora"}]']),
     "Liger's kernels": ("liger_kernel", ['stage.student.student.patch=[{use="liger"}]']),
     "checkpointing": ("torch", ["stage.student.train.checkpointing=true"]),
-    "a compiled trunk": ("triton", ["stage.student.train.compile_trunk=true"]),
+    "answers of the student": (
+        "torch",
+        ['stage.student.rollout={use="student", share=0.5, max_new_tokens=NEW}'],
+    ),
+    "answers of the teacher": (
+        "torch",
+        ['stage.student.rollout={use="teacher", max_new_tokens=NEW}'],
+    ),
+    "hidden states": (
+        "torch",
+        [
+            'stage.student.loss=[{use="ce", weight=0.5}, {use="kl", weight=0.5}, '
+            '{use="hidden-cosine", layers=[[1, 1], [-1, -1]], projection="linear"}]'
+        ],
+    ),
+    "an aligned teacher": (
+        "torch",
+        [
+            'stage.student.teacher={use="aligned", template="none", '
+            'teacher={use="hf", model="OTHER"}}'
+        ],
+    ),
 }
-ANYWHERE = ("as it is", "LoRA", "checkpointing")  # with or without a GPU
+ANYWHERE = ("as it is", "LoRA", "checkpointing", "answers of the student")
+ANYWHERE += ("answers of the teacher", "hidden states", "an aligned teacher")  # without a GPU too
 
 
 def option(world: World, name: str) -> dict[str, Any]:
@@ -67,9 +89,61 @@ def option(world: World, name: str) -> dict[str, Any]:
     if world.device.type != "cuda" and name not in ANYWHERE:
         raise Skipped("it needs a GPU")
     _need(library)
-    teacher = standins.model(world, "qwen-1.5b")
-    smaller = [f'stage.student.teacher.model="{teacher}"', *sets]
-    return within_plan(world, measure(world, "qwen_kl_sft.student", smaller, window=FEW))
+    return within_plan(world, measure(world, _STUDENT, _of(world, _STUDENT, sets), window=FEW))
+
+
+_STUDENT = "qwen_kl_sft.student"
+_NEW = {False: "128", True: "4"}  # tokens of an answer; in a rehearsal
+
+
+def _of(world: World, stage: str, sets: Sequence[str]) -> list[str]:
+    """What is set of a stage; qwen_kl_sft's student has a teacher of 1.5B."""
+    found = list(sets)
+    if stage == _STUDENT and not any("stage.student.teacher=" in one for one in sets):
+        teacher = standins.model(world, "qwen-1.5b")
+        found.insert(0, f'stage.student.teacher.model="{teacher}"')
+    other = str(standins.model(world, "llama")) if any("OTHER" in one for one in sets) else ""
+    return [one.replace("NEW", _NEW[world.rehearse]).replace("OTHER", other) for one in found]
+
+
+BF16, GRAPHS, TRUNK = "bf16_weights=true", "cuda_graphs=true", "compile_trunk=true"
+DECISIONS: Mapping[str, tuple[str, Sequence[str]]] = {
+    "bf16 weights, rho_qwen": ("rho_qwen", [BF16]),
+    "bf16 weights, qwen_kl_sft.student": (_STUDENT, [BF16]),
+    "CUDA graphs, rho_qwen": ("rho_qwen", [GRAPHS]),
+    "CUDA graphs, babyllama.student": ("babyllama.student", [GRAPHS]),
+    "both, rho_qwen": ("rho_qwen", [BF16, GRAPHS]),
+    "a compiled trunk, qwen_kl_sft.student": (_STUDENT, [TRUNK]),
+}
+GAIN, SAME = 1.05, 0.005  # from which a default may change: faster, and the loss apart at most
+
+
+def decision(world: World, name: str) -> dict[str, Any]:
+    """A stage without and with an option that is off by default: what it gains, and the losses."""
+    stage, options = DECISIONS[name]
+    if world.device.type != "cuda" and options != [BF16]:
+        raise Skipped("it needs a GPU")
+    if TRUNK in options:
+        _need("triton")
+    sets = [f"{founding.train(stage)}.{one}" for one in options]
+    precision = [f'{founding.train(stage)}.precision="bf16"']  # on a CPU "auto" is float32
+    before, after = (
+        measure(world, stage, _of(world, stage, [*precision, *some]), window=FEW)
+        for some in ((), sets)
+    )
+    gain, apart = before["ms"] / after["ms"], abs(after["loss"] / before["loss"] - 1)
+    targets = [
+        target(world, "steps in the same time, with it", gain, least=GAIN),
+        target(world, "the loss, apart from that without it", apart, SAME, always=True),
+    ]
+    kept = ("ms", "loss", "kernels", "rows at once")
+    compared = {
+        f"{key}, {how}": one.get(key)
+        for key in kept
+        for how, one in (("without", before), ("with", after))
+    }
+    memory = within_plan(world, after)["targets"]
+    return {**compared, "gain": gain, "targets": [*targets, *memory]}
 
 
 _SMALLER = "qwen-3b"

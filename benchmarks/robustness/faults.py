@@ -22,7 +22,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "mutants"))
 
-from planted import FAULTS, Fault  # type: ignore[import-not-found]  # noqa: E402
+import planted  # type: ignore[import-not-found]  # noqa: E402
+from planted import Fault  # noqa: E402
+from planted_gpu import GPU_FAULTS  # type: ignore[import-not-found]  # noqa: E402
+
+FAULTS = [*planted.FAULTS, *GPU_FAULTS]
 
 
 def noticed(fault: Fault) -> str | None:

@@ -86,6 +86,7 @@ def _child(
     after: Callable[[], None],
 ) -> int:
     import datasets
+    from kdcore_executors import processes
 
     from kdcore.cli import launch, main
 
@@ -96,6 +97,7 @@ def _child(
     main.plugin_manager = lambda plugins: host
     names: dict[str, Any] = {"PIPE": subprocess.PIPE, "TimeoutExpired": subprocess.TimeoutExpired}
     vars(launch)["subprocess"] = SimpleNamespace(Popen=Forked, **names)
+    vars(processes)["subprocess"] = SimpleNamespace(Popen=Forked, **names)
     before()
     return _main(arguments, after)
 
@@ -129,7 +131,7 @@ def _main(arguments: Sequence[str], after: Callable[[], None] = nothing) -> int:
 
 
 class Forked:
-    """What `launch` needs of a subprocess.Popen of `python -P -m kdcore ARGUMENTS`."""
+    """What `launch` and executors need of a subprocess.Popen of `python -P -m kdcore ARGUMENTS`."""
 
     open_ends: ClassVar[list[int]] = []  # of every child's standard input
 
@@ -139,26 +141,33 @@ class Forked:
         *,
         env: Mapping[str, str],
         stdin: int,
-        stderr: IO[str] | None,
+        stderr: IO[Any] | None,
         process_group: int | None,
+        stdout: IO[Any] | None = None,
     ) -> None:
         self.returncode: int | None = None
         end, ours = os.pipe()  # the child's standard input ends with this process
         self.open_ends.append(ours)
-        self.pid = _forked(lambda: self._process(arguments[4:], env, end, stderr))
+        self.pid = _forked(lambda: self._process(arguments[4:], env, end, stdout, stderr))
         os.close(end)
         with open(PROCESSES, "a") as file:
             file.write(f"{self.pid}\n")
 
     def _process(
-        self, arguments: Sequence[str], env: Mapping[str, str], end: int, stderr: IO[str] | None
+        self,
+        arguments: Sequence[str],
+        env: Mapping[str, str],
+        end: int,
+        stdout: IO[Any] | None,
+        stderr: IO[Any] | None,
     ) -> int:
         os.setpgid(0, 0)
         for each in self.open_ends:
             os.close(each)
         os.dup2(end, 0)
-        if stderr is not None:
-            os.dup2(stderr.fileno(), 2)
+        for number, file in ((1, stdout), (2, stderr)):
+            if file is not None:
+                os.dup2(file.fileno(), number)
         os.environ.clear()
         os.environ.update(env)
         return _main(arguments)

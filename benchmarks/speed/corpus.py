@@ -2,10 +2,13 @@
 
     python benchmarks/speed/corpus.py
     python benchmarks/speed/corpus.py --megabytes 10 --documents 20000
+    python benchmarks/speed/corpus.py --megabytes 190 --documents 2000000 --ways documents rows
 
 The same words as one document and as documents of 15 words, through `Text` and its token cache, and
 through a plain `datasets` map with the same tokenizer (a BPE of 4,096 ids), each in a process of
 its own: CPU seconds, memory of its largest process, tokens. Both read a file of a document a line.
+"rows" also holds out a hundredth of the documents, packs the others in rows of 256, and reads a
+thousand of the rows at random.
 """
 
 from __future__ import annotations
@@ -18,9 +21,15 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kdcore_text import Text
+    from transformers import PreTrainedTokenizerBase
 
 WORDS = 15  # of a document
-WAYS = ("one document", "documents", "datasets.map")
+WAYS = ("one document", "documents", "rows", "datasets.map")
+BLOCK, READ = 256, 1000
 
 
 def write_words(path: Path, size: int, per_line: int | None) -> Path:
@@ -68,10 +77,24 @@ def tokenised(way: str, text: Path, folder: Path) -> int:
 
     from kdcore.data.tokenized import tokenise
 
+    if way == "rows":
+        return _packed(
+            Text(path=str(text), separator="\n", validation_share=0.01, block=BLOCK), tokenizer
+        )
     separator = "\n" if way == "documents" else None
     data = Text(path=str(text), separator=separator, validation=str(text))
     store = tokenise(data, "train", tokenizer)
     return int(store.lengths.sum())
+
+
+def _packed(data: Text, tokenizer: PreTrainedTokenizerBase) -> int:
+    """How many tokens the rows that are read would have in all."""
+    draw, tokens = random.Random(0), 0
+    for split in ("train", "validation"):
+        rows = data.make_rows(split, tokenizer, seed=0, epoch=0)
+        some = [len(rows[draw.randrange(len(rows))]["input_ids"]) for _ in range(READ)]
+        tokens += round(sum(some) / READ * len(rows))
+    return tokens
 
 
 def measured(way: str, text: Path, folder: Path) -> tuple[float, float, str]:
@@ -100,6 +123,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--megabytes", type=int, default=100)
     parser.add_argument("--documents", type=int, nargs="*", default=[200_000, 1_000_000])
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
     parser.add_argument("--way", nargs=3)
     asked = parser.parse_args()
     if asked.way:
@@ -113,13 +137,13 @@ def main() -> None:
         print("| what | CPU seconds | MB | tokens |\n|---|---|---|---|")
         text = write_words(folder / "whole.txt", asked.megabytes << 20, None)
         write_tokenizer(folder, text)
-        for way in WAYS:
+        for way in asked.ways if asked.ways is WAYS else ():
             _print(f"{asked.megabytes} MB: {way}", measured(way, text, folder))
         for count in asked.documents:
             short = folder / f"short{count}.txt"
             with text.open() as whole, short.open("w") as file:
                 file.writelines(line for line, _ in zip(whole, range(count), strict=False))
-            for way in WAYS[1:]:
+            for way in (way for way in asked.ways if way != "one document"):
                 _print(f"{count:,} of {WORDS} words: {way}", measured(way, short, folder))
 
 

@@ -136,7 +136,7 @@ def run(
     stage: Annotated[
         str | None, typer.Option(help="Only this stage, and those that it needs.")
     ] = None,
-    processes: Annotated[int, typer.Option(min=1, help="Processes, one for each GPU.")] = 1,
+    processes: Annotated[int, typer.Option(min=1, help="Processes: one for each GPU.")] = 1,
     out: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Start a new run next to the existing one.")
@@ -146,9 +146,9 @@ def run(
     ] = "",
     logs: Logs = None,
     plugins: Plugins = None,
-    quiet: Annotated[bool, typer.Option("-q", help="Warnings and results only.")] = False,
+    quiet: Annotated[bool, typer.Option("-q", help="Print warnings and results only.")] = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="The folders with their last scores, as JSON.")
+        bool, typer.Option("--json", help="Print the folders with their last scores as JSON.")
     ] = False,
 ) -> None:
     """Run a recipe, or resume a run. Standard output has each stage's folder, in order."""

@@ -37,7 +37,8 @@ cache = typer.Typer(
 
 Out = Annotated[Path, typer.Option(help="Where runs are kept; stores are in its caches/.")]
 StageName = Annotated[
-    str | None, typer.Option("--stage", help="One stage; by default all with a cached teacher.")
+    str | None,
+    typer.Option("--stage", help="Only this stage; by default all that have a cached teacher."),
 ]
 Sets = Annotated[
     list[str] | None, typer.Option("--set", metavar="K=V", help="Change a key of the recipe.")
@@ -74,8 +75,10 @@ def build(
 
 @cache.command(epilog=as_epilog("kdcore cache export answers-served-0123456789ab answers.jsonl"))
 def export(
-    store: Annotated[str, typer.Argument(metavar="STORE", help="Of answers: its name, or an end.")],
-    path: Annotated[Path, typer.Argument(metavar="FILE", help="A new file, of JSON lines.")],
+    store: Annotated[
+        str, typer.Argument(metavar="STORE", help="A store of answers: its name, or the end of it.")
+    ],
+    path: Annotated[Path, typer.Argument(metavar="FILE", help="The JSON lines file to write.")],
     out: Out = Path("runs"),
 ) -> None:
     """Export stored completions as dialogues that the data `sft` reads."""
@@ -93,7 +96,9 @@ def export(
 def verify(
     what: Annotated[
         str | None,
-        typer.Argument(metavar="[RECIPE|STORE]", help="By default every store, without teachers."),
+        typer.Argument(
+            metavar="[RECIPE|STORE]", help="By default all stores, without loading teachers."
+        ),
     ] = None,
     stage: StageName = None,
     sample: Annotated[
@@ -132,7 +137,9 @@ def ls(out: Out = Path("runs"), as_json: AsJson = False) -> None:
 
 @cache.command(epilog=as_epilog("kdcore cache rm 0123456789ab --yes"))
 def rm(
-    names: Annotated[list[str], typer.Argument(metavar="STORE...", help="Names, or their ends.")],
+    names: Annotated[
+        list[str], typer.Argument(metavar="STORE...", help="Names of stores, or the ends of them.")
+    ],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     out: Out = Path("runs"),
 ) -> None:

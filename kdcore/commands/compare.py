@@ -44,21 +44,24 @@ def compare(
     ],
     baseline: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="The arm to compare with; by default that of the first."),
+        typer.Option(metavar="NAME", help="The arm to compare with; by default the first run's."),
     ] = None,
     metric: Annotated[str, typer.Option(help="A score of the runs.")] = "eval/nll",
     margin: Annotated[
-        str, typer.Option(help="What does not matter: a share of the baseline, or a number.")
+        str, typer.Option(help="The largest difference that does not matter: 1% or 0.01.")
     ] = "0.5%",
     at: Annotated[
-        Literal["both", "tokens", "time"], typer.Option(help="Where both sides had as much.")
+        Literal["both", "tokens", "time"],
+        typer.Option(help="Compare at equal tokens, at equal time, or both."),
     ] = "both",
     half: Annotated[
         Half | None,
         typer.Option("--documents", help="Only this half of the held-out documents."),
     ] = None,
     out: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),
-    form: Annotated[Format | None, typer.Option("--format", help="A table for elsewhere.")] = None,
+    form: Annotated[
+        Format | None, typer.Option("--format", help="Print the table in this format.")
+    ] = None,
     as_json_too: AsJson = False,
 ) -> None:
     """Compare runs with a baseline, paired by seed: difference, interval, verdict and its reason.

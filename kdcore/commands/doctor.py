@@ -30,7 +30,7 @@ _STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
 @examples("kdcore doctor quickstart --stage kd", "kdcore doctor mine.toml --set data.block=1024")
 def doctor(
     recipe: Annotated[str, typer.Argument(help="A path, or the name of a shipped recipe.")],
-    stage: Annotated[str | None, typer.Option(metavar="NAME", help="Of this stage only.")] = None,
+    stage: Annotated[str | None, typer.Option(metavar="NAME", help="Only this stage.")] = None,
     sets: Annotated[
         list[str] | None, typer.Option("--set", metavar="K=V", help="Change a key of the recipe.")
     ] = None,

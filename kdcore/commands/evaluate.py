@@ -55,7 +55,7 @@ def evaluate(
         typer.Option("--use", metavar="NAME", help="Only this eval; may be repeated."),
     ] = None,
     recipe: Annotated[
-        str | None, typer.Option(help="Whose data, teacher and evals, in place of a run's own.")
+        str | None, typer.Option(help="Take data, teacher and evals from it, not from the run.")
     ] = None,
     stage: Annotated[
         str | None, typer.Option(help="The stage of --recipe; by default the last.")
@@ -63,7 +63,9 @@ def evaluate(
     sets: Annotated[
         list[str] | None, typer.Option("--set", metavar="K=V", help="Change a key of the recipe.")
     ] = None,
-    step: Annotated[int | None, typer.Option(help="A checkpoint instead of the end.")] = None,
+    step: Annotated[
+        int | None, typer.Option(help="Evaluate this step's checkpoint, not the final weights.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),
     plugins: Plugins = None,
     as_json: AsJson = False,

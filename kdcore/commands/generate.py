@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -38,15 +38,19 @@ def generate(
         list[str],
         typer.Option("--prompt", metavar="TEXT", help="The text to continue; may be repeated."),
     ],
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer.")] = 128,
+    max_new_tokens: Annotated[
+        int, typer.Option(min=1, help="The largest number of tokens to write.")
+    ] = 128,
     temperature: Annotated[float, typer.Option(min=0, help="0: always the likeliest token.")] = 0.8,
     top_k: Annotated[int, typer.Option(min=0, help="The k likeliest tokens; 0: all.")] = 0,
     top_p: Annotated[
         float,
-        typer.Option(min=0.001, max=1, help="Tokens of this mass; 1: all."),
+        typer.Option(min=0.001, max=1, help="The likeliest tokens of this mass; 1: all."),
     ] = 1.0,
-    seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
-    chat: Annotated[bool, typer.Option("--chat", help="Prompts are user turns.")] = False,
+    seed: Annotated[int, typer.Option(help="The seed of the sampling.")] = 0,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="As a user's turn, in the run's chat template.")
+    ] = False,
     out: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),
 ) -> None:
     """Generate text from a prompt, with one model or several to compare."""
@@ -56,8 +60,8 @@ def generate(
     for each, place in zip(found, places, strict=True):
         if len(found) > 1:
             print(f"--- {each.name}")
-        begins = _begins(each.run)
-        print("\n\n".join(_written(place, prompts, chat, begins, sampling)))
+        data = _data(each.run)
+        print("\n\n".join(_written(place, prompts, chat, data, sampling)))
         if len(found) > 1:
             print()
 
@@ -75,7 +79,7 @@ def _written(
     place: str,
     prompts: Sequence[str],
     chat: bool,
-    begins: Literal["auto"] | bool,
+    data: Mapping[str, Any],
     sampling: _Sampling,
 ) -> list[str]:
     """A model's continuation of each prompt; for a dialogue, only the answer."""
@@ -86,10 +90,9 @@ def _written(
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = load_tokenizer(place)
-    given = [_as_turn(tokenizer, prompt, place) for prompt in prompts] if chat else prompts
+    given = [_as_turn(tokenizer, data, prompt, place) for prompt in prompts] if chat else prompts
     model = load_model(place, dtype=dtype_of("auto", device), device=device)
-    # A chat template adds its own.
-    bos = [] if chat else bos_of(Data(bos=begins), tokenizer)
+    bos = bos_of(Data(bos=_begins(data, chat)), tokenizer)
     with _few_threads(model):
         texts = write(model, tokenizer, given, bos=bos, **vars(sampling))
     if chat:
@@ -116,22 +119,34 @@ def _few_threads(model: PreTrainedModel) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _begins(run: Path | None) -> Literal["auto"] | bool:
+def _data(run: Path | None) -> Mapping[str, Any]:
+    """The options of a run's data; runs without `bos` are older, and had none."""
+    return {} if run is None else {"bos": False, **read_settings(run).get("data", {})}
+
+
+def _begins(data: Mapping[str, Any], chat: bool) -> Literal["auto"] | bool:
     """Whether texts begin with BOS: as a run's documents, or as a model's tokenizer adds it.
 
-    Runs without that setting are older, and had none.
+    A chat template writes its own; the built-in ones of `sft` do not.
     """
-    begins: Literal["auto"] | bool = "auto"
-    if run is not None:
-        begins = read_settings(run).get("data", {}).get("bos", False)
+    from kdcore_sft.templates import BUILT_IN
+
+    begins: Literal["auto"] | bool = data.get("bos", "auto")
+    if chat and begins == "auto" and data.get("template") not in BUILT_IN:
+        return False
     return begins
 
 
-def _as_turn(tokenizer: PreTrainedTokenizerBase, prompt: str, place: str) -> str:
-    if not tokenizer.chat_template:
+def _as_turn(
+    tokenizer: PreTrainedTokenizerBase, data: Mapping[str, Any], prompt: str, place: str
+) -> str:
+    """The prompt in the template that a run trained with, else in the tokenizer's."""
+    template = data.get("template")
+    if template is None and not tokenizer.chat_template:
         raise UsageError(f"the tokenizer of {place} has no chat template; leave out --chat")
     from kdcore_sft import Dialogue, template_of
 
     # Limited in time and output, as for data: the template is untrusted code.
     turn = Dialogue([{"role": "user", "content": prompt}], place)
-    return template_of(None, tokenizer).render(turn, header=True)
+    options = data.get("chat_template_kwargs")
+    return template_of(template, tokenizer, options=options).render(turn, header=True)

@@ -31,12 +31,22 @@ PluginKind = Literal[
     "verb",
 ]
 
-new = typer.Typer(
-    help="Begin a recipe or a plugin of your own.", no_args_is_help=True, add_completion=False
-)
+new = typer.Typer(help="Create a recipe or a plugin.", no_args_is_help=True, add_completion=False)
 
 _TRIAL = "--out trial --set train.steps=3 --set train.batch=2 --set train.eval_rows=4"
 """Options that let a run finish within minutes on a CPU."""
+
+
+_Teacher = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODEL|URL", help="A folder, a name on the hub, or the address of a server."
+    ),
+]
+_Tokenizer = Annotated[
+    str | None,
+    typer.Option(metavar="MODEL", help="The served teacher's, if its name does not lead to it."),
+]
 
 
 @new.command(
@@ -54,32 +64,33 @@ def recipe(
         Path | None,
         typer.Argument(metavar="TO", help="The new file; in the current folder by default."),
     ] = None,
-    teacher: Annotated[
-        str | None,
-        typer.Option(
-            metavar="MODEL|URL", help="A folder, a name on the hub, or the address of a server."
-        ),
-    ] = None,
+    teacher: _Teacher = None,
     student: Annotated[
         str | None,
-        typer.Option(metavar="MODEL|20M", help="A model, or how many parameters a fresh one has."),
+        typer.Option(metavar="MODEL|20M", help="A model, or the size of a fresh one."),
     ] = None,
     data: Annotated[
-        str | None, typer.Option(metavar="FILE", help="What to train on: JSON lines, text, ...")
+        str | None, typer.Option(metavar="FILE", help="The training data: JSON lines, text, ...")
     ] = None,
     kind: Annotated[
-        Kind | None, typer.Option(help="Answers (sft) or all text; by default what the file has.")
+        Kind | None, typer.Option(help="Train on answers (sft) or on all text.")
     ] = None,
-    tokenizer: Annotated[
+    question: Annotated[
         str | None,
-        typer.Option(metavar="MODEL", help="Of a served teacher, if its name does not lead to it."),
+        typer.Option(metavar="COLUMN", help="The question's column, if it is not recognised."),
     ] = None,
+    answer: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMN", help="The answer's column, if it is not recognised."),
+    ] = None,
+    tokenizer: _Tokenizer = None,
 ) -> None:
     """Start a recipe: a copy of FROM, or one for your teacher, student and file."""
-    if any((teacher, student, data, kind, tokenizer)):
+    if any((teacher, student, data, kind, question, answer, tokenizer)):
         if target is not None:
             raise UsageError("--teacher, --student and --data begin a recipe without FROM")
-        _from_models(teacher, student, data, kind, source, tokenizer)
+        columns = _columns(kind, question, answer)
+        _from_models(teacher, student, data, kind, columns, source, tokenizer)
     elif source is None:
         raise UsageError(
             "a new recipe begins FROM another (kdcore recipes lists them), or from --teacher, "
@@ -100,11 +111,21 @@ def _copy(source: str, target: Path | None) -> None:
     print(f"{target}\nkdcore check {target}\nkdcore run {target}")
 
 
+def _columns(kind: Kind | None, question: str | None, answer: str | None) -> tuple[str, str] | None:
+    """The columns that the user names; both or neither, and not with --kind text."""
+    if question and answer and kind != "text":
+        return question, answer
+    if question or answer:
+        raise UsageError("--question and --answer go together, and without --kind text")
+    return None
+
+
 def _from_models(
     teacher: str | None,
     student: str | None,
     data: str | None,
     kind: Kind | None,
+    columns: tuple[str, str] | None,
     to: str | None,
     tokenizer: str | None,
 ) -> None:
@@ -116,16 +137,19 @@ def _from_models(
     given = {"teacher": teacher, "student": student, "data": data}
     missing = [f"--{name}" for name, value in given.items() if not value]
     if missing or not (teacher and student and data):
-        raise UsageError(f"{' and '.join(missing)} missing: a new recipe needs all three")
+        raise UsageError(
+            f"{' and '.join(missing)} missing: a new recipe needs --teacher, --student and --data"
+        )
     target = Path(to or _stem(data)).with_suffix(".toml")
     if not NAME.fullmatch(target.stem):
         raise UsageError(f"{target.stem!r} cannot name runs: use letters, digits, '.', '_' and '-'")
     if os.path.exists(target):
         raise UsageError(f"{target} exists already: put another name after `new recipe`")
-    file, choice = look_at(data, kind), choose(teacher, student, tokenizer)
+    file, choice = look_at(data, kind, columns), choose(teacher, student, tokenizer)
     _write_recipe(target, recipe_text(file, choice, measure(file, choice)))
-    verbs = (f"check {target}", f"doctor {target}", f"run {target} {_TRIAL}", f"run {target}")
-    print(target, *(f"kdcore {verb}" for verb in verbs), sep="\n")
+    try_it = f"generate {target.stem}{' --chat' if file.kind == 'sft' else ''} --prompt TEXT"
+    verbs = ("check {0}", "doctor {0}", "run {0} " + _TRIAL, "run {0}", try_it)
+    print(target, *(f"kdcore {verb.format(target)}" for verb in verbs), sep="\n")
 
 
 def _stem(data: str) -> str:
@@ -163,8 +187,8 @@ def _finds(name: str, folder: Path, base: Path) -> bool:
     epilog=as_epilog("kdcore new plugin kdcore-mine", "kdcore new plugin kdcore-mine --kind data")
 )
 def plugin(
-    name: Annotated[str, typer.Argument(help="Of the package, such as kdcore-mine.")],
-    kind: Annotated[PluginKind, typer.Option(help="What it brings.")] = "loss",
+    name: Annotated[str, typer.Argument(help="The package's name, such as kdcore-mine.")],
+    kind: Annotated[PluginKind, typer.Option(help="The kind of component.")] = "loss",
 ) -> None:
     """Create a package with your own component: module, tests, recipe and publishing files."""
     check_name(name, kind)

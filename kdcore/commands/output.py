@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console, RenderableType
 
-AsJson = Annotated[bool, typer.Option("--json", help="As JSON.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Plugins = Annotated[
     list[str] | None,
     typer.Option("-p", metavar="PLUGIN", help="no:NAME blocks a plugin, ./FILE.py adds one."),

@@ -49,20 +49,18 @@ def plan(
     recipe: Annotated[str, typer.Argument(help="A path, or the name of a shipped recipe.")],
     sets: Sets = None,
     logs: Logs = None,
-    out: Annotated[
-        Path, typer.Option(help="Where runs are kept; teachers may know something of their caches.")
-    ] = Path("runs"),
+    out: Annotated[Path, typer.Option(help="Where runs and teacher caches are kept.")] = Path(
+        "runs"
+    ),
     every: Annotated[
         bool, typer.Option("--all", help="List each tensor, and the tree of modules.")
     ] = False,
     measure: Annotated[
-        bool, typer.Option("--measure", help="Take a few real steps; this does load weights.")
+        bool, typer.Option("--measure", help="Time a few real steps; loads weights.")
     ] = False,
-    gpus: Annotated[
-        int, typer.Option(min=0, help="Memory of each of up to so many GPUs, sharded and not.")
-    ] = 0,
+    gpus: Annotated[int, typer.Option(min=0, help="Predict memory on up to this many GPUs.")] = 0,
     price: Annotated[
-        float | None, typer.Option(min=0, help="Of a device's hour, in your currency.")
+        float | None, typer.Option(min=0, help="The price of a device hour, in your currency.")
     ] = None,
     plugins: Plugins = None,
 ) -> None:

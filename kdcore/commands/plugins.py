@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 def plugins(
     name: Annotated[
         str | None,
-        typer.Argument(metavar="PLUGIN|COMPONENT", help="One of them, with every option."),
+        typer.Argument(metavar="PLUGIN|COMPONENT", help="Show this one, with all its options."),
     ] = None,
     as_json: AsJson = False,
     verified: Annotated[

@@ -36,21 +36,21 @@ def report(
     runs: Annotated[
         list[str], typer.Argument(metavar="RUN...", help="Paths, names, prefixes, 'patterns.*'.")
     ],
-    html: Annotated[Path, typer.Option(metavar="FILE", help="Where the page is written.")],
+    html: Annotated[Path, typer.Option(metavar="FILE", help="The file to write.")],
     baseline: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="The arm to compare with; by default that of the first."),
+        typer.Option(metavar="NAME", help="The arm to compare with; by default the first run's."),
     ] = None,
     metric: Annotated[str, typer.Option(help="A score of the runs.")] = "eval/nll",
     margin: Annotated[
-        str, typer.Option(help="What does not matter: a share of the baseline, or a number.")
+        str, typer.Option(help="The largest difference that does not matter: 1% or 0.01.")
     ] = "0.5%",
     price: Annotated[
-        float | None, typer.Option(min=0, help="Of a device's hour, in your currency.")
+        float | None, typer.Option(min=0, help="The price of a device hour, in your currency.")
     ] = None,
     rows: Annotated[
         int,
-        typer.Option(min=0, help="Rows in colours of an arm with a selection; 0 opens no weights."),
+        typer.Option(min=0, help="Rows of tokens of each selection; 0 loads no weights."),
     ] = 2,
     out: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),
     plugins: Plugins = None,

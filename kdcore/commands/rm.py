@@ -29,7 +29,7 @@ def rm(
     ] = None,
     failed: Annotated[
         bool,
-        typer.Option("--failed", help="Those that ended with an error, or have no checkpoint."),
+        typer.Option("--failed", help="All that ended with an error or have no checkpoint."),
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     out: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),

@@ -23,7 +23,7 @@ from kdcore.runs.reading.metrics import iter_metrics, latest_values
 from kdcore.runs.reading.summary import Summary
 from kdcore.terminal.formatting import duration, value
 
-AsCsv = Annotated[bool, typer.Option("--csv", help="As CSV.")]
+AsCsv = Annotated[bool, typer.Option("--csv", help="Print CSV.")]
 
 
 @examples(

@@ -178,3 +178,13 @@ def columns_of(batch: Batch) -> BatchColumns:
     document = batch.document.cpu().numpy()
     predicts = batch.labels.cpu().numpy().reshape(document.shape) >= 0
     return BatchColumns([{}] * len(document), document, predicts)
+
+
+class ReplayedTrunk(Protocol):
+    """The passes of a trunk as CUDA graphs."""
+
+    def states(self, batch: Batch, forward: Callable[[Batch], Tensor]) -> Tensor | None:
+        """The last states [rows * time, H] of these rows; None where no graph fits."""
+
+    def forget(self) -> None:
+        """Drop all graphs and their memory."""

@@ -26,26 +26,38 @@ _Opened = TypeVar("_Opened", bound=_Store)
 def verified(opened: Callable[[], _Opened], key: str) -> _Opened:
     """The tokens under a key, which `opened` opens, or makes if there are none.
 
-    All tokens are read for their fingerprint anyway, so comparing it costs nothing.
+    All tokens are read for their fingerprint anyway, so comparing it costs nothing. One process at
+    a time rebuilds a damaged cache.
     """
+    from filelock import FileLock
+
     folder = _folder(key)
+    store = _undamaged(opened, folder)
+    if not isinstance(store, str):
+        return store
+    with FileLock(f"{folder}.lock"):
+        store = _undamaged(opened, folder)  # another process may have rebuilt it
+        if not isinstance(store, str):
+            return store
+        _log.warning("the token cache %s is damaged (%s) and is rebuilt", folder, store)
+        remove_folder(folder)
+        store = opened()
+        _error(store, folder)
+        return store
+
+
+def _undamaged(opened: Callable[[], _Opened], folder: Path) -> _Opened | str:
+    """The tokens, or how they are damaged."""
     there = folder.is_dir()
     try:
         store = opened()
-        problem = _error(store, folder)
+        return _error(store, folder) or store
     except KdcoreError:
         raise
     except Exception as error:  # files that are not Arrow can break libraries in any way
         if not there or machine_error(error) is not None:
             raise
-        problem = str(error).split("\n")[0]
-    if problem is None:
-        return store
-    _log.warning("the token cache %s is damaged (%s) and is rebuilt", folder, problem)
-    remove_folder(folder)
-    store = opened()
-    _error(store, folder)
-    return store
+        return str(error).split("\n")[0]
 
 
 def caches() -> Path:

@@ -30,7 +30,7 @@ from kdcore.sharding.wrapping import copied, is_sharded, rest, run_of, trunk_of
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel
 
-    from kdcore.data.batch import Batch
+    from kdcore.data.batch import Batch, ReplayedTrunk
 
 _log = logging.getLogger("kdcore")
 
@@ -65,8 +65,7 @@ class LanguageModel:
 
     bend: LogitTransform | None = None  # applied to the head's logits
     precision: torch.dtype | None  # autocast dtype; None: that of the weight
-    replayed: Callable[[Batch, Callable[[Batch], Tensor]], Tensor | None] | None = None
-    """A batch and the trunk -> its states by a CUDA graph, or None."""
+    replayed: ReplayedTrunk | None = None  # with train.cuda_graphs
 
     def __init__(self, model: PreTrainedModel, precision: torch.dtype | None = None) -> None:
         self.model, self.precision = model, precision
@@ -160,7 +159,7 @@ class LanguageModel:
 
     def states(self, batch: Batch) -> Tensor:
         """The trunk's last hidden states [rows * time, H]; gradient by the caller's grad mode."""
-        found = None if self.replayed is None else self.replayed(batch, self._last)
+        found = None if self.replayed is None else self.replayed.states(batch, self._last)
         return self._last(batch) if found is None else found
 
     def _last(self, batch: Batch) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 
 from kdcore.checksums import refuse_changed
 from kdcore.errors import RunError
-from kdcore.models.locations import is_path, is_trusted, loading_error, location_of, refuse_pickle
+from kdcore.models.locations import is_absent, is_trusted, loading_error, location_of, refuse_pickle
 from kdcore.sharding.wrapping import shard
 from kdcore.terminal.bars import progress
 from kdcore.terminal.libraries import DownloadBar, without_bars
@@ -88,8 +88,7 @@ def _parts(name: str) -> tuple[str, str | None]:
 def _base_of(name: str) -> str | None:
     from kdcore.models.adapters import adapter_base
 
-    gone = is_path(name) and not os.path.isdir(location_of(name))
-    return None if gone else adapter_base(name)
+    return None if is_absent(name) else adapter_base(name)
 
 
 def _load(

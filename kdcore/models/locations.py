@@ -36,11 +36,16 @@ def is_path(name: str) -> bool:
     return name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
 
 
+def is_absent(name: str) -> bool:
+    """Whether this can only be a folder, and there is none."""
+    return is_path(name) and not os.path.isdir(location_of(name))
+
+
 @contextmanager
 def loading_error(name: str, key: str | None) -> Iterator[None]:
     """The reason why loading `name` failed, in one sentence."""
     there = os.path.isdir(location_of(name))
-    if is_path(name) and not there:
+    if is_absent(name):
         raise RunError(f"cannot load {name!r}: there is no such folder")
     try:
         yield
@@ -80,11 +85,7 @@ def _folder_error(error: Exception) -> str:
 
 
 def _hub_error(error: Exception, key: str | None) -> str:
-    instead = (
-        f"give a local folder with --set {key}=PATH"
-        if key
-        else 'give a local folder: model = "PATH"'
-    )
+    instead = f"give a local folder{_at(key)}"
     causes = {type(cause).__name__ for cause in exception_chain(error)}
     if "GatedRepoError" in causes:
         return (
@@ -96,6 +97,12 @@ def _hub_error(error: Exception, key: str | None) -> str:
     if isinstance(error, OSError) and causes & _UNREACHABLE:
         return f"not a folder here and the hub cannot be reached; download it, or {instead}"
     return _first_line(error)
+
+
+def _at(key: str | None) -> str:
+    if key is None:
+        return ': model = "PATH"'
+    return f" with {key} PATH" if key.startswith("--") else f" with --set {key}=PATH"
 
 
 _UNREACHABLE = {

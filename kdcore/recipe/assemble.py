@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeVar
@@ -27,6 +28,7 @@ from kdcore.api.train_options import (
 from kdcore.data.where import unknown_columns
 from kdcore.errors import Diagnostic, did_you_mean
 from kdcore.guard import call_checked, call_checked_list, needs_teacher
+from kdcore.models.locations import is_absent
 from kdcore.optim import sharding_error
 from kdcore.recipe.build import Builder, shown
 from kdcore.recipe.node import (
@@ -200,6 +202,10 @@ class Assembly:
                 table.error(said) for said in call_checked_list(component, "faults", stage)
             ]
             self.missing += [table.error(said) for said in call_checked_list(component, "missing")]
+        model = stage.student.model
+        if model is not None and is_absent(model):
+            said = f"there is no folder {model!r} in {os.getcwd()}"
+            self.missing.append(self.tables["student"].table["model"].error(said))
 
 
 def assemble(

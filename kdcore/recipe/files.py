@@ -153,7 +153,7 @@ def find_recipe(name: str, among: Path | None = None) -> Path:
     near += difflib.get_close_matches(asked, shipped, 3, 0.75 if is_file else 0.5)
     hint = f"{_NEW.format(name)} writes one" if is_file else "kdcore recipes lists them"
     if near:
-        hint = f"the nearest are {', '.join(near)}"
+        hint = f"did you mean {' or '.join(near)}?"
     raise UsageError(f"there is no recipe {name!r}; {hint}")
 
 

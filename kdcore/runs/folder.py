@@ -180,9 +180,13 @@ def find_run(name: str, out: Path) -> Path:
 
 def _no_run(name: str, out: Path, names: list[str]) -> str:
     if name and os.path.isdir(name):
+        if held := [run.name for run in runs_in(Path(name))]:
+            place = "" if Path(name).resolve() == out.resolve() else f"type --out {name} and "
+            return f"{name} is a folder of runs: {place}name one of {_some(held)}"
         return f"{name} is not a run: it has no {RECIPE}"
     if not names:
-        return f"there is no run {name!r}: {out} holds no runs; kdcore run RECIPE makes one"
+        where = f"{out} holds no runs" if os.path.isdir(out) else f"there is no folder {out}"
+        return f"there is no run {name!r}: {where}; kdcore run RECIPE makes one"
     near = difflib.get_close_matches(name, names, 3, 0.3) or names
     return f"there is no run {name!r} in {out}; the nearest are {_some(near)}"
 

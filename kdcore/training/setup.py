@@ -114,7 +114,7 @@ def prepare(
     run.micro_batch = micro_batch_of(trainer)
     run.compiled = per_token_for(run)
     if options.cuda_graphs:  # after all memory was tried out
-        run.language_model.replayed = TrunkGraphs([*student.parameters()]).states
+        run.language_model.replayed = TrunkGraphs([*student.parameters()])
     return trainer
 
 

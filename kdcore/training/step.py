@@ -17,10 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from kdcore.api.options import schedules_in
+from kdcore.api.tokens import PreparedLoss
 from kdcore.data.batch import Batch, Row
 from kdcore.data.collate import Collate, micro_batches
 from kdcore.data.sampler import Part, Prefetcher, StreamedRows, TrainingRows
-from kdcore.distributed import over, total_of
+from kdcore.distributed import alone, over, total_of
 from kdcore.objective.chunked_loss import Values
 from kdcore.objective.gradient_shares import GradientShares, is_measured
 from kdcore.objective.hidden_states import compares_states, states_wanted
@@ -90,7 +91,7 @@ class TrainStep:
             self.run, readings, step, self.gather, self.total, [term for term, _ in terms]
         )
         shares: list[Tensor] = []
-        with self._working_weights():
+        with self.working_weights():
             for n, reading in enumerate(readings):
                 # Accumulate locally; DDP all-reduces once, in the last backward.
                 last = n == len(readings) - 1 and self.working is None
@@ -104,7 +105,8 @@ class TrainStep:
         self.layout.reduce(self.learned)
         return shares, choices
 
-    def _working_weights(self) -> AbstractContextManager[None]:
+    def working_weights(self) -> AbstractContextManager[None]:
+        """In the block, forward and backward use the bf16 weights, where the run has them."""
         return nullcontext() if self.working is None else self.working.in_use()
 
     def move_schedules(self, done: int) -> None:
@@ -173,14 +175,29 @@ class TrainStep:
         (loss if scaler is None else scaler.scale(loss)).backward()
         return share  # type: ignore[no-any-return]
 
-    def rehearse(self, rows: Sequence[Row]) -> None:
-        """Forward and backward of one micro-batch as in a step, discarding the gradients."""
+    def rehearse(self, rows: Sequence[Row], *, made_up: bool = False) -> None:
+        """Forward and backward of one micro-batch as in a step, discarding the gradients.
+
+        Nothing is counted over other processes. Losses that are prepared for the tokens of a step
+        are left out for rows that are made up.
+        """
         reading = self.reading(self.collate(rows), range(len(rows)))
-        valid = torch.full((), float(len(reading.batch.valid)), device=self.run.device)
-        with self.layout.accumulating(self.wrapped, last=False), self._working_weights():
-            seen = TokenMask(None, valid, valid, valid)
-            self.backward(reading, self.terms_of(1), lambda states: seen)
+        terms = self.terms_of(1)
+        if made_up:
+            terms = [each for each in terms if not isinstance(each[0].loss, PreparedLoss)]
+            chosen = self._everything(reading)
+        else:
+            named = [term for term, _ in terms]
+            chosen = select(self.run, [reading], 1, alone, lambda count: count, named).each[0]
+        with self.layout.accumulating(self.wrapped, last=False), self.working_weights():
+            self.backward(reading, terms, chosen)
+        reading.forget()
         self.optimizer.zero_grad(set_to_none=True)
+
+    def _everything(self, reading: MicroBatch) -> SelectFn:
+        valid = torch.full((), float(len(reading.batch.valid)), device=self.run.device)
+        seen = TokenMask(None, valid, valid, valid)
+        return lambda states: seen
 
     @property
     def base_optimizer(self) -> torch.optim.Optimizer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 ELSEWHERE = frozenset({"url", "concurrency", "timeout", "give_up_after", "key_env"})
 """Options of what asks a server that say nothing of what it answers."""
 
+_log = logging.getLogger("kdcore")
 _LONGEST_WAIT = 30.0  # seconds between two attempts
 _AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
 
@@ -34,8 +36,11 @@ class Client:
     ) -> None:
         import httpx2  # takes half as long as torch, and every command imports this plugin
 
+        if url.rstrip("/").endswith("/v1"):
+            raise RunError(f"{url}: leave out /v1 at the end of the address, as kdcore adds it")
         self.url, self._give_up_after, self._key_env = url, give_up_after, key_env
         self._sleep = sleep
+        self._waits = False  # a warning said so
         self.lost = 0  # lost connections so far: after one, another server may answer
         self._http = httpx2.Client(
             base_url=url.rstrip("/"),
@@ -61,6 +66,7 @@ class Client:
             try:
                 response = ask()
                 if response.status_code not in _AGAIN:
+                    self._waits = False
                     return self._checked(response)
                 why = f"it answered {response.status_code}"
             except (httpx2.TransportError, httpx2.DecodingError) as error:
@@ -68,8 +74,18 @@ class Client:
                 why = str(error) or type(error).__name__
             if waited >= self._give_up_after:
                 raise Unreachable(self._gone(why, waited))
+            self._warn(why)
             self._sleep(wait)
             waited, wait = waited + wait, min(2 * wait, _LONGEST_WAIT)
+
+    def _warn(self, why: str) -> None:
+        """Say once that requests wait: a run that is quiet for ten minutes looks broken."""
+        if not self._waits and self._give_up_after >= _LONGEST_WAIT:
+            self._waits = True
+            _log.warning(
+                f"there is no answer from {self.url} ({redact_secrets(why)}); kdcore tries again "
+                f"for {self._give_up_after:.0f} s (give_up_after)"
+            )
 
     def _checked(self, response: httpx2.Response) -> Any:
         if response.status_code in (401, 403):
@@ -91,9 +107,10 @@ class Client:
         return f"{self.url} refused the key in {self._key_env} ({status})"
 
     def _gone(self, why: str, waited: float) -> str:
+        tried = f", tried for {waited:.0f} s" if waited else ""
         return (
-            f"there is no answer from {self.url} ({redact_secrets(why)}), tried for "
-            f"{waited:.0f} s: start the server, or set url to its address; the same command resumes"
+            f"there is no answer from {self.url} ({redact_secrets(why)}){tried}: start the server, "
+            f"or correct its address; then type the same command"
         )
 
 

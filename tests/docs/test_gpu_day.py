@@ -209,6 +209,7 @@ def test_parts_are_those_of_the_trials(day):
 
     assert (*trials.OPTIONS,) == parts.OPTIONS
     assert (*trials.CARDS,) == parts.CARDS
+    assert (*trials.DECISIONS,) == parts.DECISIONS
     assert {*parts.FIRST} == {*founding.NAMES}
     names = [part.name for part in parts.parts()]
     assert len({*names}) == len(names) and names[:3] == ["machine", "tests", "head"]

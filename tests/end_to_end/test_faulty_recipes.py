@@ -228,7 +228,7 @@ def test_the_caret_stands_right_behind_tabs():
     ("name", "said"),
     [
         ("nothing.toml", "there is no recipe 'nothing.toml'"),
-        ("rr.toml", "the nearest are r.toml"),
+        ("rr.toml", "did you mean r.toml?"),
         ("folder", "folder is a folder"),
         ("", "is a folder"),
     ],

@@ -95,6 +95,7 @@ def _answers(loaded: ctypes.CDLL) -> dict[str, Any]:
         "_maybe_exchange_device": lambda device: exchange(device),
         "mem_get_info": lambda device=None: (_MEMORY // 4, _MEMORY),
         "memory_reserved": lambda device=None: 0,
+        "get_per_process_memory_fraction": lambda device=None: 1.0,
         "get_device_capability": lambda device=None: (_PROPERTIES.major, _PROPERTIES.minor),
         "get_device_name": lambda device=None: _PROPERTIES.name,
         "get_device_properties": lambda device=None: _PROPERTIES,

@@ -46,8 +46,10 @@ def python(folder: Path, *arguments: str, **settings: str) -> str:
 
     `settings` are environment variables, such as FAKE_CUDA_DEVICES="1".
     """
+    # An engine with a planted bug is in a copy that comes first.
+    paths = [*filter(None, [os.environ.get("PYTHONPATH")]), str(ROOT / "tests")]
     environment = os.environ | {
-        "PYTHONPATH": str(ROOT / "tests"),
+        "PYTHONPATH": os.pathsep.join(paths),
         "FAKE_CUDA_REPORT": str(folder / "report.jsonl"),
         "KDCORE_TRACE": "1",
         "OMP_NUM_THREADS": "1",

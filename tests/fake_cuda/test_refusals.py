@@ -53,3 +53,34 @@ def test_a_torch_that_is_too_old(tmp_path):
     said = python(tmp_path, *refused(recipe(tmp_path)), FAKE_CUDA_TORCH="2.7.1+cu126")
     assert "torch 2.7.1+cu126 is too old: kdcore needs 2.8 or later" in said, said
     assert "Traceback" not in said
+
+
+WAITING = """
+from kdcore import hookimpl
+
+
+def read(module, inputs, states):
+    states.sum().item()
+
+
+@hookimpl
+def kdcore_step_start(run, step):
+    run.student.get_input_embeddings().register_forward_hook(read)
+"""
+
+
+def test_a_trunk_that_waits_for_the_device_cannot_be_captured(tmp_path):
+    (tmp_path / "waiting.py").write_text(WAITING)
+    whole = sets(data__rows="chunk", data__block=32, train__cuda_graphs=True)
+    said = python(tmp_path, *refused(recipe(tmp_path), *whole, "-p", "waiting.py"))
+    assert "train.cuda_graphs = true: this student's trunk cannot be captured (operation" in said
+    assert "Traceback" not in said
+
+
+def test_a_step_that_is_not_finite_with_bf16_weights_and_cuda_graphs(tmp_path):
+    """Its rows are tried one by one, by the graph of such rows and in its weights."""
+    options = sets(data__rows="chunk", data__block=32, train__micro_batch=1, train__lr="1e30")
+    both = sets(train__precision="bf16", train__bf16_weights=True, train__cuda_graphs=True)
+    said = python(tmp_path, *refused(recipe(tmp_path), *options, *both))
+    assert "is not finite: ce in" in said, said
+    assert "Traceback" not in said

@@ -6,9 +6,11 @@ That each is noticed takes minutes, and is measured: benchmarks/robustness/fault
 import ast
 from pathlib import Path
 
+import planted
 import pytest
-from planted import FAULTS
+from planted_gpu import GPU_FAULTS
 
+FAULTS = [*planted.FAULTS, *GPU_FAULTS]
 ROOT = Path(__file__).resolve().parents[2]
 
 

@@ -6,9 +6,13 @@ import tiny
 import torch
 from adapted import save_adapter
 from kdcore_hf import HfTeacher, HfTokenizer, _moved
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from kdcore import LanguageModel, RunError, load_model, read, read_nll
+from kdcore.errors import RecipeError
 from kdcore.models.offload import offload_layers
+from kdcore.plugin.manager import PluginManager
+from kdcore.recipe.recipe import read_recipe
 
 RUN = SimpleNamespace(device=tiny.CPU)
 LAYOUT = [[(0, 0, 7), (1, 0, 5)], [(2, 0, 9)]]
@@ -41,6 +45,39 @@ def test_reads_what_the_model_says_without_dropout(folder, batch):
     with torch.no_grad():
         expected = model.logits(model.states(batch))[positions]
     torch.testing.assert_close(logits_at(positions), expected)
+
+
+RECIPE = """
+[student]
+model = "./stu"
+[tokenizer]
+use = "hf"
+model = "./tok"
+[teacher]
+use = "hf"
+model = "./tea"
+adapter = "org/adapter"
+[data]
+use = "stories"
+[[loss]]
+use = "kl"
+[train]
+lr = 1e-3
+steps = 1
+"""
+
+
+def test_folders_that_are_not_there_are_errors_of_check(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.toml").write_text(RECIPE)
+    with pytest.raises(RecipeError) as raised:
+        read_recipe("mine.toml", PluginManager()).refuse_missing()
+    said = [each.message for each in raised.value.errors]
+    names = ("./stu", "./tok", "./tea")
+    assert sorted(said) == sorted(f"there is no folder {name!r} in {tmp_path}" for name in names)
+    for name in names:
+        (tmp_path / name).mkdir()
+    read_recipe("mine.toml", PluginManager()).refuse_missing()
 
 
 def test_the_trunk_runs_once(folder, batch):
@@ -165,6 +202,36 @@ def test_its_own_device(folder, monkeypatch):
     loaded(folder, device="cuda:1")
     loaded(folder)
     assert seen == [torch.device("cuda:1"), tiny.CPU]
+
+
+class Crossing(TorchDispatchMode):
+    """Notes the last size of every tensor of floats that goes from one device to another."""
+
+    def __init__(self):
+        super().__init__()
+        self.widths = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        packet, copies = func.overloadpacket, (torch.ops.aten._to_copy, torch.ops.aten.copy_)
+        if packet in copies and found.is_floating_point():
+            source = args[1] if packet is copies[1] else args[0]
+            if source.device != found.device:
+                self.widths.add(found.shape[-1])
+        return found
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_a_teacher_on_another_gpu_sends_states_and_its_head_is_at_home(folder):
+    home, away = torch.device("cuda:0"), torch.device("cuda:1")
+    batch = tiny.batch(tiny.documents((7, 5, 9), 80), LAYOUT, vocabulary=80, device=home)
+    teacher = HfTeacher(model=str(folder), device=str(away), dtype="fp32")
+    teacher.load(SimpleNamespace(device=home))
+    with Crossing() as crossing:
+        logits = read(teacher, batch)(batch.valid)
+    assert logits.device == home and logits.shape[1] == 80
+    assert crossing.widths == {teacher._model.layer_sizes[-1]}
 
 
 def test_a_batch_moves_with_its_mask(batch):

@@ -104,6 +104,21 @@ def test_nothing_there_is_given_up():
         loaded(url, give_up_after=5.0)
 
 
+def test_that_it_waits_is_a_warning_once(caplog):
+    with serving(Stub(MODEL)) as url:
+        pass
+    with pytest.raises(Unreachable):
+        loaded(url, give_up_after=60.0)
+    (said,) = [each.message for each in caplog.records]
+    assert f"there is no answer from {url}" in said
+    assert "tries again for 60 s" in said
+
+
+def test_an_address_for_clients_of_openai_is_refused():
+    with pytest.raises(RunError, match="leave out /v1"):
+        loaded("http://127.0.0.1:9/v1/")
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

@@ -80,7 +80,7 @@ def _judged(
         said = f"the whole interval lies inside the margin{more}"
         return Judgement("no difference above the margin", said)
     if differs:
-        said = f"the interval leaves out 0; {found.source} count"
+        said = f"the interval excludes 0; {found.source} count"
         return Judgement("better" if (found.mean < 0) == lower else "worse", said)
     return Judgement("undecided", _why_open(found, margin, comparisons))
 
@@ -89,7 +89,7 @@ def _why_open(found: Difference, margin: float, comparisons: int) -> str:
     """Why the comparison is undecided."""
     after = f"but not after the correction for {comparisons} comparisons"
     if _leaves_out_zero(found, 1):
-        return f"the interval leaves out 0, {after}"
+        return f"the interval excludes 0, {after}"
     if _inside(found, margin, 1):
         return f"the interval lies inside the margin, {after}"
     return "the interval contains 0 and reaches beyond the margin; more seeds narrow it"

@@ -12,7 +12,7 @@ from kdcore.api.options import describe, iter_components
 from kdcore.api.teacher import Teacher
 from kdcore.objective.teachers import known_to, load_teacher, read_outputs
 from kdcore.runs.open import iter_batches
-from kdcore.terminal.formatting import duration, percent, size
+from kdcore.terminal.formatting import disk_size, duration, percent
 
 if TYPE_CHECKING:
     from kdcore.training.run_state import RunState
@@ -38,7 +38,7 @@ class Trial:
         yield "server", f"{self.who} answers"
         yield "speed", f"{rate:,.0f} tokens a second, of {self.tokens:,} in {_ROWS} rows at most"
         yield "aligned", f"it knows {percent(self.known)} of them"
-        kept = f" and {size(self.bytes_per_token * self.whole)} on disk"
+        kept = f" and {disk_size(self.bytes_per_token * self.whole)} on disk"
         yield (
             "whole data",
             f"{self.whole:,} tokens: about {duration(self.whole / rate)}"
@@ -61,6 +61,7 @@ def try_out(run: RunState, teacher: Teacher, sample: RowSample) -> Trial:
         nested = [one for one in iter_components(asked) if isinstance(one, Teacher)]
         asked = nested[1]
     remote = [one for one in iter_components(asked) if _PATIENCE in one.elsewhere]
+    who = ", ".join(describe(one) for one in remote)
     for one in remote:
         setattr(one, _PATIENCE, 0.0)
     load_teacher(run, asked)
@@ -72,5 +73,4 @@ def try_out(run: RunState, teacher: Teacher, sample: RowSample) -> Trial:
         seconds += time.perf_counter() - began
         tokens += len(batch.valid)
         known += int(known_to(asked, batch).sum())
-    who = ", ".join(describe(one) for one in remote)
     return Trial(who, tokens, seconds, known / tokens, sample.tokens, teacher.bytes_per_token())

@@ -98,10 +98,10 @@ def known_metric(arms: Sequence[Arm], asked: str) -> str:
     names = list(dict.fromkeys(name for course in courses for name in course.metrics()))
     metric = asked if asked.startswith("eval/") else f"eval/{asked}"
     if metric not in names:
-        there = ", ".join(names) or "none: they have not been evaluated"
-        raise UsageError(
-            f"no run measured {asked!r}{did_you_mean(metric, names)}; metrics there are: {there}"
-        )
+        there = f"they measured {', '.join(names)}" if names else "they have not been evaluated"
+        # Without the prefix, which makes any two metrics look alike.
+        near = did_you_mean(metric[5:], [name.removeprefix("eval/") for name in names])
+        raise UsageError(f"no run measured {asked!r}; {there}{near}")
     for course in courses:
         if metric not in course.metrics():
             raise UsageError(f"{course.folder} has not measured {metric}: leave it out")

@@ -42,8 +42,11 @@ class DataFile:
     columns: Sequence[str] = ()  # empty for plain text
 
 
-def look_at(path: str, kind: Kind | None) -> DataFile:
-    """Read a file completely. Unusable content is a UsageError of one sentence."""
+def look_at(path: str, kind: Kind | None, named: tuple[str, str] | None = None) -> DataFile:
+    """Read a file completely. Unusable content is a UsageError of one sentence.
+
+    `named` are the columns of question and answer, if the user names them.
+    """
     place = Path(os.path.expanduser(path))
     if os.path.isdir(place):
         raise UsageError(f"{path} is a folder: --data takes one file")
@@ -52,7 +55,9 @@ def look_at(path: str, kind: Kind | None) -> DataFile:
     if not place.stat().st_size:
         raise UsageError(f"{path} is empty: there is nothing to train on")
     try:
-        return _records(path, kind) if format_of(place) in TABLES else _plain(path, kind)
+        if format_of(place) in TABLES:
+            return _records(path, kind, named)
+        return _plain(path, "sft" if named else kind)
     except RunError as error:
         raise UsageError(str(error)) from None
 
@@ -82,7 +87,7 @@ def _separator(place: Path) -> str | None:
     return None if blank else "\n"
 
 
-def _records(path: str, kind: Kind | None) -> DataFile:
+def _records(path: str, kind: Kind | None, named: tuple[str, str] | None) -> DataFile:
     columns, form, sample = dict[str, None](), _Form(path), list[Mapping[str, Any]]()
     characters: dict[str, int] = {}
     for record in Splits(Records(None), path=path).of("train"):
@@ -96,7 +101,10 @@ def _records(path: str, kind: Kind | None) -> DataFile:
         form.count += 1
     if not form.count:
         raise UsageError(f"{path} holds no usable record: it has none at all")
-    mapped = None if kind == "text" else _as_dialogues(columns, form)
+    if named:
+        mapped: tuple[dict[str, str], str] | None = _named(path, columns, named)
+    else:
+        mapped = None if kind == "text" else _as_dialogues(columns, form)
     if mapped is not None:
         fields, note = mapped
         options = {"fields": fields} if fields else {}
@@ -125,6 +133,15 @@ class _Form:
                 f"{record.where} has {name!r}, and earlier ones have {self.name!r}: one file "
                 "holds records of one format, so split it in two"
             )
+
+
+def _named(
+    path: str, columns: Mapping[str, None], named: tuple[str, str]
+) -> tuple[dict[str, str], str]:
+    for column in named:
+        if column not in columns:
+            raise UsageError(f"{path} has no column {column!r}; it has {', '.join(columns)}")
+    return dict(zip(("instruction", "output"), named, strict=True)), "sft's name = the file's"
 
 
 def _as_dialogues(columns: Mapping[str, None], form: _Form) -> tuple[dict[str, str], str] | None:
@@ -171,12 +188,14 @@ def _refuse(
     there = ", ".join(columns) or "none"
     if not characters:
         raise UsageError(f"{path} holds no usable record: no column of it has text ({there})")
-    wanted = "instruction and output, prompt and completion, or messages"
+    way = "type --question COLUMN --answer COLUMN"
     if kind == "sft":
-        raise UsageError(f"{path} has the columns {there}: --kind sft needs {wanted}")
+        raise UsageError(
+            f"{path} has the columns {there}; it is not clear which are question and answer: {way}"
+        )
     raise UsageError(
-        f"{path} has the columns {there}; it is not clear which of them to train on: name them "
-        f"{wanted}, or type --kind text for the longest"
+        f"{path} has the columns {there}; it is not clear which of them to train on: {way}, or "
+        "--kind text for the longest"
     )
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from kdcore.cli.main import plugin_manager
 from kdcore.commands.drafts.data_file import DataFile, columns_of
-from kdcore.commands.drafts.student_choice import Choice
+from kdcore.commands.drafts.student_choice import Choice, head_width
 from kdcore.errors import RunError, UsageError
 
 _BLOCKS = (64, 128, 256, 512, 1024, 2048)
@@ -130,7 +130,9 @@ def _head(file: DataFile, choice: Choice) -> list[str]:
 def _student(choice: Choice) -> list[str]:
     if choice.student:
         return ["[student]", f"model = {_toml(choice.student)}"]
-    config = [(key, value, _WHY_CONFIG.get(key, "")) for key, value in choice.config.items()]
+    heads = {"num_attention_heads": f"{head_width(choice.config['hidden_size'])} wide each"}
+    why = _WHY_CONFIG | heads
+    config = [(key, value, why.get(key, "")) for key, value in choice.config.items()]
     theirs = choice.served.tokenizer if choice.served else choice.teacher
     tokenizer = ("model", theirs, "its ids, so that logits can be compared")
     return [
@@ -162,8 +164,7 @@ def _teacher(choice: Choice) -> list[str]:
 
 _WHY_CONFIG = {
     "intermediate_size": "8/3 of the width",
-    "num_hidden_layers": "about a layer for 48 of the width",
-    "num_attention_heads": "64 wide each",
+    "num_hidden_layers": "with this width, the size that was asked for",
     "tie_word_embeddings": "the head is the embeddings: a small student has no room for two",
 }
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)([KMB])", re.IGNORECASE)
+_HOST_AND_PORT = re.compile(r"[\w.-]+:\d+(/|$)")  # what neither a folder nor the hub is named
 _UNITS = {"K": 1e3, "M": 1e6, "B": 1e9}
 
 RATES: Mapping[str, Sequence[tuple[float, float]]] = {
@@ -62,13 +63,14 @@ def _chosen(teacher: str, student: str) -> Choice:
     from kdcore.models.loading import load_config, load_tokenizer
     from kdcore.models.vocabulary import verify_same_ids
 
-    config = load_config(teacher, key="teacher.model")
+    if _HOST_AND_PORT.match(teacher):
+        raise UsageError(f"--teacher {teacher}: the address of a server begins with http://")
+    config = load_config(teacher, key="--teacher")
     _refuse_others("teacher", teacher, config)
     tokenizer = load_tokenizer(teacher)
     if size := _SIZE.fullmatch(student):
         return _fresh(teacher, size, tokenizer, _reach(config))
-    own = load_config(student, key="student.model")
-    _refuse_others("student", student, own)
+    own = _config_of_student(student)
     ours = load_tokenizer(student)
     verify_same_ids(ours, {"the teacher": tokenizer})
     return Choice(teacher, student, {}, _parameters(own), ours, min(_reach(config), _reach(own)))
@@ -88,7 +90,7 @@ def _fresh(
 
 def _with_server(served: ServedModel, student: str) -> Choice:
     """The same with a teacher behind a server, whatever its tokenizer."""
-    from kdcore.models.loading import load_config, load_tokenizer
+    from kdcore.models.loading import load_tokenizer
 
     try:
         theirs = load_tokenizer(served.tokenizer)
@@ -103,10 +105,21 @@ def _with_server(served: ServedModel, student: str) -> Choice:
     if size := _SIZE.fullmatch(student):
         made = _fresh(served.tokenizer, size, theirs, reach)
         return replace(made, served=served)
-    own = load_config(student, key="student.model")
-    _refuse_others("student", student, own)
+    own = _config_of_student(student)
     ours, reach = load_tokenizer(student), min(reach, _reach(own))
     return Choice(served.name, student, {}, _parameters(own), ours, reach, served=served)
+
+
+def _config_of_student(student: str) -> PretrainedConfig:
+    from kdcore.models.loading import load_config
+
+    try:
+        own = load_config(student, key="--student")
+    except RunError as error:
+        said = str(error).splitlines()[0]
+        raise UsageError(f"{said}; a fresh student is a size, such as --student 20M") from None
+    _refuse_others("student", student, own)
+    return own
 
 
 def _refuse_others(role: str, name: str, config: PretrainedConfig) -> None:
@@ -155,7 +168,7 @@ def shape_of(wanted: float, ids: int, typed: str) -> dict[str, Any]:
     """
     shapes = [
         shape
-        for width in range(64, 8193, 64)
+        for width in (*range(64, 512, 32), *range(512, 8193, 64))
         if (shape := _of_width(width, wanted, ids)) is not None
     ]
     if not shapes:
@@ -187,9 +200,14 @@ def _shape(width: int, layers: int) -> dict[str, Any]:
         "hidden_size": width,
         "intermediate_size": 64 * math.ceil(width * 8 / 3 / 64),
         "num_hidden_layers": layers,
-        "num_attention_heads": width // 64,
+        "num_attention_heads": width // head_width(width),
         "tie_word_embeddings": True,
     }
+
+
+def head_width(width: int) -> int:
+    """The width of an attention head; 32 where 64 does not divide the model's."""
+    return 32 if width % 64 else 64
 
 
 def parameters_of_shape(shape: Mapping[str, Any], ids: int) -> int:

@@ -19,26 +19,33 @@ OfTokens = Annotated[
 OfData = Annotated[
     bool, typer.Option("--data", help="Rows of RECIPE's data, as the student will see them.")
 ]
-Rows = Annotated[int | None, typer.Option(min=1, help="How many; 4, of data 3.")]
-Html = Annotated[Path | None, typer.Option(metavar="FILE", help="Write them as a page instead.")]
+Rows = Annotated[
+    int | None, typer.Option(min=1, help="Number of rows; by default 4, with --data 3.")
+]
+Html = Annotated[Path | None, typer.Option(metavar="FILE", help="Write the rows as an HTML page.")]
 Steps = Annotated[
     list[int] | None,
     typer.Option(
-        "--step", min=0, metavar="N", help="--tokens: of a checkpoint; twice to compare two."
+        "--step",
+        min=0,
+        metavar="N",
+        help="--tokens: by this step's checkpoint; twice compares two.",
     ),
 ]
 OfStep = Annotated[
     int | None,
-    typer.Option(min=1, metavar="N", help="--tokens: whose rows; else of the step that followed."),
+    typer.Option(
+        min=1, metavar="N", help="--tokens: rows of this step; by default of the next one."
+    ),
 ]
 Scores = Annotated[
-    bool, typer.Option("--scores", help="--tokens: what each was ranked by, and its loss.")
+    bool, typer.Option("--scores", help="--tokens: add each token's score and loss.")
 ]
 Rollouts = Annotated[
-    bool, typer.Option("--rollouts", help="--data: what its writer answers, before any training.")
+    bool, typer.Option("--rollouts", help="--data: answers of its rollout, before any training.")
 ]
-OfStage = Annotated[str | None, typer.Option(metavar="NAME", help="--data: of this stage only.")]
-OfSplit = Annotated[Split, typer.Option(help="--data: which rows.")]
+OfStage = Annotated[str | None, typer.Option(metavar="NAME", help="--data: only this stage.")]
+OfSplit = Annotated[Split, typer.Option(help="--data: the split.")]
 Sets = Annotated[
     list[str] | None, typer.Option("--set", metavar="K=V", help="Change a key of the recipe.")
 ]

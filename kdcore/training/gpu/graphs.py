@@ -7,7 +7,6 @@ such as packed ones, and everything that needs no gradient run without it.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -17,14 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from kdcore.data.batch import Batch
-from kdcore.errors import RunError
+from kdcore.errors import RunError, is_out_of_memory
+from kdcore.rng import RandomState
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from kdcore.api.train_options import TrainOptions
-
-_log = logging.getLogger("kdcore")
 
 _MOST = 2  # shapes: full micro-batches, and the rest of a step
 _WARM_UP = 3  # passes before a capture, as torch.cuda.make_graphed_callables has it
@@ -39,30 +37,39 @@ class TrunkGraphs:
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
         self._parameters = [p for p in parameters if p.requires_grad]
         self._captured: dict[tuple[int, ...], _Captured] = {}
-        self.enabled = True
 
     def states(self, batch: Batch, forward: Forward) -> Tensor | None:
         """The states by a replayed graph; None where none fits."""
-        if not (self.enabled and torch.is_grad_enabled() and _is_whole(batch)):
+        if not (torch.is_grad_enabled() and _is_whole(batch)):
             return None
         shape = tuple(batch.input_ids.shape)
         if shape not in self._captured:
             if len(self._captured) == _MOST:
                 return None
-            self._capture(shape, batch, forward)
-        captured = self._captured.get(shape)
-        if captured is None:
-            return None
+            self._captured[shape] = self._capture(batch, forward)
+        captured = self._captured[shape]
         found: Tensor = _Replay.apply(captured.anchor, captured, batch)  # type: ignore[no-untyped-call]
         return found
 
-    def _capture(self, shape: tuple[int, ...], batch: Batch, forward: Forward) -> None:
+    def forget(self) -> None:
+        """Drop all graphs and their memory, which torch's allocator gives to nothing else."""
+        self._captured.clear()
+
+    def _capture(self, batch: Batch, forward: Forward) -> _Captured:
+        before = RandomState.capture()
         try:
-            self._captured[shape] = _Captured(batch, forward, self._parameters)
+            return _Captured(batch, forward, self._parameters)
         except RuntimeError as error:
-            self.enabled = False
+            if is_out_of_memory(error):
+                raise
+            # No step can follow: torch stays on the capture's stream, and its random numbers too.
             first = str(error).strip().partition("\n")[0]
-            _log.warning("the trunk runs without CUDA graphs, as capturing it failed: %s", first)
+            raise RunError(
+                f"train.cuda_graphs = true: this student's trunk cannot be captured ({first}); "
+                "leave cuda_graphs out"
+            ) from error
+        finally:
+            before.restore()  # the warm-up draws dropout, and a resumed run captures anew
 
 
 def _is_whole(batch: Batch) -> bool:

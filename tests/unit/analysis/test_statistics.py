@@ -165,7 +165,7 @@ def test_reasons():
     several = [known(0.3, 0.1)] * 4  # p = 0.04
     assert said(*several, margin=0.01) == (
         "undecided",
-        "the interval leaves out 0, but not after the correction for 4 comparisons",
+        "the interval excludes 0, but not after the correction for 4 comparisons",
     )
     assert said(known(0.1, 0.1), *several, margin=0.38)[1].startswith("the interval lies inside")
 

@@ -59,7 +59,7 @@ def test_a_clear_difference_is_better_with_everything_said():
         assert row["margin"] == pytest.approx(0.005) and row["tokens"] == 1000
     said = asked("r.*", "--baseline", "ce")
     assert "lower is better: against ce, at equal tokens" in said
-    assert "kd: better: the interval leaves out 0; seeds and documents count" in said
+    assert "kd: better: the interval excludes 0; seeds and documents count" in said
     assert (
         "kd is better than ce in validation loss (nats per token) at equal tokens: 0.8001 against "
         "1.0000 (95 % interval of the difference" in said
@@ -223,7 +223,8 @@ def test_one_run_and_one_arm_are_nothing_to_compare():
 def test_an_unknown_metric_lists_those_there_are():
     arms(seeds=1)
     said = asked("r.*", "--metric", "eval/nl", code=2)
-    assert "did you mean 'eval/nll'?; metrics there are: eval/nll" in said
+    assert "no run measured 'eval/nl'; they measured eval/nll; did you mean 'nll'?" in said
+    assert "did you mean" not in asked("r.*", "--metric", "accuracy", code=2)
 
 
 def test_a_run_that_lacks_the_metric_is_named():

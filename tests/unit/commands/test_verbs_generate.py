@@ -127,6 +127,24 @@ def test_chat(tmp_path):
     assert "user: Hello\nassistant:" + answer == whole
 
 
+@pytest.mark.parametrize("own", ["{{ 'other' }}", None])
+def test_a_run_is_asked_in_the_template_that_it_trained_with(runs, monkeypatch, own):
+    asked = []
+
+    def write(model, tokenizer, prompts, *, bos, **_):
+        asked.append((*prompts, bos))
+        return ["yes"]
+
+    monkeypatch.setattr("kdcore.models.generation.generate", write)
+    run = runs / "fox-1111"
+    (run / "resolved.toml").write_text('[data]\nuse = "sft"\ntemplate = "plain"\nbos = "auto"\n')
+    tokenizer = tiny.byte_tokenizer()
+    tokenizer.chat_template = own
+    tokenizer.save_pretrained(run / "final")
+    assert typed("fox", "--prompt", "Hi", "--chat", "--out", runs).stdout == "yes\n"
+    assert asked == [("User:\nHi\n\nAssistant:\n", [])]
+
+
 def test_a_template_that_does_not_end_is_refused(tmp_path):
     tokenizer = tiny.byte_tokenizer()
     tokenizer.chat_template = "{{ messages[0].content * 2000000000 }}"

@@ -215,7 +215,13 @@ def test_a_size_is_nearly_met_or_refused(exponent, ids):
         assert wanted < parameters_of_shape(shape_of(1e8, ids, ""), ids)
         return
     assert abs(parameters_of_shape(shape, ids) / wanted - 1) < 0.2
-    assert shape["hidden_size"] == 64 * shape["num_attention_heads"]
+    assert shape["hidden_size"] in {n * shape["num_attention_heads"] for n in (32, 64)}
+
+
+@pytest.mark.parametrize("wanted", [5e6, 8e6, 20e6, 60e6])
+def test_a_student_is_wider_than_deep_with_a_large_vocabulary_too(wanted):
+    shape = shape_of(wanted, 49_152, "so many")
+    assert 10 < shape["hidden_size"] / shape["num_hidden_layers"] < 200
 
 
 def test_the_parameters_are_those_of_the_model():
@@ -251,7 +257,7 @@ FAULTS = {
         {},
         "has an answer to learn",
     ),
-    "blank lines": (write("\n\n \n", "a.txt"), {"data": "a.txt"}, "no usable record"),
+    "blank lines": (write("\n\n \n", "a.txt"), {"data": "a.txt"}, "only blank lines"),
     "one document": (write("all", "a.txt"), {"data": "a.txt"}, "holds one document"),
     "numbers alone": (write(as_lines([{"a": 1}] * 3)), {}, "no column of it has text"),
     "two formats": (write(as_lines([*ROWS, *CHATS])), {}, "one file holds records of one format"),
@@ -274,9 +280,47 @@ FAULTS = {
     "a masked student": (write(as_lines(ROWS)), {"student": "bert"}, "not a causal language model"),
     "other ids": (write(as_lines(ROWS)), {"student": "other"}, "the tokenizers differ"),
     "too small": (write(as_lines(ROWS)), {"student": "20K"}, "too small for a vocabulary"),
+    "half an address": (
+        write(as_lines(ROWS)),
+        {"teacher": "127.0.0.1:8000"},
+        "the address of a server begins with http://",
+    ),
+    "an address of clients": (
+        write(as_lines(ROWS)),
+        {"teacher": "http://127.0.0.1:9/v1"},
+        "leave out /v1 at the end of the address",
+    ),
+    "no such student": (
+        write(as_lines(ROWS)),
+        {"student": "./big"},
+        "a fresh student is a size, such as --student 20M",
+    ),
+    "half of the columns": (
+        write(as_lines([{"a": "x", "b": "y"}] * 3)),
+        {"question": "a"},
+        "--question and --answer go together",
+    ),
+    "other columns": (
+        write(as_lines([{"a": "x", "b": "y"}] * 3)),
+        {"question": "a", "answer": "c"},
+        "has no column 'c'; it has a, b",
+    ),
     "no data": (lambda: None, {"data": None}, "--data missing"),
     "no name": (write(as_lines(ROWS)), {"source": "a b.toml"}, "cannot name runs"),
 }
+
+
+def test_columns_of_any_name_are_question_and_answer(here, host, capsys):
+    rows = [{"frage": row["instruction"], "antwort": row["output"], "id": "x"} for row in ROWS]
+    table, stage = made("a.jsonl", as_lines(rows), host, question="frage", answer="antwort")
+    assert table["data"]["fields"] == {"instruction": "frage", "output": "antwort"}
+    assert stage.data.name == "sft"
+    assert "kdcore generate mine --chat --prompt TEXT" in capsys.readouterr().out
+
+
+def test_the_students_of_texts_are_not_asked_questions(here, host, capsys):
+    made("a.txt", STORIES, host)
+    assert "kdcore generate mine --prompt TEXT" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("fault", FAULTS)

@@ -52,6 +52,7 @@ def test_an_address_becomes_a_recipe_a_page_and_a_store(stub):
         assert served["tokenizer"] == stub.root
         assert "no errors" in call("check", "mine.toml")
         page = call("doctor", "mine.toml")
+        assert "give_up_after" not in page
         assert f"url='{url}'" in page and "model='big'" in page and "answers" in page
         assert "tokens a second" in page and "it knows" in page
         assert "whole data" in page and "on disk" in page

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from kdcore import Data, component
+from kdcore.data import token_cache
 from kdcore.data.tokenized import store_documents, tokenise
 
 WORDS = [f"{'word' * (n % 5)} {n}" for n in range(300)]
@@ -55,6 +56,25 @@ def test_damage_is_mended(caches, byte_tokenizer, name, harm, caplog):
     caplog.clear()
     assert tokenise(Words(), "train", byte_tokenizer).fingerprint() == before
     assert caplog.text == ""
+
+
+def test_a_cache_that_another_process_has_rebuilt_is_not_removed(caches):
+    folder = token_cache._folder("k")
+    folder.mkdir(parents=True)
+
+    class Rebuilt:
+        def checksum(self):
+            return "sum"
+
+    def opened():
+        rebuilt = folder / "rebuilt"
+        if not rebuilt.exists():
+            rebuilt.touch()  # by another process, which has found the damage too
+            raise ValueError("torn")
+        return Rebuilt()
+
+    assert isinstance(token_cache.verified(opened, "k"), Rebuilt)
+    assert (folder / "rebuilt").exists()
 
 
 def test_documents_of_ids_too(caches):

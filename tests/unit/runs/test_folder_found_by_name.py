@@ -55,9 +55,9 @@ def test_recipes_in_folders_have_the_folder_in_their_name(shipped):
 
 def test_the_error_offers_the_nearest_names(shipped, tmp_path):
     (tmp_path / "my_recipe.toml").write_text("")
-    with pytest.raises(UsageError, match=r"'rho_qwn'; the nearest are rho_qwen, cpu/rho_qwen"):
+    with pytest.raises(UsageError, match=r"'rho_qwn'; did you mean rho_qwen or cpu/rho_qwen"):
         find_recipe("rho_qwn")
-    with pytest.raises(UsageError, match=r"the nearest are my_recipe\.toml"):
+    with pytest.raises(UsageError, match=r"did you mean my_recipe\.toml"):
         find_recipe("my_recipe")
     with pytest.raises(UsageError, match="'zzz'; kdcore recipes lists them"):
         find_recipe("zzz")
@@ -119,7 +119,8 @@ def test_a_run_is_a_path_a_name_a_prefix_or_the_last(out, typed, name):
         ("b", "several runs in .* begin with 'b': b.teacher-22222222, b.student-33333333"),
         ("c", "there is no run 'c' in"),
         ("b.techer", "the nearest are b.teacher-22222222"),
-        ("runs", "runs is not a run: it has no recipe.toml"),
+        ("runs", "runs is a folder of runs: name one of a-"),
+        ("runs/caches", "runs/caches is not a run: it has no recipe.toml"),
         ("", "there is no run ''"),
     ],
 )
@@ -128,9 +129,16 @@ def test_a_run_that_is_not_found_names_others(out, typed, said):
         find_run(typed, out)
 
 
+def test_another_folder_of_runs_is_an_out(out, tmp_path):
+    with pytest.raises(UsageError, match="runs: type --out runs and name one of a-11111111"):
+        find_run("runs", tmp_path / "others")
+
+
 def test_no_runs_at_all(tmp_path):
     with pytest.raises(UsageError, match="holds no runs"):
         find_run("last", tmp_path)
+    with pytest.raises(UsageError, match=r"'mine': there is no folder .*absent; kdcore run"):
+        find_run("mine", tmp_path / "absent")
 
 
 def test_finding_needs_no_torch():

@@ -66,6 +66,7 @@ def test_the_path_is_named(tmp_path):
         ("EROFS", "name another place"),
         ("EMFILE", "Allow more open files (ulimit -n 4096)"),
         ("ENOSPC", "Make room"),
+        ("ENOLCK", "That file system has no flock: HF_HOME=FOLDER before the command"),
     ],
 )
 def test_every_refusal_has_a_way_out(tmp_path, name, way):

@@ -5,8 +5,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import whole_runs
 
-from kdcore.training import micro_batch
+from kdcore.cli.main import plugin_manager
+from kdcore.objective.losses import per_token
+from kdcore.training import micro_batch, setup
 
 GIB = 2**30
 
@@ -88,3 +91,30 @@ def test_a_compiler_is_found_on_the_path(monkeypatch, tmp_path):
     assert not micro_batch._has_compiler()
     (tmp_path / "clang++").touch(mode=0o755)
     assert micro_batch._has_compiler()
+
+
+DISTILLED = """
+[stage.teacher]
+
+[stage.student.teacher]
+use = "hf"
+model = "@teacher"
+
+[[stage.student.loss]]
+use = "kl"
+"""
+
+
+def test_a_run_that_compiles_does_so_in_its_evaluations(tmp_path, monkeypatch):
+    asked = []
+
+    def noted(run):
+        return lambda losses: (
+            asked.append(losses) or (lambda *each: [per_token(loss, *each) for loss in losses])
+        )
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(setup, "per_token_for", noted)
+    text = whole_runs.recipe_text({"train.steps": 1}, DISTILLED)
+    whole_runs.run(plugin_manager([]), text)
+    assert any(asked)

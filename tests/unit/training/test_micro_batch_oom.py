@@ -51,6 +51,16 @@ def test_what_was_prepared_ahead_is_halved_too(tmp_path):
     assert made.given[0] == 4 and max(made.given[1:]) == 2
 
 
+def test_the_memory_of_cuda_graphs_is_given_up(tmp_path):
+    made = small(trainer(tmp_path, micro_batch=4), rows=2)
+    forgotten = []
+    made.run.language_model.replayed = SimpleNamespace(
+        states=lambda batch, forward: None, forget=lambda: forgotten.append(made.run.micro_batch)
+    )
+    made.train()
+    assert forgotten == [2]
+
+
 def test_the_dropout_of_the_step_is_the_same(tmp_path):
     """The generators are where they were before the step."""
     made = small(trainer(tmp_path, micro_batch=4), rows=2)
