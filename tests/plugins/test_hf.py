@@ -72,7 +72,7 @@ def test_folders_that_are_not_there_are_errors_of_check(tmp_path, monkeypatch):
     (tmp_path / "mine.toml").write_text(RECIPE)
     with pytest.raises(RecipeError) as raised:
         read_recipe("mine.toml", PluginManager()).refuse_missing()
-    said = [each.message for each in raised.value.faults]
+    said = [each.message for each in raised.value.errors]
     names = ("./stu", "./tok", "./tea")
     assert sorted(said) == sorted(f"there is no folder {name!r} in {tmp_path}" for name in names)
     for name in names:
