@@ -182,7 +182,8 @@ GPU_FAULTS = [
         "margin = torch.empty("
         "int(MARGIN * _usable(run.device)), dtype=torch.uint8, device=run.device)",
         "margin = None",
-        "unit/training/test_micro_batch.py::test_a_probe_leaves_a_tenth_of_the_memory",
+        "unit/training/test_micro_batch.py::"
+        "test_a_probe_leaves_a_tenth_of_the_memory_that_the_process_may_take",
         device=True,
     ),
     Fault(
