@@ -93,7 +93,7 @@ class RecipeError(UsageError):
     @property
     def faults(self) -> tuple[Diagnostic, ...]:
         """The name of `errors` in kdcore 0.1; it works until 1.0."""
-        text = "RecipeError.faults is now RecipeError.errors; the old name works until kdcore 1.0"
+        text = "`RecipeError.faults` is now `RecipeError.errors`; the old name works until 1.0"
         warnings.warn(text, DeprecationWarning, stacklevel=2)
         return self.errors
 

@@ -1,4 +1,4 @@
-"""All that a GPU is asked, in one command on a bare machine without a network.
+"""Measures a GPU in one command, on a bare machine without a network.
 
     make gpu                                       25 minutes at most; again: what is missing
     python benchmarks/gpu/day.py --minutes 9       as much as fits, the most telling parts first
@@ -122,7 +122,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--minutes", type=float, default=25)
     parser.add_argument("--rehearse", action="store_true", help="tiny shapes, on a CPU too")
-    parser.add_argument("--again", action="store_true", help="do what failed once more")
+    parser.add_argument("--again", action="store_true", help="repeat the parts that failed")
     parser.add_argument("--folder", type=Path, help="runs/gpu-day, or runs/gpu-rehearsal")
     parser.add_argument("--out", type=Path, help="benchmarks/results, or of a rehearsal the folder")
     parser.add_argument("--part", help=argparse.SUPPRESS)

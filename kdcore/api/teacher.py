@@ -140,6 +140,17 @@ class Teacher(Component):
         """
         raise NotImplementedError
 
+    def prefetch(self, batches: Sequence[Batch]) -> None:
+        """Start work for batches that `read` gets next, such as requests, and return at once.
+
+        Called with all micro-batches of a step, one step ahead where its rows are known. Some may
+        never be read. Errors are raised by `read`.
+        """
+
+    def prefetches(self) -> bool:
+        """Whether `prefetch` does anything. Defaults to whether it is overridden."""
+        return type(self).prefetch is not Teacher.prefetch
+
     def writes(self) -> bool:
         """Whether `generate` works."""
         return False

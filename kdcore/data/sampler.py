@@ -254,15 +254,31 @@ class StreamedRows:
 _Batches = TypeVar("_Batches")
 
 
+class _Here:
+    """An executor that computes in the calling thread, at once."""
+
+    def submit(self, make: Callable[[int], _Batches], step: int) -> Future[_Batches]:
+        made: Future[_Batches] = Future()
+        try:
+            made.set_result(make(step))
+        except Exception as error:
+            made.set_exception(error)
+        return made
+
+
 class Prefetcher(Generic[_Batches]):
     """Results of `make` for each step, computed one step ahead if there are workers.
 
-    One thread is enough: rows come from a memory map, in the order of steps.
+    One thread is enough: rows come from a memory map, in the order of steps. `here`: also one step
+    ahead, but in the calling thread, before it uses the results of a step.
     """
 
-    def __init__(self, make: Callable[[int], _Batches], last: int, *, workers: int) -> None:
+    def __init__(
+        self, make: Callable[[int], _Batches], last: int, *, workers: int, here: bool = False
+    ) -> None:
         self._make, self._last = make, last
-        self._pool = ThreadPoolExecutor(1, "kdcore-rows") if workers else None
+        ahead = ThreadPoolExecutor(1, "kdcore-rows") if workers and not here else None
+        self._pool = _Here() if here else ahead
         self._next: tuple[int, Future[_Batches]] | None = None
 
     def get(self, step: int) -> _Batches:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -75,7 +74,7 @@ def id_bytes(tokenizer: PreTrainedTokenizerBase) -> list[bytes]:
     for token, index in tokenizer.get_vocab().items():
         texts[index] = _bytes_of(token, kind)
     for index, added in tokenizer.added_tokens_decoder.items():
-        texts[index] = b"" if added.special else added.content.encode()
+        texts[index] = b"" if added.special else _added_bytes(added.content, kind)
     for index in tokenizer.all_special_ids:  # None for a special token without an id
         if index is not None and index < len(texts):
             texts[index] = b""
@@ -131,11 +130,15 @@ def _keep_eos(student: PreTrainedTokenizerBase, shared: int) -> None:
 def _decoder(tokenizer: PreTrainedTokenizerBase) -> str:
     """How tokens become text: "bytes", "wordpiece" or "pieces"."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    parts = json.loads(backend.to_str()) if backend is not None else {}
-    steps = json.dumps([parts.get("decoder"), parts.get("pre_tokenizer")])
-    if '"ByteLevel"' in steps:
+    steps = "" if backend is None else f"{backend.decoder!r} {backend.pre_tokenizer!r}"
+    if "ByteLevel(" in steps:
         return "bytes"
-    return "wordpiece" if '"WordPiece"' in steps else "pieces"
+    return "wordpiece" if "WordPiece(" in steps else "pieces"
+
+
+def _added_bytes(content: str, kind: str) -> bytes:
+    """Of a token that was added as text. Gemma adds runs of "▁", which are spaces in texts."""
+    return content.replace("▁", " ").encode() if kind == "pieces" else content.encode()
 
 
 def _bytes_of(token: str, kind: str) -> bytes:

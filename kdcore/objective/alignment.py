@@ -87,6 +87,12 @@ class Piece:
     ids: Sequence[int] | np.ndarray
     spans: Spans
 
+    def cut(self, longest: int | None) -> Piece:
+        """Its first `longest` ids, with the spans that lie in them; None: all of it."""
+        if longest is None or len(self.ids) <= longest:
+            return self
+        return Piece(self.ids[:longest], self.spans.where(self.spans.other_end <= longest))
+
 
 @dataclass(frozen=True, eq=False)
 class RetokenizedBatch:
@@ -151,35 +157,44 @@ class Retokenizer:
         self._special = {int(n) for n in ours.all_special_ids if n is not None} | {
             n for n, each in ours.added_tokens_decoder.items() if each.special
         }
-        self._our_prefix, self._other_prefix = _adds_space(ours), _adds_space(others)
+        self._our_prefix = _adds_space(ours, self.our_bytes)
+        self._other_prefix = _adds_space(others, self.other_bytes)
         self._beginning = own_beginning(others)
         self._spelled = Spelled(others)
 
     def __call__(
-        self, batch: Batch, vocabulary: int | None = None, rewrite: Rewrite | None = None
+        self,
+        batch: Batch,
+        vocabulary: int | None = None,
+        rewrite: Rewrite | None = None,
+        longest: int | None = None,
     ) -> RetokenizedBatch:
         """The batch in the other tokenisation: the same pieces in the same rows, isolated alike.
 
         `vocabulary` is the number of ids of the other side's head, by default of its tokenizer.
-        `rewrite` may replace a piece. Never syncs the device.
+        `rewrite` may replace a piece. `longest`: the other side reads no more ids of a piece; what
+        follows is in no span. Never syncs the device.
         """
         offsets = on_host(batch).offset
         made = [
             (rewrite and rewrite(start, ids)) or self.piece(ids.tolist(), whole=not offsets[start])
             for start, ids in pieces_of(batch)
         ]
-        return RetokenizedBatch.of(batch, made, vocabulary or len(self.other_bytes))
+        cut = [each.cut(longest) for each in made]
+        return RetokenizedBatch.of(batch, cut, vocabulary or len(self.other_bytes))
 
     def piece(self, ids: Sequence[int], *, whole: bool) -> Piece:
         """Convert one isolated piece of a document; `whole`: it starts at the document's start."""
         made: list[int] = list(self._beginning)
         spans: list[Spans] = []
-        at = 0
+        at, begins = 0, whole
         for part in self._parts(ids):
-            if part[0] in self._special:
+            if begins and not at and part[0] == self.ours.bos_token_id and self._beginning:
+                found = Piece([], Spans.joined([]))  # the other side's own stands for it
+            elif part[0] in self._special:
                 found = self._special_token(part[0])
             else:
-                found = self._text(part, begins=whole and not spans)
+                found, begins = self._text(part, begins=begins), False
             spans.append(found.spans.shifted(at, len(made)))
             made += list(found.ids)
             at += len(part)
@@ -322,10 +337,10 @@ def _by_characters(text: str, offsets: Sequence[tuple[int, int]]) -> np.ndarray:
     return borders
 
 
-def _adds_space(tokenizer: PreTrainedTokenizerBase) -> bool:
+def _adds_space(tokenizer: PreTrainedTokenizerBase, spelled: Sequence[bytes]) -> bool:
     """Whether a tokenizer prepends a space to text, as SentencePiece's "▁"."""
     ids = tokenizer.encode("a", add_special_tokens=False)
-    return bool(ids) and b"".join(id_bytes(tokenizer)[n] for n in ids[:1]).startswith(b" ")
+    return bool(ids) and spelled[ids[0]].startswith(b" ")
 
 
 def _broken_start(content: bytes) -> int:

@@ -133,6 +133,12 @@ def read_nll(teacher: Teacher, batch: Batch) -> Callable[[Tensor, Tensor], Tenso
     return nll
 
 
+def prefetch(teacher: Teacher, batches: Sequence[Batch]) -> None:
+    """Announce the batches that a teacher reads next."""
+    with torch.no_grad(), plugin_errors(teacher, "prefetch"):
+        teacher.prefetch(batches)
+
+
 def may_not_know(teacher: Teacher) -> bool:
     """Whether the teacher may cover only some tokens."""
     return not call_checked(teacher, "knows_all", of=bool)

@@ -12,6 +12,7 @@ from functools import lru_cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
 import torch
 
 from kdcore.distributed import announce, was_announced
@@ -29,6 +30,7 @@ from kdcore.rng import RandomState
 
 if TYPE_CHECKING:
     from kdcore.api.loss import Loss, Term
+    from kdcore.data.batch import Row
     from kdcore.training.run_state import RunState
     from kdcore.training.step import TrainStep
 
@@ -261,13 +263,30 @@ def micro_batch_of(step: TrainStep) -> int:
 
 
 def _attempt(step: TrainStep, rows: int) -> None:
-    """Forward and backward of full rows, with memory reserved for the optimizer and a margin."""
+    """Forward and backward of the longest rows, with memory for the optimizer and a margin."""
     run = step.run
-    block = run.recipe.data.block
     trained = sum(p.numel() for p in step.objective.parameters() if p.requires_grad)
     moments = torch.empty(2 * trained, device=run.device)
     margin = torch.empty(int(MARGIN * _usable(run.device)), dtype=torch.uint8, device=run.device)
+    longest = _longest(step, rows)
+    step.rehearse(longest or _made_up(run.recipe.data.block, rows), made_up=not longest)
+    del moments, margin
+
+
+def _longest(step: TrainStep, count: int) -> list[Row]:
+    """The longest training rows; none where they are streamed or written while training.
+
+    A teacher reads what it will read: one may store it, or go by columns or texts.
+    """
+    rows = step.run.laid("train")
+    if step.rollouts is not None or not len(rows.lengths):
+        return []
+    order = np.argsort(-np.asarray(rows.lengths), kind="stable")
+    return rows.some(np.resize(order, count).tolist())
+
+
+def _made_up(block: int, count: int) -> list[Row]:
+    """Full rows of any ids."""
     ids = list(range(block))
     row = {"input_ids": [0] * block, "document": [0] * block, "offset": ids, "position": ids}
-    step.rehearse([row] * rows)
-    del moments, margin
+    return [row] * count

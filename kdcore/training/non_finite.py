@@ -37,11 +37,11 @@ Found = tuple[int, RandomState]
 class NonFiniteCheck:
     """Judges each step, and blocks the optimizer where loss or gradient is not finite.
 
-    On a CPU, or with a loss scaler, which reads its values anyway, the verdict is immediate. On a
-    GPU, reading it would sync in every step. There the optimizer's own kernels skip the update
-    while `found_inf` is 1 (made for loss scalers, and read on the GPU only), and verdicts are read
-    with the log. With "stop", all steps after a bad one are blocked too, so that the state remains
-    that before it; with "skip", only bad steps are.
+    On a CPU, or with a loss scaler, the verdict is read at once: in fp16 the only sync of a step.
+    On a GPU without a scaler, the optimizer's own kernels skip the update while `found_inf` is 1
+    (made for loss scalers, and read on the GPU only), and verdicts are read with the log. With
+    "stop", all steps after a bad one are blocked too, so that the state remains that before it;
+    with "skip", only bad steps are.
     """
 
     def __init__(
@@ -57,6 +57,7 @@ class NonFiniteCheck:
         fused = all(group.get("fused") for group in self._inner.param_groups)
         on_gpu = accelerator.device.type == "cuda"
         self.deferred = on_gpu and accelerator.scaler is None and fused
+        self.blocks = False  # whether the last step may not change the weights, if read at once
         self._good = torch.ones((), device=accelerator.device)
         self._judged: list[tuple[int, RandomState, Tensor]] = []
 
@@ -70,7 +71,8 @@ class NonFiniteCheck:
         self._good = torch.minimum(self._good, good) if self._sticks else good
         if self.deferred:
             self._inner.found_inf = 1 - self._good
-        if self.deferred or not good:
+        self.blocks = not self.deferred and not self._good
+        if self.deferred or self.blocks:
             self._judged.append((step, before, good))
         return self._good
 
@@ -78,8 +80,10 @@ class NonFiniteCheck:
         """A loss scaler finds its scale by overflows, which are no errors while the scale is above
         1.
         """
-        scaler = self._accelerator.scaler
-        return [] if scaler is not None and scaler.get_scale() >= 1 else [norm.reshape(1)]
+        if (scaler := self._accelerator.scaler) is None:
+            return [norm.reshape(1)]
+        scale = scaler.scale(torch.ones_like(norm))  # `get_scale` would sync
+        return [torch.where(scale >= 1, 0, norm).reshape(1)]
 
     def drain(self) -> list[Found]:
         """The bad steps since the last call. Syncs a GPU."""
@@ -243,6 +247,11 @@ class NonFiniteHandler:
         self._judge.deferred = late
 
     @property
+    def blocks(self) -> bool:
+        """Whether the host knows that the last step may not change the weights."""
+        return self._judge.blocks
+
+    @property
     def _judge(self) -> NonFiniteCheck:
         if self._finite is None:
             made = self._trainer
@@ -285,6 +294,8 @@ class NonFiniteHandler:
     def _skip(self, found: Found) -> None:
         step, before = found
         self._skipped += 1
+        if (scaler := self._trainer.accelerator.scaler) is not None:
+            scaler.update()  # a step of the optimizer would have: gradients are unscaled once
         behind, row = self._last
         self._last = (step, row + 1 if behind == step - 1 else 1)
         if self._last[1] == _IN_A_ROW:

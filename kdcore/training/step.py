@@ -17,10 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from kdcore.api.options import schedules_in
+from kdcore.api.tokens import PreparedLoss
 from kdcore.data.batch import Batch, Row
 from kdcore.data.collate import Collate, micro_batches
 from kdcore.data.sampler import Part, Prefetcher, StreamedRows, TrainingRows
-from kdcore.distributed import over, total_of
+from kdcore.distributed import alone, over, total_of
 from kdcore.objective.chunked_loss import Values
 from kdcore.objective.gradient_shares import GradientShares, is_measured
 from kdcore.objective.hidden_states import compares_states, states_wanted
@@ -28,6 +29,7 @@ from kdcore.objective.losses import asks_teacher
 from kdcore.objective.objective import Objective, SelectFn, TokenMask
 from kdcore.objective.readings import MicroBatch
 from kdcore.objective.selection import SelectionResult, select
+from kdcore.objective.teachers import prefetch
 from kdcore.sharding.layout import Layout
 from kdcore.sharding.wrapping import total_norm, whole
 from kdcore.training.gpu.working_weights import WorkingWeights, average_gradients
@@ -71,9 +73,15 @@ class TrainStep:
             schedule.begin(self.run.device)
         self.collate = Collate(self.rows.split, self.run.vocabulary, self.run.device)
         self.rollouts = self.rows if isinstance(self.rows, RolloutRows) else None
+        self.asks_ahead = self.run.teacher is not None and self.run.teacher.prefetches()
         # Generated rows depend on the current weights, so they cannot be prefetched.
-        workers = 0 if self.rollouts is not None else workers_of(self.run)
-        self.prefetcher = Prefetcher(self._readings, self.run.steps, workers=workers)
+        known = self.rollouts is None
+        self.prefetcher = Prefetcher(
+            self._readings,
+            self.run.steps,
+            workers=workers_of(self.run) if known else 0,
+            here=known and self.asks_ahead,
+        )
 
     def gradients(
         self, step: int, terms: Sequence[tuple[Term, float]]
@@ -118,11 +126,15 @@ class TrainStep:
         # With scope = "micro_batch" the grouping is part of the experiment: do not sort rows.
         mixed = self.run.recipe.selection is not None and self.run.recipe.scope == "micro_batch"
         parts = self.rows.parts(step)
-        return [
+        made = [
             self.reading(self.collated(part, some), [part.first + n for n in some])
             for part in [part for part in parts if part.rows] or parts[:1]
             for some in micro_batches(part.rows, self.run.micro_batch, by_length=not mixed)
         ]
+        teacher = self.run.teacher if self.asks_ahead else None
+        if teacher and any(asks_teacher(term.loss) for term, _ in self.terms_of(step)):
+            prefetch(teacher, [each.batch for each in made])
+        return made
 
     def _filled(self, readings: list[MicroBatch]) -> list[MicroBatch]:
         """With empty micro-batches, where every process must make the same number of calls."""
@@ -174,14 +186,29 @@ class TrainStep:
         (loss if scaler is None else scaler.scale(loss)).backward()
         return share  # type: ignore[no-any-return]
 
-    def rehearse(self, rows: Sequence[Row]) -> None:
-        """Forward and backward of one micro-batch as in a step, discarding the gradients."""
+    def rehearse(self, rows: Sequence[Row], *, made_up: bool = False) -> None:
+        """Forward and backward of one micro-batch as in a step, discarding the gradients.
+
+        Nothing is counted over other processes. Losses that are prepared for the tokens of a step
+        are left out for rows that are made up.
+        """
         reading = self.reading(self.collate(rows), range(len(rows)))
-        valid = torch.full((), float(len(reading.batch.valid)), device=self.run.device)
+        terms = self.terms_of(1)
+        if made_up:
+            terms = [each for each in terms if not isinstance(each[0].loss, PreparedLoss)]
+            chosen = self._everything(reading)
+        else:
+            named = [term for term, _ in terms]
+            chosen = select(self.run, [reading], 1, alone, lambda count: count, named).each[0]
         with self.layout.accumulating(self.wrapped, last=False), self.working_weights():
-            seen = TokenMask(None, valid, valid, valid)
-            self.backward(reading, self.terms_of(1), lambda states: seen)
+            self.backward(reading, terms, chosen)
+        reading.forget()
         self.optimizer.zero_grad(set_to_none=True)
+
+    def _everything(self, reading: MicroBatch) -> SelectFn:
+        valid = torch.full((), float(len(reading.batch.valid)), device=self.run.device)
+        seen = TokenMask(None, valid, valid, valid)
+        return lambda states: seen
 
     @property
     def base_optimizer(self) -> torch.optim.Optimizer:

@@ -93,7 +93,7 @@ class Trainer(TrainStep):
         with self._saved_if_unreachable(before):
             shares, choices = self.oom_retry.run(before, lambda: self.gradients(step, terms))
         good = self.refusals.judge(step, self.clip(), shares, before)
-        if self.refusals.deferred or good:
+        if not self.refusals.blocks:
             self.apply()
         self.base_optimizer.zero_grad(set_to_none=True)
         watched, self.watch = self.watch, None

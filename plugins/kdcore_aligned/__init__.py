@@ -100,7 +100,8 @@ class Aligned(Teacher):
         """Compare both vocabularies; the engine has loaded the inner teacher."""
         theirs = self._tokenizer()
         self._retokenizer = Retokenizer(run.tokenizer, theirs)
-        self._others = self._width(len(theirs), run.device)
+        self._others = min(self._size("vocab_size", run.device) or len(theirs), len(theirs))
+        self._longest = self._size("max_position_embeddings", run.device)
         shared = dict(ids_of_same_bytes(self._retokenizer, run.vocabulary, self._others))
         ends = self._read_dialogues(run, theirs, shared)
         self._translator = Translator(self._retokenizer, self._dialogues, ends)
@@ -173,6 +174,14 @@ class Aligned(Teacher):
         both = self._of(batch)
         return torch.from_numpy(both.places_on_host[on_host(batch).valid] >= 0)
 
+    def prefetch(self, batches: Sequence[Batch]) -> None:
+        """Announce its own batches to the inner teacher."""
+        self.teacher.prefetch([self._of(batch).other.batch for batch in batches])
+
+    def prefetches(self) -> bool:
+        """As the inner teacher."""
+        return self.teacher.prefetches()
+
     def read(self, batch: Batch) -> TeacherOutputs:
         """Let the teacher read its own batch, then map its positions to the student's."""
         both = self._of(batch)
@@ -232,7 +241,7 @@ class Aligned(Teacher):
         if batch not in self._made:
             assert self._retokenizer is not None, "a teacher is read after it was loaded"
             rewrite = partial(self._dialogues.piece, batch) if self._dialogues else None
-            made = self._retokenizer(batch, self._others, rewrite)
+            made = self._retokenizer(batch, self._others, rewrite, self._longest)
             places = self._places(batch, made)
             self._made[batch] = _Both(made, places, sent(places, batch.labels.device))
         return self._made[batch]
@@ -256,11 +265,11 @@ class Aligned(Teacher):
             )
         return found
 
-    def _width(self, ids: int, device: torch.device) -> int:
-        """The number of ids that both the teacher's tokenizer and its head have."""
+    def _size(self, name: str, device: torch.device) -> int | None:
+        """A size in the config of the teacher's model, where it has one."""
         config = self.teacher.architecture(device)
-        rows = getattr(config and config.get_text_config(), "vocab_size", None)
-        return min(ids, rows) if rows is not None else ids
+        found: int | None = getattr(config and config.get_text_config(), name, None)
+        return found
 
 
 def _mass(logs: Tensor) -> Tensor:

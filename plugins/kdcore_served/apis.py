@@ -12,6 +12,8 @@ import numpy as np
 from kdcore import RunError
 from kdcore_served.client import Client, Refused
 
+_LEAST = -100.0  # servers may give -inf, which losses would turn into NaN
+
 
 @dataclass(frozen=True, eq=False)
 class Answer:
@@ -51,8 +53,12 @@ class Api(ABC):
         each = [list(zip(*some, strict=True)) for some in pairs]
         return Answer(
             np.array([found for found, _ in each], np.int64).reshape(-1, k),
-            np.array([logs for _, logs in each], np.float64).reshape(-1, k),
+            np.array([logs for _, logs in each], np.float64).reshape(-1, k).clip(min=_LEAST),
         )
+
+    @abstractmethod
+    def texts(self, model: str, ids: Sequence[int]) -> list[str | None]:
+        """The server's text of each id of a prompt but the first; None where it gives none."""
 
     @abstractmethod
     def _asked(
@@ -80,6 +86,16 @@ class Vllm(Api):
     def _asked(
         self, model: str, ids: Sequence[int], k: int
     ) -> Iterable[Sequence[tuple[int, object]]]:
+        for entry in self._entries(model, ids, k):
+            yield [(int(id_), told["logprob"]) for id_, told in entry.items()]
+
+    def texts(self, model: str, ids: Sequence[int]) -> list[str | None]:
+        """As `decoded_token`."""
+        entries = self._entries(model, ids, 1)
+        each = (entry.get(str(id_)) for id_, entry in zip(ids[1:], entries, strict=False))
+        return [told and told.get("decoded_token") for told in each]
+
+    def _entries(self, model: str, ids: Sequence[int], k: int) -> list[Mapping[str, Any]]:
         body = {"model": model, "prompt": list(ids), "max_tokens": 1, "temperature": 0.0}
         try:
             said = self.client.post("/v1/completions", {**body, "prompt_logprobs": k})
@@ -91,10 +107,11 @@ class Vllm(Api):
                 ) from None
             raise
         (choice,) = _within(self.client, said, "choices")
-        for entry in _within(self.client, choice, "prompt_logprobs")[1:]:
+        entries: list[Mapping[str, Any]] = _within(self.client, choice, "prompt_logprobs")[1:]
+        for entry in entries:
             if not isinstance(entry, Mapping):
                 raise self._odd(f"{type(entry).__name__} at a position", "ids with numbers")
-            yield [(int(id_), told["logprob"]) for id_, told in entry.items()]
+        return entries
 
 
 class SGLang(Api):
@@ -115,6 +132,19 @@ class SGLang(Api):
             if not isinstance(entry, Sequence):
                 raise self._odd(f"{type(entry).__name__} at a position", "ids with numbers")
             yield [(int(id_), log) for log, id_, *_ in entry]
+
+    def texts(self, model: str, ids: Sequence[int]) -> list[str | None]:
+        """Of `input_token_logprobs`, which may have them."""
+        body = {
+            "input_ids": list(ids),
+            "sampling_params": {"max_new_tokens": 1, "temperature": 0.0},
+            "return_logprob": True,
+            "logprob_start_len": 0,
+            "return_text_in_logprobs": True,
+        }
+        said = _within(self.client, self.client.post("/generate", body), "meta_info")
+        entries = said.get("input_token_logprobs") or []
+        return [entry[2] if len(entry) > 2 else None for entry in entries[1:]]
 
 
 def _within(client: Client, said: Any, key: str) -> Any:

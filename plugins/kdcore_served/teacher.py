@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -25,6 +27,7 @@ from kdcore import (
 )
 from kdcore_served.apis import Answer, Api, Model, SGLang, Vllm
 from kdcore_served.client import ELSEWHERE, Client
+from kdcore_served.requests import Requests, answers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -35,6 +38,7 @@ _PROBE = (
     "def same(a, b): return a == b  # naïve, 東京, and so on until nothing new is left to say."
 )
 _PROBED = 64  # ids in the fixed text
+_DIFFERENT = 0.1  # share of ids with other texts: servers may render a few in their own way
 _CLOSE = 0.02  # nats by which a server's answers may vary
 
 
@@ -67,6 +71,7 @@ class Served(Teacher):
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._api: Api | None = None
         self._probed: Answer | None = None  # to the fixed text
+        self._coming: WeakKeyDictionary[Batch, list[Future[Answer]]] = WeakKeyDictionary()
 
     def load(self, run: Run) -> None:
         """Connect, check that the model is served, and query it with the fixed text."""
@@ -81,11 +86,13 @@ class Served(Teacher):
         tokenizer = self.tokenizer() or run.tokenizer
         self._text: list[int] = tokenizer.encode(_PROBE, add_special_tokens=False)[:_PROBED]
         now = self._ask(self._text)
+        self._check_tokenizer(tokenizer)
         if self._probed is not None:  # from a checkpoint
             self._check_same(self._probed, now)
         self._probed = now
         self._lost = client.lost
-        self._pool = ThreadPoolExecutor(self.concurrency, "kdcore-served")
+        ask = partial(_likeliest, self._api, self.model, self.k)
+        self._requests: Requests[list[int], Answer] = Requests(ask, self.concurrency)
 
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
         """The tokenizer given in the recipe, if any."""
@@ -126,30 +133,36 @@ class Served(Teacher):
         if now is not None:
             self._check_same(before, now)
 
+    def prefetch(self, batches: Sequence[Batch]) -> None:
+        """Query every piece of the batches, `concurrency` at a time."""
+        for batch in batches:
+            if batch not in self._coming:
+                self._coming[batch] = self._requests.submit([ids for _, ids in _pieces(batch)])
+
     def read(self, batch: Batch) -> TeacherOutputs:
-        """Query every piece of the batch, several at a time."""
+        """The answers to every piece of the batch."""
         assert self._api is not None, "a teacher is read after it was loaded"
-        pieces = [(at, ids.tolist()) for at, ids in pieces_of(batch) if len(ids) > 1]
-        answers = list(self._pool.map(self._ask, [ids for _, ids in pieces]))
+        self.prefetch([batch])
+        pieces, given = _pieces(batch), answers(self._coming.pop(batch))
         self._check_after_loss()
         places = torch.zeros(batch.labels.numel(), dtype=torch.int64)
         at = 1
-        for (start, _), answer in zip(pieces, answers, strict=True):
+        for (start, _), answer in zip(pieces, given, strict=True):
             places[start : start + len(answer.ids)] = torch.arange(at, at + len(answer.ids))
             at += len(answer.ids)
-        ids, logs = self._joined(answers, batch.vocabulary)
+        ids, logs = self._joined(given, batch.vocabulary)
         device = batch.input_ids.device
         places, ids, logs = places.to(device), ids.to(device), logs.to(device)
         return lambda positions: SparseLogits(ids[places[positions]], logs[places[positions]])
 
-    def _joined(self, answers: Sequence[Answer], vocabulary: int) -> tuple[Tensor, Tensor]:
+    def _joined(self, given: Sequence[Answer], vocabulary: int) -> tuple[Tensor, Tensor]:
         """All positions' ids [1 + n, k] and log-probabilities including the others' [1 + n, k + 1].
 
         The first row is for positions that predict nothing.
         """
-        ids = np.concatenate([np.arange(self.k)[None], *(each.ids for each in answers)])
+        ids = np.concatenate([np.arange(self.k)[None], *(each.ids for each in given)])
         even = np.full((1, self.k), -np.log(self.k + 1))
-        logs = np.concatenate([even, *(each.logs for each in answers)])
+        logs = np.concatenate([even, *(each.logs for each in given)])
         if ids.max() >= vocabulary:
             raise RunError(
                 f"{self.url} answers with the id {ids.max()}, and student and teacher share those "
@@ -162,7 +175,7 @@ class Served(Teacher):
 
     def _ask(self, ids: Sequence[int]) -> Answer:
         assert self._api is not None, "a teacher is read after it was loaded"
-        return self._api.likeliest(self.model, ids, self.k)
+        return _likeliest(self._api, self.model, self.k, ids)
 
     def _served(self) -> Model:
         assert self._api is not None, "a teacher is read after it was loaded"
@@ -172,6 +185,28 @@ class Served(Teacher):
                 f"{self.url} does not serve {self.model!r}; it serves {', '.join(sorted(found))}"
             )
         return found[self.model]
+
+    def _check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Compare the texts of the fixed text's ids on both sides, where the server gives them."""
+        assert self._api is not None, "a teacher is read after it was loaded"
+        theirs = self._api.texts(self.model, self._text)
+        told = {
+            id_: (text.strip(), _spellings(tokenizer, id_))
+            for id_, text in zip(self._text[1:], theirs, strict=False)
+            if text is not None and not text.startswith("token_id:")
+        }
+        whole = {  # no fragments of characters, which servers render in several ways
+            id_: each for id_, each in told.items() if each[0] and "\ufffd" not in each[1][0]
+        }
+        differ = [id_ for id_, (text, ours) in whole.items() if text not in ours]
+        if len(differ) > _DIFFERENT * len(whole):
+            theirs_of_it, ours_of_it = whole[differ[0]]
+            raise RunError(
+                f"{self.url} serves a model with another tokenizer: {len(differ)} of {len(whole)} "
+                f"ids differ, such as {differ[0]}, which is {theirs_of_it!r} there and "
+                f"{ours_of_it[0]!r} here. Name its tokenizer in `tokenizer`, with [teacher] use = "
+                '"aligned" around it'
+            )
 
     def _check_length(self, model: Model, block: int) -> None:
         if model.length is not None and block + 1 > model.length:
@@ -197,6 +232,20 @@ class Served(Teacher):
             f"{_shown(before)} and now gives {_shown(now)}. Serve the same model in the same "
             "precision, or start a new run with --fresh"
         )
+
+
+def _likeliest(api: Api, model: str, k: int, ids: Sequence[int]) -> Answer:
+    return api.likeliest(model, ids, k)
+
+
+def _pieces(batch: Batch) -> list[tuple[int, list[int]]]:
+    """The pieces in which something is predicted: their first flat position and their ids."""
+    return [(at, ids.tolist()) for at, ids in pieces_of(batch) if len(ids) > 1]
+
+
+def _spellings(tokenizer: PreTrainedTokenizerBase, id_: int) -> tuple[str, str]:
+    """An id's text, and its name in the vocabulary, without spaces around them."""
+    return str(tokenizer.decode([id_])).strip(), str(tokenizer.convert_ids_to_tokens(id_)).strip()
 
 
 def _shown(answer: Answer) -> str:

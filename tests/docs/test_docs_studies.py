@@ -5,6 +5,8 @@ import io
 import json
 import shlex
 import sys
+from collections import Counter
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -125,3 +127,48 @@ def test_the_commands(studies, tmp_path, monkeypatch, capsys):
     studies.main()
     said = capsys.readouterr().out.splitlines()
     assert sorted(each.split() for each in said)[0] == ["ce", "50.0%", "25.0%"]
+
+
+SELECTIONS = ["all", "random", "rho", "hardest", "entropy", "band", "agreement", "gls"]
+ATLAS = [
+    line
+    for each in snippets("studies/selections.md")
+    if each.language == "sh"
+    for line in each.text.splitlines()
+]
+
+
+def test_every_selection_has_every_loss_on_both_texts_with_five_seeds():
+    found = points("selections.toml")
+    tasks = tasks_of(found).values()
+    assert len(found) == 5 * 3 * 2
+    by_stage = Counter(task.stage for task in tasks)
+    texts, seeds = 2, 5
+    assert by_stage == {
+        **dict.fromkeys(SELECTIONS, len(found)),
+        "teacher": texts,
+        "start": texts * seeds,
+    }
+    assert {*found[0].ends} == {*SELECTIONS}
+
+
+def test_the_commands_of_the_selections(studies, tmp_path, monkeypatch, capsys):
+    swept_with, *compared = ATLAS
+    monkeypatch.chdir(DOCS.parent)
+    assert "252 runs" in typed(f"{swept_with} --dry-run --out {tmp_path / 'none'}")
+    monkeypatch.chdir(tmp_path)
+    entries = []
+    for number, (stage, share) in enumerate(product(("all", "rho"), (0.0, 0.5))):
+        for seed in range(3):
+            folder = made(f"selections.{stage}", seed, (3.0, 2.0), more=f"lr = {number + 1}")
+            sets = {"seed": seed, "loss.kl.use": "ce", "data.share": share}
+            entries.append({"sets": sets, "control": None, "stage": stage, "run": folder.name})
+    Path("runs/sweep.json").write_text(json.dumps({"points": entries}))
+    for command in compared:
+        before, _, rest = command.partition("$(")
+        inner, _, after = rest.partition(")")
+        monkeypatch.setattr(sys, "argv", shlex.split(inner)[1:])
+        studies.main()
+        runs = capsys.readouterr().out.split()
+        assert len(runs) == 6
+        assert "3 paired seeds" in typed(f"{before}{' '.join(runs)}{after}")

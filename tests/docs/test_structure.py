@@ -54,7 +54,8 @@ def test_the_engine_names_no_plugin(path):
     assert not strings & components
 
 
-# Verbs that look after what one plugin keeps, or write its recipes: they are what is left to move.
+# Verbs of the product that look after what a first-party plugin keeps, read files as it does, ask
+# its server or render its dialogues. No other verb may, and nothing outside commands/.
 OF_A_PLUGIN = {
     "cache.py": {"kdcore_cached", "kdcore_rollouts"},
     "served_choice.py": {"kdcore_served"},

@@ -40,6 +40,7 @@ PAGES = [
     "python.md",
     "recipe.md",
     "studies/divergences.md",
+    "studies/selections.md",
     "sweeps.md",
     "teachers.md",
     "what-is-trained.md",

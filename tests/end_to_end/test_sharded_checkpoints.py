@@ -12,6 +12,7 @@ import torch
 from several import several
 from sharded_runs import CE, outcome, recipe, train
 from torch.distributed.checkpoint.filesystem import FileSystem
+from whole_runs import flip
 
 from kdcore.errors import RunError
 from kdcore.training.checkpoints.folders import damage
@@ -119,6 +120,9 @@ def test_files_are_safetensors_and_json_with_checksums(tmp_path, text):
     sums = json.loads((path / "manifest.json").read_text())
     assert {*sums, "manifest.json"} == names
     assert damage(path) is None
+    part = next(path.glob("shard-00002*"))
+    flip(part)
+    assert part.name in (damage(path) or "")
 
 
 def test_a_checkpoint_that_lacks_a_part_is_left_out(tmp_path, text, expected):

@@ -1,4 +1,7 @@
-"""fp16: a sharded student skips the same steps as a whole one, wherever a gradient overflows."""
+"""A sharded student skips the same steps as a whole one, wherever a gradient is not finite.
+
+In fp16 the loss scaler judges; otherwise the engine does, on a GPU within the optimizer's kernels.
+"""
 
 import pytest
 import tiny
@@ -8,6 +11,7 @@ from sharded_runs import KL, TEACHER, outcome, recipe, train
 
 from kdcore.runs import runner
 from kdcore.sharding.wrapping import local
+from kdcore.training.non_finite import NonFiniteCheck
 from kdcore.training.step import TrainStep
 
 pytestmark = pytest.mark.slow
@@ -62,6 +66,36 @@ def stepped(rank, folder, texts, overflows):
         train(rank, place, [text])
         found.append(list(seen))
     return found
+
+
+def judged_late(rank, folder, text, where):
+    """Train with verdicts that the optimizer's kernels read, as on a GPU."""
+    begin, clip = NonFiniteCheck.__init__, TrainStep.clip
+
+    def late(check, *arguments, **named):
+        begin(check, *arguments, **named)
+        check.deferred = True
+
+    def infinite(step):
+        if step.run.step + 1 == 2 and where in (rank, EVERY):
+            local(step.parameters[0].grad).view(-1)[0] = torch.inf
+        return clip(step)
+
+    NonFiniteCheck.__init__, TrainStep.clip = late, infinite
+    train(rank, folder, [text])
+
+
+def test_verdicts_within_the_optimizer_skip_all_parts(tmp_path):
+    teacher, one, two = (tmp_path / name for name in ("teacher", "one", "two"))
+    for each in (teacher, one, two):
+        each.mkdir()
+    tiny.save(teacher)
+    text = recipe(teacher, steps=3, save_every=3, eval_every=3, non_finite='"skip"')
+    several(1, judged_late, one, text, EVERY)
+    several(2, judged_late, two, text, 1)
+    weights, found = outcome(one)[0], outcome(two)[0]
+    for key, weight in weights.items():
+        torch.testing.assert_close(found[key], weight, rtol=0, atol=1e-5)
 
 
 @pytest.fixture(scope="module")

@@ -46,7 +46,7 @@ def python(folder: Path, *arguments: str, **settings: str) -> str:
 
     `settings` are environment variables, such as FAKE_CUDA_DEVICES="1".
     """
-    # The faults of tests/mutants are in a copy that comes first.
+    # An engine with a planted bug is in a copy that comes first.
     paths = [*filter(None, [os.environ.get("PYTHONPATH")]), str(ROOT / "tests")]
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(paths),

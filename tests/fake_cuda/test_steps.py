@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 
 from fake_cuda.scenario import joined, on_cpu, on_device, python, records, report, sets
@@ -44,6 +45,21 @@ device = "cuda:1"
 use = "kl"
 """
 
+SELECTED = """
+[stage.reference]
+""" + "".join(
+    f"""
+[stage.{name}.selection]
+use = "rho"
+keep = {keep}
+[stage.{name}.selection.reference]
+use = "cached"
+kind = "nll"
+teacher = {{use = "hf", model = "@reference"}}
+"""
+    for name, keep in (("fills", 0.5), ("reads", 0.3))
+)
+
 LLAMA = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4}
 GPT2 = {"n_embd": 32, "n_head": 4, "resid_pdrop": 0, "embd_pdrop": 0, "attn_pdrop": 0}
 
@@ -71,47 +87,63 @@ def recipe(folder, text=RECIPE):
 
 
 WITH_BF16_WEIGHTS = {"llama": 117}
+MOST = [
+    *((kind, False, n) for kind, n in KERNELS.items()),
+    *((k, True, n) for k, n in WITH_BF16_WEIGHTS.items()),
+]
 
 
-@pytest.mark.parametrize(
-    "kind, weights", [*((kind, False) for kind in KINDS), *((k, True) for k in WITH_BF16_WEIGHTS)]
-)
-def test_packed_attention_and_the_kernels_of_a_layer(tmp_path, kind, weights):
-    options = [*KINDS[kind], *sets(train__precision="bf16", train__bf16_weights=weights)]
-    most = WITH_BF16_WEIGHTS if weights else KERNELS
-    layers = "n_layer" if kind == "gpt2" else "num_hidden_layers"
-    deeper = [*sets(name="deeper"), *model(**{layers: 3})]
-    path = recipe(tmp_path)
-    python(tmp_path, *joined([on_device(path, *options), on_device(path, *options, *deeper)]))
-    two, three = (report(tmp_path)[name] for name in ("small", "deeper"))
-    assert two.attentions_per_step == 2, two
-    layer = three.operations_per_step - two.operations_per_step
-    assert layer <= most[kind]
-    if not weights:  # which are cast by themselves
-        assert two.operations_per_step - 2 * layer <= ELSEWHERE[kind] + 1e-9
-    assert not two.waits
+def test_packed_attention_and_the_kernels_of_a_layer(tmp_path):
+    path, commands = recipe(tmp_path), []
+    for kind, weights, _ in MOST:
+        layers = "n_layer" if kind == "gpt2" else "num_hidden_layers"
+        options = [*KINDS[kind], *sets(train__precision="bf16", train__bf16_weights=weights)]
+        for count in (2, 3):
+            named = sets(name=f"{kind}-{weights}-{count}")
+            commands.append(on_device(path, *options, *named, *model(**{layers: count})))
+    python(tmp_path, *joined(commands))
+    found = report(tmp_path)
+    for kind, weights, most in MOST:
+        two, three = (found[f"{kind}-{weights}-{count}"] for count in (2, 3))
+        assert two.attentions_per_step == 2, (kind, two)
+        layer = three.operations_per_step - two.operations_per_step
+        assert layer <= most, (kind, weights)
+        if not weights:  # which are cast by themselves
+            assert two.operations_per_step - 2 * layer <= ELSEWHERE[kind] + 1e-9
+        assert not two.waits, kind
 
 
-@pytest.mark.parametrize("weights", [False, True])
-def test_cuda_graphs_launch_the_trunk_at_once_and_learn_the_same(tmp_path, weights):
+def test_cuda_graphs_launch_the_trunk_at_once_and_learn_the_same(tmp_path):
     """Whole rows, two micro-batches a step whose gradients add up, tied weights.
 
     What a replay reads from outside the graph's own memory would be that of the capture.
     """
     path = recipe(tmp_path)
     options = [*KINDS["llama"], *model(num_hidden_layers=1, tie_word_embeddings=True)]
-    options += sets(train__precision="bf16", train__bf16_weights=weights, train__micro_batch=2)
+    options += sets(train__precision="bf16", train__micro_batch=2)
     options += sets(data__rows="chunk", data__block=32)
-    replayed = [*sets(name="replayed", train__cuda_graphs=True), "--out", "replayed"]
-    python(tmp_path, *joined([on_device(path, *options), on_device(path, *options, *replayed)]))
-    found = records(tmp_path / "device") | records(tmp_path / "replayed")
+    commands = [
+        on_device(
+            path,
+            *options,
+            *sets(name=f"{how}-{weights}", train__bf16_weights=weights),
+            *sets(train__cuda_graphs=how == "replayed"),
+            *("--out", how),  # a run is the same with graphs, and is not done twice
+        )
+        for weights in (False, True)
+        for how in ("launched", "replayed")
+    ]
+    python(tmp_path, *joined(commands))
+    found = records(tmp_path / "launched") | records(tmp_path / "replayed")
     counted = report(tmp_path)
-    for key in ("loss", "eval/nll"):
-        assert math.isclose(found["small"][key], found["replayed"][key], rel_tol=1e-6), key
-    assert not counted["replayed"].waits
-    assert counted["replayed"].attentions_per_step == 0 < counted["small"].attentions_per_step
-    fewer = counted["small"].operations_per_step - counted["replayed"].operations_per_step
-    assert fewer > 2 * 100  # a layer, twice
+    for weights in (False, True):
+        launched, replayed = f"launched-{weights}", f"replayed-{weights}"
+        for key in ("loss", "eval/nll"):
+            assert math.isclose(found[launched][key], found[replayed][key], rel_tol=1e-6), key
+        assert not counted[replayed].waits
+        assert counted[replayed].attentions_per_step == 0 < counted[launched].attentions_per_step
+        fewer = counted[launched].operations_per_step - counted[replayed].operations_per_step
+        assert fewer > 2 * 100  # a layer, twice
 
 
 def test_cuda_graphs_draw_the_dropout_of_a_run_without_them(tmp_path):
@@ -125,17 +157,29 @@ def test_cuda_graphs_draw_the_dropout_of_a_run_without_them(tmp_path):
     assert math.isclose(found["small"]["loss"], found["replayed"]["loss"], rel_tol=1e-6)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_it_learns_in_every_precision(tmp_path, precision):
+def test_it_learns_in_every_precision(tmp_path):
     path = recipe(tmp_path)
-    there = on_device(path, *KINDS["llama"], *sets(train__precision=precision))
+    within, waits = {"fp32": 1e-5, "bf16": 1e-3, "fp16": 1e-3}, {"fp32": 0, "bf16": 0, "fp16": 1}
+    inline = sets(train__workers=0)  # copies in another thread are not counted
+    commands = [
+        on_device(path, *KINDS["llama"], *inline, *sets(name=each, train__precision=each))
+        for each in within
+    ]
     here = on_cpu(path, *KINDS["llama"], *sets(train__precision="fp32"))
-    python(tmp_path, *joined([here, there]))
-    (wanted,), (found,) = (records(tmp_path / out).values() for out in ("cpu", "device"))
-    within = {"fp32": 1e-5, "bf16": 1e-3, "fp16": 1e-3}[precision]
-    assert math.isclose(found["eval/nll"], wanted["eval/nll"], rel_tol=within)
-    (counted,) = report(tmp_path).values()
-    assert counted.waits_per_step <= {"fp32": 0, "bf16": 0, "fp16": 3}[precision], counted.waits
+    python(tmp_path, *joined([here, *commands]))
+    (wanted,), found = records(tmp_path / "cpu").values(), records(tmp_path / "device")
+    counted = report(tmp_path)
+    for each in within:
+        assert math.isclose(found[each]["eval/nll"], wanted["eval/nll"], rel_tol=within[each]), each
+        assert counted[each].waits_per_step <= waits[each], counted[each].waits
+
+
+def test_a_selection_waits_only_for_what_its_cache_writes_to_the_disk(tmp_path):
+    path = recipe(tmp_path, RECIPE + SELECTED)
+    python(tmp_path, *on_device(path, *KINDS["llama"], *sets(train__precision="bf16")))
+    counted = report(tmp_path)
+    assert counted["small.fills"].waits_per_step == 1, counted["small.fills"].waits
+    assert not counted["small.reads"].waits
 
 
 def test_grouped_queries_in_float32_never_take_the_products_of_time_and_time(tmp_path):
@@ -164,6 +208,33 @@ def test_a_teacher_on_the_second_device_says_the_same(tmp_path):
     found = records(tmp_path / "device")
     assert found["small.student"]["loss/kl"] == found["beside.student"]["loss/kl"]
     assert found["small.student"]["eval/nll"] == found["beside.student"]["eval/nll"]
+
+
+CACHED = """
+[stage.teacher]
+
+[stage.student.teacher]
+use = "cached"
+kind = "topk"
+k = 8
+teacher = {use = "hf", model = "@teacher", dtype = "fp32"}
+[[stage.student.loss]]
+use = "kl"
+"""
+
+
+def test_a_probe_for_the_micro_batch_stores_nothing_of_made_up_rows(tmp_path):
+    """Six steps see all rows, so both runs store all tokens."""
+    path = recipe(tmp_path, RECIPE + CACHED)
+    options = [*KINDS["llama"], *model(num_hidden_layers=1), *sets(data__stories=16)]
+    options += sets(train__precision="fp32")
+    probed = [*sets(train__micro_batch="auto"), "--out", "probed"]
+    python(tmp_path, *joined([on_device(path, *options), on_device(path, *options, *probed)]))
+    (told,), (found,) = (
+        [*(tmp_path / out).glob("caches/*/ids.i32")] for out in ("device", "probed")
+    )
+    same = np.fromfile(told, np.int32) == np.fromfile(found, np.int32)
+    assert same.mean() > 0.99  # ties aside
 
 
 def test_an_offloaded_teacher_says_the_same_and_nothing_waits_for_its_layers(tmp_path):

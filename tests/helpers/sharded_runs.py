@@ -4,6 +4,7 @@ import json
 import os
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file
 from whole_runs import run
 
@@ -59,6 +60,32 @@ def recipe(teacher, objective=CE, name="run", shard="", **options):
         added = text.replace("[train]\n", f"[train]\n{key} = {value}\n")
         text = "\n".join(lines) if "\n".join(lines) != text else added
     return text.replace("TEACHER", str(teacher)).replace("NAME", name).replace("SHARD", shard)
+
+
+_COLLECTIVES = (
+    *("all_gather_single", "all_gather_into_tensor"),  # the name before torch 2.13
+    *("reduce_scatter_single", "reduce_scatter_tensor"),
+    *("all_gather", "all_reduce", "barrier", "broadcast", "broadcast_object_list"),
+    *("gather", "gather_object", "reduce", "scatter"),
+)
+
+
+def note_collectives():
+    """From now on in this process: each collective call, with the shape of its first tensor."""
+    seen = []
+
+    def noted(name, call):
+        def calling(*arguments, **named):
+            shapes = [each.shape for each in arguments if isinstance(each, torch.Tensor)]
+            seen.append((name, *shapes[:1]))
+            return call(*arguments, **named)
+
+        return calling
+
+    for name in _COLLECTIVES:
+        if call := getattr(torch.distributed, name, None):
+            setattr(torch.distributed, name, noted(name, call))
+    return seen
 
 
 def train(rank, folder, texts, sets=()):

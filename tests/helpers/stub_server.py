@@ -19,6 +19,7 @@ class Stub:
         self.asked = []
         self.gone_after = None  # requests; every one behind these is answered with 503
         self.key = None
+        self.tokenizer = None  # of the texts of its ids; None: it gives none
         self.lock = Lock()
         self.released = Event()  # what is slow ends
 
@@ -35,10 +36,18 @@ class Stub:
         for position, logs in enumerate(self.logs(ids)):
             best = {*logs.topk(k).indices.tolist(), ids[position + 1]}
             entries.append({str(n): {"logprob": float(logs[n]), "rank": 1} for n in best})
+        if self.tokenizer is not None:
+            for entry in entries[1:]:
+                for n, told in entry.items():
+                    told["decoded_token"] = self.tokenizer.decode([int(n)])
         return 200, {"choices": [{"prompt_logprobs": entries}]}
 
     def generate(self, body):
         entries = [None]
+        if body.get("return_text_in_logprobs"):
+            texts = [self.tokenizer and self.tokenizer.decode([n]) for n in body["input_ids"]]
+            each = zip(texts, body["input_ids"], strict=True)
+            return 200, {"meta_info": {"input_token_logprobs": [[-1.0, n, t] for t, n in each]}}
         for logs in self.logs(body["input_ids"]):
             found = logs.topk(body["top_logprobs_num"])
             each = zip(found.values.tolist(), found.indices.tolist(), strict=True)

@@ -15,6 +15,7 @@ class Fault:
     line: str
     instead: str
     tests: str  # what pytest is called with, below tests/
+    device: bool = False  # the tests need a CUDA device: they run on the fake one
 
     def put_into(self, text):
         """The text with the fault; a line that is not there exactly once is an error."""

@@ -8,8 +8,13 @@ from planted import Fault
 
 MARKED = "fake_cuda/test_marked.py"
 STEPS = "fake_cuda/test_steps.py"
-IN_BF16 = f"{STEPS}::test_it_learns_in_every_precision[bf16]"
-RHO = "fake_cuda/test_recipes.py::test_it_learns_as_on_the_cpu_and_hardly_waits[cpu/rho_qwen]"
+IN_BF16 = f"{STEPS}::test_it_learns_in_every_precision"
+RHO = f"{STEPS}::test_a_selection_waits_only_for_what_its_cache_writes_to_the_disk"
+ATTENTION = "unit/models/test_attention.py"
+AT_ONCE = f"{ATTENTION}::test_on_a_gpu_in_half_all_documents_attend_at_once"
+WITHOUT = f"{ATTENTION}::test_without_a_kernel_that_is_exact_documents_attend_one_by_one"
+GROUPS = f"{ATTENTION}::test_a_kernel_that_knows_no_groups_gets_keys_for_each_query"
+LARGE = "unit/objective/test_chunked_loss.py::test_half_types_keep_the_gradient_of_a_large_step"
 LAUNCHERS = "unit/cli/test_launchers.py"
 
 GPU_FAULTS = [
@@ -19,28 +24,32 @@ GPU_FAULTS = [
         "kdcore/models/attention.py",
         'if kind != "cuda" or not torch.is_autocast_enabled(kind):',
         "if True:",
-        MARKED,
+        AT_ONCE,
+        device=True,
     ),
     Fault(
         "packed attention proved in another type than it trains in",
         "kdcore/models/causal_lm.py",
         "with self._autocast():",
         "with nullcontext():",
-        MARKED,
+        AT_ONCE,
+        device=True,
     ),
     Fault(
         "a torch without the flash kernel ends the run",
         "kdcore/models/attention.py",
         "except ImportError:",
         "except KeyError:",
-        MARKED,
+        WITHOUT,
+        device=True,
     ),
     Fault(
         "grouped queries for a kernel that knows no groups",
         "kdcore/models/attention.py",
         "if knows_groups:",
         "if True:",
-        MARKED,
+        GROUPS,
+        device=True,
     ),
     Fault(
         "two right kernels are said to differ",
@@ -56,13 +65,29 @@ GPU_FAULTS = [
         "if False:",
         f"{STEPS}::test_grouped_queries_in_float32_never_take_the_products_of_time_and_time",
     ),
+    Fault(
+        "a kernel that mixes documents passes the proof",
+        "kdcore/models/attention.py",
+        "exact.append(_near(_at_once(some, packing, options), wanted))",
+        "exact.append(_at_once(some, packing, options) is not None)",
+        WITHOUT,
+        device=True,
+    ),
     # Precision
+    Fault(
+        "a loss scaler that is not ready after a skipped step",
+        "kdcore/training/non_finite.py",
+        "scaler.update()  # a step of the optimizer would have: gradients are unscaled once",
+        "pass",
+        "unit/training/test_non_finite.py",
+    ),
     Fault(
         "the logits' gradient not scaled before float16",
         "kdcore/models/head.py",
         "if not weights.is_cuda or operand != torch.float16 or not weights.numel():",
         "if True:",
-        MARKED,
+        LARGE,
+        device=True,
     ),
     Fault(
         "bf16 on a CPU next to a GPU",
@@ -114,6 +139,13 @@ GPU_FAULTS = [
         "elif False:",
         LAUNCHERS,
     ),
+    Fault(
+        "processes without a GPU believe to be alone",
+        "kdcore/cli/launchers.py",
+        'environment["ACCELERATE_USE_CPU"] = "true"',
+        "pass",
+        LAUNCHERS,
+    ),
     # Several processes
     Fault(
         "processes wait in a collective while one tokenises",
@@ -150,7 +182,15 @@ GPU_FAULTS = [
         "margin = torch.empty("
         "int(MARGIN * _usable(run.device)), dtype=torch.uint8, device=run.device)",
         "margin = None",
-        MARKED,
+        "unit/training/test_micro_batch.py::test_a_probe_leaves_a_tenth_of_the_memory",
+        device=True,
+    ),
+    Fault(
+        "a probe shows made-up rows to a teacher that stores them",
+        "kdcore/training/micro_batch.py",
+        "longest = _longest(step, rows)",
+        "longest: list[Row] = []",
+        f"{STEPS}::test_a_probe_for_the_micro_batch_stores_nothing_of_made_up_rows",
     ),
     Fault(
         "an allocator of fixed segments",
@@ -195,13 +235,20 @@ GPU_FAULTS = [
         "if False:",
         RHO,
     ),
+    Fault(
+        "pads are looked for",
+        "kdcore/models/causal_lm.py",
+        'vars(self._trunk)["warn_if_padding_and_no_attention_mask"] = _say_nothing',
+        "pass",
+        "unit/models/test_causal_lm.py::test_pads_are_not_looked_for",
+    ),
     # Work and memory that is saved
     Fault(
         "a chunk's gradient cast for each product",
         "kdcore/models/head.py",
         "return torch.mm(self._gradient, weight, out_dtype=torch.float32)",
         "return torch.mm(self._gradient.float().to(weight.dtype), weight, out_dtype=torch.float32)",
-        f"{STEPS}::test_packed_attention_and_the_kernels_of_a_layer[llama-False]",
+        f"{STEPS}::test_packed_attention_and_the_kernels_of_a_layer",
     ),
     Fault(
         "an offloaded layer in pageable memory",

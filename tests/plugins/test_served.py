@@ -86,6 +86,19 @@ def test_another_model_after_a_lost_connection_is_refused():
             teacher.read(BATCH)
 
 
+@pytest.mark.parametrize("api", ["vllm", "sglang"])
+def test_a_server_with_another_tokenizer_is_refused(api):
+    """All of its ids may be the student's, so that nothing else would show it."""
+    stub = Stub(MODEL)
+    stub.tokenizer = tiny.byte_tokenizer(["quite other words here, over and over"], 290)
+    said = r"another tokenizer: \d+ of \d+ ids differ, such as \d+, which is .* there and .* here"
+    with serving(stub) as url:
+        with pytest.raises(RunError, match=said):
+            loaded(url, api=api)
+        stub.tokenizer = TOKENIZER
+        loaded(url, api=api)
+
+
 def test_a_checkpoint_knows_what_the_server_said():
     stub = Stub(MODEL)
     with serving(stub) as url:
@@ -161,6 +174,16 @@ def test_numbers_that_are_none_are_refused(entry, said):
         loaded(url, k=1)
 
 
+def test_an_id_without_any_mass_is_finite():
+    """A model that never gives some ids says -inf of them."""
+    stub = Stub(MODEL)
+    entries = ', {"1": {"logprob": -0.0}, "2": {"logprob": -Infinity}}' * 63
+    stub.failures = ['{"choices": [{"prompt_logprobs": [null' + entries + "]}]}"]
+    with serving(stub) as url:
+        teacher = loaded(url, k=2)
+    assert teacher.state_dict()["logs"].unique().tolist() == [-100.0, 0.0]
+
+
 def test_ids_outside_the_students_are_refused():
     with serving(Stub(tiny.model(vocabulary=len(TOKENIZER) + 500, seed=3).eval())) as url:
         teacher = loaded(url)
@@ -218,7 +241,7 @@ def test_a_server_that_goes_leaves_a_checkpoint(tmp_path, monkeypatch):
 
         def failing(self, body):
             count.append(body)
-            return (503, {}) if len(count) > 7 else ask(self, body)
+            return (503, {}) if len(count) > 12 else ask(self, body)
 
         monkeypatch.setitem(__import__("stub_server").PATHS, "/v1/completions", failing)
         with pytest.raises(Unreachable):

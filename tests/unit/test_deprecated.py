@@ -36,7 +36,7 @@ def test_a_warning_shows_the_line_that_used_the_name():
 
 def test_the_old_name_of_the_errors_of_a_recipe():
     error = kdcore.RecipeError([Diagnostic("lr is 0", "r.toml")])
-    with pytest.warns(DeprecationWarning, match=r"RecipeError\.faults is now RecipeError\.errors"):
+    with pytest.warns(DeprecationWarning, match=r"is now `RecipeError\.errors`"):
         assert error.faults is error.errors
 
 

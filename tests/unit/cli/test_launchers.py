@@ -1,6 +1,9 @@
 """What launchers say in the environment: followed, or refused in a sentence."""
 
 import logging
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -160,3 +163,24 @@ def test_the_command_says_so(gpus, monkeypatch):
 def test_how_long_the_others_have(monkeypatch, cpu, codes, time):
     monkeypatch.setenv("ACCELERATE_USE_CPU", cpu)
     assert launch._time_to_end(codes) == time
+
+
+FSDP = """
+compute_environment: LOCAL_MACHINE
+distributed_type: FSDP
+fsdp_config: {fsdp_version: 2, fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP}
+mixed_precision: 'no'
+num_machines: 1
+num_processes: 2
+"""
+
+
+@pytest.mark.slow
+def test_accelerate_s_own_launcher_with_fsdp_in_its_config_is_refused(tmp_path):
+    (tmp_path / "fsdp.yaml").write_text(FSDP)
+    launcher = Path(sys.executable).with_name("accelerate")
+    asked = [launcher, "launch", "--config_file", "fsdp.yaml", "-m", "kdcore", "run", "quickstart"]
+    done = subprocess.run(asked, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.count("the launcher asks for FSDP (ACCELERATE_USE_FSDP)") == 2
+    assert not (tmp_path / "runs").exists()

@@ -42,6 +42,22 @@ def test_a_run(runs):
     )
 
 
+@pytest.mark.parametrize(
+    "small, environment, threads",
+    [(200_000_000, {}, 1), (0, {}, 3), (200_000_000, {"OMP_NUM_THREADS": "3"}, 3)],
+)
+def test_one_thread_generates_with_a_small_model(runs, monkeypatch, small, environment, threads):
+    used = []
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("kdcore.commands.generate._SMALL", small)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 3)
+    monkeypatch.setattr("torch.set_num_threads", used.append)
+    assert typed("fox", "--prompt", "x", "--out", runs, *SHORT).exit_code == 0
+    assert used == ([1, 3] if threads == 1 else [3])
+
+
 @pytest.mark.parametrize("own, begins", [("auto", True), (False, False), (None, False)])
 def test_a_runs_prompts_begin_as_its_documents(runs, monkeypatch, own, begins):
     """A run that says nothing of it is older, and its documents began with nothing."""

@@ -88,7 +88,7 @@ def say(monkeypatch, capsys):
         monkeypatch.setattr(verb, "plans_of", lambda recipe, gpus: iter(plans))
         monkeypatch.setattr(verb, "predicted", lambda plan: HOURS if plan.steps else None)
         stage = SimpleNamespace(components=lambda: teachers)
-        read = SimpleNamespace(notes=["a note"], build=lambda name, finals: stage)
+        read = SimpleNamespace(notes=["a note"], sweep=None, build=lambda name, finals: stage)
         monkeypatch.setattr(verb, "stage_outputs", lambda recipe, name, out: {})
         monkeypatch.setattr(verb, "read_recipe", lambda *arguments, **options: read)
         verb.plan("mine", price=price)

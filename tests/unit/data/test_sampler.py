@@ -42,3 +42,23 @@ def test_what_goes_wrong_early_is_raised_in_its_step():
     assert ahead.get(1) == 1
     with pytest.raises(ValueError, match="no such row"):
         ahead.get(2)
+
+
+def test_the_next_step_is_made_here_before_this_one_is_used():
+    made = []
+    ahead = Prefetcher(lambda step: made.append(step) or step * 10, 3, workers=1, here=True)
+    assert (ahead.get(1), made) == (10, [1, 2])
+    assert (ahead.get(2), made) == (20, [1, 2, 3])
+    assert (ahead.get(3), made) == (30, [1, 2, 3])
+
+
+def test_what_goes_wrong_here_early_is_raised_in_its_step():
+    def make(step):
+        if step == 2:
+            raise ValueError("no such row")
+        return step
+
+    ahead = Prefetcher(make, 3, workers=0, here=True)
+    assert ahead.get(1) == 1
+    with pytest.raises(ValueError, match="no such row"):
+        ahead.get(2)

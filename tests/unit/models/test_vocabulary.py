@@ -106,6 +106,14 @@ def test_special_ids_stand_for_nothing_and_added_words_for_themselves():
     assert sizes[ids].tolist() == [len("Größe".encode()), 0, 0]
 
 
+def test_added_runs_of_spaces_are_spaces():
+    """As in Gemma's tokenizer, which adds them as tokens and spells them as pieces."""
+    tokenizer = tiny.llama_tokenizer(["a  b    c", *tiny.TEXTS])
+    tokenizer.add_tokens(["▁▁", "\n\n"])
+    ids = tokenizer.convert_tokens_to_ids(["▁▁", "\n\n"])
+    assert bytes_per_id(tokenizer)[ids].tolist() == [2, 2]
+
+
 def test_bytes_of_word_pieces():
     made = Tokenizer(models.WordPiece({"[UNK]": 0, "play": 1, "##ing": 2}, unk_token="[UNK]"))
     made.decoder = decoders.WordPiece()

@@ -7,7 +7,15 @@ import pytest
 import tiny
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import (
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 from transformers import PreTrainedTokenizerFast
 
 from kdcore.data.collate import Collate
@@ -34,15 +42,52 @@ def composed():
     return made
 
 
+def normalised(normaliser):
+    """A byte-level BPE that changes letters, as Claude's NFKC does."""
+    made = tiny.byte_tokenizer(TEXTS, 330)
+    made.backend_tokenizer.normalizer = normaliser
+    return made
+
+
+def unigram():
+    """Sentencepiece's unigram with NFKC and a space before each text, as T5's."""
+    made = Tokenizer(models.Unigram())
+    made.normalizer = normalizers.NFKC()
+    made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    made.decoder = decoders.Metaspace(prepend_scheme="always")
+    trainer = trainers.UnigramTrainer(
+        vocab_size=120, special_tokens=["<unk>", "</s>"], unk_token="<unk>", show_progress=False
+    )
+    made.train_from_iterator(TEXTS, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="</s>", unk_token="<unk>")
+
+
+def added_spaces():
+    """Pieces without a space before a text and with runs of spaces added as tokens, as Gemma's."""
+    made = tiny.llama_tokenizer([*TEXTS, "if a:   b    c  d"])
+    made.backend_tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    made.add_tokens(["▁▁", "▁▁▁", "\n\n"])
+    return made
+
+
 KINDS = {
     "bytes": tiny.byte_tokenizer(TEXTS, 280),
     "more bytes": tiny.byte_tokenizer(TEXTS[::-1], 500, eos="</s>"),
     "composed": composed(),
+    "compatible": normalised(normalizers.NFKC()),
+    "lowered": normalised(normalizers.Lowercase()),
     "pieces": tiny.llama_tokenizer(TEXTS),
+    "spaces": added_spaces(),
+    "unigram": unigram(),
     "words": word_pieces(),
 }
-PAIRS = [(a, b) for a in ("bytes", "more bytes", "pieces") for b in KINDS]
-letters = st.text(st.sampled_from("ab cé東🙂́\n.1") | st.characters(exclude_categories=["Cs"]))
+PAIRS = [(a, b) for a in ("bytes", "more bytes", "pieces", "spaces") for b in KINDS]
+letters = st.lists(
+    st.sampled_from(
+        ["a", "b ", " ", "   ", "cé", "東", "🙂", "\u0301", "\n\n", ".1", "ﬁ", "½", "É"]
+    )
+    | st.text(st.characters(exclude_categories=["Cs"]), max_size=3)
+).map("".join)
 
 
 def borders_of(cuts, end):
@@ -60,6 +105,23 @@ def test_spans_are_the_finest_that_both_have(data, end):
     assert found == list(zip(other[spans.other_first], other[spans.other_end], strict=True))
     # Tokens of no bytes before a span are not in it.
     assert all(one[first + 1] > one[first] for first in spans.first)
+
+
+def cuts_of(teacher, spelled, text):
+    """Each byte of a text that separates the teacher's tokens, by trying all of them."""
+    found = teacher(text, add_special_tokens=False, return_offsets_mapping=True)
+    ids, offsets = found["input_ids"], found["offset_mapping"]
+    for lead in (b"", b" "):
+        if b"".join(spelled[n] for n in ids) == lead + text.encode():
+            each = range(len(ids) + 1)
+            return [max(len(b"".join(spelled[k] for k in ids[:n])) - len(lead), 0) for n in each]
+    cuts = [0, len(text.encode())]
+    for at in range(1, len(text)):
+        for n in range(1, len(ids)):
+            before = max(end for _, end in offsets[:n])
+            if before == at and all(start >= at for start, _ in offsets[n:]):
+                cuts.append(len(text[:at].encode()))
+    return cuts
 
 
 @pytest.mark.slow
@@ -85,6 +147,8 @@ def test_every_byte_of_a_text_is_in_one_span(ours, theirs, text):
     covered = [*zip(borders[piece.spans.first], borders[piece.spans.end], strict=True)]
     assert [start for start, _ in covered[1:]] == [end for _, end in covered[:-1]]
     assert covered[0][0] == 0 and covered[-1][1] == len(written)
+    cuts = cuts_of(teacher, made.other_bytes, whole)
+    assert [start for start, _ in covered] == sorted({*cuts} & {*borders.tolist()})[:-1]
     if theirs != "words":  # which go by lowered letters
         assert list(piece.ids) == teacher(whole, add_special_tokens=False)["input_ids"]
 
@@ -104,6 +168,38 @@ def test_end_tokens_stand_for_each_other():
     assert piece.ids[-1] == teacher.eos_token_id
     assert piece.spans.first[-1] == len(student("a b")["input_ids"])
     assert piece.spans.other_first[-1] == len(piece.ids) - 1
+
+
+@pytest.mark.parametrize("bos", ["<s>", "</s>"])
+def test_a_beginning_of_ours_stands_for_none_of_theirs(bos):
+    """Not even where it is our end token too; the text behind it begins a document as before."""
+    student = tiny.llama_tokenizer(TEXTS)
+    student.bos_token = bos
+    teacher = tiny.byte_tokenizer(TEXTS, 500)
+    teacher.add_special_tokens({"bos_token": "<begin>"})
+    post = processors.TemplateProcessing("<begin> $A", None, [("<begin>", teacher.bos_token_id)])
+    teacher.backend_tokenizer.post_processor = post
+    made, text = Retokenizer(student, teacher), "One day a fox"
+    ids = [student.bos_token_id, *student.encode(text, add_special_tokens=False)]
+    piece = made.piece([*ids, student.eos_token_id], whole=True)
+    assert piece.ids == [*teacher.encode(text), teacher.eos_token_id]
+    assert piece.spans.first[0] == 1 and piece.spans.end[-1] == len(ids) + 1
+
+
+def test_what_the_other_side_does_not_read_is_in_no_span():
+    student, teacher = KINDS["bytes"], KINDS["more bytes"]
+    made = Retokenizer(student, teacher)
+    batch = tiny.batch(
+        [np.array([*student(text)["input_ids"], 0]) for text in TEXTS],
+        [[(n, 0, len(student(text)["input_ids"]) + 1)] for n, text in enumerate(TEXTS)],
+        vocabulary=len(student),
+    )
+    whole, cut = made(batch), made(batch, longest=9)
+    assert cut.batch.input_ids.shape[1] == 9 < whole.batch.input_ids.shape[1]
+    width = whole.batch.input_ids.shape[1]
+    kept = [n for n, end in enumerate(whole.spans.other_end) if (end - 1) % width < 9]
+    assert cut.spans.first.tolist() == whole.spans.first[kept].tolist()
+    assert cut.batch.input_ids.equal(whole.batch.input_ids[:, :9])
 
 
 def test_half_a_character_at_either_end_is_in_no_span():

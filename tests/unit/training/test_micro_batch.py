@@ -1,12 +1,13 @@
 import re
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from kdcore_losses import CrossEntropy
 
 from kdcore.guard import plugin_errors
-from kdcore.training.micro_batch import _attempt, cpu_default, probe
+from kdcore.training.micro_batch import _attempt, _longest, _made_up, cpu_default, probe
 
 
 def test_on_a_cpu_it_goes_by_the_row_length():
@@ -66,14 +67,16 @@ def test_a_probe_leaves_a_tenth_of_the_memory_that_the_process_may_take(share, m
     )
     step = SimpleNamespace(
         run=SimpleNamespace(
-            device=device, data=None, recipe=SimpleNamespace(data=SimpleNamespace(block=4))
+            device=device,
+            laid=lambda split: SimpleNamespace(lengths=np.array([1, 9, 3]), some=lambda at: at),
         ),
         objective=trained,
-        rehearse=lambda rows: held.append(len(rows)),
+        rollouts=None,
+        rehearse=lambda rows, made_up: held.append(rows),
     )
     _attempt(step, 5)
     tenth = int(0.1 * int(share * torch.cuda.get_device_properties(device).total_memory))
-    assert held == [2 * (3 * 2 + 2), tenth, 5]
+    assert held == [2 * (3 * 2 + 2), tenth, [1, 2, 0, 1, 2]]
 
 
 def test_a_row_that_does_not_fit_is_an_error():
@@ -87,3 +90,13 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory():
 
     with pytest.raises(RuntimeError, match="something else"):
         probe(8, attempt)
+
+
+@pytest.mark.parametrize("later", [{"rollouts": object()}, {"lengths": []}])
+def test_rows_that_are_made_later_are_made_up_for_the_probe(later):
+    """The others are the longest ones: a teacher may store what it says of their documents."""
+    lengths = np.array(later.get("lengths", [1, 9, 3]))
+    run = SimpleNamespace(laid=lambda split: SimpleNamespace(lengths=lengths, some=lambda at: at))
+    step = SimpleNamespace(run=run, rollouts=later.get("rollouts"))
+    assert _longest(step, 2) == []
+    assert [len(row["input_ids"]) for row in _made_up(4, 2)] == [4, 4]

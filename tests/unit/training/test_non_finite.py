@@ -133,6 +133,22 @@ def test_steps_are_skipped_where_the_recipe_says_so(tmp_path, label, caplog, lat
     assert record.terms["ce"] == pytest.approx(plain.recorder.record(0.1).terms["ce"])
 
 
+def test_a_loss_scaler_is_ready_for_the_step_after_a_skipped_one(tmp_path, label):
+    made = made_of(tmp_path, label, non_finite="skip")
+    scaler = made.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    applied = []
+
+    def apply():
+        applied.append(made.run.step + 1)
+        scaler.step(made.optimizer)
+        scaler.update()
+
+    made.apply = apply
+    made.train()
+    assert made.run.step == 6 and 0 < len(applied) < 6 and 2 not in applied
+    assert all(each.isfinite().all() for each in weights(made))
+
+
 def test_a_run_of_nothing_but_skipped_steps_ends(tmp_path):
     class Never(Explodes):
         def per_token(self, student, teacher, labels):

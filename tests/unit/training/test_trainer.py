@@ -10,6 +10,7 @@ from kdcore_losses import CrossEntropy, ForwardKL
 from kdcore_selections import Hardest
 from training import Eval, assert_equal, records, trainer, weights
 
+from kdcore import PreparedLoss
 from kdcore.errors import Unreachable
 from kdcore.training.step import TrainStep
 
@@ -179,6 +180,23 @@ def test_a_rehearsal_leaves_nothing_behind(tmp_path):
     assert all(p.grad is None for p in made.run.student.parameters())
     assert_equal(before, weights(made))
     assert made.recorder.steps == 0
+
+
+class Prepared(PreparedLoss):
+    name = "prepared"
+
+    def prepare(self, tokens):
+        return tokens.nll(Held(given.model(seed=2)))
+
+    def per_token_prepared(self, student, teacher, labels, prepared):
+        return student.logsumexp(-1) * prepared
+
+
+@pytest.mark.parametrize("made_up", [False, True])
+def test_a_rehearsal_prepares_losses_for_the_rows_it_is_given(tmp_path, made_up):
+    made = trainer(tmp_path, terms=[term(Prepared()), term(ForwardKL())])
+    made.rehearse(ROWS[:3], made_up=made_up)
+    assert all(p.grad is None for p in made.run.student.parameters())
 
 
 def test_a_step_in_which_every_weight_is_zero_still_runs(tmp_path):
