@@ -200,7 +200,7 @@ def test_the_index_lists_every_example():
     index = (ROOT / "docs" / "plugins.md").read_text()
     for example in ALL:
         (row,) = [line for line in index.splitlines() if f"| `examples/{example.name}`" in line]
-        assert row.endswith("| kdcore 0.1.0 |")
+        assert row.endswith("| kdcore 0.2.0 |")
 
 
 @pytest.mark.slow
