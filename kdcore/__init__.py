@@ -69,6 +69,7 @@ if TYPE_CHECKING:
     from kdcore.errors import Unreachable as Unreachable
     from kdcore.errors import UsageError as UsageError
     from kdcore.hashing import tokenizer_hash as tokenizer_hash
+    from kdcore.interrupts import stop_requested as stop_requested
     from kdcore.models.causal_lm import LanguageModel as LanguageModel
     from kdcore.models.completions import Completion as Completion
     from kdcore.models.completions import Prompt as Prompt
@@ -151,6 +152,7 @@ _EXPORTS = {
     "models.loading": "dtype_of load_config load_model load_tokenizer model_fingerprint",
     "objective.alignment": "Piece RetokenizedBatch Retokenizer Spans ids_of_same_bytes",
     "objective.teachers": "load_teacher read read_nll read_outputs",
+    "interrupts": "stop_requested",
     "redact": "redact_secrets",
     "runs.reading.facts": "Facts",
     "runs.reading.history": "History Series",

@@ -10,6 +10,8 @@ import signal
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
+from kdcore.interrupts import ask_to_stop
+
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
@@ -37,6 +39,7 @@ class Signals:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Signals:
+        ask_to_stop(False)
         for number in SIGNALS:
             if signal.getsignal(number) is signal.SIG_IGN:  # as set by nohup
                 continue
@@ -51,6 +54,7 @@ class Signals:
     ) -> None:
         for number, before in self._before.items():
             signal.signal(number, before)
+        ask_to_stop(False)
         if self._got != self._told and error is None:
             signal.raise_signal(self._got)
 
@@ -63,6 +67,7 @@ class Signals:
         if self._got and number == signal.SIGINT:
             raise KeyboardInterrupt
         self._got = known_as(number)
+        ask_to_stop(True)
 
     def agreed(self, accelerator: Accelerator, *, now: bool = False) -> int:
         """A signal that any process got, agreed by all; 0 for none.

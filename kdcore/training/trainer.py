@@ -110,6 +110,8 @@ class Trainer(TrainStep):
         except Unreachable:
             before.restore()
             self._save_before_ending()
+            if stop := self.signals.take():  # it gave up waiting because of the signal
+                raise self._interrupted(stop) from None
             raise
 
     def _due(self, every: int | Literal["epoch"]) -> bool:
@@ -218,11 +220,14 @@ class Trainer(TrainStep):
         if self.run.step == self.run.steps:
             return
         self.save()
-        raise Interrupted(
-            f"interrupted after step {self.run.step} of {self.run.steps}; a checkpoint is "
-            "written, and the same command resumes",
-            signal_number,
-        )
+        raise self._interrupted(signal_number)
+
+    def _interrupted(self, signal_number: int) -> Interrupted:
+        said = "in the first step; the same command starts again"
+        if self.run.step:
+            said = f"after step {self.run.step} of {self.run.steps}; a checkpoint is written, and "
+            said += "the same command resumes"
+        return Interrupted(f"interrupted {said}", signal_number)
 
     def save_if_missing(self) -> None:
         """A checkpoint of the last step, unless it exists."""

@@ -43,6 +43,8 @@ from kdcore_aligned.writing import Translator
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_RULES = 2
+
 
 class _Both(NamedTuple):
     """The teacher's batch, and for each flat student position the teacher's position or -1."""
@@ -206,9 +208,13 @@ class Aligned(Teacher):
         return self._translator.generate(self.teacher, prompts, sampling, self._others)
 
     def fingerprint(self) -> str:
-        """The inner teacher, which includes its tokenizer, and a different chat template."""
+        """The inner teacher, which includes its tokenizer, and a different chat template.
+
+        The number is that of the rules by which text reaches the teacher: caches of other rules
+        are filled again.
+        """
         more = "" if self.template == "auto" else f", template={self.template!r}"
-        return f"aligned({self.teacher.fingerprint()}{more})"
+        return f"aligned({_RULES}, {self.teacher.fingerprint()}{more})"
 
     def _outputs(self, said: Tensor | SparseLogits) -> Tensor | SparseLogits:
         """The inner teacher's outputs, in the student's ids."""

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from kdcore import RunError, Unreachable, redact_secrets
+from kdcore import RunError, Unreachable, redact_secrets, stop_requested
 
 if TYPE_CHECKING:
     import httpx2
@@ -19,6 +19,13 @@ ELSEWHERE = frozenset({"url", "concurrency", "timeout", "give_up_after", "key_en
 _log = logging.getLogger("kdcore")
 _LONGEST_WAIT = 30.0  # seconds between two attempts
 _AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
+
+
+def sleep_until_stopped(seconds: float) -> None:
+    """Sleep, but not for longer than half a second after a signal that ends the run."""
+    until = time.monotonic() + seconds
+    while not stop_requested() and (left := until - time.monotonic()) > 0:
+        time.sleep(min(0.5, left))
 
 
 class Client:
@@ -32,7 +39,7 @@ class Client:
         give_up_after: float,
         key_env: str | None = None,
         transport: httpx2.BaseTransport | None = None,
-        sleep: Callable[[float], None] = time.sleep,
+        sleep: Callable[[float], None] = sleep_until_stopped,
     ) -> None:
         import httpx2  # takes half as long as torch, and every command imports this plugin
 
@@ -72,7 +79,7 @@ class Client:
             except (httpx2.TransportError, httpx2.DecodingError) as error:
                 self.lost += 1
                 why = str(error) or type(error).__name__
-            if waited >= self._give_up_after:
+            if waited >= self._give_up_after or stop_requested():
                 raise Unreachable(self._gone(why, waited))
             self._warn(why)
             self._sleep(wait)

@@ -175,7 +175,8 @@ def test_the_ways_to_validate():
     Path("cut/a.csv").write_text("text\none\nNA\n")
     assert list(Text(path="cut").texts("train")) == ["one", "NA"]
     assert list(Text(path="cut", split="train[:50%]").texts("train")) == ["one"]
-    assert list(Text(path="cut", split="train[50%:]").texts("train")) == []
+    with pytest.raises(RunError, match="only blank lines or values"):
+        list(Text(path="cut", split="train[50%:]").texts("train"))
 
 
 def test_the_error_of_a_missing_column_lists_those_there_are():

@@ -26,7 +26,7 @@ def test_the_recipes_have_no_faults(tmp_path, monkeypatch):
 
 
 def test_the_losses_and_writers_of_the_table_are_there():
-    table = TEXT.partition("## Which method is what")[2].partition("\n## ")[0]
+    table = TEXT.partition("## Methods")[2].partition("\n## ")[0]
     host, rows = (
         PluginManager(),
         re.findall(r"^\| [^|]+ \| ([^|]+) \| ([^|]+) \|$", table, re.M)[1:],

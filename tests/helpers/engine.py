@@ -223,7 +223,7 @@ def trainer(
         checkpoints=Checkpoints(
             folder / "checkpoints", accelerator, student, optimizer, keep=run.recipe.train.save_keep
         ),
-        signals=signals or SimpleNamespace(agreed=lambda accelerator: 0),
+        signals=signals or SimpleNamespace(agreed=lambda accelerator: 0, take=lambda: 0),
     )
 
 

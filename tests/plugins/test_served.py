@@ -127,6 +127,20 @@ def test_that_it_waits_is_a_warning_once(caplog):
     assert "tries again for 60 s" in said
 
 
+def test_a_signal_ends_the_wait_for_a_server(monkeypatch):
+    client = kdcore_served.client
+    tried = []
+    monkeypatch.setattr(client, "stop_requested", lambda: len(tried) == 3)
+    with serving(Stub(MODEL)) as url:
+        pass
+    monkeypatch.setattr(client.time, "sleep", tried.append)
+    asked = client.Client(url, timeout=1, give_up_after=600)
+    asked._sleep = client.sleep_until_stopped
+    with pytest.raises(Unreachable, match="tried for"):
+        asked.get("/v1/models")
+    assert len(tried) == 3 and max(tried) <= 0.5
+
+
 def test_an_address_for_clients_of_openai_is_refused():
     with pytest.raises(RunError, match="leave out /v1"):
         loaded("http://127.0.0.1:9/v1/")

@@ -1,4 +1,5 @@
 import pickle
+import signal
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -10,8 +11,10 @@ from kdcore_losses import CrossEntropy, ForwardKL
 from kdcore_selections import Hardest
 from training import Eval, assert_equal, records, trainer, weights
 
-from kdcore import PreparedLoss
-from kdcore.errors import Unreachable
+from kdcore import PreparedLoss, stop_requested
+from kdcore.errors import Interrupted, Unreachable
+from kdcore.rng import RandomState
+from kdcore.training.signals import Signals
 from kdcore.training.step import TrainStep
 
 ROWS = given.packed_rows()
@@ -256,3 +259,23 @@ def test_a_server_lost_during_an_evaluation_leaves_a_checkpoint_of_that_step(tmp
     again = trainer(tmp_path / "broken", evals=[asked], **options)
     assert again.resume()
     assert not again.evaluation_due
+
+
+def test_a_signal_while_a_server_is_awaited_ends_the_run_as_interrupted(tmp_path):
+    class Waiting(Eval):
+        def measure(self, run):
+            signal.raise_signal(signal.SIGTERM)
+            assert stop_requested()
+            raise Unreachable("nothing answers, and the run is to end")
+
+    options = {"steps": 4, "eval_every": 2, "save_every": 100}
+    with Signals() as signals:
+        made = trainer(tmp_path, evals=[Waiting()], signals=signals, **options)
+        with pytest.raises(Interrupted, match="after step 2 of 4; a checkpoint is") as ended:
+            made.train()
+    assert ended.value.exit_code == 128 + signal.SIGTERM
+    assert made.checkpoints.has(2) and not stop_requested()
+    made.run.step = 0
+    waiting = made._saved_if_unreachable(RandomState.capture())
+    with pytest.raises(Interrupted, match="in the first step; the same command starts"), waiting:
+        raise Unreachable("nothing answers")
