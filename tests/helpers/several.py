@@ -1,30 +1,44 @@
-"""Several processes in one test: forks of it, which find each other through gloo.
+"""Several processes in one test, which find each other through gloo.
 
-A fork has imported everything already, so that it costs a fraction of a second.
+They are forks of a server process that has only imported the libraries. That costs a fraction of a
+second, and does not depend on what other tests did: a fork of a process whose libraries have used
+threads may crash.
 """
 
 import faulthandler
+import multiprocessing
 import os
 import pickle
-import selectors
-import signal
 import socket
 import sys
 import traceback
+from multiprocessing.connection import wait
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(["accelerate", "datasets", "torch", "transformers", "whole_runs"])
+
 
 def several(processes, work, *arguments):
-    """What `work(rank, *arguments)` returns in each process, by rank. Its errors are raised."""
+    """What `work(rank, *arguments)` returns in each process, by rank. Its errors are raised.
+
+    `work` is a function of a module, as the processes import it.
+    """
     with TemporaryDirectory() as folder, socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
         probe.close()
         files = [Path(folder) / str(rank) for rank in range(processes)]
+        here = os.getcwd(), dict(os.environ)
         children = [
-            _fork(rank, processes, port, files[rank], work, arguments) for rank in range(processes)
+            _FORKS.Process(
+                target=_run, args=(here, rank, processes, port, files[rank], work, arguments)
+            )
+            for rank in range(processes)
         ]
+        for child in children:
+            child.start()
         codes = _codes(children)
         found = [pickle.loads(file.read_bytes()) if file.exists() else None for file in files]
     failed = [each for each in found if isinstance(each, _Failed)]
@@ -40,31 +54,25 @@ class _Failed:
 
 def _codes(children):
     """Exit codes by rank. Where one fails, the others, which would wait for it, are killed."""
-    codes = [None] * len(children)
-    with selectors.DefaultSelector() as running:
-        for rank, child in enumerate(children):
-            running.register(os.pidfd_open(child), selectors.EVENT_READ, rank)
-        while None in codes:
-            for key, _ in running.select():
-                rank = key.data
-                codes[rank] = os.waitstatus_to_exitcode(os.waitpid(children[rank], 0)[1])
-                running.unregister(key.fileobj)
-                os.close(key.fileobj)
-                for other, code in enumerate(codes) if codes[rank] else ():
-                    if code is None:
-                        os.kill(children[other], signal.SIGKILL)
-    return codes
+    running = {child.sentinel: child for child in children}
+    while running:
+        for sentinel in wait(list(running)):
+            child = running.pop(sentinel)
+            child.join()
+            for other in running.values() if child.exitcode else ():
+                other.kill()
+    return [child.exitcode for child in children]
 
 
-def _fork(rank, processes, port, file, work, arguments):
-    if child := os.fork():
-        return child
-    code = 1
-    try:
-        found, code = _joined(rank, processes, port, work, arguments)
-        file.write_bytes(pickle.dumps(found))
-    finally:
-        os._exit(code)
+def _run(here, rank, processes, port, file, work, arguments):
+    folder, environment = here
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ |= environment
+    found, code = _joined(rank, processes, port, work, arguments)
+    file.write_bytes(pickle.dumps(found))
+    sys.stderr.flush()
+    os._exit(code)
 
 
 _LONGEST = 280  # seconds; processes that wait for each other in vain show where, and end
