@@ -43,7 +43,7 @@ def test_local_keeps_the_contract(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("workers", "cpus", "threads"), [(1, 3, "3"), (9999, 0, "1")])
 def test_local_shares_the_cores(tmp_path, monkeypatch, workers, cpus, threads):
-    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     executor = Local(workers=workers)
     ended(executor, executor.start(job(tmp_path, cpus=cpus)))
     assert environment(tmp_path)["OMP_NUM_THREADS"] == threads
