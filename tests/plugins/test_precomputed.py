@@ -13,6 +13,8 @@ import torch
 import kdcore
 from kdcore import RecipeError, RunError
 
+pytestmark = pytest.mark.slow
+
 TOKENIZER = tiny.byte_tokenizer()
 MODEL = tiny.model(vocabulary=len(TOKENIZER)).eval()
 TEXTS = [f"once there were {n} foxes in a wood, and the {n}th of them said no" for n in range(24)]
@@ -106,7 +108,6 @@ def live(here, tmp_path):
     )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("records", "options"),
     [
@@ -123,7 +124,6 @@ def test_it_teaches_what_the_model_does_that_wrote_it(live, records, options):
     np.testing.assert_allclose(found, live, rtol=2e-3)  # the store has halves
 
 
-@pytest.mark.slow
 def test_parquet_of_other_order_is_matched_by_a_column(live):
     records = [plain(n, text) for n, text in reversed([*enumerate(TEXTS)])]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records), "told.parquet")
@@ -132,7 +132,6 @@ def test_parquet_of_other_order_is_matched_by_a_column(live):
     np.testing.assert_allclose(found, live, rtol=2e-3)
 
 
-@pytest.mark.slow
 def test_cached_around_it_reads_the_file_once(live):
     write(plain(n, text) for n, text in enumerate(TEXTS))
     wrapped = {"use": "cached", "kind": "topk", "teacher": precomputed(ids="few")}
@@ -143,7 +142,6 @@ def test_cached_around_it_reads_the_file_once(live):
     np.testing.assert_allclose(first, live, rtol=2e-3)
 
 
-@pytest.mark.slow
 def test_what_nobody_wrote_down_is_not_known():
     records = [plain(n, text) for n, text in enumerate(TEXTS)]
     for each in records:
@@ -161,7 +159,6 @@ def test_what_nobody_wrote_down_is_not_known():
     assert losses(none) != losses(half)
 
 
-@pytest.mark.slow
 def test_a_record_may_tell_of_the_last_tokens_only():
     sure_of = sure("own")
     for each in sure_of:

@@ -15,6 +15,8 @@ from kdcore_text.record import Record
 import kdcore
 from kdcore import RunError
 
+pytestmark = pytest.mark.slow
+
 TOKENIZER = tiny.byte_tokenizer()
 MODEL = tiny.model(vocabulary=len(TOKENIZER)).eval()
 TEXTS = [f"once there were {n} foxes in a wood, and the {n}th of them said no" for n in range(8)]
@@ -169,7 +171,6 @@ def run(tmp_path, monkeypatch):
 TEACHER = {"use": "precomputed", "path": "told", "tokens": "input_ids"}
 
 
-@pytest.mark.slow
 def test_it_teaches_what_the_model_does_that_was_packed(run, tmp_path):
     live = {"use": "cached", "kind": "topk", "k": K, "teacher": {"use": "hf", "model": "model"}}
     write(tmp_path, exact(delta=True))

@@ -15,6 +15,8 @@ from kdcore import RunError, Unreachable
 from kdcore.objective.teachers import read_outputs
 from kdcore.testing import check_teacher
 
+pytestmark = pytest.mark.slow
+
 TOKENIZER = tiny.byte_tokenizer()
 MODEL = tiny.model(vocabulary=len(TOKENIZER)).eval()
 SOME = tiny.documents([9, 7, 12], len(TOKENIZER))
@@ -209,7 +211,6 @@ def losses_of(result):
     return [line["loss"] for line in result.metrics if line["loss"] is not None]
 
 
-@pytest.mark.slow
 def test_a_recipe_with_it_trains_as_with_the_model_in_process(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tiny.save(tmp_path / "teacher", tokenizer=TOKENIZER)
@@ -236,7 +237,6 @@ def test_a_recipe_with_it_trains_as_with_the_model_in_process(tmp_path, monkeypa
     np.testing.assert_allclose(*losses, rtol=2e-3)  # the store has halves
 
 
-@pytest.mark.slow
 def test_a_server_that_goes_leaves_a_checkpoint(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tiny.save(tmp_path / "teacher", tokenizer=TOKENIZER)
@@ -266,7 +266,6 @@ def test_a_server_that_goes_leaves_a_checkpoint(tmp_path, monkeypatch):
     assert losses_of(whole) == losses_of(resumed)
 
 
-@pytest.mark.slow
 def test_a_run_resumes_at_another_address(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tiny.save(tmp_path / "teacher", tokenizer=TOKENIZER)
@@ -291,7 +290,6 @@ def test_a_run_resumes_at_another_address(tmp_path, monkeypatch):
     assert losses_of(moved) == losses_of(whole)
 
 
-@pytest.mark.slow
 def test_it_is_served_once_and_distilled_many_times(tmp_path, monkeypatch):
     """`cached` over `aligned` over `served`: the second run needs no server."""
     monkeypatch.chdir(tmp_path)

@@ -17,6 +17,8 @@ from kdcore.checksums import keep
 from kdcore.cli.main import app
 from kdcore.document_losses import DOCUMENTS
 
+pytestmark = pytest.mark.slow
+
 BASE = [1.00, 1.02, 0.98, 1.01, 0.99]
 
 

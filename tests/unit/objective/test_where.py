@@ -11,6 +11,8 @@ from cases import SHARE, WHERE, WHERE_ON, assert_equal, model, selections, teach
 from given import VOCABULARY
 from kdcore_losses import CrossEntropy
 
+pytestmark = pytest.mark.slow
+
 ROWS = given.rows_with_columns()
 
 
