@@ -24,6 +24,7 @@ from kdcore.errors import UsageError, did_you_mean
 from kdcore.runs.reading.history import lower_is_better
 
 PER_TOKEN = ("nll", "perplexity", "kl", "teacher_nll", "agreement")  # means over tokens
+_LATE = 0.9  # of its tokens: a cosine has fallen by 98 %
 OF_ROWS = (*PER_TOKEN, "bits_per_byte")  # measured on held-out rows
 
 
@@ -121,7 +122,14 @@ def compared(
     margins = [margin.of(_base(pairs)) for pairs in every]
     judged = judge([each for each, _ in found], margins, lower_is_better=lower_is_better(metric))
     return [
-        Compared(arm, pairs, each, wide, judgement, [*_said_of(baseline, arm), *notes])
+        Compared(
+            arm,
+            pairs,
+            each,
+            wide,
+            judgement,
+            [*_said_of(baseline, arm), *_said_of_pairs(baseline, arm, pairs, metric), *notes],
+        )
         for arm, pairs, (each, notes), wide, judgement in zip(
             others, every, found, margins, judged, strict=True
         )
@@ -234,3 +242,22 @@ def _said_of(baseline: Arm, arm: Arm) -> Iterator[str]:
             if len(alone) > 1:
                 said = "seeds {} of {} have no partner and are left out"
             yield said.format(", ".join(alone), one.label)
+
+
+def _said_of_pairs(baseline: Arm, arm: Arm, pairs: Sequence[Pair], metric: str) -> Iterator[str]:
+    """Notes on equal scores, and on an arm that is read long before its end."""
+    if pairs and not any(pair.difference for pair in pairs):
+        yield "each pair has the same score twice: what differs has no effect on this metric"
+    for n, each in enumerate((baseline, arm)):
+        shares = [_share(pair, n, metric) for pair in pairs]
+        if shares and fmean(shares) < _LATE and any(c.lowers_its_rate for c in each.runs.values()):
+            yield (
+                f"{each.label} is read after {fmean(shares):.0%} of its tokens, before its "
+                "learning rate has fallen as in a run of that length"
+            )
+
+
+def _share(pair: Pair, n: int, metric: str) -> float:
+    """The share of a run's tokens after which it is read: 0 the baseline, 1 the other."""
+    course = (pair.baseline, pair.other)[n]
+    return pair.readings[n].tokens / (course.end(metric, "tokens") or math.inf)

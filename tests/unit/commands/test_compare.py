@@ -5,6 +5,7 @@ import io
 import json
 import math
 import random
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -327,6 +328,33 @@ def test_weights_that_an_arm_began_with_and_unfinished_runs_are_said():
     said = asked("r.*", "--baseline", "ce")
     assert "kd: kd began with the weights of r.first-12345678, whose cost is not counted" in said
     assert "unfinished: r.ce-" in said and "is at step 100" in said
+    assert re.search(r"as random\)\. Unfinished: r\.ce-\w+ is at step 100\.$", said, re.M)
+
+
+def test_equal_scores_in_all_pairs_are_said():
+    arms(shift=0.0, jitter=0.0)
+    said = asked("r.*", "--baseline", "ce", "--at", "tokens")
+    assert "kd: each pair has the same score twice: what differs has no effect" in said
+
+
+@pytest.mark.parametrize(
+    ("schedule", "early"),
+    [("", True), ('schedule = "linear"', True), ('schedule = "constant"', False)],
+)
+def test_an_arm_that_is_read_before_its_rate_has_fallen_is_said(schedule, early):
+    for seed in range(3):
+        made("r.ce", seed, (3.0, 2.0, 1.5, 1.0), tokens=2000, more=schedule)
+        made("r.kd", seed, (3.0, 1.0), loss="kl")
+    said = asked("r.*", "--baseline", "ce", "--at", "tokens")
+    assert ("ce is read after 50% of its tokens, before its learning rate" in said) is early
+    assert "kd is read after" not in said
+
+
+def test_pairs_that_are_read_at_different_tokens_have_a_range():
+    for seed in range(3):
+        made("r.ce", seed, (3.0, 1.0 + seed), tokens=1000 + 200 * seed)
+        made("r.kd", seed, (3.0, 1.5 + seed), tokens=1000 + 200 * seed, loss="kl")
+    assert "kd: after 1,000 to 1,400 tokens" in asked("r.*", "--baseline", "ce", "--at", "tokens")
 
 
 def halves():
