@@ -232,10 +232,10 @@ def _of_documents(pair: Pair, metric: str) -> tuple[np.ndarray, np.ndarray] | No
 
 def _said_of(baseline: Arm, arm: Arm) -> Iterator[str]:
     """Notes on seeds without a partner, and on arms that started from trained weights."""
-    for each in (baseline, arm):
-        first = next(iter(each.runs.values()))
-        if (begun_with := first.begun_with) is not None:
-            yield f"{each.label} began with the weights of {begun_with}, whose cost is not counted"
+    began = [(each.label, next(iter(each.runs.values())).begun_with) for each in (baseline, arm)]
+    for label, begun_with in began if began[0][1] != began[1][1] else ():
+        if begun_with is not None:
+            yield f"{label} began with the weights of {begun_with}, whose cost is not counted"
     for one, other in ((baseline, arm), (arm, baseline)):
         if alone := [str(seed) for seed in one.runs if seed not in other.runs]:
             said = "seed {} of {} has no partner and is left out"

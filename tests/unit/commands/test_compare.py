@@ -207,6 +207,36 @@ def test_arms_of_a_sweep_have_its_labels():
     }
 
 
+def test_values_that_all_compared_arms_have_are_not_in_their_labels():
+    points = []
+    for seed in range(3):
+        for stage, loss, lr, control in (
+            ("all", "kl", 1, None),
+            ("rho", "kl", 1, None),
+            ("rho", "kl", 2, None),
+            ("all", "ce", 1, "no-teacher"),
+        ):
+            folder = made(f"r.{stage}", seed, (3.0, 2.0), loss=loss, more=f"lr = {lr}")
+            sets = {"seed": seed, "loss.1.use": "kl", "train.lr": lr}
+            points.append({"sets": sets, "control": control, "stage": stage, "run": folder.name})
+    Path("runs/sweep.json").write_text(json.dumps({"points": points}))
+    at = ("--at", "tokens")
+    assert [row["arm"] for row in rows("r.*", *at, "--baseline", "no-teacher")] == [
+        "r.all train.lr=1",
+        "r.rho train.lr=1",
+        "train.lr=2",
+    ]
+    alike = [str(Path("runs") / each["run"]) for each in points if each["sets"]["train.lr"] == 1]
+    found = rows(*alike, *at, "--baseline", "r.all")
+    assert {(row["baseline"], row["arm"]) for row in found} == {
+        ("r.all", "r.rho"),
+        ("r.all", "no-teacher"),
+    }
+    assert rows("r.*", *at, "--baseline", "loss.1.use=kl train.lr=2")[0]["baseline"] == (
+        "train.lr=2"
+    )
+
+
 def test_a_broken_sweep_file_is_as_none():
     arms()
     Path("runs/sweep.json").write_text('{"points": [3')
@@ -329,6 +359,14 @@ def test_weights_that_an_arm_began_with_and_unfinished_runs_are_said():
     assert "kd: kd began with the weights of r.first-12345678, whose cost is not counted" in said
     assert "unfinished: r.ce-" in said and "is at step 100" in said
     assert re.search(r"as random\)\. Unfinished: r\.ce-\w+ is at step 100\.$", said, re.M)
+
+
+def test_weights_that_both_arms_began_with_are_not_said():
+    arms(seeds=3)
+    for path in Path("runs").glob("r.*/resolved.toml"):
+        began = '[student]\nmodel = "runs/r.first-12345678/final"\n'
+        path.write_text(path.read_text().replace('[student.config]\nmodel_type = "llama"\n', began))
+    assert "began with" not in asked("r.*", "--baseline", "ce")
 
 
 def test_equal_scores_in_all_pairs_are_said():
