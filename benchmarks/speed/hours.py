@@ -5,7 +5,7 @@
 
 Each stage is planned, measured and run in this process. What a run took is `cpu_seconds` of the
 last line of its metrics: steps, evaluations and checkpoints, without start-up. Stores of teachers
-are empty before each run. The targets are 10 % for what was measured and 25 % for what was predicted.
+are empty before each run. Targets: 10 % for what was measured, 25 % for what was predicted.
 """
 
 from __future__ import annotations
