@@ -21,7 +21,6 @@ from kdcore.commands.comparison.courses import (
 )
 from kdcore.document_losses import DocumentLosses
 from kdcore.errors import UsageError, did_you_mean
-from kdcore.runs.reading.history import lower_is_better
 
 PER_TOKEN = ("nll", "perplexity", "kl", "teacher_nll", "agreement")  # means over tokens
 _LATE = 0.9  # of its tokens: a cosine has fallen by 98 %
@@ -110,9 +109,12 @@ def known_metric(arms: Sequence[Arm], asked: str) -> str:
 
 
 def compared(
-    arms: Sequence[Arm], baseline: Arm, metric: str, axis: Axis, margin: Margin
+    arms: Sequence[Arm], baseline: Arm, metric: str, axis: Axis, margin: Margin, *, lower: bool
 ) -> list[Compared]:
-    """All other arms against the baseline. Raises UsageError for incomparable ones."""
+    """All other arms against the baseline; whether a lower metric is better.
+
+    Raises UsageError for incomparable ones.
+    """
     others = [arm for arm in arms if arm is not baseline]
     every = [list(_pairs(baseline, arm, metric, axis)) for arm in others]
     for pairs in every:
@@ -120,7 +122,7 @@ def compared(
             _refuse(pair, metric, axis)
     found = [_difference(pairs, metric) for pairs in every]
     margins = [margin.of(_base(pairs)) for pairs in every]
-    judged = judge([each for each, _ in found], margins, lower_is_better=lower_is_better(metric))
+    judged = judge([each for each, _ in found], margins, lower_is_better=lower)
     return [
         Compared(
             arm,

@@ -19,7 +19,6 @@ from kdcore.commands.comparison.arms import Arm
 from kdcore.commands.comparison.courses import Axis, Half
 from kdcore.commands.comparison.paired import Compared, Margin
 from kdcore.commands.fitting import Column, Fitting
-from kdcore.runs.reading.history import lower_is_better
 from kdcore.terminal.formatting import count, duration, value
 
 _SAME = 1e-3  # relative difference of token counts within which they are one
@@ -40,6 +39,7 @@ class Comparison:
     axis: Axis
     margin: Margin
     rows: Sequence[Compared]
+    lower: bool  # is better
     refused: str | None = None
     half: Half | None = None  # of the held-out documents
 
@@ -76,7 +76,7 @@ class Comparison:
 
 def title(found: Comparison) -> str:
     """What is compared, and which direction is better."""
-    way = "lower" if lower_is_better(found.metric) else "higher"
+    way = "lower" if found.lower else "higher"
     base = found.baseline.label
     return f"{found.words}, {way} is better: against {base}, {found.budget}"
 

@@ -266,6 +266,21 @@ def test_a_run_that_lacks_the_metric_is_named():
     assert f"{folder} has not measured eval/blimp" in asked("r.*", "--metric", "blimp", code=2)
 
 
+def test_which_way_is_better_may_be_said():
+    for seed in range(3):
+        made("r.ce", seed, (3.0, 2.0), scores=lambda nll: {"speed": 2.0, "wer": 2.0})
+        made("r.kd", seed, (3.0, 2.0), loss="kl", scores=lambda nll: {"speed": 1.0, "wer": 1.0})
+
+    def verdict(metric, *more):
+        (row,) = rows("r.*", "--baseline", "ce", "--metric", metric, "--at", "tokens", *more)
+        return row["verdict"]
+
+    assert verdict("speed") == "worse" and verdict("speed", "--better", "lower") == "better"
+    assert verdict("wer") == "better" and verdict("wer", "--better", "higher") == "worse"
+    said = asked("r.*", "--baseline", "ce", "--metric", "speed", "--better", "lower")
+    assert "speed, lower is better: against ce" in said
+
+
 def test_other_tokenizers_are_refused_and_bits_per_byte_named():
     arms(tokenizer="another", scores=lambda nll: {"bits_per_byte": nll / 4})
     assert "compare --metric eval/bits_per_byte instead" in asked("r.*", code=2)

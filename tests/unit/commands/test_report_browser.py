@@ -25,9 +25,10 @@ const outside = [...document.querySelectorAll("svg.chart text")].filter(each => 
   const [own, all] = [each, each.ownerSVGElement].map(one => one.getBoundingClientRect());
   return own.left < all.left - 2 || own.right > all.right + 2;
 });
+const edge = document.querySelector("main").getBoundingClientRect().right + 1;
 const hidden = [...document.querySelectorAll(".cards td > span")].filter(each => {
   const own = each.getBoundingClientRect();
-  return own.right > document.querySelector("main").getBoundingClientRect().right + 1 || own.width < 6;
+  return own.right > edge || own.width < 6;
 });
 document.body.dataset.found = JSON.stringify({
   window: innerWidth, page: document.documentElement.scrollWidth,
