@@ -34,6 +34,11 @@ def test_failures_end_in_the_same_bits_or_a_sentence(failures, seed):
     assert not fault, f"{name}: {fault}"
 
 
+def test_every_failure_that_lasts_ends_in_its_sentence(failures):
+    for seed, ending in enumerate(failures.ENDING):
+        assert failures.trial(seed, QUICK, ending) == (ending, "")
+
+
 class Killing(Stub):
     """Sends its own process a signal at some requests."""
 
