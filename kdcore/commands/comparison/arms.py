@@ -31,8 +31,11 @@ class Arm:
     def unfinished(self) -> list[str]:
         """Each unfinished run, and its progress."""
         told = [course.told for course in self.runs.values()]
-        at = [(run.folder.name, run.unfinished_at) for run in told]
-        return [f"{name} is at step {step}" for name, step in at if step is not None]
+        return [
+            f"{run.folder.name} {'failed' if run.has_failed else 'is'} at step {run.unfinished_at}"
+            for run in told
+            if run.unfinished_at is not None
+        ]
 
 
 def arms_of(folders: Sequence[Path], half: Half | None = None) -> list[Arm]:
