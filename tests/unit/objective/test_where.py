@@ -19,7 +19,7 @@ ROWS = given.rows_with_columns()
 @pytest.mark.parametrize("as_on_gpu", [False, True])
 @pytest.mark.parametrize("micro_batch", [1, 3, 8])
 def test_a_term_is_the_mean_over_the_tokens_of_its_documents(micro_batch, as_on_gpu, monkeypatch):
-    monkeypatch.setattr("kdcore.objective.objective._waiting_costs", lambda tensor: as_on_gpu)
+    monkeypatch.setattr("kdcore.objective.objective._count_needs_sync", lambda tensor: as_on_gpu)
     teacher, known = teacher_of()
     found = engine.step(model(), ROWS, WHERE, teacher=teacher, micro_batch=micro_batch)
     expected = oracle.step(model(), ROWS, WHERE, vocabulary=VOCABULARY, teacher=known)
