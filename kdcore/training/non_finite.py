@@ -217,7 +217,7 @@ def _attempt(
 ) -> tuple[Tensor, Tensor]:
     """Forward and backward of a row: each term's part of the loss [terms], the gradient norm."""
     with trainer.accelerator.no_sync(trainer.wrapped), trainer.working_weights():
-        shares = trainer.backward(reading, terms, choices.each[n])
+        shares = trainer.backward(reading, terms, choices.masks[n])
     norm = gradient_norm(trainer.objective)
     trainer.optimizer.zero_grad(set_to_none=True)
     return shares, norm

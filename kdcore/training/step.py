@@ -103,7 +103,7 @@ class TrainStep:
                 # Accumulate locally; DDP all-reduces once, in the last backward.
                 last = n == len(readings) - 1 and self.working is None
                 with self.layout.accumulating(self.wrapped, last=last):
-                    shares.append(self.backward(reading, terms, choices.each[n]))
+                    shares.append(self.backward(reading, terms, choices.masks[n]))
                 if self.working is not None:
                     self.working.collect()
                 reading.forget()
@@ -199,7 +199,7 @@ class TrainStep:
             chosen = self._everything(reading)
         else:
             named = [term for term, _ in terms]
-            chosen = select(self.run, [reading], 1, alone, lambda count: count, named).each[0]
+            chosen = select(self.run, [reading], 1, alone, lambda count: count, named).masks[0]
         with self.layout.accumulating(self.wrapped, last=False), self.working_weights():
             self.backward(reading, terms, chosen)
         reading.forget()

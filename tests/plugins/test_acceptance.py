@@ -12,6 +12,8 @@ from pydantic import ValidationError
 from kdcore import Sampling, load_teacher
 from kdcore.testing import check, tiny_run
 
+pytestmark = pytest.mark.slow
+
 IDS = 4
 END = 0
 
@@ -118,7 +120,6 @@ def decode(run, context, length, rng):
     return length, length, length + 1
 
 
-@pytest.mark.slow
 def test_a_speculative_decoder_accepts_as_much(run):
     one, rng = Acceptance(draft_length=3, contexts=400), torch.Generator().manual_seed(0)
     found = one.measure(run)

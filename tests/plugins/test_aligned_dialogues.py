@@ -17,6 +17,8 @@ from kdcore.data.collate import Collate
 from kdcore.objective.alignment import Retokenizer, ids_of_same_bytes
 from kdcore.rollout.layout import WRITTEN, written_rows
 
+pytestmark = pytest.mark.slow
+
 
 def inst_tokenizer():
     """In the manner of Llama 2: the same bytes in other ids, and [INST] around what is asked."""

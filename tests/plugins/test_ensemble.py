@@ -15,6 +15,8 @@ from kdcore import LanguageModel, Sampling, Teacher, UsageError, read, read_nll
 from kdcore.testing import check_rollout, check_teacher, make_prompts
 from kdcore.testing.fakes import TableTeacher, make_batch
 
+pytestmark = pytest.mark.slow
+
 BATCH = make_batch([[3, 1, 4, 1, 5], [9, 2, 6]])
 IDS = BATCH.input_ids.flatten()[BATCH.valid]
 ONE, OTHER = TableTeacher(seed=1), TableTeacher(seed=2)

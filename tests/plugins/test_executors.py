@@ -15,6 +15,8 @@ from kdcore_executors.slurm import Slurm
 from kdcore import Job, RunError, UsageError
 from kdcore.testing import check_executor
 
+pytestmark = pytest.mark.slow
+
 ENV = "import os, json; print(json.dumps(dict(os.environ)), flush=True)"
 WAIT = "import signal; signal.pause()"
 

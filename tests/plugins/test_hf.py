@@ -14,6 +14,8 @@ from kdcore.models.offload import offload_layers
 from kdcore.plugin.manager import PluginManager
 from kdcore.recipe.recipe import read_recipe
 
+pytestmark = pytest.mark.slow
+
 RUN = SimpleNamespace(device=tiny.CPU)
 LAYOUT = [[(0, 0, 7), (1, 0, 5)], [(2, 0, 9)]]
 

@@ -16,6 +16,8 @@ from kdcore.plugin.manager import PluginManager
 from kdcore.recipe.recipe import read_recipe
 from kdcore.testing import check, check_loss
 
+pytestmark = pytest.mark.slow
+
 BOTH = [HiddenMse, HiddenCosine]
 PAIRS = [[1, 2], [-1, -1], [0, 0]]
 

@@ -17,6 +17,8 @@ from kdcore import RunError
 from kdcore.cli.main import app
 from kdcore.testing.rollouts import WritingRun, make_prompts
 
+pytestmark = pytest.mark.slow
+
 TOKENIZER = tiny.byte_tokenizer(["what is 12? it is 13, I say to you"], 300)
 ASKED = [f"what is {n}?" for n in range(10)]
 
@@ -128,7 +130,6 @@ def here_caches():
     return Path("runs/caches")
 
 
-@pytest.mark.slow
 def test_what_is_exported_is_data():
     stub = Stub(None)
     with serving(stub) as url:

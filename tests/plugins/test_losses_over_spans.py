@@ -23,6 +23,8 @@ from kdcore import LogitsFn, OwnVocabulary, RunError, Tokens
 from kdcore.data.batch import TwoVocabularies
 from kdcore.objective.losses import checked_values
 
+pytestmark = pytest.mark.slow
+
 STUDENT = [
     [-3.47, -0.56, -1.59, 1.5, -1.33, -1.91, -0.93],
     [-1.3, -1.94, 2.29, 0.49, 3.03, 1.7, -1.84],

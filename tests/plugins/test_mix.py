@@ -19,6 +19,8 @@ from kdcore.data.sampler import StreamedRows
 from kdcore.data.streaming import Stream
 from kdcore.testing.fakes import tiny_tokenizer
 
+pytestmark = pytest.mark.slow
+
 TOKENIZER = tiny_tokenizer()
 
 
@@ -76,7 +78,6 @@ def columns_in(row):
     return [given] if isinstance(given, dict) else given
 
 
-@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     sizes=st.lists(st.integers(1, 40), min_size=2, max_size=4),

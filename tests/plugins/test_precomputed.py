@@ -13,6 +13,8 @@ import torch
 import kdcore
 from kdcore import RecipeError, RunError
 
+pytestmark = pytest.mark.slow
+
 TOKENIZER = tiny.byte_tokenizer()
 MODEL = tiny.model(vocabulary=len(TOKENIZER)).eval()
 TEXTS = [f"once there were {n} foxes in a wood, and the {n}th of them said no" for n in range(24)]
@@ -106,7 +108,6 @@ def live(here, tmp_path):
     )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("records", "options"),
     [
@@ -123,7 +124,6 @@ def test_it_teaches_what_the_model_does_that_wrote_it(live, records, options):
     np.testing.assert_allclose(found, live, rtol=2e-3)  # the store has halves
 
 
-@pytest.mark.slow
 def test_parquet_of_other_order_is_matched_by_a_column(live):
     records = [plain(n, text) for n, text in reversed([*enumerate(TEXTS)])]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records), "told.parquet")
@@ -132,7 +132,6 @@ def test_parquet_of_other_order_is_matched_by_a_column(live):
     np.testing.assert_allclose(found, live, rtol=2e-3)
 
 
-@pytest.mark.slow
 def test_cached_around_it_reads_the_file_once(live):
     write(plain(n, text) for n, text in enumerate(TEXTS))
     wrapped = {"use": "cached", "kind": "topk", "teacher": precomputed(ids="few")}
@@ -143,7 +142,6 @@ def test_cached_around_it_reads_the_file_once(live):
     np.testing.assert_allclose(first, live, rtol=2e-3)
 
 
-@pytest.mark.slow
 def test_what_nobody_wrote_down_is_not_known():
     records = [plain(n, text) for n, text in enumerate(TEXTS)]
     for each in records:
@@ -161,7 +159,6 @@ def test_what_nobody_wrote_down_is_not_known():
     assert losses(none) != losses(half)
 
 
-@pytest.mark.slow
 def test_a_record_may_tell_of_the_last_tokens_only():
     sure_of = sure("own")
     for each in sure_of:
@@ -203,6 +200,13 @@ BROKEN = {
     "twice": (put("few", 2, [7, 7, 1, 2, 3, 4]), "position 3: the id 7 occurs twice"),
     "vocabulary": (put("few", 2, [9999, 7, 1, 2, 3, 4]), "the id 9999, and student and teacher"),
     "negative": (put("few", 2, [-1, 7, 1, 2, 3, 4]), "the id -1, and student and teacher"),
+    "a number at a position": (put("few", 2, 7), "position 3: 'few' holds int, and should hold a"),
+    "a text at a position": (put("logs", 2, "abc"), "position 3: 'logs' holds str, and should ho"),
+    "no int": (put("few", 2, [10**30, 7, 1, 2, 3, 4]), "position 3: ids should be whole numbers b"),
+    "own ids": (
+        lambda record: record.update(input_ids=[*record["input_ids"], 2**40]),
+        "'input_ids' should hold a list",
+    ),
     "floats": (put("few", 2, [1.5, 7, 1, 2, 3, 4]), "ids should be whole numbers"),
     "texts": (put("logs", 2, ["-1"] * 6), "log-probabilities should be numbers"),
     "length": (lambda record: record["few"].pop(), r"has 44 positions in .few. and 45 in 'logs'"),
@@ -220,6 +224,18 @@ def test_bad_records_are_refused_with_their_place(change, said):
     write(changed(change))
     with pytest.raises(RunError, match=said):
         kdcore.run(recipe(precomputed(ids="few")))
+
+
+@pytest.mark.parametrize(
+    "entry", [[[-0.1, 7, None]], "abc", 3, [{"logprob": -0.1}], {"seven": {"logprob": -0.1}}]
+)
+def test_an_entry_of_another_shape_is_no_unknown_position(entry):
+    """SGLang's lists, for example, which have no names."""
+    records = [axolotl(n, text) for n, text in enumerate(TEXTS)]
+    records[3]["logs"][2] = entry
+    write(records)
+    with pytest.raises(RunError, match=r"record 4 .*, position 3: 'logs' should hold ids with th"):
+        kdcore.run(recipe(precomputed()))
 
 
 def test_records_of_another_length_are_refused():

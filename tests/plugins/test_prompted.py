@@ -14,6 +14,8 @@ import kdcore
 from kdcore import RecipeError, RunError
 from kdcore.testing import TableTeacher
 
+pytestmark = pytest.mark.slow
+
 TOKENIZER = chats.chat_tokenizer()
 RECORDS = [
     chats.ask("What is 2 + 2?", "It is 4.", hint="Count it."),
@@ -104,7 +106,6 @@ def test_of_texts_it_stands_before_the_document(folder, tmp_path, monkeypatch):
     assert found == pytest.approx(kl_by_hand(folder, pairs), rel=1e-4)
 
 
-@pytest.mark.slow
 def test_the_student_itself_with_an_empty_hint_agrees(folder, tmp_path, monkeypatch):
     """Self-distillation without a privilege: nothing is left to learn."""
     monkeypatch.chdir(tmp_path)

@@ -16,6 +16,8 @@ from pydantic import ValidationError
 
 from kdcore import RunError
 
+pytestmark = pytest.mark.slow
+
 TOKENIZER = chats.chat_tokenizer()
 RECORDS = [
     ask("Who is Ruby?", "A small fox."),
@@ -65,7 +67,6 @@ def test_questions_are_what_lies_before_learned_stretches(tmp_path, layout):
     assert found == expected
 
 
-@pytest.mark.slow
 def test_whoever_gives_the_references_has_all(tmp_path, monkeypatch):
     rows = rows_of(tmp_path, RECORDS, TOKENIZER)
     known = {"Ruby?": "A small fox.", "b<": "three", "a<": "one two", "把": CHINESE[1]}

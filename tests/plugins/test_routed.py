@@ -19,6 +19,8 @@ from kdcore.data.collate import Collate
 from kdcore.testing import check_teacher
 from kdcore.testing.fakes import TableTeacher, make_batch
 
+pytestmark = pytest.mark.slow
+
 ROWS = given.rows_with_columns()
 WHERES = [{"domain": "math"}, {"domain": "code", "level": [0, 1]}, None]
 

@@ -20,6 +20,8 @@ from kdcore.objective.losses import values_of
 from kdcore.recipe.describe import objective_formula, resolved
 from kdcore.recipe.recipe import read_recipe
 
+pytestmark = pytest.mark.slow
+
 ROWS = given.packed_rows()
 STEPS = 5
 COOLING = {"start": 4.0, "end": 1.0, "until": 0.5}
@@ -140,7 +142,6 @@ def test_an_evaluation_reads_where_the_run_stands():
     assert seen == pytest.approx([4.0, 3.0, 2.0, 1.0])
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 def test_compiled_losses_are_compiled_once(caplog):
     from torch._dynamo.utils import counters

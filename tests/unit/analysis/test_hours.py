@@ -10,11 +10,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from whole_runs import recipe_text
 
 from kdcore.analysis import hours
-from kdcore.analysis.hours import Hours, Rates, measured, predicted
+from kdcore.analysis.hours import Rates, measured, predicted
 from kdcore.analysis.plan import plans_of
 from kdcore.analysis.work import NOTHING, Cost, Work, shape_of
 from kdcore.plugin.manager import PluginManager
 from kdcore.recipe.recipe import read_recipe
+from kdcore.runs.runner import RunRequest, run_all
 
 ROWS, TIME = 4, 32
 RATES = Rates("cpu", 1e9, 1e9)
@@ -121,12 +122,8 @@ use = "kl"
     stored = '"cached"\nkind = "topk"\nk = 8\nteacher = {use = "hf", model = "@big"}'
     found = {}
     for name, text in (("plain", plain), ("stored", RECIPE + stages.format(use=stored))):
-        recipe, plans = planned(host, tmp_path, monkeypatch, text)
+        _, plans = planned(host, tmp_path, monkeypatch, text)
         found[name] = plans[-1].estimate.work
-        if name == "stored":
-            guess = Hours(1.0, "predicted", "x")
-            other = measured(recipe, plans[-1], host, tmp_path, guess)
-            assert other.how == "predicted" and "a teacher's store is to be filled" in other.why
     assert (len(found["plain"].teachers), len(found["plain"].stored)) == (1, 0)
     assert (len(found["stored"].teachers), len(found["stored"].stored)) == (0, 1)
 
@@ -153,13 +150,55 @@ def test_real_steps_leave_nothing_behind(host, tmp_path, monkeypatch):
 
 def test_measured_evaluations_count_as_often_as_there_are_some(host, tmp_path, monkeypatch):
     trial = hours._Trial(5, step=(0.5, 0.25), evaluation=(3.0, 2.0), on_gpu=False)
-    monkeypatch.setattr(hours, "_tried", lambda *asked: trial)
+    monkeypatch.setattr(hours, "_tried", lambda *asked, keeps: (trial, trial))
     recipe, (plan,) = planned(host, tmp_path, monkeypatch)
     found = measured(recipe, plan, host, tmp_path, predicted(plan))
     times = 4 + 1  # of 40 steps, each 10, and before the first
     assert (found.seconds, found.cpu_seconds) == (40 * 0.5 + times * 3, 40 * 0.25 + times * 2)
-    monkeypatch.setattr(hours, "_tried", lambda *asked: replace(trial, on_gpu=True))
+    monkeypatch.setattr(hours, "_tried", lambda *asked, keeps: (replace(trial, on_gpu=True), trial))
     assert measured(recipe, plan, host, tmp_path, predicted(plan)).cpu_seconds is None
+
+
+STORED = """
+[stage.big]
+[stage.small.selection]
+use = "rho"
+keep = 0.5
+reference = {use = "cached", teacher = {use = "hf", model = "@big"}}
+"""
+
+
+def test_the_first_epoch_and_the_first_evaluation_fill_a_store(host, tmp_path, monkeypatch):
+    first = hours._Trial(5, step=(0.5, 0.25), evaluation=(3.0, 2.0), on_gpu=False)
+    later = hours._Trial(5, step=(0.1, 0.05), evaluation=(1.0, 0.5), on_gpu=False)
+    asked = []
+    monkeypatch.setattr(
+        hours, "_tried", lambda *of, keeps: (asked.append(keeps), (first, later))[1]
+    )
+    recipe, plans = planned(host, tmp_path, monkeypatch, RECIPE + STORED, ["train.steps=60"])
+    plan, evaluations = plans[-1], 6 + 1  # each 10 steps, and before the first
+    filling = -(-plan.in_epoch // plan.stage.train.drawn)
+    assert 0 < filling < 60
+    found = measured(recipe, plan, host, tmp_path, predicted(plan))
+    assert asked == [True] and found.how == "measured" and "once stores are filled" in found.why
+    seconds = 0.5 * filling + 0.1 * (60 - filling) + 3 + (evaluations - 1)
+    cpu = 0.25 * filling + 0.05 * (60 - filling) + 2 + (evaluations - 1) * 0.5
+    assert (found.seconds, found.cpu_seconds) == (pytest.approx(seconds), pytest.approx(cpu))
+
+
+@pytest.mark.slow
+def test_stores_are_filled_apart_from_those_of_the_runs(host, tmp_path, monkeypatch):
+    shorter = ["train.steps=12", "train.eval_every=12"]
+    recipe, (before, plan) = planned(host, tmp_path, monkeypatch, RECIPE + STORED, shorter)
+    run_all(RunRequest("r.toml", tmp_path / "runs", tuple(shorter), stage=before.stage.name), host)
+    there = sorted(tmp_path.rglob("*"))
+    asked = []
+    trial = hours._trial
+    monkeypatch.setattr(hours, "_trial", lambda *of: (asked.append(of[-1]), trial(*of))[1])
+    found = measured(recipe, plan, host, tmp_path / "runs", predicted(plan))
+    assert found.how == "measured" and found.cpu_seconds > 0
+    assert asked == [25, 10]  # the second trial has the steps of the first
+    assert sorted(tmp_path.rglob("*")) == there
 
 
 def test_a_stage_before_that_is_not_finished_is_reported(host, tmp_path, monkeypatch):

@@ -11,6 +11,8 @@ from kdcore.analysis.statistics.differences import Difference, Part, difference,
 from kdcore.analysis.statistics.student_t import quantile, two_sided
 from kdcore.analysis.statistics.verdicts import holm, judge
 
+pytestmark = pytest.mark.slow
+
 SWEEPS = 2000
 MOST_FALSE = 123  # of 2,000 at 5 %: 100 expected, and 1 % of such experiments have more
 DOCUMENTS = 60

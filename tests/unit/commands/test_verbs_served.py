@@ -12,6 +12,8 @@ from typer.testing import CliRunner
 
 from kdcore.cli.main import app
 
+pytestmark = pytest.mark.slow
+
 OURS = tiny.byte_tokenizer()
 THEIRS = tiny.byte_tokenizer(["who is fox? it is fox number 7, of quite other words"], 300)
 
@@ -39,7 +41,6 @@ def begin(url, *more, code=0):
     return call("new", "recipe", "mine.toml", *words, code=code)
 
 
-@pytest.mark.slow
 def test_an_address_becomes_a_recipe_a_page_and_a_store(stub):
     with serving(stub) as url:
         begin(url)
@@ -62,7 +63,6 @@ def test_an_address_becomes_a_recipe_a_page_and_a_store(stub):
     assert len(stub.asked) == asked
 
 
-@pytest.mark.slow
 def test_a_server_that_is_gone_is_a_sentence_of_the_page(stub):
     with serving(stub) as url:
         begin(url)

@@ -10,6 +10,8 @@ from whole_runs import RECIPE
 from kdcore.cli.main import app
 from kdcore.errors import KdcoreError
 
+pytestmark = pytest.mark.slow
+
 SWEEP = "\n[sweep]\nseed = [0, 1]\n"
 MISTAKES = {
     "--each train.lrr=1,2": r"\[train\] has no option 'lrr'; did you mean 'lr'\?",

@@ -123,6 +123,7 @@ def test_a_verb(tmp_path, capsys, monkeypatch, text, code, words):
     assert [word for word in words if word not in said] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(commands()))
 def test_kdcores_own_verbs_keep_the_contract(name, capsys):
     plugins(name, verified=True)

@@ -12,6 +12,8 @@ from kdcore.data import windows
 from kdcore.data.encoding import Encoder
 from kdcore.data.windows import in_windows
 
+pytestmark = pytest.mark.slow
+
 SIZE, OVERLAP = 1500, 400  # small, so that a test of a few thousand characters has many borders
 
 LLAMA_3 = (

@@ -18,6 +18,8 @@ from kdcore.api.schedule import Schedule
 from kdcore.api.train_options import TrainOptions
 from kdcore.training.setup import enable_checkpointing, optimizer_of
 
+pytestmark = pytest.mark.slow
+
 PAIRS = [[0, 1], [1, 0], [-1, -1]]
 
 
@@ -54,7 +56,6 @@ def mixed(**options):
     ]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("kind", tiny.KINDS)
 def test_states_of_every_architecture(kind, rows):
@@ -78,7 +79,6 @@ def test_a_student_with_adapters(kind):
     compared(student, ROWS["packed"], mixed(projection="linear"), wide(), micro_batch=3)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", tiny.KINDS)
 def test_gradient_checkpointing(kind):
     student = given.model(kind, double=True)
@@ -160,7 +160,6 @@ def test_only_the_chosen_layers_are_kept():
     assert lm._hidden._kept is None
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_compiled_layers(checkpointing):
     """The same states and gradients where layers are compiled, also without a pass that keeps."""

@@ -11,6 +11,8 @@ from kdcore_losses import CrossEntropy, ForwardKL, MiniLLM, OnPolicyDistillation
 
 from kdcore import PluginError, PreparedLoss, UsageError
 
+pytestmark = pytest.mark.slow
+
 ROWS = given.packed_rows()
 
 
@@ -281,7 +283,6 @@ def minillm(log_q, log_p, labels, batch, normalised):
     return (here - (picked_q - picked_q.detach()).exp() * later).mean()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("micro_batch", [1, 3, 8])
 @pytest.mark.parametrize(
     ("loss", "textbook"),

@@ -11,13 +11,15 @@ from cases import SHARE, WHERE, WHERE_ON, assert_equal, model, selections, teach
 from given import VOCABULARY
 from kdcore_losses import CrossEntropy
 
+pytestmark = pytest.mark.slow
+
 ROWS = given.rows_with_columns()
 
 
 @pytest.mark.parametrize("as_on_gpu", [False, True])
 @pytest.mark.parametrize("micro_batch", [1, 3, 8])
 def test_a_term_is_the_mean_over_the_tokens_of_its_documents(micro_batch, as_on_gpu, monkeypatch):
-    monkeypatch.setattr("kdcore.objective.objective._waiting_costs", lambda tensor: as_on_gpu)
+    monkeypatch.setattr("kdcore.objective.objective._count_needs_sync", lambda tensor: as_on_gpu)
     teacher, known = teacher_of()
     found = engine.step(model(), ROWS, WHERE, teacher=teacher, micro_batch=micro_batch)
     expected = oracle.step(model(), ROWS, WHERE, vocabulary=VOCABULARY, teacher=known)

@@ -17,6 +17,8 @@ from kdcore.training.checkpoints import saving
 from kdcore.training.checkpoints.folders import sums_of
 from kdcore.training.checkpoints.saving import Checkpoints, trained
 
+pytestmark = pytest.mark.slow
+
 
 def parts(folder, seed=0, keep=2, optimizer=torch.optim.AdamW, accelerator=None):
     """Checkpoints of a model that has taken two steps."""

@@ -16,6 +16,8 @@ from kdcore.data.given import as_rows
 from kdcore.data.sampler import TrainingRows
 from kdcore.training.rollout_rows import RolloutRows
 
+pytestmark = pytest.mark.slow
+
 
 @component
 class Fixed(Rollout):

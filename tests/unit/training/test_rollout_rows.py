@@ -23,6 +23,8 @@ from kdcore.models.completions import ANSWERS, FIRST
 from kdcore.rollout.layout import WRITTEN
 from kdcore.training.rollout_rows import RolloutRows, WrittenAhead
 
+pytestmark = pytest.mark.slow
+
 EOS = 3
 BLOCK = 16
 
@@ -224,7 +226,6 @@ WRITERS = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("writer", WRITERS.values(), ids=WRITERS)
 @pytest.mark.parametrize("at", [1, 2, 4, 5])
 def test_a_run_goes_on_bit_by_bit_from_the_midst_of_what_was_written(writer, at, tmp_path):
