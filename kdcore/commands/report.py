@@ -60,6 +60,8 @@ def report(
     The page has no scripts and loads nothing. For runs with a selection, loads the weights of the
     first seed to colour tokens.
     """
+    if html.is_dir():
+        raise UsageError(f"cannot write {html}: it is a folder; name a file, such as report.html")
     found = comparisons(found_runs(runs, out), baseline, metric, parsed_margin(margin))
     coloured = list(_coloured(found[0].arms, rows, plugins)) if rows else []
     text = page(found, coloured, price)

@@ -117,7 +117,11 @@ def _tell_plan(
         needs = f"  needs {', '.join(task.needs)}" if task.needs else ""
         state = "  finished" if node["finished"] else ""
         tell(f"{task.name}  {task.point.label}{needs}{state}")
-    tell(f"{len(points.all)} points, {len(tasks)} runs")
+    tell(f"{_counted(len(points.all), 'point')}, {_counted(len(tasks), 'run')}")
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def _executor(on: str, points: Points, slurm: Sequence[str], host: PluginManager) -> Executor:

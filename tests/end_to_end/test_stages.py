@@ -14,7 +14,7 @@ import torch
 from kdcore.errors import RunError, UsageError
 from kdcore.models.causal_lm import LanguageModel
 from kdcore.plugin.manager import PluginManager
-from kdcore.runs.folder import locked
+from kdcore.runs.folder import failure_of, locked
 from kdcore.runs.runner import RunRequest, run_all
 
 pytestmark = pytest.mark.slow
@@ -281,6 +281,8 @@ def test_a_failure_of_one_variant_does_not_stop_the_others(host):
     with pytest.raises(RunError, match="1 of 2 failed"):
         run(host, each=("train.lr=1e-2,1e30",))
     assert len([path for path in Path("runs").iterdir() if (path / "final").is_dir()]) == 1
+    (why,) = filter(None, map(failure_of, Path("runs").glob("*-*")))
+    assert "is not finite" in why and not why.endswith(":")
 
 
 @pytest.mark.parametrize("way", ["run", "recipe"])

@@ -31,8 +31,11 @@ class Arm:
     def unfinished(self) -> list[str]:
         """Each unfinished run, and its progress."""
         told = [course.told for course in self.runs.values()]
-        at = [(run.folder.name, run.unfinished_at) for run in told]
-        return [f"{name} is at step {step}" for name, step in at if step is not None]
+        return [
+            f"{run.folder.name} {'failed' if run.has_failed else 'is'} at step {run.unfinished_at}"
+            for run in told
+            if run.unfinished_at is not None
+        ]
 
 
 def arms_of(folders: Sequence[Path], half: Half | None = None) -> list[Arm]:
@@ -91,7 +94,10 @@ def _arm(label: str, courses: Sequence[Course], whole: str) -> Arm:
         seed = course.told.seed
         if seed in runs:
             both = f"{runs[seed].folder} and {course.folder}"
-            raise UsageError(f"{both} are the same run: both have seed {seed}; leave one out")
+            raise UsageError(
+                f"{both} both have seed {seed} and differ in nothing else, or only in the seed of an "
+                "earlier stage: runs are paired by their own seed, so leave one out"
+            )
         runs[seed] = course
     return Arm(label, runs, whole)
 

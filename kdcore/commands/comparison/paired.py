@@ -262,4 +262,5 @@ def _said_of_pairs(baseline: Arm, arm: Arm, pairs: Sequence[Pair], metric: str) 
 def _share(pair: Pair, n: int, metric: str) -> float:
     """The share of a run's tokens after which it is read: 0 the baseline, 1 the other."""
     course = (pair.baseline, pair.other)[n]
-    return pair.readings[n].tokens / (course.end(metric, "tokens") or math.inf)
+    end = course.end(metric, "tokens")
+    return pair.readings[n].tokens / end if end else 1.0

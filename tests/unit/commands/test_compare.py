@@ -376,6 +376,15 @@ def test_weights_that_an_arm_began_with_and_unfinished_runs_are_said():
     assert re.search(r"as random\)\. Unfinished: r\.ce-\w+ is at step 100\.$", said, re.M)
 
 
+def test_failed_runs_are_said_to_have_failed():
+    arms(seeds=3)
+    folder = next(Path("runs").glob("r.ce*"))
+    (folder / "final").rmdir()
+    for why, said in (("step 2 is not finite", "failed"), ("interrupted after step 3", "is")):
+        (folder / "failure.txt").write_text(f"{why}\n")
+        assert f"unfinished: {folder.name} {said} at step" in asked("r.*", "--baseline", "ce")
+
+
 def test_weights_that_both_arms_began_with_are_not_said():
     arms(seeds=3)
     for path in Path("runs").glob("r.*/resolved.toml"):

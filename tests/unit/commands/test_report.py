@@ -160,12 +160,14 @@ def test_a_refusal_stands_in_the_place_of_a_table():
     assert "Not compared: r.arm0-" in "".join(page.text)
 
 
-def test_a_place_that_cannot_be_written_is_named():
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [("no/page.html", "cannot write no/page.html"), (".", "cannot write .: it is a folder")],
+)
+def test_a_place_that_cannot_be_written_is_named(place, said):
     arms()
-    done = CliRunner().invoke(
-        app, ["report", "r.*", "--html", "no/page.html"], standalone_mode=False
-    )
-    assert "cannot write no/page.html" in str(done.exception)
+    done = CliRunner().invoke(app, ["report", "r.*", "--html", place], standalone_mode=False)
+    assert said in str(done.exception)
 
 
 # Colours
