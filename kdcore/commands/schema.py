@@ -12,11 +12,11 @@ from pydantic.fields import FieldInfo
 
 from kdcore.api.kinds import KINDS
 from kdcore.api.options import (
-    beside,
     inner_type,
     kind_of,
     kinds_in,
     members,
+    nested_options,
     option_fields,
     option_types,
 )
@@ -152,7 +152,7 @@ def _beside(host: PluginManager, kind: str) -> Schema:
     for other in KINDS:
         for provided in host.provided(other).values():
             types = option_types(provided.cls)
-            for key, option in beside(provided.cls).items():
+            for key, option in nested_options(provided.cls).items():
                 if kind in kinds_in(types[option]):
                     found[key] = _of_type(inner_type(types[key], 0), whole=True)
     return found
@@ -188,7 +188,7 @@ def _one_of(rivals: Rivals) -> Schema:
 
 
 def _properties(cls: type, *, whole: bool) -> Schema:
-    inside = beside(cls)
+    inside = nested_options(cls)
     return {
         name: _of_field(field, field.description or _sentences_on(name, cls), whole=whole)
         for name, (_, field) in option_fields(cls).items()
