@@ -10,6 +10,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS := 1
 export TOKENIZERS_PARALLELISM := false
+# Tests start hundreds of processes, which would each compile kdcore's source.
+unexport PYTHONDONTWRITEBYTECODE
 
 # On a bare machine whose python3 has torch and transformers: make gpu GPU_PYTHON=python3, with what
 # else kdcore needs on PYTHONPATH.

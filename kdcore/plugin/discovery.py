@@ -62,9 +62,12 @@ def commands() -> Mapping[str, EntryPoint]:
 def sorted_entry_points(group: str) -> list[EntryPoint]:
     """The group's entry points in an order independent of `sys.path`: kdcore's first."""
 
+    owners: dict[Distribution | None, str] = {}  # reading metadata is slow
+
     def place(point: EntryPoint) -> tuple[bool, str, str]:
-        distribution, _ = _owner(point)
-        return (distribution != OWN, distribution, point.name)
+        if point.dist not in owners:
+            owners[point.dist] = _owner(point)[0]
+        return (owners[point.dist] != OWN, owners[point.dist], point.name)
 
     return sorted(entry_points(group=group), key=place)
 

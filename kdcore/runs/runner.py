@@ -220,7 +220,7 @@ def _noted(folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        first = str(error).partition("\n")[0]
+        first = str(error).partition("\n")[0].removesuffix(":")
         message = first if isinstance(error, KdcoreError) else f"{type(error).__name__}: {first}"
         with suppress(OSError):
             write_whole(path, redact_own_secrets(message) + "\n")

@@ -103,12 +103,16 @@ class Packing(BaseModel):
         if not isinstance(rows, Sequence) or isinstance(rows, str):
             raise RunError(f"{record.where} has no lists in the column {column!r}")
         for n, row in enumerate(rows, 1):
-            if len(row) != width:
+            count = len(row) if isinstance(row, Sequence) else 0
+            if count != width:
                 raise RunError(
-                    f"{record.where}, position {n}: {column!r} has {len(row)} bytes, and its "
+                    f"{record.where}, position {n}: {column!r} has {count} bytes, and its "
                     f"compression needs {width}: is it the {CONFIG} of these records?"
                 )
-        return np.array(rows, np.uint8).reshape(len(rows), width)
+        found = np.array([[*row] for row in rows]).reshape(len(rows), width)
+        if found.size and (found.dtype.kind != "i" or not 0 <= found.min() <= found.max() <= 255):
+            raise RunError(f"{record.where}: {column!r} should hold bytes, numbers from 0 to 255")
+        return found.astype(np.uint8)
 
     def _unpacked(self, packed: np.ndarray) -> np.ndarray:
         """Log-probabilities [n, k], as stored."""

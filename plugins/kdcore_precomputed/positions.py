@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,7 +47,8 @@ class Columns:
                 f"{record.where} has {len(ids)} positions in {self.ids!r} and {len(logs)} in "
                 f"{self.log_probs!r}"
             )
-        return [(few or (), some or ()) for few, some in zip(ids, logs, strict=True)]
+        both = zip(_lists(ids, record, self.ids), _lists(logs, record, self.log_probs), strict=True)
+        return [*both]
 
     def read(self, record: Record, k: int, vocabulary: int) -> Positions:
         """A record's positions. Raises RunError with the location and the cause."""
@@ -72,14 +73,20 @@ class Columns:
         return filled
 
 
+def is_id(one: object) -> bool:
+    """Whether it is a whole number that int32 holds."""
+    whole = isinstance(one, int | np.integer) and not isinstance(one, bool)
+    return whole and -(2**31) <= one < 2**31  # type: ignore[operator]
+
+
 def _checked(
     some: Sequence[Any], values: Sequence[Any], vocabulary: int, where: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """The ids and log-probabilities of a position, the likeliest first. -inf marks a missing id."""
     if len(some) != len(values):
         raise RunError(f"{where}: {len(some)} ids with {len(values)} log-probabilities")
-    if any(isinstance(each, bool) or not isinstance(each, int | np.integer) for each in some):
-        raise RunError(f"{where}: ids should be whole numbers")
+    if not all(map(is_id, some)):
+        raise RunError(f"{where}: ids should be whole numbers below 2 ** 31")
     if any(isinstance(each, bool) or not isinstance(each, int | float) for each in values):
         raise RunError(f"{where}: log-probabilities should be numbers")
     ids, logs = np.array(some, np.int64), np.array(values, np.float64)
@@ -114,6 +121,17 @@ def _listed(record: Record, column: str) -> Sequence[Any]:
     return found
 
 
+def _lists(entries: Sequence[Any], record: Record, column: str) -> Iterator[Sequence[Any]]:
+    """The list at each position; null is an empty one."""
+    for n, entry in enumerate(entries, 1):
+        if entry is not None and (not isinstance(entry, Sequence) or isinstance(entry, str)):
+            raise RunError(
+                f"{record.where}, position {n}: {column!r} holds {type(entry).__name__}, and "
+                "should hold a list"
+            )
+        yield entry or ()
+
+
 def _compressed(record: Record) -> str:
     """The error message for DistillKit's older columns, which hold logits without their sum."""
     if "packed_indices" not in record.values:
@@ -128,11 +146,11 @@ def _pairs(entry: Any, n: int, record: Record, column: str) -> tuple[list[Any], 
     """The ids and log-probabilities of a position that stores both in one entry."""
     if not entry:
         return [], []
-    if isinstance(entry, Mapping):  # vLLM: {id: {"logprob": ...}}
-        each = [(key, value) for key, value in entry.items() if value is not None]
-    else:  # axolotl: [{"token": "token_id:7", "logprob": ...}]
-        each = [(value.get("token"), value) for value in entry if isinstance(value, Mapping)]
     try:
+        if isinstance(entry, Mapping):  # vLLM: {id: {"logprob": ...}}
+            each = [(key, value) for key, value in entry.items() if value is not None]
+        else:  # axolotl: [{"token": "token_id:7", "logprob": ...}]
+            each = [(value["token"], value) for value in entry if value is not None]
         ids = [int(str(key).removeprefix("token_id:")) for key, _ in each]
         return ids, [value["logprob"] for _, value in each]
     except (ValueError, KeyError, TypeError):

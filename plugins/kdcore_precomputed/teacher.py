@@ -30,7 +30,7 @@ from kdcore import (
 )
 from kdcore_precomputed.matching import Match, Records, by_key, match
 from kdcore_precomputed.packed import Packing, description
-from kdcore_precomputed.positions import Columns
+from kdcore_precomputed.positions import Columns, is_id
 
 _Value = bool | int | str | list[int | str] | list[dict[str, int | str]]
 
@@ -257,7 +257,7 @@ class Precomputed(Teacher):
 
 def _tokens_of(record: Record, column: str) -> np.ndarray:
     found = record.values.get(column)
-    if not isinstance(found, Sequence) or not all(isinstance(each, int) for each in found):
+    if not isinstance(found, Sequence) or not all(map(is_id, found)):
         raise RunError(f"{record.where}: {column!r} should hold a list of ids")
     return np.array(found, np.int32)
 

@@ -70,6 +70,7 @@ class Served(Teacher):
     def __post_init__(self) -> None:
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._api: Api | None = None
+        self._longest: int | None = None  # tokens of a prompt
         self._probed: Answer | None = None  # to the fixed text
         self._coming: WeakKeyDictionary[Batch, list[Future[Answer]]] = WeakKeyDictionary()
 
@@ -82,8 +83,10 @@ class Served(Teacher):
             key_env=self.key_env,
         )
         self._api = _APIS[self.api](client)
-        self._check_length(self._served(), run.recipe.data.block)
-        tokenizer = self.tokenizer() or run.tokenizer
+        model, tokenizer = self._served(), self.tokenizer() or run.tokenizer
+        self._longest = None if model.length is None else model.length - 1
+        if tokenizer_hash(tokenizer) == tokenizer_hash(run.tokenizer):
+            self._check_length(model, run.recipe.data.block)
         self._text: list[int] = tokenizer.encode(_PROBE, add_special_tokens=False)[:_PROBED]
         now = self._ask(self._text)
         self._check_tokenizer(tokenizer)
@@ -99,6 +102,10 @@ class Served(Teacher):
         if self._tokenizer is None and self.source is not None:
             self._tokenizer = load_tokenizer(self.source)
         return self._tokenizer
+
+    def max_input_length(self) -> int | None:
+        """The server's longest prompt: one token of its context is the answer's."""
+        return self._longest
 
     def ids_known(self) -> int:
         """The k likeliest."""

@@ -97,8 +97,11 @@ class Reteller:
     ) -> None:
         given = None if template == "auto" else template
         self._tokenizer = tokenizer
-        self._template = template_of(given, tokenizer, options=options)
-        self._marks = Marks(tokenizer, self._template)
+        try:
+            self._template = template_of(given, tokenizer, options=options)
+            self._marks = Marks(tokenizer, self._template)
+        except RunError as error:
+            raise _for_teachers(error) from None
 
     def whole(self, known: Told) -> tuple[np.ndarray, Told]:
         """The ids of a dialogue whose last turn is an answer, and the positions of its answers."""

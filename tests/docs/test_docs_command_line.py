@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import typer
 from documents import DOCS, snippets
+from rich.text import Text
 from typer.testing import CliRunner
 
 import kdcore
@@ -64,6 +65,13 @@ def test_help_shows_them(words):
     said = CliRunner().invoke(app, [*words, "--help"])
     assert said.exit_code == 0
     assert "Examples:" in said.output and f"kdcore {' '.join(words)}" in said.output
+
+
+@pytest.mark.parametrize("words", LEAVES, ids=" ".join)
+def test_help_has_no_words_in_square_brackets_which_would_not_be_shown(words):
+    verb = LEAVES[words]
+    for text in filter(None, (verb.help, verb.epilog, *(each.help for each in verb.params))):
+        assert Text.from_markup(text).plain == text
 
 
 def test_the_table_of_exit_codes_is_the_codes():

@@ -32,6 +32,9 @@ class Stub:
             said = f"Requested prompt logprobs of {body['prompt_logprobs']}, which is greater than"
             return 400, {"error": {"message": f"{said} max allowed: {self.limit}"}}
         ids, k = body["prompt"], body["prompt_logprobs"]
+        if self.length is not None and len(ids) + body["max_tokens"] > self.length:
+            said = f"This model's maximum context length is {self.length} tokens"
+            return 400, {"error": {"message": said}}
         entries = [None]
         for position, logs in enumerate(self.logs(ids)):
             best = {*logs.topk(k).indices.tolist(), ids[position + 1]}

@@ -200,6 +200,13 @@ BROKEN = {
     "twice": (put("few", 2, [7, 7, 1, 2, 3, 4]), "position 3: the id 7 occurs twice"),
     "vocabulary": (put("few", 2, [9999, 7, 1, 2, 3, 4]), "the id 9999, and student and teacher"),
     "negative": (put("few", 2, [-1, 7, 1, 2, 3, 4]), "the id -1, and student and teacher"),
+    "a number at a position": (put("few", 2, 7), "position 3: 'few' holds int, and should hold a"),
+    "a text at a position": (put("logs", 2, "abc"), "position 3: 'logs' holds str, and should ho"),
+    "no int": (put("few", 2, [10**30, 7, 1, 2, 3, 4]), "position 3: ids should be whole numbers b"),
+    "own ids": (
+        lambda record: record.update(input_ids=[*record["input_ids"], 2**40]),
+        "'input_ids' should hold a list",
+    ),
     "floats": (put("few", 2, [1.5, 7, 1, 2, 3, 4]), "ids should be whole numbers"),
     "texts": (put("logs", 2, ["-1"] * 6), "log-probabilities should be numbers"),
     "length": (lambda record: record["few"].pop(), r"has 44 positions in .few. and 45 in 'logs'"),
@@ -217,6 +224,18 @@ def test_bad_records_are_refused_with_their_place(change, said):
     write(changed(change))
     with pytest.raises(RunError, match=said):
         kdcore.run(recipe(precomputed(ids="few")))
+
+
+@pytest.mark.parametrize(
+    "entry", [[[-0.1, 7, None]], "abc", 3, [{"logprob": -0.1}], {"seven": {"logprob": -0.1}}]
+)
+def test_an_entry_of_another_shape_is_no_unknown_position(entry):
+    """SGLang's lists, for example, which have no names."""
+    records = [axolotl(n, text) for n, text in enumerate(TEXTS)]
+    records[3]["logs"][2] = entry
+    write(records)
+    with pytest.raises(RunError, match=r"record 4 .*, position 3: 'logs' should hold ids with th"):
+        kdcore.run(recipe(precomputed()))
 
 
 def test_records_of_another_length_are_refused():

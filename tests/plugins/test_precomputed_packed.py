@@ -203,6 +203,31 @@ def test_another_description_is_refused(run, tmp_path, change, said):
         run(TEACHER)
 
 
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ([300] * 24, "should hold bytes, numbers from 0 to 255"),
+        ([0.5] * 24, "should hold bytes, numbers from 0 to 255"),
+        (None, "position 3: 'compressed_logprobs' has 0 bytes, and its compression needs 24"),
+    ],
+)
+def test_what_is_no_byte_is_refused(row, said):
+    pairs = [packed(list(range(K)), [-9.0] * K, exact()) for _ in range(4)]
+    one = record(pairs)
+    one.values["compressed_logprobs"][2] = row
+    with pytest.raises(RunError, match=f"told: record 1.*{said}"):
+        Packing.of(exact(), []).entries(one)
+
+
+def test_bytes_are_bytes():
+    """A binary column of parquet."""
+    pairs = [packed(list(range(K)), [-0.5 - n for n in range(K)], exact()) for _ in range(4)]
+    lists, binary = record(pairs), record(pairs)
+    for column, rows in binary.values.items():
+        binary.values[column] = [bytes(row) for row in rows]
+    assert Packing.of(exact(), []).entries(binary) == Packing.of(exact(), []).entries(lists)
+
+
 def test_a_description_that_is_no_yaml_is_refused(run, tmp_path):
     write(tmp_path, exact())
     (tmp_path / "told" / "compression_config.yaml").write_text("d: [1")
