@@ -1,5 +1,5 @@
-"""Parts of a GPU day other than speed: tests, options that need a library, smaller cards, running out
-of memory, learning in half precision, being killed.
+"""Parts of a GPU day other than speed: tests, options that need a library, smaller cards, running
+out of memory, learning in half precision, being killed.
 """
 
 from __future__ import annotations
