@@ -62,7 +62,7 @@ class Told(NamedTuple):
         return Told(messages, self.given, [])
 
 
-def told(
+def dialogue_record(
     dialogue: Dialogue, made: Document, template: Template, marks: Marks, train_on: str
 ) -> Told:
     """The information kept about a dialogue and its document."""
@@ -112,7 +112,7 @@ class Reteller:
                 made = document(text, self._marks, self._tokenizer, bos=[], eos=True)
             else:
                 (made,) = documents([text], self._tokenizer, bos=[], eos=True)
-            return made.ids, told(dialogue, made, self._template, self._marks, "all")
+            return made.ids, dialogue_record(dialogue, made, self._template, self._marks, "all")
         except RunError as error:
             raise _for_teachers(error) from None
 
