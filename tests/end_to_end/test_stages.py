@@ -3,11 +3,10 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 from contextlib import ExitStack
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 
@@ -155,16 +154,6 @@ def test_a_run_that_was_ended_goes_on_to_the_same_end(host, step):
     assert_same_weights(ended, whole)
 
 
-def command(*arguments, **environment):
-    return subprocess.run(
-        [sys.executable, "-m", *arguments],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-
-
 def test_a_killed_run_goes_on_to_the_same_end(host):
     (whole,) = run(host, out=Path("whole"))
     Path("killer.py").write_text(
@@ -172,7 +161,7 @@ def test_a_killed_run_goes_on_to_the_same_end(host):
             "raise KeyboardInterrupt", "__import__('os').kill(__import__('os').getpid(), 9)"
         )
     )
-    killed = command("kdcore", "run", "one.toml", "-p", "./killer.py")
+    killed = forked.run("kdcore", "run", "one.toml", "-p", "./killer.py")
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     (ended,) = run(host)
     assert metrics(ended) == metrics(whole)
@@ -183,11 +172,13 @@ def test_a_killed_run_goes_on_to_the_same_end(host):
 def test_two_processes_give_what_one_gives(host, launcher):
     (one,) = run(host, out=Path("whole"))
     if launcher == "kdcore":
-        done = command("kdcore", "run", "one.toml", "--processes", "2", ACCELERATE_USE_CPU="true")
+        done = forked.run(
+            "kdcore", "run", "one.toml", "--processes", "2", ACCELERATE_USE_CPU="true"
+        )
     else:
         launch = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
         launch += ["--main_process_port", "0", "-m", "kdcore", "run", "one.toml"]
-        done = command(*launch, ACCELERATE_USE_CPU="true")
+        done = forked.run(*launch, ACCELERATE_USE_CPU="true")
     assert done.returncode == 0, done.stderr
     (two,) = Path("runs").iterdir()
     for alone, together in zip(metrics(one), metrics(two), strict=True):

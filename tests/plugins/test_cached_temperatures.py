@@ -20,7 +20,7 @@ from kdcore_cached.others import (
 from kdcore_losses import CrossEntropy, ForwardKL, ReverseKL
 
 from kdcore import Teacher, UsageError, read
-from kdcore.objective.losses import tell_untempered, values_of
+from kdcore.objective.losses import values_of, warn_untempered
 from kdcore.objective.teachers import read_outputs
 from kdcore.testing import check_teacher
 
@@ -278,11 +278,11 @@ class Foreign(Teacher):
 
 
 def test_a_teacher_that_does_not_say_is_warned_of(caplog):
-    tell_untempered(Foreign(), [WARM, ForwardKL(), CrossEntropy()])
+    warn_untempered(Foreign(), [WARM, ForwardKL(), CrossEntropy()])
     (said,) = [one.getMessage() for one in caplog.records]
     assert "'foreign' does not give the mass" in said and "temperature 2" in said
     caplog.clear()
-    tell_untempered(None, [WARM])
+    warn_untempered(None, [WARM])
     assert not caplog.records
 
 
