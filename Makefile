@@ -10,6 +10,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS := 1
 export TOKENIZERS_PARALLELISM := false
+# Tests start hundreds of processes, which would each compile kdcore's source.
+unexport PYTHONDONTWRITEBYTECODE
 
 # On a bare machine whose python3 has torch and transformers: make gpu GPU_PYTHON=python3, with what
 # else kdcore needs on PYTHONPATH.
@@ -30,7 +32,7 @@ quickstart: setup
 	$(BIN)/kdcore run quickstart
 
 test: setup
-	$(BIN)/python -m pytest -n 2 --durations=25
+	$(BIN)/python -m pytest -n 2 --dist loadscope --durations=25
 
 quick: setup
 	$(BIN)/python -m pytest -n 2 -m "not slow" tests/unit tests/plugins

@@ -2,7 +2,7 @@
 
     python benchmarks/robustness/served_failures.py 1000 --results
 
-A trial reads three documents from a server on loopback that fails as it is told: connections that
+A trial reads three documents from a server on loopback that fails as configured: connections that
 are refused or reset, 429 and 5xx, half an answer, one that comes too late, text in place of JSON,
 numbers that are none, another model behind the address. What passes must end in the bits of a read
 without failures; what does not pass, in the sentence for it.
@@ -39,7 +39,7 @@ from kdcore.objective.teachers import read_outputs  # noqa: E402
 PASSING: Sequence[Any] = ("reset", "half", "slow", "down", 408, 425, 429, 500, 502, 503, 504)
 ODD = '{"choices": [{"prompt_logprobs": [null, %s]}]}'
 ENDING: dict[str, tuple[Any, str]] = {
-    "gone": ("gone", r"there is no answer from \S+ .*the same command resumes"),
+    "gone": ("gone", r"there is no answer from \S+ .*then type the same command"),
     "another model": ("other", r"answers differently than before: .* now gives id"),
     "401": (401, r"asks for a key \(401\): name its environment variable"),
     "403": (403, r"asks for a key \(403\): name its environment variable"),
@@ -103,8 +103,11 @@ def read(teacher: Served) -> list[np.ndarray]:
     return [said.ids.numpy(), said.log_probabilities.numpy()]
 
 
-def trial(seed: int, kinds: Sequence[Any] = PASSING) -> tuple[str, str]:
-    """What was injected, and what is wrong with how it ended, "" where nothing is."""
+def trial(seed: int, kinds: Sequence[Any] = PASSING, ending: str | None = None) -> tuple[str, str]:
+    """What was injected, and what is wrong with how it ended, "" where nothing is.
+
+    `ending` is a key of ENDING; by default four trials in ten draw one.
+    """
     draw, world = np.random.default_rng(seed), World()
     slow = "slow" in kinds
     teacher = world.teacher(
@@ -112,8 +115,7 @@ def trial(seed: int, kinds: Sequence[Any] = PASSING) -> tuple[str, str]:
     )
     wanted = read(world.teacher())
     passing = [kinds[int(n)] for n in draw.integers(len(kinds), size=int(draw.integers(1, 6)))]
-    ending = None
-    if draw.random() < 0.4:
+    if ending is None and draw.random() < 0.4:
         ending = list(ENDING)[int(draw.integers(len(ENDING)))]
     failures = [each for each in passing if each != "down"]
     if ending is not None and ending not in ("gone", "another model"):

@@ -26,6 +26,7 @@ from kdcore.training.signals import Signals
 
 if TYPE_CHECKING:
     from kdcore.analysis.plan import StagePlan
+    from kdcore.api.run import Stage
     from kdcore.plugin.manager import PluginManager
     from kdcore.recipe.recipe import Recipe
     from kdcore.training.trainer import Trainer
@@ -88,16 +89,19 @@ def _rates(rows: int, width: int, inner: int, precision: str) -> Rates:
 
 
 def _fastest(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds of the fastest of many repetitions, as others may use the machine too."""
+    """Seconds of the fastest of many repetitions, as others may use the machine too.
+
+    A single thread counts its own CPU seconds, so that the time of others is not part of it.
+    """
+    alone = device.type == "cpu" and torch.get_num_threads() == 1
+    clock = time.process_time if alone else time.perf_counter
     best, ends = math.inf, time.perf_counter() + 0.2
     for turn in range(1000):
-        began = time.perf_counter()
+        began = clock()
         work()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        now = time.perf_counter()
-        best = min(best, now - began) if turn else best
-        if turn > 2 and now > ends:
+        _wait(device)
+        best = min(best, clock() - began) if turn else best
+        if turn > 2 and time.perf_counter() > ends:
             break
     return best
 
@@ -172,24 +176,33 @@ def measured(
 ) -> Hours | None:
     """From real steps and an evaluation, run in a temporary folder.
 
-    If that fails, the prediction with the reason.
+    Teachers' stores are taken as empty: the first epoch and the first evaluation fill them. If that
+    fails, the prediction with the reason.
     """
     if guess is None or plan.steps is None:
         return guess
-    if any(_keeps_store(one) for one in plan.stage.components()):
-        return replace(guess, why=f"{guess.why}; not measured: a teacher's store is to be filled")
+    keeps = any(_keeps_store(one) for one in plan.stage.components())
     try:
-        trial = _tried(recipe, plan.stage.name, host, out)
+        first, later = _tried(recipe, plan.stage.name, host, out, keeps=keeps)
     except (KdcoreError, OSError) as error:
         return replace(guess, why=f"{guess.why}; not measured: {error}")
-    times = _evaluations(plan)
-    whole = [
-        each * plan.steps + times * evaluation
-        for each, evaluation in zip(trial.step, trial.evaluation, strict=True)
-    ]
-    said = f"{trial.steps} steps of {trial.step[0]:.3g} s after {_WARM} to warm up"
-    said += f", and an evaluation of {trial.evaluation[0]:.3g} s"
-    return Hours(whole[0], "measured", said, None if trial.on_gpu else whole[1])
+    times, filling = _evaluations(plan) - 1, min(plan.steps, _steps_in_epoch(plan))
+    clock, cpu = (
+        first.step[n] * filling
+        + later.step[n] * (plan.steps - filling)
+        + first.evaluation[n]
+        + later.evaluation[n] * times
+        for n in (0, 1)
+    )
+    said = f"{first.steps} steps of {first.step[0]:.3g} s after {_WARM} to warm up"
+    said += f", {later.step[0]:.3g} s once stores are filled" if keeps else ""
+    said += f", and an evaluation of {first.evaluation[0]:.3g} s"
+    return Hours(clock, "measured", said, None if first.on_gpu else cpu)
+
+
+def _steps_in_epoch(plan: StagePlan) -> int:
+    """Those that fill a store."""
+    return math.ceil(plan.in_epoch / plan.stage.train.drawn) if plan.in_epoch else plan.steps or 0
 
 
 @dataclass(frozen=True)
@@ -208,29 +221,39 @@ def _keeps_store(component: object) -> bool:
     return bool(call_checked(component, "bytes_per_token", of=(int, float)))
 
 
-def _tried(recipe: Recipe, name: str, host: PluginManager, out: Path) -> _Trial:
-    """A few steps, including their rollouts, and one evaluation."""
+def _tried(
+    recipe: Recipe, name: str, host: PluginManager, out: Path, *, keeps: bool
+) -> tuple[_Trial, _Trial]:
+    """A few steps, including their rollouts, and one evaluation; again with filled stores."""
     with TemporaryDirectory(prefix="kdcore-plan-") as folder:
-        stage = recipe.build(name, stage_outputs(recipe, name, out))
-        accelerator = make_accelerator(stage.train)
-        place = Path(folder) / "run"
-        place.mkdir()
-        request = OpenRequest(stage, place, trusted=stage.trusted, accelerator=accelerator)
-        run = open_stage(request, upto="tokenizer")
-        trainer = prepare(run, host, accelerator, Signals(), CHECKPOINTS)
-        warm = min(_WARM, run.steps - 1)
-        _take(trainer, warm)
-        began, least = _now(run.device), min(_TIMED[0], run.steps - warm)
-        _take(trainer, least)
-        while _now(run.device)[1] - began[1] < _ENOUGH and run.step < min(_TIMED[1], run.steps):
-            _take(trainer, 1)
-        steps, taken = run.step - warm, _since(began, run.device)
-        began = _now(run.device)
-        trainer.move_schedules(run.step)
-        run_evals(run)
-        evaluation = _since(began, run.device)
-        each = taken[0] / steps, taken[1] / steps
-        return _Trial(steps, each, evaluation, run.device.type == "cuda")
+
+        def trial(place: Path, most: int) -> _Trial:
+            place.mkdir()
+            return _trial(recipe.build(name, stage_outputs(recipe, name, out)), host, place, most)
+
+        first = trial(Path(folder) / "run", _TIMED[1])
+        return first, trial(Path(folder) / "again", first.steps) if keeps else first
+
+
+def _trial(stage: Stage, host: PluginManager, place: Path, most: int) -> _Trial:
+    """At most so many timed steps, and one evaluation, in this folder."""
+    accelerator = make_accelerator(stage.train)
+    request = OpenRequest(stage, place, trusted=stage.trusted, accelerator=accelerator)
+    run = open_stage(request, upto="tokenizer")
+    trainer = prepare(run, host, accelerator, Signals(), CHECKPOINTS)
+    warm = min(_WARM, run.steps - 1)
+    _take(trainer, warm)
+    began, most = _now(run.device), min(most, run.steps - warm)
+    _take(trainer, min(_TIMED[0], most))
+    while _now(run.device)[1] - began[1] < _ENOUGH and run.step - warm < most:
+        _take(trainer, 1)
+    steps, taken = run.step - warm, _since(began, run.device)
+    began = _now(run.device)
+    trainer.move_schedules(run.step)
+    run_evals(run)
+    evaluation = _since(began, run.device)
+    each = taken[0] / steps, taken[1] / steps
+    return _Trial(steps, each, evaluation, run.device.type == "cuda")
 
 
 def _take(trainer: Trainer, steps: int) -> None:

@@ -108,6 +108,13 @@ class Teacher(Component):
         """
         return None
 
+    def max_input_length(self) -> int | None:
+        """The most tokens of a document that it reads, once loaded; None: no limit of its own.
+
+        The positions of the model that `architecture` describes are compared without it.
+        """
+        return None
+
     def known(self, batch: Batch) -> Tensor | None:
         """Which tokens of `batch.valid` it covers, bool [valid]; None: all of them.
 

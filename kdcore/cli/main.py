@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Mapping
+from functools import cached_property
 from importlib.metadata import EntryPoint
 from importlib.util import find_spec
 from pathlib import Path
@@ -76,16 +77,21 @@ Logs = Annotated[
 class _Verbs(TyperGroup):
     """The commands of this file, and every entry point of the group `kdcore.commands`."""
 
+    @cached_property
+    def verbs(self) -> Mapping[str, EntryPoint]:
+        """The entry points, by name."""
+        from kdcore.plugin.discovery import commands
+
+        return commands()
+
     def list_commands(self, ctx: Any) -> list[str]:
-        return [*super().list_commands(ctx), *sorted(_verbs())]
+        return [*super().list_commands(ctx), *sorted(self.verbs)]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         own = super().get_command(ctx, cmd_name)
-        if own is not None:
+        found = self.verbs.get(cmd_name)
+        if own is not None or found is None:
             return own
-        found = _verbs().get(cmd_name)
-        if found is None:
-            return None
         if "--help" in sys.argv[1:2] or ctx.resilient_parsing:
             return _listed(found)
         return loaded_verb(found)
@@ -95,7 +101,7 @@ class _Verbs(TyperGroup):
         if ctx.resilient_parsing and command is not None:  # a shell completes its arguments
             from kdcore.cli.completion import complete_arguments
 
-            verb = _verbs().get(args[0])
+            verb = self.verbs.get(args[0])
             command = loaded_verb(verb) if verb is not None else command
             complete_arguments(command, lambda: plugin_manager(None))
         return name, command, rest
@@ -370,12 +376,6 @@ def _tell(quiet: bool) -> None:
     if not log.handlers:
         log.addHandler(logging.StreamHandler(sys.stderr))
     log.propagate = False
-
-
-def _verbs() -> Mapping[str, EntryPoint]:
-    from kdcore.plugin.discovery import commands
-
-    return commands()
 
 
 def loaded_verb(verb: EntryPoint) -> Any:

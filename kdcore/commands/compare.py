@@ -24,7 +24,9 @@ from kdcore.commands.comparison.tables import (
 from kdcore.commands.output import AsJson, print_json, tell
 from kdcore.commands.show import found_runs
 from kdcore.errors import UsageError
+from kdcore.runs.reading.history import lower_is_better
 
+Better = Literal["lower", "higher"]
 Format = Literal["markdown", "latex", "csv"]
 _AXES: dict[str, tuple[Axis, ...]] = {
     "tokens": ("tokens",),
@@ -47,6 +49,10 @@ def compare(
         typer.Option(metavar="NAME", help="The arm to compare with; by default the first run's."),
     ] = None,
     metric: Annotated[str, typer.Option(help="A score of the runs.")] = "eval/nll",
+    better: Annotated[
+        Better | None,
+        typer.Option(help="Which way is better; by default guessed from the metric's name."),
+    ] = None,
     margin: Annotated[
         str, typer.Option(help="The largest difference that does not matter: 1% or 0.01.")
     ] = "0.5%",
@@ -71,7 +77,7 @@ def compare(
     if as_json_too and form:
         raise UsageError("--json and --format exclude each other: give one of them")
     folders, wide = found_runs(runs, out), parsed_margin(margin)
-    found = comparisons(folders, baseline, metric, wide, at=_AXES[at], half=half)
+    found = comparisons(folders, baseline, metric, wide, at=_AXES[at], half=half, better=better)
     if as_json_too:
         print_json(as_json(found))
     elif form:
@@ -91,20 +97,22 @@ def comparisons(
     *,
     at: Sequence[Axis] = ("tokens", "time"),
     half: Half | None = None,
+    better: Better | None = None,
 ) -> list[Comparison]:
     """One comparison per axis. If one of several is not possible, its reason takes its place."""
     arms = _arms(folders, half)
     base, whole = chosen(arms, baseline), known_metric(arms, metric)
+    lower = lower_is_better(whole) if better is None else better == "lower"
     found = list[Comparison]()
     for axis in at:
         rows, refused = list[Compared](), None
         try:
-            rows = compared(arms, base, whole, axis, margin)
+            rows = compared(arms, base, whole, axis, margin, lower=lower)
         except UsageError as error:
             if len(at) == 1 or axis == "tokens":
                 raise
             refused = str(error)
-        found.append(Comparison(arms, base, whole, axis, margin, rows, refused, half))
+        found.append(Comparison(arms, base, whole, axis, margin, rows, lower, refused, half))
     return found
 
 

@@ -60,6 +60,8 @@ def report(
     The page has no scripts and loads nothing. For runs with a selection, loads the weights of the
     first seed to colour tokens.
     """
+    if html.is_dir():
+        raise UsageError(f"cannot write {html}: it is a folder; name a file, such as report.html")
     found = comparisons(found_runs(runs, out), baseline, metric, parsed_margin(margin))
     coloured = list(_coloured(found[0].arms, rows, plugins)) if rows else []
     text = page(found, coloured, price)
@@ -120,11 +122,17 @@ def _content(
         "selection": data.selection_rows(arms) if any(map(_selects, arms)) else [],
         "selection_charts": list(_selection_charts(arms)),
         "coloured": coloured,
+        "uncoloured": _others(arms, {each["arm"] for each in coloured}),
         "answers": [(arm.label, written) for arm in arms if (written := data.answers(arm))],
         "samples": data.samples(arms),
         "cost": data.cost(arms, price),
         "swatch": swatch,
     }
+
+
+def _others(arms: Sequence[Arm], shown: set[str]) -> list[str]:
+    """Further arms with a selection, if tokens of some are shown."""
+    return [a.label for a in arms if shown and _selects(a) and a.label not in shown]
 
 
 def _selects(arm: Arm) -> bool:

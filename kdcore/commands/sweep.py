@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     "kdcore sweep mine.toml --dry-run --json",
 )
 def sweep(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe with a [sweep].")],
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe with a sweep.")],
     sets: Sets = None,
     each: Annotated[
         list[str] | None,
@@ -50,7 +50,7 @@ def sweep(
     ] = "local:1",
     slurm: Annotated[
         list[str] | None,
-        typer.Option("--slurm", metavar="K=V", help="An option of [sweep.slurm]."),
+        typer.Option("--slurm", metavar="K=V", help="An option of the table sweep.slurm."),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List what would run, and start nothing.")
@@ -66,7 +66,7 @@ def sweep(
     logs: Logs = None,
     plugins: Plugins = None,
 ) -> None:
-    """Run every combination of a recipe's [sweep]. Rerun the same command to resume."""
+    """Run every combination of a recipe's sweep. Rerun the same command to resume."""
     host = plugin_manager(plugins)
     asked = SweepRequest(recipe, tuple(sets or ()), tuple(each or ()), tuple(logs or ()), stage)
     points = read_points(asked, host)
@@ -117,7 +117,11 @@ def _tell_plan(
         needs = f"  needs {', '.join(task.needs)}" if task.needs else ""
         state = "  finished" if node["finished"] else ""
         tell(f"{task.name}  {task.point.label}{needs}{state}")
-    tell(f"{len(points.all)} points, {len(tasks)} runs")
+    tell(f"{_counted(len(points.all), 'point')}, {_counted(len(tasks), 'run')}")
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def _executor(on: str, points: Points, slurm: Sequence[str], host: PluginManager) -> Executor:

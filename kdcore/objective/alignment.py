@@ -43,14 +43,14 @@ class Spans(NamedTuple):
 
     def where(self, these: np.ndarray) -> Spans:
         """The spans selected by a mask, bool [spans]."""
-        return Spans(*(each[these] for each in self))
+        return Spans(*(values[these] for values in self))
 
     @staticmethod
-    def joined(several: Sequence[Spans]) -> Spans:
+    def joined(spans: Sequence[Spans]) -> Spans:
         """The concatenation of several."""
-        none = Spans(*[np.empty(0, np.int64)] * 4)
-        each = zip(none, *several, strict=True)
-        return Spans(*(np.concatenate(side) for side in each))
+        empty = Spans(*[np.empty(0, np.int64)] * 4)
+        sides = zip(empty, *spans, strict=True)
+        return Spans(*(np.concatenate(side) for side in sides))
 
 
 def common_spans(borders: np.ndarray, others: np.ndarray) -> Spans:
@@ -113,21 +113,22 @@ class RetokenizedBatch:
         """
         starts = [start for start, _ in pieces_of(batch)]
         time, columns = batch.input_ids.shape[1], columns_of(batch)
-        rows: list[list[int]] = [[] for _ in range(len(batch.input_ids))]
+        pieces_in_row: list[list[int]] = [[] for _ in range(len(batch.input_ids))]
         for n, start in enumerate(starts):
-            rows[start // time].append(n)
-        laid = [
-            _row([pieces[n] for n in some], [columns.at(starts[n]) for n in some]) for some in rows
+            pieces_in_row[start // time].append(n)
+        retokenized = [
+            _row([pieces[n] for n in numbers], [columns.at(starts[n]) for n in numbers])
+            for numbers in pieces_in_row
         ]
         collate = Collate(batch.split, vocabulary, batch.input_ids.device)
-        made = collate(laid if starts else [])  # an empty batch is not masked
-        spans, width = [], made.input_ids.shape[1]
-        for place, some in enumerate(rows):
-            at = place * width
-            for n in some:
+        new_batch = collate(retokenized if starts else [])  # an empty batch is not masked
+        spans, width = [], new_batch.input_ids.shape[1]
+        for row, numbers in enumerate(pieces_in_row):
+            at = row * width
+            for n in numbers:
                 spans.append(pieces[n].spans.shifted(starts[n], at))
                 at += len(pieces[n].ids)
-        return cls(made, Spans.joined(spans))
+        return cls(new_batch, Spans.joined(spans))
 
 
 def _row(pieces: Sequence[Piece], columns: Sequence[Columns]) -> Row:
@@ -176,16 +177,16 @@ class Retokenizer:
         follows is in no span. Never syncs the device.
         """
         offsets = on_host(batch).offset
-        made = [
+        new_pieces = [
             (rewrite and rewrite(start, ids)) or self.piece(ids.tolist(), whole=not offsets[start])
             for start, ids in pieces_of(batch)
         ]
-        cut = [each.cut(longest) for each in made]
+        cut = [piece.cut(longest) for piece in new_pieces]
         return RetokenizedBatch.of(batch, cut, vocabulary or len(self.other_bytes))
 
     def piece(self, ids: Sequence[int], *, whole: bool) -> Piece:
         """Convert one isolated piece of a document; `whole`: it starts at the document's start."""
-        made: list[int] = list(self._beginning)
+        new_ids: list[int] = list(self._beginning)
         spans: list[Spans] = []
         at, begins = 0, whole
         for part in self._parts(ids):
@@ -195,10 +196,10 @@ class Retokenizer:
                 found = self._special_token(part[0])
             else:
                 found, begins = self._text(part, begins=begins), False
-            spans.append(found.spans.shifted(at, len(made)))
-            made += list(found.ids)
+            spans.append(found.spans.shifted(at, len(new_ids)))
+            new_ids += list(found.ids)
             at += len(part)
-        return Piece(made or [0], Spans.joined(spans))
+        return Piece(new_ids or [0], Spans.joined(spans))
 
     def within(self, ids: Sequence[int], others: Sequence[int], text: str) -> Spans:
         """The spans of a text that both sides' ids contain, possibly with a few bytes around it.
@@ -283,29 +284,31 @@ class Retokenizer:
         self, text: str, ids: Sequence[int], offsets: Sequence[tuple[int, int]] | None
     ) -> np.ndarray:
         written = [self.other_bytes[token] for token in ids]
-        content, wanted = b"".join(written), text.encode()
+        content, encoded = b"".join(written), text.encode()
         borders: np.ndarray = np.cumsum([0, *map(len, written)])
-        if content == wanted:
+        if content == encoded:
             return borders
-        if self._other_prefix and content == b" " + wanted:
+        if self._other_prefix and content == b" " + encoded:
             return (borders - 1).clip(0)
         if offsets is None:
             whole = np.full(len(ids) + 1, -1)
-            whole[[0, -1]] = 0, len(wanted)
+            whole[[0, -1]] = 0, len(encoded)
             return whole
         return _by_characters(text, offsets)
 
 
-def ids_of_same_bytes(made: Retokenizer, ours: int, others: int) -> Mapping[int, int]:
+def ids_of_same_bytes(retokenizer: Retokenizer, ours: int, others: int) -> Mapping[int, int]:
     """Our ids below `ours` -> the other side's ids below `others` with the same bytes.
 
     Special tokens map to their counterparts. Of several ids with the same bytes, the first counts.
     """
-    named = {text: n for n, text in reversed([*enumerate(made.other_bytes[:others])]) if text}
+    named = {
+        text: n for n, text in reversed([*enumerate(retokenizer.other_bytes[:others])]) if text
+    }
     found: dict[int, int] = {}
     taken: set[int] = set()
-    for n, text in enumerate(made.our_bytes[:ours]):
-        other = named.get(text) if text else made.counterparts.get(n)
+    for n, text in enumerate(retokenizer.our_bytes[:ours]):
+        other = named.get(text) if text else retokenizer.counterparts.get(n)
         if other is not None and other < others and other not in taken:
             taken.add(other)
             found[n] = other
@@ -315,7 +318,7 @@ def ids_of_same_bytes(made: Retokenizer, ours: int, others: int) -> Mapping[int,
 def _borders_of(ids: Sequence[int], spelled: Sequence[bytes], text: str) -> tuple[np.ndarray, int]:
     """Byte offsets in a text of the borders of surrounding ids, and the first such token."""
     written = [spelled[each] for each in ids]
-    at = b"".join(written).find(text.encode())
+    at = b"".join(written).rfind(text.encode())  # what a template writes comes before it
     borders = np.cumsum([0, *map(len, written)]) - at
     inside = np.flatnonzero((borders >= 0) & (borders <= len(text.encode())))
     if at < 0 or not len(inside):

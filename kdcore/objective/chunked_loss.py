@@ -82,23 +82,23 @@ class ChunkedLoss(torch.autograd.Function):
         used = None if computed is None else computed[: work.vocabulary]
         used_bias = None if bias is None else upcast(bias[: work.vocabulary])
         inputs = (states, weight, bias)
-        wanted = zip(inputs, ctx.needs_input_grad[:3], strict=True)
-        made = _Gradients([_zeros(x) if wants else None for x, wants in wanted], used, work)
+        required = zip(inputs, ctx.needs_input_grad[:3], strict=True)
+        gradients = _Gradients([_zeros(x) if wants else None for x, wants in required], used, work)
         buffer = _buffer(used, work)
         work.sums = states.new_zeros(len(work.weights), dtype=accumulation_dtype(states.dtype))
         for at in work.chunks():
             rows = work.positions[at]
-            some = states[rows] if used is None else states[rows].to(used.dtype)
+            chunk_states = states[rows] if used is None else states[rows].to(used.dtype)
             if used is None:
-                student = upcast(some[:, : work.vocabulary])
+                student = upcast(chunk_states[:, : work.vocabulary])
             else:
-                student = logits_of(some, used, used_bias, buffer)
+                student = logits_of(chunk_states, used, used_bias, buffer)
             sums, gradient = _values(student, rows, at, work)
             del student  # else two chunks of logits would be alive at once
             work.sums += sums
-            made.add(gradient, rows, some)
+            gradients.add(gradient, rows, chunk_states)
             del gradient
-        ctx.gradients = made
+        ctx.gradients = gradients
         ctx.types = tuple(None if x is None else x.dtype for x in inputs)
         return work.sums.sum()
 
@@ -111,11 +111,11 @@ class ChunkedLoss(torch.autograd.Function):
         """
         if torch.is_grad_enabled():
             raise NotImplementedError("a chunked loss has no gradient of its gradient")
-        made, ctx.gradients = ctx.gradients, None
-        assert made is not None, "the gradient of a chunked loss can be taken once"
+        gradients, ctx.gradients = ctx.gradients, None
+        assert gradients is not None, "the gradient of a chunked loss can be taken once"
         scaled = [
             None if gradient is None else gradient.to(kind)
-            for gradient, kind in zip(made.times(grad_output), ctx.types, strict=True)
+            for gradient, kind in zip(gradients.times(grad_output), ctx.types, strict=True)
         ]
         return (*scaled, None, None)
 
@@ -124,9 +124,9 @@ class _Gradients:
     """Accumulates the gradients of states, head weight and bias; None where not required."""
 
     def __init__(
-        self, each: list[Tensor | None], used: Tensor | None, work: ChunkedLossInputs
+        self, gradients: list[Tensor | None], used: Tensor | None, work: ChunkedLossInputs
     ) -> None:
-        self._to_states, self._to_weight, self._to_bias = each
+        self._to_states, self._to_weight, self._to_bias = gradients
         self._used, self._width, self._repeats = used, work.vocabulary, work.repeats
         self._scale = None if used is None else float16_scale(work.weights, used.dtype)
 
@@ -158,8 +158,8 @@ class _Gradients:
         # The bias gradient is a plain sum in float32 and was never scaled.
         of_products = factor if self._scale is None else factor / self._scale
         factors = (of_products, of_products, factor)
-        each = (self._to_states, self._to_weight, self._to_bias)
-        return [None if x is None else x.mul_(by) for x, by in zip(each, factors, strict=True)]
+        gradients = (self._to_states, self._to_weight, self._to_bias)
+        return [None if x is None else x.mul_(by) for x, by in zip(gradients, factors, strict=True)]
 
 
 def _values(

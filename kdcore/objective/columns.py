@@ -24,16 +24,16 @@ _log = logging.getLogger("kdcore")
 _MOST = 10  # values listed in a message
 
 
-def wanted_columns(
+def required_columns(
     terms: Sequence[Term], components: Sequence[Component]
 ) -> Iterator[tuple[str, Where]]:
     """Each requirement: its owner in words, and its columns with values; no values: any."""
     for term in terms:
         if term.where:
             yield f"the loss {term.label!r}", term.where
-    for one in components:
-        for where in call_checked(one, "reads_columns", of=Sequence):
-            yield f"the {one.component_kind} {one.name!r}", where
+    for component in components:
+        for where in call_checked(component, "reads_columns", of=Sequence):
+            yield f"the {component.component_kind} {component.name!r}", where
 
 
 def check_columns(run: Run) -> None:
@@ -43,14 +43,14 @@ def check_columns(run: Run) -> None:
     """
     stage = run.recipe
     trained = [one for one in stage.components() if not isinstance(one, Eval)]
-    wanted = list(wanted_columns(stage.terms, trained))
-    if not wanted:
+    required = list(required_columns(stage.terms, trained))
+    if not required:
         return
     rows = run.laid("train")
     streamed = isinstance(rows, Stream)
     first = rows.first_window() if isinstance(rows, Stream) else rows
-    known = _values(first.columns(), {name for _, where in wanted for name in where})
-    for problem in _errors(wanted, known, stage):
+    known = _values(first.columns(), {name for _, where in required for name in where})
+    for problem in _errors(required, known, stage):
         if not streamed:
             raise RunError(problem)
         _log.warning("%s, in the first %s rows", problem, f"{len(first):,}")
@@ -58,19 +58,19 @@ def check_columns(run: Run) -> None:
 
 def _values(columns: Iterable[Columns], names: set[str]) -> Mapping[str, set[Value]]:
     found: dict[str, set[Value]] = {name: set() for name in names}
-    for each in columns:
+    for row in columns:
         for name, values in found.items():
-            value = value_of(each, name)
+            value = value_of(row, name)
             if value is not None:
                 values.add(value)
     return found
 
 
 def _errors(
-    wanted: Sequence[tuple[str, Where]], known: Mapping[str, set[Value]], stage: Stage
+    required: Sequence[tuple[str, Where]], known: Mapping[str, set[Value]], stage: Stage
 ) -> Iterator[str]:
     writes = stage.rollout is not None
-    for who, where in wanted:
+    for who, where in required:
         for name, given in where.items():
             there = known[name] | ({"data"} if name == SOURCE else set())
             if name == SOURCE and writes:  # sources of generated rows are not known yet
@@ -102,6 +102,6 @@ def columns_fingerprint(run: Run) -> str | None:
     """
     stage = run.recipe
     trained = [one for one in stage.components() if not isinstance(one, Eval)]
-    wanted = wanted_columns(stage.terms, trained)
-    names = {name for _, where in wanted for name in where}
+    required = required_columns(stage.terms, trained)
+    names = {name for _, where in required for name in where}
     return fingerprint_of(run.laid("train").columns(), names) if names else None

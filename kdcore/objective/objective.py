@@ -82,7 +82,7 @@ class TokenMask:
             return weight / count
         return torch.where(count == 0, 0, weight / count)
 
-    def most(self, on: str) -> int | None:
+    def upper_bound(self, on: str) -> int | None:
         """An upper bound of the tokens that a term sees here; None: only the device knows."""
         if self.where is not None:
             return self.where_here
@@ -130,38 +130,38 @@ class Objective(nn.Module):
         terms: Sequence[tuple[Term, float]],
         values: Values,
         teacher: PartOutputs | None,
-        choose: SelectFn,
+        select: SelectFn,
         teacher_states: StatesFn | None = None,
     ) -> tuple[Tensor, Tensor]:
         """One micro-batch's part of the loss, and for the log each term's part of it [terms].
 
         `terms` have their weights of this step, none of which is zero; `values` evaluates those
-        that compare logits. `choose` gets the detached states of the training forward, so a step of
+        that compare logits. `select` gets the detached states of the training forward, so a step of
         one micro-batch needs no separate scoring pass.
         """
         head = self.student
-        kept: Sequence[Tensor] = ()
+        layer_states: Sequence[Tensor] = ()
         if teacher_states is None:
             states = head.states(batch)
         else:
-            states, kept = head.layer_states(batch, self.hidden.student)
-        plain = [each for each in terms if not compares_states(each[0])]
+            states, layer_states = head.layer_states(batch, self.hidden.student)
+        logit_terms = [each for each in terms if not compares_states(each[0])]
         with no_autocast(states.device.type):
             with torch.no_grad():
-                seen = choose(states.detach())
+                seen = select(states.detach())
             dtype = accumulation_dtype(states.dtype)
-            if not plain:
+            if not logit_terms:
                 total, sums = self._untouched(states), states.new_zeros(0, dtype=dtype)
             else:
-                work = self._work(batch, plain, values, teacher, seen, dtype)
+                work = self._work(batch, logit_terms, values, teacher, seen, dtype)
                 total = ChunkedLoss.apply(  # type: ignore[no-untyped-call]
                     states, head.weight, head.bias, head.computed_weight(), work
                 )
                 sums = work.sums
             if teacher_states is not None:
-                more = self._state_sums(batch, terms, seen, kept, teacher_states)
-                total = total + torch.stack(list(more.values())).sum()
-                sums = _in_order(terms, sums, more)
+                state_sums = self._state_sums(batch, terms, seen, layer_states, teacher_states)
+                total = total + torch.stack(list(state_sums.values())).sum()
+                sums = _in_order(terms, sums, state_sums)
             if self.learned:
                 total = total + self.hidden.idle(terms)
         return total, sums
@@ -171,24 +171,24 @@ class Objective(nn.Module):
 
         DDP waits for the gradient of every parameter; this gives the head one of 0.
         """
-        each = (states, self.student.weight, self.student.bias)
-        return torch.stack([0.0 * upcast(x.sum()) for x in each if x is not None]).sum()
+        used = (states, self.student.weight, self.student.bias)
+        return torch.stack([0.0 * upcast(x.sum()) for x in used if x is not None]).sum()
 
     def _state_sums(
         self,
         batch: Batch,
         terms: Sequence[tuple[Term, float]],
         seen: TokenMask,
-        kept: Sequence[Tensor],
+        layer_states: Sequence[Tensor],
         teacher: StatesFn,
     ) -> dict[str, Tensor]:
         """The weighted sum of each hidden-state term, by label, attached to the graph."""
         sums = {}
         for term, weight in terms:
             if compares_states(term):
-                valid, weights = _seen_by(term, weight, seen, batch.valid, kept[0].dtype)
-                ours = [states[valid] for states in kept]
-                values = self.hidden.values(term.label, ours, teacher(valid))
+                valid, weights = _seen_by(term, weight, seen, batch.valid, layer_states[0].dtype)
+                student_states = [states[valid] for states in layer_states]
+                values = self.hidden.values(term.label, student_states, teacher(valid))
                 sums[term.label] = (values * weights).sum()
         return sums
 
@@ -204,16 +204,18 @@ class Objective(nn.Module):
         valid = batch.valid
         each = [seen.of(term.label).over_count(weight, term.on, dtype) for term, weight in terms]
         masks = [seen.of(term.label).mask(term.on) for term, _ in terms]
-        weights = torch.stack([_laid(*both, len(valid)) for both in zip(each, masks, strict=True)])
+        weights = torch.stack(
+            [_weights_per_token(*both, len(valid)) for both in zip(each, masks, strict=True)]
+        )
         prepared = [seen.prepared.get(term.label) for term, _ in terms]
-        most = None
+        bound = None
         # If every term sees a part only, tokens that none sees skip head and teacher.
         if all(mask is not None for mask in masks):
-            if _waiting_costs(valid):
-                most = _most(seen, [term for term, _ in terms], len(valid))
-            places, weights = _compact(weights, most)
-            valid = valid[places]
-            prepared = [None if each is None else each[places] for each in prepared]
+            if _count_needs_sync(valid):
+                bound = _upper_bound(seen, [term for term, _ in terms], len(valid))
+            indices, weights = _compact(weights, bound)
+            valid = valid[indices]
+            prepared = [None if each is None else each[indices] for each in prepared]
         device = batch.labels.device
         return ChunkedLossInputs(
             positions=valid,
@@ -225,7 +227,7 @@ class Objective(nn.Module):
             vocabulary=batch.vocabulary,
             chunk=self.chunk or chunk_size(batch.vocabulary, device),
             bend=self.student.bend,
-            repeats=most is not None,
+            repeats=bound is not None,
         )
 
 
@@ -233,55 +235,55 @@ def _seen_by(
     term: Term, weight: float, seen: TokenMask, valid: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """The flat positions that a term sees [n], and their weights / denominator [n]."""
-    mine = seen.of(term.label)
-    mask = mine.mask(term.on)
-    each = mine.over_count(weight, term.on, accumulation_dtype(dtype))
-    weights = _laid(each, mask, len(valid))
+    own = seen.of(term.label)
+    mask = own.mask(term.on)
+    factor = own.over_count(weight, term.on, accumulation_dtype(dtype))
+    weights = _weights_per_token(factor, mask, len(valid))
     if mask is None:
         return valid, weights
-    most = _most(seen, [term], len(valid)) if _waiting_costs(valid) else None
-    places, some = _compact(weights[None], most)
-    return valid[places], some[0]
+    bound = _upper_bound(seen, [term], len(valid)) if _count_needs_sync(valid) else None
+    indices, some = _compact(weights[None], bound)
+    return valid[indices], some[0]
 
 
 def _in_order(
     terms: Sequence[tuple[Term, float]], sums: Tensor, more: Mapping[str, Tensor]
 ) -> Tensor:
     """Each term's part [terms]: logit terms from `sums`, hidden-state terms from `more`."""
-    plain = iter(sums)
-    each = [more[t.label].detach() if t.label in more else next(plain) for t, _ in terms]
-    return torch.stack(each)
+    logit_sums = iter(sums)
+    parts = [more[t.label].detach() if t.label in more else next(logit_sums) for t, _ in terms]
+    return torch.stack(parts)
 
 
-def _waiting_costs(tensor: Tensor) -> bool:
+def _count_needs_sync(tensor: Tensor) -> bool:
     """Whether reading a count of these elements would sync the device."""
     return tensor.is_cuda
 
 
-def _most(seen: TokenMask, terms: Sequence[Term], tokens: int) -> int | None:
+def _upper_bound(seen: TokenMask, terms: Sequence[Term], tokens: int) -> int | None:
     """An upper bound of the tokens that any term sees; None: only the device knows."""
     masks = [(seen.of(term.label), term.on) for term in terms]
-    each = {(id(mask), on): mask.most(on) for mask, on in masks}
-    known = [most for most in each.values() if most is not None]
-    return min(sum(known), tokens) if len(known) == len(each) else None
+    bounds = {(id(mask), on): mask.upper_bound(on) for mask, on in masks}
+    known = [bound for bound in bounds.values() if bound is not None]
+    return min(sum(known), tokens) if len(known) == len(bounds) else None
 
 
-def _compact(weights: Tensor, most: int | None) -> tuple[Tensor, Tensor]:
+def _compact(weights: Tensor, size: int | None) -> tuple[Tensor, Tensor]:
     """The indices of the tokens that any term sees, and their weights [terms, seen].
 
-    `most` makes the output size static, which avoids a device sync. If fewer are seen, as with NaN
+    `size` makes the output size static, which avoids a device sync. If fewer are seen, as with NaN
     scores, the first one fills up with weight 0.
     """
-    some = (weights != 0).any(0)
-    if most is None:
-        places = some.nonzero().squeeze(1)
-        return places, weights[:, places]
-    places = some.nonzero_static(size=most, fill_value=-1).squeeze(1)
-    is_one = places >= 0
-    places = torch.where(is_one, places, places[:1])
-    return places, weights[:, places] * is_one
+    is_seen = (weights != 0).any(0)
+    if size is None:
+        indices = is_seen.nonzero().squeeze(1)
+        return indices, weights[:, indices]
+    indices = is_seen.nonzero_static(size=size, fill_value=-1).squeeze(1)
+    is_real = indices >= 0
+    indices = torch.where(is_real, indices, indices[:1])
+    return indices, weights[:, indices] * is_real
 
 
-def _laid(each: Tensor, mask: Tensor | None, tokens: int) -> Tensor:
+def _weights_per_token(factor: Tensor, mask: Tensor | None, tokens: int) -> Tensor:
     """[tokens]: weight / denominator, times the mask."""
-    return each.expand(tokens) if mask is None else each * mask
+    return factor.expand(tokens) if mask is None else factor * mask

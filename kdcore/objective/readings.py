@@ -56,7 +56,7 @@ class MicroBatch:
     ) -> None:
         self.batch = batch
         self.rows = rows  # each row's index in the optimizer step
-        self._wanted = states  # teacher and layers of which to read hidden states
+        self._states_of = states  # teacher and layers of which to read hidden states
         self._states: StatesFn | None = None
         self._read: dict[int, TeacherOutputs] = {}
         self._parts: dict[int, PartOutputs] = {}
@@ -66,8 +66,8 @@ class MicroBatch:
     def logits_of(self, teacher: Teacher) -> TeacherOutputs:
         """The teacher's logits by flat position. Its trunk runs at the first call."""
         if id(teacher) not in self._read:
-            if self._wanted is not None and teacher is self._wanted[0]:
-                found, self._states = read_with_states(teacher, self.batch, self._wanted[1])
+            if self._states_of is not None and teacher is self._states_of[0]:
+                found, self._states = read_with_states(teacher, self.batch, self._states_of[1])
             else:
                 found = read_outputs(teacher, self.batch)
             self._read[id(teacher)] = found

@@ -38,7 +38,7 @@ class SelectionResult:
     """The selection of a step: a function per micro-batch, and values for the log."""
 
     valid: Tensor  # valid tokens over all processes
-    each: list[SelectFn] = field(default_factory=list)
+    masks: list[SelectFn] = field(default_factory=list)
     kept: list[Tensor] = field(default_factory=list)  # this process's counts, appended as found
     ranked: RankedScores | None = None  # the last ranking, if the selection ranks
     known: Tensor | None = None  # tokens that the teacher covers, all processes; None: all
@@ -54,30 +54,30 @@ def select(
 ) -> SelectionResult:
     """Select the tokens of a step and prepare its losses. Runs without gradient."""
     here = sum(len(reading.batch.valid) for reading in readings)
-    choices = SelectionResult(total(torch.full((), float(here), device=run.device)))
+    result = SelectionResult(total(torch.full((), float(here), device=run.device)))
     selection = run.recipe.selection
     prepared = [term for term in terms if isinstance(term.loss, PreparedLoss)]
-    making = _Making(run, step, gather, total, choices, terms)
-    making.count_views(readings)
+    builder = _SelectionBuilder(run, step, gather, total, result, terms)
+    builder.count_views(readings)
     alone = run.processes == 1 and len(readings) == 1
     if selection is None and not prepared:
-        choices.each = [making.everything(reading) for reading in readings]
+        result.masks = [builder.all_tokens(reading) for reading in readings]
     elif alone or (run.recipe.scope == "micro_batch" and not prepared):
-        choices.each = [making.in_forward(reading) for reading in readings]
+        result.masks = [builder.in_forward(reading) for reading in readings]
     else:
-        making.ahead(readings)
-    return choices
+        builder.score_first(readings)
+    return result
 
 
 @dataclass(frozen=True, eq=False)
-class _Making:
+class _SelectionBuilder:
     """Builds the selection of one step."""
 
     run: Run
     step: int
     gather: Gather
     total: Total
-    choices: SelectionResult
+    result: SelectionResult
     terms: Sequence[Term]
     narrow: dict[str, tuple[View, Tensor]] = field(default_factory=dict)
     """By term label: its view, and the number of tokens in it over the step."""
@@ -87,11 +87,11 @@ class _Making:
         found = {term.label: self._view(term) for term in self.terms}
         views = {label: view for label, view in found.items() if view != View(None, None)}
         if views:
-            here = [sum(r.matching(view).sum() for r in readings) for view in views.values()]
-            counts = self.total(sent(np.array(here, np.float32), self.run.device))
-            each = zip(views.items(), counts, strict=True)
-            self.narrow.update({label: (view, count) for (label, view), count in each})
-        self.choices.known = self._known(readings)
+            counts_here = [sum(r.matching(view).sum() for r in readings) for view in views.values()]
+            counts = self.total(sent(np.array(counts_here, np.float32), self.run.device))
+            counted = zip(views.items(), counts, strict=True)
+            self.narrow.update({label: (view, count) for (label, view), count in counted})
+        self.result.known = self._known(readings)
 
     def _view(self, term: Term) -> View:
         teacher = self.run.teacher if term.loss.needs_teacher else None
@@ -109,118 +109,121 @@ class _Making:
         here = sum(r.matching(view).sum() for r in readings)
         return self.total(torch.full((), float(here), device=self.run.device))
 
-    def everything(self, reading: MicroBatch) -> SelectFn:
+    def all_tokens(self, reading: MicroBatch) -> SelectFn:
         """All tokens of a micro-batch, for recipes without a selection."""
-        valid = self.choices.valid
-        seen = self._narrowed(TokenMask(None, valid, valid, valid), reading.view, _itself)
-        return _known(self._told(seen, reading))
+        valid = self.result.valid
+        seen = self._narrowed(TokenMask(None, valid, valid, valid), reading.view, _identity)
+        return _constant(self._with_host_counts(seen, reading))
 
     def _narrowed(
         self, seen: TokenMask, view_of: Callable[[View], Tensor], total: Total
     ) -> TokenMask:
         """The mask with one narrowed to each term's view; `total` sums counts over processes."""
-        each = {
+        masks = {
             label: seen.only(view_of(view), valid, total)
             for label, (view, valid) in self.narrow.items()
         }
-        return replace(seen, narrowed=each)
+        return replace(seen, narrowed=masks)
 
-    def _told(self, seen: TokenMask, reading: MicroBatch) -> TokenMask:
+    def _with_host_counts(self, seen: TokenMask, reading: MicroBatch) -> TokenMask:
         """The mask with the token count of each view in this micro-batch, known on the host."""
-        each = {
+        masks = {
             label: replace(mask, where_here=int(reading.matching(self.narrow[label][0]).sum()))
             for label, mask in seen.narrowed.items()
         }
-        return replace(seen, narrowed=each)
+        return replace(seen, narrowed=masks)
 
     def _parts(
         self, seen: TokenMask, tokens: StepTokens, readings: Sequence[MicroBatch]
     ) -> list[TokenMask]:
         """A mask in the order of the step, split into micro-batches in their own order."""
-        each = seen.split(tokens.by_part, len(readings))
-        return [self._told(one, reading) for one, reading in zip(each, readings, strict=True)]
+        masks = seen.split(tokens.by_part, len(readings))
+        return [
+            self._with_host_counts(mask, reading)
+            for mask, reading in zip(masks, readings, strict=True)
+        ]
 
     def in_forward(self, reading: MicroBatch) -> SelectFn:
         """Score the states of the training forward; rank within this micro-batch."""
 
-        def found(states: Tensor) -> TokenMask:
+        def select(states: Tensor) -> TokenMask:
             tokens = _tokens(self.run, [ScoredBatch(reading, states)], self.step, alone)
             seen = self._within(tokens)
             prepared = self._prepared(tokens, seen)
-            each = {label: tokens.by_part(ready)[0] for label, ready in prepared.items()}
-            (one,) = self._parts(seen, tokens, [reading])
-            return replace(one, prepared=each)
+            values = {label: tokens.by_part(ready)[0] for label, ready in prepared.items()}
+            (mask,) = self._parts(seen, tokens, [reading])
+            return replace(mask, prepared=values)
 
-        return found
+        return select
 
-    def ahead(self, readings: Sequence[MicroBatch]) -> None:
+    def score_first(self, readings: Sequence[MicroBatch]) -> None:
         """Score all micro-batches first, with at most one extra trunk forward of the student."""
         with torch.no_grad():
             tokens = tokens_of(self.run, readings, self.step, self.gather)
             if self.run.recipe.scope == "micro_batch":
-                seen, each = self._ahead_within(tokens, readings)
+                seen, masks = self._score_first_within(tokens, readings)
             else:
-                seen, each = self._over_step(tokens, readings)
+                seen, masks = self._over_step(tokens, readings)
             for label, ready in self._prepared(tokens, seen).items():
-                for n, some in enumerate(tokens.by_part(ready)):
-                    each[n] = replace(each[n], prepared={**each[n].prepared, label: some})
-        self.choices.each = [_known(some) for some in each]
+                for n, values in enumerate(tokens.by_part(ready)):
+                    masks[n] = replace(masks[n], prepared={**masks[n].prepared, label: values})
+        self.result.masks = [_constant(mask) for mask in masks]
 
     def _within(self, tokens: StepTokens) -> TokenMask:
         """The mask of a micro-batch that ranks its own tokens, in the order of the step."""
-        selection, valid = self.run.recipe.selection, self.choices.valid
+        selection, valid = self.run.recipe.selection, self.result.valid
         if selection is None:
-            return self._narrowed(TokenMask(None, valid, valid, valid), tokens.view, _itself)
+            return self._narrowed(TokenMask(None, valid, valid, valid), tokens.view, _identity)
         keep = checked_keep(selection, tokens)
         kept, mass = self._counted(tokens, keep)
         ranked = torch.full((), len(keep), device=keep.device)
         seen = TokenMask(keep, valid, ranked, kept, mass, kept_here=tokens.most_kept(keep))
-        return self._narrowed(seen, tokens.view, _itself)
+        return self._narrowed(seen, tokens.view, _identity)
 
-    def _ahead_within(
+    def _score_first_within(
         self, tokens: StepTokens, readings: Sequence[MicroBatch]
     ) -> tuple[TokenMask, list[TokenMask]]:
         # Each micro-batch ranks its own tokens; the mask of the step, which losses prepare with,
         # joins theirs and sums their counts.
         parts = [tokens.alone(n) for n in range(len(readings))]
-        found = [self._within(part) for part in parts]
-        each = [
+        masks_of_step = [self._within(part) for part in parts]
+        masks = [
             self._parts(seen, part, [reading])[0]
-            for part, seen, reading in zip(parts, found, readings, strict=True)
+            for part, seen, reading in zip(parts, masks_of_step, readings, strict=True)
         ]
-        keeps = [seen.keep for seen in each if seen.keep is not None]
-        keep = tokens.joined(keeps) if len(keeps) == len(each) else None
-        valid = self.choices.valid
-        kept = self.total(torch.stack([seen.kept.float() for seen in each]).sum())
-        masses = [seen.mass for seen in each if seen.mass is not None]
+        keeps = [seen.keep for seen in masks if seen.keep is not None]
+        keep = tokens.joined(keeps) if len(keeps) == len(masks) else None
+        valid = self.result.valid
+        kept = self.total(torch.stack([seen.kept.float() for seen in masks]).sum())
+        masses = [seen.mass for seen in masks if seen.mass is not None]
         mass = self.total(torch.stack(masses).sum()) if masses else None
         seen = TokenMask(keep, valid, valid, kept, mass)
-        return self._narrowed(seen, tokens.view, self.total), each
+        return self._narrowed(seen, tokens.view, self.total), masks
 
     def _over_step(
         self, tokens: StepTokens, readings: Sequence[MicroBatch]
     ) -> tuple[TokenMask, list[TokenMask]]:
         """The mask of the whole step, and that of each micro-batch."""
-        selection, valid = self.run.recipe.selection, self.choices.valid
+        selection, valid = self.run.recipe.selection, self.result.valid
         if selection is None:
             seen = TokenMask(None, valid, valid, valid)
             seen = self._narrowed(seen, tokens.view, self.total)
             return seen, self._parts(seen, tokens, readings)
         keep = checked_keep(selection, tokens)
-        here, mass = self._counted(tokens, keep)
-        kept = self.total(here.float())
+        kept_here, mass = self._counted(tokens, keep)
+        kept = self.total(kept_here.float())
         seen = TokenMask(keep, valid, valid, kept, None if mass is None else self.total(mass))
         seen = self._narrowed(seen, tokens.view, self.total)
         parts = self._parts(seen, tokens, readings)
         counts = _counts(tokens.by_part(keep))
-        each = zip(parts, counts, strict=True)
-        return seen, [replace(some, kept_here=count) for some, count in each]
+        counted = zip(parts, counts, strict=True)
+        return seen, [replace(mask, kept_here=count) for mask, count in counted]
 
     def _counted(self, tokens: StepTokens, keep: Tensor) -> tuple[Tensor, Tensor | None]:
         """The tokens kept on this process, and the sum of weights if any; recorded for the log."""
-        self.choices.ranked = tokens.ranked
+        self.result.ranked = tokens.ranked
         kept = (keep > 0).sum() if keep.is_floating_point() else keep.sum()
-        self.choices.kept.append(kept)
+        self.result.kept.append(kept)
         return kept, keep.sum() if keep.is_floating_point() else None
 
     def _prepared(self, tokens: StepTokens, seen: TokenMask) -> dict[str, Tensor]:
@@ -235,7 +238,7 @@ class _Making:
         return found
 
 
-def _itself(value: Tensor) -> Tensor:
+def _identity(value: Tensor) -> Tensor:
     return value
 
 
@@ -270,7 +273,7 @@ def tokens_of(run: Run, readings: Sequence[MicroBatch], step: int, gather: Gathe
     return _tokens(run, parts, step, gather)
 
 
-def _known(seen: TokenMask) -> SelectFn:
+def _constant(seen: TokenMask) -> SelectFn:
     return lambda states: seen
 
 

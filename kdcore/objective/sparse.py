@@ -65,18 +65,18 @@ def _with_gaps(student: Tensor, ids: Tensor, logs: Tensor, labels: Tensor, at: f
     others = (student / at).masked_fill(known[:, :width], -math.inf).logsumexp(-1, keepdim=True)
     buckets = torch.cat([student.gather(1, ids.clamp(min=0)), at * others], -1)
     empty = F.pad(gaps, (0, 1))
-    told = logs.to(student.dtype).masked_fill(empty, _NO_MASS)
-    return buckets.masked_fill(empty, _NO_MASS), told, bucket_of(labels, ids)
+    logits = logs.to(student.dtype).masked_fill(empty, _NO_MASS)
+    return buckets.masked_fill(empty, _NO_MASS), logits, bucket_of(labels, ids)
 
 
 def _others_at(tempered: Mapping[float, Tensor], temperature: float | None) -> tuple[float, Tensor]:
     if temperature is not None and temperature in tempered:
         return temperature, tempered[temperature]
-    told = ", ".join(f"{each:g}" for each in (1.0, *sorted(tempered)))
+    given = ", ".join(f"{each:g}" for each in (1.0, *sorted(tempered)))
     wanted = "one that changes" if temperature is None else f"{temperature:g}"
     raise RunError(
         f"a loss is at temperature {wanted}, but the teacher gives the mass of its unknown ids at "
-        f"{told} only; a teacher of all ids, such as the one that is cached, "
+        f"{given} only; a teacher of all ids, such as the one that is cached, "
         "supports every temperature"
     )
 

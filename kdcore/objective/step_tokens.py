@@ -120,19 +120,19 @@ class StepTokens(Tokens):
                 return texts.get(str(value), -1)
             return math.nan if value is None else float(value)
 
-        def laid(part: ScoredBatch) -> Tensor:
+        def column_of(part: ScoredBatch) -> Tensor:
             values, slots = columns_of(part.reading.batch).values(name)
             numbers = np.array(list(map(number, values)), np.int64 if texts else np.float64)
             valid = part.reading.valid_on_host
             return sent(numbers[slots[valid]], part.reading.batch.valid.device)
 
-        return self._joined([laid(part) for part in self._parts])
+        return self._joined([column_of(part) for part in self._parts])
 
     def categories(self, name: str) -> Sequence[str]:
         """The distinct texts of a column in this step, sorted; [] for numbers."""
         if name not in self._categories:
-            each = [columns_of(part.reading.batch).values(name)[0] for part in self._parts]
-            here = categories_among((value for some in each for value in some), name)
+            values = [columns_of(part.reading.batch).values(name)[0] for part in self._parts]
+            here = categories_among((value for column in values for value in column), name)
             self._categories[name] = sorted({*self._everyones(here)})
         return self._categories[name]
 
@@ -233,9 +233,9 @@ class StepTokens(Tokens):
             size = chunk_size(part.reading.batch.vocabulary, part.reading.batch.valid.device)
 
             def at(positions: Tensor, labels: Tensor) -> Tensor:
-                some = torch.split(positions, size)
-                several = [None] * len(some) if mine is None else torch.split(mine, size)
-                each = zip(some, torch.split(labels, size), several, strict=True)
+                chunks = torch.split(positions, size)
+                inputs = [None] * len(chunks) if mine is None else torch.split(mine, size)
+                each = zip(chunks, torch.split(labels, size), inputs, strict=True)
                 return torch.cat(
                     [
                         per_token(loss, student(some), other and other(some), label, given)

@@ -267,11 +267,11 @@ def _checked_coarse(teacher: Teacher, found: object, positions: int, batch: Batc
         expected = f"int64 [{positions}, k] and [{positions}, k + 1], k below {batch.vocabulary}"
         raise _broken(teacher, "read", said, expected)
 
-    def same(told: Tensor, *shape: int) -> Tensor:
-        return upcast(_checked(teacher, "read", told, shape, batch))
+    def checked(tensor: Tensor, *shape: int) -> Tensor:
+        return upcast(_checked(teacher, "read", tensor, shape, batch))
 
-    more = tempered and {at: same(others, positions) for at, others in tempered.items()}
-    return type(found)(ids, same(logs, *logs.shape), more)
+    more = tempered and {at: checked(others, positions) for at, others in tempered.items()}
+    return type(found)(ids, checked(logs, *logs.shape), more)
 
 
 def _broken(teacher: Teacher, method: str, found: str, expected: str) -> PluginError:

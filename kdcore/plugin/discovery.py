@@ -62,9 +62,12 @@ def commands() -> Mapping[str, EntryPoint]:
 def sorted_entry_points(group: str) -> list[EntryPoint]:
     """The group's entry points in an order independent of `sys.path`: kdcore's first."""
 
+    owners: dict[Distribution | None, str] = {}  # reading metadata is slow
+
     def place(point: EntryPoint) -> tuple[bool, str, str]:
-        distribution, _ = _owner(point)
-        return (distribution != OWN, distribution, point.name)
+        if point.dist not in owners:
+            owners[point.dist] = _owner(point)[0]
+        return (owners[point.dist] != OWN, owners[point.dist], point.name)
 
     return sorted(entry_points(group=group), key=place)
 
@@ -99,10 +102,10 @@ def _from_files(files: Iterable[str | Path]) -> Iterator[Candidate]:
 def _no_such_file(typed: str, path: Path) -> str:
     if os.path.isdir(path):
         return f"-p {typed}: this is a folder; give the Python file of the plugin"
-    beside = (
+    siblings = (
         [other.name for other in path.parent.glob("*.py")] if os.path.isdir(path.parent) else []
     )
-    near = difflib.get_close_matches(path.name, beside, n=1)
+    near = difflib.get_close_matches(path.name, siblings, n=1)
     hint = f"; did you mean {path.parent / near[0]}?" if near else ""
     return f"-p {typed}: there is no such file{hint}"
 

@@ -61,10 +61,12 @@ def hook_errors(plugin: object, allowed: Iterable[str]) -> Iterator[str]:
 
 def forgotten_hooks(plugin: object) -> Iterator[str]:
     """A note on every function that has a hook's name but lacks `@hookimpl`."""
-    marked = hook_names(plugin)
+    named = [name for name in dir(plugin) if name.startswith("kdcore_")]
+    own = [name for name in named if _is_own(inspect.getattr_static(plugin, name, None), plugin)]
+    marked = hook_names(plugin) if own else ()
     allowed = EVENTS if inspect.isclass(plugin) else frozenset(_ARGUMENTS)
-    for name, _ in inspect.getmembers_static(plugin, lambda value: _is_own(value, plugin)):
-        if name.startswith("kdcore_") and name not in marked:
+    for name in own:
+        if name not in marked:
             near = "" if name in allowed else f" and is not a hook{did_you_mean(name, allowed)}"
             yield f"{_call(plugin, name)} lacks @hookimpl{near or ' and is never called'}"
 

@@ -351,19 +351,27 @@ _PIECE = re.compile(
 def expand_grid(sets: Sequence[str], eaches: Sequence[str]) -> list[tuple[str, list[str]]]:
     """All combinations, as a label (`seed=1 loss.kl.use=kl`; empty without `--each`) and sets."""
     choices = [_choices(each) for each in eaches]
-    keys = [variants[0].partition("=")[0] for variants in choices]
-    for key in keys:
-        if keys.count(key) > 1:
-            raise UsageError(f"--each {key} is given twice; name all values in one")
+    _refuse_twice([variants[0].partition("=")[0] for variants in choices])
     return [(" ".join(chosen), [*sets, *chosen]) for chosen in product(*choices)]
 
 
-def varied(each: str) -> tuple[str, list[Assignment]]:
-    """The key of `--each K=a,b`, and an assignment per value."""
-    key = each.partition("=")[0].strip()
+def varied(eaches: Sequence[str]) -> dict[str, list[Assignment]]:
+    """The key of every `--each K=a,b`, with an assignment per value."""
+    keys = [each.partition("=")[0].strip() for each in eaches]
+    _refuse_twice(keys)
+    return dict(zip(keys, map(_assignments, keys, eaches), strict=True))
+
+
+def _refuse_twice(keys: Sequence[str]) -> None:
+    for key in keys:
+        if keys.count(key) > 1:
+            raise UsageError(f"--each {key} is given twice; name all values in one")
+
+
+def _assignments(key: str, each: str) -> list[Assignment]:
     source = Source(f"--each {each}")
     values = [choice.partition("=")[2] for choice in _choices(each)]
-    return key, [Assignment(key, Node.of(parse_value(value), source)) for value in values]
+    return [Assignment(key, Node.of(parse_value(value), source)) for value in values]
 
 
 def _choices(each: str) -> list[str]:

@@ -44,7 +44,7 @@ class Sweep:
 def read_sweep(written: Node | None, eaches: Sequence[str], executors: Collection[str]) -> Sweep:
     """The grids of a recipe's `[sweep]`. `--each` replaces the same key there."""
     found = Sweep()
-    typed = dict(map(varied, eaches))
+    typed = varied(eaches)
     for table in _tables(written, found.errors):
         varies: dict[str, Sequence[Assignment]] = {}
         controls: Sequence[Node] = ()

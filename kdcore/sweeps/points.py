@@ -157,7 +157,7 @@ class _Reader:
         return point
 
     def _recipe(self, sets: Sequence[str | Assignment], *, complete: bool = False) -> Recipe:
-        before = [] if complete else [*self.without, *self.asked.sets]
+        before = [] if complete else [*self.asked.sets, *self.without]
         name, logs = self.asked.recipe, self.asked.logs
         return read_recipe(name, self.host, sets=[*before, *sets], logs=logs)
 
@@ -169,7 +169,7 @@ class _Reader:
         *,
         complete: bool = False,
     ) -> Point:
-        before = [] if complete else [*self.without, *self.asked.sets]
+        before = [] if complete else [*self.asked.sets, *self.without]
         texts = [*before, *(each.text if isinstance(each, Assignment) else each for each in sets)]
         values = {e.address: e.value.plain() for e in sets if isinstance(e, Assignment)}
         needed = {need for each in recipe.stages if each.name in stages for need in each.needs}

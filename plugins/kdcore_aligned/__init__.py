@@ -43,7 +43,7 @@ from kdcore_aligned.writing import Translator
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_RULES = 2
+_RULES = 3
 
 
 class _Both(NamedTuple):
@@ -103,7 +103,7 @@ class Aligned(Teacher):
         theirs = self._tokenizer()
         self._retokenizer = Retokenizer(run.tokenizer, theirs)
         self._others = min(self._size("vocab_size", run.device) or len(theirs), len(theirs))
-        self._longest = self._size("max_position_embeddings", run.device)
+        self._positions = self._size("max_position_embeddings", run.device)
         shared = dict(ids_of_same_bytes(self._retokenizer, run.vocabulary, self._others))
         ends = self._read_dialogues(run, theirs, shared)
         self._translator = Translator(self._retokenizer, self._dialogues, ends)
@@ -247,7 +247,8 @@ class Aligned(Teacher):
         if batch not in self._made:
             assert self._retokenizer is not None, "a teacher is read after it was loaded"
             rewrite = partial(self._dialogues.piece, batch) if self._dialogues else None
-            made = self._retokenizer(batch, self._others, rewrite, self._longest)
+            longest = self.teacher.max_input_length() or self._positions
+            made = self._retokenizer(batch, self._others, rewrite, longest)
             places = self._places(batch, made)
             self._made[batch] = _Both(made, places, sent(places, batch.labels.device))
         return self._made[batch]

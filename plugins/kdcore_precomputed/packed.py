@@ -59,7 +59,7 @@ class Packing(BaseModel):
         if given is None:
             import yaml  # type: ignore[import-untyped]  # only records of this kind need it
 
-            path = _beside(paths)
+            path = _config_path(paths)
             if path is None:
                 raise RunError(
                     f"the records of {paths[0]} are packed by DistillKit, and there is no {CONFIG} "
@@ -103,12 +103,16 @@ class Packing(BaseModel):
         if not isinstance(rows, Sequence) or isinstance(rows, str):
             raise RunError(f"{record.where} has no lists in the column {column!r}")
         for n, row in enumerate(rows, 1):
-            if len(row) != width:
+            count = len(row) if isinstance(row, Sequence) else 0
+            if count != width:
                 raise RunError(
-                    f"{record.where}, position {n}: {column!r} has {len(row)} bytes, and its "
+                    f"{record.where}, position {n}: {column!r} has {count} bytes, and its "
                     f"compression needs {width}: is it the {CONFIG} of these records?"
                 )
-        return np.array(rows, np.uint8).reshape(len(rows), width)
+        found = np.array([[*row] for row in rows]).reshape(len(rows), width)
+        if found.size and (found.dtype.kind != "i" or not 0 <= found.min() <= found.max() <= 255):
+            raise RunError(f"{record.where}: {column!r} should hold bytes, numbers from 0 to 255")
+        return found.astype(np.uint8)
 
     def _unpacked(self, packed: np.ndarray) -> np.ndarray:
         """Log-probabilities [n, k], as stored."""
@@ -203,11 +207,11 @@ def _packed_bytes(count: int, bits: int) -> int:
 
 def description(paths: Sequence[str]) -> str:
     """The text of the file that describes the packing; empty where there is none."""
-    path = _beside(paths)
+    path = _config_path(paths)
     return "" if path is None else path.read_text(encoding="utf-8", errors="replace")
 
 
-def _beside(paths: Sequence[str]) -> Path | None:
+def _config_path(paths: Sequence[str]) -> Path | None:
     """The file next to the records that describes their packing."""
     folders = (Path(each) if Path(each).is_dir() else Path(each).parent for each in paths)
     return next((path for each in folders if (path := each / CONFIG).is_file()), None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,7 +47,8 @@ class Columns:
                 f"{record.where} has {len(ids)} positions in {self.ids!r} and {len(logs)} in "
                 f"{self.log_probs!r}"
             )
-        return [(few or (), some or ()) for few, some in zip(ids, logs, strict=True)]
+        both = zip(_lists(ids, record, self.ids), _lists(logs, record, self.log_probs), strict=True)
+        return [*both]
 
     def read(self, record: Record, k: int, vocabulary: int) -> Positions:
         """A record's positions. Raises RunError with the location and the cause."""
@@ -55,21 +56,27 @@ class Columns:
         ids = np.full((len(entries), k), -1, np.int32)
         logs = np.full((len(entries), k + 1), _OTHERS, np.float32)
         for n, (some, values) in enumerate(entries):
-            known, told = _checked(some, values, vocabulary, f"{record.where}, position {n + 1}")
+            known, given = _checked(some, values, vocabulary, f"{record.where}, position {n + 1}")
             logs[n, -1] = 0.0
             if len(known):
-                ids[n, : len(known)], logs[n] = known[:k], self._filled(told, k)
+                ids[n, : len(known)], logs[n] = known[:k], self._filled(given, k)
                 ids[n, len(known[:k]) :] = -1
         return Positions(ids, logs)
 
-    def _filled(self, told: np.ndarray, k: int) -> np.ndarray:
+    def _filled(self, logs: np.ndarray, k: int) -> np.ndarray:
         """The k likeliest, and last the mass of all others."""
         found = np.full(k + 1, _OTHERS)
-        found[: len(told[:k])] = told[:k]
+        found[: len(logs[:k])] = logs[:k]
         if self.tail:
-            found[-1] = np.log(max(1.0 - np.exp(told[:k]).sum(), 1e-12))
+            found[-1] = np.log(max(1.0 - np.exp(logs[:k]).sum(), 1e-12))
         filled: np.ndarray = found - np.logaddexp.reduce(found)
         return filled
+
+
+def is_id(one: object) -> bool:
+    """Whether it is a whole number that int32 holds."""
+    whole = isinstance(one, int | np.integer) and not isinstance(one, bool)
+    return whole and -(2**31) <= one < 2**31  # type: ignore[operator]
 
 
 def _checked(
@@ -78,8 +85,8 @@ def _checked(
     """The ids and log-probabilities of a position, the likeliest first. -inf marks a missing id."""
     if len(some) != len(values):
         raise RunError(f"{where}: {len(some)} ids with {len(values)} log-probabilities")
-    if any(isinstance(each, bool) or not isinstance(each, int | np.integer) for each in some):
-        raise RunError(f"{where}: ids should be whole numbers")
+    if not all(map(is_id, some)):
+        raise RunError(f"{where}: ids should be whole numbers below 2 ** 31")
     if any(isinstance(each, bool) or not isinstance(each, int | float) for each in values):
         raise RunError(f"{where}: log-probabilities should be numbers")
     ids, logs = np.array(some, np.int64), np.array(values, np.float64)
@@ -114,6 +121,17 @@ def _listed(record: Record, column: str) -> Sequence[Any]:
     return found
 
 
+def _lists(entries: Sequence[Any], record: Record, column: str) -> Iterator[Sequence[Any]]:
+    """The list at each position; null is an empty one."""
+    for n, entry in enumerate(entries, 1):
+        if entry is not None and (not isinstance(entry, Sequence) or isinstance(entry, str)):
+            raise RunError(
+                f"{record.where}, position {n}: {column!r} holds {type(entry).__name__}, and "
+                "should hold a list"
+            )
+        yield entry or ()
+
+
 def _compressed(record: Record) -> str:
     """The error message for DistillKit's older columns, which hold logits without their sum."""
     if "packed_indices" not in record.values:
@@ -128,13 +146,13 @@ def _pairs(entry: Any, n: int, record: Record, column: str) -> tuple[list[Any], 
     """The ids and log-probabilities of a position that stores both in one entry."""
     if not entry:
         return [], []
-    if isinstance(entry, Mapping):  # vLLM: {id: {"logprob": ...}}
-        each = [(key, told) for key, told in entry.items() if told is not None]
-    else:  # axolotl: [{"token": "token_id:7", "logprob": ...}]
-        each = [(told.get("token"), told) for told in entry if isinstance(told, Mapping)]
     try:
+        if isinstance(entry, Mapping):  # vLLM: {id: {"logprob": ...}}
+            each = [(key, value) for key, value in entry.items() if value is not None]
+        else:  # axolotl: [{"token": "token_id:7", "logprob": ...}]
+            each = [(value["token"], value) for value in entry if value is not None]
         ids = [int(str(key).removeprefix("token_id:")) for key, _ in each]
-        return ids, [told["logprob"] for _, told in each]
+        return ids, [value["logprob"] for _, value in each]
     except (ValueError, KeyError, TypeError):
         raise RunError(
             f"{record.where}, position {n}: {column!r} should hold ids with their log-probability, "

@@ -30,7 +30,7 @@ from kdcore import (
 )
 from kdcore_precomputed.matching import Match, Records, by_key, match
 from kdcore_precomputed.packed import Packing, description
-from kdcore_precomputed.positions import Columns
+from kdcore_precomputed.positions import Columns, is_id
 
 _Value = bool | int | str | list[int | str] | list[dict[str, int | str]]
 
@@ -145,8 +145,10 @@ class Precomputed(Teacher):
         logs = np.where((entries >= 0)[:, None], self._records.logs[some], nothing)
         place = torch.zeros(batch.labels.numel(), dtype=torch.int64, device=device)
         place[batch.valid] = torch.arange(len(entries), device=device)
-        told, masses = (torch.from_numpy(each).to(device) for each in (ids.astype(np.int64), logs))
-        return lambda positions: GappedLogits(told[place[positions]], masses[place[positions]])
+        known_ids, masses = (
+            torch.from_numpy(each).to(device) for each in (ids.astype(np.int64), logs)
+        )
+        return lambda positions: GappedLogits(known_ids[place[positions]], masses[place[positions]])
 
     def _entries(self, batch: Batch) -> np.ndarray:
         """The entry for the token that each valid position predicts, or -1."""
@@ -255,7 +257,7 @@ class Precomputed(Teacher):
 
 def _tokens_of(record: Record, column: str) -> np.ndarray:
     found = record.values.get(column)
-    if not isinstance(found, Sequence) or not all(isinstance(each, int) for each in found):
+    if not isinstance(found, Sequence) or not all(map(is_id, found)):
         raise RunError(f"{record.where}: {column!r} should hold a list of ids")
     return np.array(found, np.int32)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,13 +42,16 @@ class Api(ABC):
     def models(self) -> Sequence[Model]:
         """The served models."""
         found = _within(self.client, self.client.get("/v1/models"), "data")
-        return [
-            Model(str(each["id"]), each.get("max_model_len"), each.get("root")) for each in found
-        ]
+        with self._parsing("models with their ids"):
+            return [
+                Model(str(each["id"]), each.get("max_model_len"), each.get("root"))
+                for each in found
+            ]
 
     def likeliest(self, model: str, ids: Sequence[int], k: int) -> Answer:
         """The k likeliest ids at each position of a prompt."""
-        pairs = [self._sorted(some, k) for some in self._asked(model, ids, k)]
+        with self._parsing("ids with log-probabilities at each position"):
+            pairs = [self._sorted(some, k) for some in self._asked(model, ids, k)]
         if len(pairs) != len(ids) - 1:
             raise self._odd(f"{len(pairs)} positions", f"{len(ids) - 1}")
         each = [list(zip(*some, strict=True)) for some in pairs]
@@ -56,9 +60,14 @@ class Api(ABC):
             np.array([logs for _, logs in each], np.float64).reshape(-1, k).clip(min=_LEAST),
         )
 
-    @abstractmethod
     def texts(self, model: str, ids: Sequence[int]) -> list[str | None]:
         """The server's text of each id of a prompt but the first; None where it gives none."""
+        with self._parsing("the text of each id"):
+            return [text if isinstance(text, str) else None for text in self._texts(model, ids)]
+
+    @abstractmethod
+    def _texts(self, model: str, ids: Sequence[int]) -> Iterable[object]:
+        """The same, of any type."""
 
     @abstractmethod
     def _asked(
@@ -76,6 +85,14 @@ class Api(ABC):
             raise self._odd("an id twice at a position", "each once")
         return sorted(told, key=lambda pair: (-pair[1], pair[0]))[:k]
 
+    @contextmanager
+    def _parsing(self, expected: str) -> Iterator[None]:
+        """Turn what is raised by JSON of another shape into a sentence."""
+        try:
+            yield
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+            raise self._odd("JSON of another shape", expected) from None
+
     def _odd(self, found: str, expected: str) -> RunError:
         return RunError(f"{self.client.url} gave {found}, expected {expected}")
 
@@ -89,7 +106,7 @@ class Vllm(Api):
         for entry in self._entries(model, ids, k):
             yield [(int(id_), told["logprob"]) for id_, told in entry.items()]
 
-    def texts(self, model: str, ids: Sequence[int]) -> list[str | None]:
+    def _texts(self, model: str, ids: Sequence[int]) -> Iterable[object]:
         """As `decoded_token`."""
         entries = self._entries(model, ids, 1)
         each = (entry.get(str(id_)) for id_, entry in zip(ids[1:], entries, strict=False))
@@ -100,18 +117,32 @@ class Vllm(Api):
         try:
             said = self.client.post("/v1/completions", {**body, "prompt_logprobs": k})
         except Refused as error:
-            if "logprobs" in error.said:
+            if "logprobs" in error.said and "max" in error.said:
                 raise RunError(
                     f"{self.client.url} gives fewer than {k} ids at a position: start it with "
                     f"--max-logprobs {k}, or set a smaller k (vLLM's default is 20)"
                 ) from None
+            if "logprobs" in error.said:
+                raise self._without(str(error)) from None
             raise
-        (choice,) = _within(self.client, said, "choices")
-        entries: list[Mapping[str, Any]] = _within(self.client, choice, "prompt_logprobs")[1:]
+        choices = _within(self.client, said, "choices")
+        if not isinstance(choices, list) or len(choices) != 1:
+            raise self._odd("no list of one choice", "the answer to one prompt")
+        if isinstance(choices[0], Mapping) and choices[0].get("prompt_logprobs") is None:
+            raise self._without(f"{self.client.url} answered without 'prompt_logprobs'")
+        entries: list[Mapping[str, Any]] = _within(self.client, choices[0], "prompt_logprobs")[1:]
         for entry in entries:
             if not isinstance(entry, Mapping):
                 raise self._odd(f"{type(entry).__name__} at a position", "ids with numbers")
         return entries
+
+    @staticmethod
+    def _without(said: str) -> RunError:
+        """Of a server that has the path, but not this capability of vLLM's."""
+        return RunError(
+            f"{said}: this server gives no log-probabilities of a prompt, as vLLM does, and SGLang "
+            'with api = "sglang". The answers of any server teach too: use = "served" in [rollout]'
+        )
 
 
 class SGLang(Api):
@@ -133,7 +164,7 @@ class SGLang(Api):
                 raise self._odd(f"{type(entry).__name__} at a position", "ids with numbers")
             yield [(int(id_), log) for log, id_, *_ in entry]
 
-    def texts(self, model: str, ids: Sequence[int]) -> list[str | None]:
+    def _texts(self, model: str, ids: Sequence[int]) -> Iterable[object]:
         """Of `input_token_logprobs`, which may have them."""
         body = {
             "input_ids": list(ids),

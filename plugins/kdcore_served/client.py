@@ -104,8 +104,7 @@ class Client:
         except ValueError:
             said = redact_secrets(response.text[:80])
             raise RunError(
-                f"{self.url} answered with text that is not JSON ({said!r}): is it the server's "
-                "address, with http:// and its port?"
+                f"{self.url} answered with text that is not JSON ({said!r}): {_not_json(said)}"
             ) from None
 
     def _locked(self, status: int) -> str:
@@ -128,6 +127,13 @@ class Refused(RunError):
         self.said, self.status = said, status
         self.is_about_content = "content_filter" in said or "content_policy" in said
         super().__init__(f"{url} refused a request ({status}): {redact_secrets(said[:300])}")
+
+
+def _not_json(said: str) -> str:
+    """What may be wrong with a server whose answer begins like this."""
+    if said.startswith(("data:", "event:")):
+        return "it streams its answers though no request asks for it; switch that off"
+    return "is it the server's address, with http:// and its port?"
 
 
 def _key(name: str | None) -> dict[str, str]:

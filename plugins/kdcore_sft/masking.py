@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
 from kdcore import Row, RunError
 from kdcore_sft.answers import Rendered
 from kdcore_sft.marks import Marks
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     from transformers import PreTrainedTokenizerBase
 
 NOT_TRAINED = -100

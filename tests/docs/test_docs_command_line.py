@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import typer
 from documents import DOCS, snippets
+from rich.text import Text
 from typer.testing import CliRunner
 
 import kdcore
@@ -66,6 +67,13 @@ def test_help_shows_them(words):
     assert "Examples:" in said.output and f"kdcore {' '.join(words)}" in said.output
 
 
+@pytest.mark.parametrize("words", LEAVES, ids=" ".join)
+def test_help_has_no_words_in_square_brackets_which_would_not_be_shown(words):
+    verb = LEAVES[words]
+    for text in filter(None, (verb.help, verb.epilog, *(each.help for each in verb.params))):
+        assert Text.from_markup(text).plain == text
+
+
 def test_the_table_of_exit_codes_is_the_codes():
     rows = re.findall(r"^\| ([\d, ]+) \|", (DOCS / "command-line.md").read_text(), re.M)
     shown = [int(code) for row in rows for code in row.split(",")]
@@ -75,8 +83,8 @@ def test_the_table_of_exit_codes_is_the_codes():
 
     kdcores = [each for each in below(KdcoreError) if each.__module__ == "kdcore.errors"]
     codes = {each.exit_code for each in kdcores if each is not Interrupted}
-    told = set(map(known_as, SIGNALS))
-    assert {*shown} == codes | {0} | {Interrupted("", number).exit_code for number in told}
+    handled = set(map(known_as, SIGNALS))
+    assert {*shown} == codes | {0} | {Interrupted("", number).exit_code for number in handled}
     assert len(shown) == len({*shown})
 
 

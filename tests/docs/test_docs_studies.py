@@ -52,7 +52,7 @@ def points(name):
 
 def test_every_divergence_is_chosen_for_and_measured_with_five_other_seeds():
     choosing, figures = points("divergences.toml"), points("divergences_figures.toml")
-    assert len(tasks_of(choosing)) == 1 + 4 * 9 + 5 * 6 + 3
+    assert len(tasks_of(choosing)) == 1 + 2 * (9 * 9 + 3)
     assert len(tasks_of(figures)) == 1 + 5 * (len(DIVERGENCES) + 1)
     key = "stage.student.loss.kl.use"
     assert [*dict.fromkeys(p.values[key] for p in choosing)] == DIVERGENCES

@@ -73,7 +73,7 @@ def test_a_selection_waits_for_how_many_tokens_it_kept(tmp_path, on_host, select
 
 
 def test_terms_of_some_documents_and_routes_read_nothing(tmp_path, on_host, monkeypatch):
-    monkeypatch.setattr("kdcore.objective.objective._waiting_costs", lambda tensor: True)
+    monkeypatch.setattr("kdcore.objective.objective._count_needs_sync", lambda tensor: True)
     monkeypatch.setattr("kdcore_routed._all_answer_everywhere", lambda positions: True)
     rows = given.rows_with_columns()
     some, others = {"domain": "math"}, {"domain": ["code", "prose"]}

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import runpy
 import sys
+from collections.abc import Sequence
 from itertools import groupby
 
 from fake_cuda.device import install
@@ -21,8 +22,17 @@ UNEXPECTED = 3  # kdcore's exit code for an error of its own
 
 def main() -> int:
     """Install the device, then run each command."""
-    commands = [list(each) for plus, each in groupby(sys.argv[1:], "+".__eq__) if not plus]
     install(library())
+    return run(sys.argv[1:])
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Each command; the first exit code that is not 0."""
+    if older := os.environ.get("FAKE_CUDA_TORCH"):
+        import torch
+
+        torch.__version__ = older
+    commands = [list(each) for plus, each in groupby(arguments, "+".__eq__) if not plus]
     return next((code for command in commands if (code := _run(command))), 0)
 
 

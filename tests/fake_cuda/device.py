@@ -11,8 +11,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-_DEVICES = int(os.environ.get("FAKE_CUDA_DEVICES", "2"))
-_HAS_BF16 = os.environ.get("FAKE_CUDA_BF16", "yes") == "yes"
 _MEMORY = 80 * 2**30
 _PROPERTIES = SimpleNamespace(
     name="Fake",
@@ -35,14 +33,20 @@ def install(library: Path) -> None:
 
     from fake_cuda import attention, products
 
-    if older := os.environ.get("FAKE_CUDA_TORCH"):
-        torch.__version__ = older
-    torch._C._cuda_getDeviceCount = lambda: _DEVICES
+    torch._C._cuda_getDeviceCount = _devices
     torch._C._cuda_getCurrentRawStream = lambda device: 0  # torch._dynamo imports it
     for name, answer in _answers(loaded).items():
         setattr(torch.cuda, name, answer)
     attention.register()
     products.register()
+
+
+def _devices() -> int:
+    return int(os.environ.get("FAKE_CUDA_DEVICES", "2"))
+
+
+def _has_bf16() -> bool:
+    return os.environ.get("FAKE_CUDA_BF16", "yes") == "yes"
 
 
 class _Stream:
@@ -78,7 +82,7 @@ def _answers(loaded: ctypes.CDLL) -> dict[str, Any]:
     nothing = ("_lazy_init", "empty_cache", "synchronize", "manual_seed", "manual_seed_all")
     quiet: dict[str, Any] = {name: lambda *arguments: None for name in nothing}
     return quiet | {
-        "is_available": lambda: True,
+        "is_available": lambda: _devices() > 0,
         "Stream": _Stream,
         "CUDAGraph": graphs.Graph,
         "graph": graphs.Capture,
@@ -87,8 +91,8 @@ def _answers(loaded: ctypes.CDLL) -> dict[str, Any]:
         "stream": _in_stream,
         "_is_compiled": lambda: True,
         "is_initialized": lambda: True,
-        "is_bf16_supported": lambda including_emulation=True: _HAS_BF16,
-        "device_count": lambda: _DEVICES,
+        "is_bf16_supported": lambda including_emulation=True: _has_bf16(),
+        "device_count": lambda: _devices(),
         "current_device": lambda: int(loaded.fake_cuda_current()),
         "set_device": set_device,
         "_exchange_device": exchange,

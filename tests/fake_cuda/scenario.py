@@ -1,4 +1,4 @@
-"""One subprocess on the fake device, and what it left."""
+"""One process on the fake device, and what it left."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -42,29 +43,46 @@ class Steps:
 
 
 def python(folder: Path, *arguments: str, **settings: str) -> str:
-    """Run `python -m fake_cuda ...` there; what it printed. Anything but exit code 0 fails.
+    """Run the command lines of `fake_cuda` there; what they printed. Each has to end with 0.
 
     `settings` are environment variables, such as FAKE_CUDA_DEVICES="1".
     """
+    printed = folder / "printed.txt"
+    asked = {
+        "arguments": arguments,
+        "folder": str(folder),
+        "environment": {
+            **_environment(),
+            "FAKE_CUDA_REPORT": str(folder / "report.jsonl"),
+            "KDCORE_TRACE": "1",
+            **settings,
+        },
+        "printed": str(printed),
+    }
+    server = _server()
+    assert server.stdin is not None and server.stdout is not None
+    print(json.dumps(asked), file=server.stdin, flush=True)
+    code = server.stdout.readline().strip()
+    assert code == "0", printed.read_text()
+    return printed.read_text()
+
+
+def _environment() -> dict[str, str]:
     # An engine with a planted bug is in a copy that comes first.
     paths = [*filter(None, [os.environ.get("PYTHONPATH")]), str(ROOT / "tests")]
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(paths),
-        "FAKE_CUDA_REPORT": str(folder / "report.jsonl"),
-        "KDCORE_TRACE": "1",
-        "OMP_NUM_THREADS": "1",
-        **settings,
-    }
-    done = subprocess.run(
-        [sys.executable, "-P", "-m", "fake_cuda", *arguments],
-        cwd=folder,
-        env=environment,
+    return os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+
+
+@cache
+def _server() -> subprocess.Popen[str]:
+    """Of all tests of this process; it ends with them, as its input does."""
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", "fake_cuda.serving"],
+        env=_environment(),
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
         text=True,
     )
-    assert done.returncode == 0, done.stdout
-    return done.stdout
 
 
 def on_device(recipe: str, *options: str) -> list[str]:

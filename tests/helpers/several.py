@@ -16,8 +16,14 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-_FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["accelerate", "datasets", "torch", "transformers", "whole_runs"])
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(
+    [
+        *("accelerate", "datasets", "peft", "torch.distributed.tensor"),
+        *("transformers.models.llama.modeling_llama", "transformers.trainer_utils"),
+        *("kdcore.cli.main", "kdcore.runs.runner"),
+    ]
+)
 
 
 def several(processes, work, *arguments):
@@ -32,7 +38,7 @@ def several(processes, work, *arguments):
         files = [Path(folder) / str(rank) for rank in range(processes)]
         here = os.getcwd(), dict(os.environ)
         children = [
-            _FORKS.Process(
+            FORKS.Process(
                 target=_run, args=(here, rank, processes, port, files[rank], work, arguments)
             )
             for rank in range(processes)

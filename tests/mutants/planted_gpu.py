@@ -204,8 +204,8 @@ GPU_FAULTS = [
     Fault(
         "the count of tokens made of a number of the host",
         "kdcore/objective/selection.py",
-        "choices = SelectionResult(total(torch.full((), float(here), device=run.device)))",
-        "choices = SelectionResult(total(torch.tensor(float(here), device=run.device)))",
+        "result = SelectionResult(total(torch.full((), float(here), device=run.device)))",
+        "result = SelectionResult(total(torch.tensor(float(here), device=run.device)))",
         IN_BF16,
     ),
     Fault(
@@ -225,7 +225,7 @@ GPU_FAULTS = [
     Fault(
         "kept tokens counted by the device",
         "kdcore/objective/objective.py",
-        "if _waiting_costs(valid):",
+        "if _count_needs_sync(valid):",
         "if False:",
         RHO,
     ),

@@ -101,6 +101,14 @@ def test_a_server_with_another_tokenizer_is_refused(api):
         loaded(url, api=api)
 
 
+def test_ids_that_a_server_does_not_have_are_another_tokenizers():
+    with (
+        serving(Stub(tiny.model(vocabulary=100).eval())) as url,
+        pytest.raises(RunError, match=r"out of vocabulary.* Name its tokenizer in `tokenizer`"),
+    ):
+        loaded(url)
+
+
 def test_a_checkpoint_knows_what_the_server_said():
     stub = Stub(MODEL)
     with serving(stub) as url:
@@ -153,10 +161,27 @@ def test_an_address_for_clients_of_openai_is_refused():
     [
         ({"model": "other"}, "does not serve 'other'; it serves tiny"),
         ({"k": 21}, "--max-logprobs 21, or set a smaller k"),
-        ({"block": 64}, "--set data.block=63, or start it with --max-model-len 65"),
+        ({"block": 96}, "--set data.block=95, or start it with --max-model-len 97"),
         ({"api": "sglang", "failure": "{}"}, "answered without 'meta_info'"),
         ({"failure": "<html>"}, "text that is not JSON"),
         ({"failure": '{"choices": [{"prompt_logprobs": [null, null]}]}'}, "NoneType at a pos"),
+        (
+            {"failure": '{"choices": [{"text": "a"}]}'},
+            "without 'prompt_logprobs': this server gives",
+        ),
+        (
+            {"limit": "Unrecognized request argument: prompt_logprobs"},
+            "Unrec.*this server gives no",
+        ),
+        ({"failure": '{"choices": []}'}, "gave no list of one choice"),
+        ({"failure": '{"choices": [{"prompt_logprobs": {"1": 2}}]}'}, "JSON of another shape"),
+        ({"failure": '{"choices": [{"prompt_logprobs": [null, {"a": 1}]}]}'}, "of another shape"),
+        ({"failure": 'data: {"choices": []}\n\ndata: [DONE]\n'}, "it streams its answers"),
+        ({"api": "sglang", "failure": '{"meta_info": []}'}, "answered without 'input_top"),
+        (
+            {"api": "sglang", "failure": '{"meta_info": {"input_top_logprobs": [null, [[1]]]}}'},
+            "JSON of another shape",
+        ),
         ({"failure": 404}, "refused a request"),
         ({"key": "secret"}, "asks for a key"),
         ({"key": "secret", "key_env": "SOME_KEY"}, "refused the key in SOME_KEY"),
@@ -165,8 +190,9 @@ def test_an_address_for_clients_of_openai_is_refused():
 )
 def test_every_refusal_is_a_sentence(options, said, monkeypatch):
     monkeypatch.setenv("SOME_KEY", "wrong")
-    stub = Stub(MODEL, length=64)
+    stub = Stub(MODEL, length=96)
     stub.key = options.pop("key", None)
+    stub.refuses_logprobs = options.pop("limit", None)
     failure = options.pop("failure", None)
     stub.failures = [failure] if failure else []
     with serving(stub) as url, pytest.raises(RunError, match=said):
@@ -319,3 +345,28 @@ def test_it_is_served_once_and_distilled_many_times(tmp_path, monkeypatch):
     np.testing.assert_allclose(losses_of(first), losses_of(live), rtol=2e-3)
     shares = [line["teacher/aligned"] for line in first.metrics if line["loss"] is not None]
     assert all(0.1 < share < 1 for share in shares)
+
+
+def test_a_document_longer_than_the_server_reads_is_known_up_to_there(tmp_path, monkeypatch):
+    """The teacher's tokens are more than the student's, whose rows would fit."""
+    monkeypatch.chdir(tmp_path)
+    other = tiny.byte_tokenizer(["no words"], 258, eos="</s>")
+    tiny.save(tmp_path / "teacher", tokenizer=other)
+    stub = Stub(tiny.model(vocabulary=len(other), seed=1).eval(), length=80)
+    config = {"model_type": "llama", "hidden_size": 16, "intermediate_size": 32}
+    with serving(stub) as url:
+        served = {"use": "served", "url": url, "model": "tiny", "k": 6}
+        served |= {"tokenizer": str(tmp_path / "teacher"), "give_up_after": 0.0}
+        found = kdcore.run(
+            {
+                "student": {"config": config | {"num_hidden_layers": 1, "num_attention_heads": 2}},
+                "tokenizer": {"use": "bpe", "vocab_size": 500},
+                "data": {"use": "stories", "block": 96, "stories": 20},
+                "teacher": {"use": "aligned", "teacher": served},
+                "loss": [{"use": "ce"}, {"use": "kl"}],
+                "train": {"lr": 1e-2, "steps": 2, "batch": 4, "log_every": 1},
+            }
+        )
+    prompts = [len(body["prompt"]) for path, body in stub.asked if path == "/v1/completions"]
+    assert max(prompts) == 79
+    assert len(losses_of(found)) == 2

@@ -16,6 +16,7 @@ from kdcore.errors import UsageError, did_you_mean
 SWEEP = "sweep.json"  # in the folder of runs: which run is which point of a sweep
 _SEED = re.compile(r"(stage\.[^.]+\.)?seed")
 _Entry = Mapping[str, object]
+_Varied = dict[str, str]  # values by key; a control has no key
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,13 +25,17 @@ class Arm:
 
     label: str
     runs: Mapping[object, Course]
+    whole: str = ""  # its label with the values that all compared arms share
 
     @property
     def unfinished(self) -> list[str]:
         """Each unfinished run, and its progress."""
         told = [course.told for course in self.runs.values()]
-        at = [(run.folder.name, run.unfinished_at) for run in told]
-        return [f"{name} is at step {step}" for name, step in at if step is not None]
+        return [
+            f"{run.folder.name} {'failed' if run.has_failed else 'is'} at step {run.unfinished_at}"
+            for run in told
+            if run.unfinished_at is not None
+        ]
 
 
 def arms_of(folders: Sequence[Path], half: Half | None = None) -> list[Arm]:
@@ -39,21 +44,43 @@ def arms_of(folders: Sequence[Path], half: Half | None = None) -> list[Arm]:
     share_clock(courses)
     points = {folder: _points(folder) for folder in {course.folder.parent for course in courses}}
     groups: dict[str, list[Course]] = {}
-    swept: dict[str, str] = {}
+    swept: dict[str, _Varied] = {}
     for course in courses:
-        label = points[course.folder.parent].get(course.folder.name, "")
-        told = [course.told.name, label or course.told.settings]
+        point = points[course.folder.parent].get(course.folder.name)
+        told = [course.told.name, list(point.items()) if point else course.told.settings]
         key = json.dumps(told, sort_keys=True, default=str)
         groups.setdefault(key, []).append(course)
-        if label:
-            swept[key] = label
+        if point:
+            swept[key] = point
     others = [group for key, group in groups.items() if key not in swept]
     named = iter(labels([Group([_finished(each) for each in group]) for group in others]))
-    said = [swept[key] if key in swept else next(named) for key in groups]
+    shared = _shared([*swept.values()]) if len(groups) == len(swept) > 1 else frozenset()
+    said = [_said(swept[key], shared) if key in swept else next(named) for key in groups]
     return [
-        _arm(label if said.count(label) == 1 else f"{runs[0].told.name} {label}", runs)
-        for label, runs in zip(said, groups.values(), strict=True)
+        _arm(_unique(label, said, runs), runs, _said(swept.get(key, {})))
+        for label, (key, runs) in zip(said, groups.items(), strict=True)
     ]
+
+
+def _unique(label: str, all_labels: Sequence[str], runs: Sequence[Course]) -> str:
+    """With the runs' name in front if other arms have the same label."""
+    name = runs[0].told.name
+    return label if label and all_labels.count(label) == 1 else f"{name} {label}".rstrip()
+
+
+def _shared(points: Sequence[_Varied]) -> frozenset[tuple[str, str]]:
+    """The values that all points have, apart from controls that lack what varies."""
+    values = [frozenset(point.items()) for point in points if any(point)]
+    return frozenset.intersection(*values) if values else frozenset()
+
+
+def _said(point: _Varied, shared: frozenset[tuple[str, str]] = frozenset()) -> str:
+    """A point's values in words, without those that all have."""
+    return " ".join(
+        f"{key}={each}" if key else each
+        for key, each in point.items()
+        if (key, each) not in shared or not key
+    )
 
 
 def _finished(course: Course) -> Told:
@@ -61,19 +88,22 @@ def _finished(course: Course) -> Told:
     return replace(course.told, unfinished_at=None)
 
 
-def _arm(label: str, courses: Sequence[Course]) -> Arm:
+def _arm(label: str, courses: Sequence[Course], whole: str) -> Arm:
     runs: dict[object, Course] = {}
     for course in courses:
         seed = course.told.seed
         if seed in runs:
             both = f"{runs[seed].folder} and {course.folder}"
-            raise UsageError(f"{both} are the same run: both have seed {seed}; leave one out")
+            raise UsageError(
+                f"{both} both have seed {seed} and differ in nothing else, or only in the seed of "
+                "an earlier stage: runs are paired by their own seed, so leave one out"
+            )
         runs[seed] = course
-    return Arm(label, runs)
+    return Arm(label, runs, whole)
 
 
-def _points(out: Path) -> dict[str, str]:
-    """The label of each run from sweeps in a folder of runs; "" if nothing is varied."""
+def _points(out: Path) -> dict[str, _Varied]:
+    """What each run of sweeps in a folder of runs varies; nothing where nothing is varied."""
     try:
         entries = json.loads((out / SWEEP).read_text("utf-8"))["points"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -81,14 +111,14 @@ def _points(out: Path) -> dict[str, str]:
     known = [entry for entry in entries if _is_entry(entry)] if isinstance(entries, list) else []
     values: dict[str, set[str]] = {}
     for entry in known:
-        values.setdefault(_control(entry), set()).add(_values(entry))
-    found: dict[str, str] = {}
+        values.setdefault(_control(entry), set()).add(json.dumps(_values(entry)))
+    found: dict[str, _Varied] = {}
     for entry in known:
         control = _control(entry)
         # A control shared by several points is labelled once: it lacks what they vary.
         shared = control and len(values[control]) == 1
-        said = ["" if shared else _values(entry), control]
-        found[Path(str(entry.get("run"))).name] = " ".join(filter(None, said))
+        said = {} if shared else _values(entry)
+        found[Path(str(entry.get("run"))).name] = said | ({"": control} if control else {})
     return found
 
 
@@ -100,12 +130,12 @@ def _control(entry: _Entry) -> str:
     return str(entry.get("control") or "")
 
 
-def _values(entry: _Entry) -> str:
+def _values(entry: _Entry) -> dict[str, str]:
     """The varied values of a point except the seed, without the name of its own stage."""
     sets, own = entry.get("sets", {}), f"stage.{entry.get('stage')}."
     assert isinstance(sets, Mapping)
     varied = {key: each for key, each in sets.items() if not _SEED.fullmatch(key)}
-    return " ".join(f"{key.removeprefix(own)}={each}" for key, each in varied.items())
+    return {key.removeprefix(own): str(each) for key, each in varied.items()}
 
 
 def chosen(arms: Sequence[Arm], baseline: str | None) -> Arm:
@@ -115,7 +145,7 @@ def chosen(arms: Sequence[Arm], baseline: str | None) -> Arm:
     """
     if baseline is None:
         return arms[0]
-    exact = [arm for arm in arms if baseline in (arm.label, *_names(arm))]
+    exact = [arm for arm in arms if baseline in (arm.label, arm.whole, *_names(arm))]
     found = exact or [arm for arm in arms if any(baseline in name for name in _all_names(arm))]
     if len(found) == 1:
         return found[0]
@@ -131,4 +161,4 @@ def _names(arm: Arm) -> list[str]:
 
 
 def _all_names(arm: Arm) -> list[str]:
-    return [arm.label, *(course.told.name for course in arm.runs.values())]
+    return [arm.label, arm.whole, *(course.told.name for course in arm.runs.values())]

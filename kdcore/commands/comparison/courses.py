@@ -89,6 +89,12 @@ class Course:
             return None
         return Path(model).parent.name
 
+    @property
+    def lowers_its_rate(self) -> bool:
+        """Whether its learning rate falls until the end."""
+        train = read_settings(self.folder).get("train", {})
+        return not str(train.get("schedule", "cosine")).startswith("constant")
+
     def metrics(self) -> list[str]:
         """The names of all numbers from its evaluations, such as "eval/nll"."""
         found = {k: None for e in self.evaluations for k, v in e.items() if _is_score(k, v)}

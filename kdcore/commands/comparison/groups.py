@@ -39,6 +39,11 @@ class Told:
     history: History = field(default_factory=History, repr=False, compare=False)
 
     @property
+    def has_failed(self) -> bool:
+        """Whether its last attempt ended with an error; an interruption is none."""
+        return self.failure is not None and not self.failure.startswith("interrupted")
+
+    @property
     def curves(self) -> Mapping[str, Series]:
         """All its measurements, by the keys of metrics.jsonl."""
         return self.history.series

@@ -21,9 +21,9 @@ from kdcore.commands.comparison.courses import (
 )
 from kdcore.document_losses import DocumentLosses
 from kdcore.errors import UsageError, did_you_mean
-from kdcore.runs.reading.history import lower_is_better
 
 PER_TOKEN = ("nll", "perplexity", "kl", "teacher_nll", "agreement")  # means over tokens
+_LATE = 0.9  # of its tokens: a cosine has fallen by 98 %
 OF_ROWS = (*PER_TOKEN, "bits_per_byte")  # measured on held-out rows
 
 
@@ -109,9 +109,12 @@ def known_metric(arms: Sequence[Arm], asked: str) -> str:
 
 
 def compared(
-    arms: Sequence[Arm], baseline: Arm, metric: str, axis: Axis, margin: Margin
+    arms: Sequence[Arm], baseline: Arm, metric: str, axis: Axis, margin: Margin, *, lower: bool
 ) -> list[Compared]:
-    """All other arms against the baseline. Raises UsageError for incomparable ones."""
+    """All other arms against the baseline; whether a lower metric is better.
+
+    Raises UsageError for incomparable ones.
+    """
     others = [arm for arm in arms if arm is not baseline]
     every = [list(_pairs(baseline, arm, metric, axis)) for arm in others]
     for pairs in every:
@@ -119,9 +122,16 @@ def compared(
             _refuse(pair, metric, axis)
     found = [_difference(pairs, metric) for pairs in every]
     margins = [margin.of(_base(pairs)) for pairs in every]
-    judged = judge([each for each, _ in found], margins, lower_is_better=lower_is_better(metric))
+    judged = judge([each for each, _ in found], margins, lower_is_better=lower)
     return [
-        Compared(arm, pairs, each, wide, judgement, [*_said_of(baseline, arm), *notes])
+        Compared(
+            arm,
+            pairs,
+            each,
+            wide,
+            judgement,
+            [*_said_of(baseline, arm), *_said_of_pairs(baseline, arm, pairs, metric), *notes],
+        )
         for arm, pairs, (each, notes), wide, judgement in zip(
             others, every, found, margins, judged, strict=True
         )
@@ -224,13 +234,33 @@ def _of_documents(pair: Pair, metric: str) -> tuple[np.ndarray, np.ndarray] | No
 
 def _said_of(baseline: Arm, arm: Arm) -> Iterator[str]:
     """Notes on seeds without a partner, and on arms that started from trained weights."""
-    for each in (baseline, arm):
-        first = next(iter(each.runs.values()))
-        if (begun_with := first.begun_with) is not None:
-            yield f"{each.label} began with the weights of {begun_with}, whose cost is not counted"
+    began = [(each.label, next(iter(each.runs.values())).begun_with) for each in (baseline, arm)]
+    for label, begun_with in began if began[0][1] != began[1][1] else ():
+        if begun_with is not None:
+            yield f"{label} began with the weights of {begun_with}, whose cost is not counted"
     for one, other in ((baseline, arm), (arm, baseline)):
         if alone := [str(seed) for seed in one.runs if seed not in other.runs]:
             said = "seed {} of {} has no partner and is left out"
             if len(alone) > 1:
                 said = "seeds {} of {} have no partner and are left out"
             yield said.format(", ".join(alone), one.label)
+
+
+def _said_of_pairs(baseline: Arm, arm: Arm, pairs: Sequence[Pair], metric: str) -> Iterator[str]:
+    """Notes on equal scores, and on an arm that is read long before its end."""
+    if pairs and not any(pair.difference for pair in pairs):
+        yield "each pair has the same score twice: what differs has no effect on this metric"
+    for n, each in enumerate((baseline, arm)):
+        shares = [_share(pair, n, metric) for pair in pairs]
+        if shares and fmean(shares) < _LATE and any(c.lowers_its_rate for c in each.runs.values()):
+            yield (
+                f"{each.label} is read after {fmean(shares):.0%} of its tokens, before its "
+                "learning rate has fallen as in a run of that length"
+            )
+
+
+def _share(pair: Pair, n: int, metric: str) -> float:
+    """The share of a run's tokens after which it is read: 0 the baseline, 1 the other."""
+    course = (pair.baseline, pair.other)[n]
+    end = course.end(metric, "tokens")
+    return pair.readings[n].tokens / end if end else 1.0

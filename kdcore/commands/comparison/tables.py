@@ -19,9 +19,9 @@ from kdcore.commands.comparison.arms import Arm
 from kdcore.commands.comparison.courses import Axis, Half
 from kdcore.commands.comparison.paired import Compared, Margin
 from kdcore.commands.fitting import Column, Fitting
-from kdcore.runs.reading.history import lower_is_better
 from kdcore.terminal.formatting import count, duration, value
 
+_SAME = 1e-3  # relative difference of token counts within which they are one
 _WORDS = {
     "eval/nll": "validation loss (nats per token)",
     "eval/bits_per_byte": "validation bits per byte",
@@ -39,6 +39,7 @@ class Comparison:
     axis: Axis
     margin: Margin
     rows: Sequence[Compared]
+    lower: bool  # is better
     refused: str | None = None
     half: Half | None = None  # of the held-out documents
 
@@ -75,7 +76,7 @@ class Comparison:
 
 def title(found: Comparison) -> str:
     """What is compared, and which direction is better."""
-    way = "lower" if lower_is_better(found.metric) else "higher"
+    way = "lower" if found.lower else "higher"
     base = found.baseline.label
     return f"{found.words}, {way} is better: against {base}, {found.budget}"
 
@@ -173,13 +174,20 @@ def notes(found: Comparison) -> Iterator[str]:
 
 def place(found: Comparison, row: Compared) -> str:
     """The point of comparison on the axis."""
-    tokens, one, other = row.at
+    _, one, other = row.at
     kind = "CPU time" if found.counts_cpu_seconds else "running"
     if found.axis == "tokens":
         took = f", which took {duration(one)} and {duration(other)}" if one == one else ""
         took += " of CPU time" if took and found.counts_cpu_seconds else ""
-        return f"after {count(tokens)} tokens{took}"
+        return f"after {_tokens(row)} tokens{took}"
     return f"after {duration(one)} of {kind}, evaluations included"
+
+
+def _tokens(row: Compared) -> str:
+    """The number; the lowest and the highest if pairs were read at different ones."""
+    low, *_, high = sorted([pair.readings[1].tokens for pair in row.pairs] * 2)
+    same = high - low <= _SAME * high
+    return count(high) if same else f"{count(low)} to {count(high)}"
 
 
 def sentence(found: Comparison, row: Compared) -> str:
@@ -201,7 +209,9 @@ def sentence(found: Comparison, row: Compared) -> str:
     if row.found.documents:
         counted += f" and {row.found.documents:,} held-out documents, both counted as random"
     corrected = f"; {found.correction}" if found.correction else ""
-    return f"{head} {found.budget}: {means} ({between}; {counted}{corrected})."
+    unfinished = [*found.baseline.unfinished, *row.arm.unfinished]
+    rest = f" Unfinished: {', '.join(unfinished)}." if unfinished else ""
+    return f"{head} {found.budget}: {means} ({between}; {counted}{corrected}).{rest}"
 
 
 def _without_verdict(found: Comparison, row: Compared, means: str, between: str) -> str:

@@ -11,7 +11,10 @@ from kdcore.runs.reading.metrics import is_part
 from kdcore.terminal.formatting import plain
 
 POINTS = 256  # exceeds any terminal's width
-_FALLING = re.compile(r"(^|[/_.-])(loss|nll|ce|kl|perplexity|bits|error|divergence)($|[/_.-])")
+_FALLING = re.compile(
+    r"(^|[/_.-])(loss|nll|ce|kl|jsd|tvd|perplexity|ppl|bits|error|mse|rmse|mae|wer|cer|brier"
+    r"|distance|divergence)($|[/_.-])"
+)
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _STEEP = 3.0  # ratio of highest to lowest value above which a curve is drawn logarithmically
 

@@ -10,11 +10,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from whole_runs import recipe_text
 
 from kdcore.analysis import hours
-from kdcore.analysis.hours import Hours, Rates, measured, predicted
+from kdcore.analysis.hours import Rates, measured, predicted
 from kdcore.analysis.plan import plans_of
 from kdcore.analysis.work import NOTHING, Cost, Work, shape_of
 from kdcore.plugin.manager import PluginManager
 from kdcore.recipe.recipe import read_recipe
+from kdcore.runs.runner import RunRequest, run_all
 
 ROWS, TIME = 4, 32
 RATES = Rates("cpu", 1e9, 1e9)
@@ -69,6 +70,17 @@ def test_frozen_weights_and_activations_made_again():
     assert frozen.student.parameters == 0 and frozen.step(100, 16).bytes < work.step(100, 16).bytes
 
 
+def test_the_speed_of_one_thread_leaves_out_the_time_of_others(monkeypatch):
+    clocks = SimpleNamespace(
+        process_time=iter(range(10**6)).__next__,  # a second at each look
+        perf_counter=iter(range(0, 10**9, 1000)).__next__,
+    )
+    monkeypatch.setattr(hours, "time", clocks)
+    for threads, seconds in ((1, 1), (2, 1000)):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        assert hours._fastest(lambda: None, torch.device("cpu")) == seconds
+
+
 def test_a_gpu_computes_while_its_host_prepares():
     cost = Cost(1e9, 1e9, 1e6)
     busy = 1 / 0.55 + 1 / 0.85
@@ -121,14 +133,29 @@ use = "kl"
     stored = '"cached"\nkind = "topk"\nk = 8\nteacher = {use = "hf", model = "@big"}'
     found = {}
     for name, text in (("plain", plain), ("stored", RECIPE + stages.format(use=stored))):
-        recipe, plans = planned(host, tmp_path, monkeypatch, text)
+        _, plans = planned(host, tmp_path, monkeypatch, text)
         found[name] = plans[-1].estimate.work
-        if name == "stored":
-            guess = Hours(1.0, "predicted", "x")
-            other = measured(recipe, plans[-1], host, tmp_path, guess)
-            assert other.how == "predicted" and "a teacher's store is to be filled" in other.why
     assert (len(found["plain"].teachers), len(found["plain"].stored)) == (1, 0)
     assert (len(found["stored"].teachers), len(found["stored"].stored)) == (0, 1)
+
+
+@pytest.mark.slow
+def test_a_teacher_counts_where_it_is_read(host, tmp_path, monkeypatch):
+    stages = """
+[stage.big]
+[stage.small]
+teacher = {use = "hf", model = "@big"}
+"""
+    kl, agreement = (
+        '[[stage.small.loss]]\nuse = "kl"\n',
+        '[[stage.small.eval]]\nuse = "agreement"\n',
+    )
+    for more, trains, evaluates in ((kl, 1, 0), (agreement, 0, 1), (kl + agreement, 1, 1)):
+        _, plans = planned(host, tmp_path, monkeypatch, RECIPE + stages + more)
+        work = plans[-1].estimate.work
+        assert (len(work.teachers), len(work.evaluated)) == (trains, evaluates)
+        alone = replace(work, evaluated=())
+        assert (work.reading(100, 16) == alone.reading(100, 16)) is not bool(evaluates)
 
 
 @pytest.mark.slow
@@ -153,13 +180,55 @@ def test_real_steps_leave_nothing_behind(host, tmp_path, monkeypatch):
 
 def test_measured_evaluations_count_as_often_as_there_are_some(host, tmp_path, monkeypatch):
     trial = hours._Trial(5, step=(0.5, 0.25), evaluation=(3.0, 2.0), on_gpu=False)
-    monkeypatch.setattr(hours, "_tried", lambda *asked: trial)
+    monkeypatch.setattr(hours, "_tried", lambda *asked, keeps: (trial, trial))
     recipe, (plan,) = planned(host, tmp_path, monkeypatch)
     found = measured(recipe, plan, host, tmp_path, predicted(plan))
     times = 4 + 1  # of 40 steps, each 10, and before the first
     assert (found.seconds, found.cpu_seconds) == (40 * 0.5 + times * 3, 40 * 0.25 + times * 2)
-    monkeypatch.setattr(hours, "_tried", lambda *asked: replace(trial, on_gpu=True))
+    monkeypatch.setattr(hours, "_tried", lambda *asked, keeps: (replace(trial, on_gpu=True), trial))
     assert measured(recipe, plan, host, tmp_path, predicted(plan)).cpu_seconds is None
+
+
+STORED = """
+[stage.big]
+[stage.small.selection]
+use = "rho"
+keep = 0.5
+reference = {use = "cached", teacher = {use = "hf", model = "@big"}}
+"""
+
+
+def test_the_first_epoch_and_the_first_evaluation_fill_a_store(host, tmp_path, monkeypatch):
+    first = hours._Trial(5, step=(0.5, 0.25), evaluation=(3.0, 2.0), on_gpu=False)
+    later = hours._Trial(5, step=(0.1, 0.05), evaluation=(1.0, 0.5), on_gpu=False)
+    asked = []
+    monkeypatch.setattr(
+        hours, "_tried", lambda *of, keeps: (asked.append(keeps), (first, later))[1]
+    )
+    recipe, plans = planned(host, tmp_path, monkeypatch, RECIPE + STORED, ["train.steps=60"])
+    plan, evaluations = plans[-1], 6 + 1  # each 10 steps, and before the first
+    filling = -(-plan.in_epoch // plan.stage.train.drawn)
+    assert 0 < filling < 60
+    found = measured(recipe, plan, host, tmp_path, predicted(plan))
+    assert asked == [True] and found.how == "measured" and "once stores are filled" in found.why
+    seconds = 0.5 * filling + 0.1 * (60 - filling) + 3 + (evaluations - 1)
+    cpu = 0.25 * filling + 0.05 * (60 - filling) + 2 + (evaluations - 1) * 0.5
+    assert (found.seconds, found.cpu_seconds) == (pytest.approx(seconds), pytest.approx(cpu))
+
+
+@pytest.mark.slow
+def test_stores_are_filled_apart_from_those_of_the_runs(host, tmp_path, monkeypatch):
+    shorter = ["train.steps=12", "train.eval_every=12"]
+    recipe, (before, plan) = planned(host, tmp_path, monkeypatch, RECIPE + STORED, shorter)
+    run_all(RunRequest("r.toml", tmp_path / "runs", tuple(shorter), stage=before.stage.name), host)
+    there = sorted(tmp_path.rglob("*"))
+    asked = []
+    trial = hours._trial
+    monkeypatch.setattr(hours, "_trial", lambda *of: (asked.append(of[-1]), trial(*of))[1])
+    found = measured(recipe, plan, host, tmp_path / "runs", predicted(plan))
+    assert found.how == "measured" and found.cpu_seconds > 0
+    assert asked == [25, 10]  # the second trial has the steps of the first
+    assert sorted(tmp_path.rglob("*")) == there
 
 
 def test_a_stage_before_that_is_not_finished_is_reported(host, tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -98,14 +99,20 @@ def folder(tmp_path_factory):
     return made
 
 
+COMMAND = ("kdcore", "run", "recipe.toml", "-p", "./plugin.py")
+
+
 def kdcore(folder, *arguments, meddle="0 0 "):
-    """The command, run as a user runs it. `meddle`: at which step which process does what."""
-    command = [sys.executable, "-m", "kdcore", "run", "recipe.toml", "-p", "./plugin.py"]
-    command += ["--log", "meddles", *arguments]
+    """The command, all of whose processes are forks. `meddle`: at which step who does what."""
+    words = (*COMMAND, "--log", "meddles", *arguments)
+    return forked.run(*words, folder=folder, MEDDLE=meddle, OMP_NUM_THREADS="1")
+
+
+def as_typed(folder, *arguments, meddle="0 0 "):
+    """The same, each process of which is a Python that is started as a user starts it."""
+    words = [sys.executable, "-m", *COMMAND, "--log", "meddles", *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MEDDLE": meddle}
-    return subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
+    return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True)
 
 
 def test_a_process_that_starts_all_again_says_why(capfd, tmp_path):
@@ -159,7 +166,7 @@ def assert_same_run(run, alone):
 
 
 def test_two_processes_make_the_same_run(folder, alone):
-    done = kdcore(folder, "--out", "two", "--processes", "2")
+    done = as_typed(folder, "--out", "two", "--processes", "2")
     assert done.returncode == 0, done.stderr
     assert_same_run(run_of(folder, "two"), alone)
     assert done.stderr.count("done after") == 1
@@ -171,18 +178,15 @@ def test_so_do_two_that_another_launcher_started(folder, alone):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     there = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
-    command = [sys.executable, "-m", "kdcore", "run", "recipe.toml", "-p", "./plugin.py"]
+    there |= {"MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
     children = [
-        subprocess.Popen(
-            [*command, "--out", "torchrun"],
-            cwd=folder,
-            env=os.environ
-            | there
-            | {"MASTER_PORT": str(port), "RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": "1"},
+        forked.Begun(
+            *(*COMMAND, "--out", "torchrun"), folder=folder, RANK=rank, LOCAL_RANK=rank, **there
         )
         for rank in "01"
     ]
-    assert [child.wait() for child in children] == [0, 0]
+    said = [child.communicate() for child in children]
+    assert [child.returncode for child in children] == [0, 0], said
     assert_same_run(run_of(folder, "torchrun"), alone)
 
 
@@ -219,12 +223,16 @@ def test_every_signal_leaves_a_checkpoint_of_a_single_process(folder, name, code
     assert (run_of(folder, name) / "checkpoints" / "step-3").is_dir()
 
 
-@pytest.mark.parametrize("stream", ["2>&-", "1>&-", "0<&- 1>&- 2>&-"])
-def test_closed_streams_harm_nothing(folder, stream):
-    command = f"{sys.executable} -m kdcore run recipe.toml -p ./plugin.py --out closed {stream}"
-    done = subprocess.run(command, shell=True, cwd=folder, capture_output=True, check=False)
+@pytest.mark.parametrize("streams", [(2,), (1,), (0, 1, 2)])
+def test_closed_streams_harm_nothing(folder, streams):
+    done = forked.run(*COMMAND, "--out", "closed", folder=folder, closed=streams)
     assert done.returncode == 0
     assert (run_of(folder, "closed") / "final").is_dir()
+
+
+def test_streams_that_a_shell_closed_harm_nothing(folder):
+    command = f"{sys.executable} -m kdcore check recipe.toml -p ./plugin.py 0<&- 1>&- 2>&-"
+    assert subprocess.run(command, shell=True, cwd=folder).returncode == 0
 
 
 @pytest.mark.parametrize("rank", [0, 1])

@@ -5,6 +5,7 @@ import io
 import json
 import math
 import random
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -206,6 +207,36 @@ def test_arms_of_a_sweep_have_its_labels():
     }
 
 
+def test_values_that_all_compared_arms_have_are_not_in_their_labels():
+    points = []
+    for seed in range(3):
+        for stage, loss, lr, control in (
+            ("all", "kl", 1, None),
+            ("rho", "kl", 1, None),
+            ("rho", "kl", 2, None),
+            ("all", "ce", 1, "no-teacher"),
+        ):
+            folder = made(f"r.{stage}", seed, (3.0, 2.0), loss=loss, more=f"lr = {lr}")
+            sets = {"seed": seed, "loss.1.use": "kl", "train.lr": lr}
+            points.append({"sets": sets, "control": control, "stage": stage, "run": folder.name})
+    Path("runs/sweep.json").write_text(json.dumps({"points": points}))
+    at = ("--at", "tokens")
+    assert [row["arm"] for row in rows("r.*", *at, "--baseline", "no-teacher")] == [
+        "r.all train.lr=1",
+        "r.rho train.lr=1",
+        "train.lr=2",
+    ]
+    alike = [str(Path("runs") / each["run"]) for each in points if each["sets"]["train.lr"] == 1]
+    found = rows(*alike, *at, "--baseline", "r.all")
+    assert {(row["baseline"], row["arm"]) for row in found} == {
+        ("r.all", "r.rho"),
+        ("r.all", "no-teacher"),
+    }
+    assert rows("r.*", *at, "--baseline", "loss.1.use=kl train.lr=2")[0]["baseline"] == (
+        "train.lr=2"
+    )
+
+
 def test_a_broken_sweep_file_is_as_none():
     arms()
     Path("runs/sweep.json").write_text('{"points": [3')
@@ -233,6 +264,21 @@ def test_a_run_that_lacks_the_metric_is_named():
     made("r.ce", 0, scores=lambda nll: {"blimp": 0.5})
     folder = made("r.kd", 0, loss="kl")
     assert f"{folder} has not measured eval/blimp" in asked("r.*", "--metric", "blimp", code=2)
+
+
+def test_which_way_is_better_may_be_said():
+    for seed in range(3):
+        made("r.ce", seed, (3.0, 2.0), scores=lambda nll: {"speed": 2.0, "wer": 2.0})
+        made("r.kd", seed, (3.0, 2.0), loss="kl", scores=lambda nll: {"speed": 1.0, "wer": 1.0})
+
+    def verdict(metric, *more):
+        (row,) = rows("r.*", "--baseline", "ce", "--metric", metric, "--at", "tokens", *more)
+        return row["verdict"]
+
+    assert verdict("speed") == "worse" and verdict("speed", "--better", "lower") == "better"
+    assert verdict("wer") == "better" and verdict("wer", "--better", "higher") == "worse"
+    said = asked("r.*", "--baseline", "ce", "--metric", "speed", "--better", "lower")
+    assert "speed, lower is better: against ce" in said
 
 
 def test_other_tokenizers_are_refused_and_bits_per_byte_named():
@@ -327,6 +373,50 @@ def test_weights_that_an_arm_began_with_and_unfinished_runs_are_said():
     said = asked("r.*", "--baseline", "ce")
     assert "kd: kd began with the weights of r.first-12345678, whose cost is not counted" in said
     assert "unfinished: r.ce-" in said and "is at step 100" in said
+    assert re.search(r"as random\)\. Unfinished: r\.ce-\w+ is at step 100\.$", said, re.M)
+
+
+def test_failed_runs_are_said_to_have_failed():
+    arms(seeds=3)
+    folder = next(Path("runs").glob("r.ce*"))
+    (folder / "final").rmdir()
+    for why, said in (("step 2 is not finite", "failed"), ("interrupted after step 3", "is")):
+        (folder / "failure.txt").write_text(f"{why}\n")
+        assert f"unfinished: {folder.name} {said} at step" in asked("r.*", "--baseline", "ce")
+
+
+def test_weights_that_both_arms_began_with_are_not_said():
+    arms(seeds=3)
+    for path in Path("runs").glob("r.*/resolved.toml"):
+        began = '[student]\nmodel = "runs/r.first-12345678/final"\n'
+        path.write_text(path.read_text().replace('[student.config]\nmodel_type = "llama"\n', began))
+    assert "began with" not in asked("r.*", "--baseline", "ce")
+
+
+def test_equal_scores_in_all_pairs_are_said():
+    arms(shift=0.0, jitter=0.0)
+    said = asked("r.*", "--baseline", "ce", "--at", "tokens")
+    assert "kd: each pair has the same score twice: what differs has no effect" in said
+
+
+@pytest.mark.parametrize(
+    ("schedule", "early"),
+    [("", True), ('schedule = "linear"', True), ('schedule = "constant"', False)],
+)
+def test_an_arm_that_is_read_before_its_rate_has_fallen_is_said(schedule, early):
+    for seed in range(3):
+        made("r.ce", seed, (3.0, 2.0, 1.5, 1.0), tokens=2000, more=schedule)
+        made("r.kd", seed, (3.0, 1.0), loss="kl")
+    said = asked("r.*", "--baseline", "ce", "--at", "tokens")
+    assert ("ce is read after 50% of its tokens, before its learning rate" in said) is early
+    assert "kd is read after" not in said
+
+
+def test_pairs_that_are_read_at_different_tokens_have_a_range():
+    for seed in range(3):
+        made("r.ce", seed, (3.0, 1.0 + seed), tokens=1000 + 200 * seed)
+        made("r.kd", seed, (3.0, 1.5 + seed), tokens=1000 + 200 * seed, loss="kl")
+    assert "kd: after 1,000 to 1,400 tokens" in asked("r.*", "--baseline", "ce", "--at", "tokens")
 
 
 def halves():

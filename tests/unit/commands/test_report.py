@@ -5,6 +5,7 @@ import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -152,6 +153,20 @@ def test_gradient_shares_selection_and_cost():
     assert "7.5000" in page.cells and "a processor, threads: 1" in page.cells
 
 
+def test_a_failed_run_and_arms_without_shown_tokens_are_named(monkeypatch):
+    found = SimpleNamespace(run="r", classes=[], rows="", missing="", facts=[])
+    monkeypatch.setattr("kdcore.commands.reporting.tokens.coloured", lambda *of: found)
+    for use in ("rho", "random", "hardest", "entropy", "band", "gls"):
+        folder = made(f"r.{use}", more=f"[selection]\nuse = '{use}'")
+    (folder / "final").rmdir()
+    (folder / "failure.txt").write_text("its node failed\n")
+    command = ["report", "r.*", "--html", "page.html"]
+    assert CliRunner().invoke(app, command).exit_code == 0
+    page = Page(Path("page.html").read_text(encoding="utf-8"))
+    assert "Not shown: tokens of band, gls." in "".join(page.text)
+    assert "failed at step 100" in page.cells
+
+
 def test_a_refusal_stands_in_the_place_of_a_table():
     arms()
     for seed in range(3):
@@ -160,12 +175,14 @@ def test_a_refusal_stands_in_the_place_of_a_table():
     assert "Not compared: r.arm0-" in "".join(page.text)
 
 
-def test_a_place_that_cannot_be_written_is_named():
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [("no/page.html", "cannot write no/page.html"), (".", "cannot write .: it is a folder")],
+)
+def test_a_place_that_cannot_be_written_is_named(place, said):
     arms()
-    done = CliRunner().invoke(
-        app, ["report", "r.*", "--html", "no/page.html"], standalone_mode=False
-    )
-    assert "cannot write no/page.html" in str(done.exception)
+    done = CliRunner().invoke(app, ["report", "r.*", "--html", place], standalone_mode=False)
+    assert said in str(done.exception)
 
 
 # Colours

@@ -3,6 +3,7 @@
 import pytest
 import tomli
 
+from kdcore.errors import UsageError
 from kdcore.recipe.node import Node, Source
 from kdcore.recipe.sweep import label_of, read_sweep
 
@@ -44,6 +45,11 @@ def test_the_command_line_takes_the_place_of_a_key_and_multiplies():
     ]
     assert combinations(read("", "seed=0,1")) == [["seed=0"], ["seed=1"]]
     assert combinations(read("")) == [[]]
+
+
+def test_a_key_may_be_typed_once():
+    with pytest.raises(UsageError, match="--each seed is given twice; name all values in one"):
+        read("", "seed=0", "train.lr=1,2", "seed=1")
 
 
 @pytest.mark.parametrize(

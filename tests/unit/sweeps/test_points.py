@@ -43,7 +43,7 @@ def test_nodes_say_all_that_a_scheduler_needs(host):
     big, one, _ = (node_of(each, Path("runs"), "r.toml") for each in tasks_of(found).values())
     assert big["resources"] == {"gpus": 2, "hours": 0.5} and one["resources"] == {}
     assert one["needs"] == [big["identity"]] and one["finished"] is False
-    assert one["sets"] == ["sweep=", "train.lr=0.5", "stage.small.seed=0"]
+    assert one["sets"] == ["train.lr=0.5", "sweep=", "stage.small.seed=0"]
     command = one["command"]
     assert command[:5] == ["kdcore", "run", "r.toml", "--stage", "small"]
     sets = [each for word, each in pairwise(command) if word == "--set"]
@@ -89,6 +89,14 @@ def test_two_points_that_are_one_run(host):
 def test_a_key_that_is_set_and_varied(host):
     with pytest.raises(RecipeError, match=r"leave --set train.lr=1 out, or type --each train.lr=1"):
         points(host, RECIPE + '\n[sweep]\n"train.lr" = [1.0]\n', sets=("train.lr=1",))
+
+
+@pytest.mark.parametrize("text", [STAGES, STAGES + SWEEP])
+def test_a_sweep_may_be_set(host, text):
+    sets = ('sweep."stage.small.seed"=[5, 6]', 'sweep.controls=["no-teacher"]')
+    found = points(host, text, sets=sets)
+    assert [each.seed for each in found] == [5, 5, 6, 6]
+    assert all(each.recipe.sweep is None for each in found)
 
 
 @pytest.mark.parametrize(
