@@ -24,7 +24,7 @@ from kdcore.data.batch import Rows
 from kdcore.data.encoding import bos_of
 from kdcore.errors import KdcoreError
 from kdcore.guard import call_checked
-from kdcore.models.loading import without_downloads
+from kdcore.models.hub import without_downloads
 from kdcore.recipe.describe import objective_formula, symbols_of
 from kdcore.runs.open import OpenRequest, open_stage
 from kdcore.training.run_state import RunState
@@ -118,7 +118,7 @@ class _Planning:
         taken = config and self._try("memory", lambda: estimate(stage, config, **known))
         self.unknown += [self._said(why) for why in taken.unknown] if taken else []
         steps = self._steps(stage.train, run, rows)
-        found = self._told(ids, rows, taken or None, steps)
+        found = self._stage_plan(ids, rows, taken or None, steps)
         if config is None or not taken or not self.gpus:
             return found
         each = self._try(
@@ -126,7 +126,7 @@ class _Planning:
         )
         return replace(found, processes=each or ())
 
-    def _told(
+    def _stage_plan(
         self, ids: int | None, rows: RowDataset | None, taken: Estimate | None, steps: int | None
     ) -> StagePlan:
         typed = self.recipe.build(self.table.name)

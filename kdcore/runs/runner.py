@@ -86,7 +86,8 @@ class RunRequest:
 def run_recipe(recipe: Recipe, host: PluginManager, request: RunRequest) -> list[Path]:
     """Run every unfinished stage; returns the folder of each stage."""
     done: dict[str, Path] = {}
-    for name in wanted_stages(recipe, request.stage):
+    wanted = wanted_stages(recipe, request.stage)
+    for name in wanted:
         finals = {stage: folder / FINAL for stage, folder in done.items()}
         stage = recipe.build(name, finals)
         texts = {"recipe.toml": recipe.text, "resolved.toml": recipe.resolved(stage)}
@@ -110,6 +111,7 @@ def run_recipe(recipe: Recipe, host: PluginManager, request: RunRequest) -> list
             _log.info("%s is finished: %s is used", stage.run_name, folder)
             stop = 0
         else:
+            _refuse_missing(recipe, request, name, wanted[wanted.index(name) + 1 :])
             bring(accelerator, disk, folder / RESOLVED)
             stage, others = as_begun(stage, folder), list(done.values())
             stop = _run_stage(stage, folder, accelerator, disk, host, texts, others, request)
@@ -121,6 +123,22 @@ def run_recipe(recipe: Recipe, host: PluginManager, request: RunRequest) -> list
             said = f"interrupted; {stage.run_name} is finished, and the same command resumes"
             raise Interrupted(said, stop)
     return list(done.values())
+
+
+def _refuse_missing(recipe: Recipe, request: RunRequest, first: str, later: Sequence[str]) -> None:
+    """Raise RunError before a stage trains whose successor would end for want of a file."""
+    waiting = [
+        name
+        for name in later
+        if not finished(
+            choose_folder(
+                request.out, recipe.run_name(name), recipe.identity(name), fresh=request.fresh
+            )
+        )
+    ]
+    said = [each.message for name in (first, *waiting) for each in recipe.missing.get(name, ())]
+    if said:
+        raise RunError("\n".join(dict.fromkeys(said)))
 
 
 def _finished(accelerator: Accelerator, disk: Disk, folder: Path) -> bool:
@@ -186,7 +204,7 @@ def _run_stage(
         around.enter_context(_explained(folder))
         with main_first(accelerator):
             if accelerator.is_main_process:
-                around.enter_context(locked(folder, _tell_waiting))
+                around.enter_context(locked(folder, _report_waiting))
         if _finished(accelerator, disk, folder):
             _log.info("%s is finished: %s is used", stage.run_name, folder)
             return 0
@@ -208,7 +226,7 @@ def _run_stage(
             return signals.agreed(accelerator, now=True)
 
 
-def _tell_waiting(said: str) -> None:
+def _report_waiting(said: str) -> None:
     _log.info("%s: waiting for it, and continuing the run if that process is gone", said)
 
 
@@ -221,9 +239,9 @@ def _noted(folder: Path) -> Iterator[None]:
         yield
     except Exception as error:
         first = str(error).partition("\n")[0].removesuffix(":")
-        told = first if isinstance(error, KdcoreError) else f"{type(error).__name__}: {first}"
+        message = first if isinstance(error, KdcoreError) else f"{type(error).__name__}: {first}"
         with suppress(OSError):
-            write_whole(path, redact_own_secrets(told) + "\n")
+            write_whole(path, redact_own_secrets(message) + "\n")
         raise
 
 
@@ -313,7 +331,7 @@ def _runs(asked: RunRequest, host: PluginManager) -> list[Path]:
                 "instead of the folder; changes of a run are given with --set and --accept"
             )
         recipe = read_recipe(name, host, sets=asked.sets, logs=asked.logs)
-        _tell_what_differs(recipe, host)
+        _report_differences(recipe, host)
         return run_recipe(recipe, host, request)
     # All recipes of the product are checked before the first one runs.
     recipes = [
@@ -350,7 +368,7 @@ def _folder(asked: RunRequest) -> Path | None:
     return None
 
 
-def _tell_what_differs(recipe: Recipe, host: PluginManager) -> None:
+def _report_differences(recipe: Recipe, host: PluginManager) -> None:
     """For another run's resolved.toml, report differences to that run's env.json."""
     said = describe_differences(recipe.path.parent, host)
     if said:
@@ -365,7 +383,7 @@ def _run_each(
     for label, recipe in recipes:
         for note in recipe.notes:
             _log.info(note)
-        _tell_what_differs(recipe, host)
+        _report_differences(recipe, host)
         if label:
             _log.info("%s: %s", recipe.name, label)
         try:

@@ -20,7 +20,7 @@ from kdcore.models.loading import HALF, precision_of
 from kdcore.models.vocabulary import cut_to, verify_same_ids, warn_tokenizer_mismatch
 from kdcore.objective.columns import check_columns
 from kdcore.objective.hidden_states import HiddenTerms
-from kdcore.objective.losses import tell_untempered
+from kdcore.objective.losses import warn_untempered
 from kdcore.objective.objective import Objective
 from kdcore.objective.teachers import (
     check_positions,
@@ -37,7 +37,7 @@ from kdcore.training.gpu.working_weights import WorkingWeights, check_working_we
 from kdcore.training.micro_batch import chunk_of, micro_batch_of, per_token_for, values_for
 from kdcore.training.rollout_rows import RolloutRows, WrittenAhead
 from kdcore.training.run_state import training_rows
-from kdcore.training.student import check_balance, check_length, make_student
+from kdcore.training.student import check_balance, check_length, make_student, student_config
 from kdcore.training.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -81,6 +81,9 @@ def prepare(
     stage, options = run.recipe, run.recipe.train
     check_working_weights(options, accelerator)
     check_graphs(options, accelerator)
+    # Configs before data: a wrong name is found before hours of tokenising.
+    student_config(stage.student, run.tokenizer)
+    check_positions(reading_our_ids(stage.components()), run.device, stage.data.block)
     with leaders_first(accelerator, disk_of(accelerator, caches())):
         lengths = run.laid("train").lengths
     run.steps = steps_of(options, run.drawn_in_epoch(), lengths)
@@ -123,7 +126,7 @@ def _prepare_losses(run: RunState, hidden: HiddenTerms) -> None:
     stage = run.recipe
     check_columns(run)
     load_teachers(run, stage.components())
-    tell_untempered(stage.teacher, [term.loss for term in stage.terms])
+    warn_untempered(stage.teacher, [term.loss for term in stage.terms])
     run.chunk = chunk_of(run)
     hidden.prepare(run)
 
@@ -176,7 +179,6 @@ def _prepare_student(
     """Make the student; verify it, and the ids that it shares with its teachers."""
     stage = run.recipe
     teachers = reading_our_ids(stage.components())
-    check_positions(teachers, run.device, stage.data.block)
     student = make_student(
         stage.student,
         run.tokenizer,
@@ -258,7 +260,7 @@ def optimizer_of(
     sharded: bool = False,
 ) -> torch.optim.Optimizer:
     """The optimizer of `[train]` over the trained parameters; no weight decay for `learned`."""
-    made = make_optimizer(
+    optimizer = make_optimizer(
         options.optimizer,
         model,
         lr=options.lr,
@@ -268,8 +270,8 @@ def optimizer_of(
         sharded=sharded,
     )
     if more := list(learned.parameters()) if learned is not None else []:
-        made.add_param_group({"params": more, "weight_decay": 0.0})
-    return made
+        optimizer.add_param_group({"params": more, "weight_decay": 0.0})
+    return optimizer
 
 
 def rate_of(options: TrainOptions, steps: int) -> Callable[[int], float]:
