@@ -3,7 +3,7 @@
 import signal
 from pathlib import Path
 
-import forked
+import forks
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -63,7 +63,7 @@ def test_a_projection_survives_a_kill(host):
     kill = "__import__('os').kill(__import__('os').getpid(), 9)"
     text = KILLER.format(step=4, name="one.one").replace("raise KeyboardInterrupt", kill)
     Path("killer.py").write_text(text)
-    killed = forked.run("kdcore", "run", "one.toml", "-p", "./killer.py")
+    killed = forks.run("kdcore", "run", "one.toml", "-p", "./killer.py")
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     _, ended = run(host)
     assert metrics(ended) == metrics(whole)
@@ -81,7 +81,7 @@ def test_a_projection_survives_a_kill(host):
 def test_two_processes_learn_the_same_projection(host):
     _, whole = run(host, out=Path("whole"))
     both = ("kdcore", "run", "one.toml", "--processes", "2")
-    done = forked.run(*both, ACCELERATE_USE_CPU="true")
+    done = forks.run(*both, ACCELERATE_USE_CPU="true")
     assert done.returncode == 0, done.stderr
     (two,) = Path("runs").glob("one.one-*")
     for key, each in learned(whole).items():

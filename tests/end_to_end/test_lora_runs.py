@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-import forked
+import forks
 import pytest
 import tiny
 import torch
@@ -213,7 +213,7 @@ def test_an_ended_run_goes_on_to_the_same_end(host, sets):
 def test_two_processes_leave_what_one_leaves(host, merge):
     (one,) = run(host, merge, stage="big", out=Path("whole"))
     words = ("kdcore", "run", "mine.toml", "--stage", "big", "--processes", "2")
-    done = forked.run(*words, ACCELERATE_USE_CPU="true")
+    done = forks.run(*words, ACCELERATE_USE_CPU="true")
     assert done.returncode == 0, done.stderr
     (two,) = Path("runs").iterdir()
     assert metrics(two, "eval/nll") == pytest.approx(metrics(one, "eval/nll"), rel=1e-5)

@@ -5,7 +5,7 @@ import shutil
 import signal
 from pathlib import Path
 
-import forked
+import forks
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -103,7 +103,7 @@ def test_a_killed_run_writes_and_learns_the_same(host, step):
     kill = "__import__('os').kill(__import__('os').getpid(), 9)"
     text = KILLER.format(step=step, name="one").replace("raise KeyboardInterrupt", kill)
     Path("killer.py").write_text(text)
-    killed = forked.run("kdcore", "run", "one.toml", "-p", "./killer.py")
+    killed = forks.run("kdcore", "run", "one.toml", "-p", "./killer.py")
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     (ended,) = run(host)
     assert timeless(ended) == timeless(whole)
@@ -116,7 +116,7 @@ def test_two_processes_write_what_one_writes_and_go_on_from_its_checkpoint(host)
     (one,) = run(host, out=Path("whole"), sets=sets)
     words = [word for each in sets for word in ("--set", each)]
     both = ["kdcore", "run", "one.toml", "--processes", "2", *words]
-    done = forked.run(*both, "--out", "both", ACCELERATE_USE_CPU="true")
+    done = forks.run(*both, "--out", "both", ACCELERATE_USE_CPU="true")
     assert done.returncode == 0, done.stderr
     (two,) = Path("both").iterdir()
     first = [line for line in written(one).splitlines() if json.loads(line)["step"] <= 4]
@@ -127,7 +127,7 @@ def test_two_processes_write_what_one_writes_and_go_on_from_its_checkpoint(host)
     (begun,) = Path("runs").iterdir()
     kept = load_file(newest(begun / "checkpoints") / "components.safetensors")
     assert [key for key in kept if key.startswith("written/3/ids")], "what is not trained yet"
-    done = forked.run(*both, ACCELERATE_USE_CPU="true")
+    done = forks.run(*both, ACCELERATE_USE_CPU="true")
     assert done.returncode == 0, done.stderr
     assert written(begun) == written(one)
     for alone, together in zip(timeless(one), timeless(begun), strict=True):

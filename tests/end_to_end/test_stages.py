@@ -6,7 +6,7 @@ import signal
 from contextlib import ExitStack
 from pathlib import Path
 
-import forked
+import forks
 import pytest
 import torch
 
@@ -161,7 +161,7 @@ def test_a_killed_run_goes_on_to_the_same_end(host):
             "raise KeyboardInterrupt", "__import__('os').kill(__import__('os').getpid(), 9)"
         )
     )
-    killed = forked.run("kdcore", "run", "one.toml", "-p", "./killer.py")
+    killed = forks.run("kdcore", "run", "one.toml", "-p", "./killer.py")
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     (ended,) = run(host)
     assert metrics(ended) == metrics(whole)
@@ -172,13 +172,11 @@ def test_a_killed_run_goes_on_to_the_same_end(host):
 def test_two_processes_give_what_one_gives(host, launcher):
     (one,) = run(host, out=Path("whole"))
     if launcher == "kdcore":
-        done = forked.run(
-            "kdcore", "run", "one.toml", "--processes", "2", ACCELERATE_USE_CPU="true"
-        )
+        done = forks.run("kdcore", "run", "one.toml", "--processes", "2", ACCELERATE_USE_CPU="true")
     else:
         launch = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
         launch += ["--main_process_port", "0", "-m", "kdcore", "run", "one.toml"]
-        done = forked.run(*launch, ACCELERATE_USE_CPU="true")
+        done = forks.run(*launch, ACCELERATE_USE_CPU="true")
     assert done.returncode == 0, done.stderr
     (two,) = Path("runs").iterdir()
     for alone, together in zip(metrics(one), metrics(two), strict=True):

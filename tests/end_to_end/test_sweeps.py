@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import forked
+import forks
 import pytest
 import tomli
 import torch
@@ -88,7 +88,7 @@ def test_controls_begin_with_the_same_weights_and_read_the_same_rows(monkeypatch
 
 
 def kdcore(*words):
-    done = forked.run("kdcore", *words)
+    done = forks.run("kdcore", *words)
     return done.returncode, done.stdout, done.stderr
 
 
@@ -126,7 +126,7 @@ def test_an_interrupt_ends_the_workers_with_checkpoints():
     Path("r.toml").write_text(
         RECIPE.replace("steps = 4", "steps = 100000") + "[sweep]\nseed = [0, 1]"
     )
-    child = forked.Begun("kdcore", "sweep", "r.toml", "--on", "local:2")
+    child = forks.Begun("kdcore", "sweep", "r.toml", "--on", "local:2")
     while len(list(Path().glob("runs/r-*/checkpoints/step-*"))) < 2:
         assert child.poll() is None
     child.send_signal(signal.SIGINT)
@@ -134,7 +134,7 @@ def test_an_interrupt_ends_the_workers_with_checkpoints():
     assert child.returncode == 130 and "the same command resumes the sweep" in err
     logs = [path.read_text() for path in Path().glob("runs/.sweep/r/*.log")]
     assert len(logs) == 2 and all("a checkpoint is written" in log for log in logs)
-    child = forked.Begun("kdcore", "sweep", "r.toml")
+    child = forks.Begun("kdcore", "sweep", "r.toml")
     while not owner_has_begun():
         assert child.poll() is None
     code, _, err = kdcore("sweep", "r.toml", "--cancel")

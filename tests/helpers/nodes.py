@@ -2,7 +2,7 @@
 
 import socket
 
-from forked import Begun
+from forks import Begun
 
 TORCHRUN = "torch.distributed.run"  # what the command of this name is
 HARM = """

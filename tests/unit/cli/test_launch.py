@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import forked
+import forks
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -105,7 +105,7 @@ COMMAND = ("kdcore", "run", "recipe.toml", "-p", "./plugin.py")
 def kdcore(folder, *arguments, meddle="0 0 "):
     """The command, all of whose processes are forks. `meddle`: at which step who does what."""
     words = (*COMMAND, "--log", "meddles", *arguments)
-    return forked.run(*words, folder=folder, MEDDLE=meddle, OMP_NUM_THREADS="1")
+    return forks.run(*words, folder=folder, MEDDLE=meddle, OMP_NUM_THREADS="1")
 
 
 def as_typed(folder, *arguments, meddle="0 0 "):
@@ -180,7 +180,7 @@ def test_so_do_two_that_another_launcher_started(folder, alone):
     there = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
     there |= {"MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
     children = [
-        forked.Begun(
+        forks.Begun(
             *(*COMMAND, "--out", "torchrun"), folder=folder, RANK=rank, LOCAL_RANK=rank, **there
         )
         for rank in "01"
@@ -225,7 +225,7 @@ def test_every_signal_leaves_a_checkpoint_of_a_single_process(folder, name, code
 
 @pytest.mark.parametrize("streams", [(2,), (1,), (0, 1, 2)])
 def test_closed_streams_harm_nothing(folder, streams):
-    done = forked.run(*COMMAND, "--out", "closed", folder=folder, closed=streams)
+    done = forks.run(*COMMAND, "--out", "closed", folder=folder, closed=streams)
     assert done.returncode == 0
     assert (run_of(folder, "closed") / "final").is_dir()
 
