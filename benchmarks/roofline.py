@@ -29,7 +29,7 @@ CASTS = 12  # a micro-batch: weights to half, gradients from half and onto those
 LOGIT_PASSES = {"ce": 6, "kl": 14, "scores": 3}  # over float32 logits: compiled losses, casts
 KEPT = 34, 6  # bytes of activations a token and layer: so many times width and inner width
 KERNELS = {"llama": (143, 39), "qwen2": (152, 39), "gpt2": (143, 39)}  # trained; half, forward
-OUTSIDE = 65  # kernels of a micro-batch beside the layers
+OUTSIDE = 65  # kernels of a micro-batch in addition to the layers
 DRAWING = 20  # kernels that draw a token of each answer
 WEIGHTS = {"student": 8, "teacher": 2}  # bytes a parameter that writing a token reads, and casts
 LIBRARIES = 0.6e9  # bytes of CUDA and its kernels
@@ -108,7 +108,7 @@ def rows_at_once(stage: Stage, card: Card) -> int:
 
 
 def moved(stage: Stage, micro_batches: int) -> float:
-    """Bytes that a step moves besides what the large products do."""
+    """Bytes that a step moves in addition to the large products."""
     student, teachers = stage.models
     tokens = stage.rows * stage.tokens
     updated = 0 if stage.lora else student.parameters

@@ -1,4 +1,4 @@
-"""Measure how a Python package is laid out: sizes of files and functions, circles, public names.
+"""Measure the layout of a Python package: sizes of files and functions, circles, public names.
 
     python benchmarks/structure.py                     kdcore's engine, its verbs, and the plugins
     python benchmarks/structure.py FOLDER [FOLDER...]  packages by their folders, each a line

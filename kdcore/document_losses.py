@@ -53,11 +53,11 @@ class DocumentLosses:
 
         path = path_of(folder, step)
         path.parent.mkdir(exist_ok=True)
-        beside = path.with_name(f".{path.name}.partial")
+        partial = path.with_name(f".{path.name}.partial")
         arrays = {name: np.ascontiguousarray(getattr(self, name)) for name in _ARRAYS}
-        beside.write_bytes(save(arrays, {"rows": self.rows, "step": str(step)}))
-        sync(beside)
-        beside.replace(path)
+        partial.write_bytes(save(arrays, {"rows": self.rows, "step": str(step)}))
+        sync(partial)
+        partial.replace(path)
 
 
 def path_of(folder: Path, step: int) -> Path:

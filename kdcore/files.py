@@ -14,25 +14,25 @@ from uuid import uuid4
 
 def write_whole(path: Path, text: str) -> None:
     """Write a text atomically: readers see the old or the new one, never part of it."""
-    beside = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(f".{path.name}.partial")
     try:
-        beside.write_text(text)
-        sync(beside)
-        beside.replace(path)
+        partial.write_text(text)
+        sync(partial)
+        partial.replace(path)
     except OSError:
         with suppress(OSError):
-            beside.unlink(missing_ok=True)
+            partial.unlink(missing_ok=True)
         raise
 
 
-def move_into_place(beside: Path, target: Path) -> None:
+def move_into_place(source: Path, target: Path) -> None:
     """Rename a completely written folder to its place, replacing what is there."""
-    for path in beside.iterdir():
+    for path in source.iterdir():
         sync(path)
-    sync(beside)
+    sync(source)
     if target.exists():
         shutil.rmtree(target)
-    beside.rename(target)
+    source.rename(target)
     sync(target.parent)
 
 

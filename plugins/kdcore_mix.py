@@ -45,7 +45,7 @@ class Mix(Data):
     buffer: Annotated[int, Field(ge=1)] = 4096
 
     def __post_init__(self) -> None:
-        self._laid: dict[tuple[str, str], tuple[object, Rows]] = {}
+        self._datasets: dict[tuple[str, str], tuple[object, Rows]] = {}
         if self.shares is not None and self.shares.keys() != self.members.keys():
             names = ", ".join(self.members)
             raise ValueError(f"shares names the members, which are {names}, each once")
@@ -88,42 +88,44 @@ class Mix(Data):
         self, split: str, tokenizer: PreTrainedTokenizerBase, *, seed: int, epoch: int
     ) -> Rows:
         """The members' rows, combined."""
-        laid = {name: self._rows_of(name, split, tokenizer, seed, epoch) for name in self.members}
+        datasets = {
+            name: self._rows_of(name, split, tokenizer, seed, epoch) for name in self.members
+        }
         if split != "train":
-            return _all_of(split, laid)
+            return _all_of(split, datasets)
         if self.streams:
             return join_streams(
                 split,
-                laid,
-                lambda: _drawn([seed, epoch], list(self._shares(laid))),
+                datasets,
+                lambda: _drawn([seed, epoch], list(self._shares(datasets))),
                 column=MEMBER,
                 seed=[seed, epoch],
                 all_exhausted=self.stop == "all_exhausted",
                 window=self.buffer,
             )
-        return join_rows(split, laid, self._order(laid, seed, epoch), column=MEMBER)
+        return join_rows(split, datasets, self._order(datasets, seed, epoch), column=MEMBER)
 
     def _rows_of(
         self, name: str, split: str, tokenizer: PreTrainedTokenizerBase, seed: int, epoch: int
     ) -> Rows:
         """A member's rows, cached unless they change with the epoch."""
         member = self.members[name]
-        held = self._laid.get((name, split))
+        held = self._datasets.get((name, split))
         if member.fresh_each_epoch or held is None or held[0] is not tokenizer:
             made = member.make_rows(split, tokenizer, seed=seed, epoch=epoch)
-            held = self._laid[name, split] = (tokenizer, made)
+            held = self._datasets[name, split] = (tokenizer, made)
         return held[1]
 
-    def _shares(self, laid: Mapping[str, Rows]) -> Sequence[float]:
+    def _shares(self, datasets: Mapping[str, Rows]) -> Sequence[float]:
         """The normalised share of each member."""
-        given = self.shares or {name: len(rows) for name, rows in laid.items()}  # type: ignore[arg-type]
+        given = self.shares or {name: len(rows) for name, rows in datasets.items()}  # type: ignore[arg-type]
         total = sum(given.values())
-        return [given[name] / total for name in laid]
+        return [given[name] / total for name in datasets]
 
-    def _order(self, laid: Mapping[str, Rows], seed: int, epoch: int) -> np.ndarray:
+    def _order(self, datasets: Mapping[str, Rows], seed: int, epoch: int) -> np.ndarray:
         """The rows of an epoch as pairs (member, row) [rows, 2], one member after another."""
-        sizes = [len(rows) for rows in laid.values()]  # type: ignore[arg-type]
-        wanted = self.counts(sizes, self._shares(laid))
+        sizes = [len(rows) for rows in datasets.values()]  # type: ignore[arg-type]
+        wanted = self.counts(sizes, self._shares(datasets))
         each = [
             np.stack([np.full(count, n), _rows(seed, n, size, epoch * count, count)], axis=1)
             for n, (size, count) in enumerate(zip(sizes, wanted, strict=True))
@@ -156,23 +158,23 @@ def _drawn(seed: Sequence[int], shares: Sequence[float]) -> Iterator[int]:
         yield from generator.choice(len(shares), _AT_ONCE, p=shares).tolist()
 
 
-def _all_of(split: str, laid: Mapping[str, Rows]) -> Rows:
+def _all_of(split: str, datasets: Mapping[str, Rows]) -> Rows:
     """Every row of every member; round-robin if any streams."""
-    if all(hasattr(rows, "__getitem__") and len(rows) for rows in laid.values()):  # type: ignore[arg-type]
-        sizes = [len(rows) for rows in laid.values()]  # type: ignore[arg-type]
+    if all(hasattr(rows, "__getitem__") and len(rows) for rows in datasets.values()):  # type: ignore[arg-type]
+        sizes = [len(rows) for rows in datasets.values()]  # type: ignore[arg-type]
         each = [
             np.stack([np.full(size, n), np.arange(size)], axis=1) for n, size in enumerate(sizes)
         ]
-        return join_rows(split, laid, np.concatenate(each), column=MEMBER)
-    return _in_turn(laid)
+        return join_rows(split, datasets, np.concatenate(each), column=MEMBER)
+    return _in_turn(datasets)
 
 
-def _in_turn(laid: Mapping[str, Rows]) -> Iterable[Row]:
+def _in_turn(datasets: Mapping[str, Rows]) -> Iterable[Row]:
     """Round-robin over the members until all are exhausted."""
-    for rows in zip_longest(*map(iter, laid.values())):
-        for n, (name, row) in enumerate(zip(laid, rows, strict=True)):
+    for rows in zip_longest(*map(iter, datasets.values())):
+        for n, (name, row) in enumerate(zip(datasets, rows, strict=True)):
             if row is not None:
-                yield _of_member(row, name, n, len(laid))
+                yield _of_member(row, name, n, len(datasets))
 
 
 def _of_member(row: Row, name: str, n: int, members: int) -> Row:

@@ -165,10 +165,10 @@ class Prompted(Teacher):
     def _piece(self, batch: Batch, start: int, ids: np.ndarray) -> Piece:
         """The teacher's version of a piece: a context, then the same tokens."""
         columns = columns_of(batch).at(start)
-        told = columns.get(DIALOGUE)
-        if not isinstance(told, str) or self._reteller is None:
+        text = columns.get(DIALOGUE)
+        if not isinstance(text, str) or self._reteller is None:
             return self._behind_text(columns, ids)
-        known = Told.of(told)
+        known = Told.of(text)
         answers = known.answers
         if batch.split.written:
             prompt = _prompt_of(batch, start, len(ids))

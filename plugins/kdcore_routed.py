@@ -51,7 +51,7 @@ class Routed(CombinedTeacher):
     ] = Field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._told = False
+        self._reported = False
         wheres = self._wheres()
         if None in wheres[:-1]:
             raise UsageError(
@@ -71,8 +71,10 @@ class Routed(CombinedTeacher):
         """Reject members that know different numbers of ids."""
         known = {member.ids_known() for member in self.members if member.gives_logits()}
         if len(known) > 1:
-            told = ", ".join("all" if k is None else str(k) for k in sorted(known, key=str))
-            yield f"the members know {told} ids at each position, but all must know the same number"
+            counts = ", ".join("all" if k is None else str(k) for k in sorted(known, key=str))
+            yield (
+                f"the members know {counts} ids at each position, but all must know the same number"
+            )
         for member in self.members:
             if member.gives_parts():
                 yield f"the member {member.name!r} averages losses, but a route needs its logits"
@@ -109,10 +111,10 @@ class Routed(CombinedTeacher):
             return None
         found = torch.zeros(batch.labels.numel(), dtype=torch.bool, device=batch.valid.device)
         for member, some, place, own in self._parts(batch, lambda one, some: one.known(some)):
-            told = member.known(some)
-            if told is not None:
+            covered = member.known(some)
+            if covered is not None:
                 theirs = torch.zeros_like(some.labels, dtype=torch.bool)
-                theirs[some.valid] = told
+                theirs[some.valid] = covered
                 own = own & theirs[place]
             found |= own
         return found[batch.valid]
@@ -145,8 +147,8 @@ class Routed(CombinedTeacher):
         def nll(positions: Tensor, labels: Tensor) -> Tensor:
             found = labels.new_zeros(len(labels), dtype=torch.float32)
             for at, place, own in parts:
-                told = at(place[positions], labels)
-                found = torch.where(own[positions], told, found.to(told.dtype))
+                values = at(place[positions], labels)
+                found = torch.where(own[positions], values, found.to(values.dtype))
             return found
 
         return nll
@@ -183,8 +185,8 @@ class Routed(CombinedTeacher):
             own = free if where is None else free & columns.matches(where)
             found.append(own)
             free = free & ~own
-        if free.any() and not self._told:
-            self._told = True
+        if free.any() and not self._reported:
+            self._reported = True
             _log.warning(
                 "no member of the teacher 'routed' answers for some documents: terms that need the "
                 "teacher leave these out; a last member without `where` would take them"
@@ -215,8 +217,8 @@ def _joined(parts: Sequence[_Part], positions: Tensor) -> Tensor | SparseLogits:
         if len(parts) == 1 or _all_answer_everywhere(positions):
             found = _where(mine, answer(positions), found)
         elif mine.any():
-            told = _spread(answer(positions[mine]), mine)
-            found = _where(mine, told, found)
+            answers = _spread(answer(positions[mine]), mine)
+            found = _where(mine, answers, found)
     return answer(positions) if found is None else found
 
 
@@ -225,37 +227,37 @@ def _all_answer_everywhere(positions: Tensor) -> bool:
     return positions.is_cuda
 
 
-def _spread(told: Tensor | SparseLogits, mine: Tensor) -> Tensor | SparseLogits:
+def _spread(outputs: Tensor | SparseLogits, mine: Tensor) -> Tensor | SparseLogits:
     """Outputs at some positions, scattered to their places among all."""
-    if isinstance(told, SparseLogits):
-        ids, logs, tempered = told
+    if isinstance(outputs, SparseLogits):
+        ids, logs, tempered = outputs
         more = tempered and {at: _spread_one(some, mine) for at, some in tempered.items()}
-        return type(told)(_spread_one(ids, mine), _spread_one(logs, mine), more)
-    return _spread_one(told, mine)
+        return type(outputs)(_spread_one(ids, mine), _spread_one(logs, mine), more)
+    return _spread_one(outputs, mine)
 
 
 def _spread_one(some: Tensor, mine: Tensor) -> Tensor:
-    laid = some.new_zeros(len(mine), *some.shape[1:])
-    laid[mine] = some
-    return laid
+    spread = some.new_zeros(len(mine), *some.shape[1:])
+    spread[mine] = some
+    return spread
 
 
 def _where(
-    mine: Tensor, told: Tensor | SparseLogits, other: Tensor | SparseLogits | None
+    mine: Tensor, own: Tensor | SparseLogits, other: Tensor | SparseLogits | None
 ) -> Tensor | SparseLogits:
     """The output where a position is this member's, else the other output."""
     if other is None:
-        return told
-    if isinstance(told, SparseLogits) and isinstance(other, SparseLogits):
-        mine_tempered, others = told.tempered or {}, other.tempered or {}
+        return own
+    if isinstance(own, SparseLogits) and isinstance(other, SparseLogits):
+        mine_tempered, others = own.tempered or {}, other.tempered or {}
         both = mine_tempered.keys() & others.keys()
         more = {at: torch.where(mine, mine_tempered[at], others[at]) for at in both}
-        ids = torch.where(mine[:, None], told.ids, other.ids)
-        logs = torch.where(mine[:, None], told.log_probabilities, other.log_probabilities)
-        kind = type(told) if isinstance(told, GappedLogits) else type(other)
+        ids = torch.where(mine[:, None], own.ids, other.ids)
+        logs = torch.where(mine[:, None], own.log_probabilities, other.log_probabilities)
+        kind = type(own) if isinstance(own, GappedLogits) else type(other)
         return kind(ids, logs, more or None)
-    assert isinstance(told, Tensor) and isinstance(other, Tensor)
-    return torch.where(mine[:, None], told, other)
+    assert isinstance(own, Tensor) and isinstance(other, Tensor)
+    return torch.where(mine[:, None], own, other)
 
 
 def _none_of(batch: Batch, known: int | None) -> TeacherOutputs:

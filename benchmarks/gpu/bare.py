@@ -99,8 +99,10 @@ class Loop:
             return nll.sum()
         ids = student.shape[-1]
         with torch.no_grad():
-            told = [t(**some, use_cache=False).logits.flatten(0, 1)[valid] for t in self.teachers]
-            teacher = torch.stack([each[:, :ids].float() for each in told]).mean(0) / 2
+            outputs = [
+                t(**some, use_cache=False).logits.flatten(0, 1)[valid] for t in self.teachers
+            ]
+            teacher = torch.stack([each[:, :ids].float() for each in outputs]).mean(0) / 2
         p, q = teacher.log_softmax(-1), (student[:, : teacher.shape[-1]] / 2).log_softmax(-1)
         kl = F.kl_div(q, p, log_target=True, reduction="sum")
         return 0.5 * nll.sum() + 0.5 * kl

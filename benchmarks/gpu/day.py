@@ -6,7 +6,7 @@
 
 Models of the real shapes get random weights; texts are random tokens. Each part is a process of its
 own with a time limit, and its result a JSON file as soon as it is done: what fails is recorded and
-the next one goes on, and a second call does what is missing (`--again`: what failed, too). At the
+the next one starts, and a second call does what is missing (`--again`: what failed, too). At the
 end one Markdown file lies in benchmarks/results/, and what is below its target is printed.
 """
 
@@ -58,27 +58,27 @@ def do(world: World, name: str) -> dict[str, Any]:
         return {"status": "done", "result": part.measure(world)}
     except Skipped as why:
         return {"status": "skipped", "error": str(why)}
-    except (Exception, SystemExit):  # whatever it is, it is recorded, and the next part goes on
+    except (Exception, SystemExit):  # whatever it is, it is recorded, and the next part starts
         return {"status": "failed", "error": traceback.format_exc()}
 
 
 def begin(world: World, part: Part, seconds: float) -> dict[str, Any]:
     """One part in a process of its own; with everything that it started it ends in time."""
     path = report.path_of(world.results, part.name)
-    beside, log = path.with_suffix(".partial"), path.with_suffix(".log")
-    beside.unlink(missing_ok=True)
+    partial, log = path.with_suffix(".partial"), path.with_suffix(".log")
+    partial.unlink(missing_ok=True)
     if world.rehearse:
-        code = forked(lambda: _write(world, part.name, beside), log, seconds)
+        code = forked(lambda: _write(world, part.name, partial), log, seconds)
     else:
-        asked = ["--part", part.name, "--folder", str(world.folder), "--to", str(beside)]
+        asked = ["--part", part.name, "--folder", str(world.folder), "--to", str(partial)]
         code = started([__file__, *asked], environment(world), log, seconds)
     if code is None:
         return {"status": "failed", "error": f"it took more than {seconds:.0f} s"}
-    if not beside.exists():
+    if not partial.exists():
         tail = log.read_text()[-2000:]
         return {"status": "failed", "error": f"{tail}\nit ended with {code}"}
-    found: dict[str, Any] = json.loads(beside.read_text())
-    beside.unlink()
+    found: dict[str, Any] = json.loads(partial.read_text())
+    partial.unlink()
     return found
 
 
@@ -158,7 +158,7 @@ def main() -> None:
     done = go(world, until, again=asked.again)
     write(world, asked.out or (world.folder if asked.rehearse else ROOT / "benchmarks" / "results"))
     if not done:
-        print("The time is over; the same command goes on with what is missing.")
+        print("The time is over; the same command continues with what is missing.")
 
 
 if __name__ == "__main__":

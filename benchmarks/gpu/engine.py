@@ -93,7 +93,7 @@ def kernels_of(profiler: Any) -> dict[str, Any]:
 def measure(
     world: World, name: str, sets: Sequence[str] = (), *, window: int | None = None
 ) -> dict[str, Any]:
-    """A stage's steps as the engine runs them, its last window alone, beside its plan."""
+    """A stage's steps as the engine runs them, its last window alone, next to its plan."""
     if window is not None:
         sets = [*sets, f"{founding.train(name)}.log_every={window}"]
     from kdcore.runs.runner import RunRequest, run_recipe
@@ -121,12 +121,12 @@ def measure(
     return found
 
 
-def _written(told: dict[str, float], seconds: float) -> dict[str, float]:
+def _written(rollout: dict[str, float], seconds: float) -> dict[str, float]:
     """What was generated in a step of so many seconds, and how fast."""
-    if not told:
+    if not rollout:
         return {}
-    speed = told["tokens a step"] / (told["time_share"] * seconds)
-    return {f"written, {key}": value for key, value in (told | {"tokens/s": speed}).items()}
+    speed = rollout["tokens a step"] / (rollout["time_share"] * seconds)
+    return {f"written, {key}": value for key, value in (rollout | {"tokens/s": speed}).items()}
 
 
 def runs_of(world: World) -> Path:

@@ -117,12 +117,12 @@ def _once(world: World, way: str, loss: str, tokens: int) -> dict[str, float]:
 
 def _targets(world: World, table: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     ours = table["kdcore, kl, 8,192"]
-    told = [
+    lines = [
         ("G11: the head at 8,192 tokens, forward KL, a teacher of 7B's width, ms", 30.0, "ms"),
         ("G11: its memory beyond states and heads, GB", 4.0, "GiB"),
     ]
     found = []
-    for what, most, key in told:
+    for what, most, key in lines:
         measured = ours.get(key)
         if measured is not None and key == "GiB":
             measured *= GIB / 1e9

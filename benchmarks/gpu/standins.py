@@ -27,13 +27,13 @@ FIRST, OF_A_PREFIX = 0x4E00, 64  # characters of three bytes, 64 of which share 
 
 
 def _once(folder: Path, make: Callable[[Path], None]) -> Path:
-    """The folder, whole: made beside its place and moved there."""
+    """The folder, whole: made next to its place and moved there."""
     if not folder.exists():
-        beside = folder.with_name(f".{folder.name}.partial")
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
-        make(beside)
-        beside.rename(folder)
+        partial = folder.with_name(f".{folder.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        make(partial)
+        partial.rename(folder)
     return folder
 
 
@@ -149,8 +149,8 @@ def _lines(count: int, words: int, seed: int) -> str:
 
 def _stories(count: int, words: int, seed: int) -> str:
     draw = np.random.default_rng(seed)
-    told = (_some(draw, int(draw.integers(120, 300)), words) for _ in range(count))
-    return "\n<|endoftext|>\n".join(told) + "\n"
+    stories = (_some(draw, int(draw.integers(120, 300)), words) for _ in range(count))
+    return "\n<|endoftext|>\n".join(stories) + "\n"
 
 
 def _dialogues(count: int, words: int, seed: int) -> str:

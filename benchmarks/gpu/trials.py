@@ -1,5 +1,5 @@
-"""Parts of a GPU day beside speed: tests, options that need a library, smaller cards, running out
-of memory, learning in half precision, being killed.
+"""Parts of a GPU day other than speed: tests, options that need a library, smaller cards, running
+out of memory, learning in half precision, being killed.
 """
 
 from __future__ import annotations
@@ -305,5 +305,5 @@ def _need(*libraries: str) -> None:
 def within_plan(world: World, found: dict[str, Any]) -> dict[str, Any]:
     """What was measured, and whether `kdcore plan` said its memory to a tenth."""
     ratio = found["memory"]["taken"] / found["planned"]["peak"]
-    told = "memory taken, of what kdcore plan says"
-    return {**found, "targets": [target(world, told, ratio, 1.10, least=0.90)]}
+    label = "memory taken, of what kdcore plan says"
+    return {**found, "targets": [target(world, label, ratio, 1.10, least=0.90)]}

@@ -5,9 +5,9 @@
 Three worlds are made once: stages with a cached teacher, a projection of hidden states, answers
 that are kept, and components with state; a stage whose student is sharded over two processes; and a
 sweep of two arms with two seeds. One file of a copy (also of its token caches) has a bit flipped,
-is cut, emptied, doubled, or gets zeros. Then the command or `kdcore run FOLDER` goes on, after a
+is cut, emptied, doubled, or gets zeros. Then the command or `kdcore run FOLDER` resumes, after a
 stage was lost in part or wholly, or a verb reads what is there. The weights of all stages and the
-scores must be those of the runs that nobody harmed, to the last bit, or the command is refused with
+scores must be those of the undamaged runs, to the last bit, or the command is refused with
 1 or 2 and a sentence; after that `--fresh` must end with these weights. Anything else is wrong: the
 exit code is 1.
 """
@@ -125,7 +125,7 @@ class World:
     reads: Sequence[Sequence[str]]
 
     def made(self, folder: Path, host: PluginManager) -> Expected:
-        """The runs that nobody harms."""
+        """The undamaged runs."""
         folder.mkdir(parents=True)
         (folder / "recipe.toml").write_text(self.recipe)
         if command(folder, host, self.command):
@@ -225,7 +225,7 @@ def _file(folder: Path, draw: random.Random) -> Path:
 
 @dataclass(frozen=True)
 class Expected:
-    """What a command gives where nobody harmed anything."""
+    """The result of a command on undamaged files."""
 
     world: World
     folder: Path

@@ -7,7 +7,7 @@ Two stages with a cached teacher get SIGHUP, SIGINT, SIGTERM, SIGUSR1 and SIGUSR
 processes the launcher gets it, one of them, or all (as SLURM does). Each start that gets one must
 end with the signal's documented exit code, with a checkpoint of the step that was done last, and
 with none of its processes left after five seconds. Started again until it is done, the run must end
-with the weights of one that nobody interrupted to the last bit, and metrics.jsonl the same but for
+with the weights of an uninterrupted one to the last bit, and metrics.jsonl the same but for
 times.
 """
 
@@ -91,7 +91,7 @@ class Interruptions:
         return ["run", "recipe.toml", "-q", *several]
 
     def whole(self, folder: Path) -> dict[str, object]:
-        """What a run gives that nobody interrupts."""
+        """The result of an uninterrupted run."""
         own, began = long(folder), time.monotonic()
         if command(own, self.host, self.arguments, note_steps):
             raise SystemExit(said(own))

@@ -256,7 +256,7 @@ def warm() -> PluginManager:
 
 
 def whole(folder: Path, host: PluginManager) -> tuple[dict[str, object], dict[str, float]]:
-    """What a run gives that nobody kills, and how far moments of each kind reach in it."""
+    """The result of an uninterrupted run, and how far moments of each kind reach in it."""
     reach = {}
     for how in ("file", "clock"):
         own = prepared(folder / how)

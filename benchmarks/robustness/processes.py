@@ -7,7 +7,7 @@ Two stages with dropout and a cached teacher run in two processes. One of them i
 within or behind the gradients of a step that is drawn, or runs out of memory before or within
 them, with micro-batches of two rows or of one. The other must end within a minute, and the command
 with the exit code and the sentence of the case: 137, 0 (all start again with half the micro-batch)
-and 1. Then the same command must end with the weights of a run that nobody harmed to the last bit,
+and 1. Then the same command must end with the weights of an undisturbed run to the last bit,
 and with its lines of metrics.jsonl but for times; where the micro-batch was halved, of a run whose
 processes halved it at that step.
 
@@ -150,7 +150,7 @@ def results(folder: Path) -> dict[str, object]:
 def whole(
     folder: Path, rows: int, host: PluginManager, before: Callable[[], None]
 ) -> dict[str, object]:
-    """What a run gives that nobody harms."""
+    """The result of an undisturbed run."""
     own = with_rows(folder, rows)
     if command(own, host, ARGUMENTS, before):
         raise SystemExit(said(own))

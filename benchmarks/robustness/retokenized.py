@@ -185,8 +185,8 @@ def loaded(folder: Path) -> dict[str, PreTrainedTokenizerFast]:
     found = {}
     for path in sorted(folder.glob("*/tokenizer.json")):
         config = path.with_name("tokenizer_config.json")
-        told = json.loads(config.read_text(encoding="utf-8")) if config.exists() else {}
-        names = {key: told.get(f"{key}_token") for key in ("bos", "eos", "unk")}
+        special = json.loads(config.read_text(encoding="utf-8")) if config.exists() else {}
+        names = {key: special.get(f"{key}_token") for key in ("bos", "eos", "unk")}
         texts = {
             f"{key}_token": each["content"] if isinstance(each, dict) else each
             for key, each in names.items()

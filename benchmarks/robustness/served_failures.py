@@ -2,7 +2,7 @@
 
     python benchmarks/robustness/served_failures.py 1000 --results
 
-A trial reads three documents from a server on loopback that fails as it is told: connections that
+A trial reads three documents from a server on loopback that fails as configured: connections that
 are refused or reset, 429 and 5xx, half an answer, one that comes too late, text in place of JSON,
 numbers that are none, another model behind the address. What passes must end in the bits of a read
 without failures; what does not pass, in the sentence for it.

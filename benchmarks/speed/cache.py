@@ -3,7 +3,7 @@
     python benchmarks/speed/cache.py            all tables; --write, --read or --step for one
 
 Writing: tokens a CPU second into a store that grows to five million tokens, by half a million,
-beside what as many bytes of fresh memory take by themselves: the page cache that a growing store
+next to what as many bytes of fresh memory take by themselves: the page cache that a growing store
 fills is such memory. Where a large store is slower than a small one, so is that.
 
 Reading: tokens a CPU second out of a store of each kind, a vocabulary of 151,936, micro-batches of
@@ -176,8 +176,8 @@ def tell_writing(folder: Path) -> None:
         found = measure(["write", kind, str(folder)])
         for piece in range(0, PIECES, 2):
             rates = (PIECE / found[f"{what} {piece}"] / 1e6 for what in ("store", "memory"))
-            told = " | ".join(f"{rate:.1f}" for rate in rates)
-            print(f"| {kind} | {(piece + 1) * PIECE / 1e6:.1f} | {told} |", flush=True)
+            columns = " | ".join(f"{rate:.1f}" for rate in rates)
+            print(f"| {kind} | {(piece + 1) * PIECE / 1e6:.1f} | {columns} |", flush=True)
 
 
 def tell_reading(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""What the engine costs beside a bare loop: the LLaMA of `tinystories_llama`, with logging.
+"""What the engine costs compared with a bare loop: the LLaMA of `tinystories_llama`, with logging.
 
     python benchmarks/speed/loop.py
 

@@ -1,4 +1,4 @@
-"""kdcore beside the chunked losses of Liger and TRL, on the same work, on a CPU.
+"""kdcore compared with the chunked losses of Liger and TRL, on the same work, on a CPU.
 
     python -m venv peers
     peers/bin/pip install -c constraints.txt torch

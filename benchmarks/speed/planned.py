@@ -1,4 +1,4 @@
-"""What `kdcore plan` says a stage takes of memory, beside what a process took that ran it.
+"""What `kdcore plan` says a stage takes of memory, compared with what a process took that ran it.
 
     python benchmarks/speed/planned.py                        the small twins and the quickstart
     python benchmarks/speed/planned.py cpu/babyllama          one of them
@@ -41,8 +41,10 @@ def planned(recipe: str) -> dict[str, float]:
     for line in done.stdout.splitlines():
         if line and not line.startswith(" "):
             stage = line.split()[0].partition(".")[2]
-        elif told := re.match(r"\s+at its fullest.*?([\d,.]+) (MiB|GiB)", line):
-            found[stage] = float(told[1].replace(",", "")) * {"MiB": 2**20, "GiB": 2**30}[told[2]]
+        elif memory := re.match(r"\s+at its fullest.*?([\d,.]+) (MiB|GiB)", line):
+            found[stage] = (
+                float(memory[1].replace(",", "")) * {"MiB": 2**20, "GiB": 2**30}[memory[2]]
+            )
     return found
 
 

@@ -1,4 +1,4 @@
-"""Tokens written a CPU second: kdcore's writer beside `generate` of transformers.
+"""Tokens written a CPU second: kdcore's writer compared with `generate` of transformers.
 
     python benchmarks/speed/rollout.py
 

@@ -1,4 +1,4 @@
-"""On-policy steps of kdcore beside those of TRL's GKDTrainer and DistillationTrainer, on a CPU.
+"""On-policy steps of kdcore and of TRL's GKDTrainer and DistillationTrainer, on a CPU.
 
     python -m venv peers
     peers/bin/pip install -c constraints.txt torch

@@ -1,4 +1,4 @@
-"""How long the command line takes to begin: `check` beside importing torch, and what needs none.
+"""Start-up time of the command line: `check` compared with importing torch, and what needs none.
 
     python benchmarks/speed/start.py
 

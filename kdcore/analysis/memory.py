@@ -62,7 +62,7 @@ from kdcore.api.loss import HiddenStatesLoss, Loss
 from kdcore.api.options import iter_components
 from kdcore.api.teacher import Teacher
 from kdcore.errors import PluginError, RunError
-from kdcore.guard import call_checked
+from kdcore.guard import call_checked, needs_teacher
 from kdcore.models.head import chunk_size
 from kdcore.models.loading import HALF, dtype_of, precision_of
 from kdcore.objective.hidden_states import compares_states
@@ -284,18 +284,19 @@ class _Estimating:
         return torch.bfloat16 if assumed and found is torch.float16 else found
 
     def _work(self, rows: int) -> Work:
-        """Teachers behind a cache are read once, everything else in each step."""
-        read, stored = list[Shape](), list[Shape]()
-        for component, models in (
-            (self.stage.teacher, self.teachers),
-            (self.stage.selection, self.references),
-        ):
+        """Teachers behind a cache are read once, others in each step and evaluation that asks."""
+        stage = self.stage
+        read, asked, stored = list[Shape](), list[Shape](), list[Shape]()
+        members = (stage.teacher, self.teachers, asked), (stage.selection, self.references, read)
+        for component, models, live in members:
             parts = iter_components(component) if component else ()
             keeps = any(isinstance(one, Teacher) and one.bytes_per_token() for one in parts)
-            (stored if keeps else read).extend(shape_of(one.model) for one in models)
+            (stored if keeps else live).extend(shape_of(one.model) for one in models)
+        training = [*(term.loss for term in stage.terms), *filter(None, [stage.selection])]
         return Work(
             student=shape_of(self.student),
-            teachers=read,
+            teachers=[*read, *(asked if any(map(needs_teacher, training)) else ())],
+            evaluated=asked if any(map(needs_teacher, stage.evals)) else (),
             stored=stored,
             micro_batch=rows,
             time=self.time,
@@ -362,9 +363,9 @@ class _Estimating:
                     [one.model for one in self.references],
                     self._pass(rows, repeats=repeats),
                 )
-        except (UnsupportedFakeTensorException, PluginError) as error:
+        except (RuntimeError, PluginError) as error:
             # A loss or model may read values, and fake tensors have none.
-            self.unknown.append(f"activations and logits: {error}")
+            self.unknown.append(f"activations and logits: {str(error).partition(chr(10))[0]}")
             return Footprint(0, 0, 0)
 
     def _working_weights(self) -> AbstractContextManager[None]:

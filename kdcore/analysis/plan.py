@@ -118,7 +118,7 @@ class _Planning:
         taken = config and self._try("memory", lambda: estimate(stage, config, **known))
         self.unknown += [self._said(why) for why in taken.unknown] if taken else []
         steps = self._steps(stage.train, run, rows)
-        found = self._told(ids, rows, taken or None, steps)
+        found = self._stage_plan(ids, rows, taken or None, steps)
         if config is None or not taken or not self.gpus:
             return found
         each = self._try(
@@ -126,7 +126,7 @@ class _Planning:
         )
         return replace(found, processes=each or ())
 
-    def _told(
+    def _stage_plan(
         self, ids: int | None, rows: RowDataset | None, taken: Estimate | None, steps: int | None
     ) -> StagePlan:
         typed = self.recipe.build(self.table.name)

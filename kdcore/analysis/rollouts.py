@@ -73,11 +73,11 @@ def _sample(recipe: Recipe, stage: Stage, out: Path, folder: Path, rows: int) ->
 
 
 def _written(run: RunState, writer: Rollout, rows: int) -> list[Completion]:
-    stage, laid = run.recipe, run.laid("train")
+    stage, dataset = run.recipe, run.laid("train")
     if run.teacher is not None and call_checked(writer, "needs_teacher", of=bool):
         load_teacher(run, run.teacher)
     load_teacher(run, writer)
-    first = laid.first_window() if isinstance(laid, Stream) else laid
+    first = dataset.first_window() if isinstance(dataset, Stream) else dataset
     cutter = cutter_of(stage)
     prompts = [
         prompt
@@ -85,4 +85,4 @@ def _written(run: RunState, writer: Rollout, rows: int) -> list[Completion]:
         for prompt in cutter.prompts(first[int(index)], 1, int(index))
     ]
     answers = write(run, writer, prompts, stage.writing.group(stage.data.block))
-    return [one for some in answers for one in some]
+    return [completion for completions in answers for completion in completions]

@@ -196,16 +196,16 @@ def _by_row(rows: Sequence[Row], tokens: StepTokens, keep: Tensor) -> list[Selec
     nothing = torch.full_like(tokens.student_nll(), torch.nan)
     scores = tokens.ranked.scores if tokens.ranked is not None else nothing
     found = {"kept": keep, "nll": tokens.student_nll(), "score": scores}
-    laid = {"valid": np.zeros(shape, bool), "kept": np.zeros(shape, bool)}
-    laid |= {"nll": np.full(shape, np.nan), "score": np.full(shape, np.nan)}
-    laid["valid"][at] = True
+    arrays = {"valid": np.zeros(shape, bool), "kept": np.zeros(shape, bool)}
+    arrays |= {"nll": np.full(shape, np.nan), "score": np.full(shape, np.nan)}
+    arrays["valid"][at] = True
     for name, values in found.items():
-        laid[name][at] = values.cpu().numpy()
+        arrays[name][at] = values.cpu().numpy()
     return [
         SelectedRow(
             input_ids=np.asarray(row["input_ids"]),
             document=np.asarray(row["document"]),
-            **{name: array[n, : len(row["input_ids"])] for name, array in laid.items()},
+            **{name: array[n, : len(row["input_ids"])] for name, array in arrays.items()},
         )
         for n, row in enumerate(rows)
     ]

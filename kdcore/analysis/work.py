@@ -85,6 +85,7 @@ class Work:
     time: int  # longest row, in tokens
     checkpointing: bool
     scores: bool  # scores all tokens before it keeps some
+    evaluated: Sequence[Shape] = ()  # teachers that evaluations read
 
     def step(self, tokens: float, context: float) -> Cost:
         """An optimizer step of this many tokens, in documents of this length."""
@@ -103,8 +104,10 @@ class Work:
         return Cost(operations, moved, batches * kernels)
 
     def reading(self, tokens: float, context: float) -> Cost:
-        """The student's forward pass, as in an evaluation."""
-        return _forward([self.student], tokens, context, self.micro_batch * self.time)
+        """The forward passes of an evaluation."""
+        return _forward(
+            [self.student, *self.evaluated], tokens, context, self.micro_batch * self.time
+        )
 
     def storing(self, tokens: float, context: float) -> Cost:
         """Caching the teachers' outputs, once."""

@@ -24,7 +24,13 @@ def _text_of(document: str | Row) -> str | None:
 
 @component
 class Data(Component):
-    """Text for training and validation, arranged in rows of at most `block` tokens."""
+    """Text for training and validation, arranged in rows of at most `block` tokens.
+
+    `rows`: "pack" puts several whole documents into a row, isolated from each other, "chunk" cuts
+    the concatenated documents into rows, "one" gives each document a row. `cut`: a document that is
+    longer than a row loses its end ("right") or its start ("left"), or is cut into pieces
+    ("split"). `eos`: each document ends with the tokenizer's end token.
+    """
 
     component_kind: ClassVar[str] = "data"
     block: Annotated[int, Field(ge=2)] = 512

@@ -139,7 +139,7 @@ def option_fields(cls: type) -> dict[str, tuple[str, Any]]:
     return {field.alias or name: (name, field) for name, field in fields.items()}
 
 
-def beside(cls: type) -> dict[str, str]:
+def nested_options(cls: type) -> dict[str, str]:
     """Options that a recipe writes into the nested tables of another option -> that option.
 
     `where: Annotated[list[...], Field(json_schema_extra={"beside": "members"})]` is a key of each

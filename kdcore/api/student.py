@@ -35,11 +35,17 @@ class StudentOptions:
     """`[student]`: a model to load, or the config of a freshly initialised one."""
 
     model: Annotated[str, Field(min_length=1)] | None = None
+    """A hub id, a folder, or "@STAGE" for the final weights of a stage; instead of `config`."""
     config: dict[str, object] | None = None
+    """The config of a freshly initialised model, with `model_type`; instead of `model`."""
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """The dtype of the weights."""
     attention: str | None = None
+    """The attention implementation, as transformers names it."""
     balance: Literal["config", "none"] = "config"
+    """With "none", a mixture of experts trains without the balance loss of its config."""
     patch: list[Patch] = Field(default_factory=list)
+    """Changes to the model, in order."""
 
     @field_validator("config")
     @classmethod

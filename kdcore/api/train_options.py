@@ -13,7 +13,12 @@ from kdcore.api.schedule import Number, Schedule, Scheduled
 from kdcore.optim import optimizer_error
 
 # Frozen: nothing may change options after validation.
-_CONFIG = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True)
+_CONFIG = ConfigDict(
+    extra="forbid",
+    strict=True,
+    arbitrary_types_allowed=True,
+    use_attribute_docstrings=True,  # shown by editors, see `kdcore schema`
+)
 _options = pydantic_dataclass(kw_only=True, frozen=True, eq=False, config=_CONFIG)
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -61,41 +66,75 @@ class TrainOptions:
     """`[train]`."""
 
     lr: Positive
+    """The highest learning rate."""
     epochs: Positive | None = None
+    """Passes over the training rows; instead of `steps` and `tokens`."""
     steps: Annotated[int, Field(ge=0)] | None = None
+    """Optimizer steps; instead of `epochs` and `tokens`."""
     tokens: Count | None = None
+    """Tokens read in training; instead of `epochs` and `steps`."""
     batch: Count = 8
+    """Rows in an optimizer step, over all processes."""
     batch_documents: Count | None = None
+    """Documents in an optimizer step, packed into rows; instead of `batch`."""
     micro_batch: Literal["auto"] | Count = "auto"
+    """Rows at a time: changes memory and speed, not the objective."""
     schedule: Schedules = "cosine"
+    """How the learning rate changes during the run."""
     min_lr: Share = 0.0
+    """The final learning rate as a fraction of `lr`."""
     warmup: NotNegative = 0.0
+    """Steps of warmup; below 1 a fraction of the run."""
     optimizer: str = "adamw"
+    """Of torch or bitsandbytes, such as adamw, sgd, adafactor, adamw_8bit."""
     weight_decay: NotNegative = 0.0
+    """Does not apply to norms, biases and the like."""
     betas: Annotated[list[BelowOne], Field(min_length=2, max_length=2)] = Field(
         default_factory=lambda: [0.9, 0.999]
     )
+    """Of Adam and its relatives."""
     eps: Positive = 1e-8
+    """Of Adam and its relatives."""
     clip: NotNegative = 1.0
+    """The largest norm of the gradient; 0 disables clipping."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """The dtype of forward and backward; weights stay in float32."""
     chunk: Literal["auto"] | Count = "auto"
+    """Tokens whose logits exist at a time."""
     checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, slower."""
     shard: Literal["none", "full"] = "none"
+    """With "full", the processes divide the student between them."""
     compile: Literal["auto"] | bool = "auto"
+    """Compile the losses."""
     compile_trunk: bool = False
+    """Compile the student's layers too: minutes at the start."""
     bf16_weights: bool = False
+    """Forward and backward use bf16 copies of the float32 weights."""
     cuda_graphs: bool = False
+    """Capture and replay the student's passes over rows of one shape."""
     non_finite: Literal["stop", "skip"] = "stop"
+    """What happens at a step whose loss or gradient is not finite."""
     log_every: Count = 10
+    """Steps between log records."""
     eval_every: Literal["epoch"] | Count = "epoch"
+    """Steps between evaluations; the last step is always evaluated."""
     save_every: Literal["epoch"] | Count = "epoch"
+    """Steps between checkpoints."""
     eval_first: bool = True
+    """Evaluate before the first step."""
     eval_rows: Literal["all"] | Count = 2048
+    """Held-out rows, drawn once by `eval_seed`."""
     eval_seed: Annotated[int, Field(ge=0)] = 0
+    """Draws the held-out rows; the same for runs of every seed."""
     save_keep: Count = 2
+    """How many checkpoints are kept."""
     keep_best: str | None = None
-    mode: Literal["max", "min"] | None = None  # None is "min"
+    """A score, such as "eval/nll": the best checkpoint becomes `final/`."""
+    mode: Literal["max", "min"] | None = None
+    """Whether the highest or the lowest score of `keep_best` is best; by default the lowest."""
     workers: Literal["auto"] | Annotated[int, Field(ge=0)] = "auto"
+    """Above 0, a thread prepares the rows of the next step."""
 
     @property
     def drawn(self) -> int:
@@ -140,8 +179,11 @@ class TermOptions:
     """The engine's options in `[[loss]]`."""
 
     weight: Scheduled = 1.0
+    """The factor of this term in the loss, or a schedule of it."""
     on: On = "kept"
+    """The tokens that this term sees: kept by the selection, dropped by it, or all."""
     where: Where | None = None
+    """Only documents whose columns have these values."""
 
 
 @_options
@@ -149,6 +191,7 @@ class SelectionOptions:
     """The engine's options in `[selection]`."""
 
     scope: Literal["step", "micro_batch"] = "step"
+    """Tokens are ranked over the whole optimizer step, or within each micro-batch."""
 
 
 @_options
@@ -156,9 +199,13 @@ class ResourceOptions:
     """`[resources]`: requests to a scheduler. They do not affect training."""
 
     gpus: Annotated[int, Field(ge=0)] | None = None
+    """GPUs of a job."""
     cpus: Count | None = None
-    memory: str | None = None  # "32GB", of the whole job
+    """CPU cores of a job."""
+    memory: str | None = None
+    """Memory of the whole job, such as "32GB"."""
     hours: Positive | None = None
+    """The time limit of a job in hours."""
 
     @field_validator("memory")
     @classmethod
@@ -173,9 +220,13 @@ class RolloutOptions:
     """The engine's options in `[rollout]`."""
 
     share: Annotated[Scheduled, Field(ge=0, le=1)] = 1.0
+    """The share of rows that are generated, or a schedule of it."""
     every: Count = 1
+    """The prompts of so many steps are answered together."""
     prompt_tokens: Count = 32
+    """Tokens of a text that are its prompt; dialogues bring their own."""
     write_batch: Literal["auto"] | Count = "auto"
+    """Prompts that are answered at a time."""
 
     def share_at(self, done: float) -> float:
         """The share of rows that are generated when the share `done` of the run is complete."""

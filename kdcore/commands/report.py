@@ -122,11 +122,17 @@ def _content(
         "selection": data.selection_rows(arms) if any(map(_selects, arms)) else [],
         "selection_charts": list(_selection_charts(arms)),
         "coloured": coloured,
+        "uncoloured": _others(arms, {each["arm"] for each in coloured}),
         "answers": [(arm.label, written) for arm in arms if (written := data.answers(arm))],
         "samples": data.samples(arms),
         "cost": data.cost(arms, price),
         "swatch": swatch,
     }
+
+
+def _others(arms: Sequence[Arm], shown: set[str]) -> list[str]:
+    """Further arms with a selection, if tokens of some are shown."""
+    return [a.label for a in arms if shown and _selects(a) and a.label not in shown]
 
 
 def _selects(arm: Arm) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -11,11 +12,11 @@ from pydantic.fields import FieldInfo
 
 from kdcore.api.kinds import KINDS
 from kdcore.api.options import (
-    beside,
     inner_type,
     kind_of,
     kinds_in,
     members,
+    nested_options,
     option_fields,
     option_types,
 )
@@ -85,6 +86,7 @@ def schema_of(host: PluginManager) -> Schema:
     }
 
 
+_SEED = {"type": "integer", "minimum": 0, "maximum": 2**32 - 1}
 _TEXTS = {"type": "array", "items": {"type": "string"}}
 _TOP: Mapping[str, Schema] = {
     "name": {"type": "string", "description": "begins the names of run folders"},
@@ -95,6 +97,7 @@ _TOP: Mapping[str, Schema] = {
         "anyOf": [{"type": "object"}, {"type": "array", "items": {"type": "object"}}],
     },
     "stage": {
+        "description": "runs that build on each other; each has tables of its own",
         "type": "object",
         "minProperties": 1,
         "additionalProperties": {"$ref": "#/$defs/stage"},
@@ -105,8 +108,8 @@ _TOP: Mapping[str, Schema] = {
 def _tables(*, whole: bool) -> Schema:
     """The tables of a stage, or of a recipe without any."""
     found: Schema = {
-        "seed": {"type": "integer", "minimum": 0, "maximum": 2**32 - 1},
-        "trust_remote_code": _TEXTS,
+        "seed": {**_SEED, "description": "determines all random choices of a run"},
+        "trust_remote_code": {**_TEXTS, "description": "models whose own code may run"},
         "student": _of_options(StudentOptions, whole=whole, rivals=RIVALS["student"]),
         "train": _of_options(TrainOptions, whole=whole, rivals=RIVALS["train"]),
         "resources": _of_options(ResourceOptions, whole=whole),
@@ -139,8 +142,7 @@ def _of_kind(host: PluginManager, kind: str, *, whole: bool) -> Schema:
         one = _of_options(provided.cls, whole=whole, more={"use": {"const": name}, **own})
         if whole:
             one["required"] = ["use", *one.get("required", ())]
-        doc = inspect.getdoc(provided.cls) or ""
-        found.append({"description": doc.split("\n")[0], **one})
+        found.append({"description": inspect.getdoc(provided.cls) or "", **one})
     return {"type": "object", "anyOf": found}
 
 
@@ -150,7 +152,7 @@ def _beside(host: PluginManager, kind: str) -> Schema:
     for other in KINDS:
         for provided in host.provided(other).values():
             types = option_types(provided.cls)
-            for key, option in beside(provided.cls).items():
+            for key, option in nested_options(provided.cls).items():
                 if kind in kinds_in(types[option]):
                     found[key] = _of_type(inner_type(types[key], 0), whole=True)
     return found
@@ -186,19 +188,29 @@ def _one_of(rivals: Rivals) -> Schema:
 
 
 def _properties(cls: type, *, whole: bool) -> Schema:
-    inside = beside(cls)
+    inside = nested_options(cls)
     return {
-        name: _of_field(field, whole=whole)
+        name: _of_field(field, field.description or _sentences_on(name, cls), whole=whole)
         for name, (_, field) in option_fields(cls).items()
         if name not in inside
     }
 
 
-def _of_field(field: FieldInfo, *, whole: bool) -> Schema:
+def _sentences_on(option: str, cls: type) -> str:
+    """The sentences that name an option, in the docstring of the class or of a base class."""
+    for each in cls.__mro__:
+        sentences = re.split(r"(?<=[.;])\s+", inspect.cleandoc(each.__doc__ or ""))
+        found = [" ".join(some.split()) for some in sentences if f"`{option}`" in some]
+        if found:
+            return " ".join(found)
+    return ""
+
+
+def _of_field(field: FieldInfo, description: str, *, whole: bool) -> Schema:
     found = _of_type(field.annotation, whole=whole)
     _bound(found, field.metadata)
-    if field.description:
-        found["description"] = field.description
+    if description:
+        found["description"] = description
     if not field.is_required():
         default = field.get_default(call_default_factory=True)
         if isinstance(default, bool | int | float | str | list | dict):

@@ -186,19 +186,19 @@ class _Arrays:
         place = np.arange(lengths.max())
         self._filled = place < lengths[:, None]
         ids = [row["input_ids"] for row in rows]
-        self.ids = self._laid(ids, 0)
-        self.labels = self._laid(_each(rows, "labels", ids), NOT_TRAINED)
-        self.document = self._laid([row["document"] for row in rows], -1)
-        self.offset = self._laid([row["offset"] for row in rows], -1)
+        self.ids = self._padded(ids, 0)
+        self.labels = self._padded(_each(rows, "labels", ids), NOT_TRAINED)
+        self.document = self._padded([row["document"] for row in rows], -1)
+        self.offset = self._padded([row["offset"] for row in rows], -1)
         places = [place[:length] for length in lengths]
-        self.position = self._laid(_each(rows, "position", places), place)
+        self.position = self._padded(_each(rows, "position", places), place)
 
-    def _laid(self, values: Sequence[Any], padding: int | np.ndarray) -> np.ndarray:
+    def _padded(self, values: Sequence[Any], padding: int | np.ndarray) -> np.ndarray:
         """The rows' values, with `padding` where a row has none."""
-        laid = np.empty(self._filled.shape, np.int64)
-        laid[:] = padding
-        laid[self._filled] = np.concatenate(values)
-        return laid
+        padded = np.empty(self._filled.shape, np.int64)
+        padded[:] = padding
+        padded[self._filled] = np.concatenate(values)
+        return padded
 
     def together(self) -> np.ndarray:
         """[5, rows, time]: ids, positions, documents, offsets, labels."""

@@ -27,9 +27,9 @@ def from_text(text: str) -> Columns:
 def fingerprint_of(columns: Iterable[Columns], names: Iterable[str]) -> str:
     """A hash of some columns of all documents, in order."""
     ordered, hashed = sorted(names), digest()
-    for each in columns:
-        told = [each.get(name) for name in ordered]
-        hashed.update(f"{json.dumps(told)}\n".encode())
+    for row in columns:
+        values = [row.get(name) for name in ordered]
+        hashed.update(f"{json.dumps(values)}\n".encode())
     return f"{', '.join(ordered)}: {hashed.hexdigest()}"
 
 

@@ -209,10 +209,10 @@ def join_rows(
     `order` [rows, 2] gives the member of each row and the index in it. Members must not be streams:
     `join_streams` is for those.
     """
-    laid = {
+    datasets = {
         name: as_rows(rows, split, given_by=f"member {name!r}") for name, rows in members.items()
     }
-    return JoinedRows(split, laid, order, column)
+    return JoinedRows(split, datasets, order, column)
 
 
 def join_streams(
@@ -232,11 +232,17 @@ def join_streams(
     members that end before start again. Members that are not streams are read in a random order
     from `seed`, a new one in each pass.
     """
-    laid = {
+    datasets = {
         name: as_rows(rows, split, given_by=f"member {name!r}") for name, rows in members.items()
     }
     return JoinedStream(
-        split, laid, choose, column=column, all_exhausted=all_exhausted, seed=seed, window=window
+        split,
+        datasets,
+        choose,
+        column=column,
+        all_exhausted=all_exhausted,
+        seed=seed,
+        window=window,
     )
 
 

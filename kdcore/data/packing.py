@@ -37,7 +37,7 @@ def pack(lengths: np.ndarray, block: int) -> Pieces:
     return Pieces(document[order], offset[order], length[order], _starts(row[order]), True, block)
 
 
-def relaid(pieces: Pieces, some: np.ndarray) -> Pieces:
+def repack(pieces: Pieces, some: np.ndarray) -> Pieces:
     """Some isolated pieces [n] in new rows, packed by the same rule."""
     row = best_fit(pieces.length[some], pieces.block) if pieces.block else np.arange(len(some))
     order = np.argsort(row, kind="stable")

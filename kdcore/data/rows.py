@@ -61,7 +61,7 @@ class RowDataset(Sequence[Row]):
             "documents: set train.batch instead"
         )
 
-    def laid_anew(self, pieces: Pieces) -> RowDataset:
+    def repacked(self, pieces: Pieces) -> RowDataset:
         """Rows of the same documents, made of these pieces instead."""
         raise NotImplementedError
 
@@ -112,7 +112,7 @@ class Documents:
         ends = (self._begins[some] + self._counts[some]).tolist()
         spans = [self._order[a:b] for a, b in zip(begins, ends, strict=True)]
         pieces = np.concatenate(spans) if spans else self._order[:0]
-        return self.rows.laid_anew(packing.relaid(self._pieces, pieces))
+        return self.rows.repacked(packing.repack(self._pieces, pieces))
 
 
 class _Subset(RowDataset):
@@ -142,7 +142,7 @@ class PieceRows(RowDataset):
         """The pieces, for whole documents; none for rows that are cut across documents."""
         return self._pieces if self._pieces.isolated else super().pieces()
 
-    def laid_anew(self, pieces: Pieces) -> RowDataset:
+    def repacked(self, pieces: Pieces) -> RowDataset:
         """Keeps the store and all other data about documents."""
         rows = copy(self)
         rows._pieces, rows.lengths = pieces, pieces.row_lengths()

@@ -103,12 +103,12 @@ class _Texts(Stream):
                 continue
             first = place.laid
             place = Place(read, first + held.documents, _state_of(texts))
-            yield place, self._laid(held, first)
+            yield place, self._rows_of(held, first)
             held = _Window()
         if held.tokens:
             first = place.laid
             place = Place(place.read, first + held.documents, _state_of(texts))
-            yield place, self._laid(held, first)
+            yield place, self._rows_of(held, first)
 
     def _portions(self, documents: Iterator[str | Row]) -> Iterator[list[Document]]:
         portions = by_size(map(self._checked, documents), lambda document: len(document[0]))
@@ -127,7 +127,7 @@ class _Texts(Stream):
             self._spelled.tell(self.split.name, None)
         return document
 
-    def _laid(self, held: _Window, first: int) -> RowDataset:
+    def _rows_of(self, held: _Window, first: int) -> RowDataset:
         columns = StoredColumns(held.columns) if any(held.columns) else None
         store = TokenStore(held.parts, np.concatenate(held.lengths), columns=columns)
         return PieceRows(self.split, store, pack_lengths(self._data, store.lengths), first)
@@ -256,8 +256,8 @@ class JoinedStream(Stream):
         coming = self._rows(cursors, islice(self._choose(), drawn, None))
         while some := list(islice(coming, self._window)):
             drawn, read = drawn + len(some), read + len(some)
-            told = {"drawn": drawn, "members": [each.state_dict() for each in cursors]}
-            yield Place(read, read, told), _Held(self.split, some)
+            source = {"drawn": drawn, "members": [each.state_dict() for each in cursors]}
+            yield Place(read, read, source), _Held(self.split, some)
 
     def _rows(self, cursors: Sequence[_Cursor], choices: Iterator[int]) -> Iterator[Row]:
         for n in choices:

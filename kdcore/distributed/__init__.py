@@ -103,9 +103,9 @@ def naming_lost() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        told = isinstance(error, KdcoreError) and not isinstance(error, PluginError)
+        is_reported = isinstance(error, KdcoreError) and not isinstance(error, PluginError)
         lost = next(filter(None, map(_lost, exception_chain(error))), None)
-        if told or lost is None or not _is_among_others():
+        if is_reported or lost is None or not _is_among_others():
             raise
         raise _lost_because(lost) from error
 

@@ -138,17 +138,17 @@ def bring(accelerator: Accelerator, disk: Disk, path: Path) -> None:
     same = not leads or listed == _listed(path)
     if all(of_all(accelerator, same)):
         return
-    beside = path.with_name(f".{path.name}.brought")
+    copy = path.with_name(f".{path.name}.brought")
     if leads:
-        _remove(beside)
+        _remove(copy)
     for name, size, _ in listed:
         source = path / name if name else path
-        target = (beside / name if name else beside) if leads else None
+        target = (copy / name if name else copy) if leads else None
         _send(accelerator, source, target, size)
     if leads:
         _remove(path)
         if listed:
-            _move(beside, path)
+            _move(copy, path)
     accelerator.wait_for_everyone()
 
 
@@ -160,12 +160,12 @@ def _listed(path: Path) -> list[tuple[str, int, str]]:
     return [(str(each.relative_to(path)), each.stat().st_size, checksum(each)) for each in files]
 
 
-def _move(beside: Path, path: Path) -> None:
-    if beside.is_dir():
-        move_into_place(beside, path)
+def _move(copy: Path, path: Path) -> None:
+    if copy.is_dir():
+        move_into_place(copy, path)
     else:
-        sync(beside)
-        beside.replace(path)
+        sync(copy)
+        copy.replace(path)
 
 
 def _remove(path: Path) -> None:

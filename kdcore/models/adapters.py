@@ -138,7 +138,7 @@ def merged(model: PreTrainedModel) -> PreTrainedModel:
     made: PreTrainedModel = merge()
     made.name_or_path = made.config._name_or_path = ""
     made.requires_grad_(True)
-    _tell_untied(made)
+    _warn_untied(made)
     _refuse_another(before, _said(made))
     return made
 
@@ -155,7 +155,7 @@ def _untie(model: PreTrainedModel) -> None:
         head.weight = nn.Parameter(shared.detach().clone(), requires_grad=False)
 
 
-def _tell_untied(model: PreTrainedModel) -> None:
+def _warn_untied(model: PreTrainedModel) -> None:
     """Mark them as untied in the config, or the saved model would tie them again."""
     config, head = model.config, model.get_output_embeddings()  # type: ignore[no-untyped-call]
     shares = getattr(head, "weight", None) is model.get_input_embeddings().weight

@@ -61,18 +61,18 @@ def _window_of(model: PreTrainedModel) -> int | None:
 
 def _windows_used(model: PreTrainedModel, forward: Callable[[], object]) -> set[object]:
     """The windows that the layers' attention calls receive."""
-    told = set[object]()
+    windows = set[object]()
 
-    def noting(*arguments: Any, **options: Any) -> tuple[Tensor, None]:
-        told.add(options.get("sliding_window"))
+    def record(*arguments: Any, **options: Any) -> tuple[Tensor, None]:
+        windows.add(options.get("sliding_window"))
         return _plain(*arguments, **options)
 
-    _attend_by(model, _TRIAL, noting)
+    _attend_by(model, _TRIAL, record)
     try:
         forward()
     finally:
         uninstall(model)
-    return told
+    return windows
 
 
 def _attend_by(model: PreTrainedModel, name: str, attention: Callable[..., Any]) -> None:
@@ -118,16 +118,16 @@ def is_exact_at_once(model: PreTrainedModel, forward: Callable[[], object]) -> b
     try:
         forward()
     except (RuntimeError, TypeError, ValueError) as error:
-        _tell_slower(model, str(error).strip().partition("\n")[0])
+        _warn_slower(model, str(error).strip().partition("\n")[0])
         return False
     finally:
         _attend_by(model, NAME, attend)
     if not all(exact):
-        _tell_slower(model, "the flash kernel gives other numbers than one call for each")
+        _warn_slower(model, "the flash kernel gives other numbers than one call for each")
     return bool(exact) and all(exact)
 
 
-def _tell_slower(model: PreTrainedModel, why: str) -> None:
+def _warn_slower(model: PreTrainedModel, why: str) -> None:
     _log.info(
         "%s: packed documents attend one by one, which is slower (%s)", type(model).__name__, why
     )
@@ -156,10 +156,10 @@ def arguments(
     passes through transformers unchanged, and is never read.
     """
     mask = torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=device)
-    told: dict[str, Any] = {"packing": packing, "at_once": at_once}
+    options: dict[str, Any] = {"packing": packing, "at_once": at_once}
     if packing.is_whole(rows):
-        told = {"whole_rows": True}
-    return {"attention_mask": mask, **told}
+        options = {"whole_rows": True}
+    return {"attention_mask": mask, **options}
 
 
 def attend(

@@ -199,15 +199,15 @@ class LanguageModel:
             )
             return [each.flatten(0, 1) for each in sums]
         ids, places = batch.input_ids.reshape(-1), batch.position_ids.reshape(-1)
-        laid: list[Tensor] = []
+        joined: list[Tensor] = []
         for each in positions.each_alone(packing):
             at = torch.arange(len(ids), device=self.device) if each.real is None else each.real
             found = self._runs(ids[at][None], places[at][None], None)
-            laid = laid or [states.new_zeros(len(ids), states.shape[-1]) for states in found]
-            pairs = zip(laid, found, strict=True)
-            laid = [whole.index_copy(0, at, states[0]) for whole, states in pairs]
-        assert laid
-        return laid
+            joined = joined or [states.new_zeros(len(ids), states.shape[-1]) for states in found]
+            pairs = zip(joined, found, strict=True)
+            joined = [whole.index_copy(0, at, states[0]) for whole, states in pairs]
+        assert joined
+        return joined
 
     def logits(self, states: Tensor) -> Tensor:
         """Float32 logits [n, width] of chosen states [n, H], also with half-precision weights."""
@@ -291,7 +291,7 @@ class LanguageModel:
             real = packing.real
             empty = [states.new_zeros(shape.numel(), states.shape[-1]) for states in found]
             pairs = zip(empty, found, strict=True)
-            found = [laid.index_copy(0, real, states[0]) for laid, states in pairs]
+            found = [joined.index_copy(0, real, states[0]) for joined, states in pairs]
         return [states.reshape(*shape, states.shape[-1]) for states in found]
 
     def _prove_causal(self, ids: Tensor) -> None:

@@ -122,9 +122,9 @@ def _load(
             **arguments,
         )
     model: PreTrainedModel
-    model, told = loaded
-    if told["missing_keys"]:
-        first = min(told["missing_keys"])
+    model, info = loaded
+    if info["missing_keys"]:
+        first = min(info["missing_keys"])
         raise RunError(
             f"cannot use {name!r}: its files lack {first!r}, which would stay random; name a "
             "causal language model with all of its weights"

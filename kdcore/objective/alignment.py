@@ -318,7 +318,7 @@ def ids_of_same_bytes(retokenizer: Retokenizer, ours: int, others: int) -> Mappi
 def _borders_of(ids: Sequence[int], spelled: Sequence[bytes], text: str) -> tuple[np.ndarray, int]:
     """Byte offsets in a text of the borders of surrounding ids, and the first such token."""
     written = [spelled[each] for each in ids]
-    at = b"".join(written).find(text.encode())
+    at = b"".join(written).rfind(text.encode())  # what a template writes comes before it
     borders = np.cumsum([0, *map(len, written)]) - at
     inside = np.flatnonzero((borders >= 0) & (borders <= len(text.encode())))
     if at < 0 or not len(inside):

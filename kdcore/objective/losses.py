@@ -146,7 +146,7 @@ def _over_parts(
     return torch.stack(values).sum(0)
 
 
-def tell_untempered(teacher: Teacher | None, losses: Iterable[Loss]) -> None:
+def warn_untempered(teacher: Teacher | None, losses: Iterable[Loss]) -> None:
     """Warn of losses at temperatures where a top-k teacher gives no mass of other ids."""
     if teacher is None or call_checked(teacher, "ids_known", of=(int, type(None))) is None:
         return

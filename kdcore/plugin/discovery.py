@@ -102,10 +102,10 @@ def _from_files(files: Iterable[str | Path]) -> Iterator[Candidate]:
 def _no_such_file(typed: str, path: Path) -> str:
     if os.path.isdir(path):
         return f"-p {typed}: this is a folder; give the Python file of the plugin"
-    beside = (
+    siblings = (
         [other.name for other in path.parent.glob("*.py")] if os.path.isdir(path.parent) else []
     )
-    near = difflib.get_close_matches(path.name, beside, n=1)
+    near = difflib.get_close_matches(path.name, siblings, n=1)
     hint = f"; did you mean {path.parent / near[0]}?" if near else ""
     return f"-p {typed}: there is no such file{hint}"
 

@@ -12,12 +12,12 @@ from pydantic import ValidationError
 
 from kdcore.api.component import Component
 from kdcore.api.options import (
-    beside,
     choices,
     inner_type,
     kind_of,
     kinds_in,
     members,
+    nested_options,
     option_types,
     type_in_words,
 )
@@ -152,12 +152,12 @@ class Builder:
         self, cls: type[_Options], table: Node, what: str, engine_keys: Collection[str] = ()
     ) -> _Options | None:
         """An instance with the options of a table, or None and errors."""
-        types, inside = option_types(cls), beside(cls)
-        for key in [key for key in inside if key in table.table]:
-            said = f"{key} belongs in the tables of {inside[key]}, not next to them"
+        types, nested = option_types(cls), nested_options(cls)
+        for key in [key for key in nested if key in table.table]:
+            said = f"{key} belongs in the tables of {nested[key]}, not next to them"
             self.errors.append(table.table[key].error(said))
-        children = {key: value for key, value in table.table.items() if key not in inside}
-        table = _lifted(table.with_children(children), inside)
+        children = {key: value for key, value in table.table.items() if key not in nested}
+        table = _lifted(table.with_children(children), nested)
         own = {key: value for key, value in table.table.items() if key not in engine_keys}
         unknown = [key for key in own if key not in types]
         for key in unknown:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdcore.api.component import Component
 from kdcore.api.loss import HiddenStatesLoss, Term
-from kdcore.api.options import beside, option_values
+from kdcore.api.options import nested_options, option_values
 from kdcore.api.run import Stage
 from kdcore.api.schedule import Schedule
 from kdcore.data.where import values_in
@@ -86,8 +86,8 @@ def symbols_of(
         own = {**known, **_STATES} if isinstance(term.loss, HiddenStatesLoss) else known
         for name in _names(alone):
             if name not in _PLAIN:
-                told = (name, columns.get(name) or _about(term))
-                found.setdefault(name, own.get(name, told))
+                symbol = (name, columns.get(name) or _about(term))
+                found.setdefault(name, own.get(name, symbol))
     return list(found.values())
 
 
@@ -96,7 +96,7 @@ def _coarse_symbols(teacher: Teacher | None, terms: Sequence[Term]) -> dict[str,
     if teacher is None or (k := _known(teacher)) is None:
         return {}
     p, q = f"p_{k}", f"q_{k}"
-    if not teacher.is_estimate() and _tells_others(teacher, terms):
+    if not teacher.is_estimate() and _knows_others(teacher, terms):
         return {
             p: (f"{p}(T)", f"p(T) over the teacher's {k} likeliest ids and all others as one"),
             q: (f"{q}(T)", f"q(T) over the ids of {p} and all others as one"),
@@ -115,7 +115,7 @@ def _coarse_symbols(teacher: Teacher | None, terms: Sequence[Term]) -> dict[str,
     }
 
 
-def _tells_others(teacher: Teacher, terms: Sequence[Term]) -> bool:
+def _knows_others(teacher: Teacher, terms: Sequence[Term]) -> bool:
     """Whether the teacher gives the mass of other ids at every temperature of the losses."""
     losses = [term.loss for term in terms if term.loss.needs_teacher]
     temperatures = [at for loss in losses for at in call_checked(loss, "temperatures", of=Sequence)]
@@ -218,9 +218,9 @@ def _train(options: TrainOptions) -> dict[str, object]:
 def table_of(component: Component) -> dict[str, object]:
     """A component as a recipe table, without options that have no value."""
     given = {key: value for key, value in option_values(component).items() if value is not None}
-    inside: dict[str, Any] = {key: given.pop(key, ()) for key in beside(type(component))}
+    inside: dict[str, Any] = {key: given.pop(key, ()) for key in nested_options(type(component))}
     table: dict[str, Any] = {key: _plain(value) for key, value in given.items()}
-    for key, option in beside(type(component)).items():
+    for key, option in nested_options(type(component)).items():
         for nested, value in zip(table.get(option, ()), inside[key], strict=False):
             if value is not None:
                 nested[key] = _plain(value)

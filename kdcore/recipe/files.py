@@ -75,8 +75,8 @@ def _extended(extends: Node, path: Path, name: str) -> tuple[Path, str]:
         raise RecipeError([extends.error(str(error))]) from None
     if not found.is_file():  # reading a device would never end
         raise RecipeError([extends.error(f"{extends.value!r} is not a file")])
-    beside = os.path.normpath(Path(name).parent / extends.value)
-    return found, beside if os.path.exists(beside) else str(found)
+    next_to_it = os.path.normpath(Path(name).parent / extends.value)
+    return found, next_to_it if os.path.exists(next_to_it) else str(found)
 
 
 def _read(path: Path, name: str) -> str:

@@ -84,8 +84,8 @@ class Watch:
         if step > _FIRST and count and self.first[0]:
             now, then = tokens / count, self.first[1] / self.first[0]
             if now > 2 * then:
-                told = f"answers have {now:.0f} tokens on average, and had {then:.0f} at first"
-                self._say(run, "length", told)
+                message = f"answers have {now:.0f} tokens on average, and had {then:.0f} at first"
+                self._say(run, "length", message)
         self._look_for_use(run, completions)
         self.sources = sorted({*self.sources, *(one.source for one in completions)})
         if count >= _FEW:
@@ -97,16 +97,24 @@ class Watch:
             asked = values_in((term.where or {}).get(SOURCE, FROM_DATA))
             if not {FROM_DATA, *self.sources} & {*asked}:
                 wanted, wrote = (", ".join(map(json.dumps, some)) for some in (asked, self.sources))
-                said = f"the loss {term.label!r} asks for source = {wanted}, and {wrote} wrote all"
-                self._say(run, "source", said)
+                message = (
+                    f"the loss {term.label!r} asks for source = {wanted}, and {wrote} wrote all"
+                )
+                self._say(run, "source", message)
 
     def _look_for_use(self, run: Run, completions: Sequence[Completion]) -> None:
-        useful = any(one.finished and repeats(one.ids) < _REPETITIVE for one in completions)
+        useful = any(
+            completion.finished and repeats(completion.ids) < _REPETITIVE
+            for completion in completions
+        )
         self.useless = 0 if useful or not completions else self.useless + 1
         if self.useless >= _FEW:
-            texts = [repr(str(run.tokenizer.decode([*o.ids]))[:_LETTERS]) for o in completions]
-            told = f"{_FEW} steps brought only empty, repeated or truncated answers, such as "
-            self._say(run, "useless", told + ", ".join(texts[:_SHOWN]))
+            texts = [
+                repr(str(run.tokenizer.decode([*completion.ids]))[:_LETTERS])
+                for completion in completions
+            ]
+            message = f"{_FEW} steps brought only empty, repeated or truncated answers, such as "
+            self._say(run, "useless", message + ", ".join(texts[:_SHOWN]))
 
     def _say(self, run: Run, key: str, what: str) -> None:
         if key not in self.told:

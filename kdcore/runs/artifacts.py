@@ -59,34 +59,34 @@ def _keep_tokenizer(run: RunState, others: Sequence[Path]) -> None:
     if problem is not None:  # a damaged one is compared with what the run started with
         _log.warning("%s: the tokenizer is rebuilt", problem)
     if problem is not None or not kept.exists():
-        _lay_tokenizer(run, others, kept)
+        _save_tokenizer(run, others, kept)
 
 
-def _lay_tokenizer(run: RunState, others: Sequence[Path], kept: Path) -> None:
+def _save_tokenizer(run: RunState, others: Sequence[Path], kept: Path) -> None:
     key = _key(run.recipe)
     same = (path / TOKENIZER for path in others)
     found = next((path for path in same if damage(path) is None and _key_of(path) == key), None)
-    beside = kept.with_name(f".{TOKENIZER}.partial")
-    shutil.rmtree(beside, ignore_errors=True)
+    partial = kept.with_name(f".{TOKENIZER}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
     if found is not None:
-        shutil.copytree(found, beside)
+        shutil.copytree(found, partial)
     else:
-        _made(run).save_pretrained(beside)
-        (beside / _KEY).write_text(key)
-    keep(run.folder, TOKENIZER, beside)
-    move_into_place(beside, kept)
+        _loaded_tokenizer(run).save_pretrained(partial)
+        (partial / _KEY).write_text(key)
+    keep(run.folder, TOKENIZER, partial)
+    move_into_place(partial, kept)
 
 
-def _made(run: RunState) -> PreTrainedTokenizerBase:
+def _loaded_tokenizer(run: RunState) -> PreTrainedTokenizerBase:
     stage = run.recipe
     if stage.tokenizer is not None:
         from transformers import PreTrainedTokenizerBase
 
         arguments = (run, stage.tokenizer_data)
-        made: PreTrainedTokenizerBase = call_checked(
+        tokenizer: PreTrainedTokenizerBase = call_checked(
             stage.tokenizer, "load", *arguments, of=PreTrainedTokenizerBase
         )
-        return made
+        return tokenizer
     assert stage.student.model is not None, "the recipe's check asks for a tokenizer otherwise"
     return load_tokenizer(stage.student.model, key="student.model")
 
@@ -122,14 +122,14 @@ def finish_student(run: RunState, layout: Layout) -> PreTrainedModel | None:
 def save_final(run: RunState, student: PreTrainedModel) -> Path:
     """Write the finished student to a temporary folder, then rename it."""
     add_stop_tokens(student, learned_stop_tokens(run.rows("validation"), run.tokenizer))
-    target, beside = run.folder / FINAL, run.folder / f".{FINAL}.partial"
-    shutil.rmtree(beside, ignore_errors=True)
+    target, partial = run.folder / FINAL, run.folder / f".{FINAL}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
     with without_bars(), progress("saving the student"):
-        student.save_pretrained(beside)
-    run.tokenizer.save_pretrained(beside)
-    (beside / "README.md").write_text(model_card(run))
-    keep(run.folder, FINAL, beside)
+        student.save_pretrained(partial)
+    run.tokenizer.save_pretrained(partial)
+    (partial / "README.md").write_text(model_card(run))
+    keep(run.folder, FINAL, partial)
     if (run.folder / DOCUMENTS).is_dir():
         keep(run.folder, DOCUMENTS, run.folder / DOCUMENTS)
-    move_into_place(beside, target)
+    move_into_place(partial, target)
     return target

@@ -63,8 +63,8 @@ class _TakenError(Exception):
     def __init__(self, owner: Mapping[str, object], by: str = "") -> None:
         self.owner = owner
         who = [f"{owner.get('process', '?')} on {owner.get('host', '?')}"] if owner else []
-        told = ", ".join([*who, *([f"by {by}"] if by else [])])
-        super().__init__(f" ({told})" if told else "")
+        details = ", ".join([*who, *([f"by {by}"] if by else [])])
+        super().__init__(f" ({details})" if details else "")
 
 
 @contextmanager
@@ -75,7 +75,7 @@ def alone_in(folder: Path, waiting: Callable[[str], None] | None = None) -> Iter
     description, and takes the folder when it is free.
     """
     with ExitStack() as held:
-        told = False
+        reported = False
         while True:
             try:
                 _take(folder, held)
@@ -86,9 +86,9 @@ def alone_in(folder: Path, waiting: Callable[[str], None] | None = None) -> Iter
                         f"another process is running in {folder}{taken}; wait for it, or type "
                         "--fresh for a second run next to it"
                     ) from None
-                if not told:
+                if not reported:
                     waiting(f"another process is running in {folder}{taken}")
-                told = True
+                reported = True
                 rest()
         yield
 

@@ -292,11 +292,11 @@ def _load(run: RunState, request: OpenRequest) -> None:
 
 def iter_batches(run: Run, rows: Sequence[Row]) -> Iterator[Batch]:
     """Rows in order, one micro-batch at a time."""
-    laid: RowDataset = rows  # type: ignore[assignment]  # as the run has them
-    collate = Collate(laid.split, run.vocabulary, run.device)
-    for start in range(0, len(laid), run.micro_batch):
-        some = range(start, min(start + run.micro_batch, len(laid)))
-        yield collate([laid[n] for n in some])
+    dataset: RowDataset = rows  # type: ignore[assignment]  # as the run has them
+    collate = Collate(dataset.split, run.vocabulary, run.device)
+    for start in range(0, len(dataset), run.micro_batch):
+        indices = range(start, min(start + run.micro_batch, len(dataset)))
+        yield collate([dataset[n] for n in indices])
 
 
 class NoData(Data):

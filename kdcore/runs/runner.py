@@ -204,7 +204,7 @@ def _run_stage(
         around.enter_context(_explained(folder))
         with main_first(accelerator):
             if accelerator.is_main_process:
-                around.enter_context(locked(folder, _tell_waiting))
+                around.enter_context(locked(folder, _report_waiting))
         if _finished(accelerator, disk, folder):
             _log.info("%s is finished: %s is used", stage.run_name, folder)
             return 0
@@ -226,7 +226,7 @@ def _run_stage(
             return signals.agreed(accelerator, now=True)
 
 
-def _tell_waiting(said: str) -> None:
+def _report_waiting(said: str) -> None:
     _log.info("%s: waiting for it, and continuing the run if that process is gone", said)
 
 
@@ -239,9 +239,9 @@ def _noted(folder: Path) -> Iterator[None]:
         yield
     except Exception as error:
         first = str(error).partition("\n")[0].removesuffix(":")
-        told = first if isinstance(error, KdcoreError) else f"{type(error).__name__}: {first}"
+        message = first if isinstance(error, KdcoreError) else f"{type(error).__name__}: {first}"
         with suppress(OSError):
-            write_whole(path, redact_own_secrets(told) + "\n")
+            write_whole(path, redact_own_secrets(message) + "\n")
         raise
 
 
@@ -331,7 +331,7 @@ def _runs(asked: RunRequest, host: PluginManager) -> list[Path]:
                 "instead of the folder; changes of a run are given with --set and --accept"
             )
         recipe = read_recipe(name, host, sets=asked.sets, logs=asked.logs)
-        _tell_what_differs(recipe, host)
+        _report_differences(recipe, host)
         return run_recipe(recipe, host, request)
     # All recipes of the product are checked before the first one runs.
     recipes = [
@@ -368,7 +368,7 @@ def _folder(asked: RunRequest) -> Path | None:
     return None
 
 
-def _tell_what_differs(recipe: Recipe, host: PluginManager) -> None:
+def _report_differences(recipe: Recipe, host: PluginManager) -> None:
     """For another run's resolved.toml, report differences to that run's env.json."""
     said = describe_differences(recipe.path.parent, host)
     if said:
@@ -383,7 +383,7 @@ def _run_each(
     for label, recipe in recipes:
         for note in recipe.notes:
             _log.info(note)
-        _tell_what_differs(recipe, host)
+        _report_differences(recipe, host)
         if label:
             _log.info("%s: %s", recipe.name, label)
         try:

@@ -65,11 +65,11 @@ def make_batch(rows: Sequence[Sequence[int]], vocabulary: int = 64) -> Batch:
     from kdcore.data.collate import Collate
 
     split = Split("train", "testing", np.array([len(row) for row in rows]))
-    laid = [
+    packed = [
         {"input_ids": row, "document": [n] * len(row), "offset": range(len(row))}
         for n, row in enumerate(rows)
     ]
-    return Collate(split, vocabulary, torch.device("cpu"))(laid)
+    return Collate(split, vocabulary, torch.device("cpu"))(packed)
 
 
 @component

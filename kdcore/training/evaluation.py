@@ -34,12 +34,14 @@ if TYPE_CHECKING:
 def run_evals(run: Run) -> dict[str, float | str]:
     """The scores of all evals in the run's recipe."""
     scores: dict[str, float | str] = {}
-    for one in run.recipe.evals:
-        with progress(f"evaluating {one.name}"):
-            found = call_checked(one, "measure", run, of=Mapping)
-        for name, each in found.items():
-            with plugin_errors(one, "measure"):  # converts numbers of other libraries to Python's
-                scores[str(name)] = each if isinstance(each, str) else float(each)
+    for component in run.recipe.evals:
+        with progress(f"evaluating {component.name}"):
+            found = call_checked(component, "measure", run, of=Mapping)
+        for name, score in found.items():
+            with plugin_errors(
+                component, "measure"
+            ):  # converts numbers of other libraries to Python's
+                scores[str(name)] = score if isinstance(score, str) else float(score)
     return scores
 
 
@@ -73,22 +75,22 @@ def _turns(run: Run, lengths: np.ndarray, size: int) -> list[np.ndarray]:
     return [*mine, *[longest_first[:0]] * (run.most(len(mine)) - len(mine))]
 
 
-def log_likelihoods(run: Run, rows: Sequence[Row], batch: int) -> list[float]:
+def log_likelihoods(run: Run, rows: Sequence[Row], batch_size: int) -> list[float]:
     """See `Run.log_likelihoods`."""
-    laid = as_rows(rows, "given")
-    collate = Collate(laid.split, run.vocabulary, run.device)
-    totals = torch.zeros(len(laid), dtype=torch.float64, device=run.device)
+    dataset = as_rows(rows, "given")
+    collate = Collate(dataset.split, run.vocabulary, run.device)
+    totals = torch.zeros(len(dataset), dtype=torch.float64, device=run.device)
     with eval_mode(run.student):
-        for group in _turns(run, laid.lengths, batch):
-            made = collate(laid.some(group.tolist()) if len(group) else [])
+        for group in _turns(run, dataset.lengths, batch_size):
+            batch = collate(dataset.some(group.tolist()) if len(group) else [])
             whose = torch.from_numpy(group).to(run.device)
-            for at, student in _chunks(run, made):
-                nll = nll_of(student, made.labels[at])
-                totals.index_add_(0, whose[at // made.input_ids.shape[1]], -nll.double())
+            for at, student in _chunks(run, batch):
+                nll = nll_of(student, batch.labels[at])
+                totals.index_add_(0, whose[at // batch.input_ids.shape[1]], -nll.double())
     if run.processes > 1:
         torch.distributed.all_reduce(totals)
-    found: list[float] = totals.tolist()
-    return found
+    likelihoods: list[float] = totals.tolist()
+    return likelihoods
 
 
 def _chunks(run: Run, batch: Batch, size: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
@@ -233,6 +235,6 @@ class _Sums:
                 self.documents.reduce()
         found = dict(zip(self.names, self.total.tolist(), strict=True))
         for value, sums in zip(self.groups, self.each.tolist(), strict=False):
-            told = [f"{name}/{value}" for name in self.names]
-            found |= dict(zip(told, sums, strict=True))
+            names = [f"{name}/{value}" for name in self.names]
+            found |= dict(zip(names, sums, strict=True))
         return found

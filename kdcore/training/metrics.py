@@ -56,7 +56,7 @@ class MetricsAccumulator:
         self,
         terms: Sequence[tuple[Term, float]],
         shares: Sequence[Tensor],
-        choices: SelectionResult,
+        selection: SelectionResult,
         good: Tensor,
         squares: Tensor | None = None,
     ) -> None:
@@ -76,10 +76,10 @@ class MetricsAccumulator:
         for place, (_, weight) in zip(places, terms, strict=True):
             self._seen[0, place].add_(good, alpha=float(weight != 0))
             self._seen[1, place].add_(good, alpha=weight)
-        self._uncounted.append((good, choices.valid * good, [n * good for n in choices.kept]))
-        self._ranked = choices.ranked
-        if choices.known is not None:
-            self._known.append(choices.known / choices.valid.clamp(min=1))
+        self._uncounted.append((good, selection.valid * good, [n * good for n in selection.kept]))
+        self._ranked = selection.ranked
+        if selection.known is not None:
+            self._known.append(selection.known / selection.valid.clamp(min=1))
 
     def add_written(self, completions: Sequence[Completion], seconds: float) -> None:
         """Add the completions that a step trains on, and the time spent on generation."""
@@ -113,13 +113,15 @@ class MetricsAccumulator:
         weighted = self._by_label(self._terms, self._steps)
         times, weights = self._seen.tolist()
         means = self._by_label(self._means).items()
-        told = {label: n for label, n in zip(self.labels, times, strict=True) if n}
+        step_counts = {label: n for label, n in zip(self.labels, times, strict=True) if n}
         taken = time.perf_counter() - self._since
         record = Record(
             step=self.run.step,
             tokens=self.run.tokens,
             loss=sum(weighted.values()),
-            terms={label: value / told[label] for label, value in means if label in told},
+            terms={
+                label: value / step_counts[label] for label, value in means if label in step_counts
+            },
             weights={
                 label: weight / self._steps
                 for label, weight in zip(self.labels, weights, strict=True)

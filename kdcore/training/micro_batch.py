@@ -54,13 +54,13 @@ def values_for(run: RunState) -> Callable[[Sequence[Term]], Values]:
     compiling = _compiles(run)
 
     @lru_cache
-    def made(labels: tuple[str, ...], losses: tuple[object, ...]) -> Values:
+    def values_of_terms(labels: tuple[str, ...], losses: tuple[object, ...]) -> Values:
         if compiling:
             return compiled_values_of(losses, run.chunk)  # type: ignore[arg-type]
         return values_of(losses)  # type: ignore[arg-type]
 
     def values(terms: Sequence[Term]) -> Values:
-        return made(tuple(t.label for t in terms), tuple(t.loss for t in terms))
+        return values_of_terms(tuple(t.label for t in terms), tuple(t.loss for t in terms))
 
     return values
 
@@ -71,16 +71,16 @@ def per_token_for(run: RunState) -> Callable[[Sequence[Loss]], PerToken] | None:
         return None
 
     @lru_cache
-    def made(losses: tuple[Loss, ...]) -> PerToken:
+    def compiled(losses: tuple[Loss, ...]) -> PerToken:
         return compiled_per_token_of(losses, run.chunk)
 
-    return lambda losses: made(tuple(losses))
+    return lambda losses: compiled(tuple(losses))
 
 
 def _compiles(run: RunState) -> bool:
-    wanted = run.recipe.train.compile
-    if wanted != "auto":
-        return wanted
+    choice = run.recipe.train.compile
+    if choice != "auto":
+        return choice
     if run.device.type == "cuda":
         return find_spec("triton") is not None
     return _has_compiler() and _logits(run) > _WORTH
@@ -89,8 +89,8 @@ def _compiles(run: RunState) -> bool:
 def _logits(run: RunState) -> float:
     lengths = run.laid("train").lengths
     # The length of a stream is unknown.
-    each = float(lengths.sum()) / run.drawn_in_epoch() if len(lengths) else run.data.block
-    return each * run.batch * run.steps * run.vocabulary
+    tokens_per_row = float(lengths.sum()) / run.drawn_in_epoch() if len(lengths) else run.data.block
+    return tokens_per_row * run.batch * run.steps * run.vocabulary
 
 
 def _has_compiler() -> bool:
@@ -269,7 +269,7 @@ def _attempt(step: TrainStep, rows: int) -> None:
     moments = torch.empty(2 * trained, device=run.device)
     margin = torch.empty(int(MARGIN * _usable(run.device)), dtype=torch.uint8, device=run.device)
     longest = _longest(step, rows)
-    step.rehearse(longest or _made_up(run.recipe.data.block, rows), made_up=not longest)
+    step.rehearse(longest or _dummy_rows(run.recipe.data.block, rows), made_up=not longest)
     del moments, margin
 
 
@@ -285,7 +285,7 @@ def _longest(step: TrainStep, count: int) -> list[Row]:
     return rows.some(np.resize(order, count).tolist())
 
 
-def _made_up(block: int, count: int) -> list[Row]:
+def _dummy_rows(block: int, count: int) -> list[Row]:
     """Full rows of any ids."""
     ids = list(range(block))
     row = {"input_ids": [0] * block, "document": [0] * block, "offset": ids, "position": ids}

@@ -174,10 +174,10 @@ def _bad_rows(trainer: TrainStep, step: int) -> list[BadRow]:
     readings = readings or [trainer.reading(trainer.collate([]), [first])]
     trainer.move_schedules(step - 1)
     terms = [term for term, _ in trainer.terms_of(step)]
-    choices = select(run, readings, step, trainer.gather, trainer.total, terms)
+    selection = select(run, readings, step, trainer.gather, trainer.total, terms)
     found = []
     for n, row in enumerate(rows):
-        if bad := _bad_terms(trainer, readings[n], choices, n, step):
+        if bad := _bad_terms(trainer, readings[n], selection, n, step):
             text = str(run.tokenizer.decode(row["input_ids"]))[:_LETTERS]
             found.append(BadRow(first + n + 1, int(row["document"][0]), bad, text))
         readings[n].forget()
@@ -190,11 +190,11 @@ def _bad_rows(trainer: TrainStep, step: int) -> list[BadRow]:
 
 
 def _bad_terms(
-    trainer: TrainStep, reading: MicroBatch, choices: SelectionResult, n: int, step: int
+    trainer: TrainStep, reading: MicroBatch, selection: SelectionResult, n: int, step: int
 ) -> dict[str, str]:
     """The non-finite parts of one row: a term's loss, or else its gradient."""
     terms = trainer.terms_of(step)
-    losses = _attempt(trainer, reading, terms, choices, n)[0].tolist()
+    losses = _attempt(trainer, reading, terms, selection, n)[0].tolist()
     bad = {
         term.label: "loss"
         for (term, _), loss in zip(terms, losses, strict=True)
@@ -202,9 +202,9 @@ def _bad_terms(
     }
     if bad or trainer.accelerator.scaler is not None:
         return bad
-    for each in terms:
-        if not _attempt(trainer, reading, [each], choices, n)[1].isfinite():
-            bad[each[0].label] = "gradient"
+    for weighted in terms:
+        if not _attempt(trainer, reading, [weighted], selection, n)[1].isfinite():
+            bad[weighted[0].label] = "gradient"
     return bad
 
 
@@ -212,12 +212,12 @@ def _attempt(
     trainer: TrainStep,
     reading: MicroBatch,
     terms: Sequence[tuple[Term, float]],
-    choices: SelectionResult,
+    selection: SelectionResult,
     n: int,
 ) -> tuple[Tensor, Tensor]:
     """Forward and backward of a row: each term's part of the loss [terms], the gradient norm."""
     with trainer.accelerator.no_sync(trainer.wrapped), trainer.working_weights():
-        shares = trainer.backward(reading, terms, choices.masks[n])
+        shares = trainer.backward(reading, terms, selection.masks[n])
     norm = gradient_norm(trainer.objective)
     trainer.optimizer.zero_grad(set_to_none=True)
     return shares, norm
@@ -254,9 +254,9 @@ class NonFiniteHandler:
     @property
     def _judge(self) -> NonFiniteCheck:
         if self._finite is None:
-            made = self._trainer
+            trainer = self._trainer
             self._finite = NonFiniteCheck(
-                made.accelerator, made.optimizer, made.total, sticks=not self._skips
+                trainer.accelerator, trainer.optimizer, trainer.total, sticks=not self._skips
             )
         return self._finite
 

@@ -45,18 +45,18 @@ class RolloutRows:
         self.answers: dict[int, Answers] = {}  # by step, of all processes
         self._watch = Watch()
         self._seconds = 0.0  # spent on generation since the last read
-        self._cuts_told = False
+        self._cuts_reported = False
         self._check_lengths()
 
     def _check_lengths(self) -> None:
         lengths = self.split.lengths
         first = self.run.rows("train")[0] if len(lengths) else {}
         if len(lengths) and first.get("labels") is None:
-            wanted, longest = self._options.prompt_tokens, int(lengths.max())
-            if wanted >= longest:
+            prompt_tokens, longest = self._options.prompt_tokens, int(lengths.max())
+            if prompt_tokens >= longest:
                 raise RunError(
-                    f"rollout.prompt_tokens = {wanted}, and the longest document has {longest} "
-                    f"tokens; type --set rollout.prompt_tokens={max(1, longest // 2)}"
+                    f"rollout.prompt_tokens = {prompt_tokens}, and the longest document has "
+                    f"{longest} tokens; type --set rollout.prompt_tokens={max(1, longest // 2)}"
                 )
 
     @property
@@ -74,13 +74,13 @@ class RolloutRows:
 
     def share_of(self, step: int) -> StepRows:
         """The same, with their position in the step."""
-        kept, written = self._laid(step)
+        kept, written = self._rows_of_step(step)
         mine = self._mine(len(kept) + len(written))
         return StepRows([*kept, *written][mine.start : mine.stop], mine.start, len(kept + written))
 
     def parts(self, step: int) -> list[Part]:
         """The same by split, with the index of each part's first row in the step."""
-        kept, written = self._laid(step)
+        kept, written = self._rows_of_step(step)
         mine = self._mine(len(kept) + len(written))
         border = min(max(len(kept), mine.start), mine.stop)
         return [
@@ -88,7 +88,7 @@ class RolloutRows:
             Part(WRITTEN, written[border - len(kept) : mine.stop - len(kept)], border),
         ]
 
-    def _laid(self, step: int) -> tuple[list[Row], list[Row]]:
+    def _rows_of_step(self, step: int) -> tuple[list[Row], list[Row]]:
         """The rows of the whole step: those of the data, and generated ones."""
         self.write(step)
         data = self.run.data
@@ -106,12 +106,12 @@ class RolloutRows:
         last = min(((step - 1) // every + 1) * every, max(run.steps, step))
         asked = {n: self._prompts(n) for n in range(step, last + 1)}
         before = RandomState.capture()
-        prompts = [prompt for some in asked.values() for prompt in some]
+        prompts = [prompt for own in asked.values() for prompt in own]
         group = self._options.group(run.data.block)
         answers = iter(write(run, self._rollout, prompts, group))
         before.restore()
-        for n, some in asked.items():
-            self.answers[n] = [_with_ids(next(answers)) for _ in some]
+        for n, prompts in asked.items():
+            self.answers[n] = [_with_ids(next(answers)) for _ in prompts]
             with plugin_errors(self._rollout, "generated"):
                 self._rollout.generated(run, n, self.written(n))
             self._watch.look(run, n, self.written(n))
@@ -141,8 +141,8 @@ class RolloutRows:
     def _prompts(self, step: int) -> list[Prompt]:
         drawn = [each for each in self._drawn(step) if self._is_written(step, each[0])]
         cut = sum(self._cutter.cut(row) for _, row in drawn)
-        if cut and not self._cuts_told:
-            self._cuts_told = True
+        if cut and not self._cuts_reported:
+            self._cuts_reported = True
             self.run.say(
                 f"step {step}: {cut} prompts are longer than block - max_new_tokens and keep their "
                 f"last {self._cutter.longest} tokens; so do those of later steps"

@@ -85,10 +85,10 @@ class RunState(Run):
         from kdcore.data.sampler import random_subset
 
         rows = self.laid(split)
-        wanted = self.recipe.train.eval_rows
-        if wanted == "all" or wanted >= len(rows):
+        eval_rows = self.recipe.train.eval_rows
+        if eval_rows == "all" or eval_rows >= len(rows):
             return rows
-        return rows.subset(random_subset(len(rows), wanted, self.recipe.train.eval_seed))
+        return rows.subset(random_subset(len(rows), eval_rows, self.recipe.train.eval_seed))
 
     def ids(self, split: str, places: np.ndarray) -> np.ndarray:
         """See `Run.ids`."""
@@ -132,16 +132,16 @@ class RunState(Run):
             seed = self.seed if split == "train" else self.recipe.train.eval_seed
             make = partial(self.data.make_rows, split, self.tokenizer, seed=seed, epoch=key[1])
             with plugin_errors(self.data, "make_rows"):
-                made = make()
+                rows = make()
             given_by, options = f"data {self.data.name!r}", self.recipe.train
-            if split == "train" and options.steps is not None and not hasattr(made, "__len__"):
-                made = GivenStream(make, split, self.data.fingerprint(), given_by)
+            if split == "train" and options.steps is not None and not hasattr(rows, "__len__"):
+                rows = GivenStream(make, split, self.data.fingerprint(), given_by)
             at_most = None if options.eval_rows == "all" else options.eval_rows
-            most = at_most if split != "train" else None
-            if not (hasattr(made, "__iter__") or hasattr(made, "__getitem__")):
-                raise wrong_return(self.data, "make_rows", type(made).__name__, "rows")
+            limit = at_most if split != "train" else None
+            if not (hasattr(rows, "__iter__") or hasattr(rows, "__getitem__")):
+                raise wrong_return(self.data, "make_rows", type(rows).__name__, "rows")
             with plugin_errors(self.data, "make_rows"):  # rows may be generated lazily
-                self._rows[key] = as_rows(made, split, given_by=given_by, at_most=most)
+                self._rows[key] = as_rows(rows, split, given_by=given_by, at_most=limit)
         return self._rows[key]
 
     def evaluate(
@@ -180,8 +180,8 @@ class RunState(Run):
         """
         from kdcore.models.generation import learned_stop_tokens
 
-        laid = self.laid("train")
-        first = laid.first_window() if isinstance(laid, Stream) else laid
+        rows = self.laid("train")
+        first = rows.first_window() if isinstance(rows, Stream) else rows
         config = self.student.generation_config
         own = config.eos_token_id if config is not None else None
         found = {*(own if isinstance(own, list) else [own]), self.tokenizer.eos_token_id} - {None}
@@ -307,5 +307,5 @@ def training_rows(run: RunState, *, whole: bool = False) -> TrainingRows | Strea
 
 def workers_of(run: RunState) -> int:
     """On a CPU, threads that prepare rows take cores from training."""
-    wanted = run.recipe.train.workers
-    return int(run.device.type == "cuda") if wanted == "auto" else wanted
+    workers = run.recipe.train.workers
+    return int(run.device.type == "cuda") if workers == "auto" else workers

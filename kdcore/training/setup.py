@@ -20,7 +20,7 @@ from kdcore.models.loading import HALF, precision_of
 from kdcore.models.vocabulary import cut_to, verify_same_ids, warn_tokenizer_mismatch
 from kdcore.objective.columns import check_columns
 from kdcore.objective.hidden_states import HiddenTerms
-from kdcore.objective.losses import tell_untempered
+from kdcore.objective.losses import warn_untempered
 from kdcore.objective.objective import Objective
 from kdcore.objective.teachers import (
     check_positions,
@@ -126,7 +126,7 @@ def _prepare_losses(run: RunState, hidden: HiddenTerms) -> None:
     stage = run.recipe
     check_columns(run)
     load_teachers(run, stage.components())
-    tell_untempered(stage.teacher, [term.loss for term in stage.terms])
+    warn_untempered(stage.teacher, [term.loss for term in stage.terms])
     run.chunk = chunk_of(run)
     hidden.prepare(run)
 
@@ -260,7 +260,7 @@ def optimizer_of(
     sharded: bool = False,
 ) -> torch.optim.Optimizer:
     """The optimizer of `[train]` over the trained parameters; no weight decay for `learned`."""
-    made = make_optimizer(
+    optimizer = make_optimizer(
         options.optimizer,
         model,
         lr=options.lr,
@@ -270,8 +270,8 @@ def optimizer_of(
         sharded=sharded,
     )
     if more := list(learned.parameters()) if learned is not None else []:
-        made.add_param_group({"params": more, "weight_decay": 0.0})
-    return made
+        optimizer.add_param_group({"params": more, "weight_decay": 0.0})
+    return optimizer
 
 
 def rate_of(options: TrainOptions, steps: int) -> Callable[[int], float]:

@@ -34,7 +34,7 @@ class Signals:
     """
 
     def __init__(self) -> None:
-        self._got = self._told = 0
+        self._got = self._handled = 0
         self._asked = 0
         self._before: dict[int, Any] = {}
 
@@ -55,12 +55,12 @@ class Signals:
         for number, before in self._before.items():
             signal.signal(number, before)
         ask_to_stop(False)
-        if self._got != self._told and error is None:
+        if self._got != self._handled and error is None:
             signal.raise_signal(self._got)
 
     def take(self) -> int:
         """The signal that this process got, marked as handled; 0 for none."""
-        self._told = self._got
+        self._handled = self._got
         return self._got
 
     def _note(self, number: int, frame: FrameType | None) -> None:
@@ -75,7 +75,7 @@ class Signals:
         Where agreeing syncs a GPU, that happens only every few steps, or with `now`.
         """
         if accelerator.num_processes == 1:
-            self._told = self._got
+            self._handled = self._got
             return self._got
         self._asked += 1
         if accelerator.device.type == "cuda" and self._asked % _EVERY and not now:
@@ -83,5 +83,5 @@ class Signals:
         import torch
 
         got = torch.tensor([self._got], device=accelerator.device)
-        self._told = int(accelerator.gather(got).max())
-        return self._told
+        self._handled = int(accelerator.gather(got).max())
+        return self._handled

@@ -87,14 +87,14 @@ class TrainStep:
         self, step: int, terms: Sequence[tuple[Term, float]]
     ) -> tuple[list[Tensor], SelectionResult]:
         """Accumulates a step's gradients. Returns each micro-batch's loss, and the selection."""
-        plain = [term for term, _ in terms if not compares_states(term)]
-        if is_measured(step, self.run.steps, len(plain)):
+        logit_terms = [term for term, _ in terms if not compares_states(term)]
+        if is_measured(step, self.run.steps, len(logit_terms)):
             self.watch = GradientShares(
                 [term.label for term in self.run.recipe.terms], self.run.device
             )
         self.move_schedules(step - 1)
-        readings = self._filled(self.prefetcher.get(step))
-        choices = select(
+        readings = self._with_empty_batches(self.prefetcher.get(step))
+        selection = select(
             self.run, readings, step, self.gather, self.total, [term for term, _ in terms]
         )
         shares: list[Tensor] = []
@@ -103,14 +103,14 @@ class TrainStep:
                 # Accumulate locally; DDP all-reduces once, in the last backward.
                 last = n == len(readings) - 1 and self.working is None
                 with self.layout.accumulating(self.wrapped, last=last):
-                    shares.append(self.backward(reading, terms, choices.masks[n]))
+                    shares.append(self.backward(reading, terms, selection.masks[n]))
                 if self.working is not None:
                     self.working.collect()
                 reading.forget()
         if self.working is not None and self.run.processes > 1:
             average_gradients(self.parameters + self.learned, self.run.processes)
         self.layout.reduce(self.learned)
-        return shares, choices
+        return shares, selection
 
     def working_weights(self) -> AbstractContextManager[None]:
         """In the block, forward and backward use the bf16 weights, where the run has them."""
@@ -126,17 +126,17 @@ class TrainStep:
         # With scope = "micro_batch" the grouping is part of the experiment: do not sort rows.
         mixed = self.run.recipe.selection is not None and self.run.recipe.scope == "micro_batch"
         parts = self.rows.parts(step)
-        made = [
-            self.reading(self.collated(part, some), [part.first + n for n in some])
+        readings = [
+            self.reading(self.collated(part, rows), [part.first + n for n in rows])
             for part in [part for part in parts if part.rows] or parts[:1]
-            for some in micro_batches(part.rows, self.run.micro_batch, by_length=not mixed)
+            for rows in micro_batches(part.rows, self.run.micro_batch, by_length=not mixed)
         ]
         teacher = self.run.teacher if self.asks_ahead else None
         if teacher and any(asks_teacher(term.loss) for term, _ in self.terms_of(step)):
-            prefetch(teacher, [each.batch for each in made])
-        return made
+            prefetch(teacher, [reading.batch for reading in readings])
+        return readings
 
-    def _filled(self, readings: list[MicroBatch]) -> list[MicroBatch]:
+    def _with_empty_batches(self, readings: list[MicroBatch]) -> list[MicroBatch]:
         """With empty micro-batches, where every process must make the same number of calls."""
         missing = self.run.most(len(readings)) - len(readings)
         return [*readings, *(self.reading(self.collate([]), []) for _ in range(missing))]
@@ -145,11 +145,11 @@ class TrainStep:
         """A micro-batch of the rows at these indices of the step; no teacher has read it yet."""
         return MicroBatch(batch, rows, states_wanted(self.run.teacher, self.objective.hidden))
 
-    def collated(self, part: Part, some: Sequence[int]) -> Batch:
+    def collated(self, part: Part, rows: Sequence[int]) -> Batch:
         """A batch of some rows of a part, on the device."""
         same = part.split is self.collate.split
         collate = self.collate if same else replace(self.collate, split=part.split)
-        return collate([part.rows[n] for n in some])
+        return collate([part.rows[n] for n in rows])
 
     def terms_of(self, step: int) -> list[tuple[Term, float]]:
         """The terms with a nonzero weight in this step, and their weights."""
@@ -166,15 +166,15 @@ class TrainStep:
     ) -> Tensor:
         """Accumulates a micro-batch's gradients. Returns each term's part of the loss [terms]."""
         teacher = self.run.teacher
-        plain = [term for term, _ in terms if not compares_states(term)]
-        asking = [term.loss for term in plain if asks_teacher(term.loss)]
-        logits_at = reading.outputs_of(teacher, asking) if teacher and asking else None
+        logit_terms = [term for term, _ in terms if not compares_states(term)]
+        losses = [term.loss for term in logit_terms if asks_teacher(term.loss)]
+        logits_at = reading.outputs_of(teacher, losses) if teacher and losses else None
         states_at = None
-        if len(plain) < len(terms) and teacher is not None:
+        if len(logit_terms) < len(terms) and teacher is not None:
             states_at = reading.states_of(teacher)
-        values = self.values(plain)
+        values = self.values(logit_terms)
         if self.watch is not None:
-            values = self.watch.watched(values, plain)
+            values = self.watch.watched(values, logit_terms)
         with self.run.autocast():
             loss, share = self.wrapped(reading.batch, terms, values, logits_at, chosen, states_at)
         # DDP averages gradients over processes, but the loss is a sum over them: each process
@@ -195,8 +195,10 @@ class TrainStep:
         reading = self.reading(self.collate(rows), range(len(rows)))
         terms = self.terms_of(1)
         if made_up:
-            terms = [each for each in terms if not isinstance(each[0].loss, PreparedLoss)]
-            chosen = self._everything(reading)
+            terms = [
+                (term, weight) for term, weight in terms if not isinstance(term.loss, PreparedLoss)
+            ]
+            chosen = self._all_tokens(reading)
         else:
             named = [term for term, _ in terms]
             chosen = select(self.run, [reading], 1, alone, lambda count: count, named).masks[0]
@@ -205,7 +207,7 @@ class TrainStep:
         reading.forget()
         self.optimizer.zero_grad(set_to_none=True)
 
-    def _everything(self, reading: MicroBatch) -> SelectFn:
+    def _all_tokens(self, reading: MicroBatch) -> SelectFn:
         valid = torch.full((), float(len(reading.batch.valid)), device=self.run.device)
         seen = TokenMask(None, valid, valid, valid)
         return lambda states: seen

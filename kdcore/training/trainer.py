@@ -48,7 +48,7 @@ class Trainer(TrainStep):
         self.recorder = MetricsAccumulator(self.run, self.accelerator)
         self.refusals = NonFiniteHandler(self, self.save_if_missing)
         self.oom_retry = OomRetry(self, self._save_alone)
-        self.told: set[str] = set()
+        self.warned: set[str] = set()
         self.evaluation_due = False  # an evaluation was interrupted
 
     def train(self) -> None:
@@ -136,24 +136,26 @@ class Trainer(TrainStep):
             record = self.recorder.record(self.rate(self.run.step))
             self.host.emit("kdcore_log", run=self.run, record=record)
             if self.rollouts is not None:
-                some = self.rollouts.written(self.run.step)[:_SHOWN]
-                self.host.emit("kdcore_written", run=self.run, step=self.run.step, completions=some)
-            for label, said in negligible_terms(record.gradient, self.run.recipe.terms).items():
-                if label not in self.told and self.run.main:
-                    _log.warning(said)
-                self.told.add(label)
-            self._tell_known(record.teacher.get("aligned", 1.0))
+                completions = self.rollouts.written(self.run.step)[:_SHOWN]
+                self.host.emit(
+                    "kdcore_written", run=self.run, step=self.run.step, completions=completions
+                )
+            for label, message in negligible_terms(record.gradient, self.run.recipe.terms).items():
+                if label not in self.warned and self.run.main:
+                    _log.warning(message)
+                self.warned.add(label)
+            self._warn_of_unknown_tokens(record.teacher.get("aligned", 1.0))
 
-    def _tell_known(self, share: float) -> None:
+    def _warn_of_unknown_tokens(self, share: float) -> None:
         """Warn once if the teacher covers less than half of the tokens."""
-        if share < 0.5 and "aligned" not in self.told and self.run.main:
+        if share < 0.5 and "aligned" not in self.warned and self.run.main:
             _log.warning(
                 "the teacher knows %.0f %% of the trained tokens: at the others, losses that need "
                 "it learn nothing; where it has another tokenizer, the losses alm and gold learn "
                 "from whole spans of tokens",
                 100 * share,
             )
-            self.told.add("aligned")
+            self.warned.add("aligned")
 
     def _evaluate(self) -> None:
         self.refusals.check()
@@ -223,11 +225,13 @@ class Trainer(TrainStep):
         raise self._interrupted(signal_number)
 
     def _interrupted(self, signal_number: int) -> Interrupted:
-        said = "in the first step; the same command starts again"
+        message = "in the first step; the same command starts again"
         if self.run.step:
-            said = f"after step {self.run.step} of {self.run.steps}; a checkpoint is written, and "
-            said += "the same command resumes"
-        return Interrupted(f"interrupted {said}", signal_number)
+            message = (
+                f"after step {self.run.step} of {self.run.steps}; a checkpoint is written, and "
+            )
+            message += "the same command resumes"
+        return Interrupted(f"interrupted {message}", signal_number)
 
     def save_if_missing(self) -> None:
         """A checkpoint of the last step, unless it exists."""

@@ -43,7 +43,7 @@ from kdcore_aligned.writing import Translator
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_RULES = 2
+_RULES = 3
 
 
 class _Both(NamedTuple):

@@ -7,6 +7,7 @@ from itertools import islice
 
 import numpy as np
 from kdcore_sft import DIALOGUE, Answered, Reteller, Told
+from kdcore_sft.messages import joined, thoughts_of
 
 from kdcore import Batch, Piece, Prompt, Retokenizer, Run, Spans, columns_of, on_host
 
@@ -36,7 +37,10 @@ class OwnTemplate:
         theirs, found = self._reteller.whole(known)
         by_turn = {each.turn: each for each in found.answers}
         pairs = [(one, by_turn[one.turn]) for one in known.answers if one.turn in by_turn]
-        spans = [self._spans(ours, theirs.tolist(), *pair) for pair in pairs]
+        spans = [
+            self._spans(ours, theirs.tolist(), one, other, _same_text(known, one, other))
+            for one, other in pairs
+        ]
         return Piece(theirs.tolist(), Spans.joined(spans))
 
     def prompt(self, prompt: Prompt) -> Sequence[int] | None:
@@ -70,20 +74,36 @@ class OwnTemplate:
         return known.up_to(asked.turn, text)._replace(answers=[answer])
 
     def _spans(
-        self, ours: Sequence[int], theirs: Sequence[int], one: Answered, other: Answered
+        self,
+        ours: Sequence[int],
+        theirs: Sequence[int],
+        one: Answered,
+        other: Answered,
+        text: str,
     ) -> Spans:
-        """The spans of one answer and its end token."""
-        text, found = one.text, Spans.joined([])
-        if text != other.text:  # one of the templates strips the text
-            text = text.strip()
-        if text in (other.text, other.text.strip()):
-            found = self._retokenizer.within(
-                ours[one.first : one.end], theirs[other.first : other.end], text
-            ).shifted(one.first, other.first)
+        """The spans of one answer, as far as both have its text, and of its end token."""
+        found = self._retokenizer.within(
+            ours[one.first : one.end], theirs[other.first : other.end], text
+        ).shifted(one.first, other.first)
         if one.stop < 0 or other.stop < 0:
             return found
         begin, end = (np.array([[one.stop, other.stop]]) + n for n in (0, 1))
         return Spans.joined([found, Spans(begin[:, 0], end[:, 0], begin[:, 1], end[:, 1])])
+
+
+def _same_text(known: Told, one: Answered, other: Answered) -> str:
+    """The text of an answer that both templates write; empty if they write it differently.
+
+    One of them may strip it, or write something of its own before it, such as an empty thought.
+    """
+    if one.text == other.text:
+        return one.text
+    shorter, longer = sorted((one.text.strip(), other.text.strip()), key=len)
+    if shorter == longer:
+        return shorter
+    message = known.messages[one.turn]
+    is_content = shorter == joined(message.get("content")).strip() and not thoughts_of(message)
+    return shorter if is_content and longer.endswith(shorter) else ""
 
 
 def whole_characters(spelled: bytes) -> str:

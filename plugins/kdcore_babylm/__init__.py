@@ -48,7 +48,7 @@ class BabyLM(Data):
     def __post_init__(self) -> None:
         if self.random_offset and self.rows != "chunk":
             raise ValueError('random_offset is for rows = "chunk"')
-        self._told = set[str]()
+        self._reported = set[str]()
 
     @property
     def fresh_each_epoch(self) -> bool:  # type: ignore[override]  # a constant of other data
@@ -68,7 +68,7 @@ class BabyLM(Data):
                 if text:
                     yield text
             sizes[name] = (before, after)
-        self._tell(split, sizes)
+        self._report(split, sizes)
 
     def make_rows(
         self, split: str, tokenizer: PreTrainedTokenizerBase, *, seed: int, epoch: int
@@ -110,11 +110,11 @@ class BabyLM(Data):
             return self.path, [self.validation]
         return self.validation, _HELD_OUT
 
-    def _tell(self, split: str, sizes: dict[str, tuple[int, int]]) -> None:
+    def _report(self, split: str, sizes: dict[str, tuple[int, int]]) -> None:
         """Report once per split what cleaning removed, and which sources have no rules."""
-        if not self.clean or split in self._told:
+        if not self.clean or split in self._reported:
             return
-        self._told.add(split)
+        self._reported.add(split)
         each = ", ".join(f"{name} {a:,} -> {b:,}" for name, (a, b) in sizes.items())
         _log.info(f"{split}: characters before and after cleaning: {each}")
         for name in sizes.keys() - SOURCES.keys():

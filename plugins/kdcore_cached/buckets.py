@@ -46,13 +46,13 @@ class Buckets(Kind):
 
     def coarse(self, values: Sequence[np.ndarray]) -> SparseLogits:
         """The arrays of some tokens as a teacher's output."""
-        return self.told([torch.from_numpy(some) for some in self.needed(values)])
+        return self.sparse_logits([torch.from_numpy(some) for some in self.needed(values)])
 
     def needed(self, values: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
-        """The arrays that `told` reads: all but the marks."""
+        """The arrays that `sparse_logits` reads: all but the marks."""
         return [*values[:2], *values[len(self.arrays) :]]
 
-    def told(self, values: Sequence[Tensor]) -> SparseLogits:
+    def sparse_logits(self, values: Sequence[Tensor]) -> SparseLogits:
         """The arrays of some tokens, on any device, as a teacher's output."""
         return SparseLogits(values[0].long(), self.log_masses(values[1]), {})
 
@@ -95,7 +95,7 @@ class TopK(Buckets):
         self.temperatures = temperatures  # other than 1; the others' mass is stored at these too
         self.gaps = False  # whether ids may be missing: a teacher may know some tokens only
         self.wanted: dict[float, int] = {}  # temperature -> a sufficient k, if this one is not
-        self.beside = [others_array(each) for each in temperatures]
+        self.extras = [others_array(each) for each in temperatures]
         self.arrays = (
             Array("ids.i32", np.dtype(np.int32), self.k),
             Array("log_probabilities.f16", np.dtype(np.float16), self.k + 1),
@@ -110,9 +110,9 @@ class TopK(Buckets):
         """Stored as they are."""
         return stored.float()
 
-    def told(self, values: Sequence[Tensor]) -> SparseLogits:
+    def sparse_logits(self, values: Sequence[Tensor]) -> SparseLogits:
         """The output, including the others' logit at each temperature."""
-        ids, logs, _ = super().told(values[:2])
+        ids, logs, _ = super().sparse_logits(values[:2])
         if self.gaps:
             return GappedLogits(ids, logs)
         each = zip(self.temperatures, values[2:], strict=True)

@@ -49,16 +49,16 @@ class Kept:
     @property
     def about(self) -> dict[str, Any]:
         """Information for the user; stores of earlier versions have less."""
-        told: dict[str, Any] = {}
+        about: dict[str, Any] = {}
         with suppress(OSError, ValueError):  # optional information
-            told = dict(json.loads((self.folder / ABOUT).read_text(encoding="utf-8")))
-        return {"teacher": self.folder.name.split("-")[0], "data": self.meta["data"][:12]} | told
+            about = dict(json.loads((self.folder / ABOUT).read_text(encoding="utf-8")))
+        return {"teacher": self.folder.name.split("-")[0], "data": self.meta["data"][:12]} | about
 
     def tell(self, **more: object) -> None:
         """Add information for the user."""
-        told = json.dumps(self.about | more, indent=1)
+        about = json.dumps(self.about | more, indent=1)
         whole = self.folder / f".{ABOUT}-{uuid4().hex}"
-        whole.write_text(told, encoding="utf-8")
+        whole.write_text(about, encoding="utf-8")
         whole.replace(self.folder / ABOUT)
 
     def wanted(self) -> dict[float, int]:
@@ -103,7 +103,7 @@ class Kept:
             return f"{META} cannot be read ({error})"
         if not self.folder.name.endswith(f"-{key_of(text)}"):
             return f"{META} was changed: it does not match the folder's name"
-        files = (*kind.arrays, *kind.beside)
+        files = (*kind.arrays, *kind.extras)
         if missing := [one.file for one in kind.arrays if not (self.folder / one.file).is_file()]:
             return f"{missing[0]} is missing"
         hashed = [CHECK] if (self.folder / CHECK.file).is_file() else []
@@ -134,9 +134,9 @@ class Kept:
             arrays[-1][broken] = self.kind.forgotten()
             found += len(broken)
             done(len(there))
-        return found + sum(self._forget_beside(one) for one in self.kind.beside)
+        return found + sum(self._forget_extra(one) for one in self.kind.extras)
 
-    def _forget_beside(self, array: Array) -> int:
+    def _forget_extra(self, array: Array) -> int:
         """The same for an extra file, whose valid numbers are below 0."""
         values, found = mapped(self.folder, array, self.tokens), 0
         for start in range(0, self.tokens, _SLOTS):

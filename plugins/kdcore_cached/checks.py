@@ -16,7 +16,7 @@ from kdcore_cached.kinds import Array
 CHECK = Array("check.u16", np.dtype(np.uint16))
 
 
-def check_beside(array: Array) -> Array:
+def check_of_extra(array: Array) -> Array:
     """The checksums of an extra file; 0 where an earlier version wrote."""
     return Array(f"{array.file}.{CHECK.file}", CHECK.dtype)
 

@@ -29,18 +29,18 @@ class Array:
 class Kind(ABC):
     """What is stored per token. The last of `arrays` is written last and marks filled slots.
 
-    Values come in the order of `arrays`, followed by those of `beside`.
+    Values come in the order of `arrays`, followed by those of `extras`.
     """
 
     name: str
     arrays: Sequence[Array]
-    beside: Sequence[Array] = ()  # extra files outside of the store's key; 0: empty
+    extras: Sequence[Array] = ()  # extra files outside of the store's key; 0: empty
     tolerance: float  # largest difference in `differs` that rounding of half types explains
 
     @property
     def bytes_per_token(self) -> int:
         """Bytes on disk, including a checksum of two bytes."""
-        return 2 + sum(array.bytes_per_token for array in (*self.arrays, *self.beside))
+        return 2 + sum(array.bytes_per_token for array in (*self.arrays, *self.extras))
 
     def bound(self) -> dict[str, object]:
         """The kind's own entries in `meta.json`."""

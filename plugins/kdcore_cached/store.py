@@ -14,7 +14,7 @@ from uuid import uuid4
 import numpy as np
 
 from kdcore import Batch, RunError, Split
-from kdcore_cached.checks import CHECK, check_beside, checks_of
+from kdcore_cached.checks import CHECK, check_of_extra, checks_of
 from kdcore_cached.kinds import Array, Kind
 from kdcore_cached.places import places
 
@@ -53,8 +53,10 @@ class Store:
         self.arrays = [mapped(self.folder, array, self.tokens) for array in kind.arrays]
         hashed = (self.folder / CHECK.file).exists()
         self._checks = mapped(self.folder, CHECK, self.tokens) if hashed else None
-        self.beside = [self._laid_beside(array, say) for array in kind.beside]
-        self._checks_beside = [self._laid_beside(check_beside(array), say) for array in kind.beside]
+        self.extras = [self._mapped_extra(array, say) for array in kind.extras]
+        self._extra_checks = [
+            self._mapped_extra(check_of_extra(array), say) for array in kind.extras
+        ]
 
     @property
     def tokens(self) -> int:
@@ -73,11 +75,11 @@ class Store:
         if broken.any():
             self._say(f"{self.folder}: {broken.sum():,} values are damaged and are made anew")
         found: np.ndarray = self.kind.missing(self.arrays[-1][slots]) | broken
-        for more, checks in zip(self.beside, self._checks_beside, strict=True):
-            found |= (more[slots] == 0) | self._broken_beside(slots, more, checks)
+        for more, checks in zip(self.extras, self._extra_checks, strict=True):
+            found |= (more[slots] == 0) | self._broken_extra(slots, more, checks)
         return found
 
-    def _broken_beside(self, slots: np.ndarray, more: np.ndarray, checks: np.ndarray) -> np.ndarray:
+    def _broken_extra(self, slots: np.ndarray, more: np.ndarray, checks: np.ndarray) -> np.ndarray:
         """The same for an extra file [n]."""
         values, known = more[slots], checks[slots]
         broken: np.ndarray = (values != 0) & (known != 0) & (known != checks_of(slots, [values]))
@@ -96,7 +98,7 @@ class Store:
 
     def take(self, slots: np.ndarray) -> list[np.ndarray]:
         """The values of each array at the slots, [n] or [n, width]."""
-        return [np.take(array, slots, axis=0) for array in (*self.arrays, *self.beside)]
+        return [np.take(array, slots, axis=0) for array in (*self.arrays, *self.extras)]
 
     def put(self, slots: np.ndarray, values: Sequence[np.ndarray]) -> None:
         """Write the values of each array. Valid slots are left unchanged, to the last bit."""
@@ -107,28 +109,28 @@ class Store:
             self._checks[slots[new]] = checks_of(slots[new], fresh)
         for array, some in zip(self.arrays, fresh, strict=True):
             array[slots[new]] = some
-        more = zip(self.beside, self._checks_beside, values[len(self.arrays) :], strict=True)
+        more = zip(self.extras, self._extra_checks, values[len(self.arrays) :], strict=True)
         for array, checks, given in more:
             some = np.asarray(given, array.dtype)
             checks[slots] = checks_of(slots, [some])
             array[slots] = some
 
-    def _laid_beside(self, array: Array, say: Callable[[str], None]) -> np.memmap:
+    def _mapped_extra(self, array: Array, say: Callable[[str], None]) -> np.memmap:
         """An extra file, which other runs did not need, created if it is missing or damaged."""
         path = self.folder / array.file
         if path.exists() and not _fits(self.folder, array, self.tokens):
             say(f"{path} is damaged: it is made anew")
             path.unlink()
         if not path.exists():
-            beside = self.folder / f".{array.file}-{uuid4().hex}"
+            partial = self.folder / f".{array.file}-{uuid4().hex}"
             try:
-                _reserve(beside, array, self.tokens)
-                _appear(beside, path)
+                _reserve(partial, array, self.tokens)
+                _appear(partial, path)
             except OSError as error:
                 size = array.bytes_per_token * self.tokens
                 raise RunError(f"cannot make {path} ({size:,} bytes): {error}") from error
             finally:
-                beside.unlink(missing_ok=True)
+                partial.unlink(missing_ok=True)
         return mapped(self.folder, array, self.tokens)
 
     def _is_whole(self) -> bool:
@@ -141,16 +143,16 @@ class Store:
 
     def _make(self) -> None:
         """Create all missing files, then rename: no process ever sees half a store."""
-        beside = self.folder.with_name(f".{self.folder.name}-{uuid4().hex}")
-        beside.mkdir(parents=True)
-        (beside / META).write_text(self._meta, encoding="utf-8")
-        (beside / ABOUT).write_text(json.dumps(self._about, indent=1), encoding="utf-8")
+        partial = self.folder.with_name(f".{self.folder.name}-{uuid4().hex}")
+        partial.mkdir(parents=True)
+        (partial / META).write_text(self._meta, encoding="utf-8")
+        (partial / ABOUT).write_text(json.dumps(self._about, indent=1), encoding="utf-8")
         try:
             for array in (*self.kind.arrays, CHECK):
-                _reserve(beside / array.file, array, self.tokens)
-            beside.rename(self.folder)
+                _reserve(partial / array.file, array, self.tokens)
+            partial.rename(self.folder)
         except OSError as error:
-            shutil.rmtree(beside)
+            shutil.rmtree(partial)
             if not self.folder.exists():  # else another process was faster
                 size = self.kind.bytes_per_token * self.tokens
                 raise RunError(

@@ -238,7 +238,7 @@ class CachedTeacher(Teacher):
         # On a GPU the whole batch is copied at once: a copy per chunk would synchronise.
         taken = kind.needed(store.take(slots))
         whole = [sent(each, device) for each in taken]
-        return lambda positions: kind.told([each[place[positions]] for each in whole])
+        return lambda positions: kind.sparse_logits([each[place[positions]] for each in whole])
 
     def _read_live(self, batch: Batch, place: Tensor) -> TeacherOutputs:
         """The wrapped teacher's output in the form of this kind, for rows that are seen once."""
@@ -246,7 +246,7 @@ class CachedTeacher(Teacher):
         assert isinstance(kind, Buckets), "a teacher that gives no logits is not read"
         live = kind.scored(self._wrapped("rows are written while training"), batch)
         whole = [sent(each, place.device) for each in kind.needed(live)]
-        return lambda positions: kind.told([each[place[positions]] for each in whole])
+        return lambda positions: kind.sparse_logits([each[place[positions]] for each in whole])
 
     def stored(self, batch: Batch) -> list[np.ndarray]:
         """The arrays' values at valid positions; missing ones are computed and stored first."""

@@ -76,9 +76,9 @@ class Windows:
         tokens[real] = ids(place[real])
         document[real] = np.searchsorted(self._begins, place[real], side="right") - 1
         offset[real] = place[real] - self._begins[document[real]]
-        told = real[:, 1:] & (place[:, 1:] >= np.array([[window.first] for window in windows]))
+        has_label = real[:, 1:] & (place[:, 1:] >= np.array([[window.first] for window in windows]))
         labels = np.full_like(place, -100)
-        labels[:, :-1] = np.where(told, tokens[:, 1:], -100)
+        labels[:, :-1] = np.where(has_label, tokens[:, 1:], -100)
 
         def moved(array: np.ndarray) -> torch.Tensor:
             return torch.from_numpy(np.ascontiguousarray(array)).to(like.input_ids.device)

@@ -60,7 +60,8 @@ class Divergence(Loss):
 
 @component
 class ScaledDivergence(Divergence):
-    """Multiplied by T^2, which makes the gradient's size nearly independent of T (Hinton)."""
+    """`scale_by_t2`: multiplied by T^2, which makes the gradient's size nearly independent of T
+    (Hinton)."""
 
     scale_by_t2: bool = True
 

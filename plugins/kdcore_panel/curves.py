@@ -19,13 +19,13 @@ def curves(history: History, width: int, room: int, *, with_course: bool = True)
     left_out = f"and {len(all_rows) - len(shown)} more" if len(shown) < len(all_rows) else ""
     names = max([len(label) for label, _ in shown] + [len(left_out)])
     names = min(names, max(width - 8 - 2, 1), 24)
-    beside = width - names - 2 * 8 - 3 * 2
-    grid = _grid(names, with_best=beside >= -2, beside=max(beside, 0))
+    space = width - names - 2 * 8 - 3 * 2
+    grid = _grid(names, with_best=space >= -2, space=max(space, 0))
     grid.show_header = has_head
     for label, series in shown:
         cells = [Text(label), summary.number(series.now), _best(series)]
-        if beside > 0:
-            cells.append(_beside(history, series, beside, with_course))
+        if space > 0:
+            cells.append(_trend(history, series, space, with_course))
         grid.add_row(*cells[: len(grid.columns)])
     if left_out:
         grid.add_row(Text(left_out, "dim"))
@@ -38,7 +38,7 @@ def _best(series: Series) -> Text:
     return summary.number(series.best, "dim") if has_best else Text()
 
 
-def _beside(history: History, series: Series, width: int, with_course: bool) -> Text:
+def _trend(history: History, series: Series, width: int, with_course: bool) -> Text:
     """A curve's sparkline, and its note if there is room for both; else the note alone."""
     said = _fitting(summary.note(history, series), width)
     course = min(width - (len(said) + 2 if said else 0), max(history.records, 1))
@@ -64,12 +64,12 @@ def _course(series: Series, width: int, until: int) -> Text:
     return line
 
 
-def _grid(names: int, *, with_best: bool, beside: int) -> Table:
+def _grid(names: int, *, with_best: bool, space: int) -> Table:
     grid = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
     grid.add_column("", no_wrap=True, overflow="ellipsis", width=max(names, 1))
     grid.add_column("now", justify="right", no_wrap=True, min_width=8)
     if with_best:
         grid.add_column("best", justify="right", no_wrap=True, min_width=8)
-    if with_best and beside:
-        grid.add_column("", no_wrap=True, overflow="crop", max_width=beside)
+    if with_best and space:
+        grid.add_column("", no_wrap=True, overflow="crop", max_width=space)
     return grid

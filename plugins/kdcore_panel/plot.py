@@ -44,10 +44,10 @@ class Plot:
         yield self._legend(axis, options.max_width)
         every = max((rows - 1) // 4, 1)
         for row in range(rows):
-            is_told = row % every == 0 and row + every // 2 < rows and len({*labels}) > 1
-            told = labels[row] if is_told else ""
-            told = labels[row] if row == rows - 1 else told
-            yield Text.assemble((f"{told:>{margin - 1}} ┤", "dim"), *canvas.row(row))
+            has_label = row % every == 0 and row + every // 2 < rows and len({*labels}) > 1
+            label = labels[row] if has_label else ""
+            label = labels[row] if row == rows - 1 else label
+            yield Text.assemble((f"{label:>{margin - 1}} ┤", "dim"), *canvas.row(row))
         last = f"step {self.until:,}"
         gap = " " * max(options.max_width - margin - 2 - len(last), 0)
         yield Text(" " * margin + "0" + gap + last, "dim", no_wrap=True)

@@ -132,7 +132,7 @@ class Frames(View):
 
     def start(self) -> None:
         """Draw, and redirect other output to above the panel."""
-        self._told = -1  # the step of the last line above the panel
+        self._printed = -1  # the step of the last line above the panel
         self._losses: list[float] = []  # since that line
         self.frame.memory = memory_in_use(self.run.device)
         self._shown = show_live(self, self.console)
@@ -146,7 +146,7 @@ class Frames(View):
         """Count the step, and print a line about the previous ones if it is due."""
         super().step(step)
         if self._is_due():
-            self._tell()
+            self._print_line()
 
     def record(self, record: Record) -> None:
         """Store the numbers; the refresh shows them."""
@@ -156,15 +156,15 @@ class Frames(View):
 
     def _is_due(self) -> bool:
         """Whether an epoch, a twentieth of the run or an evaluation ended since the last line."""
-        pace, told = self.frame.pace, max(self._told, 0)
-        seldom = self._told < 0 or (pace.step - told) * _MOST_SCORES >= pace.steps
+        pace, printed = self.frame.pace, max(self._printed, 0)
+        seldom = self._printed < 0 or (pace.step - printed) * _MOST_SCORES >= pace.steps
         if self._fresh() and seldom:
             return True
         if not self._losses:
             return False
         if self._in_epochs():
             return pace.ends_epoch() and pace.epoch() % math.ceil(pace.epochs() / _MOST_LINES) == 0
-        now, before = (step * _MOST_LINES // pace.steps for step in (pace.step, told))
+        now, before = (step * _MOST_LINES // pace.steps for step in (pace.step, printed))
         return now > before
 
     def _in_epochs(self) -> bool:
@@ -175,16 +175,16 @@ class Frames(View):
     def _fresh(self) -> list[tuple[str, float]]:
         """Scores of evaluations since the last line."""
         curves = self.frame.history.scores(parts=False)
-        fresh = [curve for curve in curves if curve.points[-1].step > self._told]
+        fresh = [curve for curve in curves if curve.points[-1].step > self._printed]
         return [(curve.name.removeprefix("eval/"), curve.now) for curve in fresh]
 
-    def _tell(self) -> None:
+    def _print_line(self) -> None:
         pace, losses = self.frame.pace, self._losses
         said = [("loss", sum(losses) / len(losses))] if losses else []
         numbers = [f"{name} {formatting.value(value)}" for name, value in [*said, *self._fresh()]]
         elapsed = formatting.duration(pace.elapsed(self.clock()))
-        self._shown.print(Told(f"{self._place()}  {elapsed:>7}", numbers))
-        self._told, self._losses = pace.step, []
+        self._shown.print(PrintedLine(f"{self._place()}  {elapsed:>7}", numbers))
+        self._printed, self._losses = pace.step, []
 
     def _place(self) -> str:
         """The epoch that ended, or else the step."""
@@ -201,7 +201,7 @@ class Frames(View):
         """Replace the panel by the summary, or leave its last state if the run failed."""
         super().end(error)
         if self._losses or self._fresh():
-            self._tell()
+            self._print_line()
         self.close()
         frame = self.frame
         self.console.print(frame if error else summary.Summary(frame.facts, frame.history))
@@ -212,7 +212,7 @@ class Frames(View):
 
 
 @dataclass(frozen=True)
-class Told:
+class PrintedLine:
     """A line of numbers that wraps with an indentation, at any width."""
 
     head: str

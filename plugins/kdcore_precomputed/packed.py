@@ -59,7 +59,7 @@ class Packing(BaseModel):
         if given is None:
             import yaml  # type: ignore[import-untyped]  # only records of this kind need it
 
-            path = _beside(paths)
+            path = _config_path(paths)
             if path is None:
                 raise RunError(
                     f"the records of {paths[0]} are packed by DistillKit, and there is no {CONFIG} "
@@ -207,11 +207,11 @@ def _packed_bytes(count: int, bits: int) -> int:
 
 def description(paths: Sequence[str]) -> str:
     """The text of the file that describes the packing; empty where there is none."""
-    path = _beside(paths)
+    path = _config_path(paths)
     return "" if path is None else path.read_text(encoding="utf-8", errors="replace")
 
 
-def _beside(paths: Sequence[str]) -> Path | None:
+def _config_path(paths: Sequence[str]) -> Path | None:
     """The file next to the records that describes their packing."""
     folders = (Path(each) if Path(each).is_dir() else Path(each).parent for each in paths)
     return next((path for each in folders if (path := each / CONFIG).is_file()), None)

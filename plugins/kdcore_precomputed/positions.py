@@ -56,19 +56,19 @@ class Columns:
         ids = np.full((len(entries), k), -1, np.int32)
         logs = np.full((len(entries), k + 1), _OTHERS, np.float32)
         for n, (some, values) in enumerate(entries):
-            known, told = _checked(some, values, vocabulary, f"{record.where}, position {n + 1}")
+            known, given = _checked(some, values, vocabulary, f"{record.where}, position {n + 1}")
             logs[n, -1] = 0.0
             if len(known):
-                ids[n, : len(known)], logs[n] = known[:k], self._filled(told, k)
+                ids[n, : len(known)], logs[n] = known[:k], self._filled(given, k)
                 ids[n, len(known[:k]) :] = -1
         return Positions(ids, logs)
 
-    def _filled(self, told: np.ndarray, k: int) -> np.ndarray:
+    def _filled(self, logs: np.ndarray, k: int) -> np.ndarray:
         """The k likeliest, and last the mass of all others."""
         found = np.full(k + 1, _OTHERS)
-        found[: len(told[:k])] = told[:k]
+        found[: len(logs[:k])] = logs[:k]
         if self.tail:
-            found[-1] = np.log(max(1.0 - np.exp(told[:k]).sum(), 1e-12))
+            found[-1] = np.log(max(1.0 - np.exp(logs[:k]).sum(), 1e-12))
         filled: np.ndarray = found - np.logaddexp.reduce(found)
         return filled
 
@@ -148,11 +148,11 @@ def _pairs(entry: Any, n: int, record: Record, column: str) -> tuple[list[Any], 
         return [], []
     try:
         if isinstance(entry, Mapping):  # vLLM: {id: {"logprob": ...}}
-            each = [(key, told) for key, told in entry.items() if told is not None]
+            each = [(key, value) for key, value in entry.items() if value is not None]
         else:  # axolotl: [{"token": "token_id:7", "logprob": ...}]
-            each = [(told["token"], told) for told in entry if told is not None]
+            each = [(value["token"], value) for value in entry if value is not None]
         ids = [int(str(key).removeprefix("token_id:")) for key, _ in each]
-        return ids, [told["logprob"] for _, told in each]
+        return ids, [value["logprob"] for _, value in each]
     except (ValueError, KeyError, TypeError):
         raise RunError(
             f"{record.where}, position {n}: {column!r} should hold ids with their log-probability, "

@@ -145,8 +145,10 @@ class Precomputed(Teacher):
         logs = np.where((entries >= 0)[:, None], self._records.logs[some], nothing)
         place = torch.zeros(batch.labels.numel(), dtype=torch.int64, device=device)
         place[batch.valid] = torch.arange(len(entries), device=device)
-        told, masses = (torch.from_numpy(each).to(device) for each in (ids.astype(np.int64), logs))
-        return lambda positions: GappedLogits(told[place[positions]], masses[place[positions]])
+        known_ids, masses = (
+            torch.from_numpy(each).to(device) for each in (ids.astype(np.int64), logs)
+        )
+        return lambda positions: GappedLogits(known_ids[place[positions]], masses[place[positions]])
 
     def _entries(self, batch: Batch) -> np.ndarray:
         """The entry for the token that each valid position predicts, or -1."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from typing import Annotated, Any
 
 from kdcore_rollouts.dialogue import MESSAGES, asked_in
@@ -13,6 +16,8 @@ from pydantic import Field
 from kdcore import Completion, Prompt, Rollout, Run, RunError, component
 from kdcore_served.client import ELSEWHERE, Client, Refused
 
+_log = logging.getLogger("kdcore")
+_FEW = 20  # answers below which a few that are kept say nothing
 _LEFT_OUT = {"content_filter": "refused", "length": "truncated"}
 """Why a server ends an answer -> why it is left out."""
 
@@ -40,6 +45,8 @@ class ServedWrites(Rollout):
     def __post_init__(self) -> None:
         self._client: Client | None = None
         self._answers: Answers | None = None
+        self._seen: dict[Key, str] = {}  # why answers were left out; "" if they were not
+        self._warns = False  # it did
 
     def reads_columns(self) -> Sequence[Mapping[str, list[str]]]:
         """The dialogue."""
@@ -58,10 +65,33 @@ class ServedWrites(Rollout):
             self._connected()
             with ThreadPoolExecutor(self.concurrency, "kdcore-served") as pool:
                 list(pool.map(lambda one: kept.put(one[0], self._asked(*one)), new.items()))
-        return [
-            [one for key in some if (one := self._completion(run, kept[key], prompt)) is not None]
+        given = [
+            [self._completion(run, kept[key], prompt) for key in some]
             for prompt, some in zip(prompts, keys, strict=True)
         ]
+        self._watch(run, kept, keys, given)
+        return [[one for one in some if one is not None] for some in given]
+
+    def _watch(
+        self,
+        run: Run,
+        kept: Answers,
+        keys: Sequence[Sequence[Key]],
+        given: Sequence[Sequence[Completion | None]],
+    ) -> None:
+        """Warn once if most answers are left out: a run that trains on none looks healthy."""
+        for key, one in zip(chain(*keys), chain(*given), strict=True):
+            self._seen[key] = "" if one else kept[key].left_out or "longer in the student's ids"
+        counts = Counter(self._seen.values())
+        total, good = counts.total(), counts[""]
+        if self._warns or not run.main or 2 * good >= total or (good and total < _FEW):
+            return
+        self._warns = True
+        why = ", ".join(f"{count} {each}" for each, count in sorted(counts.items()) if each)
+        _log.warning(
+            f"rollouts: {total - good} of {total} answers of {self.model!r} are left out ({why}); "
+            "a larger rollout.max_new_tokens leaves out fewer that are truncated"
+        )
 
     def kept(self, run: Run) -> Answers:
         """The answers stored so far."""

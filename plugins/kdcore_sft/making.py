@@ -20,7 +20,7 @@ from kdcore_sft.formats import Dialogue
 from kdcore_sft.marks import Marks
 from kdcore_sft.masking import Document, document, documents
 from kdcore_sft.messages import REASONING, thoughts_of
-from kdcore_sft.retelling import DIALOGUE, told
+from kdcore_sft.retelling import DIALOGUE, dialogue_record
 from kdcore_sft.templates import BUILT_IN, Template
 
 if TYPE_CHECKING:
@@ -154,10 +154,10 @@ class Maker:
 
     def _keep_counts(self) -> None:
         self.counts.complete = True
-        beside = self._counted.with_suffix(f".{os.getpid()}")
-        beside.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(json.dumps(asdict(self.counts)))
-        beside.replace(self._counted)
+        partial = self._counted.with_suffix(f".{os.getpid()}")
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps(asdict(self.counts)))
+        partial.replace(self._counted)
 
     def _kept_counts(self) -> _Counts | None:
         """The counts of rows made earlier; the file may have been deleted since."""
@@ -210,7 +210,7 @@ class Maker:
         """The kept columns, and the dialogue itself if required."""
         if DIALOGUE not in self.data.asked_columns:
             return dialogue.columns
-        known = told(dialogue, made, self.template, self._marks, self.data.train_on)
+        known = dialogue_record(dialogue, made, self.template, self._marks, self.data.train_on)
         return {**dialogue.columns, DIALOGUE: known.to_text()}
 
     def _fitting(self, dialogue: Dialogue, made: Document) -> tuple[Document, Dialogue]:

@@ -62,7 +62,7 @@ class Told(NamedTuple):
         return Told(messages, self.given, [])
 
 
-def told(
+def dialogue_record(
     dialogue: Dialogue, made: Document, template: Template, marks: Marks, train_on: str
 ) -> Told:
     """The information kept about a dialogue and its document."""
@@ -97,8 +97,11 @@ class Reteller:
     ) -> None:
         given = None if template == "auto" else template
         self._tokenizer = tokenizer
-        self._template = template_of(given, tokenizer, options=options)
-        self._marks = Marks(tokenizer, self._template)
+        try:
+            self._template = template_of(given, tokenizer, options=options)
+            self._marks = Marks(tokenizer, self._template)
+        except RunError as error:
+            raise _for_teachers(error) from None
 
     def whole(self, known: Told) -> tuple[np.ndarray, Told]:
         """The ids of a dialogue whose last turn is an answer, and the positions of its answers."""
@@ -109,7 +112,7 @@ class Reteller:
                 made = document(text, self._marks, self._tokenizer, bos=[], eos=True)
             else:
                 (made,) = documents([text], self._tokenizer, bos=[], eos=True)
-            return made.ids, told(dialogue, made, self._template, self._marks, "all")
+            return made.ids, dialogue_record(dialogue, made, self._template, self._marks, "all")
         except RunError as error:
             raise _for_teachers(error) from None
 

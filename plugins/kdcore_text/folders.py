@@ -34,7 +34,7 @@ class Chosen:
     files: Sequence[Path]
     left_out: Sequence[Path] = field(default=())
 
-    def told(self, folder: Path) -> str | None:
+    def left_out_message(self, folder: Path) -> str | None:
         """One sentence on the files left out, if any."""
         names = named(self.left_out, folder)
         return f"{folder}: left out {names}" if names else None
@@ -128,8 +128,8 @@ def _splits(files: Iterable[Path], folder: Path) -> Mapping[Path, str]:
         file: next((s for word in some for s, known in _WORDS.items() if word in known), None)
         for file, some in words.items()
     }
-    told = {file: split for file, split in found.items() if split is not None}
-    return told or _run_together(words)
+    splits = {file: split for file, split in found.items() if split is not None}
+    return splits or _run_together(words)
 
 
 def _run_together(files: Iterable[Path]) -> Mapping[Path, str]:

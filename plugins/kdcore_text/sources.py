@@ -110,9 +110,9 @@ def _of_folder(
         found = tables.of_folder(folder, reader.config, split, streaming=reader.streaming)
         return [reader.table(found)]
     chosen = choose(folder, split, reader.forms, reader.format)
-    told = chosen.told(folder)
-    if told is not None:
-        tell(told)
+    message = chosen.left_out_message(folder)
+    if message is not None:
+        tell(message)
     return _of_files(chosen.files, reader)
 
 

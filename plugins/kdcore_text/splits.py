@@ -37,21 +37,21 @@ class Splits(Generic[_Item]):
     fraction: float = 1.0
     skip: float = 0.0
     streaming: bool = False  # documents are not counted
-    told: set[str] = field(default_factory=set)  # messages about folders already shown
+    warned: set[str] = field(default_factory=set)  # messages about folders already shown
 
     def faults(self) -> Iterator[str]:
         """Require a validation split, which files do not have."""
         if not self._paths:
             yield "path names nothing: name a file, a folder, or a data set on the hub"
         if self._files and self.validation is None and self.validation_share is None:
-            yield _nothing_beside(self._files[0])
+            yield _no_split_error(self._files[0])
 
     def missing(self) -> Iterator[str]:
         """Paths that do not exist, and folders without the files of a split."""
         yield from filter(None, map(absent, self._paths))
         if self.validation is not None and _is_path(self.validation):
-            said = absent(self.validation, "validation")
-            yield from [f"cannot read validation: {said}"] if said else []
+            message = absent(self.validation, "validation")
+            yield from [f"cannot read validation: {message}"] if message else []
         splits = [self.split]
         if self.validation is None and self.validation_share is None and not self._files:
             splits.append("validation")
@@ -123,26 +123,26 @@ class Splits(Generic[_Item]):
         """The paths that are files or patterns."""
         return [each for each in self._paths if os.path.isfile(local(each)) or is_pattern(each)]
 
-    def _tell(self, said: str) -> None:
-        if said not in self.told:
-            self.told.add(said)
-            _log.warning(said)
+    def _warn(self, message: str) -> None:
+        if message not in self.warned:
+            self.warned.add(message)
+            _log.warning(message)
 
     @cached_property
     def _train(self) -> Several[_Item]:
-        return source(self._paths, self.split, self.reader, self._tell)
+        return source(self._paths, self.split, self.reader, self._warn)
 
     @cached_property
     def _validation(self) -> Several[_Item]:
         if self.validation is not None and is_here(self.validation):
-            return source([self.validation], None, self.reader, self._tell)
+            return source([self.validation], None, self.reader, self._warn)
         if self.validation is not None and (self._files or _is_path(self.validation)):
-            said = f"there is no file or folder {self.validation!r} in {os.getcwd()}"
+            message = f"there is no file or folder {self.validation!r} in {os.getcwd()}"
             known = absent(self.validation, "validation")
-            raise RunError(f"cannot read validation: {known or said}")
+            raise RunError(f"cannot read validation: {known or message}")
         if self._files:
-            raise RunError(_nothing_beside(self._files[0]))
-        return source(self._paths, self.validation or "validation", self.reader, self._tell)
+            raise RunError(_no_split_error(self._files[0]))
+        return source(self._paths, self.validation or "validation", self.reader, self._warn)
 
     @cached_property
     def _held_out(self) -> Container[int]:
@@ -171,7 +171,7 @@ class Splits(Generic[_Item]):
         )
 
 
-def _nothing_beside(file: str) -> str:
+def _no_split_error(file: str) -> str:
     return f"nothing to validate on apart from {file}; {VALIDATE}"
 
 

@@ -9,8 +9,8 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
 
 from kdcore import Logger, Record, Run, component, hookimpl, metrics
+from kdcore_tracker.logged import LoggedSteps
 from kdcore_tracker.settings import settings_of
-from kdcore_tracker.told import Told
 
 if TYPE_CHECKING:
     from accelerate.tracking import GeneralTracker
@@ -53,14 +53,14 @@ class Tracker(Logger):
             return
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
-        self._told = Told(run.folder, f"{self.to} {self.project}")
+        self._logged = LoggedSteps(run.folder, f"{self.to} {self.project}")
         tracker = LOGGER_TYPE_TO_CLASS[self.to](**self._arguments(run))
         with redirect_stdout(sys.stderr):
             tracker.start()
             # TensorBoard makes a run of each config; trackio forgets the config of a resumed run.
-            if self.to != "tensorboard" or not self._told.begun:
+            if self.to != "tensorboard" or not self._logged.begun:
                 tracker.store_init_configuration(settings_of(run.folder))
-        self._told.begin()
+        self._logged.begin()
         self._tracker = tracker
 
     def _arguments(self, run: Run) -> Mapping[str, Any]:
@@ -71,26 +71,26 @@ class Tracker(Logger):
             return {"run_name": "tensorboard", "logging_dir": run.folder, **purge}
         about = {"run_name": self.project, "name": run.folder.name}
         if self.to == "trackio":
-            return {**about, "resume": "allow" if self._told.begun else "never"}
-        return {**about, "id": self._told.id, "resume": "allow", "dir": str(run.folder)}
+            return {**about, "resume": "allow" if self._logged.begun else "never"}
+        return {**about, "id": self._logged.id, "resume": "allow", "dir": str(run.folder)}
 
     @hookimpl
     def kdcore_log(self, record: Record) -> None:
         """Log the training numbers."""
-        self._tell("log", record.step, metrics.training_line(record))
+        self._log_line("log", record.step, metrics.training_line(record))
 
     @hookimpl
     def kdcore_scores(self, step: int, scores: Mapping[str, float | str]) -> None:
         """Log the scores, texts included."""
-        self._tell("scores", step, metrics.evaluation_line(step, scores))
+        self._log_line("scores", step, metrics.evaluation_line(step, scores))
 
-    def _tell(self, kind: str, step: int, line: metrics.Line) -> None:
-        if self._tracker is None or (self.to != "tensorboard" and self._told.knows(kind, step)):
+    def _log_line(self, kind: str, step: int, line: metrics.Line) -> None:
+        if self._tracker is None or (self.to != "tensorboard" and self._logged.knows(kind, step)):
             return
         with self._forgotten():
             values = {key: value for key, value in line.items() if key != "step"}
             self._tracker.log(values, step=step)
-            self._told.note(kind, step)
+            self._logged.note(kind, step)
 
     @contextmanager
     def _forgotten(self) -> Iterator[None]:

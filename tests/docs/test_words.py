@@ -20,6 +20,7 @@ SOURCES = sorted(
 
 # Grows until it has every page of docs/ that is not generated.
 PAGES = [
+    "../CHANGELOG.md",
     "../CONTRIBUTING.md",
     "../README.md",
     "../SECURITY.md",

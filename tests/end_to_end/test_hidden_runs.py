@@ -3,10 +3,11 @@
 import signal
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_stages import KILLER, assert_same_weights, command, metrics, run
+from test_stages import KILLER, assert_same_weights, metrics, run
 from whole_runs import recipe_text
 
 from kdcore.plugin.manager import PluginManager
@@ -62,7 +63,7 @@ def test_a_projection_survives_a_kill(host):
     kill = "__import__('os').kill(__import__('os').getpid(), 9)"
     text = KILLER.format(step=4, name="one.one").replace("raise KeyboardInterrupt", kill)
     Path("killer.py").write_text(text)
-    killed = command("kdcore", "run", "one.toml", "-p", "./killer.py")
+    killed = forked.run("kdcore", "run", "one.toml", "-p", "./killer.py")
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     _, ended = run(host)
     assert metrics(ended) == metrics(whole)
@@ -80,7 +81,7 @@ def test_a_projection_survives_a_kill(host):
 def test_two_processes_learn_the_same_projection(host):
     _, whole = run(host, out=Path("whole"))
     both = ("kdcore", "run", "one.toml", "--processes", "2")
-    done = command(*both, ACCELERATE_USE_CPU="true")
+    done = forked.run(*both, ACCELERATE_USE_CPU="true")
     assert done.returncode == 0, done.stderr
     (two,) = Path("runs").glob("one.one-*")
     for key, each in learned(whole).items():

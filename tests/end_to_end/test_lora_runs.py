@@ -1,11 +1,9 @@
 """Whole runs with the patch `lora`: what they leave, and what later stages make of it."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import pytest
 import tiny
 import torch
@@ -214,9 +212,8 @@ def test_an_ended_run_goes_on_to_the_same_end(host, sets):
 @pytest.mark.parametrize("merge", ["true", "false"])
 def test_two_processes_leave_what_one_leaves(host, merge):
     (one,) = run(host, merge, stage="big", out=Path("whole"))
-    words = ["-m", "kdcore", "run", "mine.toml", "--stage", "big", "--processes", "2"]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run([sys.executable, *words], env=environment, capture_output=True, text=True)
+    words = ("kdcore", "run", "mine.toml", "--stage", "big", "--processes", "2")
+    done = forked.run(*words, ACCELERATE_USE_CPU="true")
     assert done.returncode == 0, done.stderr
     (two,) = Path("runs").iterdir()
     assert metrics(two, "eval/nll") == pytest.approx(metrics(one, "eval/nll"), rel=1e-5)

@@ -5,10 +5,11 @@ import shutil
 import signal
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_stages import KILLER, assert_same_weights, command, metrics, run, weights
+from test_stages import KILLER, assert_same_weights, metrics, run, weights
 
 from kdcore import KdcoreError
 from kdcore.plugin.manager import PluginManager
@@ -102,7 +103,7 @@ def test_a_killed_run_writes_and_learns_the_same(host, step):
     kill = "__import__('os').kill(__import__('os').getpid(), 9)"
     text = KILLER.format(step=step, name="one").replace("raise KeyboardInterrupt", kill)
     Path("killer.py").write_text(text)
-    killed = command("kdcore", "run", "one.toml", "-p", "./killer.py")
+    killed = forked.run("kdcore", "run", "one.toml", "-p", "./killer.py")
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     (ended,) = run(host)
     assert timeless(ended) == timeless(whole)
@@ -115,7 +116,7 @@ def test_two_processes_write_what_one_writes_and_go_on_from_its_checkpoint(host)
     (one,) = run(host, out=Path("whole"), sets=sets)
     words = [word for each in sets for word in ("--set", each)]
     both = ["kdcore", "run", "one.toml", "--processes", "2", *words]
-    done = command(*both, "--out", "both", ACCELERATE_USE_CPU="true")
+    done = forked.run(*both, "--out", "both", ACCELERATE_USE_CPU="true")
     assert done.returncode == 0, done.stderr
     (two,) = Path("both").iterdir()
     first = [line for line in written(one).splitlines() if json.loads(line)["step"] <= 4]
@@ -126,7 +127,7 @@ def test_two_processes_write_what_one_writes_and_go_on_from_its_checkpoint(host)
     (begun,) = Path("runs").iterdir()
     kept = load_file(newest(begun / "checkpoints") / "components.safetensors")
     assert [key for key in kept if key.startswith("written/3/ids")], "what is not trained yet"
-    done = command(*both, ACCELERATE_USE_CPU="true")
+    done = forked.run(*both, ACCELERATE_USE_CPU="true")
     assert done.returncode == 0, done.stderr
     assert written(begun) == written(one)
     for alone, together in zip(timeless(one), timeless(begun), strict=True):

@@ -3,11 +3,10 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 from contextlib import ExitStack
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 
@@ -155,16 +154,6 @@ def test_a_run_that_was_ended_goes_on_to_the_same_end(host, step):
     assert_same_weights(ended, whole)
 
 
-def command(*arguments, **environment):
-    return subprocess.run(
-        [sys.executable, "-m", *arguments],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-
-
 def test_a_killed_run_goes_on_to_the_same_end(host):
     (whole,) = run(host, out=Path("whole"))
     Path("killer.py").write_text(
@@ -172,7 +161,7 @@ def test_a_killed_run_goes_on_to_the_same_end(host):
             "raise KeyboardInterrupt", "__import__('os').kill(__import__('os').getpid(), 9)"
         )
     )
-    killed = command("kdcore", "run", "one.toml", "-p", "./killer.py")
+    killed = forked.run("kdcore", "run", "one.toml", "-p", "./killer.py")
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     (ended,) = run(host)
     assert metrics(ended) == metrics(whole)
@@ -183,11 +172,13 @@ def test_a_killed_run_goes_on_to_the_same_end(host):
 def test_two_processes_give_what_one_gives(host, launcher):
     (one,) = run(host, out=Path("whole"))
     if launcher == "kdcore":
-        done = command("kdcore", "run", "one.toml", "--processes", "2", ACCELERATE_USE_CPU="true")
+        done = forked.run(
+            "kdcore", "run", "one.toml", "--processes", "2", ACCELERATE_USE_CPU="true"
+        )
     else:
         launch = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
         launch += ["--main_process_port", "0", "-m", "kdcore", "run", "one.toml"]
-        done = command(*launch, ACCELERATE_USE_CPU="true")
+        done = forked.run(*launch, ACCELERATE_USE_CPU="true")
     assert done.returncode == 0, done.stderr
     (two,) = Path("runs").iterdir()
     for alone, together in zip(metrics(one), metrics(two), strict=True):
@@ -345,7 +336,7 @@ def test_a_step_that_is_not_finite_is_reported_kept_and_skipped_on_request():
     Path("breaks.py").write_text(BREAKS)
     Path("one.toml").write_text(RECIPE + '[[loss]]\nuse = "breaks"\n')
     with_it = PluginManager(off=["panel"], files=["breaks.py"])
-    with pytest.raises(RunError, match=r"step 5 is not finite: breaks in 4 of its 4 rows") as told:
+    with pytest.raises(RunError, match=r"step 5 is not finite: breaks in 4 of its 4 rows") as shown:
         run(with_it)
     (folder,) = Path("runs").iterdir()
     assert (folder / "checkpoints" / "step-4").is_dir()
@@ -355,7 +346,7 @@ def test_a_step_that_is_not_finite_is_reported_kept_and_skipped_on_request():
     names = {"print": lambda *said: seen.append(said)}
     exec(code.replace("open()", 'open(plugins=["./breaks.py"])'), names)
     assert len(seen) == 4 and all(score < 0 for score, _ in seen)
-    assert any(repr(text[:20])[1:-1] in str(told.value) for _, text in seen)
+    assert any(repr(text[:20])[1:-1] in str(shown.value) for _, text in seen)
     (again,) = run(with_it, sets=("train.non_finite=skip",))
     assert again == folder and (folder / "final").is_dir()
     assert [line["step"] for line in metrics(folder) if "loss" in line] == [2, 3, 4, 6]

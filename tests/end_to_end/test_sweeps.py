@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 import tomli
 import torch
@@ -86,14 +87,9 @@ def test_controls_begin_with_the_same_weights_and_read_the_same_rows(monkeypatch
             assert torch.equal(found.weights[name], weight), name
 
 
-def kdcore(*words, wait=True):
-    command = [sys.executable, "-m", "kdcore", *words]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    child = subprocess.Popen(command, start_new_session=True, **pipes)
-    if not wait:
-        return child
-    out, err = child.communicate()
-    return child.returncode, out, err
+def kdcore(*words):
+    done = forked.run("kdcore", *words)
+    return done.returncode, done.stdout, done.stderr
 
 
 def finals(folder):
@@ -130,7 +126,7 @@ def test_an_interrupt_ends_the_workers_with_checkpoints():
     Path("r.toml").write_text(
         RECIPE.replace("steps = 4", "steps = 100000") + "[sweep]\nseed = [0, 1]"
     )
-    child = kdcore("sweep", "r.toml", "--on", "local:2", wait=False)
+    child = forked.Begun("kdcore", "sweep", "r.toml", "--on", "local:2")
     while len(list(Path().glob("runs/r-*/checkpoints/step-*"))) < 2:
         assert child.poll() is None
     child.send_signal(signal.SIGINT)
@@ -138,7 +134,7 @@ def test_an_interrupt_ends_the_workers_with_checkpoints():
     assert child.returncode == 130 and "the same command resumes the sweep" in err
     logs = [path.read_text() for path in Path().glob("runs/.sweep/r/*.log")]
     assert len(logs) == 2 and all("a checkpoint is written" in log for log in logs)
-    child = kdcore("sweep", "r.toml", wait=False)
+    child = forked.Begun("kdcore", "sweep", "r.toml")
     while not owner_has_begun():
         assert child.poll() is None
     code, _, err = kdcore("sweep", "r.toml", "--cancel")

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import traceback
+from contextlib import suppress
 from threading import Thread
 
 from several import FORKS
@@ -82,11 +83,13 @@ def _begin(words, there, ends, closed):
 
 def _work(words, environment):
     """The command, in this process, as if Python had been started for it."""
+    import datasets
     import torch
     from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
 
     os.environ.clear()
     os.environ |= environment
+    datasets.config.HF_DATASETS_CACHE = environment["HF_DATASETS_CACHE"]
     torch.set_num_threads(1)
     vars(subprocess)["Popen"] = vars(subprocess_handler)["Popen"] = _Fork
     for name in _SIGNALS:
@@ -109,6 +112,18 @@ def _code_of(words):
     return code
 
 
+def _let_go():
+    """Of pipes and files of the parent. They are not closed: their objects here may do it later,
+    when the numbers are those of other files.
+    """
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for number in map(int, os.listdir("/dev/fd")):
+        if number > 2:
+            with suppress(OSError):
+                os.fstat(number)  # that of the folder is closed by now
+                os.dup2(nothing, number)
+
+
 class _Fork(subprocess.Popen):
     """One of `python [-P] [-u] -m WORDS` is a fork of this process; any other is what it is."""
 
@@ -127,7 +142,7 @@ class _Fork(subprocess.Popen):
             for number, end in enumerate((pipes[0], pipes[3], pipes[5])):
                 if end >= 0:
                     os.dup2(end, number)
-            os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+            _let_go()
             os.chdir(cwd or ".")
             _work(args[args.index("-m") + 1 :], dict(os.environ if env is None else env))
         self._child_created = True

@@ -1,12 +1,10 @@
 """Nodes on the loopback address: one `torchrun` each, in its own folder or a shared one."""
 
-import os
 import socket
-import subprocess
-import sys
-from pathlib import Path
 
-TORCHRUN = Path(sys.executable).with_name("torchrun")
+from forked import Begun
+
+TORCHRUN = "torch.distributed.run"  # what the command of this name is
 HARM = """
 import os, signal
 from kdcore import hookimpl
@@ -30,14 +28,10 @@ def run_on(folders, processes, *arguments, **environment):
     started = []
     for rank, (folder, count) in enumerate(zip(folders, processes, strict=True)):
         (folder / "harm.py").write_text(HARM)
-        agent = [TORCHRUN, "--nnodes", str(len(folders)), "--node-rank", str(rank)]
+        agent = ["--nnodes", str(len(folders)), "--node-rank", str(rank)]
         agent += ["--nproc-per-node", str(count), "--master-addr", "127.0.0.1"]
         agent += ["--master-port", port, "-m", "kdcore", "run", "-p", "./harm.py", *arguments]
         home = {"HF_DATASETS_CACHE": str(folder / "datasets"), "OMP_NUM_THREADS": "1"}
-        log = folder / f"node-{rank}.txt"
-        with log.open("w") as said:
-            child = subprocess.Popen(
-                agent, cwd=folder, env=os.environ | home | environment, stderr=said
-            )
-        started.append((child, log))
-    return [(child.wait(), log.read_text()) for child, log in started]
+        started.append(Begun(TORCHRUN, *agent, folder=folder, **home, **environment))
+    said = [child.communicate() for child in started]
+    return [(child.returncode, err) for child, (_, err) in zip(started, said, strict=True)]

@@ -12,7 +12,7 @@ from kdcore_sft import DIALOGUE, Reteller, Told
 from transformers import AutoModelForCausalLM
 
 import kdcore
-from kdcore import Completion, Prompt
+from kdcore import Completion, Prompt, RunError
 from kdcore.data.collate import Collate
 from kdcore.objective.alignment import Retokenizer, ids_of_same_bytes
 from kdcore.rollout.layout import WRITTEN, written_rows
@@ -143,6 +143,61 @@ def test_the_same_tokenizer_and_template_give_the_plain_teacher(folder, tmp_path
     )
     assert one["loss/kl"] == pytest.approx(other["loss/kl"], abs=1e-6)
     assert one["teacher/aligned"] == 1
+
+
+REASONING = """\
+{%- for message in messages -%}
+{%- set thought = message.reasoning_content or '' -%}
+{%- set before = '<think>' + thought + '</think>\\n' if message.role == 'assistant' else '' -%}
+{{ '<|im_start|>' + message.role + '\\n' + before + message.content + '<|im_end|>\\n' }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}"""
+
+
+def share_known(folder, record, student, teacher):
+    """teacher/aligned of a dialogue, with templates of the same tokenizer."""
+    for name, template, seed in (("ours", student, 1), ("theirs", teacher, 2)):
+        tokenizer = chats.chat_tokenizer(template)
+        tiny.save(folder / name, tokenizer=tokenizer, vocabulary=len(tokenizer), seed=seed)
+    (folder / "one.jsonl").write_text(json.dumps(record))
+    ours = {"model": str(folder / "ours")}
+    made = recipe(folder, teacher="theirs", path="one.jsonl", student=ours)
+    (line,) = [x for x in kdcore.run(made, fresh=True).metrics if x["loss"] is not None]
+    return line["teacher/aligned"]
+
+
+def test_a_thought_that_a_template_writes_leaves_the_answer_known(tmp_path, monkeypatch):
+    """As Qwen3's, which writes an empty one before the last answer."""
+    monkeypatch.chdir(tmp_path)
+    record = chats.chat("Hello.", "Hi there!", "And you?", "t, or think of a story of the wolf!")
+    assert share_known(tmp_path, record, chats.QWEN, chats.THINKING) == 1
+    added = len(CHATML.encode("<think></think>\n", add_special_tokens=False))
+    learned = len(CHATML.encode("Hi there!t, or think of a story of the wolf!")) + 2
+    found = share_known(tmp_path, record, chats.THINKING, chats.QWEN)
+    assert found == pytest.approx(learned / (learned + added))
+
+
+def test_an_answer_whose_thought_one_side_leaves_out_is_not_known(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    answer = {"role": "assistant", "content": "It is 4.", "reasoning_content": "2 + 2 is 4"}
+    record = {"messages": [{"role": "user", "content": "What is 2 + 2?"}, answer]}
+    tokens = len(CHATML.encode("<think>2 + 2 is 4</think>\nIt is 4.")) + 1
+    found = share_known(tmp_path, record, REASONING, chats.QWEN)
+    assert found == pytest.approx(1 / tokens)  # its end
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [(None, "no chat template; set template = .* in .teacher."), ("{% for m in", "cannot be read")],
+)
+def test_a_teachers_template_that_cannot_be_used_is_said_to_be_the_teachers(
+    folder, tmp_path, monkeypatch, template, said
+):
+    monkeypatch.chdir(tmp_path)
+    tokenizer = chats.chat_tokenizer(template)
+    tiny.save(folder / "odd", tokenizer=tokenizer, vocabulary=len(tokenizer))
+    with pytest.raises(RunError, match=f"a teacher's chat template: .*{said}"):
+        kdcore.run(recipe(folder, teacher="odd"))
 
 
 @pytest.mark.parametrize("template", ["auto", "none"])

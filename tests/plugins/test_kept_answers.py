@@ -1,6 +1,7 @@
 """What a writer answered once is read from disk from then on, by every run."""
 
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -117,8 +118,8 @@ def test_what_is_refused_empty_or_too_long_is_counted_and_left_out(capsys):
     assert "10 answers" in call("cache", "ls")
     said = " ".join(call("cache", "verify").split())  # the terminal's width breaks it
     assert "10 answers, left out: 3 refused, 1 empty, 1 truncated" in said
-    told = call("cache", "export", name[-12:], "out.jsonl")
-    assert "out.jsonl: 10 dialogues" in told
+    exported = call("cache", "export", name[-12:], "out.jsonl")
+    assert "out.jsonl: 10 dialogues" in exported
     lines = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
     assert sorted(each["messages"][0]["content"] for each in lines) == sorted(ASKED)
     assert all(each["messages"][-1]["content"].endswith("I say") for each in lines)
@@ -128,6 +129,20 @@ def test_what_is_refused_empty_or_too_long_is_counted_and_left_out(capsys):
 
 def here_caches():
     return Path("runs/caches")
+
+
+@pytest.mark.parametrize(
+    ("odd", "left_out"),
+    [("say a long one", r"(\d) of \1 answers of 'tiny' are left out \(\1 truncated\)"), ("so", "")],
+)
+def test_a_server_whose_answers_are_left_out_is_a_warning_once(odd, left_out, caplog):
+    """Nothing is trained then, and the loss is 0."""
+    write(dialogue(f"{odd}, {each}", "no") for each in ASKED)
+    with serving(Stub(None)) as url:
+        kdcore.run(recipe(served(url)))
+    said = [record.message for record in caplog.records if "left out" in record.message]
+    assert len(said) == bool(left_out)
+    assert all(re.search(left_out, each) and "rollout.max_new_tokens" in each for each in said)
 
 
 def test_what_is_exported_is_data():

@@ -95,8 +95,8 @@ def _arm(label: str, courses: Sequence[Course], whole: str) -> Arm:
         if seed in runs:
             both = f"{runs[seed].folder} and {course.folder}"
             raise UsageError(
-                f"{both} both have seed {seed} and differ in nothing else, or only in the seed of an "
-                "earlier stage: runs are paired by their own seed, so leave one out"
+                f"{both} both have seed {seed} and differ in nothing else, or only in the seed of "
+                "an earlier stage: runs are paired by their own seed, so leave one out"
             )
         runs[seed] = course
     return Arm(label, runs, whole)

@@ -44,7 +44,7 @@ def facts_of(arm: Arm, style: int) -> ArmFacts:
 
 def _state(course: Course) -> str:
     at = course.told.unfinished_at
-    return "finished" if at is None else f"at step {at}"
+    return "finished" if at is None else f"{'failed ' * course.told.has_failed}at step {at}"
 
 
 def last(course: Course) -> dict[str, float]:

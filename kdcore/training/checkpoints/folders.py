@@ -99,7 +99,7 @@ def whole_sums(path: Path, found: Mapping[str, dict[str, Tensor]]) -> list[dict[
 
 def own_files(path: Path, pattern: str) -> list[Path]:
     """Files of single processes, in a checkpoint or next to it."""
-    beside = path.parent.glob(f".{path.name}.process-*")
-    places = [path, *(each for each in beside if damage(each) is None)]
+    siblings = path.parent.glob(f".{path.name}.process-*")
+    places = [path, *(each for each in siblings if damage(each) is None)]
     found = {file.name: file for place in reversed(places) for file in place.glob(pattern)}
     return list(found.values())

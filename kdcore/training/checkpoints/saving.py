@@ -133,31 +133,31 @@ class Checkpoints:
 
         `sums` are this process's own; `sums_of` returns them.
         """
-        beside = self.folder / f".step-{step}.partial"
+        partial = self.folder / f".step-{step}.partial"
         try:
-            return self._save(step, state, sums or {}, beside)
+            return self._save(step, state, sums or {}, partial)
         except Exception:
             # A partial checkpoint would take up space on a disk that is already full.
-            shutil.rmtree(beside, ignore_errors=True)
+            shutil.rmtree(partial, ignore_errors=True)
             raise
 
     def _save(
-        self, step: int, state: Mapping[str, Any], sums: Mapping[str, Tensor], beside: Path
+        self, step: int, state: Mapping[str, Any], sums: Mapping[str, Tensor], partial: Path
     ) -> Path:
         together = self.accelerator.wait_for_everyone
         target = self.folder / f"step-{step}"
         main = self.accelerator.is_main_process
         if main:
-            shutil.rmtree(beside, ignore_errors=True)
-            beside.mkdir(parents=True)
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
         together()
-        self._write_all(beside, sums)
+        self._write_all(partial, sums)
         if self.layout.sharded:
-            write_parts(beside, self._divided())
+            write_parts(partial, self._divided())
         together()
         if main:
-            self._write(beside, {**state, "step": step})
-            move_into_place(beside, target)
+            self._write(partial, {**state, "step": step})
+            move_into_place(partial, target)
             for path in in_order(self.folder):
                 if step_of(path) > step:  # damaged, or the run would have resumed from it
                     shutil.rmtree(path)
@@ -189,23 +189,26 @@ class Checkpoints:
         if self.layout.sharded:
             return  # no process has all of the student: the run resumes from the last checkpoint
         rank, target = self.accelerator.process_index, self.folder / f"step-{step}"
-        beside, ours = target.with_name(f".step-{step}.{rank}.partial"), _beside(target, rank)
+        partial, ours = (
+            target.with_name(f".step-{step}.{rank}.partial"),
+            _own_state_folder(target, rank),
+        )
         if (target / f"random-{rank}.safetensors").exists():
             return
         try:
-            shutil.rmtree(beside, ignore_errors=True)
-            beside.mkdir(parents=True)
-            self._write_own(beside, sums or {})
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            self._write_own(partial, sums or {})
             whole = self.disk.is_first and not target.exists()
             if whole:
-                self._write(beside, {**state, "step": step})
+                self._write(partial, {**state, "step": step})
             else:
-                seal(beside)
-            move_into_place(beside, ours)
+                seal(partial)
+            move_into_place(partial, ours)
             if whole:
                 _rename_first(ours, target)
         except Exception:
-            shutil.rmtree(beside, ignore_errors=True)
+            shutil.rmtree(partial, ignore_errors=True)
             raise
 
     def _write_own(self, folder: Path, sums: Mapping[str, Tensor]) -> None:
@@ -265,8 +268,8 @@ class Checkpoints:
         if self.disk.is_shared:
             return sums_of(path)
         found: dict[str, dict[str, Tensor]] = {}
-        for some in of_all(self.accelerator, sums_in(path)):
-            found |= some
+        for sums in of_all(self.accelerator, sums_in(path)):
+            found |= sums
         return whole_sums(path, found)
 
     def load(self, path: Path) -> dict[str, Any]:
@@ -290,21 +293,23 @@ class Checkpoints:
         return state
 
     def _load_optimizer(self, path: Path, scalars: dict[str, Any]) -> None:
-        whole = self.optimizer.state_dict()
+        state = self.optimizer.state_dict()
         tensors = load_file(path / "optimizer.safetensors")
         if self.layout.sharded or has_parts(path):
-            each = [p for group in self.optimizer.param_groups for p in group["params"]]
-            tensors = read_like(path, _is_moment, lambda name: each[int(name.partition(".")[0])])
-        whole["state"] = nested(tensors | scalars)
-        self.optimizer.load_state_dict(whole)
+            parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+            tensors = read_like(
+                path, _is_moment, lambda name: parameters[int(name.partition(".")[0])]
+            )
+        state["state"] = nested(tensors | scalars)
+        self.optimizer.load_state_dict(state)
 
     def _load_components(self, path: Path, values: Mapping[str, Mapping[str, Any]]) -> None:
         kept = path / "components.safetensors"
         tensors = load_file(kept) if kept.exists() else {}
         if self.layout.sharded or has_parts(path):
-            now, _ = component_states(self.components)
-            places = tuple(f"{place}/" for place in values)
-            tensors = read_like(path, lambda name: name.startswith(places), now.get)
+            current, _ = component_states(self.components)
+            prefixes = tuple(f"{name}/" for name in values)
+            tensors = read_like(path, lambda name: name.startswith(prefixes), current.get)
         restore_components(self.components, tensors, values)
 
     def _drop_old(self, step: int, best: int | None) -> None:
@@ -318,7 +323,7 @@ class Checkpoints:
                 shutil.rmtree(path)
 
 
-def _beside(path: Path, rank: int) -> Path:
+def _own_state_folder(path: Path, rank: int) -> Path:
     """Where a process writes its own state if another one wrote the checkpoint."""
     return path.with_name(f".{path.name}.process-{rank}")
 

@@ -70,6 +70,17 @@ def test_frozen_weights_and_activations_made_again():
     assert frozen.student.parameters == 0 and frozen.step(100, 16).bytes < work.step(100, 16).bytes
 
 
+def test_the_speed_of_one_thread_leaves_out_the_time_of_others(monkeypatch):
+    clocks = SimpleNamespace(
+        process_time=iter(range(10**6)).__next__,  # a second at each look
+        perf_counter=iter(range(0, 10**9, 1000)).__next__,
+    )
+    monkeypatch.setattr(hours, "time", clocks)
+    for threads, seconds in ((1, 1), (2, 1000)):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        assert hours._fastest(lambda: None, torch.device("cpu")) == seconds
+
+
 def test_a_gpu_computes_while_its_host_prepares():
     cost = Cost(1e9, 1e9, 1e6)
     busy = 1 / 0.55 + 1 / 0.85
@@ -126,6 +137,25 @@ use = "kl"
         found[name] = plans[-1].estimate.work
     assert (len(found["plain"].teachers), len(found["plain"].stored)) == (1, 0)
     assert (len(found["stored"].teachers), len(found["stored"].stored)) == (0, 1)
+
+
+@pytest.mark.slow
+def test_a_teacher_counts_where_it_is_read(host, tmp_path, monkeypatch):
+    stages = """
+[stage.big]
+[stage.small]
+teacher = {use = "hf", model = "@big"}
+"""
+    kl, agreement = (
+        '[[stage.small.loss]]\nuse = "kl"\n',
+        '[[stage.small.eval]]\nuse = "agreement"\n',
+    )
+    for more, trains, evaluates in ((kl, 1, 0), (agreement, 0, 1), (kl + agreement, 1, 1)):
+        _, plans = planned(host, tmp_path, monkeypatch, RECIPE + stages + more)
+        work = plans[-1].estimate.work
+        assert (len(work.teachers), len(work.evaluated)) == (trains, evaluates)
+        alone = replace(work, evaluated=())
+        assert (work.reading(100, 16) == alone.reading(100, 16)) is not bool(evaluates)
 
 
 @pytest.mark.slow

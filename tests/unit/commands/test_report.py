@@ -5,6 +5,7 @@ import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -150,6 +151,20 @@ def test_gradient_shares_selection_and_cost():
         "device hours of all",
     ]
     assert "7.5000" in page.cells and "a processor, threads: 1" in page.cells
+
+
+def test_a_failed_run_and_arms_without_shown_tokens_are_named(monkeypatch):
+    found = SimpleNamespace(run="r", classes=[], rows="", missing="", facts=[])
+    monkeypatch.setattr("kdcore.commands.reporting.tokens.coloured", lambda *of: found)
+    for use in ("rho", "random", "hardest", "entropy", "band", "gls"):
+        folder = made(f"r.{use}", more=f"[selection]\nuse = '{use}'")
+    (folder / "final").rmdir()
+    (folder / "failure.txt").write_text("its node failed\n")
+    command = ["report", "r.*", "--html", "page.html"]
+    assert CliRunner().invoke(app, command).exit_code == 0
+    page = Page(Path("page.html").read_text(encoding="utf-8"))
+    assert "Not shown: tokens of band, gls." in "".join(page.text)
+    assert "failed at step 100" in page.cells
 
 
 def test_a_refusal_stands_in_the_place_of_a_table():

@@ -156,3 +156,23 @@ def test_a_plugin_file_is_in_it(tmp_path, capsys):
     recipe = with_(["loss", "+"], {"use": "mine", "strength": 3.0, "weight": 0.5})
     assert Draft202012Validator(found).is_valid(recipe)
     assert not VALIDATOR.is_valid(recipe)
+
+
+@pytest.mark.parametrize("table", ["student", "train", "resources"])
+def test_an_editor_describes_every_option_of_the_engine(table):
+    undescribed = [
+        key
+        for key, found in SCHEMA["properties"][table]["properties"].items()
+        if "$ref" not in found and not found.get("description")
+    ]
+    assert undescribed == []
+
+
+def test_an_option_without_a_description_has_the_sentences_of_the_docstring_that_name_it():
+    of_text = next(
+        each
+        for each in SCHEMA["$defs"]["data"]["anyOf"]
+        if each["properties"]["use"]["const"] == "text"
+    )["properties"]
+    assert of_text["skip"]["description"].startswith("`fraction` is the share")
+    assert "longer than a row" in of_text["cut"]["description"]  # of the base class

@@ -7,7 +7,7 @@ import torch
 from kdcore_losses import CrossEntropy
 
 from kdcore.guard import plugin_errors
-from kdcore.training.micro_batch import _attempt, _longest, _made_up, cpu_default, probe
+from kdcore.training.micro_batch import _attempt, _dummy_rows, _longest, cpu_default, probe
 
 
 def test_on_a_cpu_it_goes_by_the_row_length():
@@ -99,4 +99,4 @@ def test_rows_that_are_made_later_are_made_up_for_the_probe(later):
     run = SimpleNamespace(laid=lambda split: SimpleNamespace(lengths=lengths, some=lambda at: at))
     step = SimpleNamespace(run=run, rollouts=later.get("rollouts"))
     assert _longest(step, 2) == []
-    assert [len(row["input_ids"]) for row in _made_up(4, 2)] == [4, 4]
+    assert [len(row["input_ids"]) for row in _dummy_rows(4, 2)] == [4, 4]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 
-class Told:
+class LoggedSteps:
     """One tracker's entry in tracker.json of the run folder."""
 
     def __init__(self, folder: Path, tracker: str) -> None:
@@ -43,6 +43,6 @@ class Told:
         return found if isinstance(found, dict) else {}
 
     def _keep(self) -> None:
-        beside = self._path.with_name(f".{self._path.name}")
-        beside.write_text(json.dumps({**self._all(), self._tracker: self._state}))
-        beside.replace(self._path)
+        partial = self._path.with_name(f".{self._path.name}")
+        partial.write_text(json.dumps({**self._all(), self._tracker: self._state}))
+        partial.replace(self._path)
