@@ -60,6 +60,12 @@ class Work:
         return 0 if kept.error() else kept.filled()
 
     @property
+    def is_complete(self) -> bool:
+        """Whether all is stored that its rows predict, as far as `build` has counted that."""
+        asked = 0 if Kept(self.folder).error() else Kept(self.folder).about.get("asked", 0)
+        return 0 < asked <= self.stored
+
+    @property
     def bytes_per_token(self) -> int:
         """Bytes on disk."""
         return self.teacher.kind_for(self.run.vocabulary).bytes_per_token

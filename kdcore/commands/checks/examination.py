@@ -9,6 +9,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 Degree = Literal["error", "warning", "note"]
 
+_OUT = Path("runs")  # where `kdcore run` and `kdcore cache` keep theirs by default
 _ROWS = 64  # sample for masks and ends
 _MANY_CUT = 0.05  # of the documents
 _FEW_TRAINED = 0.1  # of the tokens
@@ -94,6 +96,16 @@ def examine(recipe: Recipe, only: str | None = None) -> Iterator[Examined]:
         for run in opened_stages(recipe, Path(folder), only):
             set_trusted(run.recipe.trusted)
             yield _Examining(run, Path(folder)).done()
+
+
+def is_stored(run: RunState) -> bool:
+    """Whether a cached teacher's stores have everything: the run does not load what it wraps."""
+    from kdcore_cached.building import works
+    from kdcore_cached.teacher import CachedTeacher
+
+    there = copy(run)
+    there.folder = _OUT / run.folder.name  # next to whose runs the stores are
+    return isinstance(run.teacher, CachedTeacher) and all(one.is_complete for one in works(there))
 
 
 @dataclass(eq=False)
@@ -154,7 +166,12 @@ class _Examining:
         if teacher is None or not is_elsewhere(teacher) or not samples or self.said.ids is None:
             return
         self.run.vocabulary, self.run.micro_batch = self.said.ids, 4
-        self.said.trial = self._try(lambda: try_out(self.run, teacher, samples[0]))
+        try:
+            self.said.trial = try_out(self.run, teacher, samples[0])
+        except (KdcoreError, OSError) as error:
+            stored = self._try(lambda: is_stored(self.run))
+            more = f"; {_OUT}/caches has all that the run asks" if stored else ""
+            self.said.add("note" if stored else "error", self._named(f"{error}{more}"))
 
     def _of_tokenizer(self) -> None:
         tokenizer, said = self.run.tokenizer, self.said

@@ -59,6 +59,8 @@ def test_an_address_becomes_a_recipe_a_page_and_a_store(stub):
         assert "whole data" in page and "on disk" in page
         call("cache", "build", "mine.toml")
         asked = len(stub.asked)
+    page = call("doctor", "mine.toml")  # the run does not need the server any more
+    assert "note: there is no answer from" in page and "runs/caches has all" in page
     call("run", "mine.toml", "--set", "train.steps=2", "--set", "eval=[]", "--set", "train.batch=2")
     assert len(stub.asked) == asked
 
