@@ -117,20 +117,20 @@ def test_heads_of_recipes_say_what_is_expected(twins):
     from kdcore.recipe.files import shipped_recipes
 
     heads = [_described(path) for path in shipped_recipes()]
-    told = {
+    values = {
         (head["name"], each["stage"], each["score"]): each
         for head in heads
         for each in head["measured"]
     }
-    assert len(told) >= 12
+    assert len(values) >= 12
     for path in shipped_recipes():
         lines = [line for line in path.read_text().splitlines() if line.startswith("# Measured:")]
         count = sum(line.count("(n = ") for line in lines)
         (head,) = [each for each in heads if each["path"] == str(path)]
         assert len(head["measured"]) == count
-    shared = [f for f in twins.figures() if (f.recipe, f.stage, f.key) in told and not f.less]
+    shared = [f for f in twins.figures() if (f.recipe, f.stage, f.key) in values and not f.less]
     assert len(shared) >= 4
     for figure in shared:
-        each = told[figure.recipe, figure.stage, figure.key]
+        each = values[figure.recipe, figure.stage, figure.key]
         assert abs(each["mean"] - figure.expected) <= 0.002
         assert each["deviation"] < figure.tolerance and each["n"] >= 3

@@ -83,8 +83,8 @@ def test_the_table_of_exit_codes_is_the_codes():
 
     kdcores = [each for each in below(KdcoreError) if each.__module__ == "kdcore.errors"]
     codes = {each.exit_code for each in kdcores if each is not Interrupted}
-    told = set(map(known_as, SIGNALS))
-    assert {*shown} == codes | {0} | {Interrupted("", number).exit_code for number in told}
+    handled = set(map(known_as, SIGNALS))
+    assert {*shown} == codes | {0} | {Interrupted("", number).exit_code for number in handled}
     assert len(shown) == len({*shown})
 
 

@@ -62,11 +62,11 @@ def test_predicted_steps_are_the_script_s(monkeypatch):
     import roofline
 
     lines = [line for line in TEXT.splitlines() if line.startswith("| `")]
-    told = {line.split("`")[1]: line.split("|")[2:-1] for line in lines if " ms" in line}
+    documented = {line.split("`")[1]: line.split("|")[2:-1] for line in lines if " ms" in line}
     for stage in (*roofline.STAGES, *roofline.OTHERS):
         found = [roofline.predict(stage, card) for card in roofline.CARDS]
         shown = [f" {_rounded(1e3 * one.seconds)} ms " if one.rows else " - " for one in found]
-        assert told[stage.name] == shown
+        assert documented[stage.name] == shown
     del sys.modules["roofline"], sys.modules["recipe_shapes"]
 
 

@@ -172,10 +172,10 @@ TARGETS = [
 def test_what_is_below_its_target_is_reported(day, target, met):
     import report
 
-    told = {"what": "milliseconds", "judged": True, **target}
-    found = {"head": {"status": "done", "result": {"targets": [told]}}}
+    judged = {"what": "milliseconds", "judged": True, **target}
+    found = {"head": {"status": "done", "result": {"targets": [judged]}}}
     assert (report.below(found) == []) == met
-    rehearsed = {"head": {"status": "done", "result": {"targets": [{**told, "judged": False}]}}}
+    rehearsed = {"head": {"status": "done", "result": {"targets": [{**judged, "judged": False}]}}}
     assert report.below(rehearsed) == []
 
 
@@ -183,8 +183,8 @@ def test_the_file_says_what_there_is_and_what_is_missing(day, world, put):
     card = {"card": "NVIDIA H100 80GB HBM3", "versions": {"torch": "2.13.0"}}
     row = {"rows at once": 4, "ms": 12.5, "tokens/s": 40960.0, "MFU": 0.07}
     row |= {"memory": {"taken": 11.0}, "planned": {"peak": 10.0}, "kernels": 3750, "busy_ms": 11.0}
-    told = {"what": "memory of plan", "measured": 1.2, "least": 0.9, "most": 1.1, "judged": True}
-    row |= {"longest": {"gemm": 4.0}, "targets": [told]}
+    judged = {"what": "memory of plan", "measured": 1.2, "least": 0.9, "most": 1.1, "judged": True}
+    row |= {"longest": {"gemm": 4.0}, "targets": [judged]}
     put(**{"machine": lambda w: card, "rho_qwen, kdcore": lambda w: row, "bad": bad})
     day.go(world, later(), again=False)
     put(**{"machine": good, "rho_qwen, kdcore": good, "bad": bad, "tests": good})

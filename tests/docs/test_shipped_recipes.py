@@ -39,9 +39,9 @@ def test_a_twin_extends_the_recipe_of_its_name(name, host):
 def test_plan_tells_what_can_be_known(name, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     verb.plan(name)
-    told = capsys.readouterr().out
-    assert "loss = " in told
-    assert ("not known" in told) == (not told.count("  total"))
+    printed = capsys.readouterr().out
+    assert "loss = " in printed
+    assert ("not known" in printed) == (not printed.count("  total"))
 
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)

@@ -103,9 +103,9 @@ def test_batch_and_batch_documents_are_rivals(host, tmp_path):
     assert read_recipe("child.toml", host).build("").train.batch_documents is None
     both = DOCUMENTS.replace("batch_documents = 5", "batch_documents = 5\nbatch = 4")
     (tmp_path / "r.toml").write_text(both)
-    with pytest.raises(RecipeError, match="takes one of batch and batch_documents, and") as told:
+    with pytest.raises(RecipeError, match="takes one of batch and batch_documents, and") as raised:
         read_recipe("r.toml", host)
-    assert "leave out batch_documents or batch" in str(told.value)
+    assert "leave out batch_documents or batch" in str(raised.value)
 
 
 def test_chunks_hold_no_documents(host, tmp_path):

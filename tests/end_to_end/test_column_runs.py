@@ -116,18 +116,18 @@ def test_an_eval_tells_by_a_column(host):
     run = open_stage(begun(folder, host))
     rows = run.rows("validation")
     found = run.evaluate(rows, [CrossEntropy()], by="domain")
-    told = 0
+    compared = 0
     for domain in ("math", "prose"):
         mine = [n for n in range(len(rows)) if rows[n]["columns"][0]["domain"] == domain]
         alone = run.evaluate(rows.subset(mine), [CrossEntropy()]) if mine else {"tokens": 0}
         for name, value in alone.items():
             assert found[f"{name}/{domain}"] == pytest.approx(value)
         if mine:
-            told += 1
+            compared += 1
             expected = alone["nll"] / alone["tokens"]
             assert last[f"eval/nll/{domain}"] == pytest.approx(expected, rel=1e-5)
             assert {f"eval/perplexity/{domain}", f"eval/bits_per_byte/{domain}"} <= last.keys()
-    assert told and "agreement/math" not in found
+    assert compared and "agreement/math" not in found
 
 
 def test_an_eval_by_a_column_that_is_not_kept_is_a_fault(host):

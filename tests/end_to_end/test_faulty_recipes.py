@@ -2,7 +2,7 @@
 
 import pytest
 from fake_host import FakeHost
-from recipe_texts import SIMPLE, STAGED, TAUGHT, faults_of
+from recipe_texts import SIMPLE, STAGED, TAUGHT, errors_of
 
 from kdcore.errors import UsageError
 from kdcore.recipe.recipe import read_recipe
@@ -170,21 +170,21 @@ FAULTS = {
 
 @pytest.mark.parametrize(("text", "line", "column", "said"), FAULTS.values(), ids=FAULTS)
 def test_fault(text, line, column, said):
-    found = faults_of(text)
+    found = errors_of(text)
     assert [(fault.file, fault.line, fault.column) for fault in found] == [("r.toml", line, column)]
     assert said in str(found[0])
 
 
 def test_a_broken_plugin_is_reported_with_its_cause():
     host = FakeHost(off=["kl"], broken={"kl": "ImportError: no numpy"})
-    (fault,) = faults_of(TAUGHT, host=host)
+    (fault,) = errors_of(TAUGHT, host=host)
     assert (fault.line, fault.column) == (14, 1)
     assert fault.message == "the plugin that brings 'kl' is broken: ImportError: no numpy"
 
 
 def test_all_faults_at_once_each_in_its_file():
     variant = 'extends = "base.toml"\n[train]\nlr = "x"\n[selection]\nuse = "randm"\n'
-    found = faults_of(variant, base=changed("epochs = 1", "epochs = 0\nbatch = 0"))
+    found = errors_of(variant, base=changed("epochs = 1", "epochs = 0\nbatch = 0"))
     assert [(f.file, f.line, f.column) for f in found] == [
         ("r.toml", 3, 1),
         ("r.toml", 5, 1),
@@ -194,33 +194,33 @@ def test_all_faults_at_once_each_in_its_file():
 
 
 def test_faults_in_files_that_are_extended():
-    (fault,) = faults_of('extends = "base.toml"\n', base="[data\n")
+    (fault,) = errors_of('extends = "base.toml"\n', base="[data\n")
     assert (fault.file, fault.line, fault.column) == ("base.toml", 1, 6)
     chain = {"a": 'extends = "b.toml"\n', "b": '\nextends = "a.toml"\n'}
-    (fault,) = faults_of('extends = "a.toml"\n', **chain)
+    (fault,) = errors_of('extends = "a.toml"\n', **chain)
     assert (fault.file, fault.line) == ("b.toml", 2)
     assert "r.toml extends a.toml extends b.toml extends a.toml" in fault.message
 
 
 def test_a_fault_of_the_top_level_is_reported_once_for_all_stages():
-    found = faults_of(changed("batch = 16", "batch = 0", STAGED))
+    found = errors_of(changed("batch = 16", "batch = 0", STAGED))
     assert [(fault.line, fault.column) for fault in found] == [(10, 1)]
 
 
 def test_what_a_person_reads():
-    (fault,) = faults_of(changed("1e-4", '"1e-4"'))
+    (fault,) = errors_of(changed("1e-4", '"1e-4"'))
     assert str(fault) == (
         'r.toml:12:1: lr should be a number, not "1e-4"\n'
         '    lr = "1e-4"\n'
         "    ^\n"
         "    write it without quotes: 1e-4"
     )
-    (fault,) = faults_of(SIMPLE, sets=["train.lr=0"])
+    (fault,) = errors_of(SIMPLE, sets=["train.lr=0"])
     assert str(fault) == "--set train.lr=0: lr should be greater than 0, not 0"
 
 
 def test_the_caret_stands_right_behind_tabs():
-    (fault,) = faults_of(changed("lr = 1e-4", "\tlr = 0"))
+    (fault,) = errors_of(changed("lr = 1e-4", "\tlr = 0"))
     assert (fault.source, fault.column) == (" lr = 0", 2)
 
 

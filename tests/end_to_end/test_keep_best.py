@@ -99,9 +99,9 @@ def test_a_damaged_best_checkpoint_is_reported_and_not_replaced(host):
 
 def test_a_score_that_nobody_measures_is_reported_before_the_first_step(host):
     text = FIRST.replace('"eval/nll"', '"eval/nl"')
-    with pytest.raises(RunError, match=r"'eval/nl': no eval .*; they measure eval/nll, ") as told:
+    with pytest.raises(RunError, match=r"'eval/nl': no eval .*; they measure eval/nll, ") as raised:
         whole_runs.run(host, text)
-    assert "eval/nll'?" in str(told.value)
+    assert "eval/nll'?" in str(raised.value)
     assert not list(Path("runs").glob("*/checkpoints"))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fuzzing import a_world, kdcore, told
+from fuzzing import a_world, ended_cleanly, kdcore
 from safetensors.torch import load_file
 
 pytestmark = pytest.mark.slow
@@ -94,7 +94,7 @@ def run(out, key, where, how):
 
 def ended(tmp_path, method, how):
     kind, where = method
-    return told(run(tmp_path, PLACES[kind][0], where, how), (0, 3))
+    return ended_cleanly(run(tmp_path, PLACES[kind][0], where, how), (0, 3))
 
 
 def names(outcome, method):
@@ -137,7 +137,7 @@ def test_who_writes_into_what_it_is_given_is_named_or_harms_nobody(tmp_path, met
         assert "wrote into the tensors that" in said and "work on a copy" in said
         return
     assert outcome.code == 0
-    told(run(tmp_path / "good", "data", "nowhere", "nothing"), (0,))
+    ended_cleanly(run(tmp_path / "good", "data", "nowhere", "nothing"), (0,))
     one, other = (final(tmp_path / name) for name in ("writes", "good"))
     assert all(torch.equal(one[name], other[name]) for name in one)
 
@@ -164,7 +164,7 @@ def test_what_a_method_prints_is_no_result(tmp_path, method):
 @pytest.mark.parametrize("event", EVENTS)
 def test_a_listener_that_raises_ends_the_run_and_is_named(tmp_path, event, how):
     outcome = run(tmp_path, "eval.2", event, how)
-    told(outcome, (3,))
+    ended_cleanly(outcome, (3,))
     assert "the eval 'listens' of the plugin 'misbehaving'" in outcome.err
     assert f"raised in {event}" in outcome.err
 
@@ -173,7 +173,7 @@ def test_a_listener_that_raises_ends_the_run_and_is_named(tmp_path, event, how):
 @pytest.mark.parametrize("event", EVENTS)
 def test_a_logger_that_raises_is_switched_off_and_named(tmp_path, event, how):
     outcome = run(tmp_path, "log.1", event, how)
-    told(outcome, (0,))
+    ended_cleanly(outcome, (0,))
     assert outcome.err.count(f"raised in {event} and is now disabled") == 1
     assert "the logger 'bad' of the plugin 'misbehaving'" in outcome.err
 
@@ -182,7 +182,7 @@ def test_a_logger_that_raises_is_switched_off_and_named(tmp_path, event, how):
 @pytest.mark.parametrize("how", ["type", "prints"])
 def test_what_a_listener_returns_or_prints_matters_to_nobody(tmp_path, event, how):
     outcome = run(tmp_path, "log.1", event, how)
-    told(outcome, (0,))
+    ended_cleanly(outcome, (0,))
     assert_is_the_folder(outcome.out, tmp_path)
     assert "is now disabled" not in outcome.err
 
@@ -190,7 +190,7 @@ def test_what_a_listener_returns_or_prints_matters_to_nobody(tmp_path, event, ho
 @pytest.mark.parametrize("event", ["kdcore_log", "kdcore_scores"])
 def test_a_logger_cannot_change_what_others_hear(tmp_path, event):
     outcome = run(tmp_path, "log.1", event, "writes")
-    told(outcome, (0,))
+    ended_cleanly(outcome, (0,))
     assert f"raised in {event} and is now disabled" in outcome.err
     metrics = next(tmp_path.glob("bad-*/metrics.jsonl")).read_text()
     assert metrics.count('"loss/bad"') == 2 and metrics.count('"eval/bad"') == 2
@@ -207,14 +207,14 @@ def test_a_run_goes_on_once_the_plugin_is_mended(tmp_path, method, monkeypatch):
     plugin.write_text(PLUGIN.read_text())
     (key, _), where = PLACES[method[0]], method[1]
     command = ("run", "bad.toml", "-p", plugin, "--out", tmp_path, "--set", f"{key}.spot={where}")
-    told(kdcore(*command), (0,))
+    ended_cleanly(kdcore(*command), (0,))
     good = final(tmp_path)
     module = next(m for m in [*sys.modules.values()] if getattr(m, "__file__", None) == str(plugin))
     monkeypatch.setattr(module, "done", fails_later(module.done, 1 if where == "finish" else 2))
-    told(kdcore(*command, "--fresh"), (3,))
+    ended_cleanly(kdcore(*command, "--fresh"), (3,))
     monkeypatch.undo()
     again = kdcore(*command)
-    told(again, (0,))
+    ended_cleanly(again, (0,))
     folders = sorted(tmp_path.glob("bad-*"))
     assert len(folders) == 2 and all((each / "final").is_dir() for each in folders)
     assert all(torch.equal(good[name], value) for name, value in load_last(folders).items())

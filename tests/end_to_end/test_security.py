@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fuzzing import PLAIN, a_world, cases, kdcore, told
+from fuzzing import PLAIN, a_world, cases, ended_cleanly, kdcore
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -65,7 +65,7 @@ def test_names_that_lead_out_of_the_folder_of_runs(name):
     ):
         Path("r.toml").write_text(text)
         outcome = kdcore("run", "r.toml")
-        told(outcome, (1, 2))
+        ended_cleanly(outcome, (1, 2))
         runs = Path("runs")
         assert not list(runs.glob("**/final")) or outcome.code == 1
         shutil.rmtree(runs, ignore_errors=True)
@@ -75,22 +75,22 @@ def test_extends_reads_recipes_only():
     os.mkfifo("pipe")
     for name in ("/dev/zero", "pipe", "/etc/passwd", "..", "../victim"):
         Path("r.toml").write_text(f"extends = {json.dumps(name)}\n[train]\nlr = 1\n")
-        told(kdcore("check", "r.toml"), (2,))
+        ended_cleanly(kdcore("check", "r.toml"), (2,))
 
 
 def test_names_of_stores_lead_nowhere_else(tmp_path):
     Path("runs/caches").mkdir(parents=True)
     for name in ("../../victims", "..", "/", str(tmp_path / "victims")):
-        told(kdcore("cache", "rm", name, "--yes"), (2,))
+        ended_cleanly(kdcore("cache", "rm", name, "--yes"), (2,))
     Path("runs/caches/hf-train-abc").symlink_to(tmp_path / "victims")
-    told(kdcore("cache", "rm", "hf-train-abc", "--yes"), (0, 1, 2))
+    ended_cleanly(kdcore("cache", "rm", "hf-train-abc", "--yes"), (0, 1, 2))
 
 
 # Links
 
 
 def a_run():
-    told(kdcore("run", "plain.toml"), (0,))
+    ended_cleanly(kdcore("run", "plain.toml"), (0,))
     return next(Path("runs").glob("plain-*"))
 
 
@@ -104,9 +104,9 @@ def test_nothing_is_written_through_a_link(name, tmp_path):
     shutil.rmtree(run / "final")
     (run / name).unlink(missing_ok=True)
     (run / name).symlink_to(tmp_path / "victim")
-    outcome = told(kdcore("run", "plain.toml"), (2,))
+    outcome = ended_cleanly(kdcore("run", "plain.toml"), (2,))
     assert f"{run / name} is a link to" in outcome.err
-    told(kdcore("show", run), (0, 1, 2))
+    ended_cleanly(kdcore("show", run), (0, 1, 2))
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_nothing_is_written_or_deleted_in_a_linked_folder(name, tmp_path):
     shutil.rmtree(run / "final")
     shutil.rmtree(run / name, ignore_errors=True)
     (run / name).symlink_to(tmp_path / "victims")
-    outcome = told(kdcore("run", "plain.toml"), (2,))
+    outcome = ended_cleanly(kdcore("run", "plain.toml"), (2,))
     assert "is a link to" in outcome.err
 
 
@@ -125,18 +125,18 @@ def test_a_final_that_is_a_link_is_not_written_by_eval(tmp_path):
     run = a_run()
     (run / "metrics.jsonl").unlink()
     (run / "metrics.jsonl").symlink_to(tmp_path / "victim")
-    told(kdcore("eval", run), (0, 1, 2))
+    ended_cleanly(kdcore("eval", run), (0, 1, 2))
 
 
 def test_the_folder_of_runs_may_be_a_link(tmp_path):
     Path("disk").mkdir()
     Path("runs").symlink_to("disk")
-    told(kdcore("run", "plain.toml"), (0,))
+    ended_cleanly(kdcore("run", "plain.toml"), (0,))
     assert list(Path("disk").glob("plain-*/final"))
 
 
 def test_stores_are_not_written_through_links(tmp_path):
-    told(kdcore("run", "taught.toml"), (0,))
+    ended_cleanly(kdcore("run", "taught.toml"), (0,))
     (store,) = Path("runs/caches").iterdir()
     for name in [path.name for path in store.iterdir()]:
         path = store / name
@@ -144,7 +144,7 @@ def test_stores_are_not_written_through_links(tmp_path):
         path.unlink()
         (tmp_path / "victim").write_bytes(b"\0" * size)
         path.symlink_to(tmp_path / "victim")
-        told(kdcore("run", "taught.toml", "--fresh"), (0,))
+        ended_cleanly(kdcore("run", "taught.toml", "--fresh"), (0,))
         assert (tmp_path / "victim").read_bytes() == b"\0" * size
         (tmp_path / "victim").write_text("mine")
         assert not path.is_symlink()
@@ -173,7 +173,7 @@ def test_pickled_weights_are_refused(key):
     Path("evil/model.safetensors").unlink()
     torch.save({"a": Runs()}, "evil/pytorch_model.bin")
     change = {"teacher": "teacher.model=evil", "student": "student.model=evil"}[key]
-    outcome = told(kdcore("run", "taught.toml", "--set", change), (1,))
+    outcome = ended_cleanly(kdcore("run", "taught.toml", "--set", change), (1,))
     assert "pytorch_model.bin" in outcome.err and "may run code" in outcome.err
 
 
@@ -184,7 +184,7 @@ def test_pickled_adapters_are_refused():
         json.dumps({**config, "target_modules": ["q_proj"]})
     )
     torch.save({"a": Runs()}, "evil/adapter_model.bin")
-    outcome = told(kdcore("run", "taught.toml", "--set", "teacher.adapter=evil"), (1,))
+    outcome = ended_cleanly(kdcore("run", "taught.toml", "--set", "teacher.adapter=evil"), (1,))
     assert "may run code" in outcome.err
 
 
@@ -193,7 +193,7 @@ def test_a_training_state_of_torch_save_is_no_checkpoint():
     shutil.rmtree(run / "final")
     for path in run.glob("checkpoints/step-*/*.safetensors"):
         torch.save({"a": Runs()}, path)
-    outcome = told(kdcore("run", "plain.toml"), (0,))
+    outcome = ended_cleanly(kdcore("run", "plain.toml"), (0,))
     assert outcome.err.count("is damaged") == 2
 
 
@@ -206,7 +206,7 @@ def test_data_runs_no_code(use):
     Path("data/a.pkl").write_bytes(pickle.dumps(Runs()))
     for path in ("data", "data/data.py", "data/a.npy", "data/a.pkl"):
         data = f"data={{use='{use}', path='{path}', validation_share=0.5, block=16}}"
-        told(kdcore("run", "plain.toml", "--set", data), (1, 2))
+        ended_cleanly(kdcore("run", "plain.toml", "--set", data), (1, 2))
 
 
 def test_the_code_of_a_model_is_not_run():
@@ -223,11 +223,11 @@ def test_the_code_of_a_model_is_not_run():
         config |= {"auto_map": mapped, "model_type": "evil", "tokenizer_class": "EvilTokenizer"}
         Path("evil", file).write_text(json.dumps(config))
     for change in ("teacher.model=evil", "student.model=evil", "tokenizer.model=evil"):
-        told(kdcore("run", "taught.toml", "--set", change), (1, 2))
-    told(kdcore("generate", "evil", "--prompt", "a"), (1, 2))
+        ended_cleanly(kdcore("run", "taught.toml", "--set", change), (1, 2))
+    ended_cleanly(kdcore("generate", "evil", "--prompt", "a"), (1, 2))
     for key in ("auto_map", "trust_remote_code"):
         config = f"student={{config={{model_type='llama', {key}=true}}}}"
-        told(kdcore("run", "plain.toml", "--set", config), (2,))
+        ended_cleanly(kdcore("run", "plain.toml", "--set", config), (2,))
 
 
 OWN_CODE = """
@@ -257,7 +257,7 @@ def test_the_code_of_a_model_runs_where_the_recipe_names_that_model():
     run = ("run", "taught.toml", "--set", "teacher.model=own", "--set")
     for others in ("[]", "['model', './own', 'OWN']"):
         refused = kdcore(*run, f"trust_remote_code={others}")
-        told(refused, (1,))
+        ended_cleanly(refused, (1,))
         assert 'say trust_remote_code = ["own"] at the top of the recipe' in refused.err
         assert not marker.exists()
     trusting = kdcore(*run, "trust_remote_code=['own']")
@@ -266,16 +266,17 @@ def test_the_code_of_a_model_runs_where_the_recipe_names_that_model():
     assert "the recipe trusts 'own': code from there may run" in trusting.err
     marker.unlink()
     assert kdcore("run", "taught.toml", "--set", "teacher.model=own").code == 0  # it is finished
-    told(kdcore("eval", "own", "--recipe", "taught.toml"), (1, 2))  # trust was that recipe's
+    # Trust was that of the other recipe.
+    ended_cleanly(kdcore("eval", "own", "--recipe", "taught.toml"), (1, 2))
     assert not marker.exists()
-    told(kdcore(*run, "trust_remote_code='own'"), (2,))
+    ended_cleanly(kdcore(*run, "trust_remote_code='own'"), (2,))
 
 
 def test_and_where_its_answers_are_kept_before_any_run():
     marker = lay_own()
     cached = "teacher={use='cached', kind='topk', k=4, teacher={use='hf', model='own'}}"
     build = ("cache", "build", "taught.toml", "--set", cached, "--set")
-    told(kdcore(*build, "trust_remote_code=['model']"), (1,))
+    ended_cleanly(kdcore(*build, "trust_remote_code=['model']"), (1,))
     assert not marker.exists()
     trusting = kdcore(*build, "trust_remote_code=['own']")
     assert trusting.code == 0, trusting.err
@@ -294,7 +295,7 @@ def test_and_where_its_answers_are_kept_before_any_run():
 def test_templates_are_kept_in_their_box(template):
     data = {"use": "sft", "path": "chat.jsonl", "validation_share": 0.5, "block": 32}
     inline = ", ".join(f"{k} = {json.dumps(v)}" for k, v in {**data, "template": template}.items())
-    told(kdcore("run", "plain.toml", "--set", f"data={{{inline}}}"), (1,))
+    ended_cleanly(kdcore("run", "plain.toml", "--set", f"data={{{inline}}}"), (1,))
 
 
 def test_modules_beside_a_recipe_are_not_imported(monkeypatch, capfd):
@@ -348,7 +349,7 @@ def test_no_secret_of_the_environment_is_written_anywhere(name, secret, how):
     Path("s.toml").write_text(comment + PLAIN + eval_of)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(name, secret)
-        outcome = told(kdcore("run", "s.toml", "-p", "spills.py"), (0, 3))
+        outcome = ended_cleanly(kdcore("run", "s.toml", "-p", "spills.py"), (0, 3))
     own = {"recipe.toml"} if how == "commented" else set()  # as typed, and it stays here
     files = [path for path in Path("runs").rglob("*") if path.is_file() and path.name not in own]
     assert len(files) > 5

@@ -138,12 +138,12 @@ def trained(tmp_path_factory):
 def test_a_sharded_student_learns_the_same(trained, name):
     place = str(list(CASES).index(name))
     weights, records = outcome(trained[0] / place, name)
-    found, told = outcome(trained[1] / place, name)
+    found, logged = outcome(trained[1] / place, name)
     assert weights.keys() == found.keys()
     for key, weight in weights.items():
         assert found[key].dtype == weight.dtype
         torch.testing.assert_close(found[key], weight, rtol=0, atol=APART.get(name, 1e-5))
-    for each, expected in zip(told, records, strict=True):
+    for each, expected in zip(logged, records, strict=True):
         assert each.get("loss") == pytest.approx(expected.get("loss"), abs=APART.get(name, 1e-5))
         assert each.get("sample/1") == expected.get("sample/1")
 

@@ -44,13 +44,13 @@ def trained(tmp_path_factory):
 def test_sharded_training_is_that_of_one_process(trained, processes, name):
     (one, alone), (other, shared) = trained[1], trained[processes]
     weights, records = outcome(one, name)
-    found, told = outcome(other, name)
+    found, logged = outcome(other, name)
     assert weights.keys() == found.keys()
     for key, weight in weights.items():
         torch.testing.assert_close(found[key], weight, rtol=0, atol=1e-5)
     for key, gradient in alone[name].items():
         torch.testing.assert_close(shared[name][key], gradient, rtol=0, atol=1e-5)
-    for each, expected in zip(told, records, strict=True):
+    for each, expected in zip(logged, records, strict=True):
         assert each["tokens"] == expected["tokens"]
         for key in ("loss", "kept", "eval/nll"):
             assert each.get(key) == pytest.approx(expected.get(key), abs=1e-5)

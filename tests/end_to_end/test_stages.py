@@ -336,7 +336,7 @@ def test_a_step_that_is_not_finite_is_reported_kept_and_skipped_on_request():
     Path("breaks.py").write_text(BREAKS)
     Path("one.toml").write_text(RECIPE + '[[loss]]\nuse = "breaks"\n')
     with_it = PluginManager(off=["panel"], files=["breaks.py"])
-    with pytest.raises(RunError, match=r"step 5 is not finite: breaks in 4 of its 4 rows") as told:
+    with pytest.raises(RunError, match=r"step 5 is not finite: breaks in 4 of its 4 rows") as shown:
         run(with_it)
     (folder,) = Path("runs").iterdir()
     assert (folder / "checkpoints" / "step-4").is_dir()
@@ -346,7 +346,7 @@ def test_a_step_that_is_not_finite_is_reported_kept_and_skipped_on_request():
     names = {"print": lambda *said: seen.append(said)}
     exec(code.replace("open()", 'open(plugins=["./breaks.py"])'), names)
     assert len(seen) == 4 and all(score < 0 for score, _ in seen)
-    assert any(repr(text[:20])[1:-1] in str(told.value) for _, text in seen)
+    assert any(repr(text[:20])[1:-1] in str(shown.value) for _, text in seen)
     (again,) = run(with_it, sets=("train.non_finite=skip",))
     assert again == folder and (folder / "final").is_dir()
     assert [line["step"] for line in metrics(folder) if "loss" in line] == [2, 3, 4, 6]

@@ -63,8 +63,8 @@ def test_a_run_leaves_whole_lines_and_a_summary(tmp_path):
     run_in(tmp_path, terminal, resize=[(60, 30), (90, 50)])
     shown = terminal.screen.shown()
     assert not re.search("[│╭╰╮╯┤]", "".join(shown))
-    told = [line for line in shown if re.match("step [024]/4 .* nll ", line)]
-    assert len(told) == 3
+    evaluations = [line for line in shown if re.match("step [024]/4 .* nll ", line)]
+    assert len(evaluations) == 3
     assert any(re.match(r"r  4 steps, ", line) for line in shown)
     assert [line for line in shown if line][-1].startswith("runs/r-")
 

@@ -111,7 +111,7 @@ def test_a_real_signal_ends_the_run_after_its_step(tmp_path, interruptible):
 
 def test_a_signal_while_a_stage_is_saved_keeps_the_next_from_beginning(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    host, told, save_final = PluginManager(off=["panel"]), [], runner.save_final
+    host, messages, save_final = PluginManager(off=["panel"]), [], runner.save_final
 
     def saved(running, student):
         signal.raise_signal(signal.SIGUSR2)
@@ -119,9 +119,9 @@ def test_a_signal_while_a_stage_is_saved_keeps_the_next_from_beginning(tmp_path,
 
     with monkeypatch.context() as patch, pytest.raises(Interrupted, match="is finished") as caught:
         patch.setattr(runner, "save_final", saved)
-        run(host, STAGES, on_finished=told.append)
+        run(host, STAGES, on_finished=messages.append)
     assert caught.value.exit_code == 143
-    (big,) = told
+    (big,) = messages
     assert finished(big) and not list(tmp_path.glob("runs/*small*"))
     again = run(host, STAGES)
     assert again[0] == big and finished(again[1])

@@ -90,7 +90,7 @@ def _backward(
     return [grad.to(like.dtype) for grad, like in zip(grouped, (query, key, value), strict=True)]
 
 
-def _laid(found: Tensor, like: Tensor) -> Tensor:
+def _heads_inside(found: Tensor, like: Tensor) -> Tensor:
     """On the device, heads beside each other: kernels write [rows, time, heads, D]."""
     return found.transpose(1, 2).contiguous().to(like.device).transpose(1, 2)
 
@@ -114,7 +114,7 @@ def _scaled_dot_product_flash_attention(
     scale: float | None = None,
 ) -> tuple[Any, ...]:
     _check_flash(query, key, value)
-    found = _laid(_forward(query, key, value, scale, None, _window(is_causal)), query)
+    found = _heads_inside(_forward(query, key, value, scale, None, _window(is_causal)), query)
     lengths = (query.shape[2], key.shape[2])
     return (found, *_unused(query, 3), *lengths, *_unused(query, 3))
 
@@ -136,7 +136,7 @@ def _scaled_dot_product_flash_attention_backward(
     scale: float | None = None,
 ) -> tuple[Tensor, ...]:
     each = _backward(gradient, query, key, value, scale, None, _window(is_causal))
-    return tuple(_laid(grad, query) for grad in each)
+    return tuple(_heads_inside(grad, query) for grad in each)
 
 
 def _scaled_dot_product_efficient_attention(
@@ -154,7 +154,7 @@ def _scaled_dot_product_efficient_attention(
         raise RuntimeError("memory-efficient attention knows no grouped queries")
     held = None if bias is None else bias.cpu().float()
     found = _forward(query, key, value, scale, held, _window(is_causal))
-    return (_laid(found, query), *_unused(query, 3))
+    return (_heads_inside(found, query), *_unused(query, 3))
 
 
 def _scaled_dot_product_efficient_attention_backward(
@@ -175,7 +175,7 @@ def _scaled_dot_product_efficient_attention_backward(
 ) -> tuple[Tensor | None, ...]:
     held = None if bias is None or not bias.numel() else bias.cpu().float()
     each = _backward(gradient, query, key, value, scale, held, _window(is_causal))
-    return (*(_laid(grad, query) for grad in each), None)
+    return (*(_heads_inside(grad, query) for grad in each), None)
 
 
 def _check_flash(*tensors: Tensor) -> None:

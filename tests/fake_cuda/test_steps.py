@@ -230,10 +230,10 @@ def test_a_probe_for_the_micro_batch_stores_nothing_of_made_up_rows(tmp_path):
     options += sets(train__precision="fp32")
     probed = [*sets(train__micro_batch="auto"), "--out", "probed"]
     python(tmp_path, *joined([on_device(path, *options), on_device(path, *options, *probed)]))
-    (told,), (found,) = (
+    (probed_ids,), (found,) = (
         [*(tmp_path / out).glob("caches/*/ids.i32")] for out in ("device", "probed")
     )
-    same = np.fromfile(told, np.int32) == np.fromfile(found, np.int32)
+    same = np.fromfile(probed_ids, np.int32) == np.fromfile(found, np.int32)
     assert same.mean() > 0.99  # ties aside
 
 

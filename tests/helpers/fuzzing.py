@@ -80,7 +80,7 @@ def _host_of(make):
     return host_of
 
 
-def told(outcome, codes):
+def ended_cleanly(outcome, codes):
     """It ended in one of these ways, and said why in words."""
     assert outcome.code in codes, f"{outcome.code}: {outcome.err[-2000:]}"
     assert "Traceback" not in outcome.err + outcome.out

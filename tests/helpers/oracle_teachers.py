@@ -119,8 +119,8 @@ def likeliest(logits, k):
     logs = masses.log()
     halves = logs.half()
     step = torch.from_numpy(np.spacing(halves.abs().numpy()).astype(np.float64))
-    beside = step / 2 - (logs - halves.double()).abs()
-    at_border = bool((beside.abs() < CLOSE).any())
+    distance = step / 2 - (logs - halves.double()).abs()
+    at_border = bool((distance.abs() < CLOSE).any())
     return Known(halves.double(), ids[:, :k], whole=logits, at_border=at_border)
 
 

@@ -33,7 +33,7 @@ COMMON = {"temperature": 1.0, "scale_by_t2": True, "weight": 1.0, "on": "kept"}
 
 
 @dataclass
-class Told:
+class Results:
     """What happened: each step's terms, and what was measured at the end."""
 
     terms: list[dict[str, float]] = field(default_factory=list)
@@ -228,7 +228,7 @@ def train(recipe, student, letters, vocabulary, answers, losses, processes=1):
     known = answers(rows) if answers else [None] * len(rows)
     lost = losses(rows) if losses else [None] * len(rows)
     optimizer = Optimizer(options, [p for p in student.parameters() if p.requires_grad])
-    told = Told(at_border=any(one is not None and one.at_border for one in known))
+    results = Results(at_border=any(one is not None and one.at_border for one in known))
     for number in range(1, steps + 1):
         indices = order(len(rows), options["batch"], seed, number)
         some = [rows[n] for n in indices]
@@ -238,14 +238,14 @@ def train(recipe, student, letters, vocabulary, answers, losses, processes=1):
         if losses:
             step.reference = torch.cat([lost[n] for n in indices])
         totals, kept = objective(recipe, step, number, steps, groups_of(recipe, processes))
-        told.at_border |= step.at_border
+        results.at_border |= step.at_border
         if totals:
             sum(totals.values()).backward()
-        told.terms.append({label: float(total.detach()) for label, total in totals.items()})
-        told.kept.append(kept / max(1, len(step.row)) if "selection" in recipe else 1.0)
+        results.terms.append({label: float(total.detach()) for label, total in totals.items()})
+        results.kept.append(kept / max(1, len(step.row)) if "selection" in recipe else 1.0)
         optimizer.step(rate(options, number, steps))
-    told.nll = measured(recipe, student, letters, vocabulary)
-    return told
+    results.nll = measured(recipe, student, letters, vocabulary)
+    return results
 
 
 def step_of(rows, student, vocabulary):

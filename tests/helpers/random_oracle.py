@@ -28,7 +28,7 @@ def judged(case, folder, dtype=torch.float64):
     recipe = case.recipe
     student = student_of(recipe, load_file(folder / "begin.safetensors")).to(dtype)
     vocabulary = vocabulary_of(recipe, student.config.vocab_size)
-    told = oracle_training.train(
+    results = oracle_training.train(
         recipe,
         student,
         world.LETTERS,
@@ -40,7 +40,7 @@ def judged(case, folder, dtype=torch.float64):
     for module in list(student.modules()):
         if parametrize.is_parametrized(module):
             parametrize.remove_parametrizations(module, "weight")
-    return told, student.state_dict()
+    return results, student.state_dict()
 
 
 def student_of(recipe, begin):
@@ -135,10 +135,10 @@ def _shown(recipe, table, vocabulary):
         return logits
 
     def in_windows(rows):
-        told = told_of_texts(recipe["data"], teacher)
+        known = teacher_logits(recipe["data"], teacher)
         places = [[row.cells[p + 1] for p, _ in row.predictions()] for row in rows]
         return [
-            torch.stack([told[cell.document, cell.offset] for cell in some])
+            torch.stack([known[cell.document, cell.offset] for cell in some])
             if some
             else torch.zeros(0, vocabulary, dtype=torch.float64)
             for some in places
@@ -147,21 +147,21 @@ def _shown(recipe, table, vocabulary):
     return in_windows
 
 
-def told_of_texts(data, teacher, length=64):
+def teacher_logits(data, teacher, length=64):
     """What is said of each token by the window that tells of it: it begins with the text, or where
     at least half a window lies before.
     """
     texts = documents(data, "train", world.LETTERS)
     if data["rows"] == "chunk":
         texts = [[cell for text in texts for cell in text]]
-    told = {}
+    known = {}
     for text in texts:
         for begin in range(0, len(text), length // 2):
             window = text[begin : begin + length]
             (logits,) = teacher.logits([alone(window)])
             for at in range(1, len(window)):
-                told.setdefault((window[at].document, window[at].offset), logits[at - 1])
-    return told
+                known.setdefault((window[at].document, window[at].offset), logits[at - 1])
+    return known
 
 
 def _answers(recipe, vocabulary):

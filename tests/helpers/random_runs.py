@@ -76,12 +76,12 @@ def _by_oracle(case, folder):
 
 
 def _compared(case, folder):
-    found, (told, weights) = _found(folder), judged(case, folder)
-    expected = _expected(told, weights)
+    found, (results, weights) = _found(folder), judged(case, folder)
+    expected = _expected(results, weights)
     try:
         _compare(found, expected, EXACT)
     except MismatchError:
-        if told.at_border:
+        if results.at_border:
             _compare(found, expected, ROUNDED)
         else:  # float32 may be as far from float64 when nothing is chunked
             rounded = _expected(*judged(case, folder, torch.float32))
@@ -104,12 +104,12 @@ def _found(folder):
     return found | {"eval/nll": lines[-1]["eval/nll"]} | final
 
 
-def _expected(told, weights):
+def _expected(results, weights):
     expected = {}
-    for step, (terms, kept) in enumerate(zip(told.terms, told.kept, strict=True), 1):
+    for step, (terms, kept) in enumerate(zip(results.terms, results.kept, strict=True), 1):
         expected |= {f"step {step}: loss/{label}": value for label, value in terms.items()}
         expected[f"step {step}: kept"] = kept
-    return expected | {"eval/nll": told.nll} | weights
+    return expected | {"eval/nll": results.nll} | weights
 
 
 def _compare(found, expected, tolerance, rounded=None):

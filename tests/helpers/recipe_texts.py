@@ -110,7 +110,7 @@ def table(text, *sets, stage="", **files):
     return next(each.table for each in recipe.stages if each.name == stage)
 
 
-def faults_of(text, **options):
+def errors_of(text, **options):
     """The faults of a recipe, as a user who stands beside it reads them."""
     with pytest.raises(RecipeError) as raised:
         read(text, **options)

@@ -46,8 +46,8 @@ class Stub:
             entries.append({str(n): {"logprob": float(logs[n]), "rank": 1} for n in best})
         if self.tokenizer is not None:
             for entry in entries[1:]:
-                for n, told in entry.items():
-                    told["decoded_token"] = self.tokenizer.decode([int(n)])
+                for n, position in entry.items():
+                    position["decoded_token"] = self.tokenizer.decode([int(n)])
         return 200, {"choices": [{"prompt_logprobs": entries}]}
 
     def generate(self, body):

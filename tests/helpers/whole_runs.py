@@ -69,9 +69,9 @@ use = "kl"
 
 def write(path, text):
     """Write a file that another process may be reading: it holds the text, or what it held."""
-    beside = path.with_suffix(f".{os.getpid()}")
-    beside.write_text(text)
-    beside.replace(path)
+    partial = path.with_suffix(f".{os.getpid()}")
+    partial.write_text(text)
+    partial.replace(path)
 
 
 def run(host, text=RECIPE, name="r.toml", **asked):

@@ -137,9 +137,9 @@ def test_a_speculative_decoder_accepts_as_much(run):
 
 def test_a_speed_is_reported_where_its_cost_is_given(run):
     options = {"draft_length": 2, "contexts": 4}
-    plain, told = Acceptance(**options).measure(run), Acceptance(**options, draft_cost=0.1)
+    plain, with_cost = Acceptance(**options).measure(run), Acceptance(**options, draft_cost=0.1)
     assert plain.keys() == {"acceptance", "tokens_per_call"}
-    found = told.measure(run)
+    found = with_cost.measure(run)
     assert found["speed_up"] == pytest.approx(plain["tokens_per_call"] / 1.2)
 
 

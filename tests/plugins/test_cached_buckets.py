@@ -31,7 +31,7 @@ def model(tmp_path_factory):
     return folder
 
 
-def told(teacher, batch):
+def outputs_at(teacher, batch):
     return read_outputs(teacher, batch)(batch.valid)
 
 
@@ -48,7 +48,7 @@ def test_the_likeliest_ids_and_all_masses_everywhere(tmp_path, model):
     first, second = cached(run, model, **TOP), cached(run, model, **TOP)
     for teacher in (first, second):
         for batch in batches():
-            ids, logs, _ = told(teacher, batch)
+            ids, logs, _ = outputs_at(teacher, batch)
             whole = log_probabilities(alive, batch)
             assert torch.equal(ids, whole.topk(5).indices)
             assert torch.equal(logs[:, :5], whole.gather(1, ids).half().float())
@@ -67,9 +67,9 @@ def test_it_keeps_the_contract_of_teachers(tmp_path, model, kind):
 def test_other_batches_and_parts_of_them(tmp_path, model, kind):
     run = run_in(tmp_path)
     (batch,) = batches((5,))
-    whole = told(cached(run, model, **kind), batch)
+    whole = outputs_at(cached(run, model, **kind), batch)
     again = cached(run, model, **kind)
-    apart = [told(again, some) for some in batches((1, 1, 1, 1, 1))]
+    apart = [outputs_at(again, some) for some in batches((1, 1, 1, 1, 1))]
     for n, part in enumerate(whole[:2]):
         assert torch.equal(part, torch.cat([some[n] for some in apart]))
     order = torch.randperm(len(batch.valid))[:7]
@@ -81,7 +81,7 @@ def test_other_batches_and_parts_of_them(tmp_path, model, kind):
 def test_only_what_is_missing_is_asked_for(tmp_path, model, kind):
     run = run_in(tmp_path)
     first, second = batches((2, 3))
-    told(cached(run, model, **kind), first)
+    outputs_at(cached(run, model, **kind), first)
     (both,) = batches((5,))
     teacher = cached(run, model, **kind)
     asked = []
@@ -92,7 +92,7 @@ def test_only_what_is_missing_is_asked_for(tmp_path, model, kind):
         return inner(batch)
 
     object.__setattr__(teacher.teacher, "read", watched)
-    told(teacher, both)
+    outputs_at(teacher, both)
     assert asked == [len(second.valid)]
 
 
@@ -102,7 +102,7 @@ def test_a_single_id(tmp_path, model, options):
     alive = live(run, model)
     for batch in batches():
         for _ in range(2):
-            ids, logs, _ = told(cached(run, model, **options), batch)
+            ids, logs, _ = outputs_at(cached(run, model, **options), batch)
             assert (ids.shape[1], logs.shape[1]) == (1, 2)
             if options["kind"] == "topk":
                 assert torch.equal(ids[:, 0], log_probabilities(alive, batch).argmax(-1))
@@ -111,7 +111,7 @@ def test_a_single_id(tmp_path, model, options):
 def test_more_ids_than_there_are(tmp_path, model):
     teacher = cached(run_in(tmp_path), model, kind="topk", k=1000)
     (batch,) = batches((5,))
-    found = told(teacher, batch)
+    found = outputs_at(teacher, batch)
     assert found.ids.shape[1] == batch.vocabulary - 1
     assert torch.equal(found.ids.sort(-1).values.diff(dim=-1).min(), torch.tensor(1))
 
@@ -144,7 +144,7 @@ def test_files_and_what_they_are_bound_to(tmp_path, model):
     (batch,) = batches((5,))
     for kind in (TOP, {**TOP, "k": 6}, DRAWN, {**DRAWN, "seed": 1}, {**DRAWN, "draws": 21}, {}):
         teacher = cached(run, model, **kind)
-        told(teacher, batch) if kind else read_nll(teacher, batch)
+        outputs_at(teacher, batch) if kind else read_nll(teacher, batch)
         assert loads(teacher) == 1
     metas = [json.loads(path.read_text()) for path in run.caches.glob("*/meta.json")]
     assert len(metas) == 6
@@ -174,11 +174,11 @@ def test_bytes_per_token_are_within_the_target():
 def test_damage_is_found_and_mended(tmp_path, model, file):
     run = run_in(tmp_path)
     (batch,) = batches((5,))
-    before = told(cached(run, model, **TOP), batch)
+    before = outputs_at(cached(run, model, **TOP), batch)
     (store,) = run.caches.iterdir()
     (store / file).write_bytes((store / file).read_bytes()[:-1])
     teacher = cached(run, model, **TOP)
-    again = told(teacher, batch)
+    again = outputs_at(teacher, batch)
     assert torch.equal(again.ids, before.ids) and loads(teacher) == 1
     assert "is damaged: it is made anew" in run.said[-2]
 

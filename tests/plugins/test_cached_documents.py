@@ -174,8 +174,8 @@ def test_cuts_of_the_whole_split_see_windows_over_the_split(tmp_path, model):
     teacher = cached(run, model, **WHOLE)
     for begin in (0, 5, 20):  # documents follow one another in a row
         some = slice(begin, begin + 15)
-        laid = {"input_ids": flat[some], "document": document[some], "offset": offset[some]}
-        batch = tiny.Collate(split, 64, tiny.CPU)([laid])
+        new_row = {"input_ids": flat[some], "document": document[some], "offset": offset[some]}
+        batch = tiny.Collate(split, 64, tiny.CPU)([new_row])
         torch.testing.assert_close(values(teacher, batch), expected[begin : begin + 14], **CLOSE)
     assert teacher.teacher.batches == 1
 

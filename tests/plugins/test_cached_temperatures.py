@@ -37,7 +37,7 @@ def model(tmp_path_factory):
     return folder
 
 
-def told(teacher, batch):
+def outputs_at(teacher, batch):
     return read_outputs(teacher, batch)(batch.valid)
 
 
@@ -70,7 +70,7 @@ def test_the_gradient_with_all_ids_but_one_is_that_of_the_live_teacher(
     exact = read(alive, batch)(batch.valid)
     student = exact + torch.randn(exact.shape, generator=torch.Generator().manual_seed(0))
     for _ in range(2):
-        found = told(cached(run, model, kind="topk", k=1000), batch)
+        found = outputs_at(cached(run, model, kind="topk", k=1000), batch)
         close = {"rtol": 5e-3, "atol": 1e-3 * temperature}
         whole = gradient(loss, student, exact)
         torch.testing.assert_close(gradient(loss, student, found), whole, **close)
@@ -119,53 +119,53 @@ def test_a_file_for_each_temperature_beside_those_that_are_bound(tmp_path, model
     (batch,) = batches((5,))
     run = run_in(tmp_path, WARM, ForwardKL(temperature=0.5), ForwardKL(), CrossEntropy())
     teacher = cached(run, model, **TOP)
-    assert set(told(teacher, batch).tempered) == {0.5, 2.0}
+    assert set(outputs_at(teacher, batch).tempered) == {0.5, 2.0}
     names = {"about.json", "check.u16", "ids.i32", "known.u1", "log_probabilities.f16", "meta.json"}
-    beside = {"others_at_0.5.f16", "others_at_2.0.f16"}
-    hashes = {f"{name}.check.u16" for name in beside}
-    assert set(bytes_of(store_of(run))) == names | beside | hashes
+    extra_files = {"others_at_0.5.f16", "others_at_2.0.f16"}
+    hashes = {f"{name}.check.u16" for name in extra_files}
+    assert set(bytes_of(store_of(run))) == names | extra_files | hashes
     assert teacher.bytes_per_token() == 39
 
 
 def test_an_old_store_stays_as_it_is_and_is_filled_in(tmp_path, model):
     (batch,) = batches((5,))
     run, warm = run_in(tmp_path), run_in(tmp_path, WARM)
-    told(cached(run, model, **TOP), batch)
+    outputs_at(cached(run, model, **TOP), batch)
     before = bytes_of(store_of(run))
     for times in range(2):
         teacher = cached(warm, model, **TOP)
-        found = told(teacher, batch)
+        found = outputs_at(teacher, batch)
         assert loads(teacher) == 1 - times and set(found.tempered) == {2.0}
     after = bytes_of(store_of(run))
     assert len(after) == len(before) + 2
     assert all(after[name] == held for name, held in before.items() if name != "about.json")
     again = cached(run, model, **TOP)
-    assert told(again, batch).tempered == {} and loads(again) == 0
+    assert outputs_at(again, batch).tempered == {} and loads(again) == 0
 
 
 def test_only_what_is_missing_at_the_temperature_is_asked_for(tmp_path, model):
     first, second = batches((2, 3))
     (both,) = batches((5,))
-    told(cached(run_in(tmp_path), model, **TOP), both)
+    outputs_at(cached(run_in(tmp_path), model, **TOP), both)
     warm = run_in(tmp_path, WARM)
-    told(cached(warm, model, **TOP), first)
+    outputs_at(cached(warm, model, **TOP), first)
     teacher, asked = cached(warm, model, **TOP), []
     inner = teacher.teacher.read
     watched = lambda batch: (asked.append(len(batch.valid)), inner(batch))[1]  # noqa: E731
     object.__setattr__(teacher.teacher, "read", watched)
-    told(teacher, both)
+    outputs_at(teacher, both)
     assert asked == [len(second.valid)]
 
 
 def test_a_torn_file_is_made_anew_and_nothing_else(tmp_path, model):
     (batch,) = batches((5,))
     run = run_in(tmp_path, WARM)
-    before = told(cached(run, model, **TOP), batch)
+    before = outputs_at(cached(run, model, **TOP), batch)
     path = store_of(run) / "others_at_2.0.f16"
     ids = (store_of(run) / "ids.i32").read_bytes()
     path.write_bytes(path.read_bytes()[:-1])
     assert "different lengths" in Kept(store_of(run)).error()
-    again = told(cached(run, model, **TOP), batch)
+    again = outputs_at(cached(run, model, **TOP), batch)
     assert torch.equal(again.tempered[2.0], before.tempered[2.0])
     assert (store_of(run) / "ids.i32").read_bytes() == ids
     assert any("others_at_2.0.f16 is damaged: it is made anew" in said for said in run.said)
@@ -175,13 +175,13 @@ def test_a_torn_file_is_made_anew_and_nothing_else(tmp_path, model):
 def test_a_flipped_bit_is_made_anew(tmp_path, model, file):
     (batch,) = batches((5,))
     run = run_in(tmp_path, WARM)
-    before = told(cached(run, model, **TOP), batch)
+    before = outputs_at(cached(run, model, **TOP), batch)
     path = store_of(run) / file
     whole = path.read_bytes()
     values = np.frombuffer(whole, np.uint16).copy()
     values[np.flatnonzero(values)[0]] ^= 1 << 3
     values.tofile(path)
-    again = told(cached(run, model, **TOP), batch)
+    again = outputs_at(cached(run, model, **TOP), batch)
     assert torch.equal(again.tempered[2.0], before.tempered[2.0])
     assert path.read_bytes() == whole
     assert any("1 values are damaged" in said for said in run.said)
@@ -190,16 +190,16 @@ def test_a_flipped_bit_is_made_anew(tmp_path, model, file):
 def test_shares_of_a_version_without_hashes_are_read_as_they_are(tmp_path, model):
     (batch,) = batches((5,))
     run = run_in(tmp_path, WARM)
-    told(cached(run, model, **TOP), batch)
+    outputs_at(cached(run, model, **TOP), batch)
     (store_of(run) / "others_at_2.0.f16.check.u16").unlink()
     teacher = cached(run, model, **TOP)
-    assert set(told(teacher, batch).tempered) == {2.0} and loads(teacher) == 0
+    assert set(outputs_at(teacher, batch).tempered) == {2.0} and loads(teacher) == 0
 
 
 def test_numbers_that_cannot_be_are_forgotten(tmp_path, model):
     (batch,) = batches((5,))
     run = run_in(tmp_path, WARM)
-    told(cached(run, model, **TOP), batch)
+    outputs_at(cached(run, model, **TOP), batch)
     path = store_of(run) / "others_at_2.0.f16"
     shares = np.fromfile(path, np.float16)
     (place, other) = np.flatnonzero(shares)[:2]
@@ -207,7 +207,7 @@ def test_numbers_that_cannot_be_are_forgotten(tmp_path, model):
     shares.tofile(path)
     assert Kept(store_of(run)).forget_broken() == 2 and Kept(store_of(run)).forget_broken() == 0
     teacher = cached(run, model, **TOP)
-    told(teacher, batch)
+    outputs_at(teacher, batch)
     assert loads(teacher) == 1
 
 
@@ -215,7 +215,7 @@ def test_verify_compares_the_shares_too(tmp_path, model):
     (batch,) = batches((5,))
     run = run_in(tmp_path, WARM)
     teacher = cached(run, model, **TOP)
-    told(teacher, batch)
+    outputs_at(teacher, batch)
     work = Work(run, teacher, [], "train")
     assert work._apart(batch)[0].max() < 1e-3
     store = teacher.store(batch)
@@ -234,8 +234,8 @@ def test_too_little_mass_is_reported_once_with_the_figure_and_a_way_out(tmp_path
     for _ in range(2):
         caplog.clear()
         teacher = cached(hot, model, kind="topk", k=2)
-        told(teacher, batch)
-        told(teacher, batch)
+        outputs_at(teacher, batch)
+        outputs_at(teacher, batch)
         (said,) = [one.getMessage() for one in caplog.records if one.levelno == logging.WARNING]
         assert f"2 stored ids hold {mass.mean().item():.1%} of the teacher's mass at " in said
         wanted = ids_that_hold(0.1, read(live(hot, model), batch)(batch.valid).div(50).softmax(-1))
@@ -247,7 +247,7 @@ def test_plan_tells_it_of_what_is_stored(tmp_path, model):
     (batch,) = batches((5,))
     teacher = cached(hot, model, kind="topk", k=2)
     assert list(teacher.warnings(hot.recipe, hot.caches)) == []
-    told(teacher, batch)
+    outputs_at(teacher, batch)
     (said,) = teacher.warnings(hot.recipe, hot.caches)
     assert "of the teacher's mass at temperature 50" in said
     cold = run_in(tmp_path, ForwardKL())
@@ -289,7 +289,7 @@ def test_a_teacher_that_does_not_say_is_warned_of(caplog):
 def test_where_the_teacher_is_gone_an_old_store_serves_temperature_1_only(tmp_path, model):
     (batch,) = batches((5,))
     run, warm = run_in(tmp_path), run_in(tmp_path, WARM)
-    told(cached(run, model, **TOP), batch)
+    outputs_at(cached(run, model, **TOP), batch)
 
     class Gone(Spy):
         name = "hf"
@@ -301,7 +301,7 @@ def test_where_the_teacher_is_gone_an_old_store_serves_temperature_1_only(tmp_pa
         teacher = cached(where, model, **TOP)
         object.__setattr__(teacher, "teacher", Gone(model=str(model)))
         if where is run:
-            told(teacher, batch)
+            outputs_at(teacher, batch)
         else:
             with pytest.raises(UsageError, match="no weights"):
-                told(teacher, batch)
+                outputs_at(teacher, batch)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from kdcore_files import Files, cut_after, kdcore_loggers
-from told import a_record, fake_run, keep_run, some_scores
+from recorded_runs import a_record, fake_run, keep_run, some_scores
 
 from kdcore import RunError
 from kdcore.plugin.manager import Events

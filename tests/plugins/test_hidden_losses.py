@@ -136,9 +136,9 @@ layers = [[0, 1], [-1, 3]]
 def faults(tmp_path, teacher):
     path = tmp_path / "r.toml"
     path.write_text(RECIPE + teacher)
-    with pytest.raises(RecipeError) as told:
+    with pytest.raises(RecipeError) as raised:
         read_recipe(str(path), PluginManager())
-    return str(told.value)
+    return str(raised.value)
 
 
 @pytest.mark.parametrize(

@@ -118,8 +118,8 @@ def test_what_is_refused_empty_or_too_long_is_counted_and_left_out(capsys):
     assert "10 answers" in call("cache", "ls")
     said = " ".join(call("cache", "verify").split())  # the terminal's width breaks it
     assert "10 answers, left out: 3 refused, 1 empty, 1 truncated" in said
-    told = call("cache", "export", name[-12:], "out.jsonl")
-    assert "out.jsonl: 10 dialogues" in told
+    exported = call("cache", "export", name[-12:], "out.jsonl")
+    assert "out.jsonl: 10 dialogues" in exported
     lines = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
     assert sorted(each["messages"][0]["content"] for each in lines) == sorted(ASKED)
     assert all(each["messages"][-1]["content"].endswith("I say") for each in lines)

@@ -148,8 +148,8 @@ def of_three_ids(loss):
         outside = teacher.log_softmax(-1).scatter(1, ids, -torch.inf) / temperature
         return temperature * outside.logsumexp(-1)
 
-    told = torch.cat([logs, others(1.0)[:, None]], -1)
-    sparse = SparseLogits(ids, told, {loss.temperature: others(loss.temperature)})
+    buckets = torch.cat([logs, others(1.0)[:, None]], -1)
+    sparse = SparseLogits(ids, buckets, {loss.temperature: others(loss.temperature)})
     return checked_values(loss, student, sparse, LABELS, temperature_of(loss)), student
 
 

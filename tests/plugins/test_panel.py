@@ -13,8 +13,8 @@ from kdcore_panel.frame import Frame
 from kdcore_panel.pace import Pace
 from kdcore_panel.replay import recorded
 from kdcore_panel.views import Frames, Lines
+from recorded_runs import a_record, drawn, expect, fake_run, keep_run, some_lines, some_scores
 from rich.console import Console
-from told import a_record, drawn, expect, fake_run, keep_run, some_lines, some_scores
 
 from kdcore import formatting
 from kdcore.runs.reading.facts import component, facts_of_folder, facts_of_run, spelt

@@ -7,9 +7,9 @@ import sys
 
 import pytest
 from kdcore_panel.views import Frames
+from recorded_runs import a_record, fake_run, some_scores
 from rich.console import ConsoleDimensions
 from terminals import Reflowing, Screen, terminal
-from told import a_record, fake_run, some_scores
 
 from kdcore.terminal.bars import Bar
 from kdcore.terminal.display import give_back, show_live
@@ -96,8 +96,8 @@ def test_no_score_is_missing_from_a_line(tmp_path, columns, epochs, in_epochs):
         drive(stream, console, view, steps=20)
         view.end(None)
         shown = "\n".join(stream.screen.shown())
-    told = re.findall(r"^((?:step|epoch) .*(?:\n {8,}.*)*)", shown, re.MULTILINE)
-    by_evaluation = [line for line in told if "nll" in line]
+    lines_above = re.findall(r"^((?:step|epoch) .*(?:\n {8,}.*)*)", shown, re.MULTILINE)
+    by_evaluation = [line for line in lines_above if "nll" in line]
     assert len(by_evaluation) == 5
     for step, line in zip(range(0, 21, 5), by_evaluation, strict=True):
         place = (
@@ -106,7 +106,7 @@ def test_no_score_is_missing_from_a_line(tmp_path, columns, epochs, in_epochs):
         assert line.startswith(place)
         assert all(f"  {name} " in line.replace("\n", " ") for name in SCORES)
         assert max(map(len, line.splitlines())) <= columns
-    assert len(told) >= (5 if in_epochs and epochs > 1 else 20)
+    assert len(lines_above) >= (5 if in_epochs and epochs > 1 else 20)
     assert ("epoch" in shown) == (in_epochs and epochs > 1)
 
 

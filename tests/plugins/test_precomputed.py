@@ -22,7 +22,7 @@ K = 6
 
 
 @cache
-def told(text):
+def likeliest(text):
     """The ids of a document, and the model's log-probabilities of each token but the first."""
     ids = [*TOKENIZER.encode(text, add_special_tokens=False), TOKENIZER.eos_token_id]
     with torch.no_grad():
@@ -30,7 +30,7 @@ def told(text):
 
 
 def plain(n, text, at="own"):
-    ids, best = told(text)
+    ids, best = likeliest(text)
     few, logs = best.indices.tolist(), best.values.tolist()
     found = {"id": n, "text": text, "input_ids": ids}
     if at == "own":
@@ -39,13 +39,13 @@ def plain(n, text, at="own"):
 
 
 def axolotl(n, text):
-    ids, best = told(text)
+    ids, best = likeliest(text)
     each = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-    told_of = [
+    pairs = [
         [{"token": f"token_id:{i}", "logprob": v} for i, v in zip(few, logs, strict=True)]
         for few, logs in each
     ]
-    return {"id": n, "text": text, "input_ids": ids, "logs": [None, *told_of]}
+    return {"id": n, "text": text, "input_ids": ids, "logs": [None, *pairs]}
 
 
 def vllm(n, text):
@@ -67,7 +67,7 @@ def here(tmp_path, monkeypatch):
     (tmp_path / "held.jsonl").write_text(json.dumps({"text": "and no more", "id": -1}) + "\n")
 
 
-def write(records, name="told.jsonl"):
+def write(records, name="stored.jsonl"):
     with open(name, "w") as file:
         file.writelines(json.dumps(each) + "\n" for each in records)
 
@@ -87,8 +87,8 @@ def recipe(teacher, **more):
 
 
 def precomputed(**more):
-    told = {"use": "precomputed", "path": "told.jsonl", "log_probs": "logs"}
-    return told | {"tokens": "input_ids"} | more
+    options = {"use": "precomputed", "path": "stored.jsonl", "log_probs": "logs"}
+    return options | {"tokens": "input_ids"} | more
 
 
 def by_length(**more):
@@ -126,8 +126,8 @@ def test_it_teaches_what_the_model_does_that_wrote_it(live, records, options):
 
 def test_parquet_of_other_order_is_matched_by_a_column(live):
     records = [plain(n, text) for n, text in reversed([*enumerate(TEXTS)])]
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records), "told.parquet")
-    made = precomputed(path="told.parquet", ids="few", key="id")
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records), "stored.parquet")
+    made = precomputed(path="stored.parquet", ids="few", key="id")
     found = losses(kdcore.run(recipe(made, data={"keep_columns": ["id"]})))
     np.testing.assert_allclose(found, live, rtol=2e-3)
 
@@ -192,7 +192,7 @@ def put(key, position, value):
 BROKEN = {
     "ids and numbers": (
         put("logs", 2, [-1.0]),
-        r"told.jsonl: record 4 .*, position 3: 6 ids with 1 log-pr",
+        r"stored.jsonl: record 4 .*, position 3: 6 ids with 1 log-pr",
     ),
     "above 0": (put("logs", 2, [0.5, *[-9.0] * 5]), "position 3: a log-probability of 0.5; at"),
     "NaN": (put("logs", 2, [float("nan"), *[-9.0] * 5]), "a log-probability of nan; at"),
@@ -263,7 +263,7 @@ def sure(position):
     """Records of a model that is nearly sure of each token, at the entry of another one."""
     found = []
     for n, text in enumerate(TEXTS):
-        ids, _ = told(text)
+        ids, _ = likeliest(text)
         entries = [[one, (one + 1) % len(TOKENIZER)] for one in ids]
         entries = {"next": [*entries[1:], entries[0]], "own": entries, "none": entries[::-1]}
         found.append({"id": n, "text": text, "few": entries[position], "logs": [[-0.05, -4]]})
@@ -290,7 +290,7 @@ def test_other_numbers_of_records_and_keys_are_refused():
     with pytest.raises(RunError, match="23 records, and the train data 24 documents"):
         kdcore.run(recipe(precomputed(ids="few")))
     keep = {"keep_columns": ["id"]}
-    with pytest.raises(RunError, match="1 of 24 documents have no record in told"):
+    with pytest.raises(RunError, match="1 of 24 documents have no record in stored"):
         kdcore.run(recipe(precomputed(ids="few", key="id"), data=keep))
     write([plain(n // 2, text) for n, text in enumerate(TEXTS)])
     with pytest.raises(RunError, match="has 0 in 'id', as an earlier one has"):

@@ -65,7 +65,7 @@ def packed(ids, logs, config):
 
 def record(pairs):
     ids, logs = ([each[n] for each in pairs] for n in (0, 1))
-    return Record({"bytepacked_indices": ids, "compressed_logprobs": logs}, "told: record 1")
+    return Record({"bytepacked_indices": ids, "compressed_logprobs": logs}, "stored: record 1")
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
@@ -119,7 +119,7 @@ def test_masses_that_an_approximation_puts_above_1_are_scaled():
         Packing.of(config, []).entries(record(wrong))
 
 
-def told(text):
+def likeliest(text):
     ids = [*TOKENIZER.encode(text, add_special_tokens=False), TOKENIZER.eos_token_id]
     with torch.no_grad():
         return ids, MODEL(torch.tensor([ids])).logits[0, :-1].log_softmax(-1).topk(K)
@@ -127,18 +127,18 @@ def told(text):
 
 def write(folder, config):
     """As DistillKit's sampler: no entry for the first token, and the description next to it."""
-    (folder / "told").mkdir(exist_ok=True)
+    (folder / "stored").mkdir(exist_ok=True)
     if config is not None:
-        (folder / "told" / "compression_config.yaml").write_text(yaml.safe_dump(config))
+        (folder / "stored" / "compression_config.yaml").write_text(yaml.safe_dump(config))
     lines = []
     for n, text in enumerate(TEXTS):
-        ids, best = told(text)
+        ids, best = likeliest(text)
         each = zip(best.indices.tolist(), best.values.tolist(), strict=True)
         pairs = [packed(*pair, config or exact()) for pair in each]
         line = {"input_ids": ids, "bytepacked_indices": [one for one, _ in pairs]}
         lines.append(line | {"compressed_logprobs": [other for _, other in pairs], "id": n})
     text = "".join(json.dumps(line) + "\n" for line in lines)
-    (folder / "told" / "part-0.jsonl").write_text(text)
+    (folder / "stored" / "part-0.jsonl").write_text(text)
 
 
 @pytest.fixture
@@ -168,7 +168,7 @@ def run(tmp_path, monkeypatch):
     return losses
 
 
-TEACHER = {"use": "precomputed", "path": "told", "tokens": "input_ids"}
+TEACHER = {"use": "precomputed", "path": "stored", "tokens": "input_ids"}
 
 
 def test_it_teaches_what_the_model_does_that_was_packed(run, tmp_path):
@@ -198,7 +198,7 @@ def test_the_description_may_stand_in_the_recipe(run, tmp_path):
 )
 def test_another_description_is_refused(run, tmp_path, change, said):
     write(tmp_path, exact())
-    (tmp_path / "told" / "compression_config.yaml").write_text(yaml.safe_dump(exact() | change))
+    (tmp_path / "stored" / "compression_config.yaml").write_text(yaml.safe_dump(exact() | change))
     with pytest.raises(RunError, match=said):
         run(TEACHER)
 
@@ -215,7 +215,7 @@ def test_what_is_no_byte_is_refused(row, said):
     pairs = [packed(list(range(K)), [-9.0] * K, exact()) for _ in range(4)]
     one = record(pairs)
     one.values["compressed_logprobs"][2] = row
-    with pytest.raises(RunError, match=f"told: record 1.*{said}"):
+    with pytest.raises(RunError, match=f"stored: record 1.*{said}"):
         Packing.of(exact(), []).entries(one)
 
 
@@ -230,6 +230,6 @@ def test_bytes_are_bytes():
 
 def test_a_description_that_is_no_yaml_is_refused(run, tmp_path):
     write(tmp_path, exact())
-    (tmp_path / "told" / "compression_config.yaml").write_text("d: [1")
+    (tmp_path / "stored" / "compression_config.yaml").write_text("d: [1")
     with pytest.raises(RunError, match=r"compression_config.yaml cannot be read as YAML"):
         run(TEACHER)

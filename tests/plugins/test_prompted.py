@@ -90,9 +90,9 @@ def test_the_loss_is_that_of_both_contexts_by_hand(folder, tmp_path, monkeypatch
     pairs = []
     for record in RECORDS:
         question, answer = record["instruction"], record["output"]
-        told = TEMPLATE.format(prompt=question, answer=answer, hint=record["hint"])
+        prompted = TEMPLATE.format(prompt=question, answer=answer, hint=record["hint"])
         ids = [*TOKENIZER(answer)["input_ids"], TOKENIZER.eos_token_id]
-        pairs.append((context_of(question), context_of(told), ids))
+        pairs.append((context_of(question), context_of(prompted), ids))
     assert kl_of(recipe(folder)) == pytest.approx(kl_by_hand(folder, pairs), rel=1e-4)
 
 

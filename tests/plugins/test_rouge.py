@@ -35,7 +35,7 @@ def run_of(rows, **more):
     return SimpleNamespace(rows=validation, **defaults | more)
 
 
-def measured(monkeypatch, laid, answer, **options):
+def measured(monkeypatch, dataset, answer, **options):
     """The scores where the student's answers are `answer(prompt)`, and how it was asked."""
     asked = []
 
@@ -44,7 +44,7 @@ def measured(monkeypatch, laid, answer, **options):
         return [answer(tokenizer.decode(prompt)) for prompt in prompts]
 
     monkeypatch.setattr("kdcore_rouge.generate", generate)
-    return Rouge(**options).measure(run_of(laid)), asked
+    return Rouge(**options).measure(run_of(dataset)), asked
 
 
 @pytest.mark.parametrize("layout", ["one", "pack"])

@@ -116,12 +116,12 @@ class Sparse(Teacher):
         return self.k
 
     def read(self, batch):
-        def told(positions):
+        def outputs(positions):
             ids = (positions[:, None] + torch.arange(self.k)) % 7 + self.shift
             logs = torch.full((len(positions), self.k + 1), -1.0 - self.shift)
             return SparseLogits(ids, logs, {2.0: torch.full((len(positions),), float(self.shift))})
 
-        return told
+        return outputs
 
 
 @pytest.mark.parametrize("everywhere", [False, True])
@@ -130,8 +130,8 @@ def test_members_that_know_some_ids(everywhere, monkeypatch):
 
     monkeypatch.setattr("kdcore_routed._all_answer_everywhere", lambda positions: everywhere)
     some = batch(ROWS[:1])
-    told = read_outputs(routed(Sparse(0), Sparse(1), where=[{"domain": "math"}, None]), some)
-    found = told(some.valid)
+    outputs = read_outputs(routed(Sparse(0), Sparse(1), where=[{"domain": "math"}, None]), some)
+    found = outputs(some.valid)
     mine = torch.from_numpy(some.columns.matches({"domain": "math"}))[some.valid]
     assert mine.any() and not mine.all()
     assert ((found.log_probabilities[:, 0] == -1) == mine).all()

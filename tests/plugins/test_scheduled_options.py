@@ -198,9 +198,9 @@ def test_a_schedule_is_written_out_again(tmp_path, host):
     ],
 )
 def test_what_is_wrong_with_a_schedule_is_said(tmp_path, host, change, said):
-    with pytest.raises(RecipeError) as told:
+    with pytest.raises(RecipeError) as raised:
         recipe(tmp_path, host, change).build()
-    assert said in str(told.value)
+    assert said in str(raised.value)
 
 
 def test_a_teacher_of_k_ids_serves_no_schedule(tmp_path, host):

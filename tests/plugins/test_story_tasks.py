@@ -20,9 +20,9 @@ def test_stories_are_those_that_were_wished_for():
     wishes = [task for task in TASKS if task["instruction"].startswith(("Write", "Tell"))]
     for task in wishes:
         assert keeps_facts(task["output"])
-        wished, told = facts(task["instruction"]), facts(task["output"])
+        wished, included = facts(task["instruction"]), facts(task["output"])
         for fact in ("hero", "friend", "thing", "colour"):
-            assert set(wished[fact]) == set(told[fact])
+            assert set(wished[fact]) == set(included[fact])
 
 
 def test_endings_end_the_story():
@@ -35,9 +35,9 @@ def test_answers_are_true():
     questions = [task for task in TASKS if task["instruction"].startswith(("What", "Who"))]
     assert len({task["instruction"].split(" ")[1] for task in questions}) == 3
     for task in questions:
-        told = facts(task["input"])
+        included = facts(task["input"])
         for fact, said in facts(task["output"]).items():
-            assert set(said) <= set(told[fact])
+            assert set(said) <= set(included[fact])
         assert len(task["output"].split()) < 12
 
 

@@ -27,7 +27,7 @@ def here(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def told(caplog):
+def logged(caplog):
     caplog.set_level(logging.INFO, logger="kdcore")
     return lambda: [record.getMessage() for record in caplog.records]
 
@@ -61,7 +61,7 @@ def missing(**options):
 # ---- folders
 
 
-def test_csv_beside_other_files_is_read_and_what_is_left_out_is_named(told):
+def test_csv_beside_other_files_is_read_and_what_is_left_out_is_named(logged):
     csvs("d/a.csv", "d/b.csv")
     write({"d/c.jsonl": '{"text": "no"}\n', "d/notes.txt": "no", "d/p.png": b"\x89PNG"})
     write({"d/README.md": "no", "d/.hidden": "no", "d/__cache__/x.csv": "no", "d/empty.csv": ""})
@@ -69,29 +69,29 @@ def test_csv_beside_other_files_is_read_and_what_is_left_out_is_named(told):
     assert len([*data.texts("train"), *data.texts("validation"), *data.texts("train")]) == 3
     assert texts("d") == ["d/a.csv", "d/b.csv"]
     said = "d: left out c.jsonl, empty.csv, notes.txt, p.png"
-    assert told() == [said] * 2  # once for each data, however often it is read
+    assert logged() == [said] * 2  # once for each data, however often it is read
 
 
-def test_long_lists_of_what_is_left_out_are_cut(told):
+def test_long_lists_of_what_is_left_out_are_cut(logged):
     csvs("d/a.csv")
     write({f"d/{n}.png": "no" for n in range(9)})
     assert texts("d") == ["d/a.csv"]
-    assert told() == ["d: left out 0.png, 1.png, 2.png, 3.png, 4.png, 4 more"]
+    assert logged() == ["d: left out 0.png, 1.png, 2.png, 3.png, 4.png, 4 more"]
 
 
-def test_as_many_files_of_two_formats_are_a_question(told):
+def test_as_many_files_of_two_formats_are_a_question(logged):
     write({"d/a.csv": CSV.format("a"), "d/b.jsonl": '{"text": "b"}\n'})
     said = refused("d")
     assert said.startswith("d has as many files of csv as of json: a.csv, b.jsonl; set format = ")
     assert texts("d", format="csv") == ["a"]
     assert texts("d", format="json") == ["b"]
     assert texts("d/*") == texts(["d/a.csv", "d/b.jsonl"]) == ["a", "b"]
-    assert told() == ["d: left out b.jsonl", "d: left out a.csv"]
+    assert logged() == ["d: left out b.jsonl", "d: left out a.csv"]
 
 
-def test_splits_may_have_different_formats(told):
+def test_splits_may_have_different_formats(logged):
     write({"d/train.csv": CSV.format("a"), "d/valid.jsonl": '{"text": "b"}\n'})
-    assert (texts("d"), texts("d", "validation"), told()) == (["a"], ["b"], [])
+    assert (texts("d"), texts("d", "validation"), logged()) == (["a"], ["b"], [])
 
 
 @pytest.mark.parametrize(
@@ -118,12 +118,12 @@ def test_a_split_may_have_any_name():
     assert texts("d", "validation", validation="hard") == ["d/hard-1.csv", "d/hard-2.csv"]
 
 
-def test_parts_of_words_tell_no_split(told):
+def test_parts_of_words_tell_no_split(logged):
     write(
         {"d/constrained.txt": "a", "d/latest.txt": "b", "d/other.txt": "c", "d/x/invalid.txt": "d"}
     )
     assert texts("d") == ["a", "b", "c", "d"]
-    assert told() == []
+    assert logged() == []
 
 
 def test_a_folder_without_splits_is_not_validated_on_what_it_trains_on():
@@ -184,25 +184,25 @@ def test_one_split_of_what_datasets_saved_is_a_folder_too():
     assert texts("saved/train") == texts("saved", split="test") == ["one"]
 
 
-def test_instructions_are_read_of_the_same_folders(told):
+def test_instructions_are_read_of_the_same_folders(logged):
     write({"d/a.tsv": "prompt\tcompletion\nHi\tHello.\n", "d/notes.txt": "no"})
     (dialogue,) = Sft(path="d").dialogues("train")
     assert dialogue.messages[1]["content"] == "Hello."
-    assert told() == ["d: left out notes.txt"]
+    assert logged() == ["d: left out notes.txt"]
 
 
 # ---- patterns
 
 
-def test_patterns_stand_for_the_files_that_match(told):
+def test_patterns_stand_for_the_files_that_match(logged):
     csvs("d/a.csv", "d/b.csv", "d/below/c.csv")
     write({"d/notes.md": "no", "home/x.csv": CSV.format("x")})
     assert texts("d/*.csv") == ["d/a.csv", "d/b.csv"]
     assert texts("d/**/*.csv") == ["d/a.csv", "d/b.csv", "d/below/c.csv"]
     assert texts(["d/[b-z].csv", "~/*.csv"]) == ["d/b.csv", "x"]
-    assert told() == []
+    assert logged() == []
     assert texts("d/*") == ["d/a.csv", "d/b.csv"]
-    assert told() == ["d/*: left out d/notes.md"]
+    assert logged() == ["d/*: left out d/notes.md"]
     assert texts("d/a.csv", "validation", validation="d/below/*") == ["d/below/c.csv"]
     assert refused("d/*.csv", "validation").startswith(
         "nothing to validate on apart from d/*.csv; set"

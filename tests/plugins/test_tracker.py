@@ -14,7 +14,7 @@ import tomli_w
 import yaml
 from kdcore_tracker import Tracker, kdcore_loggers
 from kdcore_tracker.settings import settings_of
-from told import STORY, a_record, fake_run, keep_run, some_scores
+from recorded_runs import STORY, a_record, fake_run, keep_run, some_scores
 
 from kdcore.plugin.manager import Events
 

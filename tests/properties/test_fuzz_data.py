@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from fuzzing import a_world, cases, kdcore, told
+from fuzzing import a_world, cases, ended_cleanly, kdcore
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -69,13 +69,13 @@ def ends_well(use, path, bad, good):
     """A run of bad data is told, and the same command goes on once the data is mended."""
     shutil.rmtree("out", ignore_errors=True)
     Path(path).write_bytes(bad)
-    first = told(run(use, path), (0, 1, 2))
+    first = ended_cleanly(run(use, path), (0, 1, 2))
     if first.code:
         Path(path).write_bytes(good)
-        again = told(run(use, path), (0, 2))
+        again = ended_cleanly(run(use, path), (0, 2))
         if again.code:
             assert "--accept data" in again.err
-            told(run(use, path, "--accept", "data"), (0,))
+            ended_cleanly(run(use, path, "--accept", "data"), (0,))
     assert list(Path("out").glob("*/final/model.safetensors"))
 
 

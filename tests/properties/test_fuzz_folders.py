@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from fuzzing import a_world, cases, kdcore, told
+from fuzzing import a_world, cases, ended_cleanly, kdcore
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,7 +20,7 @@ def run(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         a_world(folder)
-        told(kdcore("run", "plain.toml"), (0,))
+        ended_cleanly(kdcore("run", "plain.toml"), (0,))
         shutil.move("runs", "good")
         yield next(Path("good").glob("plain-*"))
 
@@ -46,8 +46,8 @@ def test_damaged_run_folders(run, data):
             if how == "folder":
                 path.mkdir()
     verbs = [["run", "plain.toml"], ["run", damaged], ["show", damaged], ["eval", damaged]]
-    told(kdcore(*data.draw(st.sampled_from(verbs))), (0, 1, 2))
-    told(kdcore("run", "plain.toml", "--fresh"), (0,))
+    ended_cleanly(kdcore(*data.draw(st.sampled_from(verbs))), (0, 1, 2))
+    ended_cleanly(kdcore("run", "plain.toml", "--fresh"), (0,))
 
 
 @pytest.mark.parametrize("content", CONTENTS)
@@ -61,8 +61,8 @@ def test_a_damaged_record_ends_no_run_at_its_end(run, name, content):
     (damaged / name).write_bytes(content)
     outcome = kdcore("run", "plain.toml")
     refused = name == "fingerprints.json" and content not in (b"{}", b'{"step": "x"}\n')
-    told(outcome, (2,) if refused else (0,))
+    ended_cleanly(outcome, (2,) if refused else (0,))
     if refused:
         assert "remove that file to resume" in outcome.err
         (damaged / name).unlink()
-        told(kdcore("run", "plain.toml"), (0,))
+        ended_cleanly(kdcore("run", "plain.toml"), (0,))

@@ -8,7 +8,7 @@ from typing import Literal, get_args, get_origin
 import pytest
 import tomli
 import tomli_w
-from fuzzing import PLAIN, STAGED, TAUGHT, a_world, cases, kdcore, told
+from fuzzing import PLAIN, STAGED, TAUGHT, a_world, cases, ended_cleanly, kdcore
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -94,7 +94,7 @@ def world(tmp_path_factory):
 
 
 def checked(*arguments):
-    return told(kdcore("check", *arguments), (0, 2))
+    return ended_cleanly(kdcore("check", *arguments), (0, 2))
 
 
 @cases(700)

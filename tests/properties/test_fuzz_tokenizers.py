@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import tiny
-from fuzzing import PLAIN, a_world, cases, kdcore, told
+from fuzzing import PLAIN, a_world, cases, ended_cleanly, kdcore
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -31,13 +31,13 @@ def ends_well(*changes):
     """Whatever the tokenizer lacks is told; with a good one, the same command trains."""
     shutil.rmtree("out", ignore_errors=True)
     command = ("run", "t.toml", "--out", "out", *changes)
-    if told(kdcore(*command), (0, 1, 2)).code:
+    if ended_cleanly(kdcore(*command), (0, 1, 2)).code:
         shutil.rmtree("odd")
         shutil.copytree("model", "odd")
-        again = told(kdcore(*command), (0, 2))
+        again = ended_cleanly(kdcore(*command), (0, 2))
         if again.code:
             assert "--accept" in again.err
-            told(kdcore(*command, "--accept", "data,tokenizer"), (0,))
+            ended_cleanly(kdcore(*command, "--accept", "data,tokenizer"), (0,))
     assert list(Path("out").glob("*/final/model.safetensors"))
 
 
@@ -92,7 +92,7 @@ def test_what_breaks_when_a_tokenizer_is_used_is_found_when_it_is_loaded(changed
     path = Path("odd/tokenizer_config.json")
     path.write_text(json.dumps({**json.loads(path.read_text()), **changed}))
     Path("t.toml").write_text(PLAIN.replace('model = "model"', 'model = "odd"'))
-    outcome = told(kdcore("run", "t.toml", "--out", "odd-runs"), (1,))
+    outcome = ended_cleanly(kdcore("run", "t.toml", "--out", "odd-runs"), (1,))
     assert "cannot load 'odd': the folder is there, but" in outcome.err
 
 

@@ -209,6 +209,6 @@ def test_the_estimate_is_within_a_fifth_of_what_a_run_takes(tmp_path, hidden, bl
     path.write_text(RECIPE.format(stories=200, hidden=hidden, block=block))
     [plan] = plans_of(read_recipe(str(path), plugin_manager([])))
     words = [sys.executable, "-c", MEASURE, str(path), "-p", "no:evals", "--out", str(tmp_path)]
-    told = subprocess.run(words, capture_output=True, text=True, check=True).stdout
-    measured = int(re.search(r"peak (\d+)", told)[1])
+    output = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    measured = int(re.search(r"peak (\d+)", output)[1])
     assert plan.estimate.peak == pytest.approx(measured, rel=0.2)

@@ -183,9 +183,11 @@ def test_a_run_prints_the_folders_of_its_stages(kdcore, quiet):
     assert "validation loss" in err
     assert kdcore("run", "r.toml", *quiet)[1] == out
     code, out, _ = kdcore("run", small, "--json", *quiet)
-    told = json.loads(out)
-    assert told["folder"] == small and told["runs"] == [{k: told[k] for k in ("folder", "scores")}]
-    assert told["scores"]["nll"] > 0
+    record = json.loads(out)
+    assert record["folder"] == small and record["runs"] == [
+        {k: record[k] for k in ("folder", "scores")}
+    ]
+    assert record["scores"]["nll"] > 0
 
 
 def test_what_was_done_before_a_failure_is_printed(kdcore):

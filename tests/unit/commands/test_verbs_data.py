@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tiny
 import typer
-from told import expect
+from recorded_runs import expect
 from typer.testing import CliRunner
 from whole_runs import recipe_text
 

@@ -2,7 +2,7 @@
 
 import json
 
-from told import expect
+from recorded_runs import expect
 
 from kdcore.commands import env as verb
 from kdcore.commands.env import env

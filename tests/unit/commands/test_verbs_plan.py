@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import typer
 from kdcore_selections import Rho
-from told import FORMULA, expect
+from recorded_runs import FORMULA, expect
 from typer.testing import CliRunner
 from whole_runs import recipe_text
 
@@ -92,9 +92,9 @@ def say(monkeypatch, capsys):
         monkeypatch.setattr(verb, "stage_outputs", lambda recipe, name, out: {})
         monkeypatch.setattr(verb, "read_recipe", lambda *arguments, **options: read)
         verb.plan("mine", price=price)
-        told = capsys.readouterr()
-        assert told.err == "a note\n"
-        return told.out
+        printed = capsys.readouterr()
+        assert printed.err == "a note\n"
+        return printed.out
 
     return said
 

@@ -4,7 +4,7 @@ import json
 from types import SimpleNamespace
 
 import pytest
-from told import expect
+from recorded_runs import expect
 
 from kdcore import Loss, Teacher, UsageError, component
 from kdcore.commands import plugins as verb
@@ -90,9 +90,9 @@ def test_for_programs(host, capsys):
         ("away", None, True),
     ]
     plugins("mine", as_json=True)
-    told = json.loads(capsys.readouterr().out)
-    assert [each["name"] for each in told["options"]] == ["lookup", "distance"]
-    power = told["options"][1]["options"][0]
+    parsed = json.loads(capsys.readouterr().out)
+    assert [each["name"] for each in parsed["options"]] == ["lookup", "distance"]
+    power = parsed["options"][1]["options"][0]
     assert (power["name"], power["type"], power["default"]) == ("power", "float", 2.0)
 
 

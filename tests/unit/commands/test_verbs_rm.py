@@ -5,7 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from told import keep_run
+from recorded_runs import keep_run
 from typer.testing import CliRunner
 from whole_runs import recipe_text
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import typer
-from told import drawn, expect, keep_run, some_lines
+from recorded_runs import drawn, expect, keep_run, some_lines
 from typer.testing import CliRunner
 
 from kdcore import UsageError
@@ -88,9 +88,9 @@ def test_one_run(here, capsys):
 
 def test_one_run_for_programs(here, capsys):
     three_runs()
-    told = json.loads(said(capsys, ["quickstart.t"], as_json=True))
-    assert told["curves"]["eval/nll"]["first"] == 4.0
-    assert told["train"]["lr"] == 0.006 and "red ball" in told["texts"]["story"]
+    parsed = json.loads(said(capsys, ["quickstart.t"], as_json=True))
+    assert parsed["curves"]["eval/nll"]["first"] == 4.0
+    assert parsed["train"]["lr"] == 0.006 and "red ball" in parsed["texts"]["story"]
 
 
 def test_a_run_that_is_not_there(here):
@@ -153,8 +153,8 @@ def test_what_cannot_change_the_result_does_not_split_a_group(here):
     for seed, every in enumerate((10, 20)):
         train = {"lr": 0.006, "log_every": every, "micro_batch": every}
         keep_run("runs", f"a-{seed}", train=train, log=[{"use": "tracker"}] * seed, seed=seed)
-    told = [tell_run(folder) for folder in sorted((here / "runs").iterdir())]
-    assert len(grouped(told)) == 1
+    parsed = [tell_run(folder) for folder in sorted((here / "runs").iterdir())]
+    assert len(grouped(parsed)) == 1
 
 
 def test_micro_batches_count_where_tokens_are_ranked_in_them():
@@ -191,10 +191,10 @@ def test_a_stage_with_a_tokenizer_on_other_data(here):
         'name = "quickstart"\n[tokenizer]\nuse = "bpe"\n[data]\nuse = "stories"\nstories = 2500\n'
         "[stage.kd]\nseed = 3\n[stage.kd.data]\nstories = 60\n[stage.kd.train]\nlr = 1.0\n"
     )
-    told = tell_run(folder)
-    assert (told.name, told.seed) == ("quickstart.kd", stage["seed"])
-    assert told.settings["data.stories"] == 60
-    assert told.settings["tokenizer_data.stories"] == 2500
+    parsed = tell_run(folder)
+    assert (parsed.name, parsed.seed) == ("quickstart.kd", stage["seed"])
+    assert parsed.settings["data.stories"] == 60
+    assert parsed.settings["tokenizer_data.stories"] == 2500
 
 
 def test_a_failed_run_says_why(here, capsys):
@@ -263,8 +263,8 @@ def test_options_of_another_loss_do_not_count_as_differences():
         {"use": "kl", "temperature": 2.0},
         {"use": "skew-kl", "temperature": 1.0, "skew": 0.1},
     ]
-    told = [settings_of({"loss": [loss]}) for loss in losses]
-    groups = [type("G", (), {"settings": settings})() for settings in told]
+    parsed = [settings_of({"loss": [loss]}) for loss in losses]
+    groups = [type("G", (), {"settings": settings})() for settings in parsed]
     assert differing(groups) == ["loss.1.use", "loss.1.temperature"]
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import tiny
 import typer
+from recorded_runs import drawn, expect, keep_run
 from rich.console import Console
-from told import drawn, expect, keep_run
 from typer.testing import CliRunner
 from whole_runs import recipe_text
 

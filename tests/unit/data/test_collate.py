@@ -16,7 +16,7 @@ def collate(*rows, vocabulary=VOCABULARY):
     return Collate(SPLIT, vocabulary, CPU)(rows)
 
 
-def laid(ids, **others):
+def row_of(ids, **others):
     """One document from its beginning."""
     count = list(range(len(ids)))
     return {"input_ids": ids, "document": [0] * len(ids), "offset": count} | others
@@ -72,7 +72,7 @@ def test_evaluated_rows_are_drawn_once_without_repeats():
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 5])
 def test_processes_take_the_rows_of_one_process(processes):
-    rows = [given_rows([laid([first + n]) for n in range(6)]) for first in (0, 10)]
+    rows = [given_rows([row_of([first + n]) for n in range(6)]) for first in (0, 10)]
     order = Order(6, 4, seed=0)
     for step in (1, 2, 3):
         taken = [
@@ -88,7 +88,7 @@ def test_rows_of_an_epoch_are_asked_for_once():
 
     def rows(epoch):
         asked.append(epoch)
-        return given_rows([laid([n]) for n in range(5 - epoch)])  # fresh data may lay a row fewer
+        return given_rows([row_of([n]) for n in range(5 - epoch)])  # fresh data may lay a row fewer
 
     training = TrainingRows(rows, Order(5, 2, seed=0), 0, 1)
     taken = [row for step in range(1, 6) for row in training.step(step)]
@@ -100,7 +100,7 @@ def test_rows_of_an_epoch_are_asked_for_once():
 
 
 def test_rows_of_nearly_one_length_go_together():
-    rows = [laid([1] * length) for length in (3, 9, 3, 7, 8)]
+    rows = [row_of([1] * length) for length in (3, 9, 3, 7, 8)]
     assert micro_batches(rows, 2, by_length=True) == [[1, 4], [3, 0], [2]]
     assert micro_batches(rows, 2, by_length=False) == [[0, 1], [2, 3], [4]]
 
@@ -114,38 +114,38 @@ def test_without_rows_there_is_one_empty_micro_batch(by_length):
 
 
 def test_labels_are_shifted_once():
-    batch = collate(laid([5, 6, 7, 8]))
+    batch = collate(row_of([5, 6, 7, 8]))
     assert batch.labels.tolist() == [6, 7, 8, -100]
     assert batch.valid.tolist() == [0, 1, 2]
 
 
 def test_a_prompt_is_not_trained_but_its_last_token_predicts_the_answer():
-    batch = collate(laid([5, 6, 7, 8, 9], labels=[-100, -100, 7, 8, 9]))
+    batch = collate(row_of([5, 6, 7, 8, 9], labels=[-100, -100, 7, 8, 9]))
     assert batch.labels.tolist() == [-100, 7, 8, 9, -100]
 
 
 def test_no_token_is_predicted_across_documents():
-    batch = collate(laid([5, 6, 7, 8, 9], document=[0, 0, 1, 1, 2], position=[0, 1, 0, 1, 0]))
+    batch = collate(row_of([5, 6, 7, 8, 9], document=[0, 0, 1, 1, 2], position=[0, 1, 0, 1, 0]))
     assert batch.labels.tolist() == [6, -100, 8, -100, -100]
     assert batch.position_ids.tolist() == [[0, 1, 0, 1, 0]]
     assert batch.attention_mask is None
 
 
 def test_pieces_of_one_document_are_isolated_too():
-    batch = collate(laid([5, 6, 7, 8], offset=[0, 1, 2, 3], position=[0, 1, 0, 1]))
+    batch = collate(row_of([5, 6, 7, 8], offset=[0, 1, 2, 3], position=[0, 1, 0, 1]))
     assert batch.labels.tolist() == [6, -100, 8, -100]
 
 
 def test_chunked_rows_predict_across_documents():
     """Where positions go on, the data wants attention to cross, and so does the prediction."""
-    batch = collate(laid([5, 6, 7, 8], document=[0, 0, 1, 1], offset=[7, 8, 0, 1]))
+    batch = collate(row_of([5, 6, 7, 8], document=[0, 0, 1, 1], offset=[7, 8, 0, 1]))
     assert batch.labels.tolist() == [6, 7, 8, -100]
     assert batch.attention_mask is None
 
 
 def test_padding_is_known_by_its_place_not_by_its_id():
     """Id 0 fills rows up, and is an honest token elsewhere, as where pad is eos."""
-    batch = collate(laid([0, 5, 0]), laid([0, 0, 0, 0, 0]))
+    batch = collate(row_of([0, 5, 0]), row_of([0, 0, 0, 0, 0]))
     assert batch.labels.view(2, 5).tolist() == [[5, 0, -100, -100, -100], [0, 0, 0, 0, -100]]
     assert batch.attention_mask.tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]
     assert batch.document.tolist() == [[0, 0, 0, -1, -1], [0] * 5]
@@ -153,8 +153,8 @@ def test_padding_is_known_by_its_place_not_by_its_id():
 
 
 def test_padding_of_packed_rows_is_a_piece_of_its_own():
-    packed = laid([5, 6, 7], document=[0, 0, 1], position=[0, 1, 0])
-    batch = collate(packed, laid([5, 6, 7, 8, 9, 10]))
+    packed = row_of([5, 6, 7], document=[0, 0, 1], position=[0, 1, 0])
+    batch = collate(packed, row_of([5, 6, 7, 8, 9, 10]))
     assert batch.attention_mask is None
     assert batch.position_ids.tolist() == [[0, 1, 0, 0, 1, 2], [0, 1, 2, 3, 4, 5]]
     assert batch.labels.view(2, 6)[0].tolist() == [6, -100, -100, -100, -100, -100]
@@ -180,4 +180,4 @@ def test_valid_positions_count_through_the_rows():
 def test_ids_beyond_the_shared_vocabulary_are_an_error(ids):
     """Also where they are read only: some model may have no embedding for them."""
     with pytest.raises(RunError, match=r"the token id 37, and .* share the ids below 37 only"):
-        collate(laid(ids))
+        collate(row_of(ids))

@@ -26,7 +26,7 @@ class Listed(Data):
         return TEXTS
 
 
-def laid(rows="pack", cut="split"):
+def dataset(rows="pack", cut="split"):
     return pack_texts(Listed(rows=rows, cut=cut), "train", TOKENIZER)
 
 
@@ -46,7 +46,7 @@ def tokens_of(rows):
 
 @pytest.mark.parametrize("rows", ["pack", "one"])
 def test_a_step_holds_so_many_whole_documents(rows):
-    training, all_of_them = drawn(laid(rows)), tokens_of(laid(rows))
+    training, all_of_them = drawn(dataset(rows)), tokens_of(dataset(rows))
     for step in range(1, 12):
         taken = tokens_of(training.step(step))
         whose = {document for document, *_ in taken}
@@ -57,15 +57,15 @@ def test_a_step_holds_so_many_whole_documents(rows):
 
 
 def test_an_epoch_is_every_document_once():
-    training = drawn(laid(), batch=1)
+    training = drawn(dataset(), batch=1)
     rows = [row for step in range(1, len(TEXTS) + 1) for row in training.step(step)]
-    assert tokens_of(rows) == tokens_of(laid())
+    assert tokens_of(rows) == tokens_of(dataset())
     ends = [step for step in range(1, 3 * len(TEXTS) + 1) if training.ends_epoch(step)]
     assert ends == [len(TEXTS), 2 * len(TEXTS), 3 * len(TEXTS)]
 
 
 def test_a_step_is_packed_and_pieces_stay_isolated():
-    rows = drawn(laid(), batch=20).step(1)
+    rows = drawn(dataset(), batch=20).step(1)
     assert len(rows) < 20
     for row in rows:
         begins = np.flatnonzero(np.diff(row["document"])) + 1
@@ -73,8 +73,8 @@ def test_a_step_is_packed_and_pieces_stay_isolated():
 
 
 def test_steps_are_those_of_a_document_a_row_in_the_same_order():
-    by_document = drawn(laid("one", cut="right"))
-    cut = laid("one", cut="right")
+    by_document = drawn(dataset("one", cut="right"))
+    cut = dataset("one", cut="right")
     by_row = TrainingRows(lambda epoch: cut, Order(len(cut), 7, 3), 0, 1)
     for step in (1, 2, 9):
         assert tokens_of(by_document.step(step)) == tokens_of(by_row.step(step))
@@ -82,9 +82,9 @@ def test_steps_are_those_of_a_document_a_row_in_the_same_order():
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 5])
 def test_processes_share_the_rows_of_a_step(processes):
-    whole = drawn(laid())
+    whole = drawn(dataset())
     for step in (1, 9, 10):
-        shares = [drawn(laid(), n, processes).share_of(step) for n in range(processes)]
+        shares = [drawn(dataset(), n, processes).share_of(step) for n in range(processes)]
         rows = [row["input_ids"].tolist() for each in shares for row in each.rows]
         alone = whole.share_of(step)
         assert rows == [row["input_ids"].tolist() for row in alone.rows]
@@ -109,6 +109,6 @@ def test_documents_of_a_stream_are_drawn_in_its_windows():
 
 
 def test_rows_that_are_cut_across_documents_and_given_ones_are_refused():
-    for rows in (laid("chunk"), as_rows([{"input_ids": [1, 2, 3]}], "train")):
+    for rows in (dataset("chunk"), as_rows([{"input_ids": [1, 2, 3]}], "train")):
         with pytest.raises(RunError, match=r"set train\.batch instead"):
             Documents(rows)

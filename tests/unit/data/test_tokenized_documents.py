@@ -23,7 +23,7 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setattr(tokenized, "_CALL", 12)
 
 
-def laid(documents, key="k", split="train", **options):
+def dataset(documents, key="k", split="train", **options):
     return pack_documents(Empty(**options), split, lambda: documents, key=key)
 
 
@@ -39,7 +39,7 @@ lengths = st.lists(st.tuples(st.integers(1, 9), st.integers(0, 9)), min_size=1, 
 @given(lengths, st.sampled_from(["pack", "one"]), st.integers(2, 12))
 def test_labels_stay_beside_their_ids(sizes, layout, block):
     documents = [document(n + 1, min(p, n + 1), 100 * at) for at, (n, p) in enumerate(sizes)]
-    rows = laid(documents, f"{sizes}", rows=layout, block=block)
+    rows = dataset(documents, f"{sizes}", rows=layout, block=block)
     for row in rows:
         for at, label, which, offset in zip(*(row[k] for k in KEYS), strict=True):
             assert documents[which]["input_ids"][offset] == at
@@ -51,18 +51,18 @@ KEYS = ("input_ids", "labels", "document", "offset")
 
 
 def test_without_labels_all_of_it_is_trained():
-    rows = laid([{"input_ids": [5, 6, 7]}], "all")
+    rows = dataset([{"input_ids": [5, 6, 7]}], "all")
     assert rows[0]["labels"].tolist() == [5, 6, 7]
 
 
 def test_they_are_asked_for_once():
-    laid([document(4, 2)], "once")
+    dataset([document(4, 2)], "once")
     again = pack_documents(Empty(), "train", lambda: pytest.fail("asked again"), key="once")
     assert again[0]["labels"].tolist() == [-100, -100, 2, 3]
 
 
 def test_the_fingerprint_knows_what_is_trained():
-    prints = {laid([document(4, prompt)], f"{prompt}").split.fingerprint for prompt in (1, 2)}
+    prints = {dataset([document(4, prompt)], f"{prompt}").split.fingerprint for prompt in (1, 2)}
     assert len(prints) == 2
 
 
@@ -77,10 +77,10 @@ def test_the_fingerprint_knows_what_is_trained():
 )
 def test_what_is_wrong_is_said(document, said):
     with pytest.raises(PluginError, match=said):
-        laid([document], said)
+        dataset([document], said)
 
 
 @pytest.mark.parametrize("documents", [[], [{"input_ids": []}]])
 def test_nothing_to_train_on(documents):
     with pytest.raises(RunError, match="too short to train on"):
-        laid(documents, f"{documents}")
+        dataset(documents, f"{documents}")

@@ -148,9 +148,9 @@ def test_nothing_is_warned_about(tmp_path, caplog):
 
 
 def test_no_progress_bar_ends_up_in_a_log(tmp_path, capsys):
-    from transformers.utils import logging as told
+    from transformers.utils import logging as hf_logging
 
     tiny.save(tmp_path)
     capsys.readouterr()
     load_model(str(tmp_path), dtype=torch.float32)
-    assert capsys.readouterr().err == "" and told.is_progress_bar_enabled()
+    assert capsys.readouterr().err == "" and hf_logging.is_progress_bar_enabled()

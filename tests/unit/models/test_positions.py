@@ -60,7 +60,7 @@ def test_a_document_is_what_it_is_alone_whatever_lies_beside_it(layout, attentio
 def test_hidden_states_are_those_of_each_document_alone(layout, attention):
     model, some = longrope(), tiny.documents(LENGTHS)
     with torch.no_grad():
-        told = [
+        separate = [
             model(
                 input_ids=torch.tensor(each)[None], use_cache=False, output_hidden_states=True
             ).hidden_states
@@ -73,7 +73,7 @@ def test_hidden_states_are_those_of_each_document_alone(layout, attention):
     assert torch.equal(states, kept[-1])
     document, offset = batch.document.flatten(), batch.offset.flatten()
     for layer, found in zip(layers, kept, strict=True):
-        for n, each in enumerate(told):
+        for n, each in enumerate(separate):
             here = document == n
             expected = each[layer][0][offset[here]]
             torch.testing.assert_close(found[here], expected, rtol=1e-4, atol=1e-4)

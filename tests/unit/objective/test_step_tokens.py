@@ -23,10 +23,10 @@ def tokens(*groups, teacher=None, gather=alone, step=1, seed=0, first=0):
     counts = [len(rows) for rows in groups]
     firsts = [first + sum(counts[:n]) for n in range(len(counts))]
     ranges = [range(at, at + count) for at, count in zip(firsts, counts, strict=True)]
-    return laid(list(zip(ranges, groups, strict=True)), teacher, gather, step, seed)
+    return step_of(list(zip(ranges, groups, strict=True)), teacher, gather, step, seed)
 
 
-def laid(groups, teacher=None, gather=alone, step=1, seed=0):
+def step_of(groups, teacher=None, gather=alone, step=1, seed=0):
     """The tokens of these micro-batches: the places of rows in the step, and the rows."""
     student, parts = given.proved(STUDENT), []
     for places, rows in groups:
@@ -179,7 +179,7 @@ MIXED = [(some, [ROWS[n] for n in some]) for some in ([7, 2, 4], [0, 6, 1], [], 
 
 
 def test_tokens_come_in_the_order_of_the_step_whichever_rows_went_together():
-    plain, mixed = tokens(ROWS), laid(MIXED)
+    plain, mixed = tokens(ROWS), step_of(MIXED)
     for name in ("labels", "row", "position"):
         assert torch.equal(getattr(mixed, name), getattr(plain, name))
     assert torch.equal(mixed.random(), plain.random())
@@ -189,7 +189,7 @@ def test_tokens_come_in_the_order_of_the_step_whichever_rows_went_together():
 
 
 def test_values_find_back_to_the_micro_batch_that_their_tokens_came_from():
-    mixed = laid(MIXED)
+    mixed = step_of(MIXED)
     parts = mixed.by_part(mixed.row)
     assert [sorted(set(part.tolist())) for part in parts] == [[2, 7], [0, 1, 6], [], [5]]
     assert [part.tolist() for part in tokens(ROWS).by_part(torch.arange(len(mixed.labels)))] == [

@@ -15,7 +15,7 @@ from kdcore.training.setup import prove_vocabulary
 
 
 @component
-class Told(Teacher):
+class Configured(Teacher):
     """Says what it is, and has no weights."""
 
     name = "told"
@@ -42,11 +42,11 @@ class Older(Teacher):
 
 
 def test_positions_that_reach():
-    check_positions([Told(), Silent(), Told(positions=128)], tiny.CPU, 64)
+    check_positions([Configured(), Silent(), Configured(positions=128)], tiny.CPU, 64)
 
 
 @pytest.mark.parametrize(
-    "teachers, number, reach", [([Silent(), Told()], 2, 64), ([Older(), Told()], 1, 32)]
+    "teachers, number, reach", [([Silent(), Configured()], 2, 64), ([Older(), Configured()], 1, 32)]
 )
 def test_positions_that_do_not_reach(teachers, number, reach):
     said = rf"longer than the {reach} positions of the teacher '\w+' \({number}\); type --set data"
@@ -55,7 +55,7 @@ def test_positions_that_do_not_reach(teachers, number, reach):
 
 
 def test_widths_are_reported_where_they_are_known():
-    widths = head_sizes([Silent(), Told(width=310), Told()], tiny.CPU)
+    widths = head_sizes([Silent(), Configured(width=310), Configured()], tiny.CPU)
     assert widths == {"teacher 'told' (2)": 310, "teacher 'told' (3)": 300}
 
 
@@ -69,8 +69,8 @@ def test_logits_are_cut_to_the_narrowest_head(caplog):
     tokenizer = tiny.byte_tokenizer()
     size = len(tokenizer)
     assert tokenizer.eos_token_id < size - 2
-    assert prove_vocabulary(run_of(tokenizer, size + 9), [Told(width=size - 2)]) == size - 2
-    assert prove_vocabulary(run_of(tokenizer, size + 9), [Told(width=size + 2)]) == size
+    assert prove_vocabulary(run_of(tokenizer, size + 9), [Configured(width=size - 2)]) == size - 2
+    assert prove_vocabulary(run_of(tokenizer, size + 9), [Configured(width=size + 2)]) == size
 
 
 def test_a_head_that_cannot_end_a_text():
@@ -78,8 +78,8 @@ def test_a_head_that_cannot_end_a_text():
     tokenizer.add_special_tokens({"eos_token": "<|last|>"})
     size = len(tokenizer)
     with pytest.raises(RunError, match=rf"head of the teacher 'told' \(1\) has {size - 1} rows"):
-        prove_vocabulary(run_of(tokenizer, size), [Told(width=size - 1)])
-    assert prove_vocabulary(run_of(tokenizer, size), [Told(width=size)]) == size
+        prove_vocabulary(run_of(tokenizer, size), [Configured(width=size - 1)])
+    assert prove_vocabulary(run_of(tokenizer, size), [Configured(width=size)]) == size
 
 
 def habits(caplog, student, teacher):

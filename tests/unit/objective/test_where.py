@@ -70,7 +70,7 @@ def test_weights_of_a_selection_are_summed_over_the_documents(micro_batch):
     assert found.terms["ce"] == pytest.approx(float(expected), rel=1e-10)
 
 
-class Told(engine.Selection):
+class Spy(engine.Selection):
     """Keeps all, and tells what it was asked with."""
 
     name = "told"
@@ -84,9 +84,9 @@ class Told(engine.Selection):
 
 
 def looked(look, micro_batch):
-    told = Told(look)
-    engine.step(model(), ROWS, [engine.term()], selection=told, micro_batch=micro_batch)
-    return told.seen
+    spy = Spy(look)
+    engine.step(model(), ROWS, [engine.term()], selection=spy, micro_batch=micro_batch)
+    return spy.seen
 
 
 @pytest.mark.parametrize("micro_batch", [1, 3, 8])
@@ -154,11 +154,9 @@ def test_categories_are_those_of_all_processes():
     assert some.categories("domain") == ["a\nb", "code", "law", "math", "prose"]
     alone = tokens(ROWS)
     assert alone.categories("domain") == ["code", "math", "prose"]
-    told, mine = (one.column("domain").tolist() for one in (some, alone))
+    spy, mine = (one.column("domain").tolist() for one in (some, alone))
     names, own = some.categories("domain"), alone.categories("domain")
-    assert [names[n] if n >= 0 else None for n in told] == [
-        own[n] if n >= 0 else None for n in mine
-    ]
+    assert [names[n] if n >= 0 else None for n in spy] == [own[n] if n >= 0 else None for n in mine]
 
 
 def test_a_column_of_texts_and_numbers_is_refused():

@@ -161,8 +161,8 @@ REMOTE = '{use = "remote", address = "%s", model = "%s"}'
 def test_where_something_is_does_not_count(teacher):
     text = TAUGHT.replace('[teacher]\nuse = "hf"\nmodel = "t"\n', "")
     found = {
-        told: identity(f"teacher = {teacher % told}\n{text}")
-        for told in [("here", "m"), ("there", "m"), ("here", "n")]
+        variant: identity(f"teacher = {teacher % variant}\n{text}")
+        for variant in [("here", "m"), ("there", "m"), ("here", "n")]
     }
     assert found["here", "m"] == found["there", "m"] != found["here", "n"]
 

@@ -21,11 +21,11 @@ def test_ours_are_keys_of_train_and_theirs_are_none():
 
 @pytest.mark.parametrize("word", WORDS)
 def test_a_word_of_others_is_reported_with_ours(word):
-    with pytest.raises(RecipeError) as told:
+    with pytest.raises(RecipeError) as raised:
         read(f"{SIMPLE}\n[train]\n{word} = 1\nlr = 1e-3\nsteps = 1\n" if "[train]" not in SIMPLE
              else SIMPLE.replace("[train]\n", f"[train]\n{word} = 1\n"))  # fmt: skip
-    assert ours(word)[0] in str(told.value) and ours(word)[1].split()[0] in str(told.value)
-    assert len(str(told.value).splitlines()) <= 4
+    assert ours(word)[0] in str(raised.value) and ours(word)[1].split()[0] in str(raised.value)
+    assert len(str(raised.value).splitlines()) <= 4
 
 
 @pytest.mark.parametrize(
@@ -36,6 +36,6 @@ def test_what_was_meant_is_not_missed_as_well(was, typed, ours):
     duration = [] if was == "steps" else ["steps = 1"]
     at = lines.index("[train]") + 1
     text = "\n".join([*lines[:at], f"{typed} = 1", *duration, *lines[at:]]) + "\n"
-    with pytest.raises(RecipeError) as told:
+    with pytest.raises(RecipeError) as raised:
         read(text)
-    assert "needs" not in str(told.value) and f"here it is {ours!r}" in str(told.value)
+    assert "needs" not in str(raised.value) and f"here it is {ours!r}" in str(raised.value)

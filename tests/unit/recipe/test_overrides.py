@@ -1,7 +1,7 @@
 """What `--set` and `--log` change, and which changes are refused."""
 
 import pytest
-from recipe_texts import SIMPLE, STAGED, TAUGHT, faults_of, read, table
+from recipe_texts import SIMPLE, STAGED, TAUGHT, errors_of, read, table
 
 
 @pytest.fixture(autouse=True)
@@ -155,7 +155,7 @@ SETS = {
 
 @pytest.mark.parametrize(("change", "said"), SETS.values(), ids=SETS)
 def test_fault_on_the_command_line(change, said):
-    found = faults_of(TAUGHT, sets=[change])
+    found = errors_of(TAUGHT, sets=[change])
     assert [(fault.file, fault.line, fault.column) for fault in found] == [
         (f"--set {change}", 1, 1)
     ]
@@ -163,19 +163,19 @@ def test_fault_on_the_command_line(change, said):
 
 
 def test_a_set_that_leads_to_a_stage_points_at_it():
-    (fault,) = faults_of(STAGED, sets=["loss.kl.temperature=4"])
+    (fault,) = errors_of(STAGED, sets=["loss.kl.temperature=4"])
     assert "the recipe has no loss" in fault.message
     assert fault.hint == "there is stage.student.loss, stage.one.loss, stage.two.loss"
-    (fault,) = faults_of(STAGED, sets=["stage.studnet.seed=1"])
+    (fault,) = errors_of(STAGED, sets=["stage.studnet.seed=1"])
     assert fault.message == "there is no stage.studnet; did you mean 'student'?"
 
 
 def test_an_ambiguous_item():
-    (fault,) = faults_of(TAUGHT + '[[loss]]\nuse = "kl"\n', sets=["loss.kl.weight=1"])
+    (fault,) = errors_of(TAUGHT + '[[loss]]\nuse = "kl"\n', sets=["loss.kl.weight=1"])
     assert fault.message == "2 items of loss are 'kl': say loss.2 or loss.3"
 
 
 def test_an_unknown_logger_on_the_command_line():
-    (fault,) = faults_of(SIMPLE, logs=["trackr"])
+    (fault,) = errors_of(SIMPLE, logs=["trackr"])
     assert (fault.file, fault.line) == ("--log trackr", 1)
     assert "did you mean 'tracker'?" in fault.message

@@ -14,10 +14,10 @@ def here(tmp_path, monkeypatch):
 
 
 def said(text, *sets):
-    with pytest.raises(RecipeError) as told:
+    with pytest.raises(RecipeError) as raised:
         read(text, sets=sets)
-    assert len(str(told.value).splitlines()) <= 6
-    return str(told.value)
+    assert len(str(raised.value).splitlines()) <= 6
+    return str(raised.value)
 
 
 @pytest.mark.parametrize(

@@ -104,14 +104,14 @@ def test_other_refusals_are_not_taken_for_another_process(tmp_path, monkeypatch)
 def test_the_next_one_waits_and_hears_once_for_whom(tmp_path, monkeypatch, file):
     if file:
         monkeypatch.setattr(lock, "fcntl", None)
-    first, told, looks = ExitStack(), [], iter(range(3))
+    first, messages, looks = ExitStack(), [], iter(range(3))
     first.enter_context(alone_in(tmp_path))
     monkeypatch.setattr(lock, "rest", lambda: next(looks) < 2 or first.close())
-    with alone_in(tmp_path, told.append):
+    with alone_in(tmp_path, messages.append):
         assert list(looks) == []
         with pytest.raises(RunError, match="--fresh"), alone_in(tmp_path):
             pass
-    (said,) = told
+    (said,) = messages
     assert f"({os.getpid()} on {socket.gethostname()}" in said and str(tmp_path) in said
 
 

@@ -181,6 +181,6 @@ def test_a_model_from_the_hub_is_downloaded_with_our_bars(tmp_path):
             text=True,
             check=True,
         )
-    told = done.stdout.splitlines()
-    assert told == ["loading own/tiny|False|", "downloading model.safetensors|True|B"]
+    lines = done.stdout.splitlines()
+    assert lines == ["loading own/tiny|False|", "downloading model.safetensors|True|B"]
     assert "%|" not in done.stderr

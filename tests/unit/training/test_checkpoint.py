@@ -311,8 +311,8 @@ def test_a_process_that_had_no_time_leaves_no_wrong_sums(tmp_path):
 
 def test_what_lies_beside_a_checkpoint_is_compared_and_goes_with_it(tmp_path):
     leave_one_by_one(tmp_path, 0, 1)
-    beside = tmp_path / ".step-5.process-1"
-    truncate(beside / "sums-1.safetensors")
+    own_state = tmp_path / ".step-5.process-1"
+    truncate(own_state / "sums-1.safetensors")
     assert sums_of(tmp_path / "step-5") == []
     made = parts(tmp_path, keep=1)
     made.save(6, {})

@@ -169,9 +169,9 @@ def test_by_a_column_each_value_has_its_own_sums(processes, monkeypatch):
         sums["kl"] = sum(float(oracle.value(LOSSES[0], t)) for t in mine)
         keys = [key for key in found if key.endswith(f"/{domain}")]
         each = sum(parts[2])[n].tolist() if processes > 1 else [found[key] for key in keys]
-        told = dict(zip(keys, each, strict=True))
+        sums_found = dict(zip(keys, each, strict=True))
         for name, expected in sums.items():
-            assert told[f"{name}/{domain}"] == pytest.approx(expected, rel=1e-10)
+            assert sums_found[f"{name}/{domain}"] == pytest.approx(expected, rel=1e-10)
 
 
 def documents_of(rows, **asked):

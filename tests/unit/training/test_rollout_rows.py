@@ -246,11 +246,11 @@ def test_a_run_goes_on_bit_by_bit_from_the_midst_of_what_was_written(writer, at,
     assert second.resume() and second.run.step == at
     second.train()
     training.assert_equal(training.weights(whole), training.weights(second))
-    told = [
+    logged = [
         {key: value for key, value in record.rollout.items() if key != "time_share"}
         for record in training.records(second)
     ]
-    assert told[-1] == {
+    assert logged[-1] == {
         key: value
         for key, value in training.records(whole)[-1].rollout.items()
         if key != "time_share"
