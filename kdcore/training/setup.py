@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from collections.abc import Sequence
@@ -54,6 +55,8 @@ if TYPE_CHECKING:
     from kdcore.training.run_state import RunState
     from kdcore.training.signals import Signals
 
+_log = logging.getLogger("kdcore")
+
 
 def make_accelerator(options: TrainOptions) -> Accelerator:
     """A fresh accelerator in the recipe's precision, unaffected by earlier runs in the process."""
@@ -61,10 +64,15 @@ def make_accelerator(options: TrainOptions) -> Accelerator:
     from accelerate.state import AcceleratorState
 
     _refuse_old_torch()
+    # The Metal device (MPS) of a Mac has no float64, which schedules and sums of losses need.
+    metal = torch.backends.mps.is_available()
 
     def fresh(precision: str) -> Accelerator:
         AcceleratorState._reset_state(reset_partial_state=False)
-        return Accelerator(mixed_precision=precision)
+        return Accelerator(mixed_precision=precision, cpu=metal)
+
+    if metal:
+        _log.info("device: the CPU, since kdcore does not support MPS, Apple's GPU")
 
     # Only accelerate knows which device it will take, and with it what "auto" means.
     return fresh(precision_of(options.precision, fresh("no").device))

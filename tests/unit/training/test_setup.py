@@ -15,7 +15,7 @@ from kdcore.api.options import iter_components
 from kdcore.api.train_options import TrainOptions
 from kdcore.models.loading import precision_of
 from kdcore.objective.teachers import load_teachers
-from kdcore.training.setup import enable_checkpointing, steps_of
+from kdcore.training.setup import enable_checkpointing, make_accelerator, steps_of
 
 pytestmark = pytest.mark.slow
 
@@ -65,6 +65,21 @@ def test_precision():
 def test_a_cpu_computes_in_float32_also_beside_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert precision_of("auto", tiny.CPU) == "no"
+
+
+def test_a_mac_trains_on_its_cpu_and_says_so(monkeypatch, caplog):
+    from accelerate.state import AcceleratorState
+
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.backends.mps, "is_built", lambda: True)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    try:
+        with caplog.at_level("INFO", logger="kdcore"):
+            accelerator = make_accelerator(TrainOptions(lr=1e-3, steps=1))
+        assert accelerator.device.type == "cpu"
+        assert "kdcore does not support MPS" in caplog.text
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def test_emulated_bf16_is_none(monkeypatch):
