@@ -363,9 +363,9 @@ class _Estimating:
                     [one.model for one in self.references],
                     self._pass(rows, repeats=repeats),
                 )
-        except (UnsupportedFakeTensorException, PluginError) as error:
+        except (RuntimeError, PluginError) as error:
             # A loss or model may read values, and fake tensors have none.
-            self.unknown.append(f"activations and logits: {error}")
+            self.unknown.append(f"activations and logits: {str(error).partition(chr(10))[0]}")
             return Footprint(0, 0, 0)
 
     def _working_weights(self) -> AbstractContextManager[None]:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import inspect
 import weakref
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial, reduce
+from functools import reduce
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -61,11 +61,27 @@ class Pass:
 
 _MASK = 5  # bytes per pair of tokens in a row: the attention mask as bools and as numbers
 
-FakeModels: Callable[[], AbstractContextManager[object]] = partial(
-    FakeTensorMode,
-    allow_non_fake_inputs=True,  # losses keep small tensors: gold its shared ids
-)
-"""A context in which models are made without memory for their weights."""
+
+@contextmanager
+def FakeModels() -> Iterator[None]:
+    """A context in which models are made without memory for their weights."""
+    # Losses keep small tensors: gold its shared ids.
+    with _grouped_in_any_type(), FakeTensorMode(allow_non_fake_inputs=True):
+        yield
+
+
+@contextmanager
+def _grouped_in_any_type() -> Iterator[None]:
+    """Experts multiply by an operator of transformers: the fake `grouped_mm` takes bf16 only."""
+    from transformers.integrations import moe
+
+    names = vars(moe)
+    before = names["_can_use_grouped_mm"]
+    names["_can_use_grouped_mm"] = lambda *_: False
+    try:
+        yield
+    finally:
+        names["_can_use_grouped_mm"] = before
 
 
 def on_device(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:

@@ -256,7 +256,7 @@ def _compared(work: Work, sample: int) -> Iterator[str]:
 
 
 def _planned(works: Sequence[Work]) -> Fitting:
-    """What will be stored, before anything is."""
+    """What will be stored, and how much of it is already."""
     sizes = [work.bytes_per_token * work.tokens for work in works]
     return Fitting(
         [
@@ -265,6 +265,7 @@ def _planned(works: Sequence[Work]) -> Fitting:
             Column("kind", [work.teacher.kind for work in works], 6, is_number=False),
             Column("bytes/token", [f"{work.bytes_per_token:,}" for work in works], 7),
             Column("tokens", [f"{work.tokens:,}" for work in works], 8),
+            Column("stored", [f"{work.stored:,}" for work in works], 8),
             Column("in all", [disk_size(each) for each in sizes], 9),
         ],
         whole="a wider terminal has all",

@@ -7,8 +7,6 @@ runs only where the recipe trusts that model by name.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -144,24 +142,6 @@ def load_config(name: str, *, key: str | None = None) -> PretrainedConfig:
             location_of(name), trust_remote_code=is_trusted(name)
         )
     return config
-
-
-@contextmanager
-def without_downloads() -> Iterator[None]:
-    """In this context, hub libraries use local files only."""
-    import datasets.config
-    import huggingface_hub.constants
-
-    # Both read the environment at import, and these names afterwards.
-    places: tuple[Any, ...] = (datasets.config, huggingface_hub.constants)
-    before = [place.HF_HUB_OFFLINE for place in places]
-    try:
-        for place in places:
-            place.HF_HUB_OFFLINE = True
-        yield
-    finally:
-        for place, value in zip(places, before, strict=True):
-            place.HF_HUB_OFFLINE = value
 
 
 def load_tokenizer(name: str, *, key: str | None = None) -> PreTrainedTokenizerBase:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 
 from kdcore.errors import KdcoreError, RunError
 from kdcore.files import exception_chain
+from kdcore.models.hub import without_vain_retries
 
 _log = logging.getLogger("kdcore")
 
@@ -48,7 +49,8 @@ def loading_error(name: str, key: str | None) -> Iterator[None]:
     if is_absent(name):
         raise RunError(f"cannot load {name!r}: there is no such folder")
     try:
-        yield
+        with nullcontext() if there else without_vain_retries():
+            yield
     except KdcoreError:
         raise
     except Exception as error:  # files that are no model can break libraries in any way
@@ -141,7 +143,8 @@ def file_on_hub(name: str, file: str) -> str | None:
     from transformers.utils.hub import cached_file
 
     found: str | None = None
-    with suppress(OSError, ValueError):  # loading reports what is wrong
+    # Loading reports what is wrong.
+    with suppress(OSError, ValueError), without_vain_retries():
         found = cached_file(
             name,
             file,

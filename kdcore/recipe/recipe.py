@@ -59,14 +59,14 @@ class Recipe:
     stages: Sequence[StageTable]  # in the order in which they run
     requires: Sequence[str]
     host: PluginManager
-    missing: Sequence[Diagnostic] = ()  # missing files of components
+    missing: Mapping[str, Sequence[Diagnostic]] = field(default_factory=dict)  # files, by stage
     sweep: Node | None = None  # `[sweep]` as written, for `kdcore sweep`
     checked: dict[str, Stage] = field(default_factory=dict)  # by name, each until it is taken
 
     def refuse_missing(self) -> None:
         """Raise RecipeError with all missing files and folders of components."""
-        if self.missing:
-            raise RecipeError(self.missing)
+        if found := [each for stage in self.missing.values() for each in stage]:
+            raise RecipeError(_in_reading_order(found))
 
     def build(self, stage: str = "", references: Mapping[str, Path] | None = None) -> Stage:
         """A new Stage, with the folders of other stages in place of `"@NAME"`.
@@ -134,18 +134,17 @@ def read_recipe(
     recipe_name = _name(typed.root, path.stem, errors)
     requires = _requires(typed, errors)
     text = _text(typed, recipe_name, changed=bool(sets or logs or evals or sweep))
-    stages, missing = _stages(typed.root, errors), list[Diagnostic]()
+    stages, missing = _stages(typed.root, errors), dict[str, Sequence[Diagnostic]]()
     checked: dict[str, Stage] = {}
     for stage in stages if only is None else _only(only, stages):
         built, found, absent = assemble(stage.written, (stage.name, ""), stage.tokenizer_data, host)
         if built is not None:
             checked[stage.name] = built
         errors += found
-        missing += absent
+        missing[stage.name] = [*absent]
     if errors:
         raise RecipeError(_in_reading_order(errors))
-    absent = _in_reading_order(missing)
-    return Recipe(recipe_name, path, text, notes, stages, requires, host, absent, sweep, checked)
+    return Recipe(recipe_name, path, text, notes, stages, requires, host, missing, sweep, checked)
 
 
 def _only(name: str, stages: Sequence[StageTable]) -> Sequence[StageTable]:

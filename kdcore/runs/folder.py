@@ -140,7 +140,7 @@ def refused_by_machine(problem: BaseException, folder: Path) -> RunError:
     kept = f"checkpoint {there[-1].name} is kept" if there else "there is no checkpoint yet"
     least = "; --set train.save_keep=1 takes least" if is_full(problem) else ""
     return RunError(
-        f"{folder} cannot resume: {said}; {kept}. {way[0].upper()}{way[1:]}, and the same command "
+        f"{folder} stopped: {said}; {kept}. {way[0].upper()}{way[1:]}, and the same command "
         f"resumes{least}"
     )
 

@@ -86,7 +86,8 @@ class RunRequest:
 def run_recipe(recipe: Recipe, host: PluginManager, request: RunRequest) -> list[Path]:
     """Run every unfinished stage; returns the folder of each stage."""
     done: dict[str, Path] = {}
-    for name in wanted_stages(recipe, request.stage):
+    wanted = wanted_stages(recipe, request.stage)
+    for name in wanted:
         finals = {stage: folder / FINAL for stage, folder in done.items()}
         stage = recipe.build(name, finals)
         texts = {"recipe.toml": recipe.text, "resolved.toml": recipe.resolved(stage)}
@@ -110,6 +111,7 @@ def run_recipe(recipe: Recipe, host: PluginManager, request: RunRequest) -> list
             _log.info("%s is finished: %s is used", stage.run_name, folder)
             stop = 0
         else:
+            _refuse_missing(recipe, request, name, wanted[wanted.index(name) + 1 :])
             bring(accelerator, disk, folder / RESOLVED)
             stage, others = as_begun(stage, folder), list(done.values())
             stop = _run_stage(stage, folder, accelerator, disk, host, texts, others, request)
@@ -121,6 +123,22 @@ def run_recipe(recipe: Recipe, host: PluginManager, request: RunRequest) -> list
             said = f"interrupted; {stage.run_name} is finished, and the same command resumes"
             raise Interrupted(said, stop)
     return list(done.values())
+
+
+def _refuse_missing(recipe: Recipe, request: RunRequest, first: str, later: Sequence[str]) -> None:
+    """Raise RunError before a stage trains whose successor would end for want of a file."""
+    waiting = [
+        name
+        for name in later
+        if not finished(
+            choose_folder(
+                request.out, recipe.run_name(name), recipe.identity(name), fresh=request.fresh
+            )
+        )
+    ]
+    said = [each.message for name in (first, *waiting) for each in recipe.missing.get(name, ())]
+    if said:
+        raise RunError("\n".join(dict.fromkeys(said)))
 
 
 def _finished(accelerator: Accelerator, disk: Disk, folder: Path) -> bool:

@@ -37,7 +37,7 @@ from kdcore.training.gpu.working_weights import WorkingWeights, check_working_we
 from kdcore.training.micro_batch import chunk_of, micro_batch_of, per_token_for, values_for
 from kdcore.training.rollout_rows import RolloutRows, WrittenAhead
 from kdcore.training.run_state import training_rows
-from kdcore.training.student import check_balance, check_length, make_student
+from kdcore.training.student import check_balance, check_length, make_student, student_config
 from kdcore.training.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -81,6 +81,9 @@ def prepare(
     stage, options = run.recipe, run.recipe.train
     check_working_weights(options, accelerator)
     check_graphs(options, accelerator)
+    # Configs before data: a wrong name is found before hours of tokenising.
+    student_config(stage.student, run.tokenizer)
+    check_positions(reading_our_ids(stage.components()), run.device, stage.data.block)
     with leaders_first(accelerator, disk_of(accelerator, caches())):
         lengths = run.laid("train").lengths
     run.steps = steps_of(options, run.drawn_in_epoch(), lengths)
@@ -176,7 +179,6 @@ def _prepare_student(
     """Make the student; verify it, and the ids that it shares with its teachers."""
     stage = run.recipe
     teachers = reading_our_ids(stage.components())
-    check_positions(teachers, run.device, stage.data.block)
     student = make_student(
         stage.student,
         run.tokenizer,

@@ -54,6 +54,12 @@ class Work:
         return self.teacher.folder(self.run.laid(self.split).split, self.run.vocabulary)
 
     @property
+    def stored(self) -> int:
+        """Slots that are filled already."""
+        kept = Kept(self.folder)
+        return 0 if kept.error() else kept.filled()
+
+    @property
     def bytes_per_token(self) -> int:
         """Bytes on disk."""
         return self.teacher.kind_for(self.run.vocabulary).bytes_per_token

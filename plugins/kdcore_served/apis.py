@@ -117,20 +117,32 @@ class Vllm(Api):
         try:
             said = self.client.post("/v1/completions", {**body, "prompt_logprobs": k})
         except Refused as error:
-            if "logprobs" in error.said:
+            if "logprobs" in error.said and "max" in error.said:
                 raise RunError(
                     f"{self.client.url} gives fewer than {k} ids at a position: start it with "
                     f"--max-logprobs {k}, or set a smaller k (vLLM's default is 20)"
                 ) from None
+            if "logprobs" in error.said:
+                raise self._without(str(error)) from None
             raise
         choices = _within(self.client, said, "choices")
         if not isinstance(choices, list) or len(choices) != 1:
             raise self._odd("no list of one choice", "the answer to one prompt")
+        if isinstance(choices[0], Mapping) and choices[0].get("prompt_logprobs") is None:
+            raise self._without(f"{self.client.url} answered without 'prompt_logprobs'")
         entries: list[Mapping[str, Any]] = _within(self.client, choices[0], "prompt_logprobs")[1:]
         for entry in entries:
             if not isinstance(entry, Mapping):
                 raise self._odd(f"{type(entry).__name__} at a position", "ids with numbers")
         return entries
+
+    @staticmethod
+    def _without(said: str) -> RunError:
+        """Of a server that has the path, but not this capability of vLLM's."""
+        return RunError(
+            f"{said}: this server gives no log-probabilities of a prompt, as vLLM does, and SGLang "
+            'with api = "sglang". The answers of any server teach too: use = "served" in [rollout]'
+        )
 
 
 class SGLang(Api):

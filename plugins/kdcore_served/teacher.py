@@ -26,7 +26,7 @@ from kdcore import (
     tokenizer_hash,
 )
 from kdcore_served.apis import Answer, Api, Model, SGLang, Vllm
-from kdcore_served.client import ELSEWHERE, Client
+from kdcore_served.client import ELSEWHERE, Client, Refused
 from kdcore_served.requests import Requests, answers
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ _PROBE = (
     "def same(a, b): return a == b  # naïve, 東京, and so on until nothing new is left to say."
 )
 _PROBED = 64  # ids in the fixed text
+_OTHER_TOKENIZER = 'Name its tokenizer in `tokenizer`, with [teacher] use = "aligned" around it'
 _DIFFERENT = 0.1  # share of ids with other texts: servers may render a few in their own way
 _CLOSE = 0.02  # nats by which a server's answers may vary
 
@@ -88,7 +89,7 @@ class Served(Teacher):
         if tokenizer_hash(tokenizer) == tokenizer_hash(run.tokenizer):
             self._check_length(model, run.recipe.data.block)
         self._text: list[int] = tokenizer.encode(_PROBE, add_special_tokens=False)[:_PROBED]
-        now = self._ask(self._text)
+        now = self._asked_first()
         self._check_tokenizer(tokenizer)
         if self._probed is not None:  # from a checkpoint
             self._check_same(self._probed, now)
@@ -184,6 +185,15 @@ class Served(Teacher):
         assert self._api is not None, "a teacher is read after it was loaded"
         return _likeliest(self._api, self.model, self.k, ids)
 
+    def _asked_first(self) -> Answer:
+        """The answers to the fixed text, at the start."""
+        try:
+            return self._ask(self._text)
+        except Refused as error:
+            if "vocabulary" in error.said:
+                raise RunError(f"{error}. {_OTHER_TOKENIZER}") from None
+            raise
+
     def _served(self) -> Model:
         assert self._api is not None, "a teacher is read after it was loaded"
         found = {each.name: each for each in self._api.models()}
@@ -211,8 +221,7 @@ class Served(Teacher):
             raise RunError(
                 f"{self.url} serves a model with another tokenizer: {len(differ)} of {len(whole)} "
                 f"ids differ, such as {differ[0]}, which is {theirs_of_it!r} there and "
-                f"{ours_of_it[0]!r} here. Name its tokenizer in `tokenizer`, with [teacher] use = "
-                '"aligned" around it'
+                f"{ours_of_it[0]!r} here. {_OTHER_TOKENIZER}"
             )
 
     def _check_length(self, model: Model, block: int) -> None:

@@ -35,7 +35,7 @@ def hub(request, tmp_path_factory):
 
 def test_the_shipped_recipes_run(hub):
     hub, ids = hub
-    folder = hub.run("rho_qwen", "train.steps=5")[""]
+    folder = hub.run("rho_qwen", "train.steps=3")[""]
     assert "151,665 shared ids" in hub.said
     trained, evaluated = metrics(folder)
     assert len(evaluated) == 2
@@ -54,7 +54,7 @@ def test_the_shipped_recipes_run(hub):
     assert trained[-1]["tokens"] <= scored < every
 
     hub.asked.clear()
-    assert hub.kdcore("run", "rho_qwen", "--set", "train.steps=5", "--fresh") == 0, hub.said
+    assert hub.kdcore("run", "rho_qwen", "--set", "train.steps=3", "--fresh") == 0, hub.said
     loaded = [line for line in hub.asked if "Qwen2.5-1.5B" in line and "safetensors" in line]
     assert not loaded
     again, _ = metrics(folder.with_name(folder.name + "-2"))

@@ -82,7 +82,7 @@ def _answers(loaded: ctypes.CDLL) -> dict[str, Any]:
     nothing = ("_lazy_init", "empty_cache", "synchronize", "manual_seed", "manual_seed_all")
     quiet: dict[str, Any] = {name: lambda *arguments: None for name in nothing}
     return quiet | {
-        "is_available": lambda: True,
+        "is_available": lambda: _devices() > 0,
         "Stream": _Stream,
         "CUDAGraph": graphs.Graph,
         "graph": graphs.Capture,

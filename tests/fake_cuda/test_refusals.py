@@ -1,9 +1,12 @@
 """What a machine with GPUs cannot do ends with a sentence that says what to type."""
 
 import pytest
+import tomli
+from packaging.requirements import Requirement
 
-from fake_cuda.scenario import joined, python, sets
+from fake_cuda.scenario import ROOT, joined, python, sets
 from fake_cuda.test_steps import DISTILLED, KINDS, RECIPE, recipe
+from kdcore.training.setup import OLDEST_TORCH
 
 pytestmark = pytest.mark.slow
 
@@ -40,12 +43,18 @@ def test_one_gpu_without_bf16(tmp_path):
 def test_teachers_that_have_no_place(tmp_path):
     (tmp_path / "small.toml").write_text(RECIPE + DISTILLED)
     few = sets(stage__teacher__train__steps=1)
-    elsewhere = refused("small.toml", *few, *sets(stage__student__teacher__device="cuda:7"))
-    quantised = sets(stage__student__teacher__quantise="4bit", stage__student__teacher__device="")
-    on_cpu = refused("small.toml", *few, *quantised)
-    said = python(tmp_path, *joined([elsewhere, ["refused", "cpu", *on_cpu[1:]]]))
+    elsewhere = sets(stage__student__teacher__device="cuda:7")
+    said = python(tmp_path, *refused("small.toml", *few, *elsewhere))
     assert "this machine has no such CUDA device; leave `device` out" in said, said
-    assert 'quantise = "4bit" needs ' in said, said  # bitsandbytes, or a CUDA device
+    assert "Traceback" not in said
+
+
+def test_a_teacher_is_quantised_on_a_gpu_only(tmp_path):
+    (tmp_path / "small.toml").write_text(RECIPE + DISTILLED)
+    quantised = sets(stage__student__teacher__quantise="4bit", stage__student__teacher__device="")
+    few = sets(stage__teacher__train__steps=1)
+    said = python(tmp_path, *refused("small.toml", *few, *quantised), FAKE_CUDA_DEVICES="0")
+    assert """quantise = "4bit" needs a CUDA device, and this is 'cpu'; leave `quantise`""" in said
     assert "Traceback" not in said
 
 
@@ -53,6 +62,13 @@ def test_a_torch_that_is_too_old(tmp_path):
     said = python(tmp_path, *refused(recipe(tmp_path)), FAKE_CUDA_TORCH="2.7.1+cu126")
     assert "torch 2.7.1+cu126 is too old: kdcore needs 2.8 or later" in said, said
     assert "Traceback" not in said
+
+
+def test_the_oldest_torch_is_that_of_the_requirements():
+    project = tomli.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (torch,) = (each for each in map(Requirement, project["dependencies"]) if each.name == "torch")
+    oldest = ".".join(map(str, OLDEST_TORCH))
+    assert str(torch.specifier) == f">={oldest}"
 
 
 WAITING = """

@@ -14,6 +14,7 @@ class Stub:
     def __init__(self, model, name="tiny", limit=20, length=None):
         self.model, self.name, self.limit, self.length = model, name, limit, length
         self.lacks = ()  # paths
+        self.refuses_logprobs = None  # or how it says that it has none
         self.root = None  # what it was loaded from
         self.failures = []
         self.asked = []
@@ -28,6 +29,8 @@ class Stub:
             return self.model(torch.tensor([ids])).logits[0, :-1].float().log_softmax(-1)
 
     def completions(self, body):
+        if self.refuses_logprobs:
+            return 400, {"error": {"message": self.refuses_logprobs}}
         if body["prompt_logprobs"] > self.limit:
             said = f"Requested prompt logprobs of {body['prompt_logprobs']}, which is greater than"
             return 400, {"error": {"message": f"{said} max allowed: {self.limit}"}}
@@ -35,6 +38,8 @@ class Stub:
         if self.length is not None and len(ids) + body["max_tokens"] > self.length:
             said = f"This model's maximum context length is {self.length} tokens"
             return 400, {"error": {"message": said}}
+        if max(ids) >= self.model.config.vocab_size:
+            return 400, {"error": {"message": f"Token id {max(ids)} is out of vocabulary"}}
         entries = [None]
         for position, logs in enumerate(self.logs(ids)):
             best = {*logs.topk(k).indices.tolist(), ids[position + 1]}

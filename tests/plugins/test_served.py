@@ -101,6 +101,14 @@ def test_a_server_with_another_tokenizer_is_refused(api):
         loaded(url, api=api)
 
 
+def test_ids_that_a_server_does_not_have_are_another_tokenizers():
+    with (
+        serving(Stub(tiny.model(vocabulary=100).eval())) as url,
+        pytest.raises(RunError, match=r"out of vocabulary.* Name its tokenizer in `tokenizer`"),
+    ):
+        loaded(url)
+
+
 def test_a_checkpoint_knows_what_the_server_said():
     stub = Stub(MODEL)
     with serving(stub) as url:
@@ -157,6 +165,14 @@ def test_an_address_for_clients_of_openai_is_refused():
         ({"api": "sglang", "failure": "{}"}, "answered without 'meta_info'"),
         ({"failure": "<html>"}, "text that is not JSON"),
         ({"failure": '{"choices": [{"prompt_logprobs": [null, null]}]}'}, "NoneType at a pos"),
+        (
+            {"failure": '{"choices": [{"text": "a"}]}'},
+            "without 'prompt_logprobs': this server gives",
+        ),
+        (
+            {"limit": "Unrecognized request argument: prompt_logprobs"},
+            "Unrec.*this server gives no",
+        ),
         ({"failure": '{"choices": []}'}, "gave no list of one choice"),
         ({"failure": '{"choices": [{"prompt_logprobs": {"1": 2}}]}'}, "JSON of another shape"),
         ({"failure": '{"choices": [{"prompt_logprobs": [null, {"a": 1}]}]}'}, "of another shape"),
@@ -176,6 +192,7 @@ def test_every_refusal_is_a_sentence(options, said, monkeypatch):
     monkeypatch.setenv("SOME_KEY", "wrong")
     stub = Stub(MODEL, length=96)
     stub.key = options.pop("key", None)
+    stub.refuses_logprobs = options.pop("limit", None)
     failure = options.pop("failure", None)
     stub.failures = [failure] if failure else []
     with serving(stub) as url, pytest.raises(RunError, match=said):

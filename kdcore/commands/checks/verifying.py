@@ -75,7 +75,7 @@ def _of_component(part: str, cls: type[Component]) -> Verdict:
     except AssertionError as error:
         return Verdict(part, "broken", str(error))
     except ValidationError as error:
-        return Verdict(part, "not checked", str(error.errors()[0]["msg"]))
+        return Verdict(part, "not checked", _reason(error))
     except PluginError as error:
         return Verdict(part, "broken", str(error))
     except KdcoreError as error:
@@ -83,3 +83,9 @@ def _of_component(part: str, cls: type[Component]) -> Verdict:
     except Exception as error:  # a plugin may raise anything
         return Verdict(part, "broken", f"raised {type(error).__name__}: {error}")
     return Verdict(part, "kept")
+
+
+def _reason(error: ValidationError) -> str:
+    """The first reason, in the component's own words where it gives one."""
+    first = error.errors()[0]
+    return str(first.get("ctx", {}).get("error", first["msg"]))

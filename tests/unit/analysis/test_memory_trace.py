@@ -43,6 +43,18 @@ def test_fake_tensors_take_what_real_ones_do(kind):
     assert fake.peak == pytest.approx(real.peak, rel=0.05)
 
 
+def test_experts_take_what_real_ones_do():
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+    fake, real = (_of_experts(fake, experts) for fake in (True, False))
+    assert fake.activations == pytest.approx(real.activations, rel=0.1)
+    assert fake.peak == pytest.approx(real.peak, rel=0.05)
+
+
+def _of_experts(fake, experts):
+    with FakeModels() if fake else nullcontext():
+        return footprint(tiny.model("qwen3_moe", VOCABULARY, **experts), [], [], asked())
+
+
 def test_the_gradients_are_part_of_the_peak():
     result, gradients = found(rows=1, time=2)
     assert gradients <= result.peak < 1.5 * gradients

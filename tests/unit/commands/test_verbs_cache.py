@@ -115,9 +115,10 @@ def array(store, file):
 def test_what_will_be_stored_is_reported_first(call, recipe, loads):
     done = call("build", recipe)
     first, second, last = done.stdout.splitlines()
-    assert first.split() == ["teacher", "of", "kind", "bytes/token", "tokens", "in", "all"]
-    tokens = int(second.split()[-3].replace(",", ""))
-    assert second.split()[-5:-3] == ["topk", str(TopK(4, 1000).bytes_per_token)]
+    assert first.split() == ["teacher", "of", "kind", "bytes/token", "tokens", "stored", "in", "all"]
+    tokens, stored = (int(n.replace(",", "")) for n in second.split()[-4:-2])
+    assert stored == 0
+    assert second.split()[-6:-4] == ["topk", str(TopK(4, 1000).bytes_per_token)]
     assert second.endswith(f"{tokens * 29 / 1024:.1f} KiB")
     assert last.endswith("it holds 100 % of what the rows predict")
     assert "100 % of " in done.stderr and len(loads) == 1
@@ -126,6 +127,7 @@ def test_what_will_be_stored_is_reported_first(call, recipe, loads):
 def test_building_again_loads_nothing(call, recipe, store, loads):
     done = call("build", recipe)
     assert "nothing was missing; it holds 100 %" in done.stdout and not loads
+    assert done.stdout.splitlines()[1].split()[-3] == f"{store.filled():,}"
 
 
 def test_it_resumes_where_it_was_interrupted(call, recipe, monkeypatch, tmp_path):

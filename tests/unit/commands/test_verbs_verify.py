@@ -128,3 +128,11 @@ def test_a_verb(tmp_path, capsys, monkeypatch, text, code, words):
 def test_kdcores_own_verbs_keep_the_contract(name, capsys):
     plugins(name, verified=True)
     assert re.search(rf"verb {name} +kept *$", capsys.readouterr().out)
+
+
+def test_a_component_gives_its_own_reason(tmp_path, capsys):
+    own = "    def __post_init__(self):\n        raise ValueError('it needs a file')\n"
+    text = GOOD.replace('    name = "size"\n', f'    name = "size"\n{own}')
+    assert text != GOOD
+    _, said = verified(tmp_path, text, capsys)
+    assert "loss size not checked it needs a file" in said

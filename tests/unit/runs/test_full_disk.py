@@ -53,7 +53,8 @@ def refused(error, folder):
 def test_the_path_is_named(tmp_path):
     error = OSError(errno.EDQUOT, "Disk quota exceeded", "/somewhere/metrics.jsonl")
     said = refused(error, tmp_path)
-    assert "Disk quota exceeded at /somewhere/metrics.jsonl; there is no checkpoint yet" in said
+    assert said.startswith(f"{tmp_path} stopped: Disk quota exceeded at /somewhere/metrics.jsonl;")
+    assert "; there is no checkpoint yet" in said
     assert "Make room, and the same command resumes; --set train.save_keep=1" in said
 
 
