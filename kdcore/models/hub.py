@@ -56,8 +56,7 @@ def _is_reachable() -> bool:
 
 
 def _answers(address: str) -> bool:
-    from huggingface_hub import constants
-    from huggingface_hub.utils import get_session
+    from huggingface_hub import constants, get_session
 
     try:
         get_session().head(address, timeout=constants.HF_HUB_ETAG_TIMEOUT)

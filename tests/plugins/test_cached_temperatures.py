@@ -220,7 +220,7 @@ def test_verify_compares_the_shares_too(tmp_path, model):
     assert work._apart(batch)[0].max() < 1e-3
     store = teacher.store(batch)
     store.extras[0][store.slots(batch)[0]] = np.log(0.5)
-    store._checks_beside[0][:] = 0  # as if it had been written so
+    store._extra_checks[0][:] = 0  # as if it had been written so
     assert work._apart(batch)[0].max() > 0.1
 
 

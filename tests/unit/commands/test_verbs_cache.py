@@ -115,16 +115,7 @@ def array(store, file):
 def test_what_will_be_stored_is_reported_first(call, recipe, loads):
     done = call("build", recipe)
     first, second, last = done.stdout.splitlines()
-    assert first.split() == [
-        "teacher",
-        "of",
-        "kind",
-        "bytes/token",
-        "tokens",
-        "stored",
-        "in",
-        "all",
-    ]
+    assert first.split()[-5:] == ["bytes/token", "tokens", "stored", "in", "all"]
     tokens, stored = (int(n.replace(",", "")) for n in second.split()[-4:-2])
     assert stored == 0
     assert second.split()[-6:-4] == ["topk", str(TopK(4, 1000).bytes_per_token)]

@@ -47,6 +47,6 @@ def test_a_lost_answer_is_no_lost_network(online, monkeypatch):
         def head(self, address, timeout):
             raise ConnectionResetError("it closed the connection")
 
-    monkeypatch.setattr(huggingface_hub.utils, "get_session", Session)
+    monkeypatch.setattr(huggingface_hub, "get_session", Session)
     with hub.without_vain_retries():
         assert not huggingface_hub.constants.HF_HUB_OFFLINE
