@@ -163,8 +163,8 @@ def _same_base(text: str, source: Path, target: Path) -> str:
     if not isinstance(extends, str):
         return text
     base = find_recipe(extends, source.parent).resolve()
-    beside = os.path.relpath(base, target.parent.resolve())
-    ways = (extends, *_shipped_name(base), Path(beside).as_posix())
+    relative = os.path.relpath(base, target.parent.resolve())
+    ways = (extends, *_shipped_name(base), Path(relative).as_posix())
     said = next(way for way in ways if _finds(way, target.parent, base))
     return re.sub(r"(?m)^extends\s*=.*$", lambda _: f'extends = "{said}"', text, count=1)
 

@@ -167,7 +167,7 @@ def _facts(plan: StagePlan) -> Facts:
     tokenizer = said.get("tokenizer", "the student's own")
     yield "tokenizer", tokenizer + (f": {plan.ids:,} ids" if plan.ids else "")
     begins = f", each beginning with {plan.bos!r}" if plan.bos else ""
-    yield "data", said["data"] + _laid(plan) + begins
+    yield "data", said["data"] + _packing_of(plan) + begins
     if "selection" in said:
         yield "keeps", f"{said['selection']}: {_ranked(plan)}"
     if "rollout" in said:
@@ -178,7 +178,7 @@ def _facts(plan: StagePlan) -> Facts:
     yield "optimizer", _optimizer(train)
 
 
-def _laid(plan: StagePlan) -> str:
+def _packing_of(plan: StagePlan) -> str:
     if plan.rows is None:
         return ""
     block = plan.stage.data.block

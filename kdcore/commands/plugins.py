@@ -156,8 +156,8 @@ def _component(kind: str, cls: type[Component]) -> RenderableType:
     table.add_column(style="dim")
     for option in options_of(cls):
         default = "required" if option.required else _shown(option.default)
-        told = "; ".join(filter(None, (option.bounds, option.doc)))
-        table.add_row(option.name, Text(option.type), Text(default), Text(told))
+        description = "; ".join(filter(None, (option.bounds, option.doc)))
+        table.add_row(option.name, Text(option.type), Text(default), Text(description))
     paste = Padding(Text(_table_to_paste(kind, cls), "green"), (1, 0, 0, 2))
     return Group(title, Padding(table, (0, 0, 0, 2)), paste) if table.row_count else title
 

@@ -86,7 +86,7 @@ def _coloured(arms: Sequence[Arm], rows: int, plugins: Sequence[str] | None) -> 
 
 
 def _setting(arm: Arm, key: str) -> object:
-    return next(iter(arm.runs.values())).told.settings.get(key)
+    return next(iter(arm.runs.values())).summary.settings.get(key)
 
 
 def page(found: Sequence[Comparison], coloured: Sequence[Any], price: float | None) -> str:
@@ -104,7 +104,7 @@ def _content(
     found: Sequence[Comparison], coloured: Sequence[Any], price: float | None
 ) -> dict[str, Any]:
     first, arms = found[0], found[0].arms
-    groups = [Group([course.told for course in arm.runs.values()]) for arm in arms]
+    groups = [Group([course.summary for course in arm.runs.values()]) for arm in arms]
     styles = {arm.label: n for n, arm in enumerate(arms)}
     return {
         "metric": first.metric,

@@ -136,7 +136,7 @@ def _of_kind(host: PluginManager, kind: str, *, whole: bool) -> Schema:
     }
     engine = _ENGINE.get(kind)
     own = _properties(engine, whole=True) if engine is not None else {}
-    own |= _beside(host, kind)
+    own |= _nested(host, kind)
     found = [none]
     for name, provided in sorted(host.provided(kind).items()):
         one = _of_options(provided.cls, whole=whole, more={"use": {"const": name}, **own})
@@ -146,7 +146,7 @@ def _of_kind(host: PluginManager, kind: str, *, whole: bool) -> Schema:
     return {"type": "object", "anyOf": found}
 
 
-def _beside(host: PluginManager, kind: str) -> Schema:
+def _nested(host: PluginManager, kind: str) -> Schema:
     """Keys of nested tables that the enclosing component defines."""
     found: Schema = {}
     for other in KINDS:

@@ -33,6 +33,6 @@ def test_torch_is_installed_first_and_pinned():
     assert set(extras) <= set(PROJECT["project"]["optional-dependencies"])
 
 
-def test_it_runs_as_nobody_in_particular():
+def test_it_runs_as_any_user():
     assert [line for line in LINES if line.startswith("USER")] == ["USER kdcore"]
     assert LINES[-2] == 'ENTRYPOINT ["kdcore"]'

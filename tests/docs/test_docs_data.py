@@ -95,7 +95,7 @@ def test_recipes_read_what_they_name(name, found):
     assert sorted([*data.texts("train"), *data.texts("validation")]) == found
 
 
-def test_the_recipe_of_the_hub_has_no_faults():
+def test_the_recipe_of_the_hub_has_no_errors():
     named = ["plain", "format", "domains", "mixed", "patterns", "hub"]
     assert list(RECIPES) == [f"{name}.toml" for name in named]
     recipe = read_recipe("hub.toml", PluginManager())

@@ -31,7 +31,7 @@ def test_every_command_is_of_a_kind_that_is_tested():
 
 
 @pytest.mark.parametrize("command", of("kdcore"))
-def test_commands_find_no_faults(command, tmp_path, monkeypatch):
+def test_commands_find_no_errors(command, tmp_path, monkeypatch):
     from kdcore.cli.main import app
 
     monkeypatch.chdir(tmp_path)

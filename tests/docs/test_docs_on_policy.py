@@ -14,7 +14,7 @@ TEXT = (DOCS / "on-policy.md").read_text(encoding="utf-8")
 RECIPE, COMMAND, KEPT, CHOSEN = snippets("on-policy.md")
 
 
-def test_the_recipes_have_no_faults(tmp_path, monkeypatch):
+def test_the_recipes_have_no_errors(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert (RECIPE.language, COMMAND.language) == ("toml", "sh")
     Path("onpolicy.toml").write_text(RECIPE.text)

@@ -47,14 +47,14 @@ def test_every_snippet_is_of_a_language_that_is_executed_here():
 
 
 @pytest.mark.parametrize("name", sorted(RECIPES.keys() - {"faulty.toml"}))
-def test_recipes_have_no_faults(name, host):
+def test_recipes_have_no_errors(name, host):
     recipe = read_recipe(name, host)
     for stage in recipe.stages:
         assert recipe.build(stage.name)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_commands_find_no_faults(command, monkeypatch, host):
+def test_commands_find_no_errors(command, monkeypatch, host):
     monkeypatch.setattr("kdcore.cli.main.plugin_manager", lambda plugins: host)
     words = shlex.split(command)
     assert words.pop(0) == "kdcore"
@@ -63,7 +63,7 @@ def test_commands_find_no_faults(command, monkeypatch, host):
     assert "no errors" in done.output
 
 
-def test_the_faults_are_those_shown(host):
+def test_the_errors_are_those_shown(host):
     (shown,) = (snippet.text for snippet in SNIPPETS if snippet.language == "text")
     with pytest.raises(RecipeError) as raised:
         read_recipe("faulty.toml", host)

@@ -20,7 +20,7 @@ RECIPES = [each.text for each in snippets(DOCUMENT) if each.language == "toml"]
 
 
 @pytest.mark.parametrize("text", RECIPES, ids=lambda text: text.splitlines()[0])
-def test_recipes_have_no_faults(text, tmp_path, monkeypatch):
+def test_recipes_have_no_errors(text, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "stories.txt").write_text("One day a fox met a crow.\n" * 9)
     name = text.splitlines()[0].removeprefix("# ")

@@ -77,7 +77,7 @@ def results(world):
     return {path.stem: json.loads(path.read_text()) for path in world.results.glob("*.json")}
 
 
-def test_whatever_a_part_does_the_next_one_goes_on(day, world, put):
+def test_the_next_part_starts_whatever_a_part_does(day, world, put):
     def absent(world):
         raise day.Skipped("no such library")
 

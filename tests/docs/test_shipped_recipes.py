@@ -18,7 +18,7 @@ def host():
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_it_has_no_faults(name, host):
+def test_it_has_no_errors(name, host):
     recipe = read_recipe(name, host)
     assert not recipe.notes
     for stage in recipe.stages:

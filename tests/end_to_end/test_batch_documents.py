@@ -65,7 +65,7 @@ def test_micro_batches_change_nothing(host):
     assert last(cut)["eval/nll"] == pytest.approx(last(whole)["eval/nll"], abs=1e-5)
 
 
-def test_a_run_that_goes_on_ends_with_the_same_weights(host):
+def test_a_resumed_run_ends_with_the_same_weights(host):
     (folder,) = whole_runs.run(host, TASKS, sets=("train.save_keep=9",))
     first = weights(folder)
     for gone in ("final", "checkpoints/step-8", "checkpoints/step-6"):

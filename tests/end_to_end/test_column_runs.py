@@ -78,7 +78,7 @@ def test_resuming_finds_that_columns_have_changed(host):
     whole_runs.run(host, recipe(), accept=frozenset(["columns"]))
 
 
-def test_columns_that_nobody_reads_may_change(host):
+def test_unused_columns_may_change(host):
     (folder,) = whole_runs.run(host, recipe('{source = "data"}'))
     shutil.rmtree(folder / "final")
     written(domain=lambda n: "other")
@@ -100,7 +100,7 @@ def test_of_a_stream_a_warning_tells_what_the_first_rows_do_not_have(host, caplo
         ('"math"', "where"),
     ],
 )
-def test_a_faulty_where_is_reported(host, where, said):
+def test_an_invalid_where_is_reported(host, where, said):
     with pytest.raises(RecipeError, match=said):
         whole_runs.run(host, recipe(where))
 
@@ -130,7 +130,7 @@ def test_an_eval_tells_by_a_column(host):
     assert compared and "agreement/math" not in found
 
 
-def test_an_eval_by_a_column_that_is_not_kept_is_a_fault(host):
+def test_an_eval_by_a_column_that_is_not_kept_is_an_error(host):
     text = recipe('{source = "data"}', keep="[]") + EVAL
     with pytest.raises(RecipeError, match="no document has the column 'domain'"):
         whole_runs.run(host, text)

@@ -33,7 +33,7 @@ def host():
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
-def test_a_final_that_changed_is_refused_and_fresh_goes_on(host, name):
+def test_a_changed_final_is_refused_and_fresh_starts_over(host, name):
     big, small = run(host, STAGES)
     shutil.rmtree(small)
     flip(big / "final" / name)
@@ -57,7 +57,7 @@ def test_a_copy_that_is_named_by_its_path_may_be_changed(host):
     assert run(host, named, "copied.toml")
 
 
-def test_runs_of_earlier_versions_go_on(host):
+def test_runs_of_earlier_versions_resume(host):
     (folder,) = run(host)
     (folder / "checksums.json").unlink()
     shutil.rmtree(folder / "final")
@@ -65,7 +65,7 @@ def test_runs_of_earlier_versions_go_on(host):
     assert open_stage(begun(folder, host)).step == 4
 
 
-def test_a_damaged_tokenizer_of_a_run_is_made_anew(host, caplog):
+def test_a_damaged_tokenizer_of_a_run_is_rebuilt(host, caplog):
     (folder,) = run(host)
     before = (folder / "tokenizer" / "tokenizer.json").read_bytes()
     shutil.rmtree(folder / "final")
@@ -87,7 +87,7 @@ def test_the_caches_of_a_teacher(host, caplog):
     assert "values are damaged and are made anew" in caplog.text
 
 
-def test_a_folder_that_goes_on_keeps_its_stages_name(host):
+def test_a_resumed_folder_keeps_its_stages_name(host):
     """In the lines that it adds too."""
     big, small = run(host, STAGES)
     shutil.rmtree(small / "final")
@@ -138,7 +138,7 @@ def test_what_the_machine_refuses_is_no_bug(host, monkeypatch, name, where):
     assert len(run(host, STAGES)) == 2
 
 
-def test_why_a_run_ended_lies_in_its_folder_until_it_goes_on(host, monkeypatch):
+def test_the_reason_for_an_early_end_is_kept_until_the_run_resumes(host, monkeypatch):
     def refused(*arguments, **options):
         raise PermissionError(errno.EACCES, "Permission denied", "/there/final")
 

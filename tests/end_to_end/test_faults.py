@@ -12,7 +12,7 @@ RHO-1 with Qwen
 - models compute a loss and whole logits that nobody uses:
   test_no_model_computes_a_loss
 - rows of one token, first tokens without a score, empty lines:
-  test_one_split_goes_on_in_the_next_row, test_empty_documents_are_left_out_and_told,
+  test_one_split_continues_in_the_next_row, test_empty_documents_are_skipped_and_reported,
   test_the_shipped_recipes_run
 - documents not packed:
   test_packed_stories_waste_almost_nothing
@@ -21,7 +21,7 @@ RHO-1 with Qwen
 - the text tokenised again for the reference, with what ids it likes:
   test_conflicts_are_named
 - no clipping, schedule or evaluation:
-  test_clipping, test_events_come_in_order, test_cosine_goes_down_half_a_wave
+  test_clipping, test_events_come_in_order, test_cosine_decays_over_half_a_wave
 
 White-box distillation with four divergences
 - divergence masked by labels that are not shifted:
@@ -31,9 +31,9 @@ White-box distillation with four divergences
 - temperature 2 without its square:
   test_fault (t2_left_out)
 - the logarithm of a mixture that underflows:
-  test_fault_log_of_a_mixture_underflows
+  test_bug_log_of_a_mixture_underflows
 - only one of the heads cut, to the other's width: untrained ids stay:
-  test_fault_of_heads
+  test_bug_of_heads
 - a "reduction" that leaves padding in:
   test_fault (padding_selectable)
 - no header before the answer, prompt and answer encoded apart, answers cut away, rows that train
@@ -62,8 +62,8 @@ TinyStories from scratch
 
 Baby Llama
 - T^2 and the factor of "batchmean" left unsaid:
-  test_fault_dropping_t2_weakens_the_gradient,
-  test_fault_batchmean_is_not_a_value_for_each_token
+  test_bug_dropping_t2_weakens_the_gradient,
+  test_bug_batchmean_is_not_a_value_for_each_token
 
 All of them
 - teachers left in training mode, with dropout:
@@ -315,7 +315,7 @@ class PaddedWithZeros(Held):
     [((41, 45), Held, 41), ((45, 41), Held, 41), ((45, 41), PaddedWithZeros, 45)],
     ids=["only the teacher's head", "only the student's head", "padded"],
 )
-def test_fault_of_heads(widths, teacher, cut_to):
+def test_bug_of_heads(widths, teacher, cut_to):
     """Cut to the other's width, the rows that stand for no id stay in every sum."""
     student, other = (given.model(seed=n, vocabulary=w, double=True) for n, w in enumerate(widths))
     terms = [term(KL)]

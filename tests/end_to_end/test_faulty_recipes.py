@@ -182,7 +182,7 @@ def test_a_broken_plugin_is_reported_with_its_cause():
     assert fault.message == "the plugin that brings 'kl' is broken: ImportError: no numpy"
 
 
-def test_all_faults_at_once_each_in_its_file():
+def test_all_errors_are_reported_at_once_each_in_its_file():
     variant = 'extends = "base.toml"\n[train]\nlr = "x"\n[selection]\nuse = "randm"\n'
     found = errors_of(variant, base=changed("epochs = 1", "epochs = 0\nbatch = 0"))
     assert [(f.file, f.line, f.column) for f in found] == [
@@ -193,7 +193,7 @@ def test_all_faults_at_once_each_in_its_file():
     ]
 
 
-def test_faults_in_files_that_are_extended():
+def test_errors_in_extended_files():
     (fault,) = errors_of('extends = "base.toml"\n', base="[data\n")
     assert (fault.file, fault.line, fault.column) == ("base.toml", 1, 6)
     chain = {"a": 'extends = "b.toml"\n', "b": '\nextends = "a.toml"\n'}
@@ -202,7 +202,7 @@ def test_faults_in_files_that_are_extended():
     assert "r.toml extends a.toml extends b.toml extends a.toml" in fault.message
 
 
-def test_a_fault_of_the_top_level_is_reported_once_for_all_stages():
+def test_an_error_of_the_top_level_is_reported_once_for_all_stages():
     found = errors_of(changed("batch = 16", "batch = 0", STAGED))
     assert [(fault.line, fault.column) for fault in found] == [(10, 1)]
 

@@ -77,7 +77,7 @@ def test_a_checkpoint_is_written_where_none_was_due(host):
 
 
 @pytest.mark.parametrize("last", [4, 3])
-def test_a_run_that_goes_on_knows_its_best(host, last):
+def test_a_resumed_run_knows_its_best(host, last):
     """From the last step, and from the one before."""
     (folder,) = whole_runs.run(host, FIRST, sets=("train.save_keep=9",))
     first = weights(folder)
@@ -97,7 +97,7 @@ def test_a_damaged_best_checkpoint_is_reported_and_not_replaced(host):
         whole_runs.run(host, FIRST)
 
 
-def test_a_score_that_nobody_measures_is_reported_before_the_first_step(host):
+def test_an_unmeasured_score_is_reported_before_the_first_step(host):
     text = FIRST.replace('"eval/nll"', '"eval/nl"')
     with pytest.raises(RunError, match=r"'eval/nl': no eval .*; they measure eval/nll, ") as raised:
         whole_runs.run(host, text)
@@ -105,7 +105,7 @@ def test_a_score_that_nobody_measures_is_reported_before_the_first_step(host):
     assert not list(Path("runs").glob("*/checkpoints"))
 
 
-def test_a_mode_without_a_score_is_a_fault(host):
+def test_a_mode_without_a_score_is_an_error(host):
     Path("r.toml").write_text(FIRST.replace('keep_best = "eval/nll"\n', ""))
     with pytest.raises(RecipeError, match="add keep_best"):
         read_recipe("r.toml", host)

@@ -169,7 +169,7 @@ def kdcore_patches():
 
 
 @pytest.mark.parametrize("merge", ["true", "false"])
-def test_a_run_whose_end_failed_goes_on(host, merge):
+def test_a_run_whose_end_failed_resumes(host, merge):
     """The adapter was merged already, in memory; the checkpoint still has it by itself."""
     (whole,) = run(host, merge, stage="big", out=Path("whole"))
     Path("fails.py").write_text(FAILS)
@@ -197,7 +197,7 @@ def kdcore_step_start(run, step):
 
 
 @pytest.mark.parametrize("sets", [(), ("train.checkpointing=true",)], ids=["", "checkpointing"])
-def test_an_ended_run_goes_on_to_the_same_end(host, sets):
+def test_an_adapter_run_resumes_to_the_same_end(host, sets):
     patch = 'stage.big.student.patch=[{use = "lora", dropout = 0.2}]'
     (whole,) = run(host, stage="big", sets=(patch, *sets), out=Path("whole"))
     Path("killer.py").write_text(KILLER)

@@ -139,7 +139,7 @@ def test_training_changes_the_adapter_and_nothing_else(tmp_path):
         assert torch.equal(after, before[name]) == ("lora_" not in name), name
 
 
-def test_a_checkpoint_is_the_adapter_and_goes_on_to_the_last_bit(tmp_path):
+def test_a_checkpoint_is_the_adapter_and_resumes_to_the_last_bit(tmp_path):
     whole = trainer(tmp_path)
     whole.train()
     saved = load_file(tmp_path / "checkpoints" / "step-3" / "student.safetensors")

@@ -130,7 +130,7 @@ def test_who_returns_something_else_is_named(tmp_path, method, how):
 
 
 @pytest.mark.parametrize("method", METHODS, ids=".".join)
-def test_who_writes_into_what_it_is_given_is_named_or_harms_nobody(tmp_path, method):
+def test_a_plugin_that_writes_into_its_inputs_is_named_or_harmless(tmp_path, method):
     outcome = ended(tmp_path / "writes", method, "writes")
     if method in WRITERS:
         said = names(outcome, method)
@@ -180,7 +180,7 @@ def test_a_logger_that_raises_is_switched_off_and_named(tmp_path, event, how):
 
 @pytest.mark.parametrize("event", EVENTS)
 @pytest.mark.parametrize("how", ["type", "prints"])
-def test_what_a_listener_returns_or_prints_matters_to_nobody(tmp_path, event, how):
+def test_return_values_and_output_of_listeners_are_ignored(tmp_path, event, how):
     outcome = run(tmp_path, "log.1", event, how)
     ended_cleanly(outcome, (0,))
     assert_is_the_folder(outcome.out, tmp_path)
@@ -199,7 +199,7 @@ def test_a_logger_cannot_change_what_others_hear(tmp_path, event):
 @pytest.mark.parametrize(
     "method", [("loss", "per_token"), ("eval", "measure"), ("patch", "finish")]
 )
-def test_a_run_goes_on_once_the_plugin_is_mended(tmp_path, method, monkeypatch):
+def test_a_run_resumes_once_the_plugin_is_fixed(tmp_path, method, monkeypatch):
     """The misbehaviour is in the code, not in the recipe: the folder is the same one."""
     import sys
 

@@ -111,7 +111,7 @@ def test_a_killed_run_writes_and_learns_the_same(host, step):
     assert_same_weights(ended, whole)
 
 
-def test_two_processes_write_what_one_writes_and_go_on_from_its_checkpoint(host):
+def test_two_processes_generate_what_one_does_and_resume_from_its_checkpoint(host):
     sets = ("student.config.attention_dropout=0.0", "train.steps=4", "train.log_every=1")
     (one,) = run(host, out=Path("whole"), sets=sets)
     words = [word for each in sets for word in ("--set", each)]

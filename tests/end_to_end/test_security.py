@@ -298,7 +298,7 @@ def test_templates_are_kept_in_their_box(template):
     ended_cleanly(kdcore("run", "plain.toml", "--set", f"data={{{inline}}}"), (1,))
 
 
-def test_modules_beside_a_recipe_are_not_imported(monkeypatch, capfd):
+def test_modules_next_to_a_recipe_are_not_imported(monkeypatch, capfd):
     marker = Path.cwd().parent / "ran"
     for name in ("tomli", "kdcore_text", "sitecustomize", "pluggy"):
         Path(f"{name}.py").write_text(f"open({str(marker)!r}, 'w')\n")

@@ -129,7 +129,7 @@ def test_a_finished_run_is_not_run_again(host):
     assert (folder / "metrics.jsonl").read_bytes() == before
 
 
-def test_fresh_begins_beside_and_gives_the_same(host):
+def test_fresh_starts_a_second_run_with_the_same_result(host):
     (first,) = run(host)
     (second,) = run(host, fresh=True)
     assert second.name == f"{first.name}-2"
@@ -144,7 +144,7 @@ def test_what_cannot_change_the_result_shares_the_run(host):
 
 
 @pytest.mark.parametrize("step", [1, 2, 4, 5, 6])
-def test_a_run_that_was_ended_goes_on_to_the_same_end(host, step):
+def test_an_interrupted_run_resumes_to_the_same_end(host, step):
     (whole,) = run(host, out=Path("whole"))
     Path("killer.py").write_text(KILLER.format(step=step, name="one"))
     with pytest.raises(KeyboardInterrupt):
@@ -154,7 +154,7 @@ def test_a_run_that_was_ended_goes_on_to_the_same_end(host, step):
     assert_same_weights(ended, whole)
 
 
-def test_a_killed_run_goes_on_to_the_same_end(host):
+def test_a_killed_run_resumes_to_the_same_end(host):
     (whole,) = run(host, out=Path("whole"))
     Path("killer.py").write_text(
         KILLER.format(step=5, name="one").replace(
@@ -293,7 +293,7 @@ def test_a_finished_run_is_extended_where_that_is_accepted(host, way):
     assert metrics(again)[-1]["step"] == 6
 
 
-def test_another_recipe_does_not_go_on_with_a_run_unless_it_is_accepted(host):
+def test_another_recipe_resumes_a_run_only_if_accepted(host):
     Path("killer.py").write_text(KILLER.format(step=5, name="one"))
     with pytest.raises(KeyboardInterrupt):
         run(PluginManager(off=["panel"], files=["killer.py"]))

@@ -184,7 +184,7 @@ def small(tokenizer):
     return tiny.model(vocabulary=len(tokenizer), bos_token_id=1, eos_token_id=2)
 
 
-def test_padded_at_the_left_each_prompt_goes_on_as_it_would_alone(stage):
+def test_left_padded_prompts_continue_as_they_would_alone(stage):
     tokenizer = tiny.llama_tokenizer()
     (samples,) = (each for each in stage.evals if each.name == "samples")
     prompts, model = [*samples.prompts, "She"], small(tokenizer)

@@ -346,7 +346,7 @@ FAULTS = [
         "kdcore/training/run_state.py",
         'self.step, self.tokens = state["step"], state["tokens"]',
         'self.tokens = state["tokens"]',
-        "end_to_end/test_stages.py::test_a_run_that_was_ended_goes_on_to_the_same_end",
+        "end_to_end/test_stages.py::test_an_interrupted_run_resumes_to_the_same_end",
     ),
     Fault(
         "resumed without the optimizer",

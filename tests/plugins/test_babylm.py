@@ -95,7 +95,7 @@ def test_a_summary_tells_each_sources_characters_once(corpus, caplog):
     assert not caplog.messages
 
 
-def test_an_unknown_source_is_cleaned_with_care_and_told(tmp_path, caplog):
+def test_an_unknown_source_is_cleaned_with_care_and_reported(tmp_path, caplog):
     caplog.set_level(logging.INFO, logger="kdcore")
     path = write(tmp_path, tales__txt="A: \u201clN\u00a0\u201d  <b>\n\n\n\n- x")
     assert train(path) == ['A: "lN " <b>\n\n- x']

@@ -182,7 +182,7 @@ def faults(**options):
     return list(Blimp(**options).faults(None))
 
 
-def test_faults_are_reported_without_reading(tmp_path):
+def test_errors_are_reported_without_reading(tmp_path):
     folder = tmp_path / "pairs"
     lay(folder, "agreement", [])
     assert faults(path=str(folder)) == []

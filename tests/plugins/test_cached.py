@@ -190,7 +190,7 @@ def test_a_store_that_another_process_made_first(tmp_path, model, monkeypatch):
     assert loads(second) == 0 and len(list(run.caches.iterdir())) == 1
 
 
-def test_two_processes_write_beside_each_other(tmp_path, model):
+def test_two_processes_write_concurrently(tmp_path, model):
     run = run_in(tmp_path)
     first, second = cached(run, model), cached(run, model)
     mine, theirs = batches((2, 3))

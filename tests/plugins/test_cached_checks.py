@@ -33,7 +33,7 @@ def flip(path, at, bit=3):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_flipped_bit_in_any_file_is_made_anew(tmp_path, model, kind):
+def test_a_flipped_bit_in_any_file_is_recomputed(tmp_path, model, kind):
     run = run_in(tmp_path)
     store = filled(run, model, **KINDS[kind])
     files = [*store.kind.arrays, CHECK]

@@ -150,7 +150,7 @@ def test_longer_documents_are_read_in_windows(tmp_path, model):
                 torch.testing.assert_close(found[7 + offset], exact[offset - begin - 1], **CLOSE)
 
 
-def test_rows_that_are_laid_anew_use_what_is_there(tmp_path, model):
+def test_repacked_rows_use_stored_values(tmp_path, model):
     run = run_in(tmp_path)
     for batch in batches():
         values(cached(run, model, **WHOLE), batch)

@@ -127,7 +127,7 @@ def test_a_step_of_rho_is_that_of_the_live_reference(tmp_path, micro_batch):
     assert_equal(found, cases.judged("llama", "packed", "rho"), selected=True)
 
 
-def test_a_sampled_teacher_beside_cross_entropy(tmp_path):
+def test_a_sampled_teacher_with_cross_entropy(tmp_path):
     """The gradient is that of the shares of the draws, whatever the rest of the step."""
     terms = [term(ForwardKL(), 0.7), term(CrossEntropy(), 0.3)]
     teacher = loaded(tmp_path, kind="sampled", draws=9)
@@ -221,7 +221,7 @@ def test_rows_that_are_fresh_each_epoch(tmp_path, host):
     assert faults(tmp_path, host, RECIPE, *fresh, 'teacher.context="document"') == []
 
 
-def test_options_of_another_kind_are_faults(tmp_path, host):
+def test_options_of_another_kind_are_errors(tmp_path, host):
     (found,) = faults(tmp_path, host, RECIPE, "teacher.k=4")
     assert found == 'k is an option of kind = "topk", not of "nll"'
 

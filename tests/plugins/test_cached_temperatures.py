@@ -115,7 +115,7 @@ def test_it_keeps_the_contract_of_teachers(tmp_path, model):
 # Files
 
 
-def test_a_file_for_each_temperature_beside_those_that_are_bound(tmp_path, model):
+def test_a_file_for_each_temperature_in_addition_to_the_bound_ones(tmp_path, model):
     (batch,) = batches((5,))
     run = run_in(tmp_path, WARM, ForwardKL(temperature=0.5), ForwardKL(), CrossEntropy())
     teacher = cached(run, model, **TOP)
@@ -157,7 +157,7 @@ def test_only_what_is_missing_at_the_temperature_is_asked_for(tmp_path, model):
     assert asked == [len(second.valid)]
 
 
-def test_a_torn_file_is_made_anew_and_nothing_else(tmp_path, model):
+def test_only_a_torn_file_is_rebuilt(tmp_path, model):
     (batch,) = batches((5,))
     run = run_in(tmp_path, WARM)
     before = outputs_at(cached(run, model, **TOP), batch)
@@ -172,7 +172,7 @@ def test_a_torn_file_is_made_anew_and_nothing_else(tmp_path, model):
 
 
 @pytest.mark.parametrize("file", ["others_at_2.0.f16", "others_at_2.0.f16.check.u16"])
-def test_a_flipped_bit_is_made_anew(tmp_path, model, file):
+def test_a_flipped_bit_is_recomputed(tmp_path, model, file):
     (batch,) = batches((5,))
     run = run_in(tmp_path, WARM)
     before = outputs_at(cached(run, model, **TOP), batch)
@@ -220,7 +220,7 @@ def test_verify_compares_the_shares_too(tmp_path, model):
     assert work._apart(batch)[0].max() < 1e-3
     store = teacher.store(batch)
     store.extras[0][store.slots(batch)[0]] = np.log(0.5)
-    store._checks_beside[0][:] = 0  # as if it had been written so
+    store._extra_checks[0][:] = 0  # as if it had been written so
     assert work._apart(batch)[0].max() > 0.1
 
 

@@ -170,7 +170,7 @@ def test_options_out_of_range(options):
         Samples(**options)
 
 
-def test_agreement_with_likelihoods_only_is_a_fault_of_the_recipe():
+def test_agreement_with_likelihoods_only_is_an_error_of_the_recipe():
     knows, not_ = (SimpleNamespace(name="some", gives_logits=lambda x=x: x) for x in (True, False))
     assert [*Agreement().faults(SimpleNamespace(teacher=knows))] == []
     assert [*Agreement().faults(SimpleNamespace(teacher=None))] == []  # told otherwise

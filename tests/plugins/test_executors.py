@@ -142,7 +142,7 @@ def test_slurm_is_asked_for_what_the_recipe_and_the_command_line_say(cluster):
     assert any("submitit.core._submit" in line for line in lines)
 
 
-def test_what_a_stage_asks_for_goes_first_and_no_limit_is_made_up(cluster):
+def test_resources_of_a_stage_take_precedence_and_no_limit_is_invented(cluster):
     Slurm(gres="gpu:1").start(job(cluster, gpus=4, hours=1.5, cpus=8))
     options, _ = script(cluster)
     assert (options["gres"], options["time"], options["cpus-per-task"]) == ("gpu:4", "90", "8")

@@ -92,7 +92,7 @@ def test_an_evaluation_at_the_checkpoint_is_not_kept_twice(tmp_path, files):
     assert "eval/nll" not in read_metrics(folder)[-1]
 
 
-def test_a_run_without_a_checkpoint_begins_its_metrics_anew(tmp_path, files):
+def test_a_run_without_a_checkpoint_starts_its_metrics_over(tmp_path, files):
     folder = keep_run(tmp_path, "a-1")
     files.kdcore_run_start(fake_run(folder))
     assert steps_and_kinds(folder) == [(0, False)]

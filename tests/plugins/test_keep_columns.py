@@ -151,7 +151,7 @@ def test_dialogues_keep_theirs(tmp_path, name, caplog):
     assert "does not read level" in caplog.text and "domain" not in caplog.text
 
 
-def test_other_columns_are_made_anew(tmp_path):
+def test_other_columns_are_rebuilt(tmp_path):
     path = written(tmp_path / "a.jsonl", ASKED)
     first = sft(path, "domain").make_rows("train", tiny_tokenizer(), seed=0, epoch=0)
     second = sft(path, "level").make_rows("train", tiny_tokenizer(), seed=0, epoch=0)

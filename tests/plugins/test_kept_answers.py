@@ -254,7 +254,7 @@ def test_a_teacher_answers_each_prompt_once_whoever_asks(run):
     assert [one.ids for one in other] == [one.ids for one in first]
 
 
-def test_without_keeping_it_answers_anew(run):
+def test_without_keeping_it_answers_again(run):
     writer, prompts = TeacherWrites(max_new_tokens=8, keep=False), make_prompts(4)
     first, second = (writer.generate(run, [e.again(n) for e in prompts]) for n in (0, 1))
     assert [one.ids for one in first] != [one.ids for one in second]

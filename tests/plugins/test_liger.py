@@ -54,7 +54,7 @@ def test_without_a_gpu_it_says_so(library, monkeypatch):
     assert library == []
 
 
-def test_without_the_library_it_is_a_fault(monkeypatch):
+def test_without_the_library_it_is_an_error(monkeypatch):
     monkeypatch.setattr("kdcore_liger.find_spec", lambda name: None)
     assert list(Liger().faults(None)) == [
         "the patch 'liger' needs liger-kernel: pip install \"kdcore[gpu]\""

@@ -222,7 +222,7 @@ def faults(tmp_path, *patches, fresh=False):
 ALONE = '{use = "lora", merge = false}'
 
 
-def test_faults_of_recipes(tmp_path, monkeypatch):
+def test_errors_of_recipes(tmp_path, monkeypatch):
     assert faults(tmp_path, '{use = "lora"}') == faults(tmp_path, ALONE) == []
     assert faults(tmp_path, '{use = "init"}', '{use = "lora"}') == []
     assert faults(tmp_path, ALONE, '{use = "init"}') == []

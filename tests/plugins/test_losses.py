@@ -365,13 +365,13 @@ class LogOfMixture(Loss):
         return (p * (teacher.log_softmax(-1) - (0.1 * p + 0.9 * q).log())).sum(-1)
 
 
-def test_fault_batchmean_is_not_a_value_for_each_token():
+def test_bug_batchmean_is_not_a_value_for_each_token():
     check_loss(ForwardKL())
     with pytest.raises(AssertionError, match=r"returned torch\.float32 of shape \(\)"):
         check_loss(BatchMean())
 
 
-def test_fault_log_of_a_mixture_underflows():
+def test_bug_log_of_a_mixture_underflows():
     student, teacher = torch.tensor([[0.0, -10, -120]]), torch.tensor([[0.0, -5, -130]])
     labels = torch.zeros(1, dtype=torch.long)
     values = SkewKL(skew=0.1).per_token(student, teacher, labels)
@@ -381,7 +381,7 @@ def test_fault_log_of_a_mixture_underflows():
         check_loss(LogOfMixture())
 
 
-def test_fault_dropping_t2_weakens_the_gradient():
+def test_bug_dropping_t2_weakens_the_gradient():
     def strength(loss):
         return value_and_gradient(loss, *drawn(spread=0.1))[1].norm()
 
@@ -392,7 +392,7 @@ def test_fault_dropping_t2_weakens_the_gradient():
 
 
 @pytest.mark.parametrize(("skewed", "limit"), [(SkewKL, ForwardKL), (SkewReverseKL, ReverseKL)])
-def test_fault_skew_on_the_other_side(skewed, limit):
+def test_bug_skew_on_the_other_side(skewed, limit):
     given = drawn(spread=1.0)
     unskewed = limit().per_token(*given)
     ours, other = (skewed(skew=skew).per_token(*given) / unskewed for skew in (0.01, 0.99))

@@ -73,7 +73,7 @@ def test_validation_stays_clean():
     assert list(noisy.texts("validation")) == [DOCUMENT] * 50
 
 
-def test_how_rows_are_laid_is_set_once():
+def test_the_layout_of_rows_is_set_once():
     with pytest.raises(ValidationError, match="block belongs next to source, not in it"):
         Noisy(source=Clean(block=64))
     Noisy(source=Clean(block=64), block=64)

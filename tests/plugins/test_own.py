@@ -146,7 +146,7 @@ class Kept:
         self.state = state
 
 
-def test_state_goes_through_safetensors_and_json():
+def test_state_round_trips_through_safetensors_and_json():
     state = {"a": torch.arange(3), "b": 1, "c": 0.5, "d": "text", "e": b"\x00\xff"}
     tensors, values = component_states({"selection": Kept(state), "data": Kept()})
     assert set(tensors) == {"selection/a"} and set(values) == {"selection"}

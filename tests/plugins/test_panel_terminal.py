@@ -151,7 +151,7 @@ def test_what_an_interrupt_tore_off_is_taken_away_at_the_end():
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes are forked here")
-def test_a_forked_process_waits_for_nobody():
+def test_a_forked_process_does_not_wait():
     with terminal(Screen, 80, 24) as (stream, console):
         bar = show_live(Bar("tokenising train texts", 100, "characters"), console)
         with bar._display.lock:  # as a thread that draws at this very moment may

@@ -142,7 +142,7 @@ def test_cached_around_it_reads_the_file_once(live):
     np.testing.assert_allclose(first, live, rtol=2e-3)
 
 
-def test_what_nobody_wrote_down_is_not_known():
+def test_unrecorded_positions_are_not_known():
     records = [plain(n, text) for n, text in enumerate(TEXTS)]
     for each in records:
         each["logs"] = [[], *([few, []][n % 2] for n, few in enumerate(each["logs"][1:]))]

@@ -147,7 +147,7 @@ def test_english_is_scored_as_the_library_does(text):
     assert words(text) == DefaultTokenizer().tokenize(text)
 
 
-def test_a_missing_library_is_a_fault(monkeypatch):
+def test_a_missing_library_is_an_error(monkeypatch):
     assert list(Rouge().faults(None)) == []
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     (fault,) = Rouge().faults(None)

@@ -57,7 +57,7 @@ def test_random_keeps_exactly_its_share(tokens, share):
     assert Random(keep=share).keep(tokens).sum() == math.ceil(share * VALID)
 
 
-def test_random_draws_anew_at_each_step():
+def test_random_draws_again_at_each_step():
     first, second = (Random(keep=0.5).keep(make_tokens(BATCH, step=step)) for step in (1, 2))
     assert not first.equal(second)
 

@@ -102,7 +102,7 @@ def test_what_is_no_format_is_reported_with_the_names_there_are():
         ),
     ],
 )
-def test_faults_of_records_are_reported(record, said):
+def test_errors_in_records_are_reported(record, said):
     assert refused(record).startswith(said)
 
 
@@ -227,7 +227,7 @@ def test_the_fingerprint_is_of_the_content(tmp_path):
     assert Sft(path=path).fingerprint() != before
 
 
-def test_rows_are_made_anew_where_anything_differs(tmp_path):
+def test_rows_are_rebuilt_where_anything_differs(tmp_path):
     tokenizer = tiny.byte_tokenizer()
     path = jsonl(
         tmp_path / "a.jsonl",

@@ -105,7 +105,7 @@ def test_what_a_template_looks_for_in_answers_it_is_given(tmp_path):
     assert tokenizer.convert_tokens_to_ids("</t>") not in row["input_ids"]
 
 
-def test_characters_that_stand_for_marks_are_refused_beside_them(tmp_path):
+def test_characters_that_stand_for_marks_are_refused_next_to_them(tmp_path):
     (row,) = rows_of(tmp_path, [ask("Hi \U00100001", "Hello.")], TOKENIZER)
     assert "\U00100001" in TOKENIZER.decode(row["input_ids"])
     with pytest.raises(RunError, match=r"record 1 has <\|im_end\|> in its text together"):

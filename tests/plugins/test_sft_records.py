@@ -349,7 +349,7 @@ def test_an_answer_of_which_nothing_is_written_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"cut": 1, "other": 2}'])
-def test_counts_that_were_lost_are_not_told_as_none(tmp_path, caplog, monkeypatch, content):
+def test_lost_counts_are_not_reported_as_none(tmp_path, caplog, monkeypatch, content):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     data = data_of(tmp_path, [turns(A, B), turns(A, answer(""))])
     data.make_rows("train", TOKENIZER, seed=0, epoch=0)
@@ -440,7 +440,7 @@ def test_names_that_no_record_has_are_refused_with_those_that_there_are(tmp_path
         ({"prompt": "a", "completion": [B]}, "record 1 has prompt of type str, expected"),
     ],
 )
-def test_faults_of_turns_are_reported_with_file_and_record(tmp_path, record, said):
+def test_errors_in_turns_are_reported_with_file_and_record(tmp_path, record, said):
     with pytest.raises(RunError) as refused:
         one(tmp_path, record)
     assert str(tmp_path / "records.json") in str(refused.value)

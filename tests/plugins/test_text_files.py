@@ -107,7 +107,7 @@ def test_a_cell_may_be_long(texts):
         (f"1,{'word ' * 9}\n2,b\n", f"it has 1, {('word ' * 9)[:40]}..."),
     ],
 )
-def test_faults_of_csv_are_reported_with_their_line(refused, content, said):
+def test_csv_errors_are_reported_with_their_line(refused, content, said):
     assert said in refused("a.csv", content)
 
 
@@ -151,7 +151,7 @@ def test_a_file_may_be_one_record_or_several_over_many_lines(texts, name):
 
 @pytest.mark.slow
 @given(st.lists(st.dictionaries(st.text(), st.text() | st.lists(st.integers()), min_size=1)))
-def test_records_come_back_however_they_are_laid_out(tmp_path_factory, records):
+def test_records_are_read_whatever_their_layout(tmp_path_factory, records):
     path = tmp_path_factory.mktemp("json") / "a.json"
     laid_out = [
         json.dumps(records, indent=1),
@@ -192,7 +192,7 @@ def test_records_come_back_however_they_are_laid_out(tmp_path_factory, records):
         ("a.jsonl", '{"text": [{"role": "user"}]}\n', 'text; use = "sft" reads dialogues'),
     ],
 )
-def test_faults_of_json_are_reported_with_their_record(refused, name, content, said):
+def test_json_errors_are_reported_with_their_record(refused, name, content, said):
     assert said in refused(name, content)
 
 

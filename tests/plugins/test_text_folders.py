@@ -61,7 +61,7 @@ def missing(**options):
 # ---- folders
 
 
-def test_csv_beside_other_files_is_read_and_what_is_left_out_is_named(logged):
+def test_csv_among_other_files_is_read_and_skipped_files_are_named(logged):
     csvs("d/a.csv", "d/b.csv")
     write({"d/c.jsonl": '{"text": "no"}\n', "d/notes.txt": "no", "d/p.png": b"\x89PNG"})
     write({"d/README.md": "no", "d/.hidden": "no", "d/__cache__/x.csv": "no", "d/empty.csv": ""})
@@ -260,7 +260,7 @@ def test_a_validation_that_is_not_there_is_reported_too(here):
     assert refused("a.csv", "validation", validation="dev") == said
 
 
-def test_a_name_on_the_hub_is_no_fault_and_names_what_lies_beside_it(here):
+def test_a_name_on_the_hub_is_valid_and_similar_paths_are_named(here):
     csvs("stories.csv")
     assert missing(path="stories") == missing(path="owner/name") == []
     said = refused("stories")

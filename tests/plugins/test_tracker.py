@@ -111,7 +111,7 @@ def test_a_continued_run_has_each_step_once(tmp_path):
     assert [step for step, _ in texts["eval/story/text_summary"]] == [0, 100]
 
 
-def test_a_run_without_a_checkpoint_begins_anew(tmp_path):
+def test_a_run_without_a_checkpoint_starts_over(tmp_path):
     folder = keep_run(tmp_path, "a-1")
     for loss in (3.0, 4.0):
         tracker, run = Tracker(), fake_run(folder)
@@ -231,7 +231,7 @@ def test_a_tracker_that_fails_stops_no_run(tmp_path, services, failing, caplog, 
 
 @pytest.mark.parametrize("to", ["tensorboard", "trackio", "wandb"])
 @pytest.mark.parametrize("found", [None, ModuleSpec("wandb", None)])
-def test_a_missing_library_is_a_fault(to, found, monkeypatch):
+def test_a_missing_library_is_an_error(to, found, monkeypatch):
     # A folder that is called as the library is no library.
     monkeypatch.setattr("kdcore_tracker.find_spec", lambda name: found)
     (said,) = Tracker(to=to).faults(None)
@@ -239,7 +239,7 @@ def test_a_missing_library_is_a_fault(to, found, monkeypatch):
     assert said == f"the logger 'tracker' needs {to}: pip install {line}"
 
 
-def test_a_library_that_is_there_is_no_fault():
+def test_an_installed_library_is_no_error():
     assert list(Tracker().faults(None)) == []
 
 

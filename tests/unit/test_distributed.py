@@ -26,7 +26,7 @@ def process(rank, processes=2):
     return SimpleNamespace(num_processes=processes, process_index=rank, is_main_process=rank == 0)
 
 
-def test_the_main_process_goes_first_at_every_turn():
+def test_the_main_process_is_first_at_every_turn():
     did, one_turn = [], Event()
 
     def others():
@@ -46,7 +46,7 @@ def test_the_main_process_goes_first_at_every_turn():
     assert did == [(0, 0), (0, 1), (1, 0), (1, 1)]
 
 
-def test_others_go_on_where_the_main_process_fails():
+def test_others_continue_where_the_main_process_fails():
     did = []
 
     def others():
@@ -61,7 +61,7 @@ def test_others_go_on_where_the_main_process_fails():
     assert did == ["went on"]
 
 
-def test_one_process_waits_for_nobody(store):
+def test_a_single_process_does_not_wait(store):
     with main_first(process(0, processes=1)):
         pass
     assert store.num_keys() == 0

@@ -90,7 +90,7 @@ def decayed_in(made):
         ),
     ],
 )
-def test_weight_decay_goes_by_module_and_name_and_not_by_shape(kind, options, spared, decayed):
+def test_weight_decay_depends_on_module_and_name_not_on_shape(kind, options, spared, decayed):
     made = small(kind, **options)
     names = {".".join(name.split(".")[-2:]) for name, _ in made.named_parameters()}
     assert spared | decayed <= names
@@ -186,7 +186,7 @@ def test_optimizers_of_bitsandbytes(bitsandbytes, name):
     assert optimizer.defaults["betas"] == (0.8, 0.9)
 
 
-def test_betas_that_nobody_chose_are_the_optimizers_own(bitsandbytes):
+def test_default_betas_are_the_optimizers_own(bitsandbytes):
     options = TrainOptions(lr=0.1, optimizer="lion")
     assert optimizer_of(options, model()).betas == (0.9, 0.99)
     options = TrainOptions(lr=0.1, optimizer="lion", betas=[0.95, 0.98])

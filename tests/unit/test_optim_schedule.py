@@ -24,12 +24,12 @@ def rates(steps=10, **options):
     return [rate(step) for step in range(1, steps + 1)]
 
 
-def test_cosine_goes_down_half_a_wave():
+def test_cosine_decays_over_half_a_wave():
     exact = [1 + math.cos(math.pi * done / 10) for done in range(10)]
     assert rates(schedule="cosine") == pytest.approx(exact)
 
 
-def test_linear_warms_up_and_goes_down():
+def test_linear_warms_up_and_decays():
     exact = [0.0, 1.0, 2.0, 1.75, 1.5, 1.25, 1.0, 0.75, 0.5, 0.25]
     assert rates(schedule="linear", warmup=2) == pytest.approx(exact)
 

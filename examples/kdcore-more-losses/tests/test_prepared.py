@@ -216,7 +216,7 @@ def test_a_step_that_is_prepared_again_changes_nothing():
     assert once.state_dict()["now"].equal(twice.state_dict()["now"])
 
 
-def test_a_run_that_is_continued_goes_on_alike():
+def test_a_resumed_run_continues_identically():
     steps = losses_of([1.0, 0.8, 0.6, 0.4, 0.2])
     whole, first, second = (AdaKD(decay=0.5, warmup=0) for _ in range(3))
     ratios(whole, steps)

@@ -36,7 +36,7 @@ def test_bigrams_fall_back_on_what_is_frequent():
     torch.testing.assert_close(after(teacher, 0), single)  # 0 has never been seen
 
 
-def test_no_gram_goes_over_the_end_of_a_document():
+def test_no_gram_crosses_the_end_of_a_document():
     teacher = counted([[1, 2], [3, 0]], order=3, strength=0.1)
     assert after(teacher, 1, 2).argmax() != 3
 

@@ -83,7 +83,7 @@ def test_a_cancelled_task_ends_its_run_by_sigterm(ray, tmp_path):
     assert (tmp_path / "logs" / "job.log").read_text() == "saved\n"
 
 
-def test_a_killed_worker_and_a_killed_run_are_told_apart(ray, tmp_path):
+def test_a_killed_worker_and_a_killed_run_are_distinguished(ray, tmp_path):
     executor = Ray()
     handle = started(executor, tmp_path)
     os.kill(ray.tasks[0].process.pid, signal.SIGKILL)

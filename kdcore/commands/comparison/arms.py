@@ -10,7 +10,7 @@ from pathlib import Path
 
 from kdcore.commands.comparison.courses import Course, Half, share_clock
 from kdcore.commands.comparison.group_tables import labels
-from kdcore.commands.comparison.groups import Group, Told
+from kdcore.commands.comparison.groups import Group, RunSummary
 from kdcore.errors import UsageError, did_you_mean
 
 SWEEP = "sweep.json"  # in the folder of runs: which run is which point of a sweep
@@ -30,10 +30,10 @@ class Arm:
     @property
     def unfinished(self) -> list[str]:
         """Each unfinished run, and its progress."""
-        told = [course.told for course in self.runs.values()]
+        summaries = [course.summary for course in self.runs.values()]
         return [
             f"{run.folder.name} {'failed' if run.has_failed else 'is'} at step {run.unfinished_at}"
-            for run in told
+            for run in summaries
             if run.unfinished_at is not None
         ]
 
@@ -47,8 +47,8 @@ def arms_of(folders: Sequence[Path], half: Half | None = None) -> list[Arm]:
     swept: dict[str, _Varied] = {}
     for course in courses:
         point = points[course.folder.parent].get(course.folder.name)
-        told = [course.told.name, list(point.items()) if point else course.told.settings]
-        key = json.dumps(told, sort_keys=True, default=str)
+        identity = [course.summary.name, list(point.items()) if point else course.summary.settings]
+        key = json.dumps(identity, sort_keys=True, default=str)
         groups.setdefault(key, []).append(course)
         if point:
             swept[key] = point
@@ -64,7 +64,7 @@ def arms_of(folders: Sequence[Path], half: Half | None = None) -> list[Arm]:
 
 def _unique(label: str, all_labels: Sequence[str], runs: Sequence[Course]) -> str:
     """With the runs' name in front if other arms have the same label."""
-    name = runs[0].told.name
+    name = runs[0].summary.name
     return label if label and all_labels.count(label) == 1 else f"{name} {label}".rstrip()
 
 
@@ -83,15 +83,15 @@ def _said(point: _Varied, shared: frozenset[tuple[str, str]] = frozenset()) -> s
     )
 
 
-def _finished(course: Course) -> Told:
+def _finished(course: Course) -> RunSummary:
     """Labels arms by their content, whatever folder their runs are in."""
-    return replace(course.told, unfinished_at=None)
+    return replace(course.summary, unfinished_at=None)
 
 
 def _arm(label: str, courses: Sequence[Course], whole: str) -> Arm:
     runs: dict[object, Course] = {}
     for course in courses:
-        seed = course.told.seed
+        seed = course.summary.seed
         if seed in runs:
             both = f"{runs[seed].folder} and {course.folder}"
             raise UsageError(
@@ -156,9 +156,9 @@ def chosen(arms: Sequence[Arm], baseline: str | None) -> Arm:
 
 
 def _names(arm: Arm) -> list[str]:
-    told = [course.told for course in arm.runs.values()]
-    return [*(run.folder.name for run in told), *(str(run.folder) for run in told)]
+    runs = [course.summary for course in arm.runs.values()]
+    return [*(run.folder.name for run in runs), *(str(run.folder) for run in runs)]
 
 
 def _all_names(arm: Arm) -> list[str]:
-    return [arm.label, arm.whole, *(course.told.name for course in arm.runs.values())]
+    return [arm.label, arm.whole, *(course.summary.name for course in arm.runs.values())]

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from kdcore.checksums import damage
-from kdcore.commands.comparison.groups import Told, tell_run
+from kdcore.commands.comparison.groups import RunSummary, summarize_run
 from kdcore.document_losses import DOCUMENTS, DocumentLosses, read_document_losses
 from kdcore.errors import UsageError
 from kdcore.runs.environment import recorded
@@ -49,7 +49,7 @@ class Course:
         self.half = half
         self.clock: Clock = "elapsed"  # what equal time counts
         self.evaluations: list[Line] = []
-        self.told: Told = tell_run(folder, self._reading(folder))
+        self.summary: RunSummary = summarize_run(folder, self._reading(folder))
         self.folder = folder
 
     def _reading(self, folder: Path) -> Iterator[Line]:
@@ -193,7 +193,7 @@ def _number(value: object) -> float:
 
 def shares_rows(courses: Sequence[Course]) -> bool | None:
     """The seed of the held-out rows, if shared; None if all rows are used."""
-    drawn = {course.told.rows_drawn_by for course in courses}
+    drawn = {course.summary.rows_drawn_by for course in courses}
     return None if drawn == {None} else len(drawn) == 1
 
 

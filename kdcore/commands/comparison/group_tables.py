@@ -13,7 +13,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from kdcore.commands.comparison.groups import Group, differing, grouped, scores_of, tell_run
+from kdcore.commands.comparison.groups import Group, differing, grouped, scores_of, summarize_run
 from kdcore.commands.fitting import Column, Fitting
 from kdcore.runs.folder import failure_of
 from kdcore.runs.reading.metrics import is_part
@@ -26,12 +26,12 @@ _REDUNDANT = ("perplexity",)
 
 def comparison(folders: Sequence[Path]) -> Fitting:
     """The groups of runs: mean and spread of the loss, bits per byte and all other scores."""
-    return _table(grouped([tell_run(folder) for folder in folders]))
+    return _table(grouped([summarize_run(folder) for folder in folders]))
 
 
 def comparison_in_full(folders: Sequence[Path]) -> list[RenderableType]:
     """The comparison, followed by the differing keys whose values are not in it."""
-    groups = grouped([tell_run(folder) for folder in folders])
+    groups = grouped([summarize_run(folder) for folder in folders])
     keys = differing(groups)
     shown = {key for telling in _telling(groups) for key in telling}
     parts: list[RenderableType] = [_table(groups), *_notes_on_rows(groups)]
@@ -106,12 +106,12 @@ def _telling(groups: Sequence[Group]) -> list[dict[str, object]]:
 
 def _fewest(namesakes: Sequence[Group]) -> list[str]:
     """The fewest keys that distinguish these groups."""
-    keys, told = list[str](), 1
+    keys, most = list[str](), 1
     for key in differing(namesakes):
         some = [*keys, key]
         apart = {repr([one.settings.get(k) for k in some]) for one in namesakes}
-        if len(apart) > told:
-            keys, told = some, len(apart)
+        if len(apart) > most:
+            keys, most = some, len(apart)
     return keys
 
 
@@ -128,7 +128,7 @@ def _differences(groups: Sequence[Group], keys: Sequence[str]) -> Table:
 
 def as_rows(folders: Sequence[Path]) -> list[dict[str, Any]]:
     """A flat row for each group, for CSV and JSON."""
-    groups = grouped([tell_run(folder) for folder in folders])
+    groups = grouped([summarize_run(folder) for folder in folders])
     keys, scores = differing(groups), scores_of(groups)
     return [_row(group, keys, scores) for group in groups]
 

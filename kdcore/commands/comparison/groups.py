@@ -24,7 +24,7 @@ _NOT_COMPARED = ("seed", "extends", "train.eval_first")
 
 
 @dataclass(frozen=True)
-class Told:
+class RunSummary:
     """One run, as its folder describes it."""
 
     folder: Path
@@ -49,7 +49,7 @@ class Told:
         return self.history.series
 
 
-def tell_run(folder: Path, lines: Iterable[Line] | None = None) -> Told:
+def summarize_run(folder: Path, lines: Iterable[Line] | None = None) -> RunSummary:
     """Read a run's folder; `lines` if its metrics.jsonl was read already."""
     table = read_settings(folder)
     history = History(iter_metrics(folder) if lines is None else lines)
@@ -57,7 +57,7 @@ def tell_run(folder: Path, lines: Iterable[Line] | None = None) -> Told:
     train = table.get("train", {})
     old = "eval_seed" not in train
     drawn_by = table.get("seed", 0) if old else train["eval_seed"]
-    return Told(
+    return RunSummary(
         rows_drawn_by=None if train.get("eval_rows") == "all" else drawn_by,
         is_old=old,
         folder=folder,
@@ -92,7 +92,7 @@ def _referred(value: object) -> object:
 class Group:
     """Runs that differ only in the seed."""
 
-    runs: Sequence[Told]
+    runs: Sequence[RunSummary]
 
     @property
     def name(self) -> str:
@@ -126,12 +126,12 @@ class Group:
         return stdev(values) if all(map(math.isfinite, values)) else math.nan
 
 
-def grouped(runs: Sequence[Told]) -> list[Group]:
+def grouped(runs: Sequence[RunSummary]) -> list[Group]:
     """Groups in the order of their first run."""
-    groups: dict[str, list[Told]] = {}
+    groups: dict[str, list[RunSummary]] = {}
     for run in runs:
-        told = [run.name, run.settings, run.unfinished_at]
-        groups.setdefault(json.dumps(told, sort_keys=True, default=str), []).append(run)
+        identity = [run.name, run.settings, run.unfinished_at]
+        groups.setdefault(json.dumps(identity, sort_keys=True, default=str), []).append(run)
     return [Group(runs) for runs in groups.values()]
 
 

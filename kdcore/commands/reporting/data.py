@@ -43,13 +43,13 @@ def facts_of(arm: Arm, style: int) -> ArmFacts:
 
 
 def _state(course: Course) -> str:
-    at = course.told.unfinished_at
-    return "finished" if at is None else f"{'failed ' * course.told.has_failed}at step {at}"
+    at = course.summary.unfinished_at
+    return "finished" if at is None else f"{'failed ' * course.summary.has_failed}at step {at}"
 
 
 def last(course: Course) -> dict[str, float]:
     """The last value of each score in metrics.jsonl."""
-    return {f"eval/{name}": each for name, each in course.told.scores.items()}
+    return {f"eval/{name}": each for name, each in course.summary.scores.items()}
 
 
 def evaluations(arm: Arm, style: int, metric: str, axis: Axis) -> Line:
@@ -78,7 +78,7 @@ def _is_number(value: object) -> bool:
 
 def series(arm: Arm, style: int, name: str, label: str = "") -> Line:
     """A thinned training curve over steps, with the range over seeds."""
-    each = [course.told.curves.get(name) for course in arm.runs.values()]
+    each = [course.summary.curves.get(name) for course in arm.runs.values()]
     known = [one for one in each if one is not None]
     if len(known) < len(each):
         return Line(label or arm.label, style, [])
@@ -95,7 +95,7 @@ def _together(each: Sequence[Series]) -> Iterator[Point]:
 
 def names_under(arm: Arm, prefix: str) -> list[str]:
     """The curves of an arm under a prefix such as "gradient/"."""
-    curves = next(iter(arm.runs.values())).told.curves
+    curves = next(iter(arm.runs.values())).summary.curves
     return [name for name in curves if name.startswith(prefix)]
 
 
@@ -109,8 +109,10 @@ def cost(arms: Sequence[Arm], price: float | None) -> list[dict[str, str]]:
 
 def _cost(arm: Arm, price: float | None) -> dict[str, str]:
     courses = list(arm.runs.values())
-    seconds = [course.told.history.latest.get("elapsed", math.nan) for course in courses]
-    speeds = [course.told.history.latest.get("tokens_per_second", math.nan) for course in courses]
+    seconds = [course.summary.history.latest.get("elapsed", math.nan) for course in courses]
+    speeds = [
+        course.summary.history.latest.get("tokens_per_second", math.nan) for course in courses
+    ]
     devices = sum(
         _processes(course.folder) * each for course, each in zip(courses, seconds, strict=True)
     )
@@ -165,17 +167,20 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
 
 def samples(arms: Sequence[Arm]) -> list[tuple[str, list[tuple[str, str]]]]:
     """Texts from evaluations, of the first run of each arm, with the arm's label."""
-    told = [next(iter(arm.runs.values())).told.history.texts for arm in arms]
-    names = dict.fromkeys(name for texts in told for name in texts)
+    texts = [next(iter(arm.runs.values())).summary.history.texts for arm in arms]
+    names = dict.fromkeys(name for own in texts for name in own)
     return [
-        (name, [(a.label, each[name]) for a, each in zip(arms, told, strict=True) if name in each])
+        (
+            name,
+            [(a.label, each[name]) for a, each in zip(arms, texts, strict=True) if name in each],
+        )
         for name in names
     ]
 
 
 def differing_rows(arms: Sequence[Arm], keys: Sequence[str]) -> list[tuple[str, list[str]]]:
     """Settings in which the arms' recipes differ."""
-    settings = [next(iter(arm.runs.values())).told.settings for arm in arms]
+    settings = [next(iter(arm.runs.values())).summary.settings for arm in arms]
     return [(key, [str(each.get(key, "-")) for each in settings]) for key in keys]
 
 
@@ -193,7 +198,7 @@ def selection_rows(arms: Sequence[Arm]) -> list[tuple[str, list[str]]]:
 
 
 def _mean_of(arm: Arm, key: str, form: Callable[[float], str]) -> str:
-    histories = [course.told.history for course in arm.runs.values()]
+    histories = [course.summary.history for course in arm.runs.values()]
     found = [
         each.series[key].now if key in each.series else each.latest.get(key, math.nan)
         for each in histories

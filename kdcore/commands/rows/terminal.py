@@ -70,7 +70,7 @@ class OnTerminal:
             if self.scores:
                 yield from scores_of(row, start, end, width, {} if plain else STYLES)
             else:
-                yield _beside(row, start, end, plain, width)
+                yield _side_by_side(row, start, end, plain, width)
 
 
 def _legend(page: Page, plain: bool) -> Padding:
@@ -88,7 +88,7 @@ def _sample(state: Shown, title: str, plain: bool) -> Text:
     return Text().append(begin + title + end, "" if plain else STYLES[state])
 
 
-def _beside(row: ShownRow, start: int, end: int, plain: bool, width: int) -> RenderableType:
+def _side_by_side(row: ShownRow, start: int, end: int, plain: bool, width: int) -> RenderableType:
     """The sides of a document side by side, or stacked if that is too narrow."""
     texts = [_flowing(side, row, start, end, plain) for side in row.sides]
     if len(texts) == 1:

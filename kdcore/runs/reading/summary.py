@@ -73,8 +73,8 @@ def _curves(history: History, width: int, parts: bool) -> Iterator[RenderableTyp
     shown = [(label, series, note(history, series)) for label, series in rows(history, parts=parts)]
     names = max([len(label) for label, _, _ in shown], default=0)
     notes = max([len(said) for _, _, said in shown], default=0)
-    beside = notes > 0 and names + 2 + 10 * len(columns) + notes <= width
-    if beside:
+    has_notes = notes > 0 and names + 2 + 10 * len(columns) + notes <= width
+    if has_notes:
         table.add_column("", no_wrap=True, style="dim")
     for label, series, said in shown:
         has_best = not series.name.startswith("selection/")
@@ -84,9 +84,11 @@ def _curves(history: History, width: int, parts: bool) -> Iterator[RenderableTyp
             "at step": Text(f"{series.best_step:,}" if has_best else "", "dim"),
             "last": number(series.now),
         }
-        table.add_row(Text(label), *(cells[name] for name in columns), *([said] if beside else []))
+        table.add_row(
+            Text(label), *(cells[name] for name in columns), *([said] if has_notes else [])
+        )
     yield table
-    if notes and not beside:
+    if notes and not has_notes:
         yield from (Text(f"{label.strip()}: {said}", "dim") for label, _, said in shown if said)
 
 

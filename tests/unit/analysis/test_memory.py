@@ -86,7 +86,7 @@ def test_the_peak_is_more_than_what_is_held_and_about_all_of_it(tmp_path):
     assert sum(amounts[:4]) < taken.peak < 1.1 * sum(amounts)
 
 
-def test_bf16_weights_are_counted_beside_their_masters(tmp_path):
+def test_bf16_weights_are_counted_with_their_masters(tmp_path):
     sets = ("train.precision=bf16", "train.micro_batch=4")
     without = estimated(tmp_path, *sets)
     with_them = estimated(tmp_path, *sets, "train.bf16_weights=true")

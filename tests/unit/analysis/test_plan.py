@@ -162,7 +162,7 @@ def test_a_hub_out_of_reach_leaves_the_rest(tmp_path):
     assert found["again"].estimate is None
 
 
-def test_without_a_tokenizer_steps_are_still_told(tmp_path):
+def test_without_a_tokenizer_steps_are_still_reported(tmp_path):
     sets = ("tokenizer={use = 'hf', model = 'nobody/nothing'}", "train.steps=7")
     plan = plans(tmp_path, STAGES, *sets)["teacher"]
     assert (plan.ids, plan.rows, plan.estimate, plan.steps) == (None, None, None, 7)

@@ -256,7 +256,7 @@ def test_a_process_that_fails_says_why_and_the_others_that_it_did(folder):
     assert "another process of the run has ended" in done.stderr
 
 
-def test_a_fault_of_the_recipe_is_said_once(folder):
+def test_an_error_of_the_recipe_is_printed_once(folder):
     done = kdcore(folder, "--out", "fault", "--processes", "2", "--set", "train.lr=fast")
     assert done.returncode == 2
     assert done.stderr.count("train.lr=fast") == 1, done.stderr

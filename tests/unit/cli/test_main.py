@@ -66,7 +66,7 @@ def test_every_verb_is_listed_with_what_it_does(kdcore):
         assert len(line.strip("│ ")) > len(verb) + 10
 
 
-def test_a_faulty_recipe_gives_2_and_every_fault(kdcore):
+def test_an_invalid_recipe_gives_2_and_every_error(kdcore):
     Path("r.toml").write_text("[train]\nlr = 0\nstep = 3\n")
     code, out, err = kdcore("check", "r.toml")
     assert (code, out) == (2, "")

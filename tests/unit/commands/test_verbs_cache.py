@@ -130,7 +130,7 @@ def test_building_again_loads_nothing(call, recipe, store, loads):
     assert done.stdout.splitlines()[1].split()[-3] == f"{store.filled():,}"
 
 
-def test_it_goes_on_where_it_was_interrupted(call, recipe, monkeypatch, tmp_path):
+def test_it_resumes_where_it_was_interrupted(call, recipe, monkeypatch, tmp_path):
     inner, seen = TopK.scored, []
 
     def scored(kind, teacher, batch):

@@ -92,7 +92,7 @@ def found(host, degree, **options):
     ]
 
 
-def test_a_sound_recipe_has_neither_faults_nor_warnings(here, host):
+def test_a_valid_recipe_has_neither_errors_nor_warnings(here, host):
     assert found(host, "error") == found(host, "warning") == []
 
 
@@ -123,11 +123,11 @@ def test_the_rows_are_those_that_the_run_trains_on(here, host):
         (["data.path=absent.jsonl"], "absent.jsonl"),
     ],
 )
-def test_a_fault_is_what_the_run_would_say(here, host, sets, says):
+def test_an_error_is_what_the_run_would_report(here, host, sets, says):
     assert any(says in text for text in found(host, "error", sets=sets))
 
 
-def test_other_ids_are_a_fault(here, host):
+def test_other_ids_are_an_error(here, host):
     tiny.save(here / "other", tokenizer=tiny.llama_tokenizer(), max_position_embeddings=256)
     (text, *_) = found(host, "error", sets=["teacher.model=other"])
     assert "the tokenizers differ" in text
@@ -207,7 +207,7 @@ def test_one_page_on_80_columns(here, monkeypatch):
     assert any("30 documents" in line for line in lines)
 
 
-def test_a_fault_gives_2(here):
+def test_an_error_gives_2(here):
     said = CliRunner().invoke(app, ["doctor", "mine.toml", "--set", "data.block=400"])
     assert said.exit_code == 2
     assert "error: data.block = 400" in said.output

@@ -10,7 +10,7 @@ import typer
 from typer.testing import CliRunner
 
 from kdcore import RunError, UsageError
-from kdcore.commands.comparison.groups import tell_run
+from kdcore.commands.comparison.groups import summarize_run
 from kdcore.commands.evaluate import evaluate
 from kdcore.plugin.manager import PluginManager
 from kdcore.runs.reading.history import History
@@ -204,7 +204,7 @@ def test_only_one_eval_and_one_that_the_recipe_lacks(here):
 
 
 def test_readers_are_not_confused(here):
-    before, summary = read_metrics(here), tell_run(here)
+    before, summary = read_metrics(here), summarize_run(here)
     latest = latest_values(here, ("loss", "eval/nll"))
     with (here / "metrics.jsonl").open("a") as file:
         again = {"stage": "student", "step": 4, "tokens": 1, "time": 9e9, "again": True}
@@ -212,7 +212,7 @@ def test_readers_are_not_confused(here):
     assert read_metrics(here)[:-1] == before
     history = History(read_metrics(here))
     assert history.series["eval/nll"].now == History(before).series["eval/nll"].now
-    assert tell_run(here).scores == {**summary.scores, "width": 16.0}
+    assert summarize_run(here).scores == {**summary.scores, "width": 16.0}
     now = latest_values(here, ("loss", "eval/nll"))
     assert now == {**latest, "again": True, "eval/width": 16.0}
 

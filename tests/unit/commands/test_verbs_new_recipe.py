@@ -324,7 +324,7 @@ def test_the_students_of_texts_are_not_asked_questions(here, host, capsys):
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_is_one_sentence_and_no_file(here, fault):
+def test_an_error_is_one_sentence_and_writes_no_file(here, fault):
     lay, changes, said = FAULTS[fault]
     lay()
     bert(here / "bert")

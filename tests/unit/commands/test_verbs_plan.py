@@ -281,7 +281,7 @@ def test_the_verb_on_a_recipe(tmp_path):
     assert "\x1b" not in result.stdout
 
 
-def test_a_faulty_recipe_is_reported_before_anything_else(tmp_path):
+def test_an_invalid_recipe_is_reported_before_anything_else(tmp_path):
     (tmp_path / "mine.toml").write_text(RECIPE.replace("steps", "stepz"))
     with pytest.raises(UsageError, match="stepz"):
         verb.plan(str(tmp_path / "mine.toml"))

@@ -142,7 +142,7 @@ def test_no_name_is_a_usage_error(out):
         verb.rm(out=out)
 
 
-def test_a_link_to_a_run_elsewhere_is_all_that_goes(out, tmp_path):
+def test_only_the_link_to_a_run_elsewhere_is_removed(out, tmp_path):
     real = keep_run(tmp_path / "elsewhere", "a-11111111")
     out.mkdir()
     (out / "a-11111111").symlink_to(real)

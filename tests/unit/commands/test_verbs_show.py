@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from kdcore import UsageError
 from kdcore.commands.comparison import group_tables as comparison_module
 from kdcore.commands.comparison.group_tables import comparison, to_csv
-from kdcore.commands.comparison.groups import differing, grouped, settings_of, tell_run
+from kdcore.commands.comparison.groups import differing, grouped, settings_of, summarize_run
 from kdcore.commands.fitting import Column, Fitting
 from kdcore.commands.show import show
 from kdcore.runs.reading.metrics import evaluation_line
@@ -136,7 +136,7 @@ def test_namesakes_are_reported_apart_by_what_differs(here, capsys):
 
 def test_the_spread_is_that_of_a_sample(here):
     folders = seeds("runs", "a", [1.0, 2.0, 4.0])
-    [group] = grouped([tell_run(folder) for folder in folders])
+    [group] = grouped([summarize_run(folder) for folder in folders])
     assert group.mean("nll") == pytest.approx(7 / 3)
     assert group.spread("nll") == pytest.approx(math.sqrt(7 / 3))
     assert group.spread("nll") != group.spread("bits_per_byte")
@@ -153,7 +153,7 @@ def test_what_cannot_change_the_result_does_not_split_a_group(here):
     for seed, every in enumerate((10, 20)):
         train = {"lr": 0.006, "log_every": every, "micro_batch": every}
         keep_run("runs", f"a-{seed}", train=train, log=[{"use": "tracker"}] * seed, seed=seed)
-    parsed = [tell_run(folder) for folder in sorted((here / "runs").iterdir())]
+    parsed = [summarize_run(folder) for folder in sorted((here / "runs").iterdir())]
     assert len(grouped(parsed)) == 1
 
 
@@ -172,7 +172,7 @@ def test_teachers_that_differ_in_the_seed_only_are_the_same_teacher(here):
         keep_run("runs", f"q.kd-{seed}", teacher=table, seed=seed)
     other = keep_run("runs", "q.teacher-2", train={"lr": 1.0})
     keep_run("runs", "q.kd-2", teacher={"use": "hf", "model": f"runs/{other.name}/final"})
-    groups = grouped([tell_run(folder) for folder in sorted((here / "runs").glob("q.kd*"))])
+    groups = grouped([summarize_run(folder) for folder in sorted((here / "runs").glob("q.kd*"))])
     assert [len(group.runs) for group in groups] == [2, 1]
     assert differing(groups) == ["teacher.model"]
 
@@ -180,7 +180,7 @@ def test_teachers_that_differ_in_the_seed_only_are_the_same_teacher(here):
 def test_unfinished_runs_are_a_group_of_their_own(here):
     seeds("runs", "a", [1.0, 2.0])
     keep_run("runs", "a-9", lines=some_lines(130), finished=False)
-    groups = grouped([tell_run(folder) for folder in sorted((here / "runs").iterdir())])
+    groups = grouped([summarize_run(folder) for folder in sorted((here / "runs").iterdir())])
     assert [group.name for group in groups] == ["a", "a (at step 130)"]
 
 
@@ -191,7 +191,7 @@ def test_a_stage_with_a_tokenizer_on_other_data(here):
         'name = "quickstart"\n[tokenizer]\nuse = "bpe"\n[data]\nuse = "stories"\nstories = 2500\n'
         "[stage.kd]\nseed = 3\n[stage.kd.data]\nstories = 60\n[stage.kd.train]\nlr = 1.0\n"
     )
-    parsed = tell_run(folder)
+    parsed = summarize_run(folder)
     assert (parsed.name, parsed.seed) == ("quickstart.kd", stage["seed"])
     assert parsed.settings["data.stories"] == 60
     assert parsed.settings["tokenizer_data.stories"] == 2500

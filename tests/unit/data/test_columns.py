@@ -74,7 +74,7 @@ def test_nothing_is_looked_up_before_it_is_asked_for():
         ("math", "row 0 of 'train' has columns of type str"),
     ],
 )
-def test_faulty_columns_are_refused(columns, said):
+def test_invalid_columns_are_refused(columns, said):
     with pytest.raises(PluginError, match=said):
         GivenRows([row([0, 0, 1], columns=columns)], "train", "data 'x'")
 

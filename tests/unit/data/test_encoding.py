@@ -48,7 +48,7 @@ def test_documents_begin_as_the_tokenizer_begins_a_text():
 
 
 @pytest.mark.parametrize("bos", ["auto", False])
-def test_no_bos_where_the_tokenizer_adds_none_or_nobody_wants_one(bos):
+def test_no_bos_where_the_tokenizer_adds_none_or_it_is_off(bos):
     tokenizer = tiny.byte_tokenizer() if bos == "auto" else adding("<s>", bos="<s>")
     assert documents(tokenizer, bos=bos) == ["Once upon<|end|>", "a time<|end|>"]
 

@@ -106,7 +106,7 @@ def test_one_keeps_the_beginning_or_the_end(lengths, block):
 
 
 @given(lengths, blocks)
-def test_one_split_goes_on_in_the_next_row(lengths, block):
+def test_one_split_continues_in_the_next_row(lengths, block):
     rows = tokens(packing.one(lengths, block, "split"))
     wanted = everything(lengths)
     assert all(2 <= len(row) <= block and len({d for d, _ in row}) == 1 for row in rows)
@@ -121,7 +121,7 @@ def test_packed_stories_waste_almost_nothing():
     assert filled.mean() > 0.98 * 512
 
 
-def test_the_same_lengths_are_laid_the_same_way():
+def test_equal_lengths_are_packed_equally():
     lengths = np.random.default_rng(0).integers(1, 600, 9_000)
     first, second = (packing.pack(lengths, 512) for _ in range(2))
     assert first.document.tolist() == second.document.tolist()

@@ -62,14 +62,14 @@ def test_packed_pieces_are_isolated_by_their_positions(byte_tokenizer):
     assert rows.cut == 1
 
 
-def test_chunks_go_on_across_documents(byte_tokenizer):
+def test_chunks_continue_across_documents(byte_tokenizer):
     rows = rows_of(byte_tokenizer, ["abc", "xyz"], rows="chunk", block=6)
     assert rows[0]["position"].tolist() == [0, 1, 2, 3, 4, 5]
     assert rows[0]["offset"].tolist() == [0, 1, 2, 3, 0, 1]
     assert rows[1]["document"].tolist() == [1, 1]
 
 
-def test_a_cut_document_goes_on_where_it_was_cut(byte_tokenizer):
+def test_a_cut_document_continues_where_it_was_cut(byte_tokenizer):
     rows = rows_of(byte_tokenizer, ["abcdefgh"], rows="one", cut="left", block=4)
     assert byte_tokenizer.decode(rows[0]["input_ids"]) == "fgh<|endoftext|>"
     assert rows[0]["offset"].tolist() == [5, 6, 7, 8]
@@ -88,7 +88,7 @@ def test_rows_are_a_sequence(byte_tokenizer):
         rows[3]
 
 
-def test_empty_documents_are_left_out_and_told(byte_tokenizer, caplog):
+def test_empty_documents_are_skipped_and_reported(byte_tokenizer, caplog):
     caplog.set_level(logging.INFO, "kdcore")
     rows = rows_of(byte_tokenizer, ["", "ab", "", "abcdef"], block=4)
     assert rows.dropped == 2
@@ -99,7 +99,7 @@ def test_empty_documents_are_left_out_and_told(byte_tokenizer, caplog):
     ]
 
 
-def test_no_bos_is_added_where_nobody_wants_one(byte_tokenizer):
+def test_no_bos_is_added_where_it_is_off(byte_tokenizer):
     from tokenizers.processors import TemplateProcessing
 
     marked = TemplateProcessing(single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)])
@@ -229,7 +229,7 @@ def test_given_documents_have_lengths():
         ({"input_ids": [1], "document": [0]}, "needs both or neither"),
     ],
 )
-def test_faulty_rows_are_refused(row, fault):
+def test_invalid_rows_are_refused(row, fault):
     with pytest.raises(PluginError) as refused:
         as_rows([{"input_ids": [1]}, row], "train", given_by="data 'mine'")
     assert str(refused.value).startswith("data 'mine': row 1 of 'train' ")

@@ -32,7 +32,7 @@ def test_the_next_step_is_made_elsewhere_and_none_after_the_last():
     assert set(made) == {1, 2}
 
 
-def test_what_goes_wrong_early_is_raised_in_its_step():
+def test_errors_while_prefetching_are_raised_in_their_step():
     def make(step):
         if step == 2:
             raise ValueError("no such row")
@@ -52,7 +52,7 @@ def test_the_next_step_is_made_here_before_this_one_is_used():
     assert (ahead.get(3), made) == (30, [1, 2, 3])
 
 
-def test_what_goes_wrong_here_early_is_raised_in_its_step():
+def test_errors_of_prefetching_in_this_thread_are_raised_in_their_step():
     def make(step):
         if step == 2:
             raise ValueError("no such row")

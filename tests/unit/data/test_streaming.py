@@ -83,7 +83,7 @@ def test_held_out_documents_are_not_trained_on(data):
 
 
 @pytest.mark.parametrize("step", [1, 3, 9, 30, 60])
-def test_a_run_goes_on_where_it_was(data, step):
+def test_a_run_resumes_where_it_was(data, step):
     whole = rows_of(data())
     seen = [as_lists(whole.step(n)) for n in range(1, step + 4)]
     state = json.loads(json.dumps(whole.state_dict(step)))
@@ -178,7 +178,7 @@ def recipe_of(folder, train):
     return recipe
 
 
-def test_a_streamed_run_goes_on_to_the_same_weights(tmp_path, monkeypatch):
+def test_a_streamed_run_resumes_to_the_same_weights(tmp_path, monkeypatch):
     from safetensors.torch import load_file
 
     from kdcore.plugin.manager import PluginManager
@@ -217,7 +217,7 @@ def test_a_streamed_run_goes_on_to_the_same_weights(tmp_path, monkeypatch):
         ("tokens = 100", "set train.steps instead of epochs"),
     ],
 )
-def test_what_needs_a_length_is_a_fault(tmp_path, train, said):
+def test_options_that_need_a_length_are_errors(tmp_path, train, said):
     from kdcore import UsageError
     from kdcore.plugin.manager import PluginManager
     from kdcore.recipe.recipe import read_recipe
@@ -226,7 +226,7 @@ def test_what_needs_a_length_is_a_fault(tmp_path, train, said):
         read_recipe(str(recipe_of(tmp_path, train)), PluginManager())
 
 
-def test_shares_and_caches_of_a_stream_are_faults(tmp_path):
+def test_shares_and_caches_of_a_stream_are_errors(tmp_path):
     from kdcore import UsageError
     from kdcore.plugin.manager import PluginManager
     from kdcore.recipe.recipe import read_recipe

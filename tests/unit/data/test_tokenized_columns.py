@@ -88,7 +88,7 @@ def test_a_document_without_ids_takes_its_columns_along(monkeypatch):
     assert [columns["n"] for columns in rows.columns()] == [0, 3]
 
 
-def test_ids_that_are_complete_stand_beside_texts():
+def test_complete_ids_mix_with_texts():
     given = [{"input_ids": [5, 6, 7], "columns": {"n": 0}}, document("a", n=1), "b"]
     rows = pack_texts(data(given, rows="one"), "train", TOKENIZER)
     assert rows[0]["input_ids"].tolist() == [5, 6, 7]
@@ -143,7 +143,7 @@ def test_texts_are_those_of_the_documents():
         ({"input_ids": [1, 2], "labels": [1, 2]}, "labels, which pack_documents takes"),
     ],
 )
-def test_faulty_documents_are_refused(given, said):
+def test_invalid_documents_are_refused(given, said):
     with pytest.raises(PluginError, match=said):
         pack_texts(data([given]), "train", TOKENIZER)
 

@@ -37,7 +37,7 @@ lengths = st.lists(st.tuples(st.integers(1, 9), st.integers(0, 9)), min_size=1, 
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(lengths, st.sampled_from(["pack", "one"]), st.integers(2, 12))
-def test_labels_stay_beside_their_ids(sizes, layout, block):
+def test_labels_stay_with_their_ids(sizes, layout, block):
     documents = [document(n + 1, min(p, n + 1), 100 * at) for at, (n, p) in enumerate(sizes)]
     rows = dataset(documents, f"{sizes}", rows=layout, block=block)
     for row in rows:

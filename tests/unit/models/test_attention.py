@@ -154,7 +154,7 @@ def test_rows_that_are_whole_are_what_transformers_makes_of_them(name):
     assert torch.equal(states, expected)
 
 
-def test_nobody_looks_for_pieces_in_rows_that_are_whole(monkeypatch):
+def test_whole_rows_are_not_searched_for_pieces(monkeypatch):
     looked = []
     language_model = LanguageModel(tiny.model())
     monkeypatch.setattr(masking_utils, "find_packed_sequence_indices", looked.append)

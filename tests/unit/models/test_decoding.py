@@ -31,7 +31,7 @@ def test_the_cache_changes_no_text(kind, temperature, monkeypatch):
         assert np.allclose(one.log_probs, other.log_probs, atol=1e-5)
 
 
-def test_a_sliding_window_is_kept_beside_a_cache():
+def test_a_sliding_window_is_kept_with_a_cache():
     assert is_exact_with_cache(proved("mistral", sliding_window=4))
 
 

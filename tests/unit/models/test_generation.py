@@ -30,7 +30,7 @@ def test_a_prompt_may_be_ids():
     )
 
 
-def test_padding_goes_by_position_where_the_prompt_holds_eos():
+def test_padding_is_masked_by_position_where_the_prompt_holds_eos():
     tokenizer = tiny.byte_tokenizer()
     model = tiny.model(vocabulary=len(tokenizer))
     prompts = ["<|end|><|end|>She", "Once upon a time there was"]

@@ -47,7 +47,7 @@ def assert_alone(language_model, expected, batch):
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_document_is_what_it_is_alone_whatever_lies_beside_it(layout, attention):
+def test_a_document_is_independent_of_others_in_its_row(layout, attention):
     model = longrope()
     some = tiny.documents(LENGTHS)
     expected = alone(model, some)

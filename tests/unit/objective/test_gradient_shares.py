@@ -89,7 +89,7 @@ def test_a_term_that_hardly_counts_is_reported_once(tmp_path, caplog):
     assert caplog.text.count("the loss 'ce' gives 0.0% of the gradient (kl 100.0%)") == 1
 
 
-def test_a_weight_that_goes_to_zero_is_no_fault():
+def test_a_weight_scheduled_to_zero_is_no_warning():
     fading = term(CrossEntropy(), Schedule(start=1.0, end=0.0))
     assert not negligible_terms({"kl": 0.999, "ce": 0.001}, [term(ForwardKL()), fading])
     assert set(

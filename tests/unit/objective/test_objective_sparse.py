@@ -83,7 +83,7 @@ def test_losses(name):
 
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("micro_batch", MICRO_BATCHES)
-def test_beside_a_loss_of_all_ids_and_a_selection(rows, micro_batch):
+def test_with_a_loss_of_all_ids_and_a_selection(rows, micro_batch):
     terms = [term(ForwardKL(temperature=2.0), 0.7), term(CrossEntropy(), 0.3, on="all")]
     selection = Hardest(keep=SHARE)
     options = {"rows": rows, "micro_batch": micro_batch, "scores": oracle.hardest}

@@ -304,7 +304,7 @@ def test_it_is_the_textbook(loss, textbook, micro_batch):
         torch.testing.assert_close(mine, exact, rtol=1e-6, atol=1e-8)
 
 
-def test_a_prepared_term_goes_beside_others():
+def test_a_prepared_term_combines_with_others():
     ours, theirs = student(1), student(2)
     teacher = engine.Held(theirs)
     both = engine.step(

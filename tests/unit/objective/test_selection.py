@@ -106,7 +106,7 @@ def test_without_a_selection_everything_is_kept():
     assert (record.kept, record.selection) == (1.0, {})
 
 
-def test_random_draws_anew_at_each_step_and_in_each_micro_batch():
+def test_random_draws_again_at_each_step_and_in_each_micro_batch():
     def kept(step, **options):
         watched = engine.Watched(Random(keep=0.3))
         trainer(watched, **options).step(step)

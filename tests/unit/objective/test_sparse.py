@@ -150,7 +150,7 @@ def test_a_temperature_that_the_teacher_does_not_tell(loss, at):
         per_token(loss, student, tempered(teacher, 3, 2.0), LABELS)
 
 
-def test_losses_of_several_temperatures_beside_each_other():
+def test_losses_of_several_temperatures_in_one_recipe():
     student, teacher = drawn(9)
     known = tempered(teacher, 3, 2.0)
     losses = [ForwardKL(temperature=2.0), ForwardKL(), CrossEntropy()]

@@ -64,7 +64,7 @@ def test_tokens_are_flat_and_in_order(size):
         assert not found.requires_grad
 
 
-def test_what_nobody_asks_for_costs_nothing(monkeypatch):
+def test_unused_values_are_not_computed(monkeypatch):
     teacher = Held(TEACHER)
     some = tokens(ROWS, teacher=teacher)
     monkeypatch.setattr(some._student, "head", lambda: pytest.fail("a head nobody asked for"))
@@ -129,7 +129,7 @@ def test_half_scores_are_ranked_without_loss():
     assert tokens([row(3)]).top(scores, 0.5).tolist() == [False, True]
 
 
-def test_ranking_goes_over_all_processes():
+def test_ranking_is_over_all_processes():
     """Of another process's [9, 1, 5] before this one's [5, 7], the ceil(0.6 x 5) highest."""
     others = torch.tensor([9.0, 1.0, 5.0])
     some = tokens([row(3)], gather=lambda mine: (torch.cat([others, mine]), 3))

@@ -80,7 +80,7 @@ def test_a_model_left_in_training_mode_is_put_into_evaluation_mode():
         ),
     ],
 )
-def test_faults_name_teacher_and_component(give, said):
+def test_errors_name_teacher_and_component(give, said):
     with pytest.raises(PluginError, match=rf"teacher 'made' \(test_teachers\.Made\) .*{said}"):
         read(Made(give) if give else _readless(), BATCH)(BATCH.valid)
 
@@ -91,7 +91,7 @@ def _readless():
     return made
 
 
-def test_faults_of_likelihoods():
+def test_invalid_likelihoods_are_reported():
     with pytest.raises(
         PluginError, match=r"from nll, expected floating-point numbers of shape \[6\]"
     ):

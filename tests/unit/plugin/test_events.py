@@ -177,7 +177,7 @@ def test_errors_meant_for_the_user_keep_their_exit_code(host, error):
     assert caught.value is error
 
 
-def test_an_interrupt_in_a_logger_is_not_the_loggers_fault(host):
+def test_an_interrupt_in_a_logger_is_not_blamed_on_it(host):
     @component
     class Cut(Logger):
         name = "cut"

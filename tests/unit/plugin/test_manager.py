@@ -241,7 +241,7 @@ def test_blocking_settles_a_conflict(installed):
     assert host.provided("loss")["same"].plugin.name == "beta_same"
 
 
-def test_two_entry_points_of_one_name_can_be_told_apart(installed):
+def test_two_entry_points_of_one_name_can_be_distinguished(installed):
     installed("kdcore-alpha", {"alpha_name": loss("one")}, entry_points={"mine": "alpha_name"})
     installed("kdcore-beta", {"beta_name": loss("two")}, entry_points={"mine": "beta_name"})
     host = PluginManager()
@@ -262,7 +262,7 @@ def test_a_missing_name_gets_a_suggestion(installed, kind, name, said):
     assert PluginManager().why_missing(kind, name).startswith(said)
 
 
-def test_what_a_plugin_prints_goes_to_stderr(installed, capsys):
+def test_output_of_plugins_is_sent_to_stderr(installed, capsys):
     installed("kdcore-alpha", {"alpha_prints": "print('hello from alpha')"})
     PluginManager()
     captured = capsys.readouterr()

@@ -129,13 +129,13 @@ def test_an_option_is_known_by_its_alias():
         ("data", {"use": "text", "path": "p", "block": -1}, ["block should be at least 2, not -1"]),
     ],
 )
-def test_every_fault_is_reported_in_words(kind, table, messages):
+def test_every_error_is_reported_in_words(kind, table, messages):
     made, faults = build(kind, table)
     assert made is None
     assert faults == messages
 
 
-def test_faults_of_nested_components_come_with_those_of_the_outer_one():
+def test_errors_of_nested_components_come_with_those_of_the_outer_one():
     members = [{"use": "hf", "model": 3}, {"use": "hff"}]
     made, faults = build("teacher", {"use": "ensemble", "members": members, "weights": "even"})
     assert made is None

@@ -17,7 +17,7 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_a_recipe_extends_another_beside_it(here):
+def test_a_recipe_extends_another_next_to_it(here):
     (here / "sub").mkdir()
     (here / "sub" / "base.toml").write_text('extends = "deeper.toml"\nseed = 3\nname = "base"\n')
     (here / "sub" / "deeper.toml").write_text(TAUGHT)

@@ -154,7 +154,7 @@ SETS = {
 
 
 @pytest.mark.parametrize(("change", "said"), SETS.values(), ids=SETS)
-def test_fault_on_the_command_line(change, said):
+def test_error_on_the_command_line(change, said):
     found = errors_of(TAUGHT, sets=[change])
     assert [(fault.file, fault.line, fault.column) for fault in found] == [
         (f"--set {change}", 1, 1)

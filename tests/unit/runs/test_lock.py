@@ -40,7 +40,7 @@ def ended():
         return child.pid
 
 
-def test_a_file_stands_for_the_lock_and_goes_with_it(tmp_path, without):
+def test_a_file_marks_the_lock_and_is_removed_with_it(tmp_path, without):
     with alone_in(tmp_path):
         owner = json.loads((tmp_path / OWNER).read_text())
         assert (owner["host"], owner["process"]) == (socket.gethostname(), os.getpid())

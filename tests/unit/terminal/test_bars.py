@@ -103,7 +103,7 @@ def test_what_takes_time_is_shown_and_taken_away():
 
 
 @pytest.mark.parametrize("why", ["dumb", "quiet"])
-def test_nothing_is_shown_to_nobody(monkeypatch, why):
+def test_nothing_is_shown_without_a_terminal(monkeypatch, why):
     with terminal() as shown:
         if why == "dumb":
             monkeypatch.setenv("TERM", "dumb")

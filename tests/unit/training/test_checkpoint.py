@@ -178,7 +178,7 @@ def test_a_checkpoint_behind_a_damaged_one_is_not_dropped_for_it(tmp_path):
     assert made.newest().name == "step-7"
 
 
-def test_what_an_ended_run_did_not_drop_is_dropped_when_it_goes_on(tmp_path):
+def test_leftovers_of_an_interrupted_run_are_deleted_when_it_resumes(tmp_path):
     made = parts(tmp_path, keep=9)
     for step in (5, 9, 10):
         made.save(step, {})
@@ -309,7 +309,7 @@ def test_a_process_that_had_no_time_leaves_no_wrong_sums(tmp_path):
     assert torch.equal(torch.get_rng_state(), wanted)
 
 
-def test_what_lies_beside_a_checkpoint_is_compared_and_goes_with_it(tmp_path):
+def test_state_next_to_a_checkpoint_is_verified_and_deleted_with_it(tmp_path):
     leave_one_by_one(tmp_path, 0, 1)
     own_state = tmp_path / ".step-5.process-1"
     truncate(own_state / "sums-1.safetensors")

@@ -53,7 +53,7 @@ def test_a_step_that_was_held_back_counts_for_nothing():
     assert record.terms == pytest.approx({"ce": 4.0}) and record.weights == {"ce": 0.5}
 
 
-def test_sums_go_on_from_a_checkpoint_and_older_ones_are_taken():
+def test_sums_resume_from_a_checkpoint_and_older_ones_are_accepted():
     made, (ce,) = recorder("ce")
     add(made, [(ce, 0.5)], [4.0])
     state = made.state_dict()

@@ -10,7 +10,7 @@ from kdcore.guard import plugin_errors
 from kdcore.training.micro_batch import _attempt, _dummy_rows, _longest, cpu_default, probe
 
 
-def test_on_a_cpu_it_goes_by_the_row_length():
+def test_on_a_cpu_it_depends_on_the_row_length():
     assert cpu_default(256, block=128) == 32
     assert cpu_default(8, block=128) == 8
     assert cpu_default(8, block=100_000) == 1

@@ -102,7 +102,7 @@ def test_the_rows_of_the_step_are_kept(tmp_path, label):
             assert np.array_equal(values, row.get(key, row["input_ids"])), key
 
 
-def test_the_first_step_leaves_nothing_to_go_on_from(tmp_path):
+def test_the_first_step_leaves_nothing_to_resume_from(tmp_path):
     rows = trainer(tmp_path).rows.step(1)
     made = made_of(tmp_path, min(learned(rows)))
     assert "The weights are those of step 0" in stopped(made)

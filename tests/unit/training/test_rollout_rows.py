@@ -228,7 +228,7 @@ WRITERS = {
 
 @pytest.mark.parametrize("writer", WRITERS.values(), ids=WRITERS)
 @pytest.mark.parametrize("at", [1, 2, 4, 5])
-def test_a_run_goes_on_bit_by_bit_from_the_midst_of_what_was_written(writer, at, tmp_path):
+def test_a_run_resumes_bit_for_bit_between_generated_steps(writer, at, tmp_path):
     def make(folder):
         return trainer(
             folder, writer=writer(), written={"every": 4, "share": 0.7}, steps=7, save_every=at
@@ -257,7 +257,7 @@ def test_a_run_goes_on_bit_by_bit_from_the_midst_of_what_was_written(writer, at,
     }
 
 
-def test_a_checkpoint_without_the_writing_would_go_on_otherwise(tmp_path):
+def test_a_checkpoint_without_completions_would_resume_differently(tmp_path):
     """What the test above finds: the writing is needed."""
     first = trainer(tmp_path, written={"every": 4})
     first.step(1)

@@ -62,7 +62,7 @@ def test_precision():
     assert precision_of("bf16", tiny.CPU) == "bf16"
 
 
-def test_a_cpu_computes_in_float32_also_beside_a_gpu(monkeypatch):
+def test_a_cpu_computes_in_float32_even_if_there_is_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert precision_of("auto", tiny.CPU) == "no"
 

@@ -83,13 +83,13 @@ def met():
     signal.signal(signal.SIGTERM, before)
 
 
-def test_a_signal_that_nobody_was_told_of_is_not_lost(met):
+def test_an_unhandled_signal_is_not_lost(met):
     with Signals():
         signal.raise_signal(signal.SIGUSR2)
     assert met == [signal.SIGTERM]
 
 
-def test_one_that_was_told_is_not_raised_again(met):
+def test_a_handled_signal_is_not_raised_again(met):
     with Signals() as signals:
         signal.raise_signal(signal.SIGUSR2)
         assert signals.agreed(ALONE) == signal.SIGTERM

@@ -211,7 +211,7 @@ def test_a_step_in_which_every_weight_is_zero_still_runs(tmp_path):
     assert_equal(before, weights(made))
 
 
-def test_a_record_goes_to_other_processes(tmp_path):
+def test_a_record_is_sent_to_other_processes(tmp_path):
     made = trainer(tmp_path, steps=1)
     made.train()
     (record,) = records(made)
