@@ -76,7 +76,7 @@ def _grouped_in_any_type() -> Iterator[None]:
     from transformers.integrations import moe
 
     names = vars(moe)
-    before = names["_can_use_grouped_mm"]
+    before = names.get("_can_use_grouped_mm")  # private: newer versions may lack it
     names["_can_use_grouped_mm"] = lambda *_: False
     try:
         yield
