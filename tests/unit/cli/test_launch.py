@@ -274,12 +274,12 @@ run.language_model.states = forward
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_too_little_memory_in_one_process_halves_the_micro_batch_of_all(folder, alone, rank):
-    """From a checkpoint of the step before on."""
+    """From a checkpoint of the step before on, at which none is due."""
     arguments = ("--out", f"memory-{rank}", "--processes", "2", "--fresh")
-    done = kdcore(folder, *arguments, meddle=f"4 {rank} {TOO_MUCH}")
+    done = kdcore(folder, *arguments, meddle=f"5 {rank} {TOO_MUCH}")
     assert done.returncode == 0, done.stderr
     run = run_of(folder, f"memory-{rank}")
     assert json.loads((run / "micro_batch.json").read_text())["micro_batch"] == 1
-    assert "out of memory after step 3" in done.stderr
-    assert "continues after step 3 of 6" in done.stderr
+    assert "out of memory after step 4" in done.stderr
+    assert "continues after step 4 of 6" in done.stderr
     assert_same_run(run, alone)
