@@ -24,7 +24,7 @@ from kdcore.data.batch import Rows
 from kdcore.data.encoding import bos_of
 from kdcore.errors import KdcoreError
 from kdcore.guard import call_checked
-from kdcore.models.hub import without_downloads
+from kdcore.models.locations import without_downloads
 from kdcore.recipe.describe import objective_formula, symbols_of
 from kdcore.runs.open import OpenRequest, open_stage
 from kdcore.training.run_state import RunState

@@ -106,7 +106,7 @@ def _shape(config_of: Callable[[], PretrainedConfig | None]) -> Shape | None:
     """The shape of a model whose config is on this machine."""
     from huggingface_hub.errors import StrictDataclassError
 
-    from kdcore.models.hub import without_downloads
+    from kdcore.models.locations import without_downloads
 
     try:
         with without_downloads():

@@ -127,13 +127,12 @@ def run_recipe(recipe: Recipe, host: PluginManager, request: RunRequest) -> list
 
 def _refuse_missing(recipe: Recipe, request: RunRequest, first: str, later: Sequence[str]) -> None:
     """Raise RunError before a stage trains whose successor would end for want of a file."""
+    out, fresh = request.out, request.fresh
     waiting = [
         name
         for name in later
         if not finished(
-            choose_folder(
-                request.out, recipe.run_name(name), recipe.identity(name), fresh=request.fresh
-            )
+            choose_folder(out, recipe.run_name(name), recipe.identity(name), fresh=fresh)
         )
     ]
     said = [each.message for name in (first, *waiting) for each in recipe.missing.get(name, ())]

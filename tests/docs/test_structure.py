@@ -58,6 +58,7 @@ def test_the_engine_names_no_plugin(path):
 # its server or render its dialogues. No other verb may, and nothing outside commands/.
 OF_A_PLUGIN = {
     "cache.py": {"kdcore_cached", "kdcore_rollouts"},
+    "examination.py": {"kdcore_cached"},
     "served_choice.py": {"kdcore_served"},
     "data_file.py": {"kdcore_text"},
     "generate.py": {"kdcore_sft"},

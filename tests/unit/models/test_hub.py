@@ -7,7 +7,7 @@ import pytest
 from standin_hub import serving
 
 from kdcore import RunError
-from kdcore.models import hub
+from kdcore.models import locations
 from kdcore.models.loading import load_config, load_tokenizer
 
 
@@ -15,7 +15,7 @@ from kdcore.models.loading import load_config, load_tokenizer
 def online(monkeypatch):
     """A function that names the hub, as if the user had a network."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(hub, "_reached", set())
+    monkeypatch.setattr(locations, "_reached", set())
     return lambda url: monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", url)
 
 
@@ -35,7 +35,7 @@ def test_a_hub_that_answers_is_asked_as_usual(online, tmp_path):
     with serving(tmp_path) as (url, asked):
         online(url)
         for _ in range(2):
-            with hub.without_vain_retries():
+            with locations.without_vain_retries():
                 assert not huggingface_hub.constants.HF_HUB_OFFLINE
     assert len(asked) == 1
 
@@ -48,5 +48,5 @@ def test_a_lost_answer_is_no_lost_network(online, monkeypatch):
             raise ConnectionResetError("it closed the connection")
 
     monkeypatch.setattr(huggingface_hub, "get_session", Session)
-    with hub.without_vain_retries():
+    with locations.without_vain_retries():
         assert not huggingface_hub.constants.HF_HUB_OFFLINE
