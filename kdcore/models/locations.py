@@ -178,10 +178,9 @@ def without_downloads() -> Iterator[None]:
 
 @contextmanager
 def without_vain_retries() -> Iterator[None]:
-    """In this context, a hub that cannot be reached is not asked: local files only.
+    """In this context, local files only if the hub cannot be reached.
 
-    huggingface_hub would retry each file for 23 seconds. A hub that has answered is asked as usual,
-    with all retries.
+    huggingface_hub would retry each file for 23 seconds. A hub that has answered keeps all retries.
     """
     if _is_reachable():
         yield

@@ -182,5 +182,6 @@ def test_accelerate_s_own_launcher_with_fsdp_in_its_config_is_refused(tmp_path):
     asked = [launcher, "launch", "--config_file", "fsdp.yaml", "-m", "kdcore", "run", "quickstart"]
     done = subprocess.run(asked, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1
-    assert done.stderr.count("the launcher asks for FSDP (ACCELERATE_USE_FSDP)") == 2
+    # The launcher may end the second process before that has said it too.
+    assert "the launcher asks for FSDP (ACCELERATE_USE_FSDP)" in done.stderr
     assert not (tmp_path / "runs").exists()
