@@ -32,7 +32,7 @@ quickstart: setup
 	$(BIN)/kdcore run quickstart
 
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadscope --durations=25
+	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder --durations=25
 
 quick: setup
 	$(BIN)/python -m pytest -n 2 -m "not slow" tests/unit tests/plugins
