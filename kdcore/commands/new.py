@@ -13,7 +13,7 @@ import typer
 from kdcore.cli.examples import as_epilog
 from kdcore.commands.drafts.plugin_template import check_name, files_of
 from kdcore.errors import UsageError
-from kdcore.recipe.files import find_recipe, recipe_name
+from kdcore.recipe.files import find_recipe, recipe_name, shipped_recipes
 from kdcore.recipe.recipe import NAME
 
 Kind = Literal["sft", "text"]
@@ -102,7 +102,14 @@ def recipe(
 
 def _copy(source: str, target: Path | None) -> None:
     """A copy of a recipe, comments included, for editing."""
-    path = find_recipe(source)
+    try:
+        path = find_recipe(source)
+    except UsageError as error:
+        if target is None or str(target) not in map(recipe_name, shipped_recipes()):
+            raise
+        raise UsageError(
+            f"the recipe to copy comes first: kdcore new recipe {target} {source}"
+        ) from error
     target = (target or Path(path.name)).with_suffix(".toml")
     if os.path.exists(target):
         raise UsageError(f"{target} exists already: kdcore new recipe {source} OTHER_NAME")

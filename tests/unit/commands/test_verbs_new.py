@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -172,3 +173,9 @@ def test_the_new_plugin_brings_its_loss_and_is_verified(here, capsys):
     assert "loss mine" in capsys.readouterr().out
     plugins("mine", plugins=["kdcore-mine/kdcore_mine.py"], verified=True)
     assert re.search(r"loss mine +kept", capsys.readouterr().out)
+
+
+def test_a_copy_with_its_arguments_swapped_says_their_order(here):
+    with pytest.raises(UsageError, match=r"kdcore new recipe quickstart mine\.toml"):
+        recipe("mine.toml", Path("quickstart"))
+    assert not list(here.glob("*.toml"))
