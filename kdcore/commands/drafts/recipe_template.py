@@ -46,10 +46,7 @@ def measure(file: DataFile, choice: Choice) -> Measured:
     if file.documents < 2:
         raise UsageError(f"{file.path} holds one document; validation needs another one")
     template = _template(file, choice)
-    try:
-        lengths = _lengths(file, choice, template)
-    except RunError as error:
-        raise UsageError(str(error)) from None
+    lengths = _lengths(file, choice, template)
     block = _block(lengths, choice.reach)
     share = min(_HELD_OUT[0], _HELD_OUT[1] / file.documents)
     left = max(1, file.documents - max(1, round(file.documents * share)))
@@ -64,7 +61,10 @@ def _template(file: DataFile, choice: Choice) -> str | None:
 
 
 def _lengths(file: DataFile, choice: Choice, template: str | None) -> np.ndarray:
-    """Lengths of the sample's documents, by the data component itself."""
+    """Lengths of the sample's documents, by the data component itself.
+
+    Raises UsageError for a record that it cannot use.
+    """
     component = _component(file.kind)
     with TemporaryDirectory(prefix="kdcore-new-") as folder:
         path = Path(folder) / "sample.jsonl"
@@ -74,7 +74,10 @@ def _lengths(file: DataFile, choice: Choice, template: str | None) -> np.ndarray
         options = {k: v for k, v in file.options.items() if k not in ("column", "separator")}
         of_dialogues = {**options, "template": template} if file.kind == "sft" else {}
         data = component(**at, **of_dialogues)
-        rows: Any = data.make_rows("train", choice.tokenizer, seed=0, epoch=0)
+        try:
+            rows: Any = data.make_rows("train", choice.tokenizer, seed=0, epoch=0)
+        except RunError as error:
+            raise UsageError(str(error).replace(str(path), str(file.path))) from None
         lengths: np.ndarray = rows.split.lengths
     return lengths
 

@@ -261,6 +261,11 @@ FAULTS = {
     "one document": (write("all", "a.txt"), {"data": "a.txt"}, "holds one document"),
     "numbers alone": (write(as_lines([{"a": 1}] * 3)), {}, "no column of it has text"),
     "two formats": (write(as_lines([*ROWS, *CHATS])), {}, "one file holds records of one format"),
+    "two formats, one with other names": (
+        write(as_lines([{"question": "a", "answer": "b"}, *CHATS])),
+        {},
+        "a.jsonl: record 1 (line 1) has question, answer",
+    ),
     "lines of text in it": (write(as_lines(ROWS) + "And so on.\n"), {}, "is not JSON"),
     "wrong encoding": (
         write('{"text": "na\xefve"}\n'.encode("latin-1")),
