@@ -18,10 +18,10 @@ from torch._subclasses.fake_tensor import UnsupportedFakeTensorException
 
 from kdcore.analysis.blank import BlankPrepared, of_single_tokens
 from kdcore.analysis.memory_trace import (
-    FakeModels,
     Footprint,
     Pass,
     activations,
+    fake_models,
     footprint,
     on_device,
 )
@@ -117,7 +117,7 @@ def estimate(
     state = optimizer_numbers(stage.train)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     losses = of_single_tokens([term.loss for term in stage.terms if not compares_states(term)])
-    with FakeModels():
+    with fake_models():
         return _Estimating(stage, config, device, ids, longest, rows, losses).done(state)
 
 
@@ -137,7 +137,7 @@ def estimate_processes(
     state = optimizer_numbers(stage.train)
     losses = of_single_tokens([term.loss for term in stage.terms if not compares_states(term)])
     device = torch.device("cuda")
-    with FakeModels():
+    with fake_models():
         found = _Estimating(stage, config, device, ids, longest, rows, losses)
         return [found.process(state, count) for count in counts]
 

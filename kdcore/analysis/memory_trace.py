@@ -63,7 +63,7 @@ _MASK = 5  # bytes per pair of tokens in a row: the attention mask as bools and 
 
 
 @contextmanager
-def FakeModels() -> Iterator[None]:
+def fake_models() -> Iterator[None]:
     """A context in which models are made without memory for their weights."""
     # Losses keep small tensors: gold its shared ids.
     with _grouped_in_any_type(), FakeTensorMode(allow_non_fake_inputs=True):
@@ -85,7 +85,7 @@ def _grouped_in_any_type() -> Iterator[None]:
 
 
 def on_device(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
-    """A model from the meta device, moved in `FakeModels`; tied weights stay tied."""
+    """A model from the meta device, moved in `fake_models`; tied weights stay tied."""
     moved: dict[int, Tensor] = {}
     for module in model.modules():
         both: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
@@ -109,7 +109,7 @@ def footprint(
     references: Sequence[PreTrainedModel],
     asked: Pass,
 ) -> Footprint:
-    """Trace one step's forward and backward. Called, with models made, in `FakeModels`.
+    """Trace one step's forward and backward. Called, with models made, in `fake_models`.
 
     `teachers` are averaged for the losses; a selection reads `references` for their likelihoods.
     """

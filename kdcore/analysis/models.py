@@ -32,7 +32,7 @@ class TeacherModel:
 
 
 def teacher_model(name: str, config: PretrainedConfig) -> TeacherModel:
-    """The model of a teacher's architecture. Called in `FakeModels`."""
+    """The model of a teacher's architecture. Called in `fake_models`."""
     model = fresh_model(config, cast(torch.dtype, config.dtype), None)
     how = getattr(config, "quantization_config", None) or {}
     bits = 4 if how.get("load_in_4bit") else 8

@@ -41,7 +41,7 @@ Models = Sequence[tuple["PreTrainedModel", torch.dtype | None]]
 
 
 def writing_bytes(stage: Stage, writers: Sequence[Models], vocabulary: int) -> Writing:
-    """The largest of several rollouts, which run one after another. Called in `FakeModels`."""
+    """The largest of several rollouts, which run one after another. Called in `fake_models`."""
     if stage.rollout is None:
         return Writing()
     block = stage.data.block

@@ -110,8 +110,8 @@ class RolloutRows:
         group = self._options.group(run.data.block)
         answers = iter(write(run, self._rollout, prompts, group))
         before.restore()
-        for n, prompts in asked.items():
-            self.answers[n] = [_with_ids(next(answers)) for _ in prompts]
+        for n, own in asked.items():
+            self.answers[n] = [_with_ids(next(answers)) for _ in own]
             with plugin_errors(self._rollout, "generated"):
                 self._rollout.generated(run, n, self.written(n))
             self._watch.look(run, n, self.written(n))

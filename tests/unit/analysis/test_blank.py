@@ -7,7 +7,7 @@ from kdcore_losses import CrossEntropy, DistiLLM2, MiniLLM, OnPolicyDistillation
 
 from kdcore import PluginError, PreparedLoss
 from kdcore.analysis.blank import of_single_tokens
-from kdcore.analysis.memory_trace import FakeModels, Pass, footprint
+from kdcore.analysis.memory_trace import Pass, fake_models, footprint
 
 
 class Bad(PreparedLoss):
@@ -44,7 +44,7 @@ def test_a_loss_that_prepares_nothing_is_named():
 def test_its_tensors_are_counted(loss):
     losses = of_single_tokens([loss])
     about = {"rows": 2, "time": 16, "vocabulary": 300, "chunk": 32, "precision": None}
-    with FakeModels():
+    with fake_models():
         student, teacher = (tiny.model("llama", 300) for _ in range(2))
         found = footprint(student, [teacher], [], Pass(losses=losses, **about))
         alone = footprint(student, [], [], Pass(losses=[CrossEntropy()], **about))

@@ -8,7 +8,7 @@ import torch
 from kdcore_losses import CrossEntropy, ForwardKL
 
 from kdcore import Loss, component
-from kdcore.analysis.memory_trace import FakeModels, Pass, activations, footprint
+from kdcore.analysis.memory_trace import Pass, activations, fake_models, footprint
 from kdcore.training.setup import enable_checkpointing
 
 pytestmark = pytest.mark.slow
@@ -24,7 +24,7 @@ def asked(**changes):
 
 
 def found(kind="llama", teachers=0, references=0, fake=True, train=None, **changes):
-    with FakeModels() if fake else nullcontext():
+    with fake_models() if fake else nullcontext():
         student = tiny.model(kind, VOCABULARY, tie_word_embeddings=False, num_key_value_heads=4)
         if train is not None:
             train(student)
@@ -51,7 +51,7 @@ def test_experts_take_what_real_ones_do():
 
 
 def _of_experts(fake, experts):
-    with FakeModels() if fake else nullcontext():
+    with fake_models() if fake else nullcontext():
         return footprint(tiny.model("qwen3_moe", VOCABULARY, **experts), [], [], asked())
 
 
@@ -92,7 +92,7 @@ def test_teachers_and_scores_take_memory_too():
 
 
 def test_checkpointing_keeps_less():
-    with FakeModels():
+    with fake_models():
         student = tiny.model("llama", VOCABULARY)
         whole = activations(student, asked())
         enable_checkpointing(student)

@@ -8,7 +8,7 @@ import torch
 from kdcore_rollouts.student import StudentWrites
 
 from kdcore import LanguageModel, Prompt, Sampling, sample
-from kdcore.analysis.memory_trace import FakeModels, _Meter
+from kdcore.analysis.memory_trace import _Meter, fake_models
 from kdcore.analysis.models import fresh_model
 from kdcore.analysis.writing import Writing, writing_bytes
 from kdcore.api.train_options import RolloutOptions
@@ -32,7 +32,7 @@ def stage(new, block=64):
 
 
 def planned(models, new):
-    with FakeModels():
+    with fake_models():
         fakes = [[(fresh_model(model.config, torch.float32, None), None) for model in models]]
         return writing_bytes(stage(new), fakes, VOCABULARY)
 
@@ -63,7 +63,7 @@ def test_the_largest_writer_counts_and_models_that_write_together_are_summed():
     small, large = (tiny.model("llama", VOCABULARY, 0, num_hidden_layers=n) for n in (1, 6))
     one, other, both = (planned(each, 16) for each in ([small], [large], [small, large]))
     assert both.cache == one.cache + other.cache and both.peak > other.peak > one.peak
-    with FakeModels():
+    with fake_models():
         made = [fresh_model(model.config, torch.float32, None) for model in (small, large)]
         fakes = [[(model, None)] for model in made]
         assert writing_bytes(stage(16), fakes, VOCABULARY) == other
