@@ -18,7 +18,7 @@ from kdcore.recipe.recipe import read_recipe
 from kdcore.runs.runner import RunRequest, run_all
 
 ROWS, TIME = 4, 32
-RATES = Rates("cpu", 1e9, 1e9)
+RATES = Rates("cpu", 1e9, 1e9, 30e-6)
 
 RECIPE = recipe_text(
     {
@@ -84,8 +84,8 @@ def test_the_speed_of_one_thread_leaves_out_the_time_of_others(monkeypatch):
 def test_a_gpu_computes_while_its_host_prepares():
     cost = Cost(1e9, 1e9, 1e6)
     busy = 1 / 0.55 + 1 / 0.85
-    assert Rates("cuda", 1e9, 1e9).seconds(cost) == pytest.approx(max(busy, 5.0))
-    assert RATES.seconds(cost) == pytest.approx(1 / 0.4 + 1 / 0.25 + 30.0)
+    assert Rates("cuda", 1e9, 1e9, 5e-6).seconds(cost) == pytest.approx(max(busy, 5.0))
+    assert RATES.seconds(cost) == pytest.approx(1 / 0.53 + 1 / 0.43 + 30.0)
     assert (cost + cost.times(2)) == Cost(3e9, 3e9, 3e6) and NOTHING + cost == cost
 
 
@@ -178,6 +178,25 @@ def test_real_steps_leave_nothing_behind(host, tmp_path, monkeypatch):
     )
 
 
+@pytest.mark.slow
+def test_what_only_the_first_evaluation_loads_is_left_out(host, tmp_path, monkeypatch):
+    recipe, (plan,) = planned(host, tmp_path, monkeypatch)
+    clock, costs = [0.0], [1.5, 0.25, 8.0, 8.5]  # CPU seconds of evaluations
+    monkeypatch.setattr(hours, "_now", lambda device: (clock[0], clock[0]))
+    monkeypatch.setattr(
+        hours, "run_evals", lambda run: clock.__setitem__(0, clock[0] + costs.pop(0))
+    )
+    monkeypatch.setattr(hours, "_take", lambda trainer, steps: setattr(trainer.run, "step", 40))
+
+    def evaluation():
+        found = measured(recipe, plan, host, tmp_path / "runs", predicted(plan))
+        return found.cpu_seconds / 5
+
+    assert evaluation() == 0.25
+    assert evaluation() == 8.0  # long enough for the start not to matter
+    assert costs == [8.5]
+
+
 def test_measured_evaluations_count_as_often_as_there_are_some(host, tmp_path, monkeypatch):
     trial = hours._Trial(5, step=(0.5, 0.25), evaluation=(3.0, 2.0), on_gpu=False)
     monkeypatch.setattr(hours, "_tried", lambda *asked, keeps: (trial, trial))
@@ -224,10 +243,14 @@ def test_stores_are_filled_apart_from_those_of_the_runs(host, tmp_path, monkeypa
     there = sorted(tmp_path.rglob("*"))
     asked = []
     trial = hours._trial
-    monkeypatch.setattr(hours, "_trial", lambda *of: (asked.append(of[-1]), trial(*of))[1])
+    monkeypatch.setattr(
+        hours,
+        "_trial",
+        lambda *of, twice: (asked.append((of[-1], twice)), trial(*of, twice=twice))[1],
+    )
     found = measured(recipe, plan, host, tmp_path / "runs", predicted(plan))
     assert found.how == "measured" and found.cpu_seconds > 0
-    assert asked == [25, 10]  # the second trial has the steps of the first
+    assert asked == [(25, False), (10, False)]  # the second trial has the steps of the first
     assert sorted(tmp_path.rglob("*")) == there
 
 
