@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
+import tomli
 import torch
 
 from kdcore.api.data import Data
@@ -125,7 +126,8 @@ def begun(
     an unfinished run). `evals` names the evals to keep; one that the recipe lacks is added with its
     defaults, and `sets` may change its options.
     """
-    recipe = read_recipe(str(folder / RESOLVED), host, sets=sets, evals=evals or ())
+    path = folder / RESOLVED
+    recipe = read_recipe(str(path), host, sets=_of_its_stage(path, sets), evals=evals or ())
     (table,) = recipe.stages
     done = step is None and finished(folder)
     if done:
@@ -144,6 +146,18 @@ def begun(
         checkpoint=checkpoint,
         state=state,
     )
+
+
+def _of_its_stage(resolved: Path, sets: Sequence[str]) -> Sequence[str]:
+    """With the stage's name before keys of its own table, which win over those at the top."""
+    tables = tomli.loads(resolved.read_text()).get("stage") if sets else None
+    if not tables:
+        return sets
+    ((name, own),) = tables.items()
+    keys = [each.partition("=")[0].split(".")[0].strip() for each in sets]
+    return [
+        f"stage.{name}.{each}" if key in own else each for key, each in zip(keys, sets, strict=True)
+    ]
 
 
 def in_students_place(

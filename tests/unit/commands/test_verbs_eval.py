@@ -124,6 +124,21 @@ def scores_at(folder, step):
 # ---- runs ------------------------------------------------------------------------
 
 
+def test_what_is_set_counts_for_a_stage_with_data_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "width.py").write_text(PLUGIN)
+    table, _, _ = RECIPE.partition("[stage.teacher]")
+    (tmp_path / "own.toml").write_text(f"{table}[stage.small.data]\nstories = 20\n")
+    sets = ("train.steps=0", "train.eval_rows=all")
+    run_all(RunRequest("own.toml", Path("runs"), sets=sets), PluginManager(off=["panel"]))
+    (whole,) = as_json("own.small")
+    (few,) = as_json("own.small", "--set", "train.eval_rows=2")
+    assert few["scores"]["nll"] != whole["scores"]["nll"]
+    assert (
+        few["scores"] == as_json("own.small", "--set", "stage.small.train.eval_rows=2")[0]["scores"]
+    )
+
+
 def test_the_held_out_rows_are_the_same_for_every_seed(here):
     found = [as_json("two.student", "--set", f"seed={seed}")[0]["scores"] for seed in range(10)]
     assert found == [scores_at(here, 4)] * 10
