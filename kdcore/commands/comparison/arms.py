@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kdcore.commands.comparison.courses import Course, Half, share_clock
-from kdcore.commands.comparison.group_tables import labels, telling
+from kdcore.commands.comparison.group_tables import in_one_line, labels, telling
 from kdcore.commands.comparison.groups import Group, RunSummary, Settings, settings_of
 from kdcore.errors import UsageError, did_you_mean
 from kdcore.recipe.sweep import MEASURED
@@ -199,7 +199,7 @@ def _values(entry: _Entry) -> dict[str, str]:
     sets, own = entry.get("sets", {}), f"stage.{entry.get('stage')}."
     assert isinstance(sets, Mapping)
     varied = {key: each for key, each in sets.items() if not _SEED.fullmatch(key)}
-    return {key.removeprefix(own): str(each) for key, each in varied.items()}
+    return {key.removeprefix(own): in_one_line(each) for key, each in varied.items()}
 
 
 def chosen(arms: Sequence[Arm], baseline: str | None) -> Arm:

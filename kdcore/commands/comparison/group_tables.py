@@ -95,13 +95,21 @@ def _shared_start(names: Sequence[str]) -> int:
     return len(recipes.pop()) + 1 if len(recipes) == 1 and all("." in n for n in names) else 0
 
 
-def telling(groups: Sequence[Group]) -> list[dict[str, object]]:
+def telling(groups: Sequence[Group]) -> list[dict[str, str]]:
     """For each group, the fewest settings that distinguish it from others with its name."""
     namesakes: dict[str, list[Group]] = {}
     for group in groups:
         namesakes.setdefault(group.name, []).append(group)
     keys = {name: _fewest(some) for name, some in namesakes.items()}
-    return [{key: each.settings.get(key, "-") for key in keys[each.name]} for each in groups]
+    return [
+        {key: in_one_line(each.settings.get(key, "-")) for key in keys[each.name]}
+        for each in groups
+    ]
+
+
+def in_one_line(value: object) -> str:
+    """A value as part of a name: a template may have line breaks."""
+    return " ".join(str(value).split()) or repr(value)
 
 
 def _fewest(namesakes: Sequence[Group]) -> list[str]:

@@ -419,6 +419,22 @@ def test_markdown_and_latex():
     assert "one of them" in asked("r.*", "--format", "csv", "--json", code=2)
 
 
+def test_names_of_arms_are_in_one_line_and_safe_in_latex():
+    for seed in range(3):
+        made("r.ce", seed)
+        made("r.kd", seed, more='template = """<a>^|\nb~"""')
+        made("r.kd", seed, more="template = 'c'")
+    named = ("r.*", "--baseline", "ce", "--at", "tokens", "--format")
+    latex, markdown = (asked(*named, form) for form in ("latex", "markdown"))
+    rows = [line for line in latex.splitlines() if line.startswith("kd")]
+    safe = (
+        r"train.template=\textless{}a\textgreater{}\textasciicircum{}\textbar{} b\textasciitilde{}"
+    )
+    assert [row.partition(" &")[0] for row in rows] == [f"kd  {safe}", "kd  train.template=c"]
+    assert all(line[0] in "\\%ak" for line in latex.splitlines() if line)
+    assert markdown.count(r"| kd  train.template=<a>^\| b~ | 3 |") == 1
+
+
 def test_arms_without_a_seed_in_common_are_said_to_have_none():
     for seed in range(3):
         made("r.ce", seed)
