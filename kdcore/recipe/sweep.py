@@ -11,6 +11,7 @@ from kdcore.recipe.node import Node
 from kdcore.recipe.overrides import Assignment, varied
 
 CONTROLS = ("no-teacher", "no-selection", "random-selection", "more-steps", "smoothed")
+MEASURED = ("random-selection", "more-steps", "smoothed")  # their values may be measured
 _NAME = "controls"
 
 

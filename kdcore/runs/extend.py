@@ -17,7 +17,8 @@ from kdcore.recipe.elsewhere import without_elsewhere
 from kdcore.recipe.merge import identity_fields
 from kdcore.recipe.node import Node, Source
 from kdcore.recipe.recipe import read_recipe
-from kdcore.runs.folder import FINAL, MARK, RESOLVED, finished, locked
+from kdcore.runs.folder import CHECKPOINTS, FINAL, MARK, RESOLVED, finished, locked
+from kdcore.training.checkpoints.folders import last_step
 
 if TYPE_CHECKING:
     from kdcore.plugin.manager import PluginManager
@@ -79,6 +80,12 @@ def adopt_recipe(
         )
     if not changes:
         return
+    steps, at = changes.get("train.steps", (None, None))[1], last_step(folder / CHECKPOINTS)
+    if isinstance(steps, int) and steps < at:
+        raise UsageError(
+            f"{folder} is at step {at} already, and would end as a run of {steps} steps: type "
+            f"--set train.steps={at} or more, or give the recipe's name for a run of its own"
+        )
     with locked(folder):
         write_whole(folder / MARK, json.dumps(changes, indent=1, default=str) + "\n")
         if finished(folder):

@@ -6,6 +6,7 @@ All but sweep.json is in `OUT/.sweep/NAME`, where the same command finds it agai
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from kdcore.sweeps.graph import Task
     from kdcore.sweeps.points import Point
 
+_log = logging.getLogger("kdcore")
 RECORD = "sweep.json"
 _JOBS = "jobs.json"
 
@@ -92,8 +94,8 @@ class Store:
         """Write which run is which point; keeps those of earlier sweeps in this folder."""
         path = self.out / RECORD
         mine = [each for task in tasks for each in self._points(task)]
-        runs = {each["run"] for each in mine}
-        others = [each for each in _earlier(path) if each.get("run") not in runs]
+        known = {_what(each) for each in mine}
+        others = [each for each in _earlier(path) if _what(each) not in known]
         here = [each for each in others if (self.out / str(each.get("run"))).is_dir()]
         text = json.dumps({"recipe": recipe, "points": [*here, *mine]}, indent=1, default=str)
         write_whole(path, text + "\n")
@@ -119,12 +121,34 @@ def _point(task: Task, point: Point, folder: Path) -> dict[str, Any]:
         "stage": task.stage,
         "identity": folder.name.rpartition("-")[2] if task.waits else task.key,
         "run": folder.name,
+        "twin": _twin(task, point, folder.parent).name if task.waits else None,
     }
+
+
+def _twin(task: Task, point: Point, out: Path) -> Path:
+    """The run that a deferred control's value is measured on."""
+    assert point.twin is not None
+    return run_folder(point.twin.recipe, task.stage, out)
+
+
+def _what(point: Mapping[str, Any]) -> tuple[object, ...]:
+    """A run, and what a sweep says of it: a run may be a point of several sweeps."""
+    return tuple(point.get(key) for key in ("run", "label", "control"))
 
 
 def _earlier(path: Path) -> list[dict[str, Any]]:
     try:
         found = json.loads(path.read_text("utf-8"))["points"]
-        return [each for each in found if isinstance(each, dict)]
-    except (OSError, ValueError, KeyError, TypeError):
+        return [each for each in list(found) if isinstance(each, dict)]
+    except FileNotFoundError:
+        return []
+    except (ValueError, KeyError, TypeError):
+        aside = path.with_name(f"{path.name}.damaged")
+        path.replace(aside)
+        _log.warning(
+            "%s was damaged, and is now %s: rerun the commands of earlier sweeps in this folder, "
+            "which only adds their runs to it",
+            path,
+            aside.name,
+        )
         return []

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from kdcore.errors import Interrupted, RunError, Unreachable
+from kdcore.errors import Interrupted, RunError, Unreachable, UsageError
 from kdcore.objective.gradient_shares import negligible_terms
 from kdcore.rng import RandomState
 from kdcore.terminal.bars import progress
@@ -276,6 +276,11 @@ class Trainer(TrainStep):
         with self.checkpoints.here(newest):
             self.load_state_dict(self.checkpoints.load(newest))
             self.recorder.load_state_dict(self.checkpoints.sums(newest))
+        if self.run.step > self.run.steps:
+            raise UsageError(
+                f"{self.run.folder} is at step {self.run.step} already, and what was accepted "
+                f"would end it after step {self.run.steps}: type a longer epochs, steps or tokens"
+            )
         return True
 
     def _kept_micro_batch(self, state: Mapping[str, Any]) -> int:

@@ -67,7 +67,8 @@ def swept(name, arms):
     """Runs of a sweep, from which `compare` takes their labels: (use, lr, weight, control), nll."""
     entries = []
     for number, ((use, lr, weight, control), nll) in enumerate(arms.items()):
-        folder = made(f"{name}.student", number, (3.0, nll), loss=use, more=f"lr = {lr}")
+        more = f"lr = {lr}\nweight = {weight}\ncontrol = '{control}'"
+        folder = made(f"{name}.student", number, (3.0, nll), loss=use, more=more)
         sets = {"stage.student.loss.kl.use": use, "stage.student.train.lr": lr}
         sets["stage.student.loss.kl.weight"] = weight
         entries.append({"sets": sets, "control": control, "stage": "student", "run": folder.name})

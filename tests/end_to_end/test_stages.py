@@ -293,6 +293,19 @@ def test_a_finished_run_is_extended_where_that_is_accepted(host, way):
     assert metrics(again)[-1]["step"] == 6
 
 
+def test_a_run_does_not_become_one_of_fewer_steps_than_it_has(host):
+    (folder,) = run(host)
+    accept = frozenset({"train.steps"})
+    for asked in (str(folder), "one.toml"):
+        with pytest.raises(UsageError, match=r"is at step 6 already, .* type --set train.steps=6"):
+            run(host, asked, sets=("train.steps=5",), accept=accept)
+    assert (folder / "final").is_dir() and "steps = 6" in (folder / "resolved.toml").read_text()
+    with pytest.raises(UsageError, match=r"is at step 6 already, .* end it after step 1: type a"):
+        run(host, str(folder), sets=("train.tokens=4",), accept=accept)
+    assert run(host, str(folder), sets=("train.steps=7",), accept=accept) == [folder]
+    assert metrics(folder)[-1]["step"] == 7
+
+
 def test_another_recipe_resumes_a_run_only_if_accepted(host):
     Path("killer.py").write_text(KILLER.format(step=5, name="one"))
     with pytest.raises(KeyboardInterrupt):

@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kdcore.commands.comparison.courses import Course, Half, share_clock
-from kdcore.commands.comparison.group_tables import labels
-from kdcore.commands.comparison.groups import Group, RunSummary
+from kdcore.commands.comparison.group_tables import in_one_line, labels, telling
+from kdcore.commands.comparison.groups import Group, RunSummary, Settings, settings_of
 from kdcore.errors import UsageError, did_you_mean
+from kdcore.recipe.sweep import MEASURED
+from kdcore.runs.reading.facts import read_settings
+
+_log = logging.getLogger("kdcore")
 
 SWEEP = "sweep.json"  # in the folder of runs: which run is which point of a sweep
 _SEED = re.compile(r"(stage\.[^.]+\.)?seed")
 _Entry = Mapping[str, object]
 _Varied = dict[str, str]  # values by key; a control has no key
+
+
+@dataclass(frozen=True)
+class _Point:
+    """What a sweep varied in a run."""
+
+    values: _Varied
+    measured_on: Settings | None = None  # of a control: the settings of the measured run
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,30 +56,69 @@ def arms_of(folders: Sequence[Path], half: Half | None = None) -> list[Arm]:
     """The arms, in the order of their first runs. Raises UsageError for duplicate seeds."""
     courses = [Course(folder, half) for folder in dict.fromkeys(folders)]
     share_clock(courses)
-    points = {folder: _points(folder) for folder in {course.folder.parent for course in courses}}
+    known = {folder: _points(folder) for folder in {course.folder.parent for course in courses}}
     groups: dict[str, list[Course]] = {}
-    swept: dict[str, _Varied] = {}
+    content: dict[str, list[RunSummary]] = {}  # labels arms, whatever folder their runs are in
+    points: dict[str, list[_Varied]] = {}
     for course in courses:
-        point = points[course.folder.parent].get(course.folder.name)
-        identity = [course.summary.name, list(point.items()) if point else course.summary.settings]
-        key = json.dumps(identity, sort_keys=True, default=str)
+        found = known[course.folder.parent].get(course.folder.name, [])
+        settings = _settings(course.summary, found)
+        key = json.dumps([course.summary.name, settings], sort_keys=True, default=str)
+        alike = replace(course.summary, settings=settings, unfinished_at=None)
         groups.setdefault(key, []).append(course)
-        if point:
-            swept[key] = point
-    others = [group for key, group in groups.items() if key not in swept]
-    named = iter(labels([Group([_finished(each) for each in group]) for group in others]))
+        content.setdefault(key, []).append(alike)
+        points.setdefault(key, []).extend(each.values for each in found if each.values)
+    swept = _chosen_points({key: each for key, each in points.items() if each})
+    others = [Group(runs) for key, runs in content.items() if key not in swept]
+    named = iter(labels(others))
     shared = _shared([*swept.values()]) if len(groups) == len(swept) > 1 else frozenset()
     said = [_said(swept[key], shared) if key in swept else next(named) for key in groups]
     return [
-        _arm(_unique(label, said, runs), runs, _said(swept.get(key, {})))
-        for label, (key, runs) in zip(said, groups.items(), strict=True)
+        _arm(label, runs, _said(swept.get(key, {})))
+        for label, (key, runs) in zip(_distinct(said, content), groups.items(), strict=True)
     ]
 
 
-def _unique(label: str, all_labels: Sequence[str], runs: Sequence[Course]) -> str:
-    """With the runs' name in front if other arms have the same label."""
-    name = runs[0].summary.name
-    return label if label and all_labels.count(label) == 1 else f"{name} {label}".rstrip()
+def _settings(run: RunSummary, points: Sequence[_Point]) -> Settings:
+    """The settings that runs of one arm share.
+
+    A control's measured value differs between seeds: what it was measured on stands for it.
+    """
+    measured = [each.measured_on for each in points if each.measured_on is not None]
+    return measured[-1] if measured else run.settings
+
+
+def _chosen_points(points: Mapping[str, Sequence[_Varied]]) -> dict[str, _Varied]:
+    """The point that names each arm: its runs may belong to several sweeps.
+
+    That of most of its runs; of equally many, the one that varies what other arms vary.
+    """
+    keys = Counter(tuple(each) for arm in points.values() for each in arm)
+    chosen = dict[str, _Varied]()
+    for key, arm in points.items():
+        runs = Counter(json.dumps(each) for each in arm)
+        best = max(runs, key=lambda text: (runs[text], keys[tuple(json.loads(text))]))
+        chosen[key] = json.loads(best)
+    return chosen
+
+
+def _distinct(said: Sequence[str], content: Mapping[str, Sequence[RunSummary]]) -> list[str]:
+    """Labels that tell the arms apart.
+
+    Equal ones get the runs' name in front, and settings behind if a recipe was edited meanwhile.
+    """
+    arms, distinct = [Group(runs) for runs in content.values()], [*said]
+    for label in dict.fromkeys(said):
+        same = [n for n, each in enumerate(said) if each == label]
+        if len(same) == 1 and label:
+            continue
+        names = [arms[n].name for n in same]
+        settings = telling([arms[n] for n in same])
+        for n, name, differ in zip(same, names, settings, strict=True):
+            front = [name] if len(set(names)) > 1 or not label else []
+            behind = [f"{key}={value}" for key, value in differ.items()]
+            distinct[n] = " ".join([*front, label, *behind]).strip()
+    return distinct
 
 
 def _shared(points: Sequence[_Varied]) -> frozenset[tuple[str, str]]:
@@ -83,11 +136,6 @@ def _said(point: _Varied, shared: frozenset[tuple[str, str]] = frozenset()) -> s
     )
 
 
-def _finished(course: Course) -> RunSummary:
-    """Labels arms by their content, whatever folder their runs are in."""
-    return replace(course.summary, unfinished_at=None)
-
-
 def _arm(label: str, courses: Sequence[Course], whole: str) -> Arm:
     runs: dict[object, Course] = {}
     for course in courses:
@@ -102,24 +150,40 @@ def _arm(label: str, courses: Sequence[Course], whole: str) -> Arm:
     return Arm(label, runs, whole)
 
 
-def _points(out: Path) -> dict[str, _Varied]:
+def _points(out: Path) -> dict[str, list[_Point]]:
     """What each run of sweeps in a folder of runs varies; nothing where nothing is varied."""
-    try:
-        entries = json.loads((out / SWEEP).read_text("utf-8"))["points"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
-    known = [entry for entry in entries if _is_entry(entry)] if isinstance(entries, list) else []
+    known = _entries(out / SWEEP)
     values: dict[str, set[str]] = {}
     for entry in known:
         values.setdefault(_control(entry), set()).add(json.dumps(_values(entry)))
-    found: dict[str, _Varied] = {}
+    found: dict[str, list[_Point]] = {}
     for entry in known:
         control = _control(entry)
         # A control shared by several points is labelled once: it lacks what they vary.
         shared = control and len(values[control]) == 1
         said = {} if shared else _values(entry)
-        found[Path(str(entry.get("run"))).name] = said | ({"": control} if control else {})
+        point = _Point(said | ({"": control} if control else {}), _measured_on(entry, out))
+        found.setdefault(Path(str(entry.get("run"))).name, []).append(point)
     return found
+
+
+def _entries(path: Path) -> list[_Entry]:
+    try:
+        entries = json.loads(path.read_text("utf-8"))["points"]
+        return [entry for entry in list(entries) if _is_entry(entry)]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, KeyError, TypeError):
+        _log.warning("%s is damaged: arms are named by their settings", path)
+        return []
+
+
+def _measured_on(entry: _Entry, out: Path) -> Settings | None:
+    control, twin = _control(entry), entry.get("twin")
+    if control not in MEASURED or ("twin" in entry and twin is None):
+        return None
+    table = read_settings(out / str(twin)) if twin else {}
+    return {"control": control, **(settings_of(table, out) if table else _values(entry))}
 
 
 def _is_entry(entry: object) -> bool:
@@ -135,7 +199,7 @@ def _values(entry: _Entry) -> dict[str, str]:
     sets, own = entry.get("sets", {}), f"stage.{entry.get('stage')}."
     assert isinstance(sets, Mapping)
     varied = {key: each for key, each in sets.items() if not _SEED.fullmatch(key)}
-    return {key.removeprefix(own): str(each) for key, each in varied.items()}
+    return {key.removeprefix(own): in_one_line(each) for key, each in varied.items()}
 
 
 def chosen(arms: Sequence[Arm], baseline: str | None) -> Arm:

@@ -33,7 +33,7 @@ def comparison_in_full(folders: Sequence[Path]) -> list[RenderableType]:
     """The comparison, followed by the differing keys whose values are not in it."""
     groups = grouped([summarize_run(folder) for folder in folders])
     keys = differing(groups)
-    shown = {key for telling in _telling(groups) for key in telling}
+    shown = {key for telling in telling(groups) for key in telling}
     parts: list[RenderableType] = [_table(groups), *_notes_on_rows(groups)]
     if not shown >= set(keys):
         parts += [Text(), _differences(groups, keys)]
@@ -85,7 +85,7 @@ def labels(groups: Sequence[Group]) -> list[str]:
     start = _shared_start([group.name for group in groups])
     return [
         "  ".join([group.name[start:], *(f"{key}={shown}" for key, shown in telling.items())])
-        for group, telling in zip(groups, _telling(groups), strict=True)
+        for group, telling in zip(groups, telling(groups), strict=True)
     ]
 
 
@@ -95,13 +95,21 @@ def _shared_start(names: Sequence[str]) -> int:
     return len(recipes.pop()) + 1 if len(recipes) == 1 and all("." in n for n in names) else 0
 
 
-def _telling(groups: Sequence[Group]) -> list[dict[str, object]]:
+def telling(groups: Sequence[Group]) -> list[dict[str, str]]:
     """For each group, the fewest settings that distinguish it from others with its name."""
     namesakes: dict[str, list[Group]] = {}
     for group in groups:
         namesakes.setdefault(group.name, []).append(group)
     keys = {name: _fewest(some) for name, some in namesakes.items()}
-    return [{key: each.settings.get(key, "-") for key in keys[each.name]} for each in groups]
+    return [
+        {key: in_one_line(each.settings.get(key, "-")) for key in keys[each.name]}
+        for each in groups
+    ]
+
+
+def in_one_line(value: object) -> str:
+    """A value as part of a name: a template may have line breaks."""
+    return " ".join(str(value).split()) or repr(value)
 
 
 def _fewest(namesakes: Sequence[Group]) -> list[str]:

@@ -63,7 +63,7 @@ def summarize_run(folder: Path, lines: Iterable[Line] | None = None) -> RunSumma
         folder=folder,
         name=str(table.get("name") or folder.name.rpartition("-")[0]),
         seed=table.get("seed", 0),
-        settings=settings_of(table),
+        settings=settings_of(table, folder.parent),
         scores=scores,
         history=history,
         unfinished_at=None if (folder / "final").is_dir() else history.step,
@@ -71,21 +71,25 @@ def summarize_run(folder: Path, lines: Iterable[Line] | None = None) -> RunSumma
     )
 
 
-def settings_of(table: Mapping[str, Any]) -> Settings:
-    """Everything that a result depends on, except the seed, by dotted key."""
+def settings_of(table: Mapping[str, Any], out: Path = Path()) -> Settings:
+    """Everything that a result depends on, except the seed, by dotted key.
+
+    `out` is the folder of the run's folder: other runs are there too if all were moved.
+    """
     counts = flat(identity_fields(table))
-    return {key: _referred(value) for key, value in counts if key not in _NOT_COMPARED}
+    return {key: _referred(value, out) for key, value in counts if key not in _NOT_COMPARED}
 
 
-def _referred(value: object) -> object:
+def _referred(value: object, out: Path) -> object:
     """A value; another run's final weights become that run's settings, without its seed."""
     if not isinstance(value, str) or Path(value).name != "final":
         return value
-    table = read_settings(Path(value).parent)
-    if not table:
-        return value
-    whole = json.dumps(settings_of(table), sort_keys=True, default=str)
-    return f"{table.get('name')} {hashlib.sha256(whole.encode()).hexdigest()[:4]}"
+    written = Path(value).parent
+    for folder in (written, out / written.name):
+        if table := read_settings(folder):
+            whole = json.dumps(settings_of(table, folder.parent), sort_keys=True, default=str)
+            return f"{table.get('name')} {hashlib.sha256(whole.encode()).hexdigest()[:4]}"
+    return value
 
 
 @dataclass(frozen=True)

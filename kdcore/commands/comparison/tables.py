@@ -327,7 +327,15 @@ def as_latex(comparisons: Sequence[Comparison]) -> str:
     return "\n".join(parts)
 
 
-_LATEX = {"±": r"$\pm$", "\\": r"\textbackslash{}", "~": r"\textasciitilde{}"}
+_LATEX = {
+    "±": r"$\pm$",
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+}
 
 
 def _in_latex(text: str) -> str:

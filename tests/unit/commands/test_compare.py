@@ -185,26 +185,89 @@ def test_several_comparisons_are_corrected_and_that_is_said():
 def test_arms_of_a_sweep_have_its_labels():
     points = []
 
-    def point(folder, seed, loss, control=None):
+    def point(folder, seed, loss, control=None, **more):
         sets = {"stage.student.seed": seed, "stage.student.loss.1.use": loss}
         about = {"sets": sets, "control": control, "stage": "student", "run": folder.name}
-        points.append(about)
+        points.append(about | more)
+        return folder.name
 
     for seed in range(3):
         for loss, shift in (("kl", -0.2), ("jsd", -0.1)):
             values = (3.0, BASE[seed] + shift)
-            point(made("r", seed, values, loss=loss, more=f"lr = 0.00{seed + 1}"), seed, loss)
-            point(made("r", seed, values, loss=f"{loss}2"), seed, loss, "random-selection")
+            twin = point(made("r", seed, values, loss=loss), seed, loss)
+            # Its value is measured: another one for each seed.
+            for control, more in (("smoothed", {}), ("more-steps", {"twin": twin})):
+                own = made("r", seed, values, loss=f"{control}{loss}", more=f"t = {seed}")
+                point(own, seed, loss, control, **more)
         # One control for both, told of once.
         point(made("r", seed, (3.0, BASE[seed]), loss="ce"), seed, "jsd", "no-teacher")
     Path("runs/sweep.json").write_text(json.dumps({"recipe": "r", "points": points}))
     found = rows("r-*", "--baseline", "no-teacher", "--at", "tokens")
     assert {row["arm"]: row["seeds"] for row in found} == {
         "loss.1.use=kl": 3,
-        "loss.1.use=kl random-selection": 3,
+        "loss.1.use=kl smoothed": 3,
+        "loss.1.use=kl more-steps": 3,
         "loss.1.use=jsd": 3,
-        "loss.1.use=jsd random-selection": 3,
+        "loss.1.use=jsd smoothed": 3,
+        "loss.1.use=jsd more-steps": 3,
     }
+
+
+def swept(folder, seed, control=None, twin=None, **sets):
+    """A point in sweep.json."""
+    said = {"sets": {"seed": seed, **sets}, "control": control, "twin": twin}
+    return {**said, "stage": "", "run": folder.name}
+
+
+def test_an_arm_has_no_runs_of_the_recipe_before_an_edit():
+    points = []
+    for seed in range(6):
+        more = "" if seed < 3 else "clip = 0.5"
+        for loss in ("kl", "jsd"):
+            folder = made("r", seed, (3.0, 2.0), loss=loss, more=more)
+            points.append(swept(folder, seed, loss=loss))
+            control = made("r", seed, (3.0, 2.0), loss=f"{loss}2", more=f"{more}\nt = {seed}")
+            points.append(swept(control, seed, "more-steps", folder.name, loss=loss))
+    Path("runs/sweep.json").write_text(json.dumps({"points": points}))
+    found = rows("r-*", "--at", "tokens", "--baseline", points[0]["run"])
+    arms = {found[0]["baseline"]: 3} | {row["arm"]: row["seeds"] for row in found}
+    assert arms == {
+        "loss=kl train.clip=-": 3,
+        "loss=jsd train.clip=-": 3,
+        "loss=kl more-steps train.clip=-": 3,
+        "loss=jsd more-steps train.clip=-": 3,
+        # The others have no seed in common with the baseline.
+        "loss=kl train.clip=0.5": 0,
+        "loss=jsd train.clip=0.5": 0,
+        "loss=kl more-steps train.clip=0.5": 0,
+        "loss=jsd more-steps train.clip=0.5": 0,
+    }
+
+
+def test_a_run_of_two_sweeps_stays_in_its_arm():
+    kl = [made("r", seed, (3.0, 2.0), loss="kl") for seed in range(3)]
+    jsd = [made("r", seed, (3.0, 2.5), loss="jsd") for seed in range(3)]
+    points = [swept(each, seed, loss="kl") for seed, each in enumerate(kl)]
+    points += [swept(each, seed, loss="jsd") for seed, each in enumerate(jsd)]
+    points += [swept(each, seed, lr=1) for seed, each in enumerate(kl)]
+    Path("runs/sweep.json").write_text(json.dumps({"points": points}))
+    (found,) = rows("r-*", "--at", "tokens", "--baseline", kl[0].name)
+    assert (found["baseline"], found["arm"], found["seeds"]) == ("loss=kl", "loss=jsd", 3)
+    # A file of an earlier version, or with some of its points.
+    Path("runs/sweep.json").write_text(json.dumps({"points": points[1:3] + points[-3:-2]}))
+    (found,) = rows("r-*", "--at", "tokens", "--baseline", kl[0].name)
+    assert found["seeds"] == 3
+
+
+def test_seeds_of_moved_runs_are_one_arm():
+    for seed in range(3):
+        teacher = made("r.teacher", seed, out=Path("old"))
+        taught = f'[teacher]\nuse = "hf"\nmodel = "old/{teacher.name}/final"'
+        made("r.student", seed, more=taught, out=Path("old"))
+        made("r.alone", seed, out=Path("old"))
+    Path("old").rename("new")
+    (found,) = rows("r.alone*", "r.student*", "--out", "new", "--at", "tokens")
+    assert (found["arm"], found["seeds"]) == ("student", 3)
 
 
 def test_values_that_all_compared_arms_have_are_not_in_their_labels():
@@ -237,10 +300,13 @@ def test_values_that_all_compared_arms_have_are_not_in_their_labels():
     )
 
 
-def test_a_broken_sweep_file_is_as_none():
+def test_a_broken_sweep_file_is_as_none_and_said(caplog):
     arms()
-    Path("runs/sweep.json").write_text('{"points": [3')
-    assert len(rows("r.*", "--baseline", "ce")) == 2
+    for text in ('{"points": [3', "[]", '{"points": 3}'):
+        Path("runs/sweep.json").write_text(text)
+        caplog.clear()
+        assert len(rows("r.*", "--baseline", "ce")) == 2
+        assert "runs/sweep.json is damaged: arms are named by their settings" in caplog.text
 
 
 # Refused in a sentence
@@ -351,6 +417,22 @@ def test_markdown_and_latex():
     body = [line for line in latex.splitlines() if line.endswith(r"\\")]
     assert {line.count("&") - line.count(r"\&") for line in body} == {6}
     assert "one of them" in asked("r.*", "--format", "csv", "--json", code=2)
+
+
+def test_names_of_arms_are_in_one_line_and_safe_in_latex():
+    for seed in range(3):
+        made("r.ce", seed)
+        made("r.kd", seed, more='template = """<a>^|\nb~"""')
+        made("r.kd", seed, more="template = 'c'")
+    named = ("r.*", "--baseline", "ce", "--at", "tokens", "--format")
+    latex, markdown = (asked(*named, form) for form in ("latex", "markdown"))
+    rows = [line for line in latex.splitlines() if line.startswith("kd")]
+    safe = (
+        r"train.template=\textless{}a\textgreater{}\textasciicircum{}\textbar{} b\textasciitilde{}"
+    )
+    assert [row.partition(" &")[0] for row in rows] == [f"kd  {safe}", "kd  train.template=c"]
+    assert all(line[0] in "\\%ak" for line in latex.splitlines() if line)
+    assert markdown.count(r"| kd  train.template=<a>^\| b~ | 3 |") == 1
 
 
 def test_arms_without_a_seed_in_common_are_said_to_have_none():

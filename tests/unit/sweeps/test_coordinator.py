@@ -219,6 +219,35 @@ def test_the_record_names_each_point_and_its_run(host):
     other.store.record("r.toml", [*other.coordinator.tasks.values()])
     seeds = [each["seed"] for each in json.loads(Path("runs/sweep.json").read_text())["points"]]
     assert sorted(seeds) == [0, 0, 1, 1, 5]
+    assert {each["twin"] for each in found["points"]} == {None}
+
+
+def test_a_run_of_two_sweeps_is_a_point_of_both(host):
+    for text in (SWEEP, '\n[sweep]\n"stage.small.train.lr" = [1e-2, 1e-3]\n'):
+        sweep = Sweep(host, Pretended(host), STAGES + text)
+        sweep.run()
+        for _ in range(2):  # each once, however often the command is typed
+            sweep.store.record("r.toml", [*sweep.coordinator.tasks.values()])
+    found = json.loads(Path("runs/sweep.json").read_text())["points"]
+    labels = [each["label"] for each in found]
+    assert sorted(labels) == [
+        "stage.small.seed=0",
+        "stage.small.seed=1",
+        "stage.small.train.lr=0.001",
+        "stage.small.train.lr=0.01",
+    ]
+    assert len({each["run"] for each in found}) == 3
+
+
+@pytest.mark.parametrize("text", ['{"points": [{"run": ', "[]", "\x00"])
+def test_a_damaged_record_is_kept_and_said(host, text, caplog):
+    sweep = Sweep(host, Pretended(host), STAGES + SWEEP)
+    sweep.run()
+    Path("runs/sweep.json").write_text(text)
+    sweep.store.record("r.toml", [*sweep.coordinator.tasks.values()])
+    assert len(json.loads(Path("runs/sweep.json").read_text())["points"]) == 2
+    assert Path("runs/sweep.json.damaged").read_text() == text
+    assert "runs/sweep.json was damaged, and is now sweep.json.damaged" in caplog.text
 
 
 def test_a_control_that_waits_is_given_what_it_measures(host):
@@ -244,6 +273,7 @@ def test_a_control_that_waits_is_given_what_it_measures(host):
     sweep.store.record("r.toml", [*sweep.coordinator.tasks.values()])
     last = json.loads(Path("runs/sweep.json").read_text())["points"][-1]
     assert last["control"] == "more-steps" and Path("runs", last["run"], "final").is_dir()
+    assert last["twin"] == Path(task["twin"]).name
     assert Sweep(host, Pretended(host), text).run() == []
 
 
