@@ -140,7 +140,8 @@ class Encoder:
 
     def fingerprint(self) -> str:
         """Everything that determines the ids of a text."""
-        return f"2 {tokenizer_hash(self.tokenizer)} {self.bos} {self.eos} {self.parses}"
+        made = f"2 {tokenizer_hash(self.tokenizer)} {self.bos} {self.eos} {self.parses}"
+        return f"{made} words" if self.spelled.produced and not self.parses else made
 
     def __call__(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
         """The concatenated ids of texts, and the length of each. Empty ones are left out."""
@@ -236,26 +237,54 @@ class Spelled:
     def renamed(self) -> PreTrainedTokenizerBase:
         """The tokenizer, changed so that these are ordinary text.
 
-        BPE has no merges that produce them. Unigram has them as pieces and would use them: in this
-        copy they are renamed to unused characters.
+        Most vocabularies have no merges that produce them. Others have them as words or pieces and
+        would use them: in this copy they are renamed to unused characters.
         """
         if not self.tokenizer.is_fast:
             return self.tokenizer
         backend = self.tokenizer.backend_tokenizer
-        if type(backend.model).__name__ != "Unigram":
+        state = json.loads(backend.to_str())
+        names = self.names if type(backend.model).__name__ == "Unigram" else self.produced
+        if not names:
             return self.tokenizer
         from tokenizers import Tokenizer
         from transformers import PreTrainedTokenizerFast
 
-        other = {name: chr(_FIRST + n) for n, name in enumerate(self.names)}
-        state = json.loads(backend.to_str())
+        other = {name: chr(_FIRST + n) for n, name in enumerate(names)}
         for token in state["added_tokens"]:
             token["content"] = other.get(token["content"], token["content"])
-        pieces = state["model"]["vocab"]
-        state["model"]["vocab"] = [[other.get(key, key), *rest] for key, *rest in pieces]
+        model = state["model"]
+        if isinstance(model["vocab"], dict):
+            model["vocab"] = {other.get(key, key): id for key, id in model["vocab"].items()}
+        else:
+            model["vocab"] = [[other.get(key, key), *rest] for key, *rest in model["vocab"]]
+        if isinstance(model.get("unk_token"), str):
+            model["unk_token"] = other.get(model["unk_token"], model["unk_token"])
         return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
             tokenizer_object=Tokenizer.from_str(json.dumps(state))
         )
+
+    @cached_property
+    def produced(self) -> list[str]:
+        """Those that a vocabulary of words makes of their text; a Unigram's are renamed anyway.
+
+        Not those that a text may mean: single words, and what a BPE merges.
+        """
+        tokenizer = self.tokenizer
+        if not tokenizer.is_fast:
+            return []
+        model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+        if model["type"] == "Unigram":
+            return []
+        merges = model.get("merges") or []
+        made = {"".join(each if isinstance(each, list) else each.split(" ")) for each in merges}
+        return [
+            name
+            for name in self.names
+            if not (name.isalnum() or name in made)
+            and tokenizer.convert_tokens_to_ids(name)
+            in tokenizer(name, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        ]
 
 
 class SpelledCount:

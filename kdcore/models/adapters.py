@@ -77,6 +77,8 @@ def with_adapter(model: PreTrainedModel, adapter: str, base: str) -> PreTrainedM
                 model, path, config=config, torch_device="cpu", ignore_mismatched_sizes=True
             )
         unfit = _unfit(adapted, weights, config)
+        if getattr(config, "trainable_token_indices", None):
+            _said(cast("PreTrainedModel", adapted))  # peft finds out here what it cannot combine
     except ValueError as error:
         first = str(error).split("\n")[0]
         unfit = "its modules are not there" if "not found in the base" in first else first

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from kdcore.models.logit_transforms import allclose
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -87,6 +89,41 @@ def _attend_by(model: PreTrainedModel, name: str, attention: Callable[..., Any])
 def uninstall(model: PreTrainedModel) -> None:
     """Restore the model's own attention."""
     model.config._attn_implementation = _TAKES_THE_PLACE_OF
+
+
+def is_exact_at(model: PreTrainedModel, run: Callable[[bool], Tensor], last: int) -> bool:
+    """Whether the last piece of a row gives what it gives alone, in every layer.
+
+    `run` runs the row, or with False its last piece of `last` tokens alone, and returns states
+    [1, n, H]. Queries are compared too: with fresh weights, states hardly depend on them. Alone,
+    the piece also runs with the model's own attention, as some models choose keys only for that.
+    """
+    kernel = model.config._attn_implementation
+
+    def seen(together: bool) -> list[Tensor]:
+        found: list[Tensor] = []
+
+        def note(
+            module: nn.Module, query: Tensor, *arguments: Any, **options: Any
+        ) -> tuple[Tensor, None]:
+            made = attend(module, query, *arguments, **options)
+            found.extend([query[:, :, -last:], made[0][:, -last:]])
+            return made
+
+        if kernel in (_TAKES_THE_PLACE_OF, NAME):
+            _attend_by(model, _TRIAL, note)
+        try:
+            states = run(together)[:, -last:]
+        finally:
+            model.config._attn_implementation = kernel
+        return [states, *found]
+
+    packed, alone = seen(True), seen(False)
+    if kernel == NAME:
+        uninstall(model)
+        packed, alone = [*packed, packed[0]], [*alone, run(False)]
+        model.config._attn_implementation = kernel
+    return all(allclose(*pair, times=10) for pair in zip(packed, alone, strict=True))
 
 
 def is_exact_at_once(model: PreTrainedModel, forward: Callable[[], object]) -> bool:

@@ -48,11 +48,13 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def random_ids(model: PreTrainedModel, device: torch.device) -> Tensor:
+def random_ids(
+    model: PreTrainedModel, device: torch.device, shape: tuple[int, int] = (2, 16)
+) -> Tensor:
     """Two rows of sixteen ids, always the same; leaves the random state alone."""
     embedding = cast(Tensor, model.get_input_embeddings().weight)
     generator = torch.Generator().manual_seed(0)
-    return torch.randint(len(embedding), (2, 16), generator=generator).to(device)
+    return torch.randint(len(embedding), shape, generator=generator).to(device)
 
 
 class LanguageModel:
@@ -84,7 +86,8 @@ class LanguageModel:
             proved = type(head) is nn.Linear and verify(model, self._run_trunk, head, ids)
             if proved:
                 self._head = head
-                self.width, self.bend = head.out_features, proved.bend
+                # Not its `out_features`: PEFT's copies of a tied head have them swapped.
+                self.width, self.bend = len(head.weight), proved.bend
             else:
                 self.width = int(model(input_ids=ids, use_cache=False).logits.shape[-1])
                 _log.info(
@@ -95,9 +98,14 @@ class LanguageModel:
             self._packs = self._at_once = self._takes_positions = False
             self._prove_causal(ids)
             self._takes_positions = self._counts_from_zero(ids)
-            self._switch, self._has_two_ways = self._looks_at_call(ids)
+            self._switch, self._has_two_ways = None, True
+            if self._takes_positions:
+                found = positions.looks_at_call(self._run, self._trunk, model.config, ids)
+                self._switch, self._has_two_ways = found
             self._packs = self._takes_positions and self._packs_exactly(ids)
             self.isolates = self._takes_positions and self._keeps_documents_apart(ids)
+        # Sharded models run together, and processes have batches of different sizes.
+        self._unproved = positions.UnprovedLengths(None if self.sharded else model.config)
 
     @property
     def weight(self) -> nn.Parameter | None:
@@ -153,12 +161,15 @@ class LanguageModel:
         Layers are indexed as in transformers' `hidden_states`: 0 is the embeddings, -1 the output
         of the final norm.
         """
-        with self._hidden.keeping(self.watch_layers(layers) if layers else ()):
+        watched = self.watch_layers(layers) if layers else ()
+        self._prove_lengths(batch)
+        with self._hidden.keeping(watched):
             states, *kept = self._states(batch)
         return states, kept
 
     def states(self, batch: Batch) -> Tensor:
         """The trunk's last hidden states [rows * time, H]; gradient by the caller's grad mode."""
+        self._prove_lengths(batch)
         found = None if self.replayed is None else self.replayed.states(batch, self._last)
         return self._last(batch) if found is None else found
 
@@ -173,7 +184,11 @@ class LanguageModel:
         if self._switch is not None and batch.packing is not None:
             self.check_length(batch.packing.longest)
             if batch.input_ids.shape[1] > self._switch:
-                return self._apart(batch, batch.packing)
+                ids, places = batch.input_ids, batch.position_ids
+                some = positions.apart(batch.packing, self._switch) if packs else []
+                if some:  # the pieces on either side of the switch run in separate calls
+                    return positions.summed([self._runs(ids, places, None, each) for each in some])
+                return positions.joined_alone(self._runs, ids, places, batch.packing)
         runs = self._runs(batch.input_ids, batch.position_ids, batch.attention_mask, batch.packing)
         return [each.flatten(0, 1) for each in runs]
 
@@ -185,29 +200,6 @@ class LanguageModel:
                 f"{self._switch}, so what it computes would depend on a row's neighbours; type "
                 f"--set data.block={self._switch}"
             )
-
-    def _apart(self, batch: Batch, packing: Packing) -> list[Tensor]:
-        """States of pieces; those on either side of the switch run in separate calls."""
-        assert self._switch is not None
-        if self._packs:
-            some = positions.apart(packing, self._switch)
-            runs = [self._runs(batch.input_ids, batch.position_ids, None, each) for each in some]
-            sums = (
-                runs[0]
-                if len(runs) == 1
-                else [torch.stack(r).sum(0) for r in zip(*runs, strict=True)]
-            )
-            return [each.flatten(0, 1) for each in sums]
-        ids, places = batch.input_ids.reshape(-1), batch.position_ids.reshape(-1)
-        joined: list[Tensor] = []
-        for each in positions.each_alone(packing):
-            at = torch.arange(len(ids), device=self.device) if each.real is None else each.real
-            found = self._runs(ids[at][None], places[at][None], None)
-            joined = joined or [states.new_zeros(len(ids), states.shape[-1]) for states in found]
-            pairs = zip(joined, found, strict=True)
-            joined = [whole.index_copy(0, at, states[0]) for whole, states in pairs]
-        assert joined
-        return joined
 
     def logits(self, states: Tensor) -> Tensor:
         """Float32 logits [n, width] of chosen states [n, H], also with half-precision weights."""
@@ -315,24 +307,6 @@ class LanguageModel:
         self._takes_positions = True  # for the trial
         return allclose(own, self._run(ids, positions, None))
 
-    def _looks_at_call(self, ids: Tensor) -> tuple[int | None, bool]:
-        """See `positions.switch_of`: reads a row next to one with ever larger positions."""
-        time, config = ids.shape[1], self.model.config.get_text_config()
-        reach = getattr(config, "max_position_embeddings", None)
-        if not self._takes_positions or not isinstance(reach, int):
-            return None, True
-        places = torch.arange(time, device=ids.device)
-
-        def probe(length: int) -> list[Tensor]:
-            with positions.watched(self._trunk, len(ids)) as seen:
-                states = self._run(ids, torch.stack([places, places + length - time]), None)
-            return [*seen, states[0]]
-
-        def alike(some: list[Tensor], others: list[Tensor]) -> bool:
-            return all(map(torch.equal, some[:-1], others[:-1])) and allclose(some[-1], others[-1])
-
-        return positions.switch_of(probe, alike, time, reach)
-
     def _packs_exactly(self, ids: Tensor) -> bool:
         """Whether packed pieces have the same states as each alone."""
         half = ids.shape[1] // 2
@@ -358,6 +332,32 @@ class LanguageModel:
             return True
         attention.uninstall(self.model)
         return False
+
+    def _prove_lengths(self, batch: Batch) -> None:
+        """Prove packing again for a batch beyond one of the config's lengths.
+
+        Attention may change at these. The proof is one pass of random ids.
+        """
+        pieces = self._unproved.due(batch.input_ids.numel(), batch.packing)
+        if not pieces or batch.packing is None or not (self._packs or self.isolates):
+            return
+        longest = batch.packing.longest
+        with eval_mode(self.model), torch.autocast(self.device.type, enabled=False):
+            ids = random_ids(self.model, self.device, (1, pieces * longest))
+            places = torch.arange(longest, device=self.device)
+            row, alone = (ids, places.repeat(pieces)[None]), (ids[:, -longest:], places[None])
+            packing = positions.evenly(ids, longest)
+            exact = attention.is_exact_at(
+                self.model,
+                lambda together: (
+                    self._run(*row, None, packing) if together else self._run(*alone, None)
+                ),
+                longest,
+            )
+        if not exact:
+            if self._packs:
+                attention.uninstall(self.model)
+            self._packs = self.isolates = False
 
     def _autocast(self) -> AbstractContextManager[object]:
         """Autocast as in training."""

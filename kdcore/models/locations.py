@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
 from typing import Any
 
 from kdcore.errors import KdcoreError, RunError
@@ -57,7 +58,7 @@ def loading_error(name: str, key: str | None) -> Iterator[None]:
     except KdcoreError:
         raise
     except Exception as error:  # files that are no model can break libraries in any way
-        why = _folder_error(error) if there else _hub_error(error, key)
+        why = _folder_error(error, location_of(name)) if there else _hub_error(error, key)
         if "trust_remote_code" in str(error):
             why = (
                 "it brings code of its own, which is not run; if you know that code, say "
@@ -75,7 +76,8 @@ _FAULTS = {
         "own there"
     ),
     "Unrecognized configuration class": (
-        "its config.json is not of a causal language model; name one that writes text"
+        "its config.json is not of a causal language model; name one that writes text, or the "
+        "language model of one that also reads images, saved on its own"
     ),
     "not compiled with CUDA": "this machine has no CUDA device; leave `device` out",
     "No CUDA GPUs": "this machine has no CUDA device; leave `device` out",
@@ -84,7 +86,12 @@ _FAULTS = {
 """Messages of libraries, and what they mean."""
 
 
-def _folder_error(error: Exception) -> str:
+def _folder_error(error: Exception, place: str) -> str:
+    if adapters := sorted(each.parent.name for each in Path(place).glob("*/adapter_config.json")):
+        which = ", ".join(map(repr, adapters))
+        return (
+            f"the folder holds adapters, each in a folder of its own ({which}); name one of these"
+        )
     found = next((ours for said, ours in _FAULTS.items() if said in str(error)), None)
     return f"the folder is there, but {found or _first_line(error)}"
 

@@ -66,7 +66,13 @@ class Maker:
         self._bos = [] if as_written else bos_of(data, self.tokenizer)
         options = [self._bos, data.train_on, data.eos, data.block, data.cut, data.special_tokens]
         texts = [each.text for each in (template, template.for_tools) if each is not None]
-        made_with = [2, options, texts, template.tokens, template.options]
+        made_with = [
+            3 if self._marks.words else 2,
+            options,
+            texts,
+            template.tokens,
+            template.options,
+        ]
         hashed = blake2b(digest_size=16)
         hashed.update(json.dumps([*made_with, tokenizer_hash(self.tokenizer)]).encode())
         if DIALOGUE in data.asked_columns:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _FIRST = 0x100000  # of the last private-use plane
+_BYTE = re.compile("<0x[0-9A-F]{2}>")  # what is not in the vocabulary becomes these
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,9 @@ class Marks:
         self._tokenizer, self._template = tokenizer, template
         added = tokenizer.added_tokens_decoder.values()
         special = {each.content for each in added if each.special} | {*tokenizer.all_special_tokens}
+        self.words = False  # whether some are words of the vocabulary
         names = [each for each in special if each and not self._is_word(each)]
+        names = [each for each in names if not _BYTE.fullmatch(each)]
         self.names = sorted(sorted(names), key=len, reverse=True)
         self._other = {name: chr(_FIRST + n) for n, name in enumerate(self.names)}
         self._other |= {other: name for name, other in self._other.items()}
@@ -129,9 +132,22 @@ class Marks:
         """Whether the text of a token becomes this token in any case, as a single letter does."""
         tokenizer = self._tokenizer
         ids = tokenizer(name, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        # Unigram would merge it, but not if the piece has another name.
-        unigram = type(tokenizer.backend_tokenizer.model).__name__ == "Unigram"
-        return tokenizer.convert_tokens_to_ids(name) in ids and not (unigram and len(name) > 1)
+        if tokenizer.convert_tokens_to_ids(name) not in ids:
+            return False
+        if len(name) == 1 or name in self._merged:
+            return True
+        # Unigram has it as a piece, other vocabularies as a word: not if it has another name.
+        if type(tokenizer.backend_tokenizer.model).__name__ == "Unigram" or not name.isalnum():
+            self.words |= type(tokenizer.backend_tokenizer.model).__name__ != "Unigram"
+            return False
+        return True
+
+    @cached_property
+    def _merged(self) -> set[str]:
+        """What the merges of a BPE make."""
+        model = json.loads(self._tokenizer.backend_tokenizer.to_str())["model"]
+        merges = model.get("merges") or []
+        return {"".join(each if isinstance(each, list) else each.split(" ")) for each in merges}
 
     @cached_property
     def _pieces(self) -> re.Pattern[str]:

@@ -38,6 +38,34 @@ def unigram_tokenizer():
     return tokenizer
 
 
+def word_tokenizer():
+    """Its special tokens are words of its vocabulary, and some stand for bytes."""
+    made = Tokenizer(models.WordLevel(unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    special = ["<unk>", "</s>", "THE", "<0x0A>"]
+    made.train_from_iterator(
+        tiny.TEXTS, trainers.WordLevelTrainer(special_tokens=special, show_progress=False)
+    )
+    return tiny.PreTrainedTokenizerFast(
+        tokenizer_object=made,
+        unk_token="<unk>",
+        eos_token="</s>",
+        additional_special_tokens=["THE", "<0x0A>"],
+    )
+
+
+def test_words_of_a_vocabulary_that_are_special_stay_text():
+    tokenizer = word_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content + ' ' + eos_token }}{% endfor %}"
+    marks = Marks(tokenizer, template_of(None, tokenizer))
+    assert set(marks.names) == {"</s>", "<unk>"} and marks.words
+    turns = [{"role": "user", "content": "a </s> THE"}, {"role": "assistant", "content": "b"}]
+    hidden = marks.hidden(Dialogue(turns, "a record"))
+    text = template_of(None, tokenizer).render(hidden)
+    assert marks.encode(text).ids.count(1) == 2 and marks.encode(text).ids.count(2) == 1
+    assert not Marks(TOKENIZER, template_of(None, TOKENIZER)).words
+
+
 def as_text(tokenizer, text):
     return tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
 

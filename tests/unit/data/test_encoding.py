@@ -160,6 +160,38 @@ def test_pieces_of_unigram_that_are_special_stay_text_too():
     assert "".join(written).replace("▁", " ").split() == text.split()
 
 
+def word_tokenizer(kind):
+    """Its special tokens are words of its vocabulary."""
+    special = ["<unk>", "</s>", "THE"]
+    if kind == "words":
+        made = Tokenizer(models.WordLevel(unk_token="<unk>"))
+        made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        trainer = trainers.WordLevelTrainer(special_tokens=special, show_progress=False)
+    else:  # as Llama 3's, and with special tokens in the vocabulary
+        made = Tokenizer(models.BPE(ignore_merges=True, unk_token="<unk>"))
+        made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        trainer = trainers.BpeTrainer(
+            special_tokens=special, initial_alphabet=list("</s>"), show_progress=False
+        )
+    made.train_from_iterator(tiny.TEXTS, trainer)
+    named = {"eos_token": "</s>", "unk_token": "<unk>", "additional_special_tokens": ["THE"]}
+    return PreTrainedTokenizerFast(tokenizer_object=made, **named)
+
+
+@pytest.mark.parametrize(("kind", "ids"), [("words", ["<unk>"]), ("bpe", ["<", "/", "s", ">"])])
+def test_words_of_a_vocabulary_that_are_special_stay_text(kind, ids):
+    tokenizer = word_tokenizer(kind)
+    assert tokenizer.encode("</s>", split_special_tokens=True) == [1]  # why there is a copy
+    encoder = Encoder(tiny.Lines(lines=["x"]), tokenizer)
+    found = encoder(["</s>", "THE </s>"])["ids"].tolist()
+    ids = tokenizer.convert_tokens_to_ids(ids)
+    assert found == [*ids, 1, 2, *ids, 1]  # a word of letters is what the text means
+    assert encoder.fingerprint().endswith(" words")
+    parses = Encoder(tiny.Lines(lines=["x"], special_tokens="parse"), tokenizer)
+    assert parses(["</s>"])["ids"].tolist() == [1, 1]
+    assert not parses.fingerprint().endswith("words")
+
+
 def test_letters_and_words_are_not_looked_for():
     spelled = Spelled(tiny.byte_tokenizer())
     assert spelled.names == [MARK]

@@ -10,7 +10,14 @@ import torch
 from adapted import save_adapter
 from safetensors.torch import load_file, save_file
 
-from kdcore import RunError, load_config, load_model, load_tokenizer, model_fingerprint
+from kdcore import (
+    LanguageModel,
+    RunError,
+    load_config,
+    load_model,
+    load_tokenizer,
+    model_fingerprint,
+)
 from kdcore.api.student import StudentOptions
 from kdcore.models.adapters import adapter_base, merged, with_adapter
 from kdcore.models.causal_lm import random_ids
@@ -135,6 +142,45 @@ def test_an_adapter_of_a_tied_head_begins_as_itself_and_is_saved_as_itself(tmp_p
     torch.testing.assert_close(logits(student), expected, rtol=1e-4, atol=1e-4)
     student.save_pretrained(tmp_path / "final")
     assert torch.equal(logits(load(tmp_path / "final")), logits(student))
+
+
+def test_the_width_of_a_saved_head_is_that_of_its_weights(tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    tiny.save(tmp_path / "base", tie_word_embeddings=True)
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        target_modules=["q_proj"],
+        modules_to_save=["embed_tokens"],
+        ensure_weight_tying=True,
+    )
+    get_peft_model(load(tmp_path / "base"), config).save_pretrained(tmp_path / "adapter")
+    made = StudentOptions(model=str(tmp_path / "adapter"))
+    student = make_student(made, None, [], seed=0, device=tiny.CPU)
+    assert LanguageModel(student).width == student.config.vocab_size
+
+
+def test_tokens_trained_next_to_a_saved_head_are_refused_as_peft_does(tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    tiny.save(tmp_path / "base", tie_word_embeddings=True)
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        target_modules=["q_proj"],
+        modules_to_save=["lm_head"],
+        trainable_token_indices=[5],
+    )
+    get_peft_model(load(tmp_path / "base"), config).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(RunError, match=r"adapter' does not fit .*TrainableTokensLayer"):
+        load(tmp_path / "adapter")
+
+
+def test_a_folder_of_several_adapters_names_them(base, tmp_path):
+    for name in ("two", "one"):
+        save_adapter(load(base), tmp_path / "several" / name, base=base)
+    for loads in (load, load_tokenizer):
+        with pytest.raises(RunError, match=r"each in a folder of its own \('one', 'two'\)"):
+            loads(str(tmp_path / "several"))
 
 
 def test_a_merge_that_makes_another_model_is_refused(adapter):

@@ -4,6 +4,7 @@ import pytest
 import tiny
 import torch
 from torch import nn
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from kdcore import LanguageModel, RunError
 from kdcore.models import positions
@@ -147,3 +148,56 @@ def test_the_switch_is_found_in_few_calls():
     assert len(calls) < 50 and max(calls) == 131072
     assert calls[-1] == 16  # what remembers a long call has forgotten it
     assert positions.switch_of(probe, same, 16, 4096) == (None, True)
+
+
+def scaled_by_place(**options):
+    """Llama 4 without rotary positions in a layer: it scales queries from a row's 41st token on."""
+    layers = {"no_rope_layers": [1, 0], "layer_types": ["chunked_attention", "full_attention"]}
+    experts = {"num_local_experts": 2, "intermediate_size_mlp": 48}
+    scaling = {"attn_temperature_tuning": True, "floor_scale": 40}
+    return tiny.model("llama4_text", **layers, **experts, **scaling, **options).eval()
+
+
+def sparse(**options):
+    """It attends to the 16 keys that its indexer chooses."""
+    if "deepseek_v32" not in CONFIG_MAPPING_NAMES:
+        pytest.skip("this transformers has no sparse attention")
+    ranks = {"kv_lora_rank": 16, "q_lora_rank": 16, "num_key_value_heads": 4}
+    heads = {"qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8}
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 1.0}
+    # Many heads: the reference chooses arbitrarily among keys that all heads give 0.
+    index = {"index_topk": 16, "index_n_heads": 24, "index_head_dim": 16}
+    experts = {"n_routed_experts": 4, "moe_intermediate_size": 16, "num_experts_per_tok": 2}
+    groups = {"n_group": 1, "topk_group": 1, "first_k_dense_replace": 1}
+    every = ranks | heads | index | experts | groups
+    return tiny.model("deepseek_v32", rope_parameters=rope, **every, **options).eval()
+
+
+@pytest.mark.parametrize("spread", [0.2, 0.02])
+@pytest.mark.parametrize("made", [scaled_by_place, sparse])
+def test_attention_that_changes_with_length_is_found_in_the_first_batch_beyond_it(made, spread):
+    model, some = made(initializer_range=spread), tiny.documents(LENGTHS)
+    expected = alone(model, some)
+    language_model = LanguageModel(model)
+    assert_alone(language_model, expected, tiny.batch(some, [[(4, 0, 5), (0, 0, 7)]]))
+    with pytest.raises(RunError, match='attends across packed documents; use rows = "one"'):
+        language_model.states(tiny.batch(some, LAYOUTS["packed"]))
+    assert_alone(language_model, expected, tiny.batch(some, LAYOUTS["one a row"]))
+
+
+@pytest.mark.parametrize("made", [scaled_by_place, sparse])
+def test_documents_in_rows_of_their_own_pass_beyond_that_length(made):
+    model, some = made(), tiny.documents(LENGTHS)
+    expected = alone(model, some)
+    assert_alone(LanguageModel(model), expected, tiny.batch(some, LAYOUTS["one a row"]))
+
+
+def test_only_lengths_of_the_config_are_proved_again():
+    config = scaled_by_place().config
+    packing = positions.evenly(torch.zeros(1, 64), 32)
+    left = positions.UnprovedLengths(config)
+    assert left.due(40, packing) == 0
+    assert left.due(64, packing) == 2  # two pieces of 32 exceed 40
+    assert left.due(64, packing) == 0
+    assert left.due(500, positions.evenly(torch.zeros(1, 50), 50)) == 2  # a piece alone exceeds it
+    assert positions.UnprovedLengths(tiny.model().config).due(1 << 20, packing) == 0
