@@ -167,13 +167,13 @@ def _cancel(store: Store, executor: Executor) -> None:
     """Terminate the command that runs the sweep, if any, and cancel submitted jobs."""
     handles = store.jobs_of(executor.name)
     owner = owner_of(store.folder) if store.folder.is_dir() else None
+    if owner is None and not handles:
+        raise UsageError(f"no sweep of {store.folder.name} is running in {store.out}")
     if owner is not None:
         owner.end()
         print(f"{owner} ends", file=sys.stderr)
     if executor.outlives:
         executor.cancel([*handles.values()])
-        store.folder.mkdir(parents=True, exist_ok=True)
         store.keep_jobs(executor.name, {})
-        print(f"{len(handles)} submitted jobs are cancelled", file=sys.stderr)
-    elif owner is None:
-        raise UsageError(f"no sweep of {store.folder.name} is running in {store.out}")
+        are = "is" if len(handles) == 1 else "are"
+        print(f"{_counted(len(handles), 'submitted job')} {are} cancelled", file=sys.stderr)

@@ -46,6 +46,11 @@ def read_sweep(written: Node | None, eaches: Sequence[str], executors: Collectio
     """The grids of a recipe's `[sweep]`. `--each` replaces the same key there."""
     found = Sweep()
     typed = varied(eaches)
+    for key, assignments in typed.items():
+        if key.partition(".")[0] == "sweep":
+            said = f"{key} is part of the sweep itself, which a sweep cannot vary"
+            hint = f"type --each {key.partition('.')[2] or 'K'}=a,b for a key of the recipe"
+            found.errors.append(assignments[0].value.error(said, hint))
     for table in _tables(written, found.errors):
         varies: dict[str, Sequence[Assignment]] = {}
         controls: Sequence[Node] = ()

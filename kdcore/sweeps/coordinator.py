@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 import time
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from kdcore.sweeps.graph import Task
     from kdcore.sweeps.store import Store
 
+_log = logging.getLogger("kdcore")
 Phase = Literal["waiting", "queued", "running", "done", "failed", "blocked"]
 _FINAL = {"done", "failed", "blocked"}
 _HOPELESS = {UsageError.exit_code, PluginError.exit_code}  # retrying cannot help
@@ -58,6 +60,7 @@ class Coordinator:
     show: Callable[[Sequence[Progress]], None] = lambda progress: None
     progress: dict[str, Progress] = field(default_factory=dict)
     signal: int = 0
+    left: dict[str, str] = field(default_factory=dict)  # handles of tasks that it no longer has
 
     def run(self) -> None:
         """Run until all tasks are settled. RunError: some failed. Interrupted: a signal came."""
@@ -82,6 +85,18 @@ class Coordinator:
                 each.handle = before.get(key)
                 each.earlier = each.handle is not None
                 self.store.keep_recipe(each.task)
+        self._find_left({key: each for key, each in before.items() if key not in self.tasks})
+
+    def _find_left(self, handles: dict[str, str]) -> None:
+        """Keep jobs of points that are no longer in the sweep, for `--cancel`."""
+        if not handles:
+            return
+        states = call_checked(self.executor, "states", [*handles.values()], of=dict)
+        ended = JobState("ended")
+        self.left = {k: h for k, h in handles.items() if states.get(h, ended).phase != "ended"}
+        if self.left:
+            said = ", ".join(self.left.values())
+            _log.warning("jobs of other points continue (%s); --cancel ends them too", said)
 
     def _look(self, each: Progress) -> bool:
         """Whether the task is finished, by any command."""
@@ -168,7 +183,7 @@ class Coordinator:
         """Save the handles of jobs that outlive this command, for the next one."""
         if self.executor.outlives:
             handles = {k: p.handle for k, p in self.progress.items() if p.handle is not None}
-            self.store.keep_jobs(self.executor.name, handles)
+            self.store.keep_jobs(self.executor.name, self.left | handles)
 
     def _job(self, each: Progress, after: Sequence[str]) -> Job:
         task, asked = each.task, each.task.resources

@@ -73,15 +73,20 @@ class Store:
 
     def jobs(self) -> dict[str, str]:
         """Handles by key, of jobs that may outlive the command that submitted them."""
+        path = self.folder / _JOBS
         try:
-            found = json.loads((self.folder / _JOBS).read_text("utf-8"))
-        except (OSError, ValueError):
+            return dict(json.loads(path.read_text("utf-8")))
+        except FileNotFoundError:
             return {}
-        return found if isinstance(found, dict) else {}
+        except (ValueError, TypeError):
+            _log.warning("%s is damaged: jobs submitted before are not known, and may run", path)
+            return {}
 
     def keep_jobs(self, executor: str, handles: Mapping[str, str]) -> None:
         """Save the handles of an executor's jobs."""
-        kept = {f"{executor}/{key}": handle for key, handle in handles.items()}
+        start = f"{executor}/"
+        others = {key: each for key, each in self.jobs().items() if not key.startswith(start)}
+        kept = others | {f"{start}{key}": handle for key, handle in handles.items()}
         write_whole(self.folder / _JOBS, json.dumps(kept, indent=1) + "\n")
 
     def jobs_of(self, executor: str) -> dict[str, str]:

@@ -144,9 +144,18 @@ class Slurm(Executor):
         return found
 
     def cancel(self, handles: Sequence[str]) -> None:
-        """Cancel them with scancel; running ones write a checkpoint."""
-        if handles:
-            _asked(["scancel", *handles])
+        """Cancel them with scancel; running ones write a checkpoint. RunError: some are left."""
+        if not handles or _asked(["scancel", *handles]) is not None:
+            return
+        # scancel also fails if one of them ended long ago.
+        listed = _listed()
+        going = _QUEUED | _RUNNING
+        left = [each for each in handles if listed is None or listed.get(each, [""])[0] in going]
+        if left:
+            raise RunError(
+                f"SLURM did not cancel {', '.join(left)}: type the same command on a login node, "
+                f"or scancel {' '.join(left)}"
+            )
 
     def _state(self, handle: str, state: str, reason: str) -> JobState:
         if reason == _NEVER:

@@ -210,6 +210,18 @@ def test_cancel(cluster):
     assert (cluster / "asked").read_text() == "scancel 17 18\n"
 
 
+def test_jobs_that_scancel_leaves_are_named(cluster):
+    (cluster / "scancel.err").write_text("scancel: error: Kill job error on job id 16")
+    (cluster / "squeue.out").write_text("17 RUNNING None\n18 PENDING Priority\n")
+    with pytest.raises(RunError, match=r"SLURM did not cancel 17, 18: .* or scancel 17 18"):
+        Slurm().cancel(["16", "17", "18"])
+    (cluster / "squeue.out").write_text("")
+    Slurm().cancel(["16"])  # ended long ago, which scancel does not like
+    (cluster / "squeue.out").unlink()
+    with pytest.raises(RunError, match="SLURM did not cancel 16"):
+        Slurm().cancel(["16"])
+
+
 def test_without_slurm_there_is_a_way_out(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UsageError, match="no SLURM here"):

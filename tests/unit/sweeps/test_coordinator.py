@@ -163,6 +163,42 @@ def test_submitted_jobs_are_found_again_by_the_same_command(host):
     assert Sweep(host, second).run() == [] and second.open == {}
 
 
+def test_jobs_of_points_that_were_removed_stay_known(host, caplog):
+    executor = Pretended(host, room=9, outlives=True, chains=True)
+    executor.states = lambda handles: {each: JobState("running") for each in handles}
+
+    def interrupted(text):
+        sweep = Sweep(host, executor, text)
+        sweep.coordinator.show = lambda progress: os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(Interrupted):
+            sweep.run()
+        return sweep.store.jobs_of("pretended")
+
+    first = interrupted(STAGES + SWEEP)
+    assert interrupted(STAGES + SWEEP.replace("[0, 1]", "[0]")) == first and len(first) == 3
+    gone = list(first.values())[-1]
+    assert f"jobs of other points continue ({gone}); --cancel ends them too" in caplog.text
+    del executor.states
+    executor.open.pop(gone)  # that one ended
+    sweep = Sweep(host, executor, STAGES + SWEEP.replace("[0, 1]", "[0]"))
+    assert sweep.run() is not None and sweep.store.jobs_of("pretended") == {}
+
+
+def test_jobs_of_another_executor_stay_known(host, caplog):
+    store = Sweep(host, Pretended(host)).store
+    store.folder.mkdir(parents=True, exist_ok=True)
+    store.keep_jobs("slurm", {"a": "1"})
+    store.keep_jobs("ray", {"a": "2"})
+    store.keep_jobs("ray", {})
+    assert (store.jobs_of("slurm"), store.jobs_of("ray")) == ({"a": "1"}, {})
+    assert caplog.text == ""
+    for text in ("{", "3"):
+        (store.folder / "jobs.json").write_text(text)
+        assert store.jobs_of("slurm") == {}
+        assert "jobs.json is damaged: jobs submitted before are not known" in caplog.text
+        caplog.clear()
+
+
 def test_a_lost_job_is_started_again(host):
     first = Pretended(host, room=9, outlives=True, chains=True)
     first.states = lambda handles: {each: JobState("running") for each in handles}
