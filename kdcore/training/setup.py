@@ -102,6 +102,7 @@ def prepare(
     student = _prepare_student(run, HALF.get(accelerator.mixed_precision), hidden, layout)
     _prepare_losses(run, hidden)
     objective = Objective(run.language_model, run.chunk, hidden)
+    objective.scaled = run.processes > 1 or accelerator.scaler is not None
     run.autocast = accelerator.autocast
     layout.rest()
     optimizer = optimizer_of(options, student, objective.learned, sharded=layout.sharded)
