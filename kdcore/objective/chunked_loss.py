@@ -55,6 +55,7 @@ class ChunkedLossInputs:
     prepared: Prepared = ()
     bend: LogitTransform | None = None  # applied to the head's logits, such as a soft cap
     repeats: bool = False  # whether a position may occur twice
+    scaled: bool = True  # whether anything multiplies the loss before its backward pass
     sums: Tensor = field(init=False)  # [terms], an output of ChunkedLoss for the log
 
     def chunks(self) -> Iterator[slice]:
@@ -98,7 +99,7 @@ class ChunkedLoss(torch.autograd.Function):
             work.sums += sums
             gradients.add(gradient, rows, chunk_states)
             del gradient
-        ctx.gradients = gradients
+        ctx.gradients, ctx.scaled = gradients, work.scaled
         ctx.types = tuple(None if x is None else x.dtype for x in inputs)
         return work.sums.sum()
 
@@ -113,9 +114,10 @@ class ChunkedLoss(torch.autograd.Function):
             raise NotImplementedError("a chunked loss has no gradient of its gradient")
         gradients, ctx.gradients = ctx.gradients, None
         assert gradients is not None, "the gradient of a chunked loss can be taken once"
+        factor = grad_output if ctx.scaled else None
         scaled = [
             None if gradient is None else gradient.to(kind)
-            for gradient, kind in zip(gradients.times(grad_output), ctx.types, strict=True)
+            for gradient, kind in zip(gradients.times(factor), ctx.types, strict=True)
         ]
         return (*scaled, None, None)
 
@@ -153,12 +155,16 @@ class _Gradients:
         else:
             into[rows] = gradient
 
-    def times(self, factor: Tensor) -> list[Tensor | None]:
-        """All gradients times a scalar, in place; also divides out the float16 scale."""
+    def times(self, factor: Tensor | None) -> list[Tensor | None]:
+        """All gradients times a scalar, in place; also divides out the float16 scale. None: 1."""
+        gradients = (self._to_states, self._to_weight, self._to_bias)
+        if factor is None:
+            if self._scale is None:
+                return [*gradients]
+            factor = torch.ones_like(self._scale)
         # The bias gradient is a plain sum in float32 and was never scaled.
         of_products = factor if self._scale is None else factor / self._scale
         factors = (of_products, of_products, factor)
-        gradients = (self._to_states, self._to_weight, self._to_bias)
         return [None if x is None else x.mul_(by) for x, by in zip(gradients, factors, strict=True)]
 
 

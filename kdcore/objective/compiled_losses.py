@@ -25,6 +25,10 @@ _log = logging.getLogger("kdcore")
 PerToken = Callable[[Tensor, Answer, Tensor], Sequence[Tensor]]
 """Student and teacher logits [n, V], labels [n] -> the values of each loss [n]."""
 
+# Up to 2.11, compiled code reads an input that it overwrites too late: the sums of losses that pick
+# an id's logit are wrong by some percent.
+_OVERWRITES = torch.__version__ >= "2.12"
+
 
 def compiled_values_of(losses: Sequence[Loss], chunk: int) -> Values:
     """The same values as `values_of(losses)`, compiled for chunks of exactly `chunk` tokens."""
@@ -42,11 +46,12 @@ def compiled_values_of(losses: Sequence[Loss], chunk: int) -> Values:
             whole = _filled(student, missing)
             ready = [None if each is None else _filled(each, missing) for each in prepared]
             some = _of_own_strides(weights, chunk)
-            sums = fast(
+            found = fast(
                 whole, _filled_answer(teacher, missing), _filled(labels, missing), some, ready
             )
-            if sums is not None:
-                return sums, whole[: len(labels)]
+            if found is not None:
+                sums, gradient = found
+                return sums, (whole if gradient is None else gradient)[: len(labels)]
         return plain(student, teacher, labels, weights, prepared)
 
     return values
@@ -138,8 +143,8 @@ def _filled_one(teacher: Tensor | SparseLogits, missing: int) -> Tensor | Sparse
     return _filled(teacher, missing)
 
 
-def _functional(losses: Sequence[Loss]) -> Callable[..., Tensor]:
-    """The sums; the gradient overwrites the student's logits."""
+def _functional(losses: Sequence[Loss]) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    """The sums and the gradient; None where the gradient overwrites the student's logits."""
     temperatures = [temperature_of(loss) for loss in losses]
 
     def values(
@@ -148,7 +153,7 @@ def _functional(losses: Sequence[Loss]) -> Callable[..., Tensor]:
         labels: Tensor,
         weights: Tensor,
         prepared: Prepared = (),
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor | None]:
         def total(logits: Tensor) -> tuple[Tensor, Tensor]:
             each = [
                 (checked_values(loss, logits, teacher, labels, at, ready) * weight).sum()
@@ -163,8 +168,10 @@ def _functional(losses: Sequence[Loss]) -> Callable[..., Tensor]:
         # Padded tokens have weight 0, so they add nothing to the sums.
         sums: Tensor
         gradient, sums = torch.func.grad(total, has_aux=True)(student)
+        if not _OVERWRITES:
+            return sums, gradient
         student.copy_(gradient)
-        return sums
+        return sums, None
 
     return _of_own_code(values)
 

@@ -123,6 +123,7 @@ class Objective(nn.Module):
         self.learned = nn.ModuleList(self.hidden.learned().values())
         self.student = student
         self.chunk = chunk
+        self.scaled = True  # whether anything multiplies the loss before its backward pass
 
     def forward(
         self,
@@ -228,6 +229,7 @@ class Objective(nn.Module):
             chunk=self.chunk or chunk_size(batch.vocabulary, device),
             bend=self.student.bend,
             repeats=bound is not None,
+            scaled=self.scaled,
         )
 
 

@@ -253,7 +253,8 @@ class StepTokens(Tokens):
         """Each token's span [n]."""
         found, first = [], 0
         for part in self._parts:
-            here = part.reading.own_of(self._asked(None)).spans.to(part.reading.batch.valid.device)
+            spans = part.reading.own_of(self._asked(None)).spans.cpu().numpy()
+            here = sent(spans, part.reading.batch.valid.device)
             found.append(torch.where(here >= 0, here + first, -1))
             first += len(here)
         return self._joined(found)

@@ -63,7 +63,7 @@ def make_accelerator(options: TrainOptions) -> Accelerator:
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
-    _refuse_old_torch()
+    _refuse_old_torch(OLDEST_TORCH, "kdcore")
     # The Metal device (MPS) of a Mac has no float64, which schedules and sums of losses need.
     metal = torch.backends.mps.is_available()
 
@@ -75,7 +75,9 @@ def make_accelerator(options: TrainOptions) -> Accelerator:
         _log.info("device: the CPU, since kdcore does not support MPS, Apple's GPU")
 
     # Only accelerate knows which device it will take, and with it what "auto" means.
-    return fresh(precision_of(options.precision, fresh("no").device))
+    accelerator = fresh(precision_of(options.precision, fresh("no").device))
+    check_shards(options, accelerator.num_processes)
+    return accelerator
 
 
 def prepare(
@@ -100,6 +102,7 @@ def prepare(
     student = _prepare_student(run, HALF.get(accelerator.mixed_precision), hidden, layout)
     _prepare_losses(run, hidden)
     objective = Objective(run.language_model, run.chunk, hidden)
+    objective.scaled = run.processes > 1 or accelerator.scaler is not None
     run.autocast = accelerator.autocast
     layout.rest()
     optimizer = optimizer_of(options, student, objective.learned, sharded=layout.sharded)
@@ -293,12 +296,22 @@ OLDEST_TORCH = (2, 8)
 """The first with products of halves in float32 that are added up."""
 
 
-def _refuse_old_torch() -> None:
+OLDEST_TO_SHARD = (2, 9)
+"""The first that writes each process's parts of a tensor as safetensors."""
+
+
+def check_shards(options: TrainOptions, processes: int) -> None:
+    """Raise UsageError where this torch cannot save a sharded student."""
+    if options.shard == "full" and processes > 1:
+        _refuse_old_torch(OLDEST_TO_SHARD, 'train.shard = "full"')
+
+
+def _refuse_old_torch(oldest: tuple[int, int], who: str) -> None:
     """Raise UsageError for a torch that was installed against the requirements."""
     found = tuple(int(n) for n in re.findall(r"\d+", torch.__version__)[:2])
-    if found < OLDEST_TORCH:
-        oldest = ".".join(map(str, OLDEST_TORCH))
+    if found < oldest:
+        wanted = ".".join(map(str, oldest))
         raise UsageError(
-            f"torch {torch.__version__} is too old: kdcore needs {oldest} or later; type "
-            f'pip install --upgrade "torch>={oldest}"'
+            f"torch {torch.__version__} is too old: {who} needs {wanted} or later; type "
+            f'pip install --upgrade "torch>={wanted}"'
         )

@@ -49,8 +49,8 @@ RECIPES = {
     ],
     "cpu/cross_tokenizer": [
         *sets(**STORIES),
-        *stages("teacher", **FEW),
-        *stages("gold", "alm", "seqkd", use="none"),
+        *stages("teacher", "gold", **FEW),
+        *stages("alm", "seqkd", use="none"),
     ],
     "cpu/hidden_qwen": [
         *stages("base", **FEW, **STORIES),
@@ -90,6 +90,7 @@ WITH_HALF = {
     "quickstart_rho.rho30",
     "babyllama_cpu.student",
     "cross_tokenizer_cpu.kd",
+    "cross_tokenizer_cpu.gold",
     "hidden_qwen_cpu.teacher",
     "hidden_qwen_cpu.student",
     "hidden_qwen_cpu.logits",

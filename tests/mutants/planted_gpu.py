@@ -114,7 +114,7 @@ GPU_FAULTS = [
     Fault(
         "a torch that is too old",
         "kdcore/training/setup.py",
-        "if found < OLDEST_TORCH:",
+        "if found < oldest:",
         "if False:",
         "fake_cuda/test_refusals.py::test_a_torch_that_is_too_old",
     ),

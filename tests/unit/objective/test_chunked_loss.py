@@ -4,6 +4,7 @@ import pytest
 import torch
 from kdcore_losses import CrossEntropy, ForwardKL
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from kdcore.models.head import chunk_size
 from kdcore.models.logit_transforms import Scale, SoftCap
@@ -58,6 +59,30 @@ def whole(states, weight, bias, bend=lambda logits: logits):
     kl = 4 * F.kl_div(q.log_softmax(-1), p.log_softmax(-1), log_target=True, reduction="none")
     each = [F.cross_entropy(logits, labels()[SEEN], reduction="none"), kl.sum(-1)]
     return (torch.stack(each) * weights()).sum(1)
+
+
+class Products(TorchDispatchMode):
+    """Counts multiplications in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten.mul_.Tensor
+        return func(*args, **(kwargs or {}))
+
+
+def test_gradients_of_a_loss_that_nothing_scales_are_not_multiplied():
+    made = []
+    for scaled, products in ((True, 3), (False, 0)):
+        mine = parts()
+        total = ChunkedLoss.apply(*mine, mine[1], replace(work(), scaled=scaled))
+        with Products() as counted:
+            total.backward()
+        assert counted.count == products
+        made.append([each.grad for each in mine])
+    assert all(map(torch.equal, *made))
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -12,6 +12,7 @@ from kdcore_losses import CrossEntropy, DistiLLM2, ForwardKL
 from kdcore_selections import Hardest
 
 from kdcore import Loss, SparseLogits
+from kdcore.objective import compiled_losses
 from kdcore.objective.compiled_losses import compiled_values_of
 from kdcore.objective.losses import values_of
 
@@ -55,6 +56,19 @@ def test_every_loss_as_one_graph_that_serves_chunks_of_any_size():
 def test_terms_share_a_graph():
     losses = [ForwardKL(temperature=2.0), CrossEntropy()]
     assert_same(compiled_values_of(losses, CHUNK), values_of(losses), *chunk(9, terms=2))
+
+
+def test_where_compiled_code_overwrites_too_early_the_gradient_has_memory_of_its_own(monkeypatch):
+    """As up to torch 2.11, where the sums were wrong."""
+    monkeypatch.setattr(compiled_losses, "_OVERWRITES", False)
+    losses = [ForwardKL(temperature=2.0), CrossEntropy()]
+    fast, plain = compiled_values_of(losses, CHUNK), values_of(losses)
+    for tokens in (16, 7):
+        student, *parts = chunk(tokens, terms=2)
+        assert_same(fast, plain, student, *parts)
+        before = student.clone()
+        fast(student, *parts)
+        assert torch.equal(student, before)
 
 
 @pytest.mark.parametrize("losses", [[CrossEntropy()], [CrossEntropy(), ForwardKL()]], ids=len)

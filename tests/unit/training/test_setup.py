@@ -13,9 +13,10 @@ from kdcore_losses import ForwardKL
 from kdcore import RunError, Teacher, component
 from kdcore.api.options import iter_components
 from kdcore.api.train_options import TrainOptions
+from kdcore.errors import UsageError
 from kdcore.models.loading import precision_of
 from kdcore.objective.teachers import load_teachers
-from kdcore.training.setup import enable_checkpointing, make_accelerator, steps_of
+from kdcore.training.setup import check_shards, enable_checkpointing, make_accelerator, steps_of
 
 pytestmark = pytest.mark.slow
 
@@ -135,3 +136,13 @@ def test_every_teacher_is_loaded_once_but_for_those_that_another_one_loads():
     load_teachers(SimpleNamespace(), list(dict.fromkeys(components)))
     assert (inner.loaded, wrapping.loaded) == (0, 1)
     assert [member.loaded for member in members] == [1, 1]
+
+
+def test_a_torch_that_cannot_save_a_sharded_student_is_refused(monkeypatch):
+    monkeypatch.setattr(torch, "__version__", "2.8.0+cu128")
+    check_shards(TrainOptions(steps=1, lr=1e-3, shard="full"), processes=1)
+    check_shards(TrainOptions(steps=1, lr=1e-3), processes=2)
+    with pytest.raises(UsageError, match=r'train.shard = "full" needs 2.9 or later; type pip'):
+        check_shards(TrainOptions(steps=1, lr=1e-3, shard="full"), processes=2)
+    monkeypatch.setattr(torch, "__version__", "2.9.1")
+    check_shards(TrainOptions(steps=1, lr=1e-3, shard="full"), processes=2)
