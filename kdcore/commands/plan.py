@@ -254,6 +254,9 @@ def _in_micro_batches(plan: StagePlan, rows: int) -> str:
 def _rate(train: Train, steps: int | None) -> str:
     said = f"{train.lr:g}, {train.schedule.replace('_', ' ')}"
     said += f" to {percent(train.min_lr)} of it" if train.min_lr else ""
+    if train.schedule == "constant":
+        unused = ' (train.warmup needs "constant_with_warmup")' if train.warmup else ""
+        return f"{train.lr:g}, constant, no warm-up{unused}"
     if not train.warmup:
         return f"{said}, no warm-up"
     if train.warmup >= 1:

@@ -284,6 +284,11 @@ def optimizer_of(
 
 def rate_of(options: TrainOptions, steps: int) -> Callable[[int], float]:
     """The learning rate of `[train]` by step, from 1."""
+    if options.warmup and options.schedule == "constant":
+        _log.warning(
+            'schedule = "constant" has no warm-up, so train.warmup has no effect; type '
+            "--set train.schedule=constant_with_warmup"
+        )
     return learning_rate(
         options.lr, options.schedule, steps, warmup=options.warmup, min_lr=options.min_lr
     )

@@ -78,3 +78,12 @@ def test_weights_go_straight_from_start_to_end():
     weight = Schedule(start=1.0, end=0.0, until=0.5)
     assert [weight.at(done) for done in (0, 0.25, 0.5, 1.0)] == [1.0, 0.5, 0.0, 0.0]
     assert Schedule(start=0.0, end=2.0).at(0.25) == 0.5
+
+
+def test_a_constant_rate_says_that_it_has_no_warm_up(caplog):
+    rate = rate_of(TrainOptions(lr=2.0, steps=10, schedule="constant", warmup=4), 10)
+    assert [rate(step) for step in (1, 2, 10)] == [2.0, 2.0, 2.0]
+    assert "--set train.schedule=constant_with_warmup" in caplog.text
+    caplog.clear()
+    rate_of(TrainOptions(lr=2.0, steps=10, schedule="constant_with_warmup", warmup=4), 10)
+    assert not caplog.text

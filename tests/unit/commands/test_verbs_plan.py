@@ -187,6 +187,10 @@ def facts(plan):
             "0.006, cosine, 10 % of the steps as warm-up (15 steps), the first at rate 0",
         ),
         ({"schedule": "constant_with_warmup"}, "0.006, constant with warmup, no warm-up"),
+        (
+            {"schedule": "constant", "warmup": 20, "min_lr": 0.1},
+            '0.006, constant, no warm-up (train.warmup needs "constant_with_warmup")',
+        ),
     ],
 )
 def test_the_rate_in_words(train, said):
