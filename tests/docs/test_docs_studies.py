@@ -24,17 +24,15 @@ STUDIES = DOCS / "studies"
 SCRIPT = DOCS.parent / "benchmarks" / "learning" / "studies.py"
 DIVERGENCES = ["kl", "reverse-kl", "skew-kl", "skew-reverse-kl", "jsd", "tvd"]
 DIVERGENCES += ["symmetric-kl", "adaptive-kl", "alpha-beta"]
-FIGURES = {
-    ("kl", 0.012, 25.0, None): 0.66,
-    ("kl", 0.012, 0.0, None): 0.77,
-    ("jsd", 0.012, 1.0, None): 0.73,
+FIGURES = {  # by page: the name of its runs, arms that they have, and the stage that all share
+    "divergences": ("figures", [("kl", 0.012, 25.0), ("kl", 0.012, 0.0)], "teacher"),
+    "tinystories": ("tinyfigures", [("kl", 0.009, 1.0), ("kl", 0.001, 0.0)], "start"),
 }
-COMMANDS = [
-    line
-    for each in snippets("studies/divergences.md")
-    if each.language == "sh"
-    for line in each.text.splitlines()
-]
+
+
+def commands(page):
+    shell = [each for each in snippets(f"studies/{page}.md") if each.language == "sh"]
+    return [line for each in shell for line in each.text.splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +48,9 @@ def points(name):
     return read_points(SweepRequest(str(STUDIES / name)), PluginManager()).all
 
 
-def test_every_divergence_is_chosen_for_and_measured_with_five_other_seeds():
-    choosing, figures = points("divergences.toml"), points("divergences_figures.toml")
+@pytest.mark.parametrize("page", FIGURES)
+def test_every_divergence_is_chosen_for_and_measured_with_five_other_seeds(page):
+    choosing, figures = points(f"{page}.toml"), points(f"{page}_figures.toml")
     assert len(tasks_of(choosing)) == 1 + 2 * (9 * 9 + 3)
     assert len(tasks_of(figures)) == 1 + 5 * (len(DIVERGENCES) + 1)
     key = "stage.student.loss.kl.use"
@@ -59,8 +58,8 @@ def test_every_divergence_is_chosen_for_and_measured_with_five_other_seeds():
     assert {p.values[key] for p in figures} == {*DIVERGENCES}
     assert not {p.seed for p in choosing} & {p.seed for p in figures}
     assert len({p.seed for p in figures}) == 5
-    teachers = {p.recipe.identity("teacher") for p in (*choosing, *figures)}
-    assert len(teachers) == 1
+    shared = {p.recipe.identity(FIGURES[page][2]) for p in (*choosing, *figures)}
+    assert len(shared) == 1
 
 
 def swept(name, arms):
@@ -87,19 +86,21 @@ def typed(command):
     return done.stdout
 
 
-def test_the_commands(studies, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("page", FIGURES)
+def test_the_commands(page, studies, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    choose, shares = [each for each in COMMANDS if "studies.py" in each]
-    (compared,) = [each for each in COMMANDS if each.endswith("> arms.json")]
-    figures = [each for each in COMMANDS if each.startswith("kdcore compare") and each != compared]
-    sweeps = [each for each in COMMANDS if each.startswith("kdcore sweep")]
-    assert len(COMMANDS) == 2 + 1 + len(figures) + len(sweeps)
+    lines, (name, arms, _) = commands(page), FIGURES[page]
+    choose, shares = [each for each in lines if "studies.py" in each]
+    (compared,) = [each for each in lines if each.endswith("> arms.json")]
+    figures = [each for each in lines if each.startswith("kdcore compare") and each != compared]
+    sweeps = [each for each in lines if each.startswith("kdcore sweep")]
+    assert len(lines) == 2 + 1 + len(figures) + len(sweeps)
     for command in sweeps:
         monkeypatch.chdir(DOCS.parent)
         assert "runs" in typed(f"{command} --dry-run --out {tmp_path / 'none'}")
     monkeypatch.chdir(tmp_path)
     swept(
-        "divergences",
+        page,
         {
             ("kl", 0.01, 1.0, None): 0.9,
             ("kl", 0.02, 5.0, None): 0.7,
@@ -120,11 +121,13 @@ def test_the_commands(studies, tmp_path, monkeypatch, capsys):
         (["kl"], [0.0]),  # cross-entropy alone
     ]
     assert [each["stage.student.train.lr"] for each in written] == [[0.02], [0.01], [0.01]]
-    swept("figures", FIGURES)
+    swept(name, {(*arm, None): 0.7 + n / 10 for n, arm in enumerate([*arms, ("jsd", 0.01, 1.0)])})
     for command in figures:
         assert "on the second half of the documents" in typed(command)
-    monkeypatch.setattr(sys, "argv", ["studies.py", "shares", *map(str, Path("runs").glob("fig*"))])
-    assert shares.endswith(" shares runs/figures.student-*")
+    monkeypatch.setattr(
+        sys, "argv", ["studies.py", "shares", *map(str, Path("runs").glob(f"{name}.*"))]
+    )
+    assert shares.endswith(f" shares runs/{name}.student-*")
     studies.main()
     said = capsys.readouterr().out.splitlines()
     assert sorted(each.split() for each in said)[0] == ["ce", "50.0%", "25.0%"]

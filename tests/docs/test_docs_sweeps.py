@@ -46,6 +46,8 @@ def typed(command):
 def test_the_commands(here, monkeypatch):
     monkeypatch.setattr(Slurm, "cancel", lambda self, handles: None)
     for command in COMMANDS:
+        if "--cancel" in command:
+            Path("runs/.sweep/mine/jobs.json").write_text('{"slurm/a1b2c3d4": "17"}')
         asks_slurm = "--on slurm" in command and "--cancel" not in command
         said = typed(f"{command} --dry-run" if asks_slurm else command)
         if command == COMMANDS[0]:

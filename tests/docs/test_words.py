@@ -42,6 +42,7 @@ PAGES = [
     "recipe.md",
     "studies/divergences.md",
     "studies/selections.md",
+    "studies/tinystories.md",
     "sweeps.md",
     "teachers.md",
     "what-is-trained.md",
