@@ -250,8 +250,10 @@ def warm() -> PluginManager:
         AutoModelForCausalLM.from_pretrained(folder)
     for thread in threading.enumerate()[1:]:  # weights are loaded by some, which take their time
         thread.join(HANGS)
-    threads = [Path(task.path, "comm").read_text() for task in os.scandir("/proc/self/task")]
-    assert len(threads) == 1, threads
+    until = time.monotonic() + HANGS
+    while len(os.listdir("/proc/self/task")) > 1:  # one that ended is listed for a moment
+        assert time.monotonic() < until, "threads are left, which a fork would not have"
+        time.sleep(0.01)
     return PluginManager(off=["panel"])
 
 
