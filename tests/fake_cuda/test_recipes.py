@@ -122,7 +122,7 @@ def test_it_learns_as_on_the_cpu_and_hardly_waits(tmp_path, recipe):
     assert here.keys() == there.keys()
     for run, numbers in here.items():
         for key in ("loss", "eval/nll"):
-            within = 2e-3 if run in WITH_HALF else 1e-5
+            within = 5e-3 if run in WITH_HALF else 1e-5
             assert math.isclose(there[run][key], numbers[key], rel_tol=within), (run, key)
     found = report(tmp_path)
     assert found.keys() == here.keys()
