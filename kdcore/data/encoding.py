@@ -273,18 +273,24 @@ class Spelled:
         tokenizer = self.tokenizer
         if not tokenizer.is_fast:
             return []
-        model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
-        if model["type"] == "Unigram":
+        backend = tokenizer.backend_tokenizer
+        if type(backend.model).__name__ == "Unigram":
             return []
-        merges = model.get("merges") or []
+        before, backend.encode_special_tokens = backend.encode_special_tokens, True
+        try:
+            names = [
+                name
+                for name in self.names
+                if not name.isalnum()
+                and backend.token_to_id(name) in backend.encode(name, add_special_tokens=False).ids
+            ]
+        finally:
+            backend.encode_special_tokens = before
+        if not names:
+            return []
+        merges = json.loads(backend.to_str())["model"].get("merges") or []
         made = {"".join(each if isinstance(each, list) else each.split(" ")) for each in merges}
-        return [
-            name
-            for name in self.names
-            if not (name.isalnum() or name in made)
-            and tokenizer.convert_tokens_to_ids(name)
-            in tokenizer(name, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        ]
+        return [name for name in names if name not in made]
 
 
 class SpelledCount:
