@@ -115,7 +115,12 @@ class Objective(nn.Module):
     """
 
     def __init__(
-        self, student: LanguageModel, chunk: int | None = None, hidden: HiddenTerms | None = None
+        self,
+        student: LanguageModel,
+        chunk: int | None = None,
+        hidden: HiddenTerms | None = None,
+        *,
+        scaled: bool = True,
     ) -> None:
         super().__init__()
         self.model = student.model
@@ -123,7 +128,7 @@ class Objective(nn.Module):
         self.learned = nn.ModuleList(self.hidden.learned().values())
         self.student = student
         self.chunk = chunk
-        self.scaled = True  # whether anything multiplies the loss before its backward pass
+        self.scaled = scaled  # whether anything multiplies the loss before its backward pass
 
     def forward(
         self,

@@ -88,21 +88,17 @@ def prepare(
     checkpoints_at: str,
 ) -> Trainer:
     """Load and verify everything; the run already has its tokenizer."""
-    stage, options = run.recipe, run.recipe.train
-    check_working_weights(options, accelerator)
-    check_graphs(options, accelerator)
-    # Configs before data: a wrong name is found before hours of tokenising.
-    student_config(stage.student, run.tokenizer)
-    check_positions(reading_our_ids(stage.components()), run.device, stage.data.block)
+    options = run.recipe.train
+    _check_configs(run, accelerator)
     with leaders_first(accelerator, disk_of(accelerator, caches())):
         lengths = run.laid("train").lengths
     run.steps = steps_of(options, run.drawn_in_epoch(), lengths)
-    hidden = HiddenTerms(stage.terms)
+    hidden = HiddenTerms(run.recipe.terms)
     layout = _layout(run, accelerator)
     student = _prepare_student(run, HALF.get(accelerator.mixed_precision), hidden, layout)
     _prepare_losses(run, hidden)
-    objective = Objective(run.language_model, run.chunk, hidden)
-    objective.scaled = run.processes > 1 or accelerator.scaler is not None
+    scaled = run.processes > 1 or accelerator.scaler is not None
+    objective = Objective(run.language_model, run.chunk, hidden, scaled=scaled)
     run.autocast = accelerator.autocast
     layout.rest()
     optimizer = optimizer_of(options, student, objective.learned, sharded=layout.sharded)
@@ -130,6 +126,15 @@ def prepare(
     if options.cuda_graphs:  # after all memory was tried out
         run.language_model.replayed = TrunkGraphs([*student.parameters()])
     return trainer
+
+
+def _check_configs(run: RunState, accelerator: Accelerator) -> None:
+    """Before data: a wrong name is found before hours of tokenising."""
+    stage = run.recipe
+    check_working_weights(stage.train, accelerator)
+    check_graphs(stage.train, accelerator)
+    student_config(stage.student, run.tokenizer)
+    check_positions(reading_our_ids(stage.components()), run.device, stage.data.block)
 
 
 def _prepare_losses(run: RunState, hidden: HiddenTerms) -> None:
