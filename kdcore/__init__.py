@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from kdcore.data.given import join_streams as join_streams
     from kdcore.data.rows import pack_documents as pack_documents
     from kdcore.data.rows import pack_texts as pack_texts
+    from kdcore.data.special import SpecialTokens as SpecialTokens
     from kdcore.data.streaming import stream_texts as stream_texts
     from kdcore.errors import KdcoreError as KdcoreError
     from kdcore.errors import PluginError as PluginError
@@ -143,6 +144,7 @@ _EXPORTS = {
     "models.completions": "Completion Prompt Sampling completions_from completions_state",
     "data.given": "join_rows join_streams",
     "data.rows": "pack_documents pack_texts",
+    "data.special": "SpecialTokens",
     "data.streaming": "stream_texts",
     "errors": "KdcoreError PluginError RecipeError RunError Unreachable UsageError",
     "hashing": "tokenizer_hash",

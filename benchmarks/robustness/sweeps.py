@@ -10,8 +10,9 @@ end weights must be those of runs that were never killed, to the last bit, every
 sweep.json, and no process may be left. Else the exit code is 1.
 
 With `--sweep` the recipe is a file of yours, swept once with all kills spread over it: each shared
-stage must have ended once, and `--alone` runs drawn at random must have the weights of the same
-runs alone.
+stage must have ended once, and the shared stages and `--alone` other runs, drawn at random, must
+have the weights of the same runs alone, one after another. With 0 kills it also says what the sweep
+took in CPU seconds and by the clock, beside those runs.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import json
 import os
 import random
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -153,35 +155,55 @@ def ends(folder: Path) -> int:
     return len(re.findall(r"ends after step (\d+) of \1$", (folder / "log.txt").read_text(), re.M))
 
 
-def check_whole(recipe: str, out: Path, alone: int, rng: random.Random) -> str:
-    """Raise AssertionError unless each stage ended once and a sample of runs is as alone."""
-    found = nodes(recipe, out)
+def cpu_seconds() -> float:
+    """What processes that have ended took, and those that they waited for."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def check_graph(found: list[dict[str, Any]], out: Path) -> None:
+    """Raise AssertionError unless each run ended once and nothing else is there."""
     assert all(node["finished"] for node in found), "some runs are not finished"
-    names = {node["key"]: f"{node['name']}-{node['key']}" for node in found}
-    again = [name for name in names.values() if ends(out / name) != 1]
+    names = [f"{node['name']}-{node['key']}" for node in found]
+    again = [name for name in names if ends(out / name) != 1]
     assert not again, f"{again} did not end exactly once"
     folders = {path.parent.name for path in out.glob("*/metrics.jsonl")}
-    assert folders == {*names.values()}, "there are folders of other runs"
-    needed = {need for node in found for need in node["needs"]}
-    last = [node for node in found if node["key"] not in needed]
-    for node in rng.sample(last, alone):
-        words = node["command"][1:-1]  # without the program and the folder
-        apart = out.with_name(f"{out.name}-alone")
+    assert folders == {*names}, "there are folders of other runs"
+
+
+def alone(chosen: list[dict[str, Any]], out: Path) -> list[float]:
+    """Run each by itself into a folder of its own, compare weights, and return CPU seconds."""
+    apart, took = out.with_name(f"{out.name}-alone"), []
+    for node in chosen:
+        words, before = node["command"][1:-1], cpu_seconds()  # without the program and the folder
         subprocess.run(command(*words, str(apart), "-q"), check=True, capture_output=True)
-    for name, made in weights(apart).items() if alone else ():
-        assert made == weights(out)[name], f"{name} has other weights than alone"
-    return f"{len(found)} runs, {len(needed)} of them needed by others: each ended once"
+        took.append(cpu_seconds() - before)
+    made, swept = weights(apart), weights(out)
+    differ = [name for name in made if made[name] != swept[name]]
+    assert len(made) == len(chosen) and not differ, f"{differ} have other weights than alone"
+    return took
 
 
 def whole(asked: argparse.Namespace) -> None:
     """A sweep of the user's, with all kills spread over it."""
     killer = Killer(Path.cwd(), asked.sweep, asked.kills, random.Random(asked.seed))
     killer.apart, killer.later, killer.coordinators = asked.apart, 3.0, asked.coordinators
+    began = time.monotonic()
     killer.sweep(asked.out)
+    clock, cpu = time.monotonic() - began, cpu_seconds()
     who = " and ".join(f"{n} of a {name}" for name, n in sorted(killer.killed.items()))
-    print(f"{killer.killed.total()} kills ({who}), typed {killer.starts} times")
-    print(check_whole(asked.sweep, asked.out, asked.alone, killer.rng))
-    print(f"{asked.alone} runs drawn at random have the weights of the same runs alone")
+    print(f"{killer.killed.total()} kills ({who}), typed {killer.starts} times", flush=True)
+    found = nodes(asked.sweep, asked.out)
+    check_graph(found, asked.out)
+    needed = {need for node in found for need in node["needs"]}
+    print(f"{len(found)} runs, {len(needed)} of them needed by others: each ended once", flush=True)
+    shared = [node for node in found if node["key"] in needed]
+    drawn = killer.rng.sample([node for node in found if node["key"] not in needed], asked.alone)
+    took = alone([*shared, *drawn], asked.out)
+    print(f"{len(took)} runs, {len(drawn)} of them drawn at random, have the same weights alone")
+    if not asked.kills:
+        print(f"the sweep: {cpu:.0f} CPU seconds, {clock:.0f} s by the clock")
+        print("alone:", " ".join(f"{seconds:.1f}" for seconds in took), "CPU seconds")
 
 
 def main() -> None:

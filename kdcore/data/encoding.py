@@ -1,12 +1,9 @@
-"""Encoding documents as ids: their start and end, and special tokens spelled out in them."""
+"""Encoding documents as ids: their start and end, and names of special tokens in them."""
 
 from __future__ import annotations
 
-import json
 import logging
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
 from itertools import chain
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
@@ -14,6 +11,7 @@ import numpy as np
 
 from kdcore.data.batch import TextSource
 from kdcore.data.columns import to_text
+from kdcore.data.special import SpecialTokens
 from kdcore.data.where import column_error
 from kdcore.data.windows import LONG, in_windows
 from kdcore.errors import PluginError, RunError
@@ -26,7 +24,6 @@ if TYPE_CHECKING:
 
 
 _log = logging.getLogger("kdcore")
-_FIRST = 0x100000  # start of the last plane of the private use area
 
 
 def bos_of(data: TextSource, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -136,12 +133,13 @@ class Encoder:
         self.bos, self.eos = bos_of(data, tokenizer), eos_of(data, tokenizer)
         self.parses = data.special_tokens == "parse"
         self.tokenizer = tokenizer
-        self.spelled = Spelled(tokenizer)
+        self.special = SpecialTokens(tokenizer)
 
     def fingerprint(self) -> str:
         """Everything that determines the ids of a text."""
         made = f"2 {tokenizer_hash(self.tokenizer)} {self.bos} {self.eos} {self.parses}"
-        return f"{made} words" if self.spelled.produced and not self.parses else made
+        words = not self.parses and bool(self.special.mistaken or self.special.letters)
+        return f"{made} words" if words else made
 
     def __call__(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
         """The concatenated ids of texts, and the length of each. Empty ones are left out."""
@@ -183,12 +181,12 @@ class Encoder:
         return [self._careful(text) if n in apart else next(made) for n, text in enumerate(texts)]
 
     def _needs_care(self, text: str) -> bool:
-        return len(text) > LONG or (not self.parses and self.spelled.has_one(text))
+        return len(text) > LONG or (not self.parses and self.special.has_one(text))
 
     def _careful(self, text: str) -> Any:
         """The ids of a long text, or of one with special tokens that remain text."""
-        as_text = not self.parses and self.spelled.has_one(text)
-        tokenizer = self.spelled.renamed if as_text else self.tokenizer
+        as_text = not self.parses and self.special.has_one(text)
+        tokenizer = self.special.as_text if as_text else self.tokenizer
         options = {"split_special_tokens": True} if as_text else {}
         if len(text) > LONG and tokenizer.is_fast:
             return in_windows(text, tokenizer, size=LONG, **options)
@@ -211,93 +209,11 @@ def _plain(
     return ids
 
 
-class Spelled:
-    """A tokenizer's special tokens, as texts may spell them out."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.tokenizer = tokenizer
-        added = tokenizer.added_tokens_decoder.values()
-        special = {each.content for each in added if each.special} | {*tokenizer.all_special_tokens}
-        # Some are ordinary words: a text that contains these means the word.
-        self.names = sorted((each for each in special if len(each) > 1), key=len, reverse=True)
-        self._begins = tuple({each[:2] for each in self.names})
-        self._pattern = re.compile("|".join(map(re.escape, self.names)) or "(?!)")
-
-    def has_one(self, text: str) -> bool:
-        """Whether a text contains one."""
-        # Searching for two characters is ten times faster than for every name.
-        return any(each in text for each in self._begins) and self.first(text) is not None
-
-    def first(self, text: str) -> str | None:
-        """The first one that a text contains."""
-        found = self._pattern.search(text)
-        return found and found[0]
-
-    @cached_property
-    def renamed(self) -> PreTrainedTokenizerBase:
-        """The tokenizer, changed so that these are ordinary text.
-
-        Most vocabularies have no merges that produce them. Others have them as words or pieces and
-        would use them: in this copy they are renamed to unused characters.
-        """
-        if not self.tokenizer.is_fast:
-            return self.tokenizer
-        backend = self.tokenizer.backend_tokenizer
-        state = json.loads(backend.to_str())
-        names = self.names if type(backend.model).__name__ == "Unigram" else self.produced
-        if not names:
-            return self.tokenizer
-        from tokenizers import Tokenizer
-        from transformers import PreTrainedTokenizerFast
-
-        other = {name: chr(_FIRST + n) for n, name in enumerate(names)}
-        for token in state["added_tokens"]:
-            token["content"] = other.get(token["content"], token["content"])
-        model = state["model"]
-        if isinstance(model["vocab"], dict):
-            model["vocab"] = {other.get(key, key): id for key, id in model["vocab"].items()}
-        else:
-            model["vocab"] = [[other.get(key, key), *rest] for key, *rest in model["vocab"]]
-        if isinstance(model.get("unk_token"), str):
-            model["unk_token"] = other.get(model["unk_token"], model["unk_token"])
-        return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
-            tokenizer_object=Tokenizer.from_str(json.dumps(state))
-        )
-
-    @cached_property
-    def produced(self) -> list[str]:
-        """Those that a vocabulary of words makes of their text; a Unigram's are renamed anyway.
-
-        Not those that a text may mean: single words, and what a BPE merges.
-        """
-        tokenizer = self.tokenizer
-        if not tokenizer.is_fast:
-            return []
-        backend = tokenizer.backend_tokenizer
-        if type(backend.model).__name__ == "Unigram":
-            return []
-        before, backend.encode_special_tokens = backend.encode_special_tokens, True
-        try:
-            names = [
-                name
-                for name in self.names
-                if not name.isalnum()
-                and backend.token_to_id(name) in backend.encode(name, add_special_tokens=False).ids
-            ]
-        finally:
-            backend.encode_special_tokens = before
-        if not names:
-            return []
-        merges = json.loads(backend.to_str())["model"].get("merges") or []
-        made = {"".join(each if isinstance(each, list) else each.split(" ")) for each in merges}
-        return [name for name in names if name not in made]
-
-
 class SpelledCount:
     """Counts texts that contain special tokens, to warn once."""
 
     def __init__(self, encoder: Encoder) -> None:
-        self._spelled, self._parses = encoder.spelled, encoder.parses
+        self._spelled, self._parses = encoder.special, encoder.parses
         self.texts = 0
         self.first: str | None = None
 

@@ -15,7 +15,8 @@ import numpy as np
 
 from kdcore.data.batch import Batch, Row, columns_of
 from kdcore.data.collate import Collate, on_host, pieces_of
-from kdcore.data.encoding import Spelled, own_beginning
+from kdcore.data.encoding import own_beginning
+from kdcore.data.special import SpecialTokens
 from kdcore.data.where import Columns
 from kdcore.models.vocabulary import id_bytes
 
@@ -161,7 +162,7 @@ class Retokenizer:
         self._our_prefix = _adds_space(ours, self.our_bytes)
         self._other_prefix = _adds_space(others, self.other_bytes)
         self._beginning = own_beginning(others)
-        self._spelled = Spelled(others)
+        self._other_special = SpecialTokens(others)
 
     def __call__(
         self,
@@ -267,8 +268,8 @@ class Retokenizer:
 
     def _encoded(self, text: str) -> tuple[list[int], np.ndarray]:
         """The other side's ids of a text, and the byte offsets of their borders."""
-        careful = self._spelled.has_one(text)
-        tokenizer = self._spelled.renamed if careful else self.others
+        careful = self._other_special.has_one(text)
+        tokenizer = self._other_special.as_text if careful else self.others
         options = {"split_special_tokens": True} if careful else {}
         found = tokenizer(
             text,

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kdcore import RunError
+from kdcore import RunError, SpecialTokens
 from kdcore_sft.formats import Dialogue
 from kdcore_sft.messages import Message
 from kdcore_sft.templates import Template
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _FIRST = 0x100000  # of the last private-use plane
-_BYTE = re.compile("<0x[0-9A-F]{2}>")  # what is not in the vocabulary becomes these
 
 
 @dataclass(frozen=True)
@@ -44,12 +43,9 @@ class Marks:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, template: Template) -> None:
         self._tokenizer, self._template = tokenizer, template
-        added = tokenizer.added_tokens_decoder.values()
-        special = {each.content for each in added if each.special} | {*tokenizer.all_special_tokens}
-        self.words = False  # whether some are words of the vocabulary
-        names = [each for each in special if each and not self._is_word(each)]
-        names = [each for each in names if not _BYTE.fullmatch(each)]
-        self.names = sorted(sorted(names), key=len, reverse=True)
+        self._special = SpecialTokens(tokenizer)
+        self.words = bool(self._special.mistaken)
+        self.names = self._special.renamable
         self._other = {name: chr(_FIRST + n) for n, name in enumerate(self.names)}
         self._other |= {other: name for name, other in self._other.items()}
         self._spelled = re.compile("|".join(map(re.escape, self.names)) or "(?!)")
@@ -128,27 +124,6 @@ class Marks:
         messages = [turn(each) for each in dialogue.messages]
         return replace(dialogue, messages=messages, given=given)
 
-    def _is_word(self, name: str) -> bool:
-        """Whether the text of a token becomes this token in any case, as a single letter does."""
-        tokenizer = self._tokenizer
-        ids = tokenizer(name, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        if tokenizer.convert_tokens_to_ids(name) not in ids:
-            return False
-        if len(name) == 1 or name in self._merged:
-            return True
-        # Unigram has it as a piece, other vocabularies as a word: not if it has another name.
-        if type(tokenizer.backend_tokenizer.model).__name__ == "Unigram" or not name.isalnum():
-            self.words |= type(tokenizer.backend_tokenizer.model).__name__ != "Unigram"
-            return False
-        return True
-
-    @cached_property
-    def _merged(self) -> set[str]:
-        """What the merges of a BPE make."""
-        model = json.loads(self._tokenizer.backend_tokenizer.to_str())["model"]
-        merges = model.get("merges") or []
-        return {"".join(each if isinstance(each, list) else each.split(" ")) for each in merges}
-
     @cached_property
     def _pieces(self) -> re.Pattern[str]:
         others = "".join(chr(_FIRST + n) for n in range(len(self.names)))
@@ -157,33 +132,7 @@ class Marks:
     @cached_property
     def _renamed(self) -> Tokenizer:
         """The tokenizer with its special tokens renamed, each with its original id."""
-        from tokenizers import Tokenizer
-
-        backend = self._tokenizer.backend_tokenizer
-        state = json.loads(backend.to_str())
-        state |= {"truncation": None, "padding": None}
-        for token in state["added_tokens"]:
-            token["content"] = self._other.get(token["content"], token["content"])
-        model = state["model"]
-        vocabulary = model.get("vocab", {})
-        if isinstance(vocabulary, dict):
-            model["vocab"] = {self._other.get(key, key): id for key, id in vocabulary.items()}
-        else:
-            model["vocab"] = [[self._other.get(key, key), *rest] for key, *rest in vocabulary]
-        if isinstance(model.get("unk_token"), str):
-            model["unk_token"] = self._other.get(model["unk_token"], model["unk_token"])
-        renamed = Tokenizer.from_str(json.dumps(state))
-        wrong = [n for n in self.names if renamed.token_to_id(self._other[n]) != self._id(n)]
-        if wrong:
-            raise RunError(
-                f"the tokenizer {self._tokenizer.name_or_path!r} cannot tell {wrong[0]} in a text "
-                'from the token; set special_tokens = "parse" in [data]'
-            )
-        return renamed
-
-    def _id(self, name: str) -> int | None:
-        found: int | None = self._tokenizer.backend_tokenizer.token_to_id(name)
-        return found
+        return self._special.renamed({name: self._other[name] for name in self.names})
 
 
 def _each_text(value: Any, change: Callable[[str], str]) -> Any:

@@ -9,8 +9,9 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from kdcore import Data, RunError, component
-from kdcore.data.encoding import Encoder, Spelled, bos_of
+from kdcore.data.encoding import Encoder, bos_of
 from kdcore.data.rows import pack_texts
+from kdcore.data.special import SpecialTokens
 from kdcore.data.streaming import Place, stream_texts
 
 MARK = "<|end|>"
@@ -193,9 +194,32 @@ def test_words_of_a_vocabulary_that_are_special_stay_text(kind, ids):
 
 
 def test_letters_and_words_are_not_looked_for():
-    spelled = Spelled(tiny.byte_tokenizer())
-    assert spelled.names == [MARK]
-    assert not spelled.has_one("<| end |>") and spelled.has_one(f"x{MARK}")
+    special = SpecialTokens(tiny.byte_tokenizer())
+    assert not special.letters
+    assert not special.has_one("<| end |>") and special.has_one(f"x{MARK}")
+
+
+def test_a_letter_that_only_a_special_token_has_stays_text():
+    tokenizer = tiny.byte_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["☃", "a"]})
+    encoder = Encoder(tiny.Lines(lines=["x"]), tokenizer)
+    ids = encoder(["☃ a"])["ids"].tolist()
+    assert ids[:-1] == tokenizer.encode("☃ a", split_special_tokens=True, add_special_tokens=False)
+    assert encoder.special.letters == {"☃"} and encoder.fingerprint().endswith(" words")
+
+
+def test_special_tokens_that_stand_for_bytes_still_do_next_to_names():
+    pieces = [("<unk>", 0.0), ("</s>", 0.0), *((each, -1.0) for each in "ab<>/s▁")]
+    pieces += [(f"<0x{n:02X}>", -9.0) for n in range(256)]
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.Unigram(pieces, unk_id=0, byte_fallback=True)),
+        eos_token="</s>",
+        unk_token="<unk>",
+        additional_special_tokens=["<0x0A>"],
+    )
+    newline = tokenizer.convert_tokens_to_ids("<0x0A>")
+    ids = Encoder(tiny.Lines(lines=["x"]), tokenizer)(["a\nb</s>"])["ids"].tolist()
+    assert newline in ids and tokenizer.unk_token_id not in ids and ids.count(1) == 1
 
 
 def test_data_of_others_begins_as_they_say():
