@@ -29,7 +29,7 @@ from kdcore.recipe.describe import objective_formula, symbols_of
 from kdcore.runs.open import OpenRequest, open_stage
 from kdcore.training.run_state import RunState
 from kdcore.training.setup import steps_of
-from kdcore.training.student import student_config
+from kdcore.training.student import checked_config
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -108,7 +108,7 @@ class _Planning:
                 self.held_out = len(run.rows("validation"))
         config = None
         if tokenizer is not None or stage.student.config is None:
-            config = self._try("the student", lambda: student_config(stage.student, tokenizer))
+            config = self._try("the student", lambda: checked_config(stage.student, tokenizer))
         if config is not None and tokenizer is not None:
             self._keep(config, tokenizer)
         ids = len(tokenizer) if tokenizer else None

@@ -38,7 +38,7 @@ from kdcore.training.gpu.working_weights import WorkingWeights, check_working_we
 from kdcore.training.micro_batch import chunk_of, micro_batch_of, per_token_for, values_for
 from kdcore.training.rollout_rows import RolloutRows, WrittenAhead
 from kdcore.training.run_state import training_rows
-from kdcore.training.student import check_balance, check_length, make_student, student_config
+from kdcore.training.student import check_balance, check_length, checked_config, make_student
 from kdcore.training.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def _check_configs(run: RunState, accelerator: Accelerator) -> None:
     stage = run.recipe
     check_working_weights(stage.train, accelerator)
     check_graphs(stage.train, accelerator)
-    student_config(stage.student, run.tokenizer)
+    checked_config(stage.student, run.tokenizer)
     check_positions(reading_our_ids(stage.components()), run.device, stage.data.block)
 
 
@@ -203,7 +203,7 @@ def _prepare_student(
         device=layout.place(),
     )
     check_length(student, stage.data.block)
-    check_balance(student, stage.student)
+    check_balance(student.config, stage.student)  # a patch may have changed it
     if stage.train.checkpointing:
         enable_checkpointing(student)
     layout.lay(student, precision)

@@ -99,6 +99,15 @@ def student_config(
     return config_of(options, tokenizer)
 
 
+def checked_config(
+    options: StudentOptions, tokenizer: PreTrainedTokenizerBase | None
+) -> PretrainedConfig:
+    """The same config, of a student to be trained. RunError if it asks for auxiliary losses."""
+    config = student_config(options, tokenizer)
+    check_balance(config, options)
+    return config
+
+
 def config_of(options: StudentOptions, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
     """The fresh student's config: dropout 0 and the tokenizer's ids, unless set in the recipe."""
     from transformers import AutoConfig
@@ -171,13 +180,13 @@ _BALANCE = ("router_aux_loss_coef", "aux_loss_coef", "router_z_loss_coef", "moe_
 _ALWAYS = ("z_loss_coefficient",)
 
 
-def check_balance(model: PreTrainedModel, options: StudentOptions) -> None:
+def check_balance(config: PretrainedConfig, options: StudentOptions) -> None:
     """Reject a config that requests auxiliary losses, which the recipe would not train.
 
     transformers adds the load-balancing loss of a mixture of experts to its own loss if the config
     has output_router_logits; `[student] balance = "none"` trains without it.
     """
-    asked = dict(_balance_losses(model.config))
+    asked = dict(_balance_losses(config))
     if asked and options.balance == "config":
         said = ", ".join(f"{key} = {value:g}" for key, value in asked.items())
         raise RunError(

@@ -30,7 +30,7 @@ from kdcore.models.locations import set_trusted
 from kdcore.objective.teachers import check_positions, numbered, reading_our_ids
 from kdcore.runs.folder import FINAL
 from kdcore.training.setup import shared_ids
-from kdcore.training.student import check_length, student_config
+from kdcore.training.student import check_length, checked_config
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -118,7 +118,7 @@ class _Examining:
 
     def done(self) -> Examined:
         with self._hearing():
-            config = self._try(lambda: student_config(self.run.recipe.student, self.run.tokenizer))
+            config = self._try(lambda: checked_config(self.run.recipe.student, self.run.tokenizer))
             if config is not None:
                 self._student(config)
             self._teachers(config)

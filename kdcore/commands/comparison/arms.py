@@ -52,30 +52,44 @@ class Arm:
         ]
 
 
+class _Alike:
+    """Runs of one arm while arms are collected."""
+
+    def __init__(self) -> None:
+        self.courses: list[Course] = []
+        self.points: list[_Varied] = []  # that name it
+        self._summaries: list[RunSummary] = []
+
+    def add(self, course: Course, settings: Settings, points: Sequence[_Point]) -> None:
+        self.courses.append(course)
+        self.points += [each.values for each in points if each.values]
+        self._summaries.append(replace(course.summary, settings=settings, unfinished_at=None))
+
+    @property
+    def group(self) -> Group:
+        """Labels the arm, whatever folder its runs are in."""
+        return Group(self._summaries)
+
+
 def arms_of(folders: Sequence[Path], half: Half | None = None) -> list[Arm]:
     """The arms, in the order of their first runs. Raises UsageError for duplicate seeds."""
     courses = [Course(folder, half) for folder in dict.fromkeys(folders)]
     share_clock(courses)
     known = {folder: _points(folder) for folder in {course.folder.parent for course in courses}}
-    groups: dict[str, list[Course]] = {}
-    content: dict[str, list[RunSummary]] = {}  # labels arms, whatever folder their runs are in
-    points: dict[str, list[_Varied]] = {}
+    groups: dict[str, _Alike] = {}
     for course in courses:
         found = known[course.folder.parent].get(course.folder.name, [])
         settings = _settings(course.summary, found)
         key = json.dumps([course.summary.name, settings], sort_keys=True, default=str)
-        alike = replace(course.summary, settings=settings, unfinished_at=None)
-        groups.setdefault(key, []).append(course)
-        content.setdefault(key, []).append(alike)
-        points.setdefault(key, []).extend(each.values for each in found if each.values)
-    swept = _chosen_points({key: each for key, each in points.items() if each})
-    others = [Group(runs) for key, runs in content.items() if key not in swept]
-    named = iter(labels(others))
+        groups.setdefault(key, _Alike()).add(course, settings, found)
+    swept = _chosen_points({key: arm.points for key, arm in groups.items() if arm.points})
+    named = iter(labels([arm.group for key, arm in groups.items() if key not in swept]))
     shared = _shared([*swept.values()]) if len(groups) == len(swept) > 1 else frozenset()
     said = [_said(swept[key], shared) if key in swept else next(named) for key in groups]
+    distinct = _distinct(said, [arm.group for arm in groups.values()])
     return [
-        _arm(label, runs, _said(swept.get(key, {})))
-        for label, (key, runs) in zip(_distinct(said, content), groups.items(), strict=True)
+        _arm(label, arm.courses, _said(swept.get(key, {})))
+        for label, (key, arm) in zip(distinct, groups.items(), strict=True)
     ]
 
 
@@ -102,12 +116,12 @@ def _chosen_points(points: Mapping[str, Sequence[_Varied]]) -> dict[str, _Varied
     return chosen
 
 
-def _distinct(said: Sequence[str], content: Mapping[str, Sequence[RunSummary]]) -> list[str]:
+def _distinct(said: Sequence[str], arms: Sequence[Group]) -> list[str]:
     """Labels that tell the arms apart.
 
     Equal ones get the runs' name in front, and settings behind if a recipe was edited meanwhile.
     """
-    arms, distinct = [Group(runs) for runs in content.values()], [*said]
+    distinct = [*said]
     for label in dict.fromkeys(said):
         same = [n for n, each in enumerate(said) if each == label]
         if len(same) == 1 and label:

@@ -162,6 +162,13 @@ def test_a_hub_out_of_reach_leaves_the_rest(tmp_path):
     assert found["again"].estimate is None
 
 
+def test_a_config_that_a_run_would_refuse_is_reported(tmp_path):
+    config = ("model_type='qwen3_moe'", "output_router_logits=true", "router_aux_loss_coef=0.5")
+    sets = [f"stage.teacher.student.config.{each}" for each in config]
+    [why] = plans(tmp_path, STAGES, *sets)["teacher"].unknown
+    assert why.startswith("the student: the student's config adds a loss of its routers")
+
+
 def test_without_a_tokenizer_steps_are_still_reported(tmp_path):
     sets = ("tokenizer={use = 'hf', model = 'nobody/nothing'}", "train.steps=7")
     plan = plans(tmp_path, STAGES, *sets)["teacher"]

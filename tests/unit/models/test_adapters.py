@@ -144,33 +144,24 @@ def test_an_adapter_of_a_tied_head_begins_as_itself_and_is_saved_as_itself(tmp_p
     assert torch.equal(logits(load(tmp_path / "final")), logits(student))
 
 
-def test_the_width_of_a_saved_head_is_that_of_its_weights(tmp_path):
+def save_tied(folder, **options):
+    """A model with tied embeddings, and a fresh adapter of it."""
     from peft import LoraConfig, get_peft_model
 
-    tiny.save(tmp_path / "base", tie_word_embeddings=True)
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
-        target_modules=["q_proj"],
-        modules_to_save=["embed_tokens"],
-        ensure_weight_tying=True,
-    )
-    get_peft_model(load(tmp_path / "base"), config).save_pretrained(tmp_path / "adapter")
+    tiny.save(folder / "base", tie_word_embeddings=True)
+    config = LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], **options)
+    get_peft_model(load(folder / "base"), config).save_pretrained(folder / "adapter")
+
+
+def test_the_width_of_a_saved_head_is_that_of_its_weights(tmp_path):
+    save_tied(tmp_path, modules_to_save=["embed_tokens"], ensure_weight_tying=True)
     made = StudentOptions(model=str(tmp_path / "adapter"))
     student = make_student(made, None, [], seed=0, device=tiny.CPU)
     assert LanguageModel(student).width == student.config.vocab_size
 
 
 def test_tokens_trained_next_to_a_saved_head_are_refused_as_peft_does(tmp_path):
-    from peft import LoraConfig, get_peft_model
-
-    tiny.save(tmp_path / "base", tie_word_embeddings=True)
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
-        target_modules=["q_proj"],
-        modules_to_save=["lm_head"],
-        trainable_token_indices=[5],
-    )
-    get_peft_model(load(tmp_path / "base"), config).save_pretrained(tmp_path / "adapter")
+    save_tied(tmp_path, modules_to_save=["lm_head"], trainable_token_indices=[5])
     with pytest.raises(RunError, match=r"adapter' does not fit .*TrainableTokensLayer"):
         load(tmp_path / "adapter")
 

@@ -182,8 +182,8 @@ MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 8, "mamba_n_groups": 1, "mamba_d_st
 def test_a_balance_loss_that_the_config_asks_for_is_not_left_out_silently(tokenizer, config, said):
     made = student(tokenizer, **config)
     with pytest.raises(RunError, match=said + ".* --set student.balance=none"):
-        check_balance(made, StudentOptions(config=CONFIG))
-    check_balance(made, StudentOptions(config=CONFIG, balance="none"))
+        check_balance(made.config, StudentOptions(config=CONFIG))
+    check_balance(made.config, StudentOptions(config=CONFIG, balance="none"))
 
 
 @pytest.mark.parametrize(
@@ -191,4 +191,4 @@ def test_a_balance_loss_that_the_config_asks_for_is_not_left_out_silently(tokeni
 )
 def test_a_mixture_of_experts_that_asks_for_none_is_trained(tokenizer, without):
     made = student(tokenizer, **(MIXTURE | {"router_aux_loss_coef": 50.0} | without))
-    check_balance(made, StudentOptions(config=CONFIG))
+    check_balance(made.config, StudentOptions(config=CONFIG))
