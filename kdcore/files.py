@@ -97,6 +97,8 @@ def refusal(problem: BaseException) -> tuple[str, str]:
         way = "make room"
     elif number in _OPEN:
         way = "allow more open files (ulimit -n 4096)"
+    elif number == errno.ENOTDIR:
+        way = "a part of that path is a file: move it away, or name another place"
     elif number in _REFUSED:
         way = "let this user write there, or name another place"
     elif number in _WITHOUT_LOCKS:

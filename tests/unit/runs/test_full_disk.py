@@ -65,6 +65,7 @@ def test_the_path_is_named(tmp_path):
         ("ESTALE", "See whether that disk is well"),
         ("EACCES", "Let this user write there"),
         ("EROFS", "name another place"),
+        ("ENOTDIR", "A part of that path is a file: move it away"),
         ("EMFILE", "Allow more open files (ulimit -n 4096)"),
         ("ENOSPC", "Make room"),
         ("ENOLCK", "That file system has no flock: HF_HOME=FOLDER before the command"),
