@@ -122,12 +122,14 @@ def found_runs(names: Sequence[str], out: Path) -> list[Path]:
 
 
 def _found(name: str, out: Path) -> list[Path]:
-    """The runs that a name refers to: several only for a pattern."""
+    """The runs that a name refers to: several only for a pattern, which may begin with a folder."""
     if not any(letter in name for letter in "*?["):
         return [find_run(name, out)]
-    found = [folder for folder in runs_in(out) if fnmatchcase(folder.name, name)]
+    folder, pattern = Path(name).parent, Path(name).name
+    place = out if folder == Path() else folder
+    found = [run for run in runs_in(place) if fnmatchcase(run.name, pattern)]
     if not found:
-        raise UsageError(f"no run in {out} is named like {name!r}; kdcore show lists them")
+        raise UsageError(f"no run in {place} is named like {pattern!r}; kdcore show lists them")
     return found[::-1]  # oldest first: stages in their order
 
 

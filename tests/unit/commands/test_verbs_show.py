@@ -16,7 +16,7 @@ from kdcore.commands.comparison import group_tables as comparison_module
 from kdcore.commands.comparison.group_tables import comparison, to_csv
 from kdcore.commands.comparison.groups import differing, grouped, settings_of, summarize_run
 from kdcore.commands.fitting import Column, Fitting
-from kdcore.commands.show import show
+from kdcore.commands.show import found_runs, show
 from kdcore.runs.reading.metrics import evaluation_line
 
 
@@ -99,6 +99,16 @@ def test_a_run_that_is_not_there(here):
         show(["quickstart.kx"])
     with pytest.raises(UsageError, match="named like 'nothing"):
         show(["nothing*"])
+    with pytest.raises(UsageError, match="no run in elsewhere is named like 'quickstart"):
+        show(["elsewhere/quickstart.*"])
+
+
+def test_a_pattern_may_begin_with_a_folder(here):
+    three_runs()
+    names = [run.name for run in found_runs(["quickstart.*"], Path("runs"))]
+    assert len(names) == 2
+    for pattern in ("runs/quickstart.*", str(Path("runs").resolve() / "quickstart.*")):
+        assert [run.name for run in found_runs([pattern], Path("elsewhere"))] == names
 
 
 # ---- several runs -----------------------------------------------------------------
