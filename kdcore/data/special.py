@@ -53,7 +53,7 @@ class SpecialTokens:
 
     @cached_property
     def renamable(self) -> list[str]:
-        """Names that a copy of the tokenizer may rename: neither meant nor bytes of a vocabulary."""
+        """Names that a copy of the tokenizer may rename: neither meant nor bytes."""
         names = [name for name in self.names if name not in self.meant]
         return [name for name in names if not _BYTE.fullmatch(name)]
 
