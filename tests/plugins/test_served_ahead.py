@@ -97,14 +97,20 @@ def test_a_request_that_fails_early_ends_the_run_in_its_own_step(tmp_path, monke
     """The rows of step 3 are refused: two steps are trained, and the same command resumes."""
     monkeypatch.chdir(tmp_path)
 
-    class Failing(Counting):
-        def completions(self, body):
-            status, answer = super().completions(body)
-            return (503, {}) if self.count > AT_FIRST + 2 * ROWS else (status, answer)
+    in_order = Stub(MODEL)
+    with serving(in_order) as url:
+        one_at_a_time = recipe(tmp_path, url)
+        one_at_a_time["teacher"]["concurrency"] = 1
+        whole = kdcore.run(one_at_a_time, out="whole")
+    prompts = [body["prompt"] for path, body in in_order.asked if path == "/v1/completions"]
+    trained, refused = prompts[: AT_FIRST + 2 * ROWS], prompts[AT_FIRST + 2 * ROWS :]
+    assert not [each for each in refused if each in trained]
 
-    with serving(Stub(MODEL)) as url:
-        whole = kdcore.run(recipe(tmp_path, url), out="whole")
-    with serving(Failing(10**9)) as url, pytest.raises(Unreachable):
+    class Failing(Stub):
+        def completions(self, body):
+            return (503, {}) if body["prompt"] in refused else super().completions(body)
+
+    with serving(Failing(MODEL)) as url, pytest.raises(Unreachable):
         kdcore.run(recipe(tmp_path, url))
     assert [each.name for each in tmp_path.glob("runs/ahead-*/checkpoints/*")] == ["step-2"]
     with serving(Stub(MODEL)) as url:
