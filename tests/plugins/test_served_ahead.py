@@ -94,9 +94,8 @@ def test_it_gives_the_bits_of_a_teacher_that_asks_in_time(tmp_path, monkeypatch)
 
 @pytest.mark.slow
 def test_a_request_that_fails_early_ends_the_run_in_its_own_step(tmp_path, monkeypatch, counting):
-    """The rows of step 3 are refused: two steps are trained, and the same command resumes."""
+    """Rows from step 3 on are refused: two steps are trained, and the same command resumes."""
     monkeypatch.chdir(tmp_path)
-
     in_order = Stub(MODEL)
     with serving(in_order) as url:
         one_at_a_time = recipe(tmp_path, url)
